@@ -1,0 +1,1 @@
+"""Find and train the best LoRA adapter of a vision-language model for your own images, questions and answers."""

@@ -1,0 +1,1 @@
+"""From files to padded batches: formats, split, prepare, tokenize, order, collate."""

@@ -1,0 +1,1 @@
+"""Sample files and tiny models for a first look and for the tests."""

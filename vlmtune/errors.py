@@ -1,0 +1,25 @@
+"""What can go wrong because of what a user gave us, as exceptions that cross process boundaries.
+
+Every message is one plain line that names the file, line, field or option at fault and, where one exists, the way out. The entry
+points print it on stderr and leave with exit code 2; any other exception is a fault of ours and leaves with 1.
+"""
+
+
+class UserError(Exception):
+    """A mistake in what was given to vlmtune. Holds its message and nothing else, so that it pickles."""
+
+
+class ConfigError(UserError):
+    """An option, a configuration file or a search space that cannot be used."""
+
+
+class DataError(UserError):
+    """A data file, row or image that cannot be used."""
+
+
+class ModelError(UserError):
+    """A model, processor or adapter that cannot be loaded or does not fit."""
+
+
+class ResourceError(UserError):
+    """More GPUs, CPUs or memory asked for than there are."""

@@ -1,0 +1,1 @@
+"""Search over LoRA settings: space, Optuna sampler, Ray Tune, results."""

@@ -1,0 +1,1 @@
+"""One training run: what a worker does and what it reports."""
