@@ -4,6 +4,10 @@ Every message is one plain line that names the file, line, field or option at fa
 points print it on stderr and leave with exit code 2; any other exception is a fault of ours and leaves with 1.
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """A mistake in what was given to vlmtune. Holds its message and nothing else, so that it pickles."""
@@ -23,3 +27,13 @@ class ModelError(UserError):
 
 class ResourceError(UserError):
     """More GPUs, CPUs or memory asked for than there are."""
+
+
+@contextmanager
+def plain_user_errors() -> Iterator[None]:
+    """Around an entry point: a UserError becomes one line on stderr and exit code 2."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,55 @@
+# make setup   install into .venv; the other targets call it when it is needed
+# make demo    write sample files and search the best adapter for them; a CPU is enough
+# make test    the whole test suite that needs no GPU
+# make check   lint, format, types
+#
+# PYTHON=/path/to/python3.12 chooses the Python that .venv is made from: 3.11 or 3.12.
+
+SHELL := /bin/bash
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+TORCH := $(shell grep '^torch==' constraints.txt)
+SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+
+.PHONY: setup demo test check constraints clean
+
+setup: $(STAMP)
+
+# A .venv that is half made, or made from another Python, has no pip that runs on a supported version: it is made anew.
+# torch comes first and alone: with its version settled, pip never weighs other builds of several GB.
+$(STAMP): pyproject.toml constraints.txt
+	@rm -f $@
+	@$(RUN) -c "$(SUPPORTED)" 2>/dev/null && $(RUN) -m pip --version >/dev/null 2>&1 || { \
+		for python in $(if $(PYTHON),"$(PYTHON)",python3 python3.12 python3.11); do \
+			if "$$python" -c "$(SUPPORTED)" >/dev/null 2>&1; then found="$$python"; break; fi; \
+		done; \
+		if [ -z "$$found" ]; then \
+			echo "vlmtune needs Python 3.11 or 3.12 with its venv module; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 2; \
+		fi; \
+		echo "making $(VENV) from $$("$$found" --version)"; "$$found" -m venv --clear $(VENV); }
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	$(RUN) -m vlmtune.demo
+	$(RUN) ray_jobs/tune.py --config configs/demo.yaml --overwrite
+
+test: setup
+	$(RUN) -m pytest
+
+check: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+# The exact versions that .venv holds now, under the same head. To move to newer ones: delete the lines below the head, make setup, make constraints.
+constraints: setup
+	@{ grep '^#' constraints.txt; $(RUN) -m pip freeze --all --exclude-editable --exclude pip --exclude wheel --exclude vlmtune \
+		| grep -v '^nvidia-\|^triton==\|^cuda-' | sed 's/+[a-z0-9.]*$$//'; } > constraints.txt.part
+	@mv constraints.txt.part constraints.txt
+	@touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

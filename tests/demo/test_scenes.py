@@ -1,0 +1,136 @@
+import csv
+import json
+import re
+from pathlib import Path
+from random import Random
+
+import pytest
+from PIL import Image, ImageChops, ImageStat
+
+from vlmtune.demo import scenes
+from vlmtune.demo.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def mall(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files") / "mall"
+    scenes.write_mall(folder, frames=40, seed=3)
+    return folder
+
+
+def labels(folder: Path) -> list[dict[str, str]]:
+    with (folder / "labels.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_row_has_its_frame(mall: Path) -> None:
+    rows = labels(mall)
+    assert list(rows[0]) == ["id", "count", "camera"]
+    frames = sorted(path.name for path in (mall / "frames").iterdir())
+    assert frames == [f"seq_{int(row['id']):06d}.jpg" for row in rows]
+    assert len(frames) == 40
+    for name in frames:
+        with Image.open(mall / "frames" / name) as image:
+            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (112, 84))
+
+
+def test_counts_and_cameras_vary(mall: Path) -> None:
+    rows = labels(mall)
+    assert {int(row["count"]) for row in rows} >= {0, 9}
+    assert all(0 <= int(row["count"]) <= 9 for row in rows)
+    assert {row["camera"] for row in rows} == {camera.name for camera in scenes.CAMERAS}
+
+
+def test_messages_hold_an_english_and_a_korean_dialogue(mall: Path) -> None:
+    english, korean = (mall / "messages.txt").read_text(encoding="utf-8").strip().split("\n\n")
+    assert re.fullmatch(r"USER: .+\nASSISTANT: \{count\}", english)
+    assert re.fullmatch(r"사용자: .+\n어시스턴트: \{count\}명", korean)
+
+
+def test_a_seed_always_gives_the_same_files(mall: Path, tmp_path: Path) -> None:
+    scenes.write_mall(tmp_path / "same", frames=40, seed=3)
+    scenes.write_mall(tmp_path / "other", frames=40, seed=4)
+    files = sorted(path.relative_to(mall) for path in mall.rglob("*.*"))
+    assert all((mall / file).read_bytes() == (tmp_path / "same" / file).read_bytes() for file in files)
+    assert labels(mall) != labels(tmp_path / "other")
+
+
+def test_seed_0_keeps_its_labels(tmp_path: Path) -> None:
+    """The demo's rows are part of what its figures are measured on: they change only on purpose."""
+    scenes.write_mall(tmp_path, frames=6)
+    assert [(row["count"], row["camera"]) for row in labels(tmp_path)] == [
+        ("6", "west_hall"), ("2", "entrance"), ("5", "west_hall"), ("5", "north_hall"), ("9", "entrance"), ("0", "food_court"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [1, 5, 9])
+def test_people_stand_inside_the_frame_and_apart(number: int) -> None:
+    for seed in range(20):
+        camera = scenes.CAMERAS[seed % len(scenes.CAMERAS)]
+        people = scenes._place_people(number, camera, Random(seed))
+        boxes = [person.box(camera) for person in people]
+        assert len(people) == number
+        assert [person.z for person in people] == sorted((person.z for person in people), reverse=True)
+        for left, top, right, bottom in boxes:
+            middle = (left + right) / 2
+            assert 0 < middle < scenes.WIDTH * scenes.OVERSAMPLING
+            assert 0 < top < bottom < scenes.HEIGHT * scenes.OVERSAMPLING
+        crowding = [scenes._overlap(one, other) for at, one in enumerate(boxes) for other in boxes[:at]]
+        assert max(crowding, default=0.0) < 0.6
+
+
+def test_each_person_is_seen_in_the_picture() -> None:
+    camera = scenes.CAMERAS[0]
+    scenery = scenes._draw_scenery(camera, Random(0))
+    people = scenes._place_people(9, camera, Random(1))
+    whole = scenes._draw_frame(scenery, camera, people, Random(2))
+    for person in people:
+        without = scenes._draw_frame(scenery, camera, [other for other in people if other is not person], Random(2))
+        left, top, right, bottom = (round(edge / scenes.OVERSAMPLING) for edge in person.box(camera))
+        change = ImageStat.Stat(ImageChops.difference(whole, without).crop((left, top, right, bottom)).convert("L"))
+        assert change.mean[0] > 5.0  # of 255
+
+
+def test_instructions_are_short_real_rows_in_two_languages(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "instructions.jsonl"
+    scenes.write_instructions(path)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 60
+    assert all(list(row) == ["instruction", "input", "output"] for row in rows)
+    assert all(isinstance(value, str) and value == value.strip() and 0 < len(value) < 120 for row in rows for value in row.values())
+    assert sum(bool(re.search("[가-힣]", row["output"])) for row in rows) == 30
+    assert len({row["output"] for row in rows}) == 60
+    scenes.write_instructions(tmp_path / "again.jsonl")
+    scenes.write_instructions(tmp_path / "other.jsonl", seed=1)
+    assert path.read_bytes() == (tmp_path / "again.jsonl").read_bytes() != (tmp_path / "other.jsonl").read_bytes()
+
+
+def test_nothing_half_written_is_left(mall: Path, tmp_path: Path) -> None:
+    scenes.write_instructions(tmp_path / "instructions.jsonl")
+    assert not [*mall.rglob("*.part"), *tmp_path.rglob("*.part")]
+
+
+def test_the_command_writes_what_is_missing_and_keeps_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--output_dir", str(tmp_path / "demo")]
+    assert main(arguments) == 0
+    written = capsys.readouterr().out
+    assert [line.split(": ")[1].split()[0] for line in written.splitlines()] == ["wrote", "wrote", "wrote"]
+    files = [path for path in (tmp_path / "demo").rglob("*") if path.is_file()]
+    times = {path: path.stat().st_mtime_ns for path in files}
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.count("already there") == 3
+    assert times == {path: path.stat().st_mtime_ns for path in files}
+    (tmp_path / "demo" / "mall" / "labels.csv").unlink()
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.count("already there") == 2
+    assert (tmp_path / "demo" / "mall" / "labels.csv").exists()
+
+
+def test_the_command_says_plainly_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    assert main(["--output_dir", str(taken)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and str(taken) in error and "--output_dir" in error
+    with pytest.raises(SystemExit, match="2"):
+        main(["--family", "gpt"])

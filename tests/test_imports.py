@@ -1,0 +1,145 @@
+"""Imports run one way, and what prepares a row, a batch or a model does not import Ray."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# A package may import those of a lower number, and itself.
+LAYERS = {
+    "vlmtune.errors": 0, "vlmtune.config": 1, "vlmtune.data": 2, "vlmtune.model": 3, "vlmtune.evaluation": 4, "vlmtune.training": 5,
+    "vlmtune.packed": 5, "vlmtune.search": 6, "ray_jobs": 7,
+}  # fmt: skip
+DEMO_IMPORTS = {"vlmtune.errors", "vlmtune.data", "vlmtune.demo"}
+WITHOUT_RAY = (
+    "vlmtune.errors", "vlmtune.config", "vlmtune.model", "vlmtune.packed.layers", "vlmtune.packed.optim", "vlmtune.packed.loss",
+    *(f"vlmtune.data.{name}" for name in ("tokenize", "order", "collate", "formats", "images", "split")),
+)  # fmt: skip
+
+
+def read_sources() -> dict[str, str]:
+    """The text of every module, by its full name; a package by the name of its folder."""
+    sources = {}
+    for path in [*(ROOT / "vlmtune").rglob("*.py"), *(ROOT / "ray_jobs").rglob("*.py")]:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        sources[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text(encoding="utf-8")
+    return sources
+
+
+def imported(source: str, module: str) -> set[str]:
+    """The full names that a module imports, wherever in it; `from a import b` counts as a.b, for b may be a module."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = module.split(".")[: -node.level] if node.level else []
+            names |= {".".join([*base, *([node.module] if node.module else []), alias.name]) for alias in node.names}
+    return names
+
+
+def inside(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def package_of(name: str) -> str | None:
+    return next((package for package in [*LAYERS, "vlmtune.demo"] if inside(name, package)), None)
+
+
+def may_import(importer: str | None, target: str) -> bool:
+    if importer is None or target == importer:  # the root package is looked at by `test_the_root_package_imports_nothing`
+        return True
+    if importer == "vlmtune.demo":
+        return target in DEMO_IMPORTS
+    return target != "vlmtune.demo" and LAYERS[target] < LAYERS[importer]
+
+
+def broken_layers(sources: dict[str, str]) -> list[str]:
+    return [
+        f"{module} imports {name}"
+        for module, source in sorted(sources.items())
+        for name in sorted(imported(source, module))
+        if (target := package_of(name)) and not may_import(package_of(module), target)
+    ]
+
+
+def ray_imports(sources: dict[str, str]) -> list[str]:
+    """The modules of WITHOUT_RAY that import ray, themselves or through other modules of vlmtune and the packages that hold those."""
+    found = []
+    for module in sorted(name for name in sources if any(inside(name, wanted) for wanted in WITHOUT_RAY)):
+        seen, waiting = set(), [module]
+        while waiting:
+            current = waiting.pop()
+            if current in seen or current not in sources:
+                continue
+            seen.add(current)
+            names = imported(sources[current], current)
+            found += [f"{module} imports {name} in {current}" for name in sorted(names) if inside(name, "ray")]
+            for name in {*names, current}:
+                parts = name.split(".")
+                waiting += [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    return found
+
+
+def test_imports_run_one_way() -> None:
+    assert broken_layers(read_sources()) == []
+
+
+def test_what_needs_no_cluster_does_not_import_ray() -> None:
+    assert ray_imports(read_sources()) == []
+
+
+def test_the_root_package_imports_nothing() -> None:
+    sources = read_sources()
+    assert not [name for name in imported(sources["vlmtune"], "vlmtune") if inside(name, "vlmtune") or inside(name, "ray")]
+
+
+def test_every_package_has_its_layer() -> None:
+    known = [*LAYERS, "vlmtune.demo", "vlmtune"]
+    assert {module for module in read_sources() if package_of(module) is None and module not in known} == set()
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "broken"),
+    [
+        ("vlmtune.data.order", "import vlmtune.model.lora", True),
+        ("vlmtune.data.order", "from vlmtune import config", False),
+        ("vlmtune.data.order", "from ..search import tuner", True),
+        ("vlmtune.data.order", "from .split import split", False),
+        ("vlmtune.model.base", "def load():\n    from vlmtune.training.loop import run", True),
+        ("vlmtune.model.base", "from vlmtune.errors import ModelError\nfrom vlmtune.data.tokenize import encode", False),
+        ("vlmtune.training.loop", "import vlmtune.packed.engine", True),
+        ("vlmtune.evaluation.metrics", "from vlmtune.search.results import table", True),
+        ("vlmtune.search.space", "from vlmtune.config import SearchArguments", False),
+        ("vlmtune.config", "from vlmtune.errors import ConfigError", False),
+        ("vlmtune.config", "from vlmtune.data.formats import read", True),
+        ("vlmtune.errors", "import vlmtune.config", True),
+        ("vlmtune.search.tuner", "import ray_jobs.train", True),
+        ("ray_jobs.tune", "from vlmtune.search.tuner import tune\nfrom vlmtune.config import parse", False),
+        ("ray_jobs.tune", "from vlmtune.demo import scenes", True),
+        ("vlmtune.data.formats", "from vlmtune.demo.scenes import MESSAGES", True),
+        ("vlmtune.demo.models", "from vlmtune.demo.scenes import sample_texts", False),
+        ("vlmtune.demo.models", "from vlmtune.model.lora import attach", True),
+    ],
+)
+def test_a_broken_layer_is_found(module: str, source: str, broken: bool) -> None:
+    assert bool(broken_layers({module: source})) == broken
+
+
+@pytest.mark.parametrize(
+    ("sources", "broken"),
+    [
+        ({"vlmtune.data.tokenize": "import ray"}, True),
+        ({"vlmtune.data.tokenize": "import rayon"}, False),
+        ({"vlmtune.model.memory": "def probe():\n    from ray import train"}, True),
+        ({"vlmtune.packed.optim": "import ray.tune"}, True),
+        ({"vlmtune.packed.engine": "import ray"}, False),
+        ({"vlmtune.data.prepare": "import ray", "vlmtune.data.order": ""}, False),
+        ({"vlmtune.data.prepare": "import ray", "vlmtune.data.order": "from vlmtune.data.prepare import rows"}, True),
+        ({"vlmtune.data": "import ray", "vlmtune.data.order": ""}, True),
+    ],
+)
+def test_a_module_that_reaches_ray_is_found(sources: dict[str, str], broken: bool) -> None:
+    assert bool(ray_imports(sources)) == broken

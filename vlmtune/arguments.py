@@ -1,0 +1,307 @@
+"""Every option of vlmtune: four dataclasses, the limits of their values, and the TRL options that have no effect here.
+
+The names are TRL's own wherever TRL has one. `vlmtune.config` turns these into flags and YAML keys.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+from transformers.training_args import OptimizerNames
+from trl.trainer.model_config import ModelConfig
+from trl.trainer.sft_config import SFTConfig
+
+Quantization = Literal["none", "nf4", "int8"]
+
+# Older names of the field, accepted wherever the name on the right is.
+ALIASES = {"max_seq_length": "max_length", "lora_rank": "lora_r", "target_modules": "lora_target_modules"}
+
+# Where neither a config nor a model is given: the settings of the instruction-tuning command that vlmtune replaces.
+PRESET: dict[str, Any] = {
+    "model_name_or_path": "meta-llama/Llama-3.2-11B-Vision-Instruct",
+    "quantization": "int8",
+    "lora_r": 8,
+    "lora_alpha": 32,
+    "lora_dropout": 0.05,
+    "lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+}
+
+
+def _help(text: str, *choices: str) -> dict[str, Any]:
+    """A field's metadata in the form that `transformers.HfArgumentParser` reads."""
+    return {"help": text, "choices": list(choices)} if choices else {"help": text}
+
+
+@dataclass
+class DataArguments:
+    """Where the rows come from, and how they are checked and split."""
+
+    _argument_group_name: ClassVar[str] = "data"
+
+    data_path: str | None = field(
+        default=None,
+        metadata=_help("Training data: a frames folder, JSON, JSONL or Parquet, a saved dataset, or a dataset's name on the Hub."),
+    )
+    eval_data_path: str | None = field(default=None, metadata=_help("Evaluation data, if it is not to be split off from data_path."))
+    eval_fraction: float = field(
+        default=0.1, metadata=_help("Share of data_path that is evaluated on during training and search, split by image content.")
+    )
+    test_fraction: float = field(default=0.1, metadata=_help("Share of data_path that no search sees; the headline numbers come from it."))
+    group_by: str | None = field(
+        default=None, metadata=_help("Column whose rows stay together in the split, such as a camera or a sequence.")
+    )
+    image_root: str | None = field(
+        default=None, metadata=_help("Folder that image paths are relative to. By default, the file that names them.")
+    )
+    on_bad_row: Literal["error", "skip"] = field(
+        default="error", metadata=_help("What a row that cannot be used does: stop the run, or go to bad_rows.jsonl.")
+    )
+    on_long_row: Literal["error", "skip"] = field(
+        default="error", metadata=_help("What a row does whose images alone are longer than max_length.")
+    )
+    allow_outside_paths: bool = field(default=False, metadata=_help("Accept image paths that leave the data folder and image_root."))
+    allow_remote_images: bool = field(default=False, metadata=_help("Fetch images that are given as URLs."))
+    num_workers: str = field(
+        default="1", metadata=_help("Training workers, one GPU each: N, or MIN:MAX for an elastic run. 0 trains in this process.")
+    )
+    storage_path: str | None = field(
+        default=None, metadata=_help("Folder or URI that every node can reach, for checkpoints and the search's state.")
+    )
+    overwrite: bool = field(default=False, metadata=_help("Replace what output_dir holds from an earlier run."))
+    resume: str | None = field(default=None, metadata=_help("Output folder of an interrupted run or search to go on with."))
+
+    @property
+    def workers(self) -> int | tuple[int, int]:
+        """Number of training workers, or the (smallest, largest) number of an elastic run."""
+        low, colon, high = self.num_workers.partition(":")
+        return (int(low), int(high)) if colon else int(low)
+
+
+@dataclass
+class ModelArguments(ModelConfig):
+    """The frozen base model and the LoRA adapter on it."""
+
+    _argument_group_name: ClassVar[str] = "model and LoRA"
+
+    dtype: str | None = field(
+        default=None,
+        metadata=_help(
+            "Type that the base computes in. By default bfloat16 where the device has it, else float32.",
+            "auto",
+            "bfloat16",
+            "float16",
+            "float32",
+        ),
+    )
+    use_peft: bool = field(default=True, metadata=_help(""))
+    lora_target_modules: list[str] | str | None = field(  # type: ignore[assignment]  # TRL's own checks make it a text too
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"],
+        metadata=_help(
+            "Modules that get an adapter. Bare names mean those of the language model; a pattern is matched against full module names."
+        ),
+    )
+    lora_vision: bool = field(default=False, metadata=_help("Let bare names in lora_target_modules also match the vision tower."))
+    quantization: Quantization | None = field(
+        default=None, metadata=_help("How the base's weights are stored. load_in_4bit means nf4, load_in_8bit means int8.")
+    )
+    llm_int8: bool = field(
+        default=False,
+        metadata=_help("With int8: also quantise activations, as LLM.int8 does. A row's result then depends on its neighbours."),
+    )
+    use_bnb_nested_quant: bool = field(default=True, metadata=_help("With nf4: quantise the scales too, which saves 0.4 bits a weight."))
+
+    def __post_init__(self) -> None:
+        # Not ModelConfig's: it turns a list of one name into a string, which PEFT takes for a pattern.
+        pass
+
+    @property
+    def base_quantization(self) -> Quantization:
+        """How the base is quantised, from `quantization`, `load_in_4bit` or `load_in_8bit`, whichever is set."""
+        if self.quantization is not None:
+            return self.quantization
+        return "nf4" if self.load_in_4bit else "int8" if self.load_in_8bit else "none"
+
+
+# Those that follow from the step alone: a schedule that looks at a metric could not be told apart from early stopping.
+_SCHEDULES = tuple(kind.value for kind in SchedulerType if kind.value not in ("reduce_lr_on_plateau", "greedy"))
+# Those that train adapters with nothing more installed.
+_OPTIMIZERS = (
+    *("adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop"),
+    *("adamw_8bit", "adamw_bnb_8bit", "ademamix", "ademamix_8bit", "lion_32bit", "lion_8bit", "rmsprop_bnb", "rmsprop_bnb_8bit"),
+    *("paged_adamw_32bit", "paged_adamw_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit", "paged_lion_8bit"),
+)
+
+
+@dataclass
+class TrainingArguments(SFTConfig):
+    """TRL's training arguments with the defaults that fit adapters.
+
+    Only its fields are read here. Making one asks the machine for a GPU, so that is left to the worker that trains.
+    """
+
+    _argument_group_name: ClassVar[str] = "training"
+
+    output_dir: str = field(default="output", metadata=_help("Folder that the results are written to."))
+    remove_unused_columns: bool = field(default=False, metadata=_help(""))
+    lr_scheduler_type: SchedulerType | str = field(
+        default="linear", metadata=_help("How the learning rate changes over the run; lr_scheduler_kwargs sets its details.", *_SCHEDULES)
+    )
+    optim: OptimizerNames | str = field(default="adamw_torch_fused", metadata=_help("Optimizer of the adapter's weights.", *_OPTIMIZERS))
+    report_to: Literal["none", "tensorboard"] = field(
+        default="none", metadata=_help("tensorboard adds transformers' own event files to those in runs/.")
+    )
+    eval_strategy: IntervalStrategy | str = field(
+        default="steps", metadata=_help("When to evaluate, report and save: every eval_steps, after every epoch, or never.")
+    )
+    eval_steps: float | None = field(
+        default=0.25,
+        metadata=_help("Steps between evaluations, or below 1 a share of the run: 0.25 gives a search four chances to stop a trial."),
+    )
+    save_strategy: SaveStrategy | str = field(default="no", metadata=_help(""))
+    logging_steps: float = field(default=1, metadata=_help("Steps between two logged training losses, or below 1 a share of the run."))
+    loss_type: str = field(
+        default="nll",
+        metadata=_help("Training loss: nll, or dft for Dynamic Fine-Tuning. Evaluation is always nll.", "nll", "dft"),
+    )
+    pad_to_multiple_of: int | None = field(
+        default=None, metadata=_help("Pad every batch to a length that is a multiple of this many tokens.")
+    )
+    max_length: int | None = field(
+        default=1024,
+        metadata=_help("Longest row in tokens, its images included. Text is shortened to it, images never; none for no limit."),
+    )
+
+
+@dataclass
+class SearchArguments:
+    """What is searched, with how many trials, and which trial is the best."""
+
+    _argument_group_name: ClassVar[str] = "search"
+
+    search_space: dict[str, Any] | None = field(
+        default=None, metadata=_help("What to search, by flag name; usually in the YAML file. On the command line, as JSON.")
+    )
+    num_samples: int = field(default=16, metadata=_help("Trials to run. A space that is all grid runs every combination instead."))
+    max_concurrent_trials: int | None = field(
+        default=None, metadata=_help("Trials that run at once. By default, as many as the resources allow.")
+    )
+    trial_runner: Literal["auto", "isolated"] = field(
+        default="auto", metadata=_help("How a trial runs: isolated gives each its own training workers.")
+    )
+    metric: str = field(default="eval_loss", metadata=_help("What the search optimises."))
+    mode: Literal["min", "max"] = field(default="min", metadata=_help("Whether a smaller or a larger metric is better."))
+    time_budget_s: float | None = field(default=None, metadata=_help("Seconds after which no more trials run."))
+    refit: bool = field(
+        default=False, metadata=_help("After the search, train the best values once more, alone and on the full training data.")
+    )
+    early_stopping: Literal["asha", "none"] = field(
+        default="asha", metadata=_help("Stop trials that fall behind at an evaluation, or never.")
+    )
+    grace_period: int = field(default=1, metadata=_help("Evaluations that every trial gets before it can be stopped."))
+    reduction_factor: int = field(default=3, metadata=_help("One in this many trials goes on at each rung of early stopping."))
+
+
+GROUPS: tuple[Any, ...] = (DataArguments, ModelArguments, TrainingArguments, SearchArguments)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Which values of a number make sense."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+_AT_LEAST_0 = Limit("at least 0", lambda value: value >= 0)
+_AT_LEAST_1 = Limit("at least 1", lambda value: value >= 1)
+_ABOVE_0 = Limit("above 0", lambda value: value > 0)
+_BELOW_1 = Limit("at least 0 and below 1", lambda value: 0 <= value < 1)
+_WHOLE_OR_SHARE = Limit("a share below 1 or a whole number of steps", lambda value: 0 < value < 1 or (value >= 1 and value == int(value)))
+
+LIMITS: dict[str, Limit] = {
+    "eval_fraction": _BELOW_1,
+    "test_fraction": _BELOW_1,
+    "lora_r": _AT_LEAST_1,
+    "lora_alpha": _AT_LEAST_1,
+    "lora_dropout": _BELOW_1,
+    "learning_rate": _ABOVE_0,
+    "num_train_epochs": _ABOVE_0,
+    "max_steps": Limit("at least 1, or -1 for num_train_epochs to decide", lambda value: value >= 1 or value == -1),
+    "per_device_train_batch_size": _AT_LEAST_1,
+    "per_device_eval_batch_size": _AT_LEAST_1,
+    "gradient_accumulation_steps": _AT_LEAST_1,
+    "max_length": Limit("at least 8, or none", lambda value: value >= 8),
+    "pad_to_multiple_of": _AT_LEAST_1,
+    "torch_empty_cache_steps": _AT_LEAST_1,
+    "neftune_noise_alpha": _ABOVE_0,
+    "max_grad_norm": _AT_LEAST_0,
+    "weight_decay": _AT_LEAST_0,
+    "warmup_steps": Limit(
+        "a share below 1 or a whole number of steps", lambda value: 0 <= value < 1 or (value >= 1 and value == int(value))
+    ),
+    "adam_beta1": _BELOW_1,
+    "adam_beta2": _BELOW_1,
+    "adam_epsilon": _ABOVE_0,
+    "eval_steps": _WHOLE_OR_SHARE,
+    "eval_delay": _AT_LEAST_0,
+    "logging_steps": _WHOLE_OR_SHARE,
+    # numpy takes a seed of 32 bits.
+    "seed": Limit("from 0 to 4294967295", lambda value: 0 <= value < 2**32),
+    "num_samples": _AT_LEAST_1,
+    "max_concurrent_trials": _AT_LEAST_1,
+    "time_budget_s": _ABOVE_0,
+    "grace_period": _AT_LEAST_1,
+    "reduction_factor": Limit("at least 2", lambda value: value >= 2),
+}
+
+# TRL options that would have no effect here, or a wrong one: why, and which. Anything but the default is refused with the reason.
+_UNSUPPORTED: dict[str, str] = {
+    "the loss is always on the assistant's tokens": "assistant_only_loss completion_only_loss",
+    "rows are not packed; each is its own sequence": "packing packing_strategy padding_free eval_packing",
+    "rows are prepared once by Ray Data": "dataset_text_field dataset_kwargs dataset_num_proc remove_unused_columns label_names",
+    "the order of rows depends on seed alone": "shuffle_dataset data_seed train_sampling_strategy length_column_name",
+    "a long row loses text between its images and its answer, by one rule": "truncation_mode",
+    "the template and its end token are those of the model's processor": "chat_template_path eos_token pad_token",
+    "rows are read ahead by Ray Data on CPU workers": (
+        "dataloader_drop_last dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor "
+        "dataloader_multiprocessing_context dataloader_in_order accelerator_config"
+    ),
+    "evaluation is vlmtune's own: exact over the whole evaluation set": (
+        "prediction_loss_only eval_do_concat_batches eval_use_gather_object eval_accumulation_steps include_for_metrics batch_eval_metrics "
+        "bf16_full_eval fp16_full_eval"
+    ),
+    "use metric and mode to say what is best": "load_best_model_at_end metric_for_best_model greater_is_better",
+    "a checkpoint of the adapter is saved at every evaluation": (
+        "save_strategy save_steps save_total_limit save_only_model save_on_each_node enable_jit_checkpoint"
+    ),
+    "use resume, which goes on at the exact next row": "resume_from_checkpoint ignore_data_skip restore_callback_states_from_checkpoint",
+    "the base is frozen and fits a GPU: Ray Train gives every worker a whole one": (
+        "deepspeed fsdp fsdp_config parallelism_config bnb_4bit_quant_storage local_rank ddp_backend ddp_timeout"
+    ),
+    "nothing is uploaded; push the finished folder with `hf upload`": (
+        "push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision"
+    ),
+    "metrics go to TensorBoard only": "run_name project trackio_space_id trackio_bucket_id trackio_static_space_id",
+    "tokens and peak memory are always in the metrics": "include_num_input_tokens_seen skip_memory_metrics",
+    "vlmtune prints its own progress": "disable_tqdm",
+    "use the flags of the model, such as dtype and attn_implementation": "model_init_kwargs",
+    "the batch size is part of what is compared, so it is never changed in silence": "auto_find_batch_size",
+    "vlmtune trains LoRA adapters": "use_peft lora_task_type lora_target_parameters optim_target_modules",
+    "4-bit weights are nf4": "bnb_4bit_quant_type",
+    "the script that is run decides this": "do_train do_eval do_predict",
+    "use gradient_checkpointing and gradient_checkpointing_kwargs": "activation_checkpointing activation_checkpointing_kwargs",
+    "liger-kernel is not among vlmtune's dependencies": "use_liger_kernel liger_kernel_config",
+    "training needs no key-value cache": "use_cache",
+    "TRL drops it; it would make train and evaluation loss differ in meaning": "label_smoothing_factor",
+    "transformers' debugging of its own loop does not reach vlmtune's": "debug",
+}
+UNSUPPORTED: dict[str, str] = {name: reason for reason, names in _UNSUPPORTED.items() for name in names.split()}
+
+
+def plain_default(option: dataclasses.Field[Any]) -> Any:
+    """A field's default as a plain value; lists are fresh each time."""
+    if option.default_factory is not dataclasses.MISSING:
+        return option.default_factory()
+    return option.default

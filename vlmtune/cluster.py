@@ -1,0 +1,91 @@
+"""Where it runs: starting or joining Ray, and what its machines can give."""
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+
+import ray
+from ray._private import state as ray_state
+
+from vlmtune.errors import ConfigError, ResourceError
+
+# The object store of a Ray that we start ourselves. Micro-batches stream through it; nothing stays. Given outright, because Ray takes a
+# share of the memory that it sees, and some machines show little of theirs until it is used.
+OBJECT_STORE_BYTES = 2 * 2**30
+
+# CPUs that a training worker counts for. Less than one, so that reading tasks find room on a machine whose CPUs all train.
+WORKER_CPUS = 0.5
+
+WORKER_ENV = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",  # the processes are parallel already
+    "TRANSFORMERS_VERBOSITY": "error",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running Ray, and the most of each resource that it can have."""
+
+    dashboard: str | None
+    cpus: float
+    gpus: float
+    nodes: int
+
+    def workers_use_gpu(self, use_cpu: bool) -> bool:
+        return self.gpus > 0 and not use_cpu
+
+    def check_workers(self, workers: int, use_cpu: bool) -> None:
+        """Raises ResourceError where `workers` cannot be placed even when nothing else runs."""
+        if self.gpus > 0 and not use_cpu and workers > self.gpus:
+            raise ResourceError(f"--num_workers {workers}: one GPU each is needed, and this cluster has {self.gpus:g}")
+        if workers * WORKER_CPUS > self.cpus:
+            raise ResourceError(f"--num_workers {workers}: {WORKER_CPUS:g} CPU each is needed, and this cluster has {self.cpus:g} CPUs")
+
+    def fitting_trials(self, workers: int, use_cpu: bool) -> int:
+        """How many trials of `workers` workers run side by side."""
+        room = self.gpus / workers if self.workers_use_gpu(use_cpu) else self.cpus / workers
+        return max(1, int(room))
+
+
+def in_ray_job() -> bool:
+    """Whether this process is the entry point of a Ray job, whose working directory goes away with it."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def connect() -> Cluster:
+    """Join the Ray that RAY_ADDRESS names, or start one on this machine that ends with this process.
+
+    Raises:
+        ConfigError: if RAY_ADDRESS names a cluster that does not answer.
+    """
+    quiet()
+    os.environ |= {name: value for name, value in WORKER_ENV.items() if name not in os.environ}
+    options = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": dict(WORKER_ENV)}}
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            context = ray.init(**options)
+        else:
+            # The dashboard stays on: without it, runs that Tune stops leak their placement groups.
+            context = ray.init(**options, include_dashboard=True, object_store_memory=OBJECT_STORE_BYTES)
+    except (ConnectionError, RuntimeError) as error:
+        where = f"RAY_ADDRESS={address}" if address else "this machine"
+        raise ConfigError(f"cannot reach or start Ray on {where}: {str(error).splitlines()[0]}") from error
+    now = ray.cluster_resources()
+    # What an autoscaler may add; Ray Train itself asks here, there is no public call for it.
+    later = ray_state.state.get_max_resources_from_cluster_config() or {}
+    most = {name: max(now.get(name, 0.0), float(later.get(name, 0.0))) for name in ("CPU", "GPU")}
+    url = context.dashboard_url
+    return Cluster(f"http://{url}" if url else None, most["CPU"], most["GPU"], len(ray.nodes()))
+
+
+def quiet() -> None:
+    """Keep the libraries' own chatter out of the console; it stays in Ray's log files."""
+    for name in ("ray", "ray.tune", "ray.train", "ray.data", "optuna", "transformers", "datasets", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="ray")

@@ -1,0 +1,187 @@
+"""Image files → RGB pictures that look as their maker saw them, or a plain reason why not."""
+
+import hashlib
+import http.client
+import io
+import struct
+import urllib.request
+import zlib
+from typing import IO, cast
+
+import numpy as np
+from PIL import Image
+
+from vlmtune.data.paths import filesystem, one_line, scheme
+
+MIN_SIDE = 4  # pixels; a smaller picture shows nothing a model could learn from
+MAX_ASPECT = 200
+# Pillow's other readers start programs (EPS) or read office formats: nothing that a data set should reach.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+# What Pillow's decoders raise on damaged bytes.
+DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+ORIENTATION = 0x0112  # EXIF tag
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIGNATURES = (
+    (b"\xff\xd8\xff", "a JPEG with a broken header"),
+    (b"\x89PNG", "a PNG with a broken header"),
+    (b"GIF8", "a GIF with a broken header"),
+    (b"RIFF", "a WebP, WAV or AVI that cannot be read"),
+    (b"%PDF", "a PDF: save its pages as PNG"),
+    (b"%!PS", "a PostScript file: save it as PNG"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),
+    (b"<!doctype html", "a web page"),
+    (b"<html", "a web page"),
+    (b"<svg", "an SVG drawing: save it as PNG"),
+    (b"<?xml", "an XML or SVG file"),
+    (b"{", "JSON text"),
+)
+
+
+class ImageError(ValueError):
+    """Why an image cannot be used, as a plain reason without its path."""
+
+
+def load_image(ref: str | bytes, *, max_pixels: int = 100_000_000, timeout: float = 20.0) -> Image.Image:
+    """The first frame of an image file, upright (EXIF orientation applied), RGB, 8 bits a channel; transparency lies on white.
+
+    `ref`: encoded bytes, a path, a URI that pyarrow opens, or an http(s) URL; whether a row may name it is decided before
+    (`ImageRules`). `max_pixels` is checked before decoding; Pillow's own limit of 179 million pixels stands above it.
+    `timeout`: seconds that a web server may be silent.
+
+    Raises ImageError for a file that is missing, empty, damaged or no image, and for sizes that are useless or dangerous.
+    """
+    try:
+        with _open(ref, max_bytes=8 * max_pixels, timeout=timeout) as file:
+            return _decode(file, max_pixels)
+    except FileNotFoundError as error:
+        raise ImageError("there is no such file") from error
+    except PermissionError as error:
+        raise ImageError("the file may not be read: its permissions forbid it") from error
+
+
+def content_hash(image: Image.Image) -> str:
+    """16 hex digits of blake2b over mode, size and pixels: the same for the same pixels, whatever file format they came in."""
+    digest = hashlib.blake2b(f"{image.mode} {image.width} {image.height} ".encode(), digest_size=8)
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def _open(ref: str | bytes, *, max_bytes: int, timeout: float) -> IO[bytes]:
+    if isinstance(ref, bytes):
+        return io.BytesIO(ref)
+    if scheme(ref) in ("http", "https"):
+        return io.BytesIO(_download(ref, max_bytes, timeout))
+    try:
+        system, path = filesystem(ref)
+        return cast(IO[bytes], system.open_input_file(path))
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise ImageError(f"the file cannot be opened: {one_line(error)}") from error
+
+
+def _download(url: str, max_bytes: int, timeout: float) -> bytes:
+    request = urllib.request.Request(url, headers={"User-Agent": "vlmtune"})
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            content = cast(bytes, answer.read(max_bytes + 1))
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise ImageError(f"the download failed: {one_line(error)}") from error
+    if len(content) > max_bytes:
+        raise ImageError(f"the download is larger than {max_bytes // 10**6} MB")
+    return content
+
+
+def _decode(file: IO[bytes], max_pixels: int) -> Image.Image:
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"more pixels than the limit of {max_pixels:,}: it may be a decompression bomb; make it smaller") from error
+    except DAMAGED as error:
+        raise ImageError(_describe(file)) from error
+    with image:
+        _check_size(image.width, image.height, max_pixels)
+        try:
+            image.load()
+            return _to_rgb(image).transpose(UPRIGHT[turn]) if (turn := _orientation(image)) in UPRIGHT else _to_rgb(image)
+        except ImageError:
+            raise
+        except DAMAGED as error:
+            raise ImageError(f"the image is truncated or damaged: {one_line(error)}") from error
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{width}×{height} pixels are more than the limit of {max_pixels:,}: it may be a decompression bomb; make it smaller"
+        )
+    if min(width, height) < MIN_SIDE:
+        raise ImageError(f"{width}×{height} pixels: too small to show anything")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(f"{width}×{height} pixels: one side is over {MAX_ASPECT} times the other; crop it")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except DAMAGED:  # a broken EXIF block does not make the picture bad
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _deep_to_rgb(image)
+    if image.has_transparency_data or image.mode == "RGBa":
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+def _deep_to_rgb(image: Image.Image) -> Image.Image:
+    """Greys of 16 bits to 8 bits by scale: Pillow's own conversion clips them, which turns most of the picture white."""
+    pixels = np.asarray(image)
+    if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+        raise ImageError("its pixels are 32-bit numbers without a known range: save it with 8 or 16 bits")
+    return Image.fromarray((pixels.astype(np.uint32) * 255 // 65535).astype(np.uint8)).convert("RGB")
+
+
+def _describe(file: IO[bytes]) -> str:
+    """What bytes that Pillow does not know look like."""
+    file.seek(0)
+    head = file.read(64)
+    if not head:
+        return "the file is empty (0 bytes)"
+    if head[4:8] == b"ftyp":
+        brand = head[8:12].decode("ascii", "replace")
+        return (
+            "not an image that can be read: it is HEIC, save it as JPEG or PNG"
+            if brand.startswith(("hei", "mif", "hev"))
+            else "not an image: it is a video"
+        )
+    for signature, name in SIGNATURES:
+        if head.lstrip().lower().startswith(signature.lower()):
+            return f"not an image that can be read: it looks like {name}"
+    return f"not an image: it begins with {head[:16]!r}"

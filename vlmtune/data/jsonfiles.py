@@ -1,0 +1,175 @@
+"""JSONL and JSON array files as a stream of records: strict about what JSON allows, bounded in memory, and with the place of each fault."""
+
+import codecs
+import io
+import json
+from collections.abc import Iterator
+from typing import IO, Any
+
+from vlmtune.data.records import Found
+
+MAX_ROW_BYTES = 16_000_000
+BLOCK_BYTES = 8_000_000
+READ_BYTES = 1_000_000
+BOM = b"\xef\xbb\xbf"
+SPACE = " \t\r\n"
+
+
+class StrictDecoder:
+    """json.JSONDecoder that tells of NaN, Infinity and doubled keys, which Python's own lets pass."""
+
+    def __init__(self) -> None:
+        self._faults: list[str] = []
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._faults_of_constant)
+
+    def decode(self, text: str, start: int = 0) -> tuple[Any, int, str | None]:
+        """The value that begins at `start`, the index after it, and what is wrong with it although it parses.
+
+        Raises json.JSONDecodeError, ValueError for a number with thousands of digits, and RecursionError for deep nesting.
+        """
+        self._faults.clear()
+        value, end = self._decoder.raw_decode(text, start)
+        return value, end, self._faults[0] if self._faults else None
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            names = [name for name, _ in pairs]
+            doubled = next(name for name in names if names.count(name) > 1)
+            self._faults.append(f"field {doubled!r} stands twice in one object: keep one")
+        return fields
+
+    def _faults_of_constant(self, name: str) -> None:
+        self._faults.append(f"{name} is not JSON: write a number, a string or null")
+
+
+def split_lines(file: IO[bytes], block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, int, int]]:
+    """Byte ranges of about `block_bytes` that end where lines end: (start, stop, number of the first line). One pass, a block in memory."""
+    start = position = 0
+    line = 1
+    while block := file.read(block_bytes):
+        cut = block.rfind(b"\n") + 1
+        if cut:
+            yield start, position + cut, line
+            start, line = position + cut, line + block.count(b"\n")
+        position += len(block)
+    if start < position:
+        yield start, position, line
+
+
+def read_lines(file: IO[bytes], shown: str, start: int, stop: int, line: int, max_bytes: int = MAX_ROW_BYTES) -> Iterator[Found]:
+    """The records of a JSONL file from byte `start`, where line number `line` begins, to `stop`. Blank lines are counted, not given."""
+    file.seek(start)
+    reader = io.BufferedReader(file, 1 << 20)  # type: ignore[type-var]
+    decoder = StrictDecoder()
+    position = start
+    while position < stop:
+        text = reader.readline(max_bytes + 1)
+        position += len(text)
+        source = f"{shown}:{line}"
+        line += 1
+        if len(text) > max_bytes and not text.endswith(b"\n"):
+            while position < stop and (rest := reader.readline(1 << 20)):
+                position += len(rest)
+                if rest.endswith(b"\n"):
+                    break
+            yield Found(source, error=f"the line is longer than {max_bytes // 10**6} MB: keep images in files, not in the text")
+            continue
+        text = text.removeprefix(BOM) if position == len(text) else text
+        if text.strip():
+            yield _line(text, source, decoder)
+
+
+def _line(text: bytes, source: str, decoder: StrictDecoder) -> Found:
+    try:
+        decoded = text.decode()
+        begin = len(decoded) - len(decoded.lstrip(SPACE))
+        record, end, fault = decoder.decode(decoded, begin)
+    except UnicodeDecodeError as error:
+        return Found(source, error=f"byte {error.start + 1} of the line is not UTF-8: save the file as UTF-8")
+    except json.JSONDecodeError as error:
+        return Found(source, error=f"not JSON at column {error.colno}: {error.msg}")
+    except (ValueError, RecursionError) as error:
+        return Found(source, error=_unreadable(error))
+    if decoded[end:].strip(SPACE):
+        return Found(source, error=f"not JSON at column {end + 1}: more text after the end of the row")
+    return Found(source, record, record, fault)
+
+
+class ArrayReader:
+    """The items of a file that holds one JSON array, read bit by bit: the file may be larger than memory."""
+
+    def __init__(self, file: IO[bytes], shown: str, max_chars: int = MAX_ROW_BYTES) -> None:
+        self._file, self._shown, self._max_chars = file, shown, max_chars
+        # Bytes that are no UTF-8 become lone surrogates, so that only the row that holds them is bad.
+        self._utf8 = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
+        self._text, self._at, self._ended = "", 0, False
+        self._line, self._column = 1, 0  # where self._text begins in the file
+
+    def __iter__(self) -> Iterator[Found]:
+        """Yields an item each. Text that is no JSON gives one last item with the error, because nothing after it can be made out."""
+        decoder = StrictDecoder()
+        number = 0
+        try:
+            mark = self._take("[")
+            if self._peek() == "]":
+                mark = self._take("]")
+            while mark != "]":
+                record, fault = self._item(decoder)
+                yield Found(f"{self._shown}[{number}]", record, record, fault)
+                number += 1
+                mark = self._take(",]")
+            if self._peek():
+                raise json.JSONDecodeError("more text after the end of the array", self._text, self._at)
+        except json.JSONDecodeError as error:
+            column = error.colno + (self._column if error.lineno == 1 else 0)
+            reason = f"not JSON at line {self._line + error.lineno - 1}, column {column}: {error.msg}"
+            yield Found(f"{self._shown}[{number}]", error=f"{reason}; nothing after it in this file can be read")
+        except (ValueError, RecursionError) as error:
+            yield Found(f"{self._shown}[{number}]", error=f"{_unreadable(error)}; nothing after it in this file can be read")
+
+    def _item(self, decoder: StrictDecoder) -> tuple[Any, str | None]:
+        self._peek()
+        while True:
+            try:
+                value, end, fault = decoder.decode(self._text, self._at)
+                if end < len(self._text) or self._ended:  # a number may go on in the next block
+                    self._at = end
+                    return value, fault
+                self._more()
+            except json.JSONDecodeError:
+                if len(self._text) - self._at > self._max_chars or not self._more():
+                    raise
+
+    def _take(self, marks: str) -> str:
+        mark = self._peek()
+        if not mark or mark not in marks:
+            raise json.JSONDecodeError(f"expected {' or '.join(marks)}", self._text, self._at)
+        self._at += 1
+        return mark
+
+    def _peek(self) -> str:
+        """The next character that is no space; an empty string at the end of the file."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in SPACE:
+                self._at += 1
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more():
+                return ""
+
+    def _more(self) -> bool:
+        """Drops what was read and adds as much as is left, so that long items are not decoded too often. False at the end."""
+        if self._ended:
+            return False
+        block = self._file.read(max(READ_BYTES, len(self._text) - self._at))
+        self._ended = not block
+        done = self._text[: self._at]
+        self._line += done.count("\n")
+        self._column = len(done) - done.rfind("\n") - 1 + (0 if "\n" in done else self._column)
+        self._text, self._at = self._text[self._at :] + self._utf8.decode(block, final=self._ended), 0
+        return True
+
+
+def _unreadable(error: Exception) -> str:
+    return "objects or lists nested too deep" if isinstance(error, RecursionError) else f"JSON that cannot be read: {error}"

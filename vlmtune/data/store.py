@@ -1,0 +1,166 @@
+"""The prepared store: rows that were tokenised and resized once, in Parquet, readable at random by any trial on any node.
+
+    FOLDER/rows-*.parquet     what `Example` holds, in row groups of about a megabyte
+    FOLDER/index.parquet      a line per row: where it is, its split, source and lengths
+    FOLDER/meta.json          how to pad, stack and normalise; written last, so a folder without it is not a store
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from vlmtune.data.collate import Pixels
+from vlmtune.data.tokenize import Example
+from vlmtune.errors import DataError
+from vlmtune.output import filesystem
+
+ROW_GROUP_BYTES = 1 << 20  # what one random read fetches: a few LLaVA images (0.34 MB each), thousands of text rows
+ROWS = pa.schema(
+    [("input_ids", pa.list_(pa.int32())), ("segments", pa.list_(pa.int32())), ("tensors", pa.binary())],
+)
+INDEX = pa.schema(
+    [
+        ("piece", pa.int32()),
+        ("number", pa.int64()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+        ("group", pa.string()),
+        ("tokens", pa.int32()),
+        ("image_tokens", pa.int32()),
+        ("answer_tokens", pa.int32()),
+        ("required", pa.int32()),
+        ("shard", pa.string()),
+        ("row_group", pa.int32()),
+        ("offset", pa.int32()),
+    ]
+)
+
+
+def write_shard(path: str, examples: Sequence[Example]) -> list[tuple[int, int]]:
+    """Write examples as one Parquet file; returns (row group, offset in it) of each."""
+    fs, inner = filesystem(path)
+    places: list[tuple[int, int]] = []
+    with fs.open_output_stream(inner) as stream, pq.ParquetWriter(stream, ROWS, compression="lz4", use_dictionary=False) as writer:
+        for group, rows in enumerate(_row_groups(examples)):
+            writer.write_table(pa.Table.from_pylist(rows, schema=ROWS))
+            places += [(group, offset) for offset in range(len(rows))]
+    return places
+
+
+def _row_groups(examples: Iterable[Example]) -> Iterable[list[dict[str, Any]]]:
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for example in examples:
+        tensors = save_tensors({name: np.ascontiguousarray(value) for name, value in example.tensors.items()}) if example.tensors else None
+        rows.append({"input_ids": example.input_ids, "segments": _run_lengths(example.kinds), "tensors": tensors})
+        size += len(tensors or b"") + 5 * len(example.input_ids)
+        if size >= ROW_GROUP_BYTES:
+            yield rows
+            rows, size = [], 0
+    if rows:
+        yield rows
+
+
+def _run_lengths(kinds: np.ndarray) -> list[int]:
+    """`[kind, length, kind, length, ...]` of the segments."""
+    starts = np.flatnonzero(np.diff(kinds, prepend=255))
+    lengths = np.diff(starts, append=len(kinds))
+    return np.stack([kinds[starts], lengths], axis=1).astype(int).ravel().tolist()
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What all rows of a store share. `key` names the data, processor and options they were made of."""
+
+    key: str
+    pixels: Pixels
+    pad_token_id: int
+    rows: int
+    bad_rows: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "pixels": self.pixels.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Meta":
+        return cls(**{**values, "pixels": Pixels.from_dict(values["pixels"])})
+
+
+class Store:
+    """A finished store. Opening reads the index and nothing else; pickles as its path."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        fs, inner = filesystem(folder)
+        with fs.open_input_stream(f"{inner}/meta.json") as stream:
+            self.meta = Meta.from_dict(json.loads(stream.read()))
+        self.index = pq.read_table(f"{inner}/index.parquet", filesystem=fs)
+        self._splits = self.index.column("split").to_numpy(zero_copy_only=False)
+        self._places = list(zip(*(self.index.column(name).to_pylist() for name in ("shard", "row_group", "offset")), strict=True))
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return Store, (self.folder,)
+
+    @staticmethod
+    def exists(folder: str) -> bool:
+        fs, inner = filesystem(folder)
+        found: pafs.FileInfo = fs.get_file_info(f"{inner}/meta.json")
+        return found.type == pafs.FileType.File
+
+    def rows_of(self, split: str) -> np.ndarray:
+        """Row numbers of a split, in the order of the sources; shape `[n]`."""
+        return np.flatnonzero(self._splits == split)
+
+    def column(self, name: str) -> np.ndarray:
+        """One column of the index, in row order."""
+        values: np.ndarray = self.index.column(name).to_numpy(zero_copy_only=False)
+        return values
+
+    def read(self, rows: Sequence[int]) -> list[Example]:
+        """The examples of these rows, in this order. Each row group is read once for the call.
+
+        Raises:
+            DataError: if a file of the store is gone or damaged.
+        """
+        groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        examples = []
+        for row in rows:
+            shard, group, offset = self._places[row]
+            if (shard, group) not in groups:
+                groups[shard, group] = self._row_group(shard, group)
+            examples.append(_example(groups[shard, group][offset]))
+        return examples
+
+    def copy_bad_rows(self, path: str) -> None:
+        """Copy the list of rows that were left out, with their reasons, to a file or URI."""
+        source, inner = filesystem(self.folder)
+        target, out = filesystem(path)
+        pafs.copy_files(f"{inner}/bad_rows.jsonl", out, source_filesystem=source, destination_filesystem=target)
+
+    def _row_group(self, shard: str, group: int) -> list[dict[str, Any]]:
+        try:
+            columns = _open_shard(f"{self.folder}/{shard}").read_row_group(group, use_threads=False).to_pydict()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(f"prepared rows {self.folder}/{shard} cannot be read ({error}): delete {self.folder} to prepare again") from error
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+@lru_cache(maxsize=256)
+def _open_shard(path: str) -> pq.ParquetFile:
+    fs, inner = filesystem(path)
+    return pq.ParquetFile(fs.open_input_file(inner))
+
+
+def _example(row: dict[str, Any]) -> Example:
+    kinds, lengths = np.asarray(row["segments"], dtype=np.int64).reshape(-1, 2).T
+    tensors = load_tensors(row["tensors"]) if row["tensors"] is not None else {}
+    return Example(np.asarray(row["input_ids"], dtype=np.int32), np.repeat(kinds, lengths).astype(np.uint8), tensors)

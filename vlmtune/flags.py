@@ -1,0 +1,207 @@
+"""One option: its type, its limits, and how a value from the command line, from YAML or from code becomes one of it."""
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from vlmtune.arguments import ALIASES, GROUPS, LIMITS, UNSUPPORTED, plain_default
+from vlmtune.errors import ConfigError
+from vlmtune.yaml12 import YamlError, load_value
+
+Kind = Literal["bool", "int", "float", "str", "list", "dict"]
+
+_TRUE = ("true", "yes", "t", "y", "1")
+_FALSE = ("false", "no", "f", "n", "0")
+_NOTHING = ("none", "null", "~", "")
+
+
+@dataclass(frozen=True)
+class Flag:
+    """An option by its flag name, with plain types only: an enum of transformers is its string here."""
+
+    name: str
+    group: type
+    kind: Kind
+    optional: bool
+    choices: tuple[str, ...]
+    default: Any
+
+    def read(self, value: Any, label: str) -> Any:
+        """`value` as this option's type.
+
+        Args:
+            value: a string as the command line or YAML has it, or a value of the option's own type.
+            label: how to call the option in a message, such as "--lora_r" or "config.yaml: lora_r".
+
+        Raises:
+            ConfigError: it is of another type, not among the choices, out of limits, or not supported by vlmtune.
+        """
+        if self.name in UNSUPPORTED:
+            return self._only_default(value, label)
+        read = self._typed(value, label)
+        if self.choices and read is not None and read not in self.choices:
+            raise ConfigError(f"{label}: {_show(value)} is not one of {', '.join(self.choices)}{nearest(str(value), self.choices)}")
+        limit = LIMITS.get(self.name)
+        if limit and read is not None and not limit.holds(read):
+            raise ConfigError(f"{label}: {_show(value)} must be {limit.text}")
+        if self.name == "num_workers":
+            _check_workers(read, label)
+        return read
+
+    def _only_default(self, value: Any, label: str) -> Any:
+        # The value is not shown: it may be a token.
+        refusal = ConfigError(f"{label}: vlmtune does not take this option: {UNSUPPORTED[self.name]}. Leave it out")
+        if value != self.default:
+            try:
+                value = self._typed(value, label)
+            except ConfigError:
+                raise refusal from None
+        if value != self.default:
+            raise refusal
+        return value
+
+    def _typed(self, value: Any, label: str) -> Any:
+        text = value.strip() if isinstance(value, str) else None
+        if value is None or (self.optional and text is not None and text.lower() in _NOTHING and text not in self.choices):
+            if self.optional:
+                return None
+            raise ConfigError(f"{label}: has no value; {_EXPECTED[self.kind]} is needed")
+        match self.kind:
+            case "bool" if isinstance(value, bool):
+                return value
+            case "bool" if text is not None and text.lower() in _TRUE + _FALSE:
+                return text.lower() in _TRUE
+            case "int" if isinstance(value, int) and not isinstance(value, bool):
+                return value
+            case "int" if text is not None and re.fullmatch(r"[-+]?\d{1,18}", text):
+                return int(text)
+            case "float" if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
+                return float(value)
+            case "float" if text is not None and (number := _number(text)) is not None:
+                return number
+            case "str" if isinstance(value, str):
+                return value
+            case "str" if isinstance(value, int) and not isinstance(value, bool):
+                return str(value)
+            case "list":
+                return self._list(value, label)
+            case "dict":
+                return self._dict(value, label)
+        raise ConfigError(f"{label}: {_show(value)} is not {_EXPECTED[self.kind]}")
+
+    def _list(self, value: Any, label: str) -> list[str] | str:
+        parts = value if isinstance(value, list | tuple) else [value]
+        if not all(isinstance(part, str) for part in parts):
+            raise ConfigError(f"{label}: {_show(value)} is not {_EXPECTED['list']}")
+        if len(parts) == 1 and (parts[0] == "all-linear" or set(parts[0]) & set(r"()[]{}|*+?\^$")):
+            return str(parts[0])  # a pattern, or PEFT's word for every linear layer: PEFT tells them from names by the type
+        names = [name.strip() for part in parts for name in part.split(",")]
+        if not names or not all(names):
+            raise ConfigError(f"{label}: {_show(value)} has an empty name in it")
+        return names
+
+    def _dict(self, value: Any, label: str) -> dict[str, Any]:
+        if isinstance(value, str):
+            try:
+                value = load_value(value)
+            except YamlError as error:
+                raise ConfigError(f"{label}: {_show(value)} does not parse: {error}") from None
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise ConfigError(f"{label}: {_show(value)} is not {_EXPECTED['dict']}")
+        return value
+
+
+_EXPECTED: dict[Kind, str] = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "list": "a name or a list of names, as in q_proj,k_proj",
+    "dict": 'a mapping of names to values, on the command line as in {"name": 1}',
+}
+
+
+@cache
+def flags() -> dict[str, Flag]:
+    """Every option by its name, in the order of the dataclasses."""
+    found: dict[str, Flag] = {}
+    for group in GROUPS:
+        hints = get_type_hints(group)
+        for option in dataclasses.fields(group):
+            if option.init:
+                kind, optional, choices = _kind(hints[option.name])
+                choices = tuple(option.metadata.get("choices", choices))
+                default = plain_default(option)
+                default = (
+                    default.value if isinstance(default, Enum) else float(default) if kind == "float" and default is not None else default
+                )
+                found[option.name] = Flag(option.name, group, kind, optional or default is None, choices, default)
+    return found
+
+
+def flag(name: str, label: str | None = None) -> Flag:
+    """The option called `name`, or by an older name of it.
+
+    Raises:
+        ConfigError: there is none; the message names the nearest one.
+    """
+    found = flags().get(ALIASES.get(name, name))
+    if found is None:
+        names = [known for known in flags() if known not in UNSUPPORTED] + list(ALIASES)
+        raise ConfigError(f"{label or name}: there is no such option{nearest(name, names)}")
+    return found
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A question with the known word that `word` may have been meant for, or nothing."""
+    close = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _kind(hint: Any) -> tuple[Kind, bool, tuple[str, ...]]:
+    """(kind, whether None is allowed, choices) of a type annotation."""
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    optional = type(None) in members
+    for member in members:
+        if get_origin(member) is Literal and isinstance(get_args(member)[0], str):
+            return "str", optional, get_args(member)
+        if isinstance(member, type) and issubclass(member, Enum):
+            return "str", optional, tuple(choice.value for choice in member)
+    origins = {get_origin(member) or member for member in members}
+    kinds: tuple[tuple[type, Kind], ...] = ((list, "list"), (dict, "dict"), (bool, "bool"), (int, "int"), (float, "float"))
+    return next((kind for origin, kind in kinds if origin in origins), "str"), optional, ()
+
+
+def _number(text: str) -> float | None:
+    """`text` as a finite number, or None where it is no such thing."""
+    if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text):
+        return None
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def _check_workers(text: str, label: str) -> None:
+    low, colon, high = text.partition(":")
+    whole = low.isdecimal() and (high.isdecimal() if colon else True)
+    if not whole or (colon and not 1 <= int(low) <= int(high)):
+        raise ConfigError(
+            f"{label}: {_show(text)} is neither a number of workers, such as 2, nor a range with the smaller first, such as 2:8"
+        )
+
+
+def _show(value: Any) -> str:
+    """`value` on one line as its writer would know it, cut at 80 characters."""
+    try:
+        shown = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except TypeError:
+        shown = repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."

@@ -1,0 +1,282 @@
+"""Find, check, load, quantise and freeze a vision-language base model and its processor.
+
+Everything that is wrong with the model's name, its folder, the licence or the network becomes a `ModelError` of one plain line. Out of
+memory stays `torch.OutOfMemoryError`, because a search treats it as an infeasible trial and not as a mistake.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vlmtune.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+
+Quantization = Literal["none", "nf4", "int8"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+# In the order in which transformers prefers them.
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def load_processor(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> ProcessorMixin:
+    """The processor (tokenizer and image processor) of a model on the Hub or in a folder.
+
+    Raises:
+        ModelError: it is not there, gated, damaged, or has no image processor.
+    """
+    from transformers import AutoProcessor, ProcessorMixin
+
+    with _plain_errors(name, revision):
+        auto: Any = AutoProcessor
+        processor = auto.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    if not isinstance(processor, ProcessorMixin) or getattr(processor, "image_processor", None) is None:
+        raise ModelError(
+            f"{name}: no vision-language processor there (found {type(processor).__name__}, which takes no images): "
+            "give a vision-language model, or copy its processor_config.json and preprocessor_config.json into the folder"
+        )
+    return processor
+
+
+def check_model(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The model's config, after everything about the model that can be checked without reading its weights.
+
+    Of a folder, it also opens every weight file's header (milliseconds, whatever the size), which finds missing and truncated shards.
+
+    Raises:
+        ModelError: it is not there, gated, incomplete, damaged, or not a vision-language model.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    with _plain_errors(name, revision):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    remote_classes = getattr(config, "auto_map", None) or {}
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and "AutoModelForImageTextToText" not in remote_classes:
+        raise ModelError(
+            f"{name} is no vision-language model (its type is {config.model_type!r}): "
+            "give one that AutoModelForImageTextToText loads, for example llava-hf/llava-1.5-7b-hf"
+        )
+    if Path(name).is_dir():
+        _check_weight_files(Path(name))
+    return config
+
+
+def load_base(
+    name: str,
+    *,
+    quantization: Quantization,
+    dtype: Dtype | None,
+    device: torch.device,
+    revision: str = "main",
+    nested_quant: bool = True,
+    llm_int8: bool = False,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The frozen base model on `device`: no parameter requires a gradient, and the key-value cache is off.
+
+    `nf4` and `int8` quantise every linear layer but the output head, the vision tower's too, as transformers does by default;
+    embeddings, norms, convolutions and the head stay in `dtype`, which is also the dtype of the computation. `int8` means 8-bit
+    weights with arithmetic in `dtype` (`vlmtune.model.frozen`); `llm_int8` asks for bitsandbytes' LLM.int8 instead, whose activations
+    are 8-bit too. `dtype` None is `default_dtype(device)`, "auto" is the one that the model was saved in.
+
+    Raises:
+        ModelError: as `check_model`; also weights that are missing or of another shape, or that are stored in another quantisation.
+        torch.OutOfMemoryError: the model does not fit on the device.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from vlmtune.model.frozen import prepare_frozen
+
+    config = check_model(name, revision=revision, trust_remote_code=trust_remote_code)
+    resolved = _resolve_dtype(dtype, config, device)
+    stored = _stored_quantization(name, config, quantization)
+    if stored is not None:  # it holds the dtype of the computation as well
+        config.quantization_config = {**stored, "bnb_4bit_compute_dtype": str(resolved).removeprefix("torch.")}
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    with _plain_errors(name, revision):
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            name,
+            config=config,
+            revision=revision,
+            dtype=resolved,
+            device_map={"": str(device)},
+            quantization_config=None if stored else _bitsandbytes_config(quantization, resolved, nested_quant),
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # so that they are listed, and refused below in one line
+            output_loading_info=True,
+        )
+    model: PreTrainedModel = loaded[0]
+    _check_loading(name, info=loaded[1])
+    model.requires_grad_(False)
+    prepare_frozen(model, llm_int8=llm_int8)
+    model.config.use_cache = False
+    model.config.get_text_config().use_cache = False
+    return model
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU that computes in it, else float32.
+
+    float16 is never chosen unasked: on an older GPU it is the faster one, but it needs the trainer's loss scaling, and models trained in
+    bfloat16 can overflow in it.
+    """
+    import torch
+
+    if device.type != "cuda":
+        return torch.float32
+    with torch.cuda.device(device):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+
+
+def _resolve_dtype(dtype: Dtype | None, config: PreTrainedConfig, device: torch.device) -> torch.dtype:
+    import torch
+
+    saved = config.dtype or config.get_text_config().dtype
+    if dtype == "auto" and saved is not None:
+        return getattr(torch, saved) if isinstance(saved, str) else saved
+    if dtype is None or dtype == "auto":
+        return default_dtype(device)
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[dtype]
+
+
+def _bitsandbytes_config(quantization: Quantization, dtype: torch.dtype, nested_quant: bool) -> BitsAndBytesConfig | None:
+    from transformers import BitsAndBytesConfig
+
+    make: Any = BitsAndBytesConfig
+    if quantization == "nf4":
+        return make(  # type: ignore[no-any-return]
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_use_double_quant=nested_quant,
+        )
+    if quantization == "int8":
+        return make(load_in_8bit=True)  # type: ignore[no-any-return]
+    return None
+
+
+def _stored_quantization(name: str, config: PreTrainedConfig, wanted: Quantization) -> dict[str, Any] | None:
+    """The quantisation that the weights were saved in, if any. They can only be loaded as they are; transformers would drop another wish
+    with a warning."""
+    stored: dict[str, Any] | None = getattr(config, "quantization_config", None)
+    if stored is None:
+        return None
+    if stored.get("load_in_8bit"):
+        kind = "int8"
+    elif stored.get("load_in_4bit"):
+        kind = stored.get("bnb_4bit_quant_type", "fp4")
+    else:
+        kind = str(stored.get("quant_method", "an unknown quantization"))
+    if kind != wanted:
+        way_out = f"use --quantization {kind}" if kind in ("nf4", "int8") else "give the model that it was made from"
+        raise ModelError(f"{name} is stored in {kind}, so it cannot be loaded with --quantization {wanted}: {way_out}")
+    return stored
+
+
+def _check_weight_files(folder: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    found = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
+    if found is None:
+        raise ModelError(f"{folder} has a config.json but no weights ({' or '.join(WEIGHT_FILES[::2])}): copy or download them again")
+    shards = [found]
+    if found.suffix == ".json":
+        try:
+            shards = [folder / shard for shard in sorted(set(json.loads(found.read_bytes())["weight_map"].values()))]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ModelError(f"{found} is no index of weight shards: copy or download it again") from None
+    for shard in shards:
+        if not shard.is_file():
+            raise ModelError(f"{folder} is incomplete: {shard.name} is missing ({found.name} names it): copy or download it again")
+        if shard.suffix != ".safetensors":
+            continue
+        try:
+            with safe_open(shard, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ModelError(f"{shard} is damaged or cut short ({_first_line(error)}): copy or download it again") from error
+
+
+def _check_loading(name: str, info: dict[str, Any]) -> None:
+    """Refuse a model of which a part came from no file: transformers would fill it with random numbers and go on."""
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ModelError(f"{name} is incomplete: {len(missing)} tensors are in no weight file, for example {missing[0]}")
+    if info["mismatched_keys"]:
+        key, stored, expected = sorted(info["mismatched_keys"], key=lambda entry: str(entry[0]))[0]
+        raise ModelError(f"{name} does not fit its own config.json: {key} is {list(stored)} in the weights, {list(expected)} by the config")
+
+
+@contextmanager
+def _plain_errors(name: str, revision: str) -> Iterator[None]:
+    """Turns what transformers, huggingface_hub and safetensors raise about a model into a `ModelError`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        raise ModelError(_explain(error, name, revision)) from error
+
+
+def _explain(error: Exception, name: str, revision: str) -> str:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    from safetensors import SafetensorError
+
+    causes = list(_causes(error))
+
+    def caused_by(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    folder = Path(name)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        return f"{name} is a LoRA adapter, not a base model: give the base that its adapter_config.json names"
+    if caused_by(GatedRepoError):
+        page = f"https://huggingface.co/{name}"
+        return f"{name} is gated: accept its licence on {page}, then log in with `hf auth login` or set HF_TOKEN"
+    if caused_by(RevisionNotFoundError):
+        return f"{name} has no revision {revision!r}: see the model's page for its branches, tags and commits"
+    if caused_by(RepositoryNotFoundError):
+        return f"{name} is neither a folder nor a model on the Hub: check the spelling, or, if it is private, log in with `hf auth login`"
+    if caused_by(HFValidationError):
+        return f"{name} is not there: no such folder, and no name of a model on the Hub (OWNER/MODEL)"
+    if caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled):
+        return (
+            f"{name} is neither a folder nor in the local cache, and the Hub cannot be reached: check the name and the network, "
+            "unset HF_HUB_OFFLINE, or download the model first with `hf download`"
+        )
+    if caused_by(SafetensorError):
+        return f"{name}: a weight file is damaged ({_first_line(error)}): copy or download it again"
+    if caused_by(ImportError):
+        return f"{name} needs a package that is not installed: {_first_line(error)}"
+    if "trust_remote_code" in str(error):
+        return f"{name} brings its own Python code: read it, and pass --trust_remote_code if you trust it"
+    return f"{name} cannot be loaded: {_first_line(error)}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,72 @@
+"""Places on disk or in object storage: claimed before a run, never half-written, never somebody else's."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from vlmtune.errors import ConfigError
+
+# Files whose presence shows that a folder was written by train.py or tune.py, and that the run in it ended.
+OURS = ("config.yaml", "search.yaml")
+FINISHED = ("metrics.json", "trials.parquet")
+
+
+def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow file system of a local path or URI, and the path within it."""
+    return pafs.FileSystem.from_uri(path) if "://" in path else (pafs.LocalFileSystem(), path)
+
+
+def place(path: str, *, in_job: bool, flag: str = "--output_dir") -> str:
+    """The path as it will be printed and handed to workers: a URI as it is, anything else absolute.
+
+    Raises:
+        ConfigError: for a relative path inside a Ray job, whose working directory is deleted with the job.
+    """
+    if "://" in path:
+        return path.rstrip("/")
+    if in_job and not Path(path).is_absolute():
+        raise ConfigError(f"{flag} {path}: inside a Ray job give an absolute path or a URI; the job's working directory is deleted after it")
+    return str(Path(path).absolute())
+
+
+def check_free(folder: str, *, overwrite: bool) -> None:
+    """Refuse a folder that a new run may not use, before anything expensive is done.
+
+    Raises:
+        ConfigError: if it holds a run and `overwrite` is not set, or things that no run of ours wrote.
+    """
+    fs, inner = filesystem(folder)
+    info = fs.get_file_info(inner)
+    if info.type == pafs.FileType.File:
+        raise ConfigError(f"--output_dir {folder}: is a file, not a folder")
+    if info.type == pafs.FileType.NotFound:
+        return
+    names = {entry.base_name for entry in fs.get_file_info(pafs.FileSelector(inner))}
+    if names and not names & set(OURS):
+        raise ConfigError(f"--output_dir {folder}: is not empty and holds no run of vlmtune; choose another folder")
+    if names and not overwrite:
+        state = "a finished run" if names & set(FINISHED) else "an unfinished run"
+        raise ConfigError(f"--output_dir {folder}: holds {state}; choose another folder, or replace it with --overwrite")
+
+
+def claim(folder: str, *, overwrite: bool) -> None:
+    """Make the folder ready and empty for a new run. Raises what `check_free` raises."""
+    check_free(folder, overwrite=overwrite)
+    fs, inner = filesystem(folder)
+    fs.create_dir(inner, recursive=True)
+    fs.delete_dir_contents(inner)
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a text file in one move: it is either there whole or not at all."""
+    fs, inner = filesystem(path)
+    part = f"{inner}.part"
+    with fs.open_output_stream(part) as stream:
+        stream.write(text.encode())
+    fs.move(part, inner)
+
+
+def write_json(path: str, values: dict[str, Any]) -> None:
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n")

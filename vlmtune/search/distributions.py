@@ -1,0 +1,160 @@
+"""How the value of one searched option is drawn: Tune's distributions, suggested through Optuna."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Protocol
+
+from vlmtune.errors import ConfigError
+from vlmtune.flags import Flag, nearest
+
+# Names, argument order and meaning are Ray Tune's; grid is its grid_search.
+NUMERIC = {
+    "uniform": "[lower, upper]",
+    "quniform": "[lower, upper, quantum]",
+    "loguniform": "[lower, upper]",
+    "qloguniform": "[lower, upper, quantum]",
+    "randint": "[lower, upper]",
+    "lograndint": "[lower, upper]",
+}
+NAMES = ("choice", *NUMERIC, "grid", "expr")
+
+
+class Trial(Protocol):
+    """What is asked of `optuna.Trial`, or of Ray's wrapper around one."""
+
+    @property
+    def number(self) -> int: ...
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float: ...
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int: ...
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """One of some values, in no order."""
+
+    values: tuple[Any, ...]
+    exhaustive: bool
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """Values that stand for all, to check others against."""
+        return self.values
+
+    @property
+    def _labels(self) -> list[Any]:
+        # Optuna keeps lists and mappings only as text.
+        return [value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value) for value in self.values]
+
+    def suggest(self, trial: Trial, name: str) -> Any:
+        labels = self._labels
+        return self.values[labels.index(trial.suggest_categorical(name, labels))]
+
+    def contains(self, value: Any) -> bool:
+        return value in self.values
+
+    def parameter(self, value: Any) -> Any:
+        """What Optuna keeps for a contained value."""
+        return self._labels[self.values.index(value)]
+
+
+@dataclass(frozen=True)
+class Numeric:
+    """A number between `low` and `high`, both included, evenly on a linear or a logarithmic scale.
+
+    With a quantum, every value is a multiple of it; `whole` values are integers.
+    """
+
+    low: float
+    high: float
+    quantum: float | None
+    log: bool
+    whole: bool
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """Values that stand for all, to check others against."""
+        return (self.low, self.high)
+
+    def suggest(self, trial: Trial, name: str) -> Any:
+        if self.log and self.quantum:  # Optuna has no quantised logarithmic scale
+            return self._multiple(trial.suggest_float(name, self.low, self.high, log=True))
+        if self.whole:
+            return trial.suggest_int(name, int(self.low), int(self.high), step=int(self.quantum or 1), log=self.log)
+        value = trial.suggest_float(name, self.low, self.high, step=self.quantum, log=self.log)
+        return self._multiple(value) if self.quantum else value
+
+    def contains(self, value: Any) -> bool:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not self.low <= value <= self.high:
+            return False
+        return (not self.whole or float(value).is_integer()) and (not self.quantum or self._multiple(value) == value)
+
+    def parameter(self, value: Any) -> Any:
+        """What Optuna keeps for a contained value."""
+        return int(value) if self.whole else value
+
+    def _multiple(self, value: float) -> float:
+        quantum = Decimal(str(self.quantum))
+        multiple = min(max(round(Decimal(str(value)) / quantum) * quantum, Decimal(str(self.low))), Decimal(str(self.high)))
+        return int(multiple) if self.whole else float(multiple)
+
+
+Distribution = Categorical | Numeric
+
+
+def read_categorical(kind: str, arguments: Any, option: Flag, label: str) -> Categorical:
+    """A choice or grid over `arguments`, each typed as the option is.
+
+    Raises:
+        ConfigError: no list, an empty one, one with a value twice, or a value that the option cannot have.
+    """
+    if not isinstance(arguments, list) or not arguments:
+        raise ConfigError(f"{label}: {kind} takes a list of values, as in {{{kind}: [8, 16]}}, not {json.dumps(arguments, default=str)}")
+    values = [option.read(value, f"{label}: {kind}") for value in arguments]
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise ConfigError(f"{label}: {kind} holds {json.dumps(value)} twice")
+    return Categorical(tuple(values), exhaustive=kind == "grid")
+
+
+def read_numeric(kind: str, arguments: Any, option: Flag, label: str) -> Numeric:
+    """A range of numbers from Tune's arguments, for an option that is a number.
+
+    Raises:
+        ConfigError: wrong arguments, or a range with values that the option cannot have.
+    """
+    if option.kind not in ("int", "float"):
+        raise ConfigError(f"{label}: {kind} draws numbers, which {option.name} does not take; use choice")
+    needed = len(NUMERIC[kind].split())
+    numbers = arguments if isinstance(arguments, list) else []
+    if len(numbers) != needed or not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
+        raise ConfigError(f"{label}: {kind} takes {needed} numbers, {NUMERIC[kind]}, not {json.dumps(arguments, default=str)}")
+    low, high = numbers[:2]
+    quantum = numbers[2] if needed == 3 else None
+    log, randint = "log" in kind, kind.endswith("randint")
+    if low >= high:
+        raise ConfigError(f"{label}: {kind}'s lower bound {low} must be below its upper bound {high}")
+    if log and low <= 0:
+        raise ConfigError(f"{label}: {kind}'s lower bound {low} must be above 0, as a logarithmic scale has no 0")
+    if quantum is not None and quantum <= 0:
+        raise ConfigError(f"{label}: {kind}'s quantum {quantum} must be above 0")
+    if (randint or option.kind == "int") and not all(float(number).is_integer() for number in numbers):
+        raise ConfigError(f"{label}: {kind} needs whole numbers here, not {json.dumps(arguments)}")
+    if option.kind == "int" and kind in ("uniform", "loguniform"):
+        instead = "randint or quniform" if kind == "uniform" else "lograndint or qloguniform"
+        raise ConfigError(f"{label}: {kind} draws fractions, but {option.name} is a whole number; use {instead}")
+    if quantum is not None and any(Decimal(str(number)) % Decimal(str(quantum)) for number in (low, high)):
+        raise ConfigError(f"{label}: {kind}'s bounds {low} and {high} must be multiples of its quantum {quantum}")
+    if randint:
+        high -= 1  # Tune's upper bound is not drawn
+    whole = randint or option.kind == "int"
+    for end in (low, high):
+        option.read(int(end) if whole else end, f"{label}: {kind}")
+    return Numeric(low, high, quantum, log, whole)
+
+
+def unknown(kind: Any, label: str) -> ConfigError:
+    """The error for a distribution that there is not."""
+    return ConfigError(f"{label}: there is no distribution {kind!r}{nearest(str(kind), NAMES)}; there are {', '.join(NAMES)}")

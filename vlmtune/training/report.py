@@ -1,0 +1,76 @@
+"""What a run measures while it trains, and where it goes: TensorBoard, and the metrics that are reported."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from tensorboardX import SummaryWriter
+
+
+class Meter:
+    """Counts rows, tokens and seconds of training, and the share of them spent waiting for data."""
+
+    def __init__(self, runs_dir: str | None, progress: Callable[[dict[str, float]], None] | None = None) -> None:
+        self.progress = progress
+        self.writer = SummaryWriter(runs_dir) if runs_dir is not None else None
+        self.started = time.monotonic()
+        self.paused = self.waited = 0.0
+        self.rows = self.tokens = 0
+        self.last: dict[str, float] = {}
+
+    def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The same batches; the time until each is there counts as waiting."""
+        while True:
+            before = time.monotonic()
+            batch = next(batches, None)
+            self.waited += time.monotonic() - before
+            if batch is None:
+                return
+            yield batch
+
+    def count(self, *, rows: int, tokens: int) -> None:
+        if self.rows == 0:
+            self.started = time.monotonic() - self.paused  # loading and the first fetch are not training
+            self.waited = 0.0
+        self.rows += rows
+        self.tokens += tokens
+
+    def pause(self, seconds: float) -> None:
+        """Leave these seconds, of an evaluation, out of the training time."""
+        self.paused += seconds
+
+    def log(self, logs: dict[str, float], step: int, max_steps: int) -> None:
+        """Numbers of one step, to TensorBoard and to `progress`."""
+        numbers = {name: value for name, value in logs.items() if isinstance(value, int | float)}
+        self.last |= numbers
+        if self.writer is not None:
+            for name, value in numbers.items():
+                self.writer.add_scalar(name if name.startswith("eval_") else f"train/{name}", value, step)
+        if self.progress is not None:
+            self.progress({**numbers, "step": step, "max_steps": max_steps})
+
+    def summary(self) -> dict[str, float]:
+        """What is reported beside the evaluation; rates are this rank's."""
+        seconds = max(time.monotonic() - self.started - self.paused, 1e-9)
+        found = {"seconds": seconds, "rows_per_second": self.rows / seconds, "tokens_per_second": self.tokens / seconds}
+        found |= {"data_wait_fraction": min(self.waited / seconds, 1.0), "peak_memory": peak_memory()}
+        if "loss" in self.last:
+            found["train_loss"] = self.last["loss"]
+        if self.writer is not None:
+            self.writer.flush()
+        return found
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def peak_memory() -> float:
+    """Peak memory in GB (2**30 bytes): of the GPU where one is used, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,0 +1,75 @@
+"""The folder of a finished adapter, laid out as transformers and PEFT users expect it."""
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from vlmtune import yaml12
+from vlmtune.config import Settings
+from vlmtune.data.store import Store
+from vlmtune.output import filesystem, write_json, write_text
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+CHECKPOINT_ONLY = ("optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", "README.md")
+PACKAGES = ("vlmtune", "torch", "transformers", "trl", "peft", "bitsandbytes", "ray", "optuna")
+
+
+def save_adapter_folder(checkpoint: str, folder: str, settings: Settings, metrics: dict[str, Any], store: Store) -> None:
+    """Write adapter, processor, `config.yaml`, `metrics.json` and model card; `metrics.json` last, as the mark of a finished run.
+
+    Args:
+        checkpoint: folder or URI of the run's last checkpoint.
+        settings: all that is needed to repeat the run.
+    """
+    source, inner = filesystem(checkpoint)
+    target, out = filesystem(folder)
+    target.create_dir(out, recursive=True)
+    for entry in source.get_file_info(pafs.FileSelector(inner)):
+        kept = not entry.base_name.startswith("rng_state") and entry.base_name not in CHECKPOINT_ONLY
+        if entry.type == pafs.FileType.File and kept:
+            pafs.copy_files(entry.path, f"{out}/{entry.base_name}", source_filesystem=source, destination_filesystem=target)
+    write_text(f"{folder}/config.yaml", yaml12.dump(settings.to_dict()))
+    write_text(f"{folder}/README.md", model_card(settings, metrics, store))
+    write_json(f"{folder}/metrics.json", {**metrics, "data": store.meta.key, "versions": versions()})
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def model_card(settings: Settings, metrics: dict[str, Any], store: Store) -> str:
+    """The adapter's README in the hub's format: what it was made from, how it did, how to load it."""
+    base, model = settings.model.model_name_or_path, settings.model
+    counts = {split: len(store.rows_of(split)) for split in ("train", "eval", "test")}
+    return f"""---
+base_model: {base}
+library_name: peft
+pipeline_tag: image-text-to-text
+tags: [lora, vlmtune]
+---
+
+# LoRA adapter for {base}
+
+| | |
+|---|---|
+| evaluation loss (all {counts["eval"]} evaluation rows, full length) | {metrics["eval_loss"]:.4f} |
+| rows for training / evaluation / test | {counts["train"]} / {counts["eval"]} / {counts["test"]} |
+| rank, alpha, dropout | {model.lora_r}, {model.lora_alpha}, {model.lora_dropout} |
+| learning rate | {settings.get("learning_rate")} |
+| max_length | {settings.get("max_length")} |
+| base weights while training | {model.base_quantization} |
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+base = AutoModelForImageTextToText.from_pretrained("{base}")
+model = PeftModel.from_pretrained(base, "path/to/this/folder")
+processor = AutoProcessor.from_pretrained("path/to/this/folder")
+```
+
+`config.yaml` repeats the run: `python ray_jobs/train.py --config config.yaml --output_dir NEW_FOLDER`.
+"""

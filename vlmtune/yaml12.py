@@ -1,0 +1,112 @@
+"""YAML with the plain values people mean: 1e-5 is a number, 2:8 and no are text, and a key cannot be given twice.
+
+PyYAML follows YAML 1.1, where these are text, the number 128, and false; later keys silently replace earlier ones there.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import yaml
+
+
+class YamlError(Exception):
+    """Text that is no YAML, or holds a key twice. The message says at which line."""
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        _refuse_twins(node)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        return True
+
+
+_PLAIN = {
+    "null": (r"~|null|Null|NULL|", "~nN"),
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?[0-9]+", "-+0123456789"),
+    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
+    "merge": (r"<<", "<"),
+}
+for _class in (_Loader, _Dumper):
+    _class.yaml_implicit_resolvers = {}
+    for _tag, (_pattern, _first) in _PLAIN.items():
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), [*_first, *([""] if _tag == "null" else [])]
+        )
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
+
+
+def load_value(text: str) -> Any:
+    """The value that a YAML (or JSON) text holds.
+
+    Raises:
+        YamlError: it does not parse.
+    """
+    with _one_line():
+        return yaml.load(text, _Loader)
+
+
+def load_options(text: str) -> dict[str, Any] | None:
+    """The entries of a YAML mapping, or None where the text is something else.
+
+    A single value stays as written, "8.5" or "true", for whoever knows its type, as on a command line; an empty one is None.
+    Lists and mappings are read whole.
+
+    Raises:
+        YamlError: it does not parse.
+    """
+    with _one_line():
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            return None
+        _refuse_twins(node)
+        loader.flatten_mapping(node)
+        return {_text(key): _as_written(loader, value) for key, value in node.value}
+
+
+def dump(values: dict[str, Any]) -> str:
+    """YAML that `load_options` reads back, in the order of `values`."""
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
+def _as_written(loader: _Loader, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.ScalarNode):
+        return None if node.tag == "tag:yaml.org,2002:null" else node.value
+    return loader.construct_object(node, deep=True)
+
+
+def _text(key: yaml.Node) -> str:
+    if not isinstance(key, yaml.ScalarNode):
+        raise YamlError(f"line {key.start_mark.line + 1}: a key must be a name")
+    return str(key.value)
+
+
+def _refuse_twins(node: yaml.MappingNode) -> None:
+    seen: dict[str, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, line) != line:
+            raise YamlError(f"line {line}: {key.value} is given a second time; the first is in line {seen[key.value]}")
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """PyYAML's errors, which take several lines, as a `YamlError` of one."""
+    try:
+        yield
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise YamlError(where + (error.problem or error.context or "does not parse")) from None
+    except yaml.YAMLError as error:
+        raise YamlError(" ".join(str(error).split())) from None
+    except RecursionError:
+        raise YamlError("is nested too deeply") from None
