@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from trl import SFTConfig
+from trl.trainer.sft_config import SFTConfig
 
 from vlmtune.arguments import ALIASES, GROUPS, LIMITS, PRESET, UNSUPPORTED
 from vlmtune.config import Settings, TrainingArguments, parse
@@ -343,8 +343,8 @@ def test_shipped_configs_hold_what_they_promise() -> None:
     for name in PRESET:
         got, wanted = llama.get(name), older.get(name)
         assert got == wanted
-    names = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "num_train_epochs")
-    assert [llama.get(name) for name in names] == [2, 2, 512, 3.0]
+    batches = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "num_train_epochs")
+    assert [llama.get(name) for name in batches] == [2, 2, 512, 3.0]
     demo = parse(["--config", str(ROOT / "configs/demo.yaml")])
     assert (demo.data.data_path, demo.model.model_name_or_path, demo.training["output_dir"]) == ("demo/mall", "demo/llava", "out/demo")
 

@@ -9,8 +9,9 @@ ROOT = Path(__file__).parents[1]
 
 # A package may import those of a lower number, and itself.
 LAYERS = {
-    "vlmtune.errors": 0, "vlmtune.config": 1, "vlmtune.data": 2, "vlmtune.model": 3, "vlmtune.evaluation": 4, "vlmtune.training": 5,
-    "vlmtune.packed": 5, "vlmtune.search": 6, "ray_jobs": 7,
+    "vlmtune.errors": 0, "vlmtune.yaml12": 0, "vlmtune.arguments": 0, "vlmtune.flags": 1, "vlmtune.output": 1, "vlmtune.console": 1,
+    "vlmtune.cluster": 1, "vlmtune.config": 2, "vlmtune.data": 3, "vlmtune.model": 4, "vlmtune.evaluation": 5, "vlmtune.training": 6,
+    "vlmtune.packed": 6, "vlmtune.search": 7, "ray_jobs": 8,
 }  # fmt: skip
 DEMO_IMPORTS = {"vlmtune.errors", "vlmtune.data", "vlmtune.demo"}
 WITHOUT_RAY = (
@@ -114,6 +115,8 @@ def test_every_package_has_its_layer() -> None:
         ("vlmtune.evaluation.metrics", "from vlmtune.search.results import table", True),
         ("vlmtune.search.space", "from vlmtune.config import SearchArguments", False),
         ("vlmtune.config", "from vlmtune.errors import ConfigError", False),
+        ("vlmtune.config", "from vlmtune.flags import flags", False),
+        ("vlmtune.flags", "from vlmtune.config import parse", True),
         ("vlmtune.config", "from vlmtune.data.formats import read", True),
         ("vlmtune.errors", "import vlmtune.config", True),
         ("vlmtune.search.tuner", "import ray_jobs.train", True),

@@ -84,8 +84,10 @@ def connect() -> Cluster:
 
 def quiet() -> None:
     """Keep the libraries' own chatter out of the console; it stays in Ray's log files."""
-    for name in ("ray", "ray.tune", "ray.train", "ray.data", "optuna", "transformers", "datasets", "accelerate"):
+    for name in ("ray", "ray.data", "optuna", "transformers", "datasets", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("ray.tune", "ray.train", "bitsandbytes"):  # a trial's failure is reported by us, in a line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="ray")

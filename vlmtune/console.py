@@ -60,7 +60,8 @@ class TrialTable:
     def line(self, row: dict[str, Any]) -> str:
         values = "  ".join(f"{name} {number(row[name])}" for name in self.names if name in row)
         progress = f"  step {row['step']}/{row['max_steps']}  {self.metric} {number(row[self.metric])}" if "step" in row else ""
-        return f"trial {row['number']:>3}  {row['state']:<9}  {values}{progress}"
+        error = f"  {row['error']}" if "error" in row else ""
+        return f"trial {row['number']:>3}  {row['state']:<9}  {values}{progress}{error}"
 
     def table(self) -> Table:
         table = Table(box=None, header_style="bold")

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image
 
 from vlmtune.data import formats
-from vlmtune.data.formats import read_piece, scan
+from vlmtune.data.formats import Piece, read_piece, scan
+from vlmtune.data.paths import ImageRules, RowError, filesystem, join
 from vlmtune.errors import DataError
 
 Row = dict[str, Any]
@@ -211,9 +213,7 @@ def test_pieces_of_a_large_file_know_their_lines(tmp_path: Path, monkeypatch: py
     path = write_lines(tmp_path / "rows.jsonl", *(item for row in rows for item in ("", row, "{broken")))
     pieces = scan(str(path))
     assert len(pieces) > 30
-    assert [(piece.start, piece.stop) for piece in pieces[1:]] == [
-        (before.stop, piece.stop) for before, piece in zip(pieces, pieces[1:], strict=False)
-    ]
+    assert [(piece.start, piece.stop) for piece in pieces[1:]] == [(before.stop, piece.stop) for before, piece in pairwise(pieces)]
     found = read(path)
     good = [row for row in found if row["error"] is None]
     assert [row["source"] for row in good] == [f"{path}:{3 * number - 1}" for number in range(1, 101) if rows[number - 1]["output"]]
@@ -422,7 +422,7 @@ def say(*turns: tuple[str, Any], **more: Any) -> Row:
 
 BAD_ROWS: dict[str, tuple[Any, str]] = {
     "broken": ('{"instruction": "a", "output" "b"}', "not JSON at column 31: Expecting ':' delimiter"),
-    "cut off": ('{"instruction": "a", "output": "b"', "not JSON at column 34: Expecting ',' delimiter"),
+    "cut off": ('{"instruction": "a", "output": "b"', "not JSON at column 35: Expecting ',' delimiter"),
     "two rows on a line": ('{"instruction": "a", "output": "b"} {}', "not JSON at column 36: more text after the end of the row"),
     "NaN": ('{"instruction": "a", "output": "b", "score": NaN}', "NaN is not JSON"),
     "minus Infinity": ('{"instruction": "a", "output": "b", "score": [-Infinity]}', "-Infinity is not JSON"),
@@ -639,6 +639,28 @@ def test_image_root(data: Path) -> None:
         scan(str(path), image_root="nowhere")
 
 
+def test_images_of_data_in_a_bucket() -> None:
+    rules = ImageRules("s3://bucket/data?region=eu-west-1")
+    assert rules.resolve("a b.png") == rules.resolve("sub/../a b.png") == "s3://bucket/data/a%20b.png?region=eu-west-1"
+    assert rules.resolve("s3://bucket/data/a.png?endpoint_override=elsewhere") == "s3://bucket/data/a.png?region=eu-west-1"
+    assert filesystem(rules.resolve("a b%2e.png"))[1] == "bucket/data/a b%2e.png"
+    assert join(rules.root, "messages.txt") == "s3://bucket/data/messages.txt?region=eu-west-1"
+    for name in (
+        "../b.png",
+        "/b.png",
+        "s3://bucket/data2/a.png",
+        "s3://bucket/data/%2e%2e/a.png",
+        "s3://other/data/a.png",
+        "file:///b.png",
+    ):
+        with pytest.raises(RowError, match="leaves the folder"):
+            rules.resolve(name)
+    for name in ("gs://bucket/data/a.png", "https://bucket/data/a.png"):
+        with pytest.raises(RowError, match="is remote"):
+            rules.resolve(name)
+    assert ImageRules(rules.root, allow_outside_paths=True).resolve("../b.png") == "s3://bucket/b.png?region=eu-west-1"
+
+
 # --- the data as a whole ---
 
 WHOLE: dict[str, tuple[str, bytes, str]] = {
@@ -695,6 +717,18 @@ def test_hub_name_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.Monk
         DataError, match="nobody/none: no such file or folder here, and no Hugging Face dataset of that name could be loaded"
     ):
         scan("nobody/none")
+
+
+def test_dataset_that_datasets_builds_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "repository").mkdir()
+    write_lines(tmp_path / "repository" / "train.jsonl", HELLO, {**HELLO, "image": "/etc/passwd"})
+    piece = Piece("hub", str(tmp_path / "repository"), "owner/name", ImageRules(str(tmp_path / "cache")), stop=2)
+    good, bad = read_piece(piece)
+    assert good == {"source": "owner/name row 0", "messages": [ASKED, ANSWERED], "images": [], "group": None, "error": None}
+    assert (bad["source"], "leaves the folder" in bad["error"]) == ("owner/name row 1", True)
 
 
 def test_mixed_formats_and_unknown_columns(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from vlmtune.data.frames import Dialogue, Frame, frame_conversations, scan_frames
+from vlmtune.data.hub import dataset_records, load_dataset
 from vlmtune.data.jsonfiles import BLOCK_BYTES, ArrayReader, StrictDecoder, read_lines, split_lines
 from vlmtune.data.paths import ImageRules, RowError, absolute, filesystem, join, one_line, parent, scheme
 from vlmtune.data.records import FIELDS, REQUIRED, Found, conversation, group_of
@@ -206,26 +207,13 @@ def _scan_hub(whole: Piece, image_root: str | None) -> list[Piece]:
 
 
 def _scan_dataset(whole: Piece) -> list[Piece]:
-    data = _load_dataset(whole)
+    data = load_dataset(whole.path, whole.shown, from_hub=whole.format == "hub")
     _check_columns(data.column_names, whole)
     if not len(data):
         raise DataError(f"{whole.shown} has no rows: nothing to learn from")
     starts = range(0, len(data), ROWS_PER_PIECE)
     whole = replace(whole, version=str(data._fingerprint))
     return [replace(whole, start=start, stop=min(start + ROWS_PER_PIECE, len(data)), first=start) for start in starts]
-
-
-def _load_dataset(piece: Piece) -> Any:
-    import datasets
-
-    if piece.format == "hub":
-        return datasets.load_dataset(piece.path, split="train")
-    data = datasets.load_from_disk(piece.path)
-    if isinstance(data, datasets.DatasetDict):
-        if "train" not in data:
-            raise DataError(f"{piece.shown} has no split 'train' (it has: {', '.join(data)}): give the folder of the split to read")
-        return data["train"]
-    return data
 
 
 def _check_columns(names: list[str], whole: Piece) -> None:
@@ -261,31 +249,10 @@ def _read_parquet(piece: Piece) -> Iterator[Found]:
 
 
 def _read_dataset(piece: Piece) -> Iterator[Found]:
-    import datasets
-
-    data = _load_dataset(piece)
+    data = load_dataset(piece.path, piece.shown, from_hub=piece.format == "hub")
     columns = [name for name in data.column_names if name in (*FIELDS, piece.group_by)]
-    features = datasets.Features({name: _keep_encoded(data.features[name]) for name in columns})
-    rows = data.select(range(piece.start, piece.stop)).select_columns(columns).with_format("arrow")
-    number = piece.first
-    for table in rows.iter(ROWS_AT_ONCE):
-        for stored in table.to_pylist():
-            record = features.decode_example(stored)
-            yield Found(f"{piece.shown} row {number}", record, record)
-            number += 1
-
-
-def _keep_encoded(feature: Any) -> Any:
-    """The feature with images left as {"bytes", "path"}: they are decoded later, with our own checks."""
-    import datasets
-
-    if isinstance(feature, datasets.Image):
-        return datasets.Image(decode=False)
-    if isinstance(feature, dict):
-        return {name: _keep_encoded(inner) for name, inner in feature.items()}
-    if isinstance(feature, datasets.List | datasets.LargeList):
-        return type(feature)(_keep_encoded(feature.feature))
-    return feature
+    for number, record in enumerate(dataset_records(data, piece.start, piece.stop, columns), piece.first):
+        yield Found(f"{piece.shown} row {number}", record, record)
 
 
 READERS: dict[str, Callable[[Piece], Iterator[Found]]] = {

@@ -82,7 +82,7 @@ def read_lines(file: IO[bytes], shown: str, start: int, stop: int, line: int, ma
 
 def _line(text: bytes, source: str, decoder: StrictDecoder) -> Found:
     try:
-        decoded = text.decode()
+        decoded = text.decode().rstrip(SPACE)
         begin = len(decoded) - len(decoded.lstrip(SPACE))
         record, end, fault = decoder.decode(decoded, begin)
     except UnicodeDecodeError as error:
@@ -91,7 +91,7 @@ def _line(text: bytes, source: str, decoder: StrictDecoder) -> Found:
         return Found(source, error=f"not JSON at column {error.colno}: {error.msg}")
     except (ValueError, RecursionError) as error:
         return Found(source, error=_unreadable(error))
-    if decoded[end:].strip(SPACE):
+    if end < len(decoded):
         return Found(source, error=f"not JSON at column {end + 1}: more text after the end of the row")
     return Found(source, record, record, fault)
 

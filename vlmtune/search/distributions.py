@@ -49,10 +49,12 @@ class Categorical:
         return [value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value) for value in self.values]
 
     def suggest(self, trial: Trial, name: str) -> Any:
+        """A value for the option `name` in `trial`."""
         labels = self._labels
         return self.values[labels.index(trial.suggest_categorical(name, labels))]
 
     def contains(self, value: Any) -> bool:
+        """Whether `value` could be drawn."""
         return value in self.values
 
     def parameter(self, value: Any) -> Any:
@@ -79,6 +81,7 @@ class Numeric:
         return (self.low, self.high)
 
     def suggest(self, trial: Trial, name: str) -> Any:
+        """A value for the option `name` in `trial`."""
         if self.log and self.quantum:  # Optuna has no quantised logarithmic scale
             return self._multiple(trial.suggest_float(name, self.low, self.high, log=True))
         if self.whole:
@@ -87,6 +90,7 @@ class Numeric:
         return self._multiple(value) if self.quantum else value
 
     def contains(self, value: Any) -> bool:
+        """Whether `value` could be drawn."""
         if not isinstance(value, int | float) or isinstance(value, bool) or not self.low <= value <= self.high:
             return False
         return (not self.whole or float(value).is_integer()) and (not self.quantum or self._multiple(value) == value)

@@ -14,7 +14,7 @@ from vlmtune.errors import ConfigError
 from vlmtune.search import results
 from vlmtune.search.space import Space
 from vlmtune.search.tuner import POINT, run_search
-from vlmtune.training.run import claim_for, output_folder, prepared, start
+from vlmtune.training.run import claim_for, located, output_folder, prepared, start
 from vlmtune.training.save import save_adapter_folder
 
 
@@ -30,6 +30,7 @@ def search_adapter(settings: Settings) -> str:
     else:
         folder = output_folder(settings)
         output.check_free(folder, overwrite=settings.data.overwrite)
+    settings = located(settings)
     space = Space.parse(settings.search.search_space or {}, settings)
     if not space.names:
         raise ConfigError("search_space is empty: name at least one flag to search, as in configs/demo.yaml, or use train.py")
@@ -111,4 +112,5 @@ class ShowTrials(tune.Callback):  # type: ignore[misc]
         self.shown.update(trial.trial_id, state=results.state_of(trial.last_result, failed=False).lower())
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self.shown.update(trial.trial_id, state="failed")
+        error = trial.get_pickled_error()
+        self.shown.update(trial.trial_id, state="failed", error=str(error).strip().splitlines()[-1] if error else "")

@@ -27,6 +27,7 @@ def train_adapter(settings: Settings) -> str:
     Raises:
         UserError: for whatever is wrong with the settings, the data, the model or the machine, before anything is written.
     """
+    settings = located(settings)
     folder = output_folder(settings)
     output.check_free(folder, overwrite=settings.data.overwrite)
     cluster = start(settings)
@@ -40,6 +41,12 @@ def train_adapter(settings: Settings) -> str:
         outcome = _run_and_watch(settings, store, folder, cluster, printer)
     save_adapter_folder(outcome.checkpoint, folder, settings, outcome.metrics, store)
     return folder
+
+
+def located(settings: Settings) -> Settings:
+    """The settings with a model folder's path made absolute: workers run in other directories."""
+    name = settings.model.model_name_or_path
+    return settings.replace(model_name_or_path=str(Path(name).absolute())) if Path(name).is_dir() else settings
 
 
 def start(settings: Settings) -> Cluster:

@@ -1,0 +1,49 @@
+"""Hugging Face datasets, by name or saved folder, as records whose images are still encoded."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from vlmtune.errors import DataError
+
+ROWS_AT_ONCE = 32  # in memory; each may hold encoded images
+
+
+def load_dataset(path: str, shown: str, *, from_hub: bool) -> Any:
+    """The `train` split of the hub's dataset `path`, downloaded unless it lies in the cache; or of a folder that `save_to_disk` wrote.
+
+    Raises DataError for a saved folder without this split, and what `datasets` raises.
+    """
+    import datasets
+
+    if from_hub:
+        return datasets.load_dataset(path, split="train")
+    data = datasets.load_from_disk(path)
+    if not isinstance(data, datasets.DatasetDict):
+        return data
+    if "train" not in data:
+        raise DataError(f"{shown} has no split 'train' (it has: {', '.join(data)}): give the folder of the split to read")
+    return data["train"]
+
+
+def dataset_records(data: Any, start: int, stop: int, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """Rows `start` to `stop` of a dataset, with `columns` only; images as {"bytes", "path"}."""
+    import datasets
+
+    features = datasets.Features({name: _keep_encoded(data.features[name]) for name in columns})
+    rows = data.select(range(start, stop)).select_columns(columns).with_format("arrow")
+    for table in rows.iter(ROWS_AT_ONCE):
+        for stored in table.to_pylist():
+            yield features.decode_example(stored)
+
+
+def _keep_encoded(feature: Any) -> Any:
+    """The feature without the decoding of images: they are decoded later, by our own checks."""
+    import datasets
+
+    if isinstance(feature, datasets.Image):
+        return datasets.Image(decode=False)
+    if isinstance(feature, dict):
+        return {name: _keep_encoded(inner) for name, inner in feature.items()}
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        return type(feature)(_keep_encoded(feature.feature))
+    return feature
