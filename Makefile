@@ -28,6 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 			echo "vlmtune needs Python 3.11 or 3.12 with its venv module; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 2; \
 		fi; \
 		echo "making $(VENV) from $$("$$found" --version)"; "$$found" -m venv --clear $(VENV); }
+	@echo "installing into $(VENV): a few minutes"
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import warnings
 from dataclasses import dataclass
 
 import ray
@@ -61,16 +60,13 @@ def connect() -> Cluster:
     Raises:
         ConfigError: if RAY_ADDRESS names a cluster that does not answer.
     """
-    quiet()
     os.environ |= {name: value for name, value in WORKER_ENV.items() if name not in os.environ}
     options = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": dict(WORKER_ENV)}}
     address = os.environ.get("RAY_ADDRESS")
     try:
-        if address:
-            context = ray.init(**options)
-        else:
-            # The dashboard stays on: without it, runs that Tune stops leak their placement groups.
-            context = ray.init(**options, include_dashboard=True, object_store_memory=OBJECT_STORE_BYTES)
+        # The dashboard stays on: without it, runs that Tune stops leak their placement groups.
+        ours = {} if address else {"include_dashboard": True, "object_store_memory": OBJECT_STORE_BYTES}
+        context = ray.init(**options, **ours)
     except (ConnectionError, RuntimeError) as error:
         where = f"RAY_ADDRESS={address}" if address else "this machine"
         raise ConfigError(f"cannot reach or start Ray on {where}: {str(error).splitlines()[0]}") from error
@@ -80,14 +76,3 @@ def connect() -> Cluster:
     most = {name: max(now.get(name, 0.0), float(later.get(name, 0.0))) for name in ("CPU", "GPU")}
     url = context.dashboard_url
     return Cluster(f"http://{url}" if url else None, most["CPU"], most["GPU"], len(ray.nodes()))
-
-
-def quiet() -> None:
-    """Keep the libraries' own chatter out of the console; it stays in Ray's log files."""
-    for name in ("ray", "ray.data", "optuna", "transformers", "datasets", "accelerate"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for name in ("ray.tune", "ray.train", "bitsandbytes"):  # a trial's failure is reported by us, in a line
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module="ray")

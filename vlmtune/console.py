@@ -1,14 +1,30 @@
 """What a person sees while a run goes on: few plain lines, and a live table where the terminal can show one."""
 
+import logging
+import os
 import sys
 import time
+import warnings
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+# Ray's note that more Python processes run than CPUs: so it is meant, most of them wait.
+NOTED_BY_RAY = "PYTHON worker processes have been started"
 SECONDS_BETWEEN_LINES = 5.0  # of a run's steps, where they are printed line by line
+
+
+def quiet() -> None:
+    """Keep the libraries' own chatter out of the console; call it before they are imported. It stays in Ray's log files."""
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", NOTED_BY_RAY)
+    for name in ("ray", "ray.data", "optuna", "transformers", "datasets", "accelerate", "trl", "peft"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("ray.tune", "ray.train", "bitsandbytes"):  # a trial's failure is reported by us, in a line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    for category in (FutureWarning, DeprecationWarning, UserWarning):
+        warnings.simplefilter("ignore", category)
 
 
 def say(text: str) -> None:

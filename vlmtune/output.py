@@ -6,16 +6,12 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from vlmtune.data.paths import filesystem
 from vlmtune.errors import ConfigError
 
 # Files whose presence shows that a folder was written by train.py or tune.py, and that the run in it ended.
 OURS = ("config.yaml", "search.yaml")
 FINISHED = ("metrics.json", "trials.parquet")
-
-
-def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow file system of a local path or URI, and the path within it."""
-    return pafs.FileSystem.from_uri(path) if "://" in path else (pafs.LocalFileSystem(), path)
 
 
 def place(path: str, *, in_job: bool, flag: str = "--output_dir") -> str:
@@ -27,7 +23,9 @@ def place(path: str, *, in_job: bool, flag: str = "--output_dir") -> str:
     if "://" in path:
         return path.rstrip("/")
     if in_job and not Path(path).is_absolute():
-        raise ConfigError(f"{flag} {path}: inside a Ray job give an absolute path or a URI; the job's working directory is deleted after it")
+        raise ConfigError(
+            f"{flag} {path}: inside a Ray job give an absolute path or a URI; the job's working directory is deleted after it"
+        )
     return str(Path(path).absolute())
 
 

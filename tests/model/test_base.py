@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from vlmtune.data.processor import load_processor
 from vlmtune.demo.models import write_model
 from vlmtune.errors import ModelError
-from vlmtune.model.base import check_model, default_dtype, load_base, load_processor
+from vlmtune.model.base import check_model, default_dtype, load_base
 from vlmtune.model.frozen import Int8Linear, dequantize_weight
 
 CPU = torch.device("cpu")
@@ -252,7 +253,8 @@ def hub() -> Iterator[str]:
 ASK = """
 import sys
 from vlmtune.errors import ModelError
-from vlmtune.model.base import check_model, load_processor
+from vlmtune.data.processor import load_processor
+from vlmtune.model.base import check_model
 for name in sys.argv[1:]:
     for load in (check_model, load_processor):
         try:

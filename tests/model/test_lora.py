@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from vlmtune.data.processor import load_processor
 from vlmtune.demo.models import write_model
 from vlmtune.errors import ModelError
-from vlmtune.model.base import load_base, load_processor
+from vlmtune.model.base import load_base
 from vlmtune.model.frozen import Int8Linear, dequantize_weight
 from vlmtune.model.lora import attach, initial_a, kept_in_fp32, load_adapter, lora_config, save_adapter, target_modules, to_fp32
 

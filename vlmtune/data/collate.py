@@ -98,7 +98,9 @@ def probe(processor: Any) -> Pixels:
     return whole
 
 
-def collate(examples: Sequence[Example], *, pad_token_id: int, per_row: bool, filler: bool = False, multiple: int = 1) -> dict[str, np.ndarray]:
+def collate(
+    examples: Sequence[Example], *, pad_token_id: int, per_row: bool, filler: bool = False, multiple: int = 1
+) -> dict[str, np.ndarray]:
     """Stack examples into one batch, padded on the right.
 
     Args:
@@ -149,8 +151,9 @@ def _lengthen(part: np.ndarray, length: int) -> np.ndarray:
 
 def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
     """Join along dimension 0 after padding every other dimension with zeros to the largest."""
-    largest = np.max([part.shape[1:] for part in parts], axis=0) if parts[0].ndim > 1 else []
-    padded = [np.pad(part, [(0, 0)] + [(0, int(most - size)) for most, size in zip(largest, part.shape[1:], strict=True)]) for part in parts]
+    largest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    gaps = [[(0, 0)] + [(0, most - size) for most, size in zip(largest, part.shape[1:], strict=True)] for part in parts]
+    padded = [np.pad(part, gap) if any(after for _, after in gap) else part for part, gap in zip(parts, gaps, strict=True)]
     return np.concatenate(padded)
 
 

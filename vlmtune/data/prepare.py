@@ -23,12 +23,12 @@ import ray.data
 from vlmtune.data.collate import Pixels, probe
 from vlmtune.data.formats import Piece, read_piece, scan
 from vlmtune.data.images import ImageError, content_hash, load_image
+from vlmtune.data.paths import filesystem
+from vlmtune.data.processor import load_processor
 from vlmtune.data.split import EVAL, connected, split
-from vlmtune.data.store import INDEX, Meta, Store, write_shard
+from vlmtune.data.store import IMAGES, INDEX, Meta, Store, file_states, write_shard
 from vlmtune.data.tokenize import EncodeError, Example, RowEncoder, required_length
 from vlmtune.errors import DataError
-from vlmtune.model.base import load_processor
-from vlmtune.output import filesystem
 
 ROWS_PER_TASK = 64  # rows in one encoding task and one shard: a second or two of work at LLaVA's image size
 SHOWN_BAD_ROWS = 5
@@ -82,6 +82,8 @@ def prepare(source: Source, cache_dir: str) -> Store:
     Args:
         cache_dir: folder or URI that every worker can reach.
 
+    A store is found by its key, and used if the image files that its rows name are as they were.
+
     Raises:
         DataError: bad rows with `on_bad_row="error"`, no rows at all, a split that would be empty.
         ModelError: a processor that cannot be loaded.
@@ -89,19 +91,30 @@ def prepare(source: Source, cache_dir: str) -> Store:
     pieces = source.pieces()
     processor = load_processor(source.model, revision=source.revision, trust_remote_code=source.trust_remote_code)
     key = fingerprint(source, pieces, processor)
-    folder = f"{cache_dir.rstrip('/')}/{key}"
-    fs, inner = filesystem(folder)
-    if not Store.exists(folder):
-        making = f"{folder}.{uuid.uuid4().hex[:8]}.part"
-        fs.create_dir(filesystem(making)[1], recursive=True)
-        try:
-            _make(source, pieces, processor, making, key)
-            if not Store.exists(folder):  # somebody else may have finished the same store meanwhile: either is right
-                fs.move(filesystem(making)[1], inner)
-        finally:
-            if fs.get_file_info(filesystem(making)[1]).type == pafs.FileType.Directory:
-                fs.delete_dir(filesystem(making)[1])
-    return Store(folder)
+    cache, inner = filesystem(cache_dir)
+    cache.create_dir(inner, recursive=True)
+    found = next((folder for folder in _stores_of(cache_dir, key) if Store(folder).images_unchanged()), None)
+    if found is not None:
+        return Store(found)
+    making = f"{cache_dir}/{key}.{uuid.uuid4().hex[:8]}.part"
+    cache.create_dir(filesystem(making)[1])
+    try:
+        _make(source, pieces, processor, making, key)
+        # Two runs that prepare the same data at once end in two names for the same rows: either is right.
+        made = making.removesuffix(".part")
+        cache.move(filesystem(making)[1], filesystem(made)[1])
+    finally:
+        if cache.get_file_info(filesystem(making)[1]).type == pafs.FileType.Directory:
+            cache.delete_dir(filesystem(making)[1])
+    return Store(made)
+
+
+def _stores_of(cache_dir: str, key: str) -> list[str]:
+    """The finished stores of this key, in name order."""
+    cache, inner = filesystem(cache_dir)
+    names = sorted(entry.base_name for entry in cache.get_file_info(pafs.FileSelector(inner)))
+    finished = [f"{cache_dir}/{name}" for name in names if name.startswith(f"{key}.") and not name.endswith(".part")]
+    return [folder for folder in finished if Store.exists(folder)]
 
 
 def fingerprint(source: Source, pieces: Sequence[Piece], processor: Any) -> str:
@@ -111,18 +124,12 @@ def fingerprint(source: Source, pieces: Sequence[Piece], processor: Any) -> str:
         "format": 1,
         "options": options,
         "pieces": [asdict(piece) for piece in pieces],
-        "files": [_file_state(path) for path in sorted({piece.path for piece in pieces})],
+        "files": file_states(sorted({piece.path for piece in pieces})),
         "processor": processor.to_json_string(),
         "template": processor.chat_template or processor.tokenizer.chat_template,
         "tokenizer": hashlib.blake2b(processor.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
     }
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=12).hexdigest()
-
-
-def _file_state(path: str) -> tuple[str, int | None, str]:
-    fs, inner = filesystem(path)
-    info = fs.get_file_info(inner)
-    return path, info.size, str(info.mtime_ns)
 
 
 def quiet_ray_data() -> None:
@@ -184,6 +191,7 @@ def _encode_row(encoder: RowEncoder, row: dict[str, Any]) -> tuple[dict[str, Any
         "keys": keys + ([f"group {row['group']}"] if row["group"] is not None else []),
         "tokens": len(example.input_ids),
         "image_tokens": example.image_tokens,
+        "images": [reference for reference in row["images"] if isinstance(reference, str)],
         "answer_tokens": int((example.labels >= 0).sum()),
         "required": required_length(example),
     }
@@ -213,6 +221,9 @@ def _finish(source: Source, lines: list[dict[str, Any]], processor: Any, pixels:
     groups = connected([line["keys"] for line in good])
     for line, group, side in zip(good, groups, _sides(source, good, groups), strict=True):
         line |= {"group": group, "split": side}
+    images = sorted({image for line in good for image in line["images"]})
+    states = [{"path": path, "state": state} for path, state in file_states(images)]
+    pq.write_table(pa.Table.from_pylist(states, schema=IMAGES), f"{inner}/images.parquet", filesystem=fs)
     pq.write_table(pa.Table.from_pylist(good, schema=INDEX), f"{inner}/index.parquet", filesystem=fs)
     pad = processor.tokenizer.pad_token_id
     meta = Meta(key, pixels, processor.tokenizer.eos_token_id if pad is None else pad, len(good), len(bad))

@@ -1,14 +1,15 @@
 """The prepared store: rows that were tokenised and resized once, in Parquet, readable at random by any trial on any node.
 
-    FOLDER/rows-*.parquet     what `Example` holds, in row groups of about a megabyte
-    FOLDER/index.parquet      a line per row: where it is, its split, source and lengths
-    FOLDER/meta.json          how to pad, stack and normalise; written last, so a folder without it is not a store
+FOLDER/rows-*.parquet     what `Example` holds, in row groups of about a megabyte
+FOLDER/index.parquet      a line per row: where it is, its split, source and lengths
+FOLDER/meta.json          how to pad, stack and normalise; written last, so a folder without it is not a store
 """
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,9 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from vlmtune.data.collate import Pixels
+from vlmtune.data.paths import filesystem, scheme
 from vlmtune.data.tokenize import Example
 from vlmtune.errors import DataError
-from vlmtune.output import filesystem
 
 ROW_GROUP_BYTES = 1 << 20  # what one random read fetches: a few LLaVA images (0.34 MB each), thousands of text rows
 ROWS = pa.schema(
@@ -43,6 +44,21 @@ INDEX = pa.schema(
         ("offset", pa.int32()),
     ]
 )
+
+IMAGES = pa.schema([("path", pa.string()), ("state", pa.string())])
+
+
+def file_states(paths: Sequence[str]) -> list[tuple[str, str]]:
+    """(path, size and time of the last change) of each file; a web address has no state that could be asked for cheaply."""
+    states = []
+    for service, names in groupby(paths, key=scheme):
+        group = list(names)
+        if service in ("http", "https"):
+            continue
+        fs = filesystem(group[0])[0]
+        infos = fs.get_file_info([filesystem(path)[1] for path in group])
+        states += [(path, f"{info.type.name} {info.size} {info.mtime_ns}") for path, info in zip(group, infos, strict=True)]
+    return states
 
 
 def write_shard(path: str, examples: Sequence[Example]) -> list[tuple[int, int]]:
@@ -116,6 +132,12 @@ class Store:
         found: pafs.FileInfo = fs.get_file_info(f"{inner}/meta.json")
         return found.type == pafs.FileType.File
 
+    def images_unchanged(self) -> bool:
+        """Whether the image files that the rows were made of are as they were then; asks for their state, not for their content."""
+        fs, inner = filesystem(self.folder)
+        known = pq.read_table(f"{inner}/images.parquet", filesystem=fs).to_pydict()
+        return file_states(known["path"]) == list(zip(known["path"], known["state"], strict=True))
+
     def rows_of(self, split: str) -> np.ndarray:
         """Row numbers of a split, in the order of the sources; shape `[n]`."""
         return np.flatnonzero(self._splits == split)
@@ -150,7 +172,9 @@ class Store:
         try:
             columns = _open_shard(f"{self.folder}/{shard}").read_row_group(group, use_threads=False).to_pydict()
         except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"prepared rows {self.folder}/{shard} cannot be read ({error}): delete {self.folder} to prepare again") from error
+            raise DataError(
+                f"prepared rows {self.folder}/{shard} cannot be read ({error}): delete {self.folder} to prepare again"
+            ) from error
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 

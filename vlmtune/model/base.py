@@ -1,4 +1,4 @@
-"""Find, check, load, quantise and freeze a vision-language base model and its processor.
+"""Find, check, load, quantise and freeze a vision-language base model.
 
 Everything that is wrong with the model's name, its folder, the licence or the network becomes a `ModelError` of one plain line. Out of
 memory stays `torch.OutOfMemoryError`, because a search treats it as an infeasible trial and not as a mistake.
@@ -7,41 +7,21 @@ memory stays `torch.OutOfMemoryError`, because a search treats it as an infeasib
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vlmtune.data.processor import first_line, plain_model_errors
 from vlmtune.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 Quantization = Literal["none", "nf4", "int8"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 # In the order in which transformers prefers them.
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-
-
-def load_processor(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> ProcessorMixin:
-    """The processor (tokenizer and image processor) of a model on the Hub or in a folder.
-
-    Raises:
-        ModelError: it is not there, gated, damaged, or has no image processor.
-    """
-    from transformers import AutoProcessor, ProcessorMixin
-
-    with _plain_errors(name, revision):
-        auto: Any = AutoProcessor
-        processor = auto.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    if not isinstance(processor, ProcessorMixin) or getattr(processor, "image_processor", None) is None:
-        raise ModelError(
-            f"{name}: no vision-language processor there (found {type(processor).__name__}, which takes no images): "
-            "give a vision-language model, or copy its processor_config.json and preprocessor_config.json into the folder"
-        )
-    return processor
 
 
 def check_model(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -55,7 +35,7 @@ def check_model(name: str, *, revision: str = "main", trust_remote_code: bool = 
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    with _plain_errors(name, revision):
+    with plain_model_errors(name, revision):
         config: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     remote_classes = getattr(config, "auto_map", None) or {}
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and "AutoModelForImageTextToText" not in remote_classes:
@@ -103,7 +83,7 @@ def load_base(
         config.quantization_config = {**stored, "bnb_4bit_compute_dtype": str(resolved).removeprefix("torch.")}
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    with _plain_errors(name, revision):
+    with plain_model_errors(name, revision):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             name,
             config=config,
@@ -205,7 +185,7 @@ def _check_weight_files(folder: Path) -> None:
             with safe_open(shard, framework="pt"):
                 pass
         except SafetensorError as error:
-            raise ModelError(f"{shard} is damaged or cut short ({_first_line(error)}): copy or download it again") from error
+            raise ModelError(f"{shard} is damaged or cut short ({first_line(error)}): copy or download it again") from error
 
 
 def _check_loading(name: str, info: dict[str, Any]) -> None:
@@ -216,67 +196,3 @@ def _check_loading(name: str, info: dict[str, Any]) -> None:
     if info["mismatched_keys"]:
         key, stored, expected = sorted(info["mismatched_keys"], key=lambda entry: str(entry[0]))[0]
         raise ModelError(f"{name} does not fit its own config.json: {key} is {list(stored)} in the weights, {list(expected)} by the config")
-
-
-@contextmanager
-def _plain_errors(name: str, revision: str) -> Iterator[None]:
-    """Turns what transformers, huggingface_hub and safetensors raise about a model into a `ModelError`."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise ModelError(_explain(error, name, revision)) from error
-
-
-def _explain(error: Exception, name: str, revision: str) -> str:
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-    from safetensors import SafetensorError
-
-    causes = list(_causes(error))
-
-    def caused_by(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(cause, kinds) for cause in causes)
-
-    folder = Path(name)
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        return f"{name} is a LoRA adapter, not a base model: give the base that its adapter_config.json names"
-    if caused_by(GatedRepoError):
-        page = f"https://huggingface.co/{name}"
-        return f"{name} is gated: accept its licence on {page}, then log in with `hf auth login` or set HF_TOKEN"
-    if caused_by(RevisionNotFoundError):
-        return f"{name} has no revision {revision!r}: see the model's page for its branches, tags and commits"
-    if caused_by(RepositoryNotFoundError):
-        return f"{name} is neither a folder nor a model on the Hub: check the spelling, or, if it is private, log in with `hf auth login`"
-    if caused_by(HFValidationError):
-        return f"{name} is not there: no such folder, and no name of a model on the Hub (OWNER/MODEL)"
-    if caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled):
-        return (
-            f"{name} is neither a folder nor in the local cache, and the Hub cannot be reached: check the name and the network, "
-            "unset HF_HUB_OFFLINE, or download the model first with `hf download`"
-        )
-    if caused_by(SafetensorError):
-        return f"{name}: a weight file is damaged ({_first_line(error)}): copy or download it again"
-    if caused_by(ImportError):
-        return f"{name} needs a package that is not installed: {_first_line(error)}"
-    if "trust_remote_code" in str(error):
-        return f"{name} brings its own Python code: read it, and pass --trust_remote_code if you trust it"
-    return f"{name} cannot be loaded: {_first_line(error)}"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 from ray import tune
 
 from vlmtune.config import Settings
-from vlmtune.output import filesystem
+from vlmtune.data.paths import filesystem
 from vlmtune.search.tuner import POINT
 
-COMPLETE, PRUNED, FAILED, INFEASIBLE = "COMPLETE", "PRUNED", "FAILED", "INFEASIBLE"
+STATES = COMPLETE, PRUNED, FAILED, INFEASIBLE = "COMPLETE", "PRUNED", "FAILED", "INFEASIBLE"
 MEASURED = ("eval_loss", "step", "seconds", "tokens_per_second", "peak_memory")
 
 

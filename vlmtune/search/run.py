@@ -70,7 +70,7 @@ def finish(settings: Settings, space: Space, store: Store, folder: str, cluster:
     chosen = results.settings_of(best, settings)
     save_adapter_folder(best.checkpoint, f"{folder}/best", chosen, reported(best.metrics), store)
     results.write_table(rows, space.names, folder)
-    counts = {state: sum(row.state == state for row in rows) for state in (results.COMPLETE, results.PRUNED, results.FAILED, results.INFEASIBLE)}
+    counts = {state: sum(row.state == state for row in rows) for state in results.STATES}
     own = rows[0].metrics.get(metric) if rows[0].state != results.FAILED else None
     lines = [
         "",

@@ -20,7 +20,9 @@ TRIAL_CPUS = 0.01  # a trial's driver only waits for its workers; a whole CPU ea
 POINT = "point"  # the key of a grid point in a trial's Tune config
 
 
-def run_search(settings: Settings, store: Store, output_dir: str, cluster: Cluster, callback: tune.Callback, *, resume: bool) -> tune.ResultGrid:
+def run_search(
+    settings: Settings, store: Store, output_dir: str, cluster: Cluster, callback: tune.Callback, *, resume: bool
+) -> tune.ResultGrid:
     """Run the search of `settings` into `output_dir`/tune, or go on with the one that is there."""
     space = Space.parse(settings.search.search_space or {}, settings)
     trial = tune.with_resources(

@@ -40,7 +40,9 @@ def run_in_process(values: dict[str, Any], store: Store, output_dir: str, *, pro
         reports.append((metrics, folder))
 
     work_dir = f"{output_dir}/checkpoints"
-    train(values, store, rows=partial(read_batches, store), report=report, work_dir=work_dir, runs_dir=f"{output_dir}/runs", progress=progress)
+    train(
+        values, store, rows=partial(read_batches, store), report=report, work_dir=work_dir, runs_dir=f"{output_dir}/runs", progress=progress
+    )
     metrics, folder = reports[-1]
     return Outcome(metrics, folder)
 

@@ -19,9 +19,10 @@ from trl import SFTTrainer
 
 from vlmtune.config import Settings, TrainingArguments
 from vlmtune.data.order import MicroBatch, Order, evaluation_order
+from vlmtune.data.processor import load_processor
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
-from vlmtune.model.base import load_base, load_processor
+from vlmtune.model.base import load_base
 from vlmtune.model.lora import attach, kept_in_fp32, lora_config, target_modules
 from vlmtune.training.report import Meter
 
@@ -173,7 +174,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
                 processing_class=processor,
                 train_dataset=Dataset.from_dict({"input_ids": [[0]] * order.rows}),
                 eval_dataset=Dataset.from_dict({"input_ids": [[0]]}),
-                data_collator=lambda batch: batch,
+                data_collator=lambda batch: {"batch": batch},
             )
         self.store, self.order, self.rank, self.rows, self.meter = store, order, rank, rows, meter
         self.first_step = first_step

@@ -8,8 +8,9 @@ import pyarrow.fs as pafs
 
 from vlmtune import yaml12
 from vlmtune.config import Settings
+from vlmtune.data.paths import filesystem
 from vlmtune.data.store import Store
-from vlmtune.output import filesystem, write_json, write_text
+from vlmtune.output import write_json, write_text
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 CHECKPOINT_ONLY = ("optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", "README.md")

@@ -1,0 +1,96 @@
+"""The model's processor, and what goes wrong between a model's name and its files, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmtune.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+
+def load_processor(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> ProcessorMixin:
+    """The processor (tokenizer and image processor) of a model on the Hub or in a folder.
+
+    Raises:
+        ModelError: it is not there, gated, damaged, or has no image processor.
+    """
+    from transformers import AutoProcessor, ProcessorMixin
+
+    with plain_model_errors(name, revision):
+        auto: Any = AutoProcessor
+        processor = auto.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    if not isinstance(processor, ProcessorMixin) or getattr(processor, "image_processor", None) is None:
+        raise ModelError(
+            f"{name}: no vision-language processor there (found {type(processor).__name__}, which takes no images): "
+            "give a vision-language model, or copy its processor_config.json and preprocessor_config.json into the folder"
+        )
+    return processor
+
+
+@contextmanager
+def plain_model_errors(name: str, revision: str) -> Iterator[None]:
+    """Turns what transformers, huggingface_hub and safetensors raise about a model into a `ModelError`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        raise ModelError(_explain(error, name, revision)) from error
+
+
+def _explain(error: Exception, name: str, revision: str) -> str:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    from safetensors import SafetensorError
+
+    causes = list(_causes(error))
+
+    def caused_by(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    folder = Path(name)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        return f"{name} is a LoRA adapter, not a base model: give the base that its adapter_config.json names"
+    if caused_by(GatedRepoError):
+        page = f"https://huggingface.co/{name}"
+        return f"{name} is gated: accept its licence on {page}, then log in with `hf auth login` or set HF_TOKEN"
+    if caused_by(RevisionNotFoundError):
+        return f"{name} has no revision {revision!r}: see the model's page for its branches, tags and commits"
+    if caused_by(RepositoryNotFoundError):
+        return f"{name} is neither a folder nor a model on the Hub: check the spelling, or, if it is private, log in with `hf auth login`"
+    if caused_by(HFValidationError):
+        return f"{name} is not there: no such folder, and no name of a model on the Hub (OWNER/MODEL)"
+    if caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled):
+        return (
+            f"{name} is neither a folder nor in the local cache, and the Hub cannot be reached: check the name and the network, "
+            "unset HF_HUB_OFFLINE, or download the model first with `hf download`"
+        )
+    if caused_by(SafetensorError):
+        return f"{name}: a weight file is damaged ({first_line(error)}): copy or download it again"
+    if caused_by(ImportError):
+        return f"{name} needs a package that is not installed: {first_line(error)}"
+    if "trust_remote_code" in str(error):
+        return f"{name} brings its own Python code: read it, and pass --trust_remote_code if you trust it"
+    return f"{name} cannot be loaded: {first_line(error)}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
