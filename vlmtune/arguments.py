@@ -13,6 +13,8 @@ from transformers.training_args import OptimizerNames
 from trl.trainer.model_config import ModelConfig
 from trl.trainer.sft_config import SFTConfig
 
+from vlmtune.errors import ConfigError
+
 Quantization = Literal["none", "nf4", "int8"]
 
 # Older names of the field, accepted wherever the name on the right is.
@@ -85,7 +87,7 @@ class ModelArguments(ModelConfig):
 
     _argument_group_name: ClassVar[str] = "model and LoRA"
 
-    dtype: str | None = field(
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = field(
         default=None,
         metadata=_help(
             "Type that the base computes in. By default bfloat16 where the device has it, else float32.",
@@ -115,6 +117,13 @@ class ModelArguments(ModelConfig):
     def __post_init__(self) -> None:
         # Not ModelConfig's: it turns a list of one name into a string, which PEFT takes for a pattern.
         pass
+
+    @property
+    def base_model(self) -> str:
+        """The base's folder or name on the Hub. Parsed settings always have one."""
+        if self.model_name_or_path is None:
+            raise ConfigError("model_name_or_path is missing")
+        return self.model_name_or_path
 
     @property
     def base_quantization(self) -> Quantization:

@@ -3,6 +3,7 @@
 import logging
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray._private import state as ray_state
@@ -61,11 +62,11 @@ def connect() -> Cluster:
         ConfigError: if RAY_ADDRESS names a cluster that does not answer.
     """
     os.environ |= {name: value for name, value in WORKER_ENV.items() if name not in os.environ}
-    options = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": dict(WORKER_ENV)}}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": dict(WORKER_ENV)}}
     address = os.environ.get("RAY_ADDRESS")
     try:
         # The dashboard stays on: without it, runs that Tune stops leak their placement groups.
-        ours = {} if address else {"include_dashboard": True, "object_store_memory": OBJECT_STORE_BYTES}
+        ours: dict[str, Any] = {} if address else {"include_dashboard": True, "object_store_memory": OBJECT_STORE_BYTES}
         context = ray.init(**options, **ours)
     except (ConnectionError, RuntimeError) as error:
         where = f"RAY_ADDRESS={address}" if address else "this machine"

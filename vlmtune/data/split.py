@@ -47,14 +47,14 @@ def split(groups: Sequence[str], *, eval_fraction: float, test_fraction: float, 
     rest = iter(shuffled)
     for side, fraction in ((TEST, test_fraction), (EVAL, eval_fraction)):
         wanted, filled = round(fraction * len(groups)) or int(fraction > 0), 0
-        while filled < wanted and (group := next(rest, None)) is not None:
-            for row in members[group]:
+        while filled < wanted and (following := next(rest, None)) is not None:
+            for row in members[following]:
                 sides[row] = side
-            filled += len(members[group])
-    for side, fraction in ((TRAIN, 1.0), (EVAL, eval_fraction), (TEST, test_fraction)):
-        if fraction > 0 and side not in sides:
+            filled += len(members[following])
+    for part, share in ((TRAIN, 1.0), (EVAL, eval_fraction), (TEST, test_fraction)):
+        if share > 0 and part not in sides:
             raise DataError(
-                f"{len(groups)} rows in {len(members)} groups of equal images or --group_by values leave no row for {side}: "
+                f"{len(groups)} rows in {len(members)} groups of equal images or --group_by values leave no row for {part}: "
                 "give more data, or a smaller --eval_fraction or --test_fraction"
             )
     return sides

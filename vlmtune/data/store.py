@@ -130,7 +130,7 @@ class Store:
     def exists(folder: str) -> bool:
         fs, inner = filesystem(folder)
         found: pafs.FileInfo = fs.get_file_info(f"{inner}/meta.json")
-        return found.type == pafs.FileType.File
+        return bool(found.type == pafs.FileType.File)
 
     def images_unchanged(self) -> bool:
         """Whether the image files that the rows were made of are as they were then; asks for their state, not for their content."""

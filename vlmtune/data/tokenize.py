@@ -8,6 +8,7 @@ right for every template, with or without `{% generation %}` marks.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,9 @@ class Example:
     @property
     def labels(self) -> np.ndarray:
         """`[T]` int64, the token's id where it is trained on, else IGNORED."""
-        return np.where(self.kinds == ANSWER, self.input_ids, IGNORED).astype(np.int64)
+        labels = self.input_ids.astype(np.int64)
+        labels[self.kinds != ANSWER] = IGNORED
+        return labels
 
     @property
     def image_tokens(self) -> int:
@@ -227,9 +230,16 @@ class RowEncoder:
 
 def _marked(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The messages with `vlmtune<n>text` in place of the n-th text."""
-    numbers = iter(range(1_000_000))
-    mark = lambda part: {"type": "text", "text": f"vlmtune{next(numbers)}text"} if part["type"] == "text" else part  # noqa: E731
-    return [{"role": message["role"], "content": [mark(part) for part in message["content"]]} for message in messages]
+    numbers = count()
+    return [
+        {
+            "role": message["role"],
+            "content": [
+                {"type": "text", "text": f"vlmtune{next(numbers)}text"} if part["type"] == "text" else part for part in message["content"]
+            ],
+        }
+        for message in messages
+    ]
 
 
 def _join(pieces: list[str], texts: list[str]) -> str:

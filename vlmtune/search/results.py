@@ -44,7 +44,7 @@ def state_of(metrics: dict[str, Any] | None, *, failed: bool) -> str:
 def rows_of(grid: tune.ResultGrid) -> list[TrialRow]:
     """The trials of a search in the order in which they started."""
     rows = []
-    for result in grid:
+    for result in (grid[index] for index in range(len(grid))):
         metrics = dict(result.metrics or {})
         config = dict(result.config or {})
         error = str(result.error).strip().splitlines()[-1] if result.error else None

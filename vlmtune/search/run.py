@@ -93,7 +93,7 @@ def reported(metrics: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if name in names or name.startswith("eval_") or name.endswith("_per_second")}
 
 
-class ShowTrials(tune.Callback):  # type: ignore[misc]
+class ShowTrials(tune.Callback):
     """Passes what Tune knows of the trials on to the console."""
 
     def __init__(self, shown: TrialTable) -> None:

@@ -21,7 +21,7 @@ def constraints(trial: FrozenTrial) -> tuple[float]:
     return (trial.user_attrs.get(CONSTRAINT, 0.0),)
 
 
-class TrialSearch(OptunaSearch):  # type: ignore[misc]
+class TrialSearch(OptunaSearch):
     """OptunaSearch, except for how trials end.
 
     OptunaSearch tells a stopped trial as COMPLETE with its early value, which biases TPE; here it is PRUNED, with the values that it
@@ -40,5 +40,5 @@ class TrialSearch(OptunaSearch):  # type: ignore[misc]
             return
         trial = self._ot_trials[trial_id]
         trial.set_user_attr(CONSTRAINT, float(infeasible))
-        self._ot_study.tell(trial, state=TrialState.PRUNED)
+        trial.study.tell(trial, state=TrialState.PRUNED)
         self._completed_trials.add(trial_id)

@@ -73,9 +73,9 @@ def make_scheduler(settings: Settings) -> TrialScheduler:
 
 def evaluations(settings: Settings) -> int:
     """How often a trial evaluates, as far as the flags tell: exact for the usual share of a run, else a bound."""
-    steps = settings.get("eval_steps")
+    steps: float | None = settings.get("eval_steps")
     if settings.get("eval_strategy") == "epoch":
-        return math.ceil(settings.get("num_train_epochs"))
+        return math.ceil(float(settings.get("num_train_epochs")))
     return math.ceil(1 / steps) if steps is not None and 0 < steps < 1 else 100
 
 

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray.train
 from ray.train import Checkpoint, CheckpointConfig, RunConfig, ScalingConfig
@@ -69,7 +69,8 @@ def run_on_ray(
     trainer = TorchTrainer(
         worker,
         train_loop_config={"values": values, "store": store, "runs_dir": runs_dir, "progress": progress},
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=worker_resources(use_gpu)),
+        # Ray Train's own ScalingConfig takes a range for an elastic run, the type that it is exported under does not say so.
+        scaling_config=ScalingConfig(num_workers=cast(int, workers), use_gpu=use_gpu, resources_per_worker=worker_resources(use_gpu)),
         run_config=RunConfig(
             storage_path=storage_path,
             name=name,
@@ -78,6 +79,8 @@ def run_on_ray(
         ),
     )
     result = trainer.fit()
+    if result.metrics is None or result.checkpoint is None:
+        raise RuntimeError(f"the run {name} ended without a report")
     return Outcome(result.metrics, result.checkpoint.path)
 
 

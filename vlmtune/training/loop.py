@@ -15,7 +15,7 @@ import torch.distributed as dist
 from datasets import Dataset
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
-from trl import SFTTrainer
+from trl.trainer.sft_trainer import SFTTrainer
 
 from vlmtune.config import Settings, TrainingArguments
 from vlmtune.data.order import MicroBatch, Order, evaluation_order
@@ -61,7 +61,7 @@ def train(
     settings = Settings.from_dict(values)
     args = training_arguments(settings, work_dir)
     model = adapted_model(settings, args)
-    processor = load_processor(settings.model.model_name_or_path, revision=settings.model.model_revision)
+    processor = load_processor(settings.model.base_model, revision=settings.model.model_revision)
     order = Order(
         rows=len(store.rows_of(TRAIN)),
         per_device=args.per_device_train_batch_size,
@@ -98,7 +98,7 @@ def adapted_model(settings: Settings, args: TrainingArguments) -> Any:
     """The frozen base of the settings with a new adapter, on this worker's device."""
     model = settings.model
     base = load_base(
-        model.model_name_or_path,
+        model.base_model,
         quantization=model.base_quantization,
         dtype=model.dtype,
         device=args.device,
@@ -149,7 +149,7 @@ class BatchStream(IterableDataset):  # type: ignore[type-arg]
         yield from self.fetch(self.order.epoch(epoch, self.rank, first_step))
 
 
-class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
+class AdapterTrainer(SFTTrainer):
     """SFTTrainer over prepared rows: our order, our evaluation loss, fp32 adapters."""
 
     def __init__(
@@ -177,21 +177,22 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
                 data_collator=lambda batch: {"batch": batch},
             )
         self.store, self.order, self.rank, self.rows, self.meter = store, order, rank, rows, meter
-        self.first_step = first_step
+        self.first_step, self.max_length = first_step, args.max_length
+        self.adapted = model
 
     def get_train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
         def fetch(batches: list[MicroBatch]) -> Iterator[Batch]:
-            return self.meter.timed(self.rows(TRAIN, batches, self.args.max_length))
+            return self.meter.timed(self.rows(TRAIN, batches, self.max_length))
 
         return DataLoader(BatchStream(self.order, self.rank, self.first_step, fetch), batch_size=None)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         on_device: Batch = super()._prepare_inputs(inputs)
-        return self.store.meta.pixels.normalize(on_device, self.model.dtype)
+        return self.store.meta.pixels.normalize(on_device, self.adapted.dtype)
 
     def training_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
         self.meter.count(rows=len(inputs["input_ids"]), tokens=int(inputs["attention_mask"].sum()))
-        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)  # type: ignore[no-untyped-call]
         return loss
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
@@ -202,17 +203,17 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         started = time.monotonic()
         rows = len(self.store.rows_of(EVAL))
         batches = evaluation_order(rows, self.args.per_device_eval_batch_size, self.rank, self.order.world)
-        training = self.model.training
-        self.model.eval()
+        training = self.adapted.training
+        self.adapted.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         for batch in self.rows(EVAL, batches, None):
             inputs = self._prepare_inputs(batch)
             with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = self.model(**inputs, use_cache=False, fused_lm_head=True)
+                outputs = self.adapted(**inputs, use_cache=False, fused_lm_head=True)
             total += torch.stack([-outputs.log_probs.double().sum(), outputs.label_mask.sum().double()])
         if self.order.world > 1:
             dist.all_reduce(total)
-        self.model.train(training)
+        self.adapted.train(training)
         seconds = time.monotonic() - started
         self.meter.pause(seconds)
         metrics = {f"{metric_key_prefix}_loss": (total[0] / total[1]).item(), f"{metric_key_prefix}_seconds": seconds}
@@ -228,7 +229,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         """Checkpoints need no card; the finished adapter gets its own."""
 
 
-class ReportAtEvaluation(TrainerCallback):  # type: ignore[misc]
+class ReportAtEvaluation(TrainerCallback):
     """Evaluate at the last step too, save after each evaluation, and report both together."""
 
     def __init__(self, meter: Meter, report: Report) -> None:
@@ -240,8 +241,8 @@ class ReportAtEvaluation(TrainerCallback):  # type: ignore[misc]
             control.should_evaluate = True
         return control
 
-    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any) -> TrainerControl:
-        self.metrics = metrics
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        self.metrics = kwargs["metrics"]
         control.should_save = True
         return control
 

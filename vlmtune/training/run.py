@@ -45,14 +45,14 @@ def train_adapter(settings: Settings) -> str:
 
 def located(settings: Settings) -> Settings:
     """The settings with a model folder's path made absolute: workers run in other directories."""
-    name = settings.model.model_name_or_path
+    name = settings.model.base_model
     return settings.replace(model_name_or_path=str(Path(name).absolute())) if Path(name).is_dir() else settings
 
 
 def start(settings: Settings) -> Cluster:
     """Check model and machine, and connect to Ray."""
     check_model(
-        settings.model.model_name_or_path,
+        settings.model.base_model,
         revision=settings.model.model_revision,
         trust_remote_code=settings.get("trust_remote_code"),
     )
@@ -86,7 +86,7 @@ def prepared(settings: Settings) -> Store:
         raise ConfigError("--data_path is missing: give a file, a folder or a dataset's name")
     source = Source(
         data_path=data.data_path if "://" in data.data_path else str(Path(data.data_path)),
-        model=settings.model.model_name_or_path,
+        model=settings.model.base_model,
         revision=settings.model.model_revision,
         trust_remote_code=settings.get("trust_remote_code"),
         eval_data_path=data.eval_data_path,

@@ -43,7 +43,8 @@ def versions() -> dict[str, str]:
 
 def model_card(settings: Settings, metrics: dict[str, Any], store: Store) -> str:
     """The adapter's README in the hub's format: what it was made from, how it did, how to load it."""
-    base, model = settings.model.model_name_or_path, settings.model
+    model = settings.model
+    base = model.base_model
     counts = {split: len(store.rows_of(split)) for split in ("train", "eval", "test")}
     return f"""---
 base_model: {base}
