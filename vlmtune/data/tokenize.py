@@ -112,7 +112,8 @@ def shorten(example: Example, max_length: int | None) -> Example:
 def _protected(kinds: np.ndarray, first_answer: int) -> np.ndarray:
     """`[T]` bool: tokens that are never cut."""
     positions = np.arange(len(kinds))
-    return (kinds == IMAGE) | ((kinds == TEMPLATE) & (positions < first_answer))
+    protected: np.ndarray = (kinds == IMAGE) | ((kinds == TEMPLATE) & (positions < first_answer))
+    return protected
 
 
 class RowEncoder:
