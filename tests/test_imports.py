@@ -9,9 +9,9 @@ ROOT = Path(__file__).parents[1]
 
 # A package may import those of a lower number, and itself.
 LAYERS = {
-    "vlmtune.errors": 0, "vlmtune.yaml12": 0, "vlmtune.arguments": 0, "vlmtune.flags": 1, "vlmtune.output": 1, "vlmtune.console": 1,
-    "vlmtune.cluster": 1, "vlmtune.config": 2, "vlmtune.data": 3, "vlmtune.model": 4, "vlmtune.evaluation": 5, "vlmtune.training": 6,
-    "vlmtune.packed": 6, "vlmtune.search": 7, "ray_jobs": 8,
+    "vlmtune.errors": 0, "vlmtune.yaml12": 0, "vlmtune.arguments": 1, "vlmtune.console": 1, "vlmtune.cluster": 1, "vlmtune.flags": 2,
+    "vlmtune.config": 3, "vlmtune.data": 4, "vlmtune.output": 5, "vlmtune.model": 5, "vlmtune.evaluation": 6, "vlmtune.training": 7,
+    "vlmtune.packed": 7, "vlmtune.search": 8, "ray_jobs": 9,
 }  # fmt: skip
 DEMO_IMPORTS = {"vlmtune.errors", "vlmtune.data", "vlmtune.demo"}
 WITHOUT_RAY = (

@@ -14,8 +14,10 @@ from vlmtune.errors import ConfigError, ResourceError
 # share of the memory that it sees, and some machines show little of theirs until it is used.
 OBJECT_STORE_BYTES = 2 * 2**30
 
-# CPUs that a training worker counts for. Less than one, so that reading tasks find room on a machine whose CPUs all train.
-WORKER_CPUS = 0.5
+# CPUs that a training worker counts for, and a task that reads rows for it. Less than one, so that four workers and the tasks that feed
+# them find room on two CPUs.
+WORKER_CPUS = 0.4
+READ_CPUS = 0.25
 
 WORKER_ENV = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -41,8 +43,9 @@ class Cluster:
         """Raises ResourceError where `workers` cannot be placed even when nothing else runs."""
         if self.gpus > 0 and not use_cpu and workers > self.gpus:
             raise ResourceError(f"--num_workers {workers}: one GPU each is needed, and this cluster has {self.gpus:g}")
-        if workers * WORKER_CPUS > self.cpus:
-            raise ResourceError(f"--num_workers {workers}: {WORKER_CPUS:g} CPU each is needed, and this cluster has {self.cpus:g} CPUs")
+        most = int((self.cpus - READ_CPUS) / WORKER_CPUS)
+        if workers > most:
+            raise ResourceError(f"--num_workers {workers}: this cluster's {self.cpus:g} CPUs have room for {most}")
 
     def fitting_trials(self, workers: int, use_cpu: bool) -> int:
         """How many trials of `workers` workers run side by side."""
@@ -67,7 +70,7 @@ def connect() -> Cluster:
     try:
         # The dashboard stays on: without it, runs that Tune stops leak their placement groups.
         ours: dict[str, Any] = {} if address else {"include_dashboard": True, "object_store_memory": OBJECT_STORE_BYTES}
-        context = ray.init(**options, **ours)
+        context = ray.init(**options, **ours, ignore_reinit_error=True)  # a process may train several adapters
     except (ConnectionError, RuntimeError) as error:
         where = f"RAY_ADDRESS={address}" if address else "this machine"
         raise ConfigError(f"cannot reach or start Ray on {where}: {str(error).splitlines()[0]}") from error

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from vlmtune.data.paths import filesystem
+from vlmtune.data.paths import absolute, filesystem, one_line, scheme
 from vlmtune.errors import ConfigError
 
 # Files whose presence shows that a folder was written by train.py or tune.py, and that the run in it ended.
@@ -15,18 +15,20 @@ FINISHED = ("metrics.json", "trials.parquet")
 
 
 def place(path: str, *, in_job: bool, flag: str = "--output_dir") -> str:
-    """The path as it will be printed and handed to workers: a URI as it is, anything else absolute.
+    """The path as it will be printed and handed to workers: absolute, or a URI of a file system that pyarrow opens.
 
     Raises:
-        ConfigError: for a relative path inside a Ray job, whose working directory is deleted with the job.
+        ConfigError: for a relative path inside a Ray job, whose working directory is deleted with the job, or for such a file system.
     """
-    if "://" in path:
-        return path.rstrip("/")
-    if in_job and not Path(path).is_absolute():
+    if not scheme(path) and in_job and not Path(path).is_absolute():
         raise ConfigError(
             f"{flag} {path}: inside a Ray job give an absolute path or a URI; the job's working directory is deleted after it"
         )
-    return str(Path(path).absolute())
+    try:
+        filesystem(path)
+    except (ValueError, NotImplementedError, OSError) as error:
+        raise ConfigError(f"{flag} {path}: cannot be opened: {one_line(error)}") from error
+    return absolute(path)
 
 
 def check_free(folder: str, *, overwrite: bool) -> None:
@@ -57,9 +59,22 @@ def claim(folder: str, *, overwrite: bool) -> None:
     fs.delete_dir_contents(inner)
 
 
+def exists(path: str) -> bool:
+    """Whether there is a file of this path or URI."""
+    fs, inner = filesystem(path)
+    return bool(fs.get_file_info(inner).type == pafs.FileType.File)
+
+
+def read_text(path: str) -> str:
+    fs, inner = filesystem(path)
+    with fs.open_input_stream(inner) as stream:
+        return bytes(stream.read()).decode()
+
+
 def write_text(path: str, text: str) -> None:
     """Write a text file in one move: it is either there whole or not at all."""
     fs, inner = filesystem(path)
+    fs.create_dir(inner.rpartition("/")[0], recursive=True)
     part = f"{inner}.part"
     with fs.open_output_stream(part) as stream:
         stream.write(text.encode())

@@ -125,7 +125,9 @@ def _decode(file: IO[bytes], max_pixels: int) -> Image.Image:
         _check_size(image.width, image.height, max_pixels)
         try:
             image.load()
-            return _to_rgb(image).transpose(UPRIGHT[turn]) if (turn := _orientation(image)) in UPRIGHT else _to_rgb(image)
+            upright = _to_rgb(image).transpose(UPRIGHT[turn]) if (turn := _orientation(image)) in UPRIGHT else _to_rgb(image)
+            upright.format = image.format  # Pillow's copies forget it
+            return upright
         except ImageError:
             raise
         except DAMAGED as error:

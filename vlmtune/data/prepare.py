@@ -7,10 +7,13 @@ pixels never cross the object store on the way in. What comes back to the driver
 import hashlib
 import json
 import logging
+import pickle
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,19 +22,21 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray
 import ray.data
+from ray.exceptions import RayTaskError
 
+from vlmtune.config import Settings
 from vlmtune.data.collate import Pixels, probe
+from vlmtune.data.facts import FACTS, facts_of, kind_of
 from vlmtune.data.formats import Piece, read_piece, scan
 from vlmtune.data.images import ImageError, content_hash, load_image
-from vlmtune.data.paths import filesystem
+from vlmtune.data.paths import filesystem, scheme
 from vlmtune.data.processor import load_processor
-from vlmtune.data.split import EVAL, connected, split
-from vlmtune.data.store import IMAGES, INDEX, Meta, Store, file_states, write_shard
+from vlmtune.data.split import EVAL, TRAIN, connected, split
+from vlmtune.data.store import BAD_ROWS, IMAGES, INDEX, Meta, Store, file_states, write_shard
 from vlmtune.data.tokenize import EncodeError, Example, RowEncoder, required_length
-from vlmtune.errors import DataError
+from vlmtune.errors import ConfigError, DataError, UserError
 
 ROWS_PER_TASK = 64  # rows in one encoding task and one shard: a second or two of work at LLaVA's image size
-SHOWN_BAD_ROWS = 5
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,32 @@ class Source:
     allow_outside_paths: bool = False
     allow_remote_images: bool = False
 
+    @classmethod
+    def of(cls, settings: Settings) -> "Source":
+        """The source that the settings of a run name.
+
+        Raises:
+            ConfigError: they name no data.
+        """
+        data = settings.data
+        if data.data_path is None:
+            raise ConfigError("--data_path is missing: give a file, a folder or a dataset's name")
+        return cls(
+            data_path=data.data_path if "://" in data.data_path else str(Path(data.data_path)),
+            model=settings.model.base_model,
+            revision=settings.model.model_revision,
+            trust_remote_code=settings.get("trust_remote_code"),
+            eval_data_path=data.eval_data_path,
+            image_root=data.image_root,
+            group_by=data.group_by,
+            eval_fraction=data.eval_fraction,
+            test_fraction=data.test_fraction,
+            seed=settings.get("seed"),
+            on_bad_row=data.on_bad_row,
+            allow_outside_paths=data.allow_outside_paths,
+            allow_remote_images=data.allow_remote_images,
+        )
+
     def pieces(self) -> list[Piece]:
         """The pieces of the training data and then of the evaluation data."""
         return [piece for path in (self.data_path, self.eval_data_path) if path is not None for piece in self._scan(path)]
@@ -71,22 +102,32 @@ class Source:
 
 
 @lru_cache(maxsize=2)
-def _encoder(model: str, revision: str, trust_remote_code: bool, raw_pixels: bool) -> RowEncoder:
-    """One encoder a worker process: loading a processor costs a second, a row a few milliseconds."""
+def _encoder(model: str, revision: str, trust_remote_code: bool, raw_pixels: bool, key: str) -> RowEncoder:
+    """One encoder a worker process: loading a processor costs a second, a row a few milliseconds. `key`: a changed one is loaded again."""
     return RowEncoder(load_processor(model, revision=revision, trust_remote_code=trust_remote_code), raw_pixels=raw_pixels)
 
 
 def prepare(source: Source, cache_dir: str) -> Store:
-    """The prepared store of `source` under `cache_dir`: found there, or made by Ray Data and then put there in one move.
+    """The prepared store of `source`, if it can be trained on as `source` says.
 
     Args:
         cache_dir: folder or URI that every worker can reach.
 
-    A store is found by its key, and used if the image files that its rows name are as they were.
-
     Raises:
         DataError: bad rows with `on_bad_row="error"`, no rows at all, a split that would be empty.
         ModelError: a processor that cannot be loaded.
+    """
+    store = find_or_make(source, cache_dir)
+    if (refusal := store.refusal(source.on_bad_row)) is not None:
+        raise DataError(refusal)
+    return store
+
+
+def find_or_make(source: Source, cache_dir: str) -> Store:
+    """The prepared store of `source` under `cache_dir`, whether it can be trained on or not: see `Store.refusal`.
+
+    It is found there by its key, and used if the image files that its rows name are as they were; else it is made by Ray Data and then
+    put there in one move. Raises DataError where the data as a whole cannot be read, and ModelError.
     """
     pieces = source.pieces()
     processor = load_processor(source.model, revision=source.revision, trust_remote_code=source.trust_remote_code)
@@ -119,9 +160,9 @@ def _stores_of(cache_dir: str, key: str) -> list[str]:
 
 def fingerprint(source: Source, pieces: Sequence[Piece], processor: Any) -> str:
     """The store's key: changes with a data file, the processor, its template, or an option that changes rows."""
-    options = {name: value for name, value in asdict(source).items() if name not in ("model", "revision")}
+    options = {name: value for name, value in asdict(source).items() if name not in ("model", "revision", "on_bad_row")}
     parts = {
-        "format": 1,
+        "format": 2,
         "options": options,
         "pieces": [asdict(piece) for piece in pieces],
         "files": file_states(sorted({piece.path for piece in pieces})),
@@ -138,7 +179,19 @@ def quiet_ray_data() -> None:
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context.raise_original_map_exception = True  # not wrapped, see `plain_task_errors`
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it prints the traceback of an error that it raises as well
+
+
+@contextmanager
+def plain_task_errors() -> Iterator[None]:
+    """Around a Ray Data run: a UserError of one of its tasks is raised as it was there, one line, without what Ray adds to it."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise type(error.cause)(str(error.cause).partition("\n")[0]) from None
+        raise
 
 
 def _make(source: Source, pieces: Sequence[Piece], processor: Any, folder: str, key: str) -> None:
@@ -148,14 +201,15 @@ def _make(source: Source, pieces: Sequence[Piece], processor: Any, folder: str, 
 
     def read(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for number, row in enumerate(read_piece(pieces[item["piece"]])):
-            yield {"piece": item["piece"], "number": number, "row": _pack(row)}
+            # Bytes, because Arrow would force the ragged messages of different rows into one shape.
+            yield {"piece": item["piece"], "number": number, "row": pickle.dumps(row)}
 
     def encode(batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        encoder = _encoder(source.model, source.revision, source.trust_remote_code, pixels.raw)
+        encoder = _encoder(source.model, source.revision, source.trust_remote_code, pixels.raw, key)
         lines, examples = [], []
         for piece, number, packed in zip(batch["piece"], batch["number"], batch["row"], strict=True):
-            line, example = _encode_row(encoder, _unpack(packed))
-            lines.append({"piece": int(piece), "number": int(number), **line})
+            line, example = _encode_row(encoder, pickle.loads(packed))
+            lines.append({"piece": int(piece), "number": int(number), "format": pieces[piece].format, **line})
             if example is not None:
                 examples.append(example)
         if examples:
@@ -168,32 +222,34 @@ def _make(source: Source, pieces: Sequence[Piece], processor: Any, folder: str, 
 
     rows = ray.data.from_items([{"piece": index} for index in range(len(pieces))], override_num_blocks=len(pieces)).flat_map(read)
     encoded = rows.repartition(target_num_rows_per_block=ROWS_PER_TASK).map_batches(encode, batch_size=ROWS_PER_TASK)
-    lines = [json.loads(row["line"]) for row in encoded.iter_rows()]
+    with plain_task_errors():
+        lines = [json.loads(row["line"]) for row in encoded.iter_rows()]
     _finish(source, sorted(lines, key=lambda line: (line["piece"], line["number"])), processor, pixels, folder, key)
 
 
 def _encode_row(encoder: RowEncoder, row: dict[str, Any]) -> tuple[dict[str, Any], Example | None]:
     """The index line of one row, and the row itself unless it is bad."""
-    line: dict[str, Any] = {"source": row["source"], "error": row["error"], "shard": None, "row_group": 0, "offset": 0}
+    names = [reference for reference in row["images"] if isinstance(reference, str)]
+    line: dict[str, Any] = {"source": row["source"], "images": names, "error": None, "shard": None, "row_group": 0, "offset": 0}
     if row["error"] is not None:
-        return line, None
+        return {**line, "error": row["error"], "kind": kind_of(row["error"])}, None
     try:
         images = [load_image(reference) for reference in row["images"]]
     except ImageError as error:
-        names = ", ".join(reference for reference in row["images"] if isinstance(reference, str))
-        return {**line, "error": f"image {names}: {error}" if names else f"image: {error}"}, None
+        reason = f"image {', '.join(names)}: {error}" if names else f"image: {error}"
+        return {**line, "error": reason, "kind": kind_of(f"image: {error}")}, None
     try:
         example = encoder.encode(row["messages"], images)
     except EncodeError as error:
-        return {**line, "error": str(error)}, None
-    keys = [content_hash(image) for image in images] or [_prompt_hash(row["messages"])]
+        return {**line, "error": str(error), "kind": kind_of(str(error))}, None
+    hashes = [content_hash(image) for image in images]
     line |= {
-        "keys": keys + ([f"group {row['group']}"] if row["group"] is not None else []),
+        "keys": (hashes or [_prompt_hash(row["messages"])]) + ([f"group {row['group']}"] if row["group"] is not None else []),
         "tokens": len(example.input_ids),
         "image_tokens": example.image_tokens,
-        "images": [reference for reference in row["images"] if isinstance(reference, str)],
         "answer_tokens": int((example.labels >= 0).sum()),
         "required": required_length(example),
+        **facts_of(row["messages"], images, hashes),
     }
     return line, example
 
@@ -205,28 +261,30 @@ def _prompt_hash(messages: list[dict[str, Any]]) -> str:
 
 
 def _finish(source: Source, lines: list[dict[str, Any]], processor: Any, pixels: Pixels, folder: str, key: str) -> None:
-    """Write the index and, last, the meta file; or refuse the data."""
+    """Write the bad rows, the index and, last, the meta file, which also says why the good rows cannot be trained on, if so."""
     bad = [line for line in lines if line["error"] is not None]
     good = [line for line in lines if line["error"] is None]
-    if bad and source.on_bad_row == "error":
-        raise DataError(bad_rows_message(bad, len(lines)))
-    if not good:
-        raise DataError(f"{source.data_path}: no usable row" + (f"; {bad_rows_message(bad, len(lines))}" if bad else ""))
     fs, inner = filesystem(folder)
-    if bad:
-        with fs.open_output_stream(f"{inner}/bad_rows.jsonl") as stream:
-            for line in bad:
-                reason = {"source": line["source"], "reason": line["error"]}
-                stream.write((json.dumps(reason, ensure_ascii=False) + "\n").encode())
+    with fs.open_output_stream(f"{inner}/{BAD_ROWS}") as stream:
+        for line in bad:
+            reason = {"source": line["source"], "reason": line["error"], "kind": line["kind"]}
+            stream.write((json.dumps(reason, ensure_ascii=False) + "\n").encode())
     groups = connected([line["keys"] for line in good])
-    for line, group, side in zip(good, groups, _sides(source, good, groups), strict=True):
+    problem = None if good else f"{source.data_path}: no usable row"
+    try:
+        sides = _sides(source, good, groups) if good else []
+    except DataError as error:
+        sides, problem = [TRAIN] * len(good), str(error)
+    for line, group, side in zip(good, groups, sides, strict=True):
         line |= {"group": group, "split": side}
-    images = sorted({image for line in good for image in line["images"]})
+    images = sorted({image for line in lines for image in line["images"]})
     states = [{"path": path, "state": state} for path, state in file_states(images)]
-    pq.write_table(pa.Table.from_pylist(states, schema=IMAGES), f"{inner}/images.parquet", filesystem=fs)
-    pq.write_table(pa.Table.from_pylist(good, schema=INDEX), f"{inner}/index.parquet", filesystem=fs)
+    # A download that failed may work the next time: `images_unchanged` never finds this state again.
+    states += [{"path": path, "state": "not there"} for line in bad for path in line["images"] if scheme(path) in ("http", "https")]
+    for name, rows, schema in (("images", states, IMAGES), ("facts", good, FACTS), ("index", good, INDEX)):
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), f"{inner}/{name}.parquet", filesystem=fs)
     pad = processor.tokenizer.pad_token_id
-    meta = Meta(key, pixels, processor.tokenizer.eos_token_id if pad is None else pad, len(good), len(bad))
+    meta = Meta(key, pixels, processor.tokenizer.eos_token_id if pad is None else pad, len(good), len(bad), problem)
     with fs.open_output_stream(f"{inner}/meta.json") as stream:
         stream.write(json.dumps(meta.to_dict(), indent=2).encode())
 
@@ -245,24 +303,3 @@ def _sides(source: Source, lines: list[dict[str, Any]], groups: list[str]) -> li
     if shared := next((lines[index] for index in own if groups[index] in held_out), None):
         raise DataError(f"{shared['source']}: the same image or group is also in {source.eval_data_path}; remove it from one of them")
     return out
-
-
-def bad_rows_message(bad: Sequence[dict[str, Any]], rows: int) -> str:
-    """One line on the bad rows: the first few with their reasons, and how to go on without them."""
-    shown = "; ".join(f"{line['source']}: {line['error']}" for line in bad[:SHOWN_BAD_ROWS])
-    more = f"; and {len(bad) - SHOWN_BAD_ROWS} more" if len(bad) > SHOWN_BAD_ROWS else ""
-    return f"{shown}{more} ({len(bad)} of {rows} rows are bad; --on_bad_row skip goes on without them)"
-
-
-def _pack(row: dict[str, Any]) -> bytes:
-    """A row as bytes, because Arrow would force the ragged messages of different rows into one shape."""
-    import pickle
-
-    return pickle.dumps(row, protocol=pickle.HIGHEST_PROTOCOL)
-
-
-def _unpack(packed: bytes) -> dict[str, Any]:
-    import pickle
-
-    row: dict[str, Any] = pickle.loads(packed)
-    return row

@@ -2,28 +2,36 @@
 
 FOLDER/rows-*.parquet     what `Example` holds, in row groups of about a megabyte
 FOLDER/index.parquet      a line per row: where it is, its split, source and lengths
+FOLDER/facts.parquet      a line per row: what only the preflight tells of it
+FOLDER/images.parquet     the image files that rows name, and their state
+FOLDER/bad_rows.jsonl     a line per row that was left out: source, reason, and the kind of reason
 FOLDER/meta.json          how to pad, stack and normalise; written last, so a folder without it is not a store
 """
 
+import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from vlmtune.data.collate import Pixels
-from vlmtune.data.paths import filesystem, scheme
+from vlmtune.data.paths import filesystem, one_line, scheme
 from vlmtune.data.tokenize import Example
 from vlmtune.errors import DataError
 
+BAD_ROWS = "bad_rows.jsonl"
+SHOWN_BAD_ROWS = 5  # in a message
 ROW_GROUP_BYTES = 1 << 20  # what one random read fetches: a few LLaVA images (0.34 MB each), thousands of text rows
 ROWS = pa.schema(
     [("input_ids", pa.list_(pa.int32())), ("segments", pa.list_(pa.int32())), ("tensors", pa.binary())],
@@ -65,7 +73,8 @@ def write_shard(path: str, examples: Sequence[Example]) -> list[tuple[int, int]]
     """Write examples as one Parquet file; returns (row group, offset in it) of each."""
     fs, inner = filesystem(path)
     places: list[tuple[int, int]] = []
-    with fs.open_output_stream(inner) as stream, pq.ParquetWriter(stream, ROWS, compression="lz4", use_dictionary=False) as writer:
+    options = {"compression": "lz4", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
+    with fs.open_output_stream(inner) as stream, pq.ParquetWriter(stream, ROWS, **options) as writer:
         for group, rows in enumerate(_row_groups(examples)):
             writer.write_table(pa.Table.from_pylist(rows, schema=ROWS))
             places += [(group, offset) for offset in range(len(rows))]
@@ -95,13 +104,17 @@ def _run_lengths(kinds: np.ndarray) -> list[int]:
 
 @dataclass(frozen=True)
 class Meta:
-    """What all rows of a store share. `key` names the data, processor and options they were made of."""
+    """What all rows of a store share. `key` names the data, processor and options they were made of.
+
+    `problem`: why its rows cannot be trained on, bad rows apart; None if they can.
+    """
 
     key: str
     pixels: Pixels
     pad_token_id: int
     rows: int
     bad_rows: int
+    problem: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "pixels": self.pixels.to_dict()}
@@ -112,14 +125,18 @@ class Meta:
 
 
 class Store:
-    """A finished store. Opening reads the index and nothing else; pickles as its path."""
+    """A finished store. Opening reads the index and nothing else; pickles as its path.
+
+    Raises DataError, here and where rows are read, if a file of the store is gone or damaged.
+    """
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
         fs, inner = filesystem(folder)
-        with fs.open_input_stream(f"{inner}/meta.json") as stream:
+        with self._plain_damage("meta.json"), fs.open_input_stream(f"{inner}/meta.json") as stream:
             self.meta = Meta.from_dict(json.loads(stream.read()))
-        self.index = pq.read_table(f"{inner}/index.parquet", filesystem=fs)
+        with self._plain_damage("index.parquet"):
+            self.index = pq.read_table(f"{inner}/index.parquet", filesystem=fs)
         self._splits = self.index.column("split").to_numpy(zero_copy_only=False)
         self._places = list(zip(*(self.index.column(name).to_pylist() for name in ("shard", "row_group", "offset")), strict=True))
 
@@ -135,8 +152,32 @@ class Store:
     def images_unchanged(self) -> bool:
         """Whether the image files that the rows were made of are as they were then; asks for their state, not for their content."""
         fs, inner = filesystem(self.folder)
-        known = pq.read_table(f"{inner}/images.parquet", filesystem=fs).to_pydict()
+        with self._plain_damage("images.parquet"):
+            known = pq.read_table(f"{inner}/images.parquet", filesystem=fs).to_pydict()
         return file_states(known["path"]) == list(zip(known["path"], known["state"], strict=True))
+
+    def refusal(self, on_bad_row: str, *, named: bool = True) -> str | None:
+        """Why these rows must not be trained on with `on_bad_row` "error" or "skip", in one line; None if they may.
+
+        `named`: with the first bad rows and their reasons.
+        """
+        if not self.meta.bad_rows or (on_bad_row == "skip" and self.meta.rows):
+            return self.meta.problem
+        bad = self._bad_rows_message(named)
+        return bad if self.meta.rows else f"{self.meta.problem}; {bad}"
+
+    def bad_rows(self) -> Iterator[dict[str, str]]:
+        """The rows that were left out, as {"source", "reason", "kind"}; `kind` is the reason without numbers and paths."""
+        fs, inner = filesystem(self.folder)
+        with self._plain_damage(BAD_ROWS), fs.open_input_file(f"{inner}/{BAD_ROWS}") as stream:
+            yield from map(json.loads, io.BufferedReader(stream))
+
+    def facts(self) -> pa.Table:
+        """What only the preflight needs to know: `facts.FACTS`, a line per row in row order."""
+        fs, inner = filesystem(self.folder)
+        with self._plain_damage("facts.parquet"):
+            facts: pa.Table = pq.read_table(f"{inner}/facts.parquet", filesystem=fs)
+        return facts
 
     def rows_of(self, split: str) -> np.ndarray:
         """Row numbers of a split, in the order of the sources; shape `[n]`."""
@@ -148,40 +189,51 @@ class Store:
         return values
 
     def read(self, rows: Sequence[int]) -> list[Example]:
-        """The examples of these rows, in this order. Each row group is read once for the call.
-
-        Raises:
-            DataError: if a file of the store is gone or damaged.
-        """
+        """The examples of these rows, in this order. Each row group is read once for the call."""
         groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
         examples = []
         for row in rows:
             shard, group, offset = self._places[row]
             if (shard, group) not in groups:
                 groups[shard, group] = self._row_group(shard, group)
-            examples.append(_example(groups[shard, group][offset]))
+            with self._plain_damage(shard):
+                examples.append(_example(groups[shard, group][offset]))
         return examples
 
     def copy_bad_rows(self, path: str) -> None:
         """Copy the list of rows that were left out, with their reasons, to a file or URI."""
         source, inner = filesystem(self.folder)
         target, out = filesystem(path)
-        pafs.copy_files(f"{inner}/bad_rows.jsonl", out, source_filesystem=source, destination_filesystem=target)
+        pafs.copy_files(f"{inner}/{BAD_ROWS}", out, source_filesystem=source, destination_filesystem=target)
+
+    def _bad_rows_message(self, named: bool) -> str:
+        """One line on the bad rows: the first few with their reasons, and how to go on without them."""
+        count = f"{self.meta.bad_rows} of {self.meta.bad_rows + self.meta.rows} rows are bad; --on_bad_row skip goes on without them"
+        if not named:
+            return count
+        shown = "; ".join(f"{row['source']}: {row['reason']}" for row in islice(self.bad_rows(), SHOWN_BAD_ROWS))
+        more = f"; and {self.meta.bad_rows - SHOWN_BAD_ROWS} more" if self.meta.bad_rows > SHOWN_BAD_ROWS else ""
+        return f"{shown}{more} ({count})"
 
     def _row_group(self, shard: str, group: int) -> list[dict[str, Any]]:
-        try:
+        with self._plain_damage(shard):
             columns = _open_shard(f"{self.folder}/{shard}").read_row_group(group, use_threads=False).to_pydict()
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(
-                f"prepared rows {self.folder}/{shard} cannot be read ({error}): delete {self.folder} to prepare again"
-            ) from error
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    @contextmanager
+    def _plain_damage(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, KeyError, SafetensorError) as error:  # pyarrow's and json's errors are ValueErrors
+            raise DataError(
+                f"prepared rows {self.folder}/{name} cannot be read ({one_line(error)}): delete {self.folder} to prepare again"
+            ) from error
 
 
 @lru_cache(maxsize=256)
 def _open_shard(path: str) -> pq.ParquetFile:
     fs, inner = filesystem(path)
-    return pq.ParquetFile(fs.open_input_file(inner))
+    return pq.ParquetFile(fs.open_input_file(inner), page_checksum_verification=True)
 
 
 def _example(row: dict[str, Any]) -> Example:

@@ -9,45 +9,55 @@ import torch
 from safetensors.numpy import save as save_tensors
 from safetensors.torch import load as load_tensors
 
+from vlmtune.cluster import READ_CPUS
 from vlmtune.data.collate import collate
 from vlmtune.data.order import MicroBatch
-from vlmtune.data.prepare import quiet_ray_data
+from vlmtune.data.prepare import plain_task_errors, quiet_ray_data
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import shorten
 
 Batch = dict[str, torch.Tensor]
 
-# CPUs that a reading task counts for. Reading is short; a whole CPU each would starve on a machine whose CPUs train.
-READ_CPUS = 0.25
 BATCHES_PER_TASK = 8
 AHEAD = 4  # micro-batches kept ready in the trainer's process
 
 
-def load_batch(store: Store, rows: np.ndarray, batch: MicroBatch, max_length: int | None) -> dict[str, np.ndarray]:
-    """One collated micro-batch. `rows` are the store's row numbers of the split, which `batch.rows` counts in."""
+def load_batch(
+    store: Store, rows: np.ndarray, batch: MicroBatch, max_length: int | None, multiple: int | None = None
+) -> dict[str, np.ndarray]:
+    """One collated micro-batch, padded to a `multiple` of tokens. `rows` are the store's row numbers of the split, which `batch.rows`
+    counts in."""
     examples = [shorten(example, max_length) for example in store.read([int(rows[row]) for row in batch.rows])]
-    return collate(examples, pad_token_id=store.meta.pad_token_id, per_row=store.meta.pixels.per_row, filler=batch.filler)
+    meta = store.meta
+    return collate(examples, pad_token_id=meta.pad_token_id, per_row=meta.pixels.per_row, filler=batch.filler, multiple=multiple or 1)
 
 
-def read_batches(store: Store, split: str, batches: Sequence[MicroBatch], max_length: int | None) -> Iterator[Batch]:
+def read_batches(
+    store: Store, split: str, batches: Sequence[MicroBatch], max_length: int | None, *, multiple: int | None = None
+) -> Iterator[Batch]:
     """The micro-batches, read in this process without Ray."""
     rows = store.rows_of(split)
     for batch in batches:
-        yield {name: torch.from_numpy(value) for name, value in load_batch(store, rows, batch, max_length).items()}
+        yield {name: torch.from_numpy(value) for name, value in load_batch(store, rows, batch, max_length, multiple).items()}
 
 
-def stream_batches(store: Store, split: str, batches: Sequence[MicroBatch], max_length: int | None) -> Iterator[Batch]:
+def stream_batches(
+    store: Store, split: str, batches: Sequence[MicroBatch], max_length: int | None, *, multiple: int | None = None
+) -> Iterator[Batch]:
     """The same micro-batches, read and collated by Ray Data tasks that run ahead of the caller."""
+    if not batches:
+        return
     quiet_ray_data()
     rows = store.rows_of(split)
 
     def load(item: dict[str, Any]) -> dict[str, Any]:
         batch = MicroBatch(tuple(int(row) for row in item["rows"]), bool(item["filler"]))
         # One blob a batch: Arrow would want the same shapes from every batch.
-        return {"batch": save_tensors(load_batch(store, rows, batch, max_length))}
+        return {"batch": save_tensors(load_batch(store, rows, batch, max_length, multiple))}
 
     items = [{"rows": list(batch.rows), "filler": batch.filler} for batch in batches]
     blocks = -(-len(items) // BATCHES_PER_TASK)
     dataset = ray.data.from_items(items, override_num_blocks=blocks).map(load, num_cpus=READ_CPUS)
-    for part in dataset.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=AHEAD):
-        yield load_tensors(bytes(part["batch"][0]))
+    with plain_task_errors():
+        for part in dataset.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=AHEAD):
+            yield load_tensors(bytes(part["batch"][0]))

@@ -8,9 +8,11 @@ right for every template, with or without `{% generation %}` marks.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from typing import Any
 
+import jinja2
 import numpy as np
 from PIL import Image
 
@@ -130,7 +132,10 @@ class RowEncoder:
         self.chat_template = processor.chat_template or self.tokenizer.chat_template or BUILTIN_TEMPLATE
         self.raw_pixels = raw_pixels
         self.image_token_id = processor.image_token_id
-        self._special = re.compile("|".join(re.escape(token) for token in sorted(self.tokenizer.all_special_tokens, key=len, reverse=True)))
+        # The named ones are not all: Llama's headers and Idefics' tile marks are special by their entry in the vocabulary alone.
+        special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        special |= set(self.tokenizer.all_special_tokens)
+        self._special = re.compile("|".join(re.escape(token) for token in sorted(special, key=lambda token: (-len(token), token))))
 
     def encode(self, messages: Sequence[dict[str, Any]], images: Sequence[Image.Image]) -> Example:
         """Tokenise one conversation whose content is typed parts, with its images in the order of the image parts.
@@ -179,13 +184,17 @@ class RowEncoder:
 
     def _render(self, messages: Sequence[dict[str, Any]]) -> tuple[str, list[tuple[int, int, int]]]:
         """The conversation's text up to the end of its last answer, and (kind, start, end) of every text in it, in characters."""
-        texts = [(message["role"], part["text"]) for message in messages for part in message["content"] if part["type"] == "text"]
+        texts = [(turn, part["text"]) for turn, message in enumerate(messages) for part in message["content"] if part["type"] == "text"]
         for _, text in texts:
             if found := self._special.search(text):
                 raise EncodeError(f"the text contains {found.group()!r}, a special token of this model: remove it")
-        pieces = re.split(r"vlmtune(\d+)text", self._apply(_marked(messages)))
+        marked = self._apply(_marked(messages))
+        pieces = re.split(r"vlmtune(\d+)text", marked)
         if [int(number) for number in pieces[1::2]] != list(range(len(texts))):
             raise EncodeError("the chat template leaves out or reorders parts of this conversation (a role that it does not know?)")
+        images = sum(part["type"] == "image" for message in messages for part in message["content"])
+        if marked.count(self.processor.image_token) != images or "'type': 'text'" in marked:
+            raise EncodeError("the chat template is one for text alone: it shows content of typed parts, or its images, wrongly")
         whole = self._apply(messages)
         for prepare in (str, str.strip):  # Llama's templates strip each text
             filled = [prepare(text) for _, text in texts]
@@ -193,18 +202,23 @@ class RowEncoder:
                 break
         else:
             raise EncodeError("the chat template rewrites the text of this conversation, so that its answers cannot be told apart")
-        return self._assemble(pieces[0::2], [role for role, _ in texts], filled)
+        return self._assemble(pieces[0::2], [(turn, messages[turn]["role"]) for turn, _ in texts], filled)
 
-    def _assemble(self, template: list[str], roles: list[str], texts: list[str]) -> tuple[str, list[tuple[int, int, int]]]:
-        """Join template and texts, closing each answer with an end token where the template has none."""
+    def _assemble(self, template: list[str], turns: list[tuple[int, str]], texts: list[str]) -> tuple[str, list[tuple[int, int, int]]]:
+        """Join template and texts, closing each answer with an end token where the template has none.
+
+        `turns`: (number, role) of the turn that each text belongs to.
+        """
         out, spans, end_of_answers = template[0], [], 0
         if self._needs_bos(out):
             out = self.tokenizer.bos_token + out
-        for index, (role, text, after) in enumerate(zip(roles, texts, template[1:], strict=True)):
-            start = len(out)
+        for turn, following, text, after in zip(turns, [*turns[1:], None], texts, template[1:], strict=True):
+            _, role = turn
+            start = len(out) - (self._unprompted(out) if role == "assistant" else 0)
             out += text
-            ends_turn = role == "assistant" and not (after == "" and index + 1 < len(roles) and roles[index + 1] == "assistant")
-            if ends_turn:
+            if role == "assistant" and turn == following:  # what stands between two texts of one answer is part of it
+                out, after = out + after, ""
+            elif role == "assistant":
                 closing = self._closing(after)
                 if closing is None:
                     out += self.tokenizer.eos_token
@@ -219,13 +233,30 @@ class RowEncoder:
         """Mllama's processor puts a missing BOS into the text itself, which would shift every offset: put it there before."""
         return bool(vars(self.processor).get("bos_token")) and not self._starts_with_bos(first_piece)
 
+    def _unprompted(self, before: str) -> int:
+        """How much white space before an answer is not in the generation prompt, so that the model has to write it: part of the answer."""
+        written = before.rstrip()
+        opening = self._opening
+        if not opening.strip() or not written.endswith(opening.rstrip()):
+            return 0
+        return max(0, len(before) - len(written) - (len(opening) - len(opening.rstrip())))
+
+    @cached_property
+    def _opening(self) -> str:
+        """What the template puts before an answer that is to be generated."""
+        question = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        return self._apply(question, add_generation_prompt=True).removeprefix(self._apply(question))
+
     def _closing(self, after: str) -> int | None:
         """How much of the template's text behind an answer closes it: white space and one special token, or None."""
         found = self._special.match(after, len(after) - len(after.lstrip()))
         return None if found is None or found.group() == self.processor.image_token else found.end()
 
-    def _apply(self, messages: Sequence[dict[str, Any]]) -> str:
-        rendered: str = self.processor.apply_chat_template(list(messages), chat_template=self.chat_template, tokenize=False)
+    def _apply(self, messages: Sequence[dict[str, Any]], **options: bool) -> str:
+        try:
+            rendered: str = self.processor.apply_chat_template(list(messages), chat_template=self.chat_template, tokenize=False, **options)
+        except jinja2.TemplateError as error:
+            raise EncodeError(f"the chat template refuses this conversation: {error}") from error
         return rendered
 
 

@@ -75,6 +75,7 @@ def load_base(
     from transformers import AutoModelForImageTextToText
 
     from vlmtune.model.frozen import prepare_frozen
+    from vlmtune.model.mllama import skip_rows_without_pictures
 
     config = check_model(name, revision=revision, trust_remote_code=trust_remote_code)
     resolved = _resolve_dtype(dtype, config, device)
@@ -100,6 +101,7 @@ def load_base(
     _check_loading(name, info=loaded[1])
     model.requires_grad_(False)
     prepare_frozen(model, llm_int8=llm_int8)
+    skip_rows_without_pictures(model)
     model.config.use_cache = False
     model.config.get_text_config().use_cache = False
     return model

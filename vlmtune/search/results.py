@@ -1,20 +1,27 @@
 """What a search found: a row per trial, the best one, and its adapter."""
 
+import json
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ray import tune
 
 from vlmtune.config import Settings
 from vlmtune.data.paths import filesystem
-from vlmtune.search.tuner import POINT
+from vlmtune.search.trial import point
 
 STATES = COMPLETE, PRUNED, FAILED, INFEASIBLE = "COMPLETE", "PRUNED", "FAILED", "INFEASIBLE"
-MEASURED = ("eval_loss", "step", "seconds", "tokens_per_second", "peak_memory")
+MEASURED = (
+    pa.field("eval_loss", pa.float64()),
+    pa.field("steps", pa.int64()),
+    pa.field("seconds", pa.float64()),
+    pa.field("tokens_per_second", pa.float64()),
+    pa.field("peak_memory", pa.float64(), metadata={"unit": "GB of 2**30 bytes"}),
+)
 
 
 @dataclass(frozen=True)
@@ -33,53 +40,61 @@ class TrialRow:
 
 
 def state_of(metrics: dict[str, Any] | None, *, failed: bool) -> str:
-    """How a trial ended, from its last report."""
-    if metrics and metrics.get("infeasible"):
-        return INFEASIBLE
-    if failed or not metrics or "step" not in metrics:
+    """How a trial ended, from its last report. One that was stopped before its first is PRUNED."""
+    metrics = metrics or {}
+    if failed:
         return FAILED
-    return COMPLETE if metrics["step"] >= metrics["max_steps"] else PRUNED
+    if metrics.get("infeasible"):
+        return INFEASIBLE
+    return COMPLETE if "step" in metrics and metrics["step"] >= metrics["max_steps"] else PRUNED
+
+
+def reason(traceback: str) -> str:
+    """Why a trial failed, in a line: the last of its traceback that names an exception. A mistake of the user's is said as it is."""
+    lines = [line for line in traceback.splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]+(: |$)", line)]
+    return re.sub(r"^vlmtune\.errors\.\w+: ", "", (named or lines or ["no reason is known"])[-1].strip())
 
 
 def rows_of(grid: tune.ResultGrid) -> list[TrialRow]:
-    """The trials of a search in the order in which they started."""
+    """The trials of a search in the order in which they were proposed."""
     rows = []
     for result in (grid[index] for index in range(len(grid))):
         metrics = dict(result.metrics or {})
-        config = dict(result.config or {})
-        error = str(result.error).strip().splitlines()[-1] if result.error else None
-        values = config.get(POINT, config)
         trial_id = str(result.path).rstrip("/").rsplit("/", 1)[-1]
-        rows.append(TrialRow(trial_id, values, state_of(metrics, failed=result.error is not None), metrics, error))
+        state = state_of(metrics, failed=result.error is not None)
+        rows.append(TrialRow(trial_id, point(result.config or {}), state, metrics, reason(str(result.error)) if result.error else None))
     return rows
 
 
 def best_of(rows: list[TrialRow], metric: str, mode: str) -> TrialRow | None:
-    """The best trial that ran to its end, or None."""
+    """The best trial that ran to its end, the first of equals; or None."""
     sign = 1 if mode == "min" else -1
     finished = [row for row in rows if row.state == COMPLETE and math.isfinite(row.metrics.get(metric, math.nan))]
     return min(finished, key=lambda row: sign * row.metrics[metric], default=None)
 
 
-def table(rows: list[TrialRow], names: list[str]) -> pd.DataFrame:
-    """A row per trial: trial_id, every searched value, state, eval_loss, steps, seconds, tokens_per_second, peak_memory."""
-    return pd.DataFrame(
-        [
-            {
-                "trial_id": row.trial_id,
-                **{name: row.values.get(name) for name in names},
-                "state": row.state,
-                **{"steps" if name == "step" else name: row.metrics.get(name) for name in MEASURED},
-            }
-            for row in rows
-        ]
-    )
+def table(rows: list[TrialRow], names: list[str], metric: str = "eval_loss") -> pa.Table:
+    """A row per trial: trial_id, every searched value, state, eval_loss, steps, seconds, tokens_per_second, peak_memory, and the metric."""
+    columns = {"trial_id": pa.array([row.trial_id for row in rows], pa.string())}
+    columns |= {name: _values([row.values.get(name) for row in rows]) for name in names}
+    columns["state"] = pa.array([row.state for row in rows], pa.string())
+    measured = MEASURED if metric in [field.name for field in MEASURED] else (*MEASURED, pa.field(metric, pa.float64()))
+    for field in measured:
+        reported = "step" if field.name == "steps" else field.name
+        columns[field.name] = pa.array([row.metrics.get(reported) for row in rows], field.type)
+    return pa.table(columns)
 
 
-def write_table(rows: list[TrialRow], names: list[str], folder: str) -> None:
+def _values(values: list[Any]) -> pa.Array:
+    """A column of one option's values; lists and mappings as JSON, so that a column has one type."""
+    return pa.array([json.dumps(value) if isinstance(value, list | dict) else value for value in values])
+
+
+def write_table(rows: list[TrialRow], names: list[str], folder: str, metric: str = "eval_loss") -> None:
     """`trials.parquet` in the search's output folder."""
     fs, inner = filesystem(folder)
-    pq.write_table(pa.Table.from_pandas(table(rows, names), preserve_index=False), f"{inner}/trials.parquet", filesystem=fs)
+    pq.write_table(table(rows, names, metric), f"{inner}/trials.parquet", filesystem=fs)
 
 
 def settings_of(row: TrialRow, settings: Settings) -> Settings:

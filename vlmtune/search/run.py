@@ -1,50 +1,93 @@
 """From settings to the best adapter: what `ray_jobs/tune.py` calls."""
 
+import math
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
+import pyarrow.fs as pafs
 from ray import tune
 
-from vlmtune import output
-from vlmtune.cluster import Cluster
+from vlmtune import output, yaml12
+from vlmtune.cluster import Cluster, in_ray_job
 from vlmtune.config import Settings
-from vlmtune.console import TrialTable, number, say
+from vlmtune.console import TrialTable, say, show
+from vlmtune.data.paths import filesystem
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError
+from vlmtune.flags import nearest
 from vlmtune.search import results
+from vlmtune.search.refit import refit
 from vlmtune.search.space import Space
-from vlmtune.search.tuner import POINT, run_search
-from vlmtune.training.run import claim_for, located, output_folder, prepared, start
+from vlmtune.search.trial import point
+from vlmtune.search.tuner import run_search
+from vlmtune.training.run import check_same_data, claim_for, located, output_folder, prepared, start
 from vlmtune.training.save import save_adapter_folder
+
+INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
+# What a trial reports and a search can be for.
+METRICS = ("eval_loss", "train_loss", "seconds", "eval_seconds", "rows_per_second", "tokens_per_second", "peak_memory")
 
 
 def search_adapter(settings: Settings) -> str:
     """Search, and write the best adapter with everything known of the search; returns the summary to print.
 
+    Exits with 1 where no trial ran to its end, and with 130 on Ctrl-C; either way the search can be resumed.
+
     Raises:
         UserError: for whatever is wrong with the settings, the data, the model or the machine, before anything is written.
     """
-    resume = settings.data.resume
-    if resume is not None:
-        folder, settings = resume.rstrip("/"), Settings.load(f"{resume.rstrip('/')}/search.yaml")
+    resumed = settings.data.resume
+    if resumed is not None:
+        folder, settings = interrupted_search(resumed)
     else:
         folder = output_folder(settings)
         output.check_free(folder, overwrite=settings.data.overwrite)
     settings = located(settings)
+    check_search(settings)
     space = Space.parse(settings.search.search_space or {}, settings)
-    if not space.names:
-        raise ConfigError("search_space is empty: name at least one flag to search, as in configs/demo.yaml, or use train.py")
     cluster = start(settings)
     store = prepared(settings)
-    if resume is None:
+    if resumed is None:
         claim_for(settings, folder, store, "search.yaml")
+    else:
+        check_same_data(folder, store, "search.yaml")
     announce(settings, space, cluster)
-    shown = TrialTable(space.names, settings.search.metric)
+    shown = ShowTrials(space.names, settings.search.metric, settings.search.mode)
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # with Tune's own, Ctrl-C looks like the end of a search
     try:
-        grid = run_search(settings, store, folder, cluster, ShowTrials(shown), resume=resume is not None)
-    finally:
-        shown.close()
+        grid = run_search(settings, space, store, folder, cluster, shown, resume=resumed is not None)
+    except KeyboardInterrupt:
+        print(f"Interrupted. To go on: python ray_jobs/tune.py --resume {folder}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     return finish(settings, space, store, folder, cluster, results.rows_of(grid))
+
+
+def interrupted_search(resumed: str) -> tuple[str, Settings]:
+    """The folder of the search that `--resume` names, and the settings that it was started with.
+
+    Raises:
+        ConfigError: no search is there, or one that has ended.
+    """
+    folder = output.place(resumed, in_job=in_ray_job(), flag="--resume")
+    if not output.exists(f"{folder}/search.yaml"):
+        raise ConfigError(f"--resume {folder}: no search is there (search.yaml is missing); name the --output_dir of an interrupted one")
+    if output.exists(f"{folder}/trials.parquet"):
+        raise ConfigError(f"--resume {folder}: this search has ended, nothing is left to do")
+    options = yaml12.load_options(output.read_text(f"{folder}/search.yaml"))
+    if options is None:
+        raise ConfigError(f"--resume {folder}: search.yaml is damaged; start a new search")
+    return folder, Settings.from_dict(options)
+
+
+def check_search(settings: Settings) -> None:
+    """Raises ConfigError for options that train.py can use and a search cannot."""
+    metric = settings.search.metric
+    if metric not in METRICS:
+        raise ConfigError(f"--metric {metric}: no trial reports it; there are {', '.join(METRICS)}{nearest(metric, METRICS)}")
+    if settings.data.workers == 0:
+        raise ConfigError("--num_workers 0: a search trains in workers of their own; give at least 1, or use train.py")
 
 
 def announce(settings: Settings, space: Space, cluster: Cluster) -> None:
@@ -60,25 +103,54 @@ def announce(settings: Settings, space: Space, cluster: Cluster) -> None:
 
 
 def finish(settings: Settings, space: Space, store: Store, folder: str, cluster: Cluster, rows: list[results.TrialRow]) -> str:
-    """Write the table and the best adapter; the summary."""
-    metric = settings.search.metric
-    best = results.best_of(rows, metric, settings.search.mode)
+    """Write the best adapter and then, as the mark of a search that has ended, the table; returns the summary."""
+    search = settings.search
+    best = results.best_of(rows, search.metric, search.mode)
     if best is None:
-        reasons = sorted({row.error for row in rows if row.error})
-        print(f"No trial ran to its end. {' '.join(reasons)[:500]}\nLogs: {folder}/tune", file=sys.stderr)
+        reasons = list(dict.fromkeys(row.error for row in rows if row.error)) or [
+            "Every trial was stopped, diverged or did not fit in memory."
+        ]
+        print(f"error: no trial ran to its end. {reasons[0]}\nLogs: {folder}/tune", file=sys.stderr)
         sys.exit(1)
-    chosen = results.settings_of(best, settings)
-    save_adapter_folder(best.checkpoint, f"{folder}/best", chosen, reported(best.metrics), store)
-    results.write_table(rows, space.names, folder)
+    save_best(best, results.settings_of(best, settings), store, folder, cluster)
+    results.write_table(rows, space.names, folder, search.metric)
+    return summary(settings, space, store, folder, cluster, rows, best)
+
+
+def save_best(best: results.TrialRow, chosen: Settings, store: Store, folder: str, cluster: Cluster) -> None:
+    """`best/`: the best trial's adapter and curves, or with `refit` one that is trained anew, beside the numbers of the search."""
+    checkpoint, metrics, runs = best.checkpoint, reported(best.metrics), f"{folder}/runs/{best.trial_id}"
+    if chosen.search.refit:
+        checkpoint, store = refit(chosen, store, folder, cluster)
+        metrics |= {"refit_rows": len(store.rows_of("train"))}
+        runs = f"{folder}/runs/refit"
+    source, inner = filesystem(runs)
+    target, out = filesystem(f"{folder}/best/runs")
+    target.create_dir(out, recursive=True)
+    pafs.copy_files(inner, out, source_filesystem=source, destination_filesystem=target)
+    save_adapter_folder(checkpoint, f"{folder}/best", chosen, metrics, store)
+
+
+def summary(
+    settings: Settings, space: Space, store: Store, folder: str, cluster: Cluster, rows: list[results.TrialRow], best: results.TrialRow
+) -> str:
+    """What was found and where it is, to print."""
+    metric = settings.search.metric
     counts = {state: sum(row.state == state for row in rows) for state in results.STATES}
-    own = rows[0].metrics.get(metric) if rows[0].state != results.FAILED else None
+    own = rows[0] if rows[0].state == results.COMPLETE and rows[0].values == {**space.own, **space.constants} else None
+    searched = ", ".join(f"{name} {show(best.values[name])}" for name in space.names)
     lines = [
         "",
-        f"Best      trial {rows.index(best) + 1} of {len(rows)}: {metric} {number(best.metrics[metric])}"
-        + (f" (the config's own values: {number(own)})" if own is not None else ""),
-        "Values    " + ", ".join(f"{name} {number(value)}" for name, value in best.values.items()),
+        f"Best      trial {rows.index(best) + 1} of {len(rows)}: {metric} {show(best.metrics[metric])}"
+        + (f" (the config's own values: {show(own.metrics[metric])})" if own else ""),
+        f"Values    {searched}",
         "Trials    " + ", ".join(f"{count} {state.lower()}" for state, count in counts.items() if count),
-        f"Adapter   {folder}/best",
+        f"Adapter   {folder}/best"
+        + (
+            f" (trained once more on the {len(store.rows_of('train')) + len(store.rows_of('eval'))} rows of train and eval)"
+            if settings.search.refit
+            else ""
+        ),
         f"Table     {folder}/trials.parquet",
         f"Curves    tensorboard --logdir {folder}/runs",
     ]
@@ -94,23 +166,42 @@ def reported(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 class ShowTrials(tune.Callback):
-    """Passes what Tune knows of the trials on to the console."""
+    """Passes what Tune knows of the trials on to the console. Makes its table at the start: Tune pickles callbacks before it, to resume."""
 
-    def __init__(self, shown: TrialTable) -> None:
-        self.shown = shown
+    def __init__(self, names: list[str], metric: str, mode: str) -> None:
+        self.names, self.metric, self.mode = names, metric, mode
+        self.shown: TrialTable | None = None
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        self.shown = TrialTable(self.names, self.metric, self.mode)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self.shown.update(trial.trial_id, state="running", **trial.config.get(POINT, trial.config))
+        for earlier in trials:  # those that had ended when the search was interrupted
+            if earlier.is_finished() and self.shown and trials.index(earlier) + 1 not in self.shown.rows:
+                self._show(trials, earlier)
+        self._show(trials, trial, "running")
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        if "step" in result and not result.get("infeasible"):
-            metric = self.shown.metric
-            known = {"step": result["step"], "max_steps": result["max_steps"], metric: result[metric], "seconds": result["time_total_s"]}
-            self.shown.update(trial.trial_id, state="running", **known)
+        if result.get("step", math.inf) < result.get("max_steps", 0):
+            self._show(trials, trial, "running")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self.shown.update(trial.trial_id, state=results.state_of(trial.last_result, failed=False).lower())
+        self._show(trials, trial, results.state_of(trial.last_result, failed=False).lower())
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        error = trial.get_pickled_error()
-        self.shown.update(trial.trial_id, state="failed", error=str(error).strip().splitlines()[-1] if error else "")
+        self._show(trials, trial, results.FAILED.lower())
+
+    def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
+        if self.shown:
+            self.shown.close()
+
+    def _show(self, trials: list[Any], trial: Any, state: str | None = None) -> None:
+        result = trial.last_result or {}
+        known = dict(point(trial.config))
+        if "step" in result:
+            known |= {name: result[name] for name in ("step", "max_steps", self.metric)} | {"seconds": round(result["time_total_s"])}
+        if trial.error_file is not None:
+            known["error"] = results.reason(Path(trial.error_file).read_text())
+        if self.shown:
+            ended = results.state_of(result, failed=trial.error_file is not None).lower()
+            self.shown.update(trials.index(trial) + 1, state=state or ended, **known)

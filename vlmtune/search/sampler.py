@@ -1,44 +1,51 @@
 """Optuna as Tune's searcher, told the truth about trials that did not run to their end."""
 
+import math
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from vlmtune.search.space import Space
+from vlmtune.search.trial import EVALUATION
 
-CONSTRAINT = "vlmtune:infeasible"  # user attribute of an Optuna trial: above 0 where it could not run at all
+CONSTRAINT = "infeasible"  # the name of Optuna's constraint: above 0 for a trial that could not run at all
 
 
 def make_sampler(seed: int) -> optuna.samplers.BaseSampler:
-    """TPE that knows which trials did not fit, and which run at the moment."""
-    return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, constraints_func=constraints)
-
-
-def constraints(trial: FrozenTrial) -> tuple[float]:
-    """Above 0 for a trial that could not run, as TPE's constrained form wants it."""
-    return (trial.user_attrs.get(CONSTRAINT, 0.0),)
+    """TPE that knows which trials run at the moment."""
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
 
 
 class TrialSearch(OptunaSearch):
     """OptunaSearch, except for how trials end.
 
     OptunaSearch tells a stopped trial as COMPLETE with its early value, which biases TPE; here it is PRUNED, with the values that it
-    reported on the way. One that did not fit in memory is PRUNED as well, with a constraint: told FAIL, TPE keeps proposing its region.
+    reported on the way. One that diverged is PRUNED too: Optuna takes no NaN, and told FAIL, TPE keeps proposing its region. One that
+    did not fit in memory is PRUNED with a constraint, for the same reason.
     """
 
     def __init__(self, space: Space, *, metric: str, mode: str, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         super().__init__(space, metric=metric, mode=mode, sampler=make_sampler(seed), points_to_evaluate=[space.enqueued()])
 
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if trial_id not in self._completed_trials and not result.get("infeasible"):
+            self._ot_trials[trial_id].report(result[self.metric], result[EVALUATION])
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        stopped = result is not None and not error and result.get("step", 0) < result.get("max_steps", 0)
-        infeasible = result is not None and bool(result.get("infeasible"))
-        if not (stopped or infeasible) or trial_id in self._completed_trials:
-            super().on_trial_complete(trial_id, result=result, error=error)
+        if trial_id in self._completed_trials:
+            return  # it had failed and ran once more when the search was resumed; Optuna keeps its first answer
+        if error or not result or EVALUATION not in result:
+            super().on_trial_complete(trial_id, result=None, error=error)
             return
         trial = self._ot_trials[trial_id]
-        trial.set_user_attr(CONSTRAINT, float(infeasible))
-        trial.study.tell(trial, state=TrialState.PRUNED)
-        self._completed_trials.add(trial_id)
+        infeasible = bool(result.get("infeasible"))
+        trial.set_constraint(CONSTRAINT, float(infeasible))
+        if infeasible or result["step"] < result["max_steps"] or not math.isfinite(result[self.metric]):
+            self.on_trial_result(trial_id, result)  # Tune does not pass on the one at which it stops a trial
+            trial.study.tell(trial, state=TrialState.PRUNED)
+            self._completed_trials.add(trial_id)
+        else:
+            super().on_trial_complete(trial_id, result=result)

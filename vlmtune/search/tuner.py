@@ -5,8 +5,7 @@ from functools import partial
 from typing import Any
 
 from ray import tune
-from ray.train.v2.api.exceptions import TrainingFailedError
-from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from vlmtune.cluster import Cluster
@@ -14,40 +13,41 @@ from vlmtune.config import Settings
 from vlmtune.data.store import Store
 from vlmtune.search.sampler import TrialSearch
 from vlmtune.search.space import Space
-from vlmtune.training.launch import run_on_ray
+from vlmtune.search.trial import EVALUATION, POINT, point, run_trial
 
 TRIAL_CPUS = 0.01  # a trial's driver only waits for its workers; a whole CPU each would leave none for them
-POINT = "point"  # the key of a grid point in a trial's Tune config
+MOST_EVALUATIONS = 10**6  # no run has more: what ASHA calls max_t, at which it would stop a trial, is never reached
 
 
 def run_search(
-    settings: Settings, store: Store, output_dir: str, cluster: Cluster, callback: tune.Callback, *, resume: bool
+    settings: Settings, space: Space, store: Store, output_dir: str, cluster: Cluster, callback: tune.Callback, *, resume: bool
 ) -> tune.ResultGrid:
-    """Run the search of `settings` into `output_dir`/tune, or go on with the one that is there."""
-    space = Space.parse(settings.search.search_space or {}, settings)
+    """Run the search of `settings` into `output_dir`/tune, or go on with the one that is there, if it had begun."""
+    search = settings.search
+    use_cpu = settings.get("use_cpu")
     trial = tune.with_resources(
         partial(
             run_trial,
             values=settings.to_dict(),
             store=store,
             output_dir=output_dir,
-            use_gpu=cluster.workers_use_gpu(settings.get("use_cpu")),
+            workers=settings.data.workers,
+            use_gpu=cluster.workers_use_gpu(use_cpu),
+            metric=search.metric,
+            eval_steps=None if settings.get("eval_strategy") == "epoch" else settings.get("eval_steps"),
         ),
         {"cpu": TRIAL_CPUS},
     )
     folder = f"{output_dir}/tune"
-    if resume:
+    if resume and tune.Tuner.can_restore(folder):
         return tune.Tuner.restore(folder, trial, resume_unfinished=True, restart_errored=True).fit()
-    search = settings.search
-    workers = settings.data.workers
-    most_workers = workers if isinstance(workers, int) else workers[1]
     config = tune.TuneConfig(
         metric=search.metric,
         mode=search.mode,
         search_alg=None if space.is_grid else TrialSearch(space, metric=search.metric, mode=search.mode, seed=settings.get("seed")),
-        scheduler=make_scheduler(settings),
+        scheduler=make_scheduler(settings, space),
         num_samples=1 if space.is_grid else search.num_samples,
-        max_concurrent_trials=search.max_concurrent_trials or cluster.fitting_trials(max(most_workers, 1), settings.get("use_cpu")),
+        max_concurrent_trials=search.max_concurrent_trials or cluster.fitting_trials(most_workers(settings), use_cpu),
         time_budget_s=search.time_budget_s,
         trial_dirname_creator=lambda trial: trial.trial_id,
     )
@@ -55,46 +55,42 @@ def run_search(
         trial,
         param_space={POINT: tune.grid_search(space.grid())} if space.is_grid else None,
         tune_config=config,
-        run_config=tune.RunConfig(name="tune", storage_path=output_dir, verbose=0, callbacks=[callback]),
+        run_config=tune.RunConfig(
+            name="tune", storage_path=output_dir, verbose=0, callbacks=[callback], stop=partial(diverged, metric=search.metric)
+        ),
     )
     return tuner.fit()
 
 
-def make_scheduler(settings: Settings) -> TrialScheduler:
-    """ASHA over a trial's evaluations: its rungs count reports, which every trial makes at the same shares of its own run."""
+def most_workers(settings: Settings) -> int:
+    """The workers that one trial has at most."""
+    workers = settings.data.workers
+    return workers if isinstance(workers, int) else workers[1]
+
+
+def diverged(trial_id: str, result: dict[str, Any], *, metric: str) -> bool:
+    """Whether a trial need not go on: its metric is no number any more. ASHA lets such a trial run to its end."""
+    return not math.isfinite(result[metric])
+
+
+def make_scheduler(settings: Settings, space: Space) -> TrialScheduler:
+    """ASHA over a trial's evaluations, which lie at the same shares of every trial's run; or none."""
     if settings.search.early_stopping == "none":
         return FIFOScheduler()
-    return ASHAScheduler(
-        grace_period=settings.search.grace_period,
-        reduction_factor=settings.search.reduction_factor,
-        max_t=evaluations(settings) + 1,  # above the last report: ASHA must not stop a trial that has just ended by itself
-    )
+    return Asha(space, settings.search.grace_period, settings.search.reduction_factor)
 
 
-def evaluations(settings: Settings) -> int:
-    """How often a trial evaluates, as far as the flags tell: exact for the usual share of a run, else a bound."""
-    steps: float | None = settings.get("eval_steps")
-    if settings.get("eval_strategy") == "epoch":
-        return math.ceil(float(settings.get("num_train_epochs")))
-    return math.ceil(1 / steps) if steps is not None and 0 < steps < 1 else 100
+class Asha(ASHAScheduler):
+    """ASHA that lets the config's own values run to their end: what searching was worth is told against them."""
 
+    def __init__(self, space: Space, grace_period: int, reduction_factor: int) -> None:
+        super().__init__(time_attr=EVALUATION, grace_period=grace_period, reduction_factor=reduction_factor, max_t=MOST_EVALUATIONS)
+        self.own = {**space.own, **space.constants}
 
-def run_trial(config: dict[str, Any], *, values: dict[str, Any], store: Store, output_dir: str, use_gpu: bool) -> None:
-    """One trial: the settings with its values, trained by Ray Train, its reports passed on to Tune."""
-    settings = Settings.from_dict(values).replace(**config.get(POINT, config))
-    trial_id = tune.get_context().get_trial_id()
-    try:
-        run_on_ray(
-            settings.to_dict(),
-            store,
-            workers=settings.data.workers,
-            use_gpu=use_gpu,
-            storage_path=f"{output_dir}/tune/train",
-            name=trial_id,
-            runs_dir=f"{output_dir}/runs/{trial_id}",
-            callbacks=[TuneReportCallback()],
-        )
-    except TrainingFailedError as error:
-        if "OutOfMemoryError" not in str(error):
-            raise
-        tune.report({values.get("metric", "eval_loss"): math.inf, "infeasible": True, "step": 0, "max_steps": 1})
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        return TrialScheduler.CONTINUE if point(trial.config) == self.own else decision
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        if math.isfinite(result.get(self.metric or "", math.nan)):  # NaN is nothing to compare others with
+            super().on_trial_complete(tune_controller, trial, result)

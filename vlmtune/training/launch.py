@@ -1,5 +1,6 @@
 """One run: the training loop in this process, or in Ray Train workers, with the same result."""
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -9,13 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import pyarrow.fs as pafs
 import ray.train
 from ray.train import Checkpoint, CheckpointConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import RayTrainError
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from vlmtune.cluster import WORKER_CPUS
+from vlmtune.data.paths import filesystem
 from vlmtune.data.store import Store
 from vlmtune.data.stream import read_batches, stream_batches
+from vlmtune.errors import UserError
 
 Progress = Callable[[dict[str, float]], None]
 
@@ -28,23 +34,43 @@ class Outcome:
     checkpoint: str
 
 
+# How often a run goes on from its last checkpoint after a worker died. Ray restarts without end where a cloud announces that it takes a
+# spot machine; this is for those that go unannounced, and for workers that the system kills.
+MAX_RESTARTS = 8
+REPORT = "report.json"  # beside a checkpoint of `run_in_process`, written last: the metrics that came with it
+
+
 def run_in_process(values: dict[str, Any], store: Store, output_dir: str, *, progress: Progress | None = None) -> Outcome:
-    """Train here, without Ray Train; checkpoints stay in `output_dir`/checkpoints."""
+    """Train here, without Ray Train; the last checkpoint stays in `output_dir`/checkpoints, and the run goes on from one that is there."""
     from vlmtune.training.loop import train
 
-    reports: list[tuple[dict[str, Any], str]] = []
-
     def report(metrics: dict[str, Any], folder: str) -> None:
-        for _, earlier in reports:
-            shutil.rmtree(earlier, ignore_errors=True)
-        reports.append((metrics, folder))
+        (Path(folder) / REPORT).write_text(json.dumps(metrics))
+        for checkpoint in work_dir.glob("checkpoint-*"):
+            if checkpoint != Path(folder):
+                shutil.rmtree(checkpoint)
 
-    work_dir = f"{output_dir}/checkpoints"
+    work_dir = Path(output_dir) / "checkpoints"
     train(
-        values, store, rows=partial(read_batches, store), report=report, work_dir=work_dir, runs_dir=f"{output_dir}/runs", progress=progress
+        values,
+        store,
+        rows=partial(read_batches, store, multiple=values.get("pad_to_multiple_of")),
+        report=report,
+        work_dir=str(work_dir),
+        runs_dir=f"{output_dir}/runs",
+        checkpoint=last_checkpoint(work_dir),
+        progress=progress,
     )
-    metrics, folder = reports[-1]
-    return Outcome(metrics, folder)
+    checkpoint = last_checkpoint(work_dir)
+    if checkpoint is None:
+        raise RuntimeError(f"the run in {output_dir} ended without a report")
+    return Outcome(json.loads((Path(checkpoint) / REPORT).read_text()), checkpoint)
+
+
+def last_checkpoint(work_dir: Path) -> str | None:
+    """The whole checkpoint with the most steps among those of `run_in_process`."""
+    whole = {int(report.parent.name.rpartition("-")[2]): report.parent for report in work_dir.glob(f"checkpoint-*/{REPORT}")}
+    return str(whole[max(whole)]) if whole else None
 
 
 def run_on_ray(
@@ -61,10 +87,16 @@ def run_on_ray(
 ) -> Outcome:
     """Train in Ray Train workers, one to a GPU or CPU; checkpoints go to `storage_path`/`name`.
 
+    A run goes on from a checkpoint that is there already, and from its last one when a worker dies.
+
     Args:
         workers: how many, or (fewest, most) for an elastic run.
         callbacks: Ray Train callbacks of the run.
         progress: called by the first worker with each logged step; must pickle.
+
+    Raises:
+        UserError: as a worker raised it.
+        TrainingFailedError: whatever else went wrong in a worker.
     """
     trainer = TorchTrainer(
         worker,
@@ -78,10 +110,26 @@ def run_on_ray(
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    result = trainer.fit()
+    result = _fit(trainer)
     if result.metrics is None or result.checkpoint is None:
         raise RuntimeError(f"the run {name} ended without a report")
     return Outcome(result.metrics, result.checkpoint.path)
+
+
+def _fit(trainer: TorchTrainer) -> ray.train.Result:
+    """Run the trainer, again where a worker died. Ray's own `max_failures` would also repeat what a worker raised, which it would again."""
+    for restarts_left in reversed(range(MAX_RESTARTS + 1)):
+        try:
+            return trainer.fit()
+        except TrainingFailedError as error:
+            failures = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
+            for failure in failures:
+                if isinstance(failure, UserError):
+                    raise failure from None
+            # Ray's error stands in for an exception of ours where a worker was gone; others fail then because they miss it.
+            if not restarts_left or not any(isinstance(failure, RayTrainError) for failure in failures):
+                raise
+    raise AssertionError
 
 
 def worker_resources(use_gpu: bool) -> dict[str, float]:
@@ -101,16 +149,22 @@ def worker(config: dict[str, Any]) -> None:
         # Every rank gives its folder: the others hold their random state, and Ray Train merges them into one checkpoint.
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
         shutil.rmtree(folder, ignore_errors=True)
+        if rank == 0 and local_runs != runs_dir:
+            target, inner = filesystem(runs_dir)
+            target.create_dir(inner, recursive=True)
+            pafs.copy_files(local_runs, inner, destination_filesystem=target)
 
+    runs_dir: str = config["runs_dir"]
     checkpoint = ray.train.get_checkpoint()
     with tempfile.TemporaryDirectory() as work_dir, checkpoint.as_directory() if checkpoint else nullcontext() as start:
+        local_runs = f"{work_dir}/runs" if "://" in runs_dir else runs_dir  # event files are appended to, which no object store can
         train(
             config["values"],
             store,
-            rows=partial(stream_batches, store),
+            rows=partial(stream_batches, store, multiple=config["values"].get("pad_to_multiple_of")),
             report=report,
             work_dir=work_dir,
-            runs_dir=config["runs_dir"],
+            runs_dir=local_runs,
             rank=rank,
             world=context.get_world_size(),
             checkpoint=str(Path(start)) if start else None,

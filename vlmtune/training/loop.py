@@ -7,14 +7,18 @@ order; `report(metrics, checkpoint_folder)` takes a result. Whether Ray is behin
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from datasets import Dataset
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import IntervalStrategy
+from transformers.utils import logging as transformers_logging
 from trl.trainer.sft_trainer import SFTTrainer
 
 from vlmtune.config import Settings, TrainingArguments
@@ -24,6 +28,7 @@ from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.model.base import load_base
 from vlmtune.model.lora import attach, kept_in_fp32, lora_config, target_modules
+from vlmtune.training.lengths import fitting_rows
 from vlmtune.training.report import Meter
 
 Batch = dict[str, torch.Tensor]
@@ -48,8 +53,8 @@ def train(
     world: int = 1,
     checkpoint: str | None = None,
     progress: Callable[[dict[str, float]], None] | None = None,
-) -> None:
-    """Train one adapter from settings given as plain values.
+) -> Any:
+    """Train one adapter from settings given as plain values; returns the trained model, or None where nothing was left to do.
 
     Args:
         values: `Settings.to_dict()`.
@@ -57,24 +62,35 @@ def train(
         runs_dir: where rank 0 writes TensorBoard events.
         checkpoint: a checkpoint folder of an earlier run of the same settings to go on from, at the exact next row.
         progress: called with the numbers of each logged step.
+
+    Raises:
+        DataError: a row for training does not fit `max_length`, and `on_long_row` is not "skip".
     """
+    if checkpoint is not None and _ended(checkpoint):
+        return None  # its last report has been made
+    transformers_logging.disable_progress_bar()
     settings = Settings.from_dict(values)
     args = training_arguments(settings, work_dir)
+    kept = fitting_rows(store, args.max_length, settings.data.on_long_row)
     model = adapted_model(settings, args)
-    processor = load_processor(settings.model.base_model, revision=settings.model.model_revision)
+    name, revision = settings.model.base_model, settings.model.model_revision
+    processor = load_processor(name, revision=revision, trust_remote_code=args.trust_remote_code)
     order = Order(
-        rows=len(store.rows_of(TRAIN)),
+        rows=len(kept),
         per_device=args.per_device_train_batch_size,
         accumulation=args.gradient_accumulation_steps,
         world=world,
         seed=args.seed if args.data_seed is None else args.data_seed,
     )
     meter = Meter(runs_dir if rank == 0 else None, progress)
-    trainer = AdapterTrainer(model, args, processor, store, order, rank=rank, rows=rows, meter=meter, first_step=_steps_done(checkpoint))
+    trainer = AdapterTrainer(
+        model, args, processor, store, order, kept=kept, rank=rank, rows=rows, meter=meter, first_step=_state(checkpoint)["global_step"]
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ReportAtEvaluation(meter, report))
     trainer.train(resume_from_checkpoint=checkpoint)
     meter.close()
+    return model
 
 
 def training_arguments(settings: Settings, work_dir: str) -> TrainingArguments:
@@ -122,11 +138,18 @@ def adapted_model(settings: Settings, args: TrainingArguments) -> Any:
     return attach(base, config, seed=args.seed)
 
 
-def _steps_done(checkpoint: str | None) -> int:
-    """Optimizer steps behind a checkpoint."""
+def _state(checkpoint: str | None) -> dict[str, Any]:
+    """The Trainer's state in a checkpoint: its `global_step` optimizer steps of `max_steps`."""
     if checkpoint is None:
-        return 0
-    return int(json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"])
+        return {"global_step": 0}
+    state: dict[str, Any] = json.loads((Path(checkpoint) / "trainer_state.json").read_text())
+    return state
+
+
+def _ended(checkpoint: str) -> bool:
+    """Whether the run of a checkpoint had done all its steps. The Trainer itself would do one more."""
+    state = _state(checkpoint)
+    return bool(state["global_step"] >= state["max_steps"])
 
 
 class BatchStream(IterableDataset):  # type: ignore[type-arg]
@@ -160,6 +183,7 @@ class AdapterTrainer(SFTTrainer):
         store: Store,
         order: Order,
         *,
+        kept: np.ndarray,
         rank: int,
         rows: Rows,
         meter: Meter,
@@ -176,13 +200,14 @@ class AdapterTrainer(SFTTrainer):
                 eval_dataset=Dataset.from_dict({"input_ids": [[0]]}),
                 data_collator=lambda batch: {"batch": batch},
             )
-        self.store, self.order, self.rank, self.rows, self.meter = store, order, rank, rows, meter
+        self.store, self.order, self.kept, self.rank, self.rows, self.meter = store, order, kept, rank, rows, meter
         self.first_step, self.max_length = first_step, args.max_length
         self.adapted = model
 
     def get_train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
         def fetch(batches: list[MicroBatch]) -> Iterator[Batch]:
-            return self.meter.timed(self.rows(TRAIN, batches, self.max_length))
+            among_all = [replace(batch, rows=tuple(int(self.kept[row]) for row in batch.rows)) for batch in batches]
+            return self.meter.timed(self.rows(TRAIN, among_all, self.max_length))
 
         return DataLoader(BatchStream(self.order, self.rank, self.first_step, fetch), batch_size=None)
 
@@ -213,11 +238,11 @@ class AdapterTrainer(SFTTrainer):
             total += torch.stack([-outputs.log_probs.double().sum(), outputs.label_mask.sum().double()])
         if self.order.world > 1:
             dist.all_reduce(total)
-        self.adapted.train(training)
         seconds = time.monotonic() - started
         self.meter.pause(seconds)
         metrics = {f"{metric_key_prefix}_loss": (total[0] / total[1]).item(), f"{metric_key_prefix}_seconds": seconds}
-        self.log(dict(metrics))
+        self.log(dict(metrics))  # in evaluation mode, or TRL would add the averages of training to it
+        self.adapted.train(training)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -237,7 +262,7 @@ class ReportAtEvaluation(TrainerCallback):
         self.metrics: dict[str, float] = {}
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
-        if state.global_step >= state.max_steps:
+        if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.EPOCH:  # else the epoch's end does it
             control.should_evaluate = True
         return control
 

@@ -1,5 +1,6 @@
 """From settings to a finished adapter: what `ray_jobs/train.py` calls, and the steps that a search shares with it."""
 
+import json
 import os
 import queue
 import threading
@@ -14,54 +15,102 @@ from vlmtune.cluster import Cluster, connect, in_ray_job
 from vlmtune.config import Settings
 from vlmtune.console import StepPrinter, say
 from vlmtune.data.prepare import Source, prepare
+from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
-from vlmtune.errors import ConfigError
+from vlmtune.errors import ConfigError, DataError
 from vlmtune.model.base import check_model
+from vlmtune.model.lora import target_modules
 from vlmtune.training.launch import Outcome, run_in_process, run_on_ray
-from vlmtune.training.save import save_adapter_folder
+from vlmtune.training.lengths import fitting_rows
+from vlmtune.training.save import repeatable, save_adapter_folder
+
+# In an output folder, by the name of its settings' file: which prepared rows the checkpoints beside it were trained on.
+DATA_KEYS = {"config.yaml": "checkpoints/data.json", "search.yaml": "tune/data.json"}
 
 
 def train_adapter(settings: Settings) -> str:
-    """Train one adapter; returns the absolute path or URI of its folder.
+    """Train one adapter, or go on with an interrupted run; returns the absolute path or URI of its folder.
 
     Raises:
         UserError: for whatever is wrong with the settings, the data, the model or the machine, before anything is written.
     """
+    resumed = settings.data.resume
+    if resumed is not None:
+        folder, settings = interrupted_run(resumed)
+    else:
+        folder = output_folder(settings)
+        output.check_free(folder, overwrite=settings.data.overwrite)
     settings = located(settings)
-    folder = output_folder(settings)
-    output.check_free(folder, overwrite=settings.data.overwrite)
+    if settings.data.workers == 0 and "://" in folder:
+        raise ConfigError(f"--output_dir {folder}: --num_workers 0 writes to a local folder; give one, or --num_workers 1")
     cluster = start(settings)
     store = prepared(settings)
-    claim_for(settings, folder, store, "config.yaml")
-    values = settings.to_dict()
+    if resumed is None:
+        claim_for(settings, folder, store, "config.yaml")
+    else:
+        check_same_data(folder, store)
     printer = StepPrinter()
     if settings.data.workers == 0:
-        outcome = run_in_process(values, store, folder, progress=printer)
+        outcome = run_in_process(settings.to_dict(), store, folder, progress=printer)
     else:
         outcome = _run_and_watch(settings, store, folder, cluster, printer)
     save_adapter_folder(outcome.checkpoint, folder, settings, outcome.metrics, store)
     return folder
 
 
+def interrupted_run(resumed: str) -> tuple[str, Settings]:
+    """The folder of the run that `--resume` names, and the settings that it was started with.
+
+    Raises:
+        ConfigError: no run is there, or one that has ended.
+    """
+    folder = output.place(resumed, in_job=in_ray_job(), flag="--resume")
+    if not output.exists(f"{folder}/config.yaml"):
+        raise ConfigError(f"--resume {folder}: no run is there (config.yaml is missing); name the --output_dir of an interrupted run")
+    if output.exists(f"{folder}/metrics.json"):
+        raise ConfigError(f"--resume {folder}: this run has ended, nothing is left to do")
+    options = yaml12.load_options(output.read_text(f"{folder}/config.yaml"))
+    if options is None:
+        raise ConfigError(f"--resume {folder}: config.yaml is damaged; start a new run")
+    return folder, Settings.from_dict(options)
+
+
 def located(settings: Settings) -> Settings:
-    """The settings with a model folder's path made absolute: workers run in other directories."""
-    name = settings.model.base_model
-    return settings.replace(model_name_or_path=str(Path(name).absolute())) if Path(name).is_dir() else settings
+    """The settings with every local path in them made absolute: workers run in other directories, and so may who repeats the run."""
+    paths = {"model_name_or_path": settings.model.base_model}
+    paths |= {name: settings.get(name) for name in ("data_path", "eval_data_path", "image_root")}
+    local = {name: str(Path(path).absolute()) for name, path in paths.items() if path is not None and Path(path).exists()}
+    return settings.replace(**local)
 
 
 def start(settings: Settings) -> Cluster:
-    """Check model and machine, and connect to Ray."""
-    check_model(
+    """Check model, adapter and machine, and connect to Ray."""
+    config = check_model(
         settings.model.base_model,
         revision=settings.model.model_revision,
         trust_remote_code=settings.get("trust_remote_code"),
     )
+    check_targets(settings, config)
     cluster = connect()
     workers = settings.data.workers
     cluster.check_workers(workers if isinstance(workers, int) else workers[0], settings.get("use_cpu"))
     if cluster.nodes > 1 and settings.data.storage_path is None:
         raise ConfigError(f"this cluster has {cluster.nodes} nodes: give --storage_path, a folder or URI that all of them can reach")
     return cluster
+
+
+def check_targets(settings: Settings, config: Any) -> None:
+    """Find the layers that get adapters in the model's outline, which has no weights: a second or two whatever the size.
+
+    Raises:
+        ModelError: there are none.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        outline: Any = AutoModelForImageTextToText.from_config(config, trust_remote_code=settings.get("trust_remote_code"))
+    target_modules(outline, settings.model.lora_target_modules, lora_vision=settings.model.lora_vision)
 
 
 def output_folder(settings: Settings) -> str:
@@ -99,19 +148,31 @@ def prepared(settings: Settings) -> Store:
         allow_outside_paths=data.allow_outside_paths,
         allow_remote_images=data.allow_remote_images,
     )
+    if data.eval_data_path is None and data.eval_fraction == 0:
+        raise ConfigError("--eval_fraction 0 leaves no row to evaluate on: give a share of the data, or --eval_data_path")
     store = prepare(source, cache_folder(settings))
     counts = ", ".join(f"{len(store.rows_of(split))} {split}" for split in ("train", "eval", "test"))
     skipped = f"; {store.meta.bad_rows} bad rows skipped (bad_rows.jsonl)" if store.meta.bad_rows else ""
     say(f"Data      {data.data_path}: {store.meta.rows} rows ({counts}), up to {store.column('tokens').max()} tokens{skipped}")
+    max_length = settings.get("max_length")
+    if left_out := len(store.rows_of(TRAIN)) - len(fitting_rows(store, max_length, data.on_long_row)):
+        say(f"          {left_out} training rows left out: their images do not fit --max_length {max_length}")
     return store
 
 
 def claim_for(settings: Settings, folder: str, store: Store, name: str) -> None:
-    """Take the output folder, and write the settings and the bad rows that were skipped into it."""
+    """Take the output folder, and write the settings, the data's key and the bad rows that were skipped into it."""
     output.claim(folder, overwrite=settings.data.overwrite)
-    output.write_text(f"{folder}/{name}", yaml12.dump(settings.to_dict()))
+    output.write_text(f"{folder}/{name}", yaml12.dump(repeatable(settings).to_dict()))
+    output.write_json(f"{folder}/{DATA_KEYS[name]}", {"key": store.meta.key})
     if store.meta.bad_rows:
         store.copy_bad_rows(f"{folder}/bad_rows.jsonl")
+
+
+def check_same_data(folder: str, store: Store, name: str = "config.yaml") -> None:
+    """Raises DataError where the prepared rows are not those that the run in `folder` began with: its order would mean others."""
+    if json.loads(output.read_text(f"{folder}/{DATA_KEYS[name]}"))["key"] != store.meta.key:
+        raise DataError(f"--resume {folder}: the data or the model's processor has changed since this run began; start a new run")
 
 
 def _run_and_watch(settings: Settings, store: Store, folder: str, cluster: Cluster, show: Callable[[dict[str, float]], None]) -> Outcome:

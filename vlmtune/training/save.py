@@ -6,15 +6,15 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from vlmtune import yaml12
+from vlmtune import __version__, yaml12
 from vlmtune.config import Settings
 from vlmtune.data.paths import filesystem
 from vlmtune.data.store import Store
 from vlmtune.output import write_json, write_text
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-CHECKPOINT_ONLY = ("optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", "README.md")
-PACKAGES = ("vlmtune", "torch", "transformers", "trl", "peft", "bitsandbytes", "ray", "optuna")
+CHECKPOINT_ONLY = ("optimizer.pt", "scheduler.pt", "trainer_state.json", "scaler.pt", "training_args.bin", "report.json", "README.md")
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "ray", "optuna")
 
 
 def save_adapter_folder(checkpoint: str, folder: str, settings: Settings, metrics: dict[str, Any], store: Store) -> None:
@@ -31,14 +31,20 @@ def save_adapter_folder(checkpoint: str, folder: str, settings: Settings, metric
         kept = not entry.base_name.startswith("rng_state") and entry.base_name not in CHECKPOINT_ONLY
         if entry.type == pafs.FileType.File and kept:
             pafs.copy_files(entry.path, f"{out}/{entry.base_name}", source_filesystem=source, destination_filesystem=target)
-    write_text(f"{folder}/config.yaml", yaml12.dump(settings.to_dict()))
+    write_text(f"{folder}/config.yaml", yaml12.dump(repeatable(settings).to_dict()))
     write_text(f"{folder}/README.md", model_card(settings, metrics, store))
     write_json(f"{folder}/metrics.json", {**metrics, "data": store.meta.key, "versions": versions()})
 
 
+def repeatable(settings: Settings) -> Settings:
+    """The settings as `config.yaml` holds them: repeating a run must not delete what is there."""
+    return settings.replace(overwrite=False, resume=None)
+
+
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    # Ours is read from the source: in a Ray job it runs from the working directory, uninstalled.
+    return {"python": platform.python_version(), "vlmtune": __version__, **{name: version(name) for name in PACKAGES}}
 
 
 def model_card(settings: Settings, metrics: dict[str, Any], store: Store) -> str:

@@ -1,0 +1,214 @@
+"""How fast are rows prepared, and does memory grow with their number?
+
+    python benchmarks/data.py speed  [--rows 10000] [--pairs 3]    # against bare decode, resize, tokenise and write on the same cores
+    python benchmarks/data.py memory [--rows 2000 20000]           # peak memory of all processes with a 500 MB object store
+
+Rows have one 640x480 JPEG and a question and answer each; the processor is LLaVA-1.5's at full size (336 pixels). No weights are needed.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from PIL import Image
+
+SECONDS_BETWEEN_SAMPLES = 0.5
+OBJECT_STORE_BYTES = 500 * 10**6
+
+
+def write_model(folder: Path) -> None:
+    """A model folder without weights: LLaVA-1.5's processor at full size and a config."""
+    from full_size import llava
+
+    from vlmtune.data.processor import load_processor
+    from vlmtune.demo.models import write_model as write_tiny
+
+    write_tiny("llava", folder)
+    processor = load_processor(str(folder))
+    config = llava(processor)
+    processor.save_pretrained(folder)
+    config.save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+
+
+def write_rows(folder: Path, rows: int) -> Path:
+    """`rows` photographs-like JPEGs (smooth colours, edges, some noise; about 60 kB each), all different, and a JSONL that names them."""
+    (folder / "images").mkdir(parents=True)
+    random = np.random.RandomState(0)
+    y, x = np.mgrid[0:480, 0:640]
+    noise = random.randint(0, 24, (480, 640, 3), dtype=np.int16)
+    path = folder / "rows.jsonl"
+    with path.open("w") as lines:
+        for number in range(rows):
+            a, b, c = random.rand(3) * 0.05
+            waves = np.stack([np.sin(x * a + y * b), np.cos(y * b), np.sin(x * c)], axis=-1)
+            pixels = np.clip(waves * 100 + 110 + noise, 0, 255).astype(np.uint8)
+            pixels[100 : 100 + number % 300, 200:260] = number % 251
+            Image.fromarray(pixels).save(folder / "images" / f"{number:06d}.jpg", quality=88)
+            turns = [{"from": "human", "value": "<image>\nHow many people are there?"}, {"from": "gpt", "value": f"{number % 10} people"}]
+            lines.write(json.dumps({"image": f"images/{number:06d}.jpg", "conversations": turns}) + "\n")
+    return path
+
+
+def bare(folder: str, model: str, out: str, floats: bool, numbers: list[int]) -> None:
+    """What has to be done at the least for some rows: decode, resize, tokenise, write. `floats`: the processor's own float32 pixels."""
+    from vlmtune.data.store import write_shard
+    from vlmtune.data.tokenize import Example
+
+    processor = _processor(model)
+    options = {} if floats else {"do_rescale": False, "do_normalize": False}
+    examples = []
+    for number in numbers:
+        image = Image.open(f"{folder}/images/{number:06d}.jpg").convert("RGB")
+        text = f"USER: <image>\nHow many people are there? ASSISTANT: {number % 10} people</s>"
+        features = processor(text=[text], images=[image], **options)
+        ids = np.asarray(features["input_ids"][0], dtype=np.int32)
+        pixels = np.asarray(features["pixel_values"])
+        examples.append(Example(ids, np.zeros(len(ids), np.uint8), {"pixel_values": pixels if floats else pixels.astype(np.uint8)}))
+    write_shard(f"{out}/{numbers[0]:06d}.parquet", examples)
+
+
+_PROCESSORS: dict[str, Any] = {}
+
+
+def _processor(model: str) -> Any:
+    from vlmtune.data.processor import load_processor
+
+    if model not in _PROCESSORS:
+        _PROCESSORS[model] = load_processor(model)
+    return _PROCESSORS[model]
+
+
+def timed_bare(pool: Any, folder: Path, model: Path, rows: int, *, floats: bool) -> float:
+    """Seconds that the pool takes for all rows."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as out:
+        parts = [list(range(start, min(start + 64, rows))) for start in range(0, rows, 64)]
+        started = time.perf_counter()
+        pool.map(partial(bare, str(folder), str(model), out, floats), parts, chunksize=1)
+        return time.perf_counter() - started
+
+
+def timed_prepare(data: Path, model: Path, cache: Path) -> float:
+    """Seconds of `prepare` into `cache`."""
+    from vlmtune.data.prepare import Source, prepare
+
+    started = time.perf_counter()
+    prepare(Source(data_path=str(data), model=str(model)), str(cache))
+    return time.perf_counter() - started
+
+
+def speed(rows: int, pairs: int) -> None:
+    """Bare and prepared in turn, so that a machine whose speed drifts slows both."""
+    from vlmtune.cluster import connect
+
+    with tempfile.TemporaryDirectory() as name:
+        top = Path(name)
+        write_model(top / "model")
+        data = write_rows(top / "data", rows)
+        connect()
+        ratios, seconds = [], {"bare uint8": [], "prepare": [], "found again": [], "bare float32": []}  # type: ignore[var-annotated]
+        with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+            timed_bare(pool, data.parent, top / "model", 256, floats=False)  # imports and caches
+            few = write_rows(top / "few", 256)
+            timed_prepare(few, top / "model", top / "warm")
+            for pair in range(pairs):
+                seconds["bare uint8"].append(timed_bare(pool, data.parent, top / "model", rows, floats=False))
+                seconds["prepare"].append(timed_prepare(data, top / "model", top / f"cache{pair}"))
+                seconds["found again"].append(timed_prepare(data, top / "model", top / f"cache{pair}"))
+                ratios.append(seconds["bare uint8"][-1] / seconds["prepare"][-1])
+                shutil.rmtree(top / f"cache{pair}")
+            seconds["bare float32"].append(timed_bare(pool, data.parent, top / "model", rows, floats=True))
+    for label, values in seconds.items():
+        each = f"{statistics.median(values) / rows * 1e3:.2f} ms a row"
+        print(f"{label:12} {statistics.median(values):7.1f} s ({min(values):.1f} to {max(values):.1f}), {each}")
+    print(f"prepare reaches {statistics.median(ratios):.0%} of bare ({min(ratios):.0%} to {max(ratios):.0%}) on {os.cpu_count()} cores")
+
+
+def peak_memory(command: list[str]) -> tuple[float, float]:
+    """(peak of the summed proportional memory of a command and all its children in GB, seconds)."""
+    started, peak, done = time.perf_counter(), 0.0, threading.Event()
+    process = subprocess.Popen(command)
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(SECONDS_BETWEEN_SAMPLES):
+            total = 0
+            for member in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+                try:
+                    total += member.memory_full_info().pss
+                except (psutil.NoSuchProcess, psutil.AccessDenied):
+                    continue
+            peak = max(peak, total / 2**30)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    if process.wait():
+        sys.exit("the measured command failed")
+    done.set()
+    watcher.join()
+    return peak, time.perf_counter() - started
+
+
+def memory(sizes: list[int]) -> None:
+    """Prepare and read back data sets of several sizes, each in a fresh process."""
+    peaks = []
+    with tempfile.TemporaryDirectory() as name:
+        top = Path(name)
+        write_model(top / "model")
+        for rows in sizes:
+            data = write_rows(top / f"data{rows}", rows)
+            peak, seconds = peak_memory([sys.executable, __file__, "pass", str(data), str(top / "model"), str(top / f"cache{rows}")])
+            peaks.append(peak)
+            print(f"{rows:6} rows: peak {peak:.2f} GB in all processes, {seconds:.0f} s", flush=True)
+            shutil.rmtree(data.parent)
+    print(f"{sizes[-1]} rows take {peaks[-1] / peaks[0]:.2f} times the memory of {sizes[0]}")
+
+
+def one_pass(data: str, model: str, cache: str) -> None:
+    """Prepare, then stream all training batches once, with a small object store."""
+    from vlmtune import cluster
+    from vlmtune.data.order import Order
+    from vlmtune.data.prepare import Source, prepare
+    from vlmtune.data.stream import stream_batches
+
+    cluster.OBJECT_STORE_BYTES = OBJECT_STORE_BYTES
+    cluster.connect()
+    store = prepare(Source(data_path=data, model=model), cache)
+    order = Order(rows=len(store.rows_of("train")), per_device=8, accumulation=1, world=1, seed=0)
+    seen = sum(len(batch["input_ids"]) for batch in stream_batches(store, "train", order.epoch(0, 0), 1024))
+    print(f"streamed {seen} rows", flush=True)
+
+
+def main() -> None:
+    sys.path.insert(0, str(Path(__file__).parent))
+    if sys.argv[1:2] == ["pass"]:
+        one_pass(*sys.argv[2:])
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what", required=True)
+    for_speed = commands.add_parser("speed")
+    for_speed.add_argument("--rows", type=int, default=10_000)
+    for_speed.add_argument("--pairs", type=int, default=3)
+    commands.add_parser("memory").add_argument("--rows", type=int, nargs="+", default=[2_000, 20_000])
+    args = parser.parse_args()
+    if args.what == "speed":
+        speed(args.rows, args.pairs)
+    else:
+        memory(args.rows)
+
+
+if __name__ == "__main__":
+    main()

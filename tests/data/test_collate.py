@@ -1,0 +1,188 @@
+"""Rows that were processed one by one make the batch that the processor makes of them together."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessorPil, EfficientNetImageProcessorPil
+from transformers.utils.import_utils import is_torchvision_available
+
+from vlmtune.data.collate import Pixels, collate, probe
+from vlmtune.data.processor import load_processor
+from vlmtune.data.tokenize import IGNORED, Example, RowEncoder, shorten
+
+Message = dict[str, Any]
+PICTURE = {"type": "image"}
+families = pytest.mark.parametrize(
+    "family",
+    [
+        "llava", "mllama", "smolvlm",
+        pytest.param("qwen2_5_vl", marks=[
+            pytest.mark.gpu, pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed"),
+        ]),
+    ],
+)  # fmt: skip
+
+
+def turn(role: str, *parts: Any) -> Message:
+    return {"role": role, "content": [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]}
+
+
+def picture(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.RandomState(width).randint(0, 256, (height, width, 3)).astype(np.uint8))
+
+
+ROWS = {
+    "a": ([turn("user", PICTURE, "How many?"), turn("assistant", "5")], [picture(90, 60)]),
+    "b": (
+        [turn("user", PICTURE, "and", PICTURE, "Which is busier, and why?"), turn("assistant", "The second.")],
+        [picture(40, 130), picture(70, 71)],
+    ),
+    "t": ([turn("user", "What is a beam?"), turn("assistant", "A member that carries a floor.")], []),
+}
+MIXES = ["a", "b", "t", "ab", "ba", "aba", "tt", "at", "ta", "tb", "abt"]
+
+
+@cache
+def kit(folder: Path, floats: bool = False) -> tuple[RowEncoder, Pixels]:
+    """An encoder and the way that it stores pixels: as `probe` found, or as the processor's floats."""
+    processor = load_processor(str(folder))
+    processor.tokenizer.padding_side = "right"
+    found = probe(processor)
+    pixels = Pixels(raw=False, per_row=found.per_row) if floats else found
+    return RowEncoder(processor, raw_pixels=pixels.raw), pixels
+
+
+def batched(encoder: RowEncoder, pixels: Pixels, examples: list[Example], **options: Any) -> dict[str, torch.Tensor]:
+    pad = encoder.tokenizer.pad_token_id
+    batch = collate(examples, pad_token_id=pad, per_row=pixels.per_row, **options)
+    return {name: torch.from_numpy(value) for name, value in batch.items()}
+
+
+def encoded(encoder: RowEncoder, mix: str) -> list[Example]:
+    return [encoder.encode(*ROWS[name]) for name in mix]
+
+
+def processed(encoder: RowEncoder, mix: str) -> dict[str, torch.Tensor]:
+    """What the processor gives for the whole batch at once."""
+    texts, images = [encoder.chat_text(ROWS[name][0]) for name in mix], [ROWS[name][1] for name in mix]
+    bos = encoder.tokenizer.bos_token
+    begins = bos is not None and texts[0].startswith(bos)
+    flat = [image for row in images for image in row]
+    nested = not type(encoder.processor).__name__.startswith(("Llava", "Qwen"))
+    given = {"images": images if nested else flat} if flat else {}
+    own: dict[str, torch.Tensor] = encoder.processor(
+        text=texts, **given, padding=True, return_tensors="pt", add_special_tokens=not begins
+    ).data
+    return own
+
+
+@families
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("stored", ["found", "floats"])
+def test_rows_one_by_one_equal_the_whole_batch(models: Path, family: str, mix: str, stored: str) -> None:
+    encoder, pixels = kit(models / family, floats=stored == "floats")
+    batch = batched(encoder, pixels, encoded(encoder, mix))
+    ours, own = pixels.normalize(batch), processed(encoder, mix)
+    assert ours.keys() - {"labels"} == own.keys()
+    for name, expected in own.items():
+        assert ours[name].shape == expected.shape, name
+        if name == "pixel_values":
+            torch.testing.assert_close(ours[name], expected.float(), atol=1e-5, rtol=0)
+        elif name == "cross_attention_mask":  # the processor also lets padding see the images; nothing reads what padding sees
+            seen = own["attention_mask"].bool()
+            assert torch.equal(ours[name][seen], expected[seen])
+            assert not ours[name][~seen].any()
+        else:
+            assert torch.equal(ours[name], expected), name
+
+
+@families
+def test_probe_finds_that_resized_uint8_will_do(models: Path, family: str) -> None:
+    encoder, pixels = kit(models / family)
+    assert pixels.raw
+    assert pixels.per_row == (family in ("mllama", "smolvlm"))
+    assert pixels.channels_last_dim == (family == "qwen2_5_vl")
+    assert encoder.encode(*ROWS["b"]).tensors["pixel_values"].dtype == np.uint8
+    assert Pixels.from_dict(pixels.to_dict()) == pixels
+
+
+@pytest.mark.parametrize(
+    "image_processor",
+    [
+        CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, do_rescale=False),
+        CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, do_normalize=False),
+        EfficientNetImageProcessorPil(size={"height": 56, "width": 56}, include_top=True),  # normalises twice
+        EfficientNetImageProcessorPil(
+            size={"height": 56, "width": 56}, rescale_offset=True, include_top=False
+        ),  # to -1 ... 1 before it normalises
+    ],
+    ids=["not rescaled", "not normalised", "normalised twice", "offset"],
+)
+def test_probe_keeps_floats_where_normalising_uint8_would_differ(models: Path, image_processor: Any) -> None:
+    processor = load_processor(str(models / "llava"))
+    processor.image_processor = image_processor
+    assert probe(processor) == Pixels(raw=False, per_row=False)
+
+
+@families
+def test_pixels_come_in_the_dtype_asked_for(models: Path, family: str) -> None:
+    encoder, pixels = kit(models / family)
+    batch = batched(encoder, pixels, encoded(encoder, "ab"))
+    half = pixels.normalize(batch, torch.bfloat16)["pixel_values"]
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(half, pixels.normalize(batch)["pixel_values"].bfloat16())
+    assert batch["pixel_values"].dtype == torch.uint8, "the batch itself stays as it is"
+
+
+@families
+@pytest.mark.parametrize("mix", ["ab", "at"])
+def test_labels_are_those_of_the_rows(models: Path, family: str, mix: str) -> None:
+    encoder, pixels = kit(models / family)
+    examples = encoded(encoder, mix)
+    batch = batched(encoder, pixels, examples)
+    for row, example in zip(batch["labels"].tolist(), examples, strict=True):
+        assert row == example.labels.tolist() + [IGNORED] * (len(row) - len(example.labels))
+    assert (batch["labels"] != IGNORED).any(dim=1).all()
+
+
+@families
+def test_a_filler_has_no_labels_and_is_otherwise_the_same(models: Path, family: str) -> None:
+    encoder, pixels = kit(models / family)
+    batch, filler = (batched(encoder, pixels, encoded(encoder, "a"), filler=filler) for filler in (False, True))
+    assert (filler.pop("labels") == IGNORED).all()
+    assert (batch.pop("labels") != IGNORED).any()
+    for name, value in batch.items():
+        assert torch.equal(filler[name], value), name
+
+
+@families
+def test_length_is_padded_to_a_multiple(models: Path, family: str) -> None:
+    encoder, pixels = kit(models / family)
+    examples = encoded(encoder, "at")
+    plain, padded = (batched(encoder, pixels, examples, multiple=multiple) for multiple in (1, 64))
+    length = plain["input_ids"].shape[1]
+    assert length % 64 != 0
+    for name in ("input_ids", "attention_mask", "labels", *({"cross_attention_mask"} & plain.keys())):
+        assert padded[name].shape[1] == -(-length // 64) * 64
+        assert torch.equal(padded[name][:, :length], plain[name])
+    assert not padded["attention_mask"][:, length:].any()
+    assert (padded["labels"][:, length:] == IGNORED).all()
+    assert (padded["input_ids"][:, length:] == encoder.tokenizer.pad_token_id).all()
+
+
+@families
+def test_shortened_rows_collate(models: Path, family: str) -> None:
+    encoder, pixels = kit(models / family)
+    examples = encoded(encoder, "ba")
+    longest = len(examples[0].input_ids) - 6
+    batch = batched(encoder, pixels, [shorten(example, longest) for example in examples])
+    assert batch["input_ids"].shape == (2, longest)
+    whole = batched(encoder, pixels, examples)
+    assert torch.equal(batch["pixel_values"], whole["pixel_values"])
+    if "cross_attention_mask" in batch:
+        assert batch["cross_attention_mask"].shape[:2] == (2, longest)

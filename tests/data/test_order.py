@@ -1,0 +1,136 @@
+"""The order of rows: every row once an epoch, the same rows a step for any number of workers, and never another one."""
+
+from dataclasses import replace
+from itertools import chain
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlmtune.data.order import MicroBatch, Order, evaluation_order
+
+thorough = settings(max_examples=300, deadline=None, derandomize=True)
+orders = st.builds(
+    Order,
+    rows=st.integers(1, 70),
+    per_device=st.integers(1, 5),
+    accumulation=st.integers(1, 4),
+    world=st.integers(1, 5),
+    seed=st.integers(0, 2**40),
+)
+
+
+def rows_of(batches: list[MicroBatch]) -> list[int]:
+    """The rows that are trained on: those of fillers are not."""
+    return [row for batch in batches if not batch.filler for row in batch.rows]
+
+
+def ranks(order: Order, epoch: int = 0, first_step: int = 0) -> list[list[MicroBatch]]:
+    return [order.epoch(epoch, rank, first_step) for rank in range(order.world)]
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_eleven_rows_are_each_seen_once_an_epoch(world: int, accumulation: int) -> None:
+    order = Order(rows=11, per_device=2, accumulation=accumulation, world=world, seed=42)
+    for epoch in range(3):
+        assert sorted(chain.from_iterable(map(rows_of, ranks(order, epoch)))) == list(range(11))
+
+
+@pytest.mark.parametrize("per_device", [4, 2, 1])
+def test_a_step_has_the_same_rows_for_any_number_of_workers(per_device: int) -> None:
+    """At 4 rows a step: 1 worker of 4, 2 of 2, 4 of 1, or fewer workers that accumulate."""
+    one = Order(rows=11, per_device=4, accumulation=1, world=1, seed=42)
+    for world in (1, 2, 4):
+        if 4 % (world * per_device):
+            continue
+        order = replace(one, per_device=per_device, accumulation=4 // (world * per_device), world=world)
+        assert order.steps_per_epoch == one.steps_per_epoch == 3
+        for step in range(3):
+            rows = chain.from_iterable(rows_of(order.step(1, step, rank)) for rank in range(world))
+            assert sorted(rows) == sorted(rows_of(one.step(1, step, 0)))
+
+
+def test_the_order_is_frozen() -> None:
+    """An adapter can be trained again only if these numbers never change."""
+    order = Order(rows=11, per_device=2, accumulation=1, world=2, seed=42)
+    assert order.permutation(0).tolist() == [5, 0, 6, 4, 2, 7, 3, 1, 8, 9, 10]
+    assert order.permutation(1).tolist() == [3, 6, 5, 10, 1, 2, 9, 8, 0, 7, 4]
+    assert replace(order, seed=7).permutation(0).tolist() == [5, 0, 1, 7, 3, 4, 9, 10, 6, 2, 8]
+    assert [batch.rows for batch in order.epoch(0, 0)] == [(5, 6), (2, 3), (8, 10)]
+    assert [batch.rows for batch in order.epoch(0, 1)] == [(0, 4), (7, 1), (9,)]
+
+
+@thorough
+@given(orders, st.integers(0, 5))
+def test_every_row_once_and_ranks_in_step(order: Order, epoch: int) -> None:
+    by_rank = ranks(order, epoch)
+    assert sorted(chain.from_iterable(map(rows_of, by_rank))) == list(range(order.rows))
+    assert {len(batches) for batches in by_rank} == {order.micro_batches_per_epoch}
+    for batches in by_rank:
+        assert all(1 <= len(batch.rows) <= order.per_device for batch in batches)
+        assert all(len(batch.rows) == 1 for batch in batches if batch.filler)
+        assert all(0 <= row < order.rows for batch in batches for row in batch.rows)
+
+
+@thorough
+@given(orders, st.integers(0, 5))
+def test_only_the_last_step_is_short(order: Order, epoch: int) -> None:
+    permutation = order.permutation(epoch).tolist()
+    for step in range(order.steps_per_epoch):
+        parts = [order.step(epoch, step, rank) for rank in range(order.world)]
+        rows = sorted(chain.from_iterable(map(rows_of, parts)))
+        assert rows == sorted(permutation[step * order.rows_per_step : (step + 1) * order.rows_per_step])
+        assert rows
+        passes = {len(part) for part in parts}
+        assert len(passes) == 1
+        if step + 1 < order.steps_per_epoch:
+            assert passes == {order.accumulation}
+            assert all(len(batch.rows) == order.per_device for part in parts for batch in part)
+        else:
+            assert 1 <= passes.pop() <= order.accumulation
+
+
+@thorough
+@given(orders, st.data())
+def test_resumed_at_any_step_the_rest_is_the_same(order: Order, data: st.DataObject) -> None:
+    first = data.draw(st.integers(0, order.steps_per_epoch))
+    for whole, rest in zip(ranks(order, 2), ranks(order, 2, first), strict=True):
+        assert rest == whole[len(whole) - len(rest) :]
+        assert len(rest) == max(0, len(whole) - first * order.accumulation)
+
+
+@thorough
+@given(orders, st.integers(0, 3))
+def test_the_order_depends_on_seed_and_epoch_alone(order: Order, epoch: int) -> None:
+    other = replace(order, per_device=order.per_device + 1, accumulation=order.accumulation + 1, world=order.world + 1)
+    assert order.permutation(epoch).tolist() == other.permutation(epoch).tolist()
+
+
+def test_epochs_and_seeds_differ() -> None:
+    order = Order(rows=50, per_device=1, accumulation=1, world=1, seed=1)
+    permutations = {tuple(replace(order, seed=seed).permutation(epoch)) for seed in (1, 2, 3) for epoch in (0, 1, 2)}
+    assert len(permutations) == 9
+
+
+def test_a_rank_without_a_row_gets_a_filler() -> None:
+    order = Order(rows=9, per_device=2, accumulation=2, world=2, seed=0)
+    last = [order.step(0, 1, rank) for rank in range(2)]
+    left = int(order.permutation(0)[8])
+    assert last == [[MicroBatch((left,))], [MicroBatch((left,), filler=True)]]
+
+
+@thorough
+@given(st.integers(1, 60), st.integers(1, 6), st.integers(1, 5))
+def test_evaluation_has_every_row_on_one_rank(rows: int, batch: int, world: int) -> None:
+    by_rank = [evaluation_order(rows, batch, rank, world) for rank in range(world)]
+    assert sorted(chain.from_iterable(map(rows_of, by_rank))) == list(range(rows))
+    assert {len(batches) for batches in by_rank} == {-(-rows // (batch * world))}
+    assert all(1 <= len(each.rows) <= batch for batches in by_rank for each in batches)
+    assert all(0 <= row < rows for batches in by_rank for each in batches for row in each.rows)
+
+
+def test_one_rank_evaluates_in_the_order_of_the_rows() -> None:
+    assert evaluation_order(5, 2, 0, 1) == [MicroBatch((0, 1)), MicroBatch((2, 3)), MicroBatch((4,))]
+    assert evaluation_order(5, 2, 1, 4) == [MicroBatch((1,))]
+    assert evaluation_order(1, 2, 1, 2) == [MicroBatch((0,), filler=True)]

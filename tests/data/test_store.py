@@ -1,0 +1,169 @@
+"""Rows come back from the store as they were put in, in any order, and damage is told, never trained on."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlmtune.data import store as store_module
+from vlmtune.data.collate import Pixels
+from vlmtune.data.store import IMAGES, INDEX, Meta, Store, file_states, write_shard
+from vlmtune.data.tokenize import ANSWER, IMAGE, TEMPLATE, TEXT, Example
+from vlmtune.errors import DataError
+
+ROWS, PER_SHARD = 23, 9
+META = Meta("key", Pixels(True, 1 / 255, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), per_row=True), pad_token_id=7, rows=ROWS, bad_rows=0)
+
+
+def example(row: int) -> Example:
+    """Rows of all lengths; every third is text alone, the others have uint8 pixels and an integer mask."""
+    draw = np.random.RandomState(row)
+    kinds = np.repeat([TEMPLATE, IMAGE, TEXT, TEMPLATE, ANSWER, TEXT, ANSWER], draw.randint(1, 9, 7)).astype(np.uint8)
+    tensors: dict[str, np.ndarray] = {}
+    if row % 3:
+        pixels = draw.randint(0, 256, (row % 4 + 1, 3, 14, 14)).astype(np.uint8)
+        tensors = {"pixel_values": pixels, "cross_attention_mask": draw.randint(0, 2, (1, len(kinds), 4))}
+    return Example(draw.randint(0, 2**31 - 1, len(kinds)).astype(np.int32), kinds, tensors)
+
+
+def write_store(folder: Path) -> Path:
+    """A store of three shards with several row groups each."""
+    folder.mkdir()
+    index = []
+    for start in range(0, ROWS, PER_SHARD):
+        rows = range(start, min(start + PER_SHARD, ROWS))
+        shard = f"rows-{start:05d}.parquet"
+        for row, (group, offset) in zip(rows, write_shard(str(folder / shard), [example(row) for row in rows]), strict=True):
+            line = {"source": f"data.jsonl:{row + 1}", "split": "eval" if row % 5 == 0 else "train", "number": row}
+            index.append({**line, "shard": shard, "row_group": group, "offset": offset})
+    pq.write_table(pa.Table.from_pylist(index, schema=INDEX), folder / "index.parquet")
+    pq.write_table(pa.Table.from_pylist([], schema=IMAGES), folder / "images.parquet")
+    (folder / "meta.json").write_text(json.dumps(META.to_dict()))
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_row_groups() -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "ROW_GROUP_BYTES", 5000)
+        yield
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(str(write_store(tmp_path_factory.mktemp("store") / "key.1")))
+
+
+def assert_same(found: Example, expected: Example) -> None:
+    assert found.input_ids.dtype == np.int32
+    assert np.array_equal(found.input_ids, expected.input_ids)
+    assert np.array_equal(found.kinds, expected.kinds)
+    assert np.array_equal(found.labels, expected.labels)
+    assert found.tensors.keys() == expected.tensors.keys()
+    for name, value in expected.tensors.items():
+        assert found.tensors[name].dtype == value.dtype
+        assert np.array_equal(found.tensors[name], value)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(rows=st.lists(st.integers(0, ROWS - 1), max_size=12))
+def test_any_rows_in_any_order(store: Store, rows: list[int]) -> None:
+    found = store.read(rows)
+    assert len(found) == len(rows)
+    for row, each in zip(rows, found, strict=True):
+        assert_same(each, example(row))
+
+
+def test_rows_lie_in_several_shards_and_row_groups(store: Store) -> None:
+    places = set(zip(store.column("shard"), store.column("row_group"), strict=True))
+    assert len(set(store.column("shard"))) == 3
+    assert len(places) > 6
+
+
+def test_a_row_group_is_read_once_for_a_call(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[tuple[str, int]] = []
+    read = Store._row_group
+    monkeypatch.setattr(Store, "_row_group", lambda self, *place: reads.append(place) or read(self, *place))
+    store.read(list(range(ROWS)) * 2)
+    assert len(reads) == len(set(reads))
+
+
+def test_splits_are_row_numbers_in_order(store: Store) -> None:
+    assert store.rows_of("eval").tolist() == [0, 5, 10, 15, 20]
+    assert store.rows_of("train").tolist() == [row for row in range(ROWS) if row % 5]
+    assert store.rows_of("test").tolist() == []
+    assert store.column("source")[3] == "data.jsonl:4"
+
+
+def test_it_pickles_as_its_path(store: Store) -> None:
+    packed = pickle.dumps(store)
+    assert len(packed) < 500
+    again = pickle.loads(packed)
+    assert again.meta == store.meta == META
+    assert_same(again.read([4])[0], example(4))
+
+
+def test_a_folder_without_meta_is_no_store(tmp_path: Path) -> None:
+    folder = write_store(tmp_path / "key.1")
+    assert Store.exists(str(folder))
+    (folder / "meta.json").unlink()
+    assert not Store.exists(str(folder))
+    assert not Store.exists(str(tmp_path / "nowhere"))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    """One byte of the rows, not of the file's own structure, as a bad disk leaves it."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    path.write_bytes(content)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, empty, Path.unlink])
+def test_a_damaged_shard_is_a_data_error(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    folder = write_store(tmp_path / "key.1")
+    damaged = folder / "rows-00009.parquet"
+    damage(damaged)
+    opened = Store(str(folder))
+    assert_same(opened.read([2])[0], example(2))
+    with pytest.raises(DataError, match=r"cannot be read .*: delete .* to prepare again") as refusal:
+        opened.read(range(ROWS))
+    assert str(damaged) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["meta.json", "index.parquet"])
+@pytest.mark.parametrize("damage", [truncate, empty, Path.unlink])
+def test_a_store_that_cannot_be_opened_is_a_data_error(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+    folder = write_store(tmp_path / "key.1")
+    damage(folder / name)
+    with pytest.raises(DataError, match=f"{folder / name} cannot be read .*: delete {folder} to prepare again"):
+        Store(str(folder))
+
+
+def test_file_states_change_with_the_file(tmp_path: Path) -> None:
+    path, other = tmp_path / "a.png", tmp_path / "b.png"
+    path.write_bytes(b"one")
+    other.write_bytes(b"two")
+    before = file_states([str(path), str(other), "https://example.org/c.png"])
+    assert [name for name, _ in before] == [str(path), str(other)], "a web address has no state"
+    path.write_bytes(b"three")
+    other.touch()
+    after = file_states([str(path), str(other)])
+    assert before[0] != after[0]
+    other.unlink()
+    assert file_states([str(other)])[0] != after[1]

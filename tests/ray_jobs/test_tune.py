@@ -1,0 +1,107 @@
+"""The command as a user types it: what is printed, and what a killed search leaves."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.timeout(290)
+
+
+@pytest.fixture
+def command(models: Path, mall: Path, tmp_path: Path) -> list[str]:
+    """A search of two trials, one after the other."""
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"""
+data_path: {mall}
+model_name_or_path: {models / "llava"}
+quantization: none
+learning_rate: 1.0e-3
+lora_r: 4
+max_length: 128
+max_steps: 2
+per_device_train_batch_size: 4
+gradient_checkpointing: false
+num_samples: 2
+max_concurrent_trials: 1
+early_stopping: none
+search_space:
+  learning_rate: {{loguniform: [1.0e-4, 1.0e-2]}}
+""",
+        encoding="utf-8",
+    )
+    return [sys.executable, "ray_jobs/tune.py", "--config", str(config), "--output_dir", str(tmp_path / "out")]
+
+
+@pytest.fixture
+def environment(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    # Sockets have short names only, and pytest's folders long ones.
+    return {**kept, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+
+
+def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def test_a_killed_search_leaves_no_process_and_goes_on_with_every_trial_counted_once(
+    command: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True) as killed:
+        assert killed.stdout is not None
+        begun = []
+        for line in killed.stdout:
+            begun.append(line)
+            if line.startswith("trial   2  running"):
+                break
+        time.sleep(1)
+        children = family(killed)
+        os.killpg(killed.pid, signal.SIGKILL)
+    assert any(line.startswith("trial   1  complete") for line in begun)
+    assert not (folder / "trials.parquet").exists()
+    _, alive = psutil.wait_procs(children, timeout=40)
+    assert alive == [], "the Ray that a search starts ends with it"
+
+    resumed = subprocess.run(
+        [*command[:2], "--resume", str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    rows = pq.read_table(folder / "trials.parquet").to_pylist()
+    assert [row["state"] for row in rows] == ["COMPLETE", "COMPLETE"]
+    assert len({row["trial_id"] for row in rows}) == 2
+    assert (rows[0]["learning_rate"], rows[0]["steps"]) == (1e-3, 2)
+    assert (folder / "best" / "adapter_model.safetensors").exists()
+    told = (r"Data      ", r"Search    ", r"Dashboard http", r"trial   [12]  (running|complete) ", r"$",
+            r"Best      trial [12] of 2: eval_loss ", r"Values    learning_rate ", r"Trials    2 complete$", r"Adapter   ", r"Table     ",
+            r"Curves    ")  # fmt: skip
+    strange = [line for line in resumed.stdout.splitlines() if not any(re.match(one, line) for one in told)]
+    assert strange == [], "nothing is printed that is not for a person"
+    assert len([line for line in resumed.stdout.splitlines() if re.match(r"trial   1  running", line)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--metric", "eval_los"], "error: --metric eval_los: no trial reports it"),
+        (["--num_worker", "2"], "error: --num_worker: there is no such option; did you mean num_workers?"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    command: list[str], environment: dict[str, str], tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    failed = subprocess.run([*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert failed.returncode == 2
+    assert failed.stderr.startswith(message) and len(failed.stderr.splitlines()) == 1
+    assert failed.stdout == ""
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,100 @@
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vlmtune.config import Settings
+from vlmtune.search import results
+from vlmtune.search.results import TrialRow
+
+ENDED = {"step": 8, "max_steps": 8, "seconds": 1.5, "tokens_per_second": 100.0, "peak_memory": 0.5}
+
+
+def row(name: str, state: str, loss: float | None = None, **values: Any) -> TrialRow:
+    metrics = {} if loss is None else {**ENDED, "eval_loss": loss, "checkpoint_path": f"/runs/{name}"}
+    return TrialRow(name, values, state, metrics)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "failed", "state"),
+    [
+        ({"step": 8, "max_steps": 8}, False, results.COMPLETE),
+        ({"step": 2, "max_steps": 8}, False, results.PRUNED),
+        ({}, False, results.PRUNED),
+        (None, False, results.PRUNED),
+        ({"infeasible": True}, False, results.INFEASIBLE),
+        ({"step": 2, "max_steps": 8}, True, results.FAILED),
+        (None, True, results.FAILED),
+    ],
+)
+def test_state(metrics: dict[str, Any] | None, failed: bool, state: str) -> None:
+    assert results.state_of(metrics, failed=failed) == state
+
+
+@pytest.mark.parametrize(
+    ("traceback", "reason"),
+    [
+        ('ray::f()\n  File "a.py", line 2\n    raise x\nvlmtune.errors.ModelError: there is no such layer', "there is no such layer"),
+        (
+            "Training failed due to worker errors:\n[Rank 0]:\nTraceback (most recent call last):\nValueError: two\nlines of it\n",
+            "ValueError: two",
+        ),
+        ("ray.exceptions.ActorDiedError: The actor died\n\tclass_name: Worker\n", "ray.exceptions.ActorDiedError: The actor died"),
+        ("KeyError\n", "KeyError"),
+        ("", "no reason is known"),
+    ],
+)
+def test_the_reason_of_a_failure_is_one_line(traceback: str, reason: str) -> None:
+    assert results.reason(traceback) == reason
+
+
+def test_the_best_trial_ran_to_its_end_and_has_a_number() -> None:
+    rows = [
+        row("own", results.COMPLETE, 3.0),
+        row("stopped", results.PRUNED, 1.0),
+        row("diverged", results.COMPLETE, float("nan")),
+        row("low", results.COMPLETE, 2.0),
+        row("same", results.COMPLETE, 2.0),
+        row("failed", results.FAILED),
+    ]
+    best = results.best_of(rows, "eval_loss", "min")
+    assert best is not None and best.trial_id == "low" and best.checkpoint == "/runs/low"
+    highest = results.best_of(rows, "eval_loss", "max")
+    assert highest is not None and highest.trial_id == "own"
+    assert results.best_of(rows[1:3], "eval_loss", "min") is None
+
+
+def test_the_table_keeps_types_where_trials_have_no_numbers(tmp_path: Path) -> None:
+    rows = [
+        row("a", results.COMPLETE, 3.0, lora_r=8, max_length=None, lora_target_modules=["q_proj"]),
+        row("b", results.FAILED, lora_r=4, max_length=64, lora_target_modules="all-linear"),
+    ]
+    names = ["lora_r", "max_length", "lora_target_modules"]
+    results.write_table(rows, names, str(tmp_path))
+    table = pq.read_table(tmp_path / "trials.parquet")
+    assert table.column_names == ["trial_id", *names, "state", "eval_loss", "steps", "seconds", "tokens_per_second", "peak_memory"]
+    assert table.schema.field("steps").type == table.schema.field("lora_r").type == pa.int64()
+    assert table.to_pylist() == [
+        {
+            "trial_id": "a", "lora_r": 8, "max_length": None, "lora_target_modules": '["q_proj"]', "state": "COMPLETE", "eval_loss": 3.0,
+            "steps": 8, "seconds": 1.5, "tokens_per_second": 100.0, "peak_memory": 0.5,
+        },
+        {
+            "trial_id": "b", "lora_r": 4, "max_length": 64, "lora_target_modules": "all-linear", "state": "FAILED", "eval_loss": None,
+            "steps": None, "seconds": None, "tokens_per_second": None, "peak_memory": None,
+        },
+    ]  # fmt: skip
+
+
+def test_another_metric_has_a_column_too() -> None:
+    rows = [TrialRow("a", {"lora_r": 8}, results.COMPLETE, {**ENDED, "eval_loss": 2.0, "train_loss": 1.0})]
+    assert results.table(rows, ["lora_r"], "train_loss").column_names[-2:] == ["peak_memory", "train_loss"]
+    assert results.table(rows, ["lora_r"], "seconds").column_names.count("seconds") == 1
+
+
+def test_the_settings_of_a_trial_are_the_configs_with_its_values() -> None:
+    settings = Settings.from_dict({"lora_r": 8, "learning_rate": 1e-4})
+    chosen = results.settings_of(row("a", results.COMPLETE, 1.0, lora_r=16), settings)
+    assert (chosen.model.lora_r, chosen.get("learning_rate")) == (16, 1e-4)

@@ -1,0 +1,247 @@
+"""Whole searches with a tiny LLaVA on a Ray with two CPUs. Each takes its time, so that many tests look at the same one."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from trl.trainer.sft_config import SFTConfig
+
+from vlmtune.cluster import connect
+from vlmtune.config import Settings
+from vlmtune.data.store import Store
+from vlmtune.errors import ConfigError
+from vlmtune.search.refit import RefitStore
+from vlmtune.search.run import search_adapter
+from vlmtune.training.run import cache_folder, prepared, train_adapter
+
+pytestmark = pytest.mark.timeout(280)
+
+MEASURED = ["state", "eval_loss", "steps", "seconds", "tokens_per_second", "peak_memory"]
+ENOUGH = 10**12  # a rank whose adapter is larger than any address space
+
+
+@pytest.fixture(scope="module", autouse=True)
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Ray with two CPUs, and a folder of our own for prepared rows."""
+    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        ray.init(num_cpus=2, include_dashboard=True, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def settings(models: Path, mall: Path) -> Settings:
+    return Settings.from_dict(
+        {
+            "data_path": str(mall),
+            "model_name_or_path": str(models / "llava"),
+            "quantization": "nf4",
+            "lora_r": 4,
+            "lora_alpha": 8,
+            "lora_target_modules": ["q_proj", "v_proj"],
+            "learning_rate": 5e-3,
+            "max_length": 128,
+            "max_steps": 4,
+            "per_device_train_batch_size": 4,
+            "gradient_checkpointing": False,
+        }
+    )
+
+
+def refuse(*_: Any, **__: Any) -> NoReturn:
+    raise AssertionError("only a worker may do this: the machine of the driver need not have a GPU")
+
+
+def files_of(folder: str) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in Path(folder).rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def found(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[dict[str, Any]]]:
+    """A search of three trials, two at a time: its folder, its summary, its table."""
+    folder = tmp_path_factory.mktemp("search") / "out"
+    space = {
+        "lora_r": {"choice": [4, 8]},
+        "lora_alpha": {"expr": "2 * lora_r"},
+        "learning_rate": {"loguniform": [1e-3, 2e-2]},
+        "max_length": {"choice": [128, 256]},
+    }
+    before = prepared(settings).folder
+    made = files_of(before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SFTConfig, "__post_init__", refuse)
+        patch.setattr(torch.cuda, "_lazy_init", refuse)
+        summary = search_adapter(settings.replace(output_dir=str(folder), num_samples=3, search_space=space))
+    assert files_of(before) == made, "trials share the rows that were prepared before them"
+    assert {entry.name for entry in Path(cache_folder(settings)).iterdir()} == {Path(before).name}
+    return folder, summary, pq.read_table(folder / "trials.parquet").to_pylist()
+
+
+def test_the_output_folder_is_laid_out_as_promised(found: tuple[Path, str, list[dict[str, Any]]]) -> None:
+    folder, _, rows = found
+    assert {entry.name for entry in folder.iterdir()} == {"best", "trials.parquet", "search.yaml", "runs", "tune"}
+    best = {entry.name for entry in (folder / "best").iterdir()}
+    assert best >= {"adapter_config.json", "adapter_model.safetensors", "processor_config.json", "tokenizer.json"}
+    assert best >= {"config.yaml", "metrics.json", "README.md", "runs"}
+    assert {entry.name for entry in (folder / "runs").iterdir()} == {row["trial_id"] for row in rows}
+    assert all(list((folder / "runs" / row["trial_id"]).glob("events.out.tfevents.*")) for row in rows)
+    assert list((folder / "best" / "runs").glob("events.out.tfevents.*"))
+
+
+def test_the_table_has_a_row_per_trial(found: tuple[Path, str, list[dict[str, Any]]]) -> None:
+    _, _, rows = found
+    assert len({row["trial_id"] for row in rows}) == len(rows) == 3
+    assert list(rows[0]) == ["trial_id", "lora_r", "lora_alpha", "learning_rate", "max_length", *MEASURED]
+    first = {name: rows[0][name] for name in ("lora_r", "lora_alpha", "learning_rate", "max_length", "state", "steps")}
+    assert first == {"lora_r": 4, "lora_alpha": 8, "learning_rate": 5e-3, "max_length": 128, "state": "COMPLETE", "steps": 4}
+    assert all(row["lora_alpha"] == 2 * row["lora_r"] for row in rows)
+    for row in rows:
+        assert row["state"] in ("COMPLETE", "PRUNED")
+        assert (row["steps"] == 4) == (row["state"] == "COMPLETE")
+        assert all(math.isfinite(row[name]) and row[name] > 0 for name in MEASURED[1:])
+
+
+def best_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return min((row for row in rows if row["state"] == "COMPLETE"), key=lambda row: row["eval_loss"])
+
+
+def test_the_summary_names_the_best_trial_and_where_things_are(found: tuple[Path, str, list[dict[str, Any]]]) -> None:
+    folder, summary, rows = found
+    best = best_row(rows)
+    lines = summary.splitlines()
+    assert lines[1].startswith(f"Best      trial {rows.index(best) + 1} of 3: eval_loss {best['eval_loss']:.4g}")
+    assert f"(the config's own values: {rows[0]['eval_loss']:.4g})" in lines[1]
+    assert f"Adapter   {folder}/best" in lines
+    assert f"Curves    tensorboard --logdir {folder}/runs" in lines
+    assert json.loads((folder / "best" / "metrics.json").read_text())["eval_loss"] == best["eval_loss"]
+
+
+def test_best_repeats_alone_with_the_same_loss_at_any_length_that_cuts_nothing(
+    found: tuple[Path, str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    folder, _, rows = found
+    settings = Settings.load(folder / "best" / "config.yaml").replace(num_workers="0", output_dir=str(tmp_path / "alone"), max_length=512)
+    train_adapter(settings)
+    alone = json.loads((tmp_path / "alone" / "metrics.json").read_text())["eval_loss"]
+    assert alone == pytest.approx(best_row(rows)["eval_loss"], rel=1e-5)
+    ours, theirs = (load_file(path / "adapter_model.safetensors") for path in (folder / "best", tmp_path / "alone"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
+
+
+def test_best_loads_with_plain_peft_and_changes_the_answer(found: tuple[Path, str, list[dict[str, Any]]], models: Path) -> None:
+    folder, _, _ = found
+    base = AutoModelForImageTextToText.from_pretrained(models / "llava")
+    inputs = AutoProcessor.from_pretrained(folder / "best")(text="How many people?", return_tensors="pt")
+    with torch.no_grad():
+        plain = base(**inputs).logits
+        adapted = PeftModel.from_pretrained(base, folder / "best").eval()(**inputs).logits
+    assert (adapted - plain).abs().max() > 1e-3
+
+
+@pytest.fixture(scope="module")
+def grid(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[dict[str, Any]], str]:
+    """A grid of which one trial trains, one does not fit in memory and two raise, refitted: as above, and what was printed."""
+    folder = tmp_path_factory.mktemp("grid") / "out"
+    space = {"lora_r": {"grid": [4, ENOUGH]}, "lora_target_modules": {"grid": [["q_proj", "v_proj"], ["no_such_proj"]]}}
+    with pytest.MonkeyPatch.context() as patch:
+        lines: list[str] = []
+        patch.setattr("vlmtune.console.say", lines.append)
+        summary = search_adapter(settings.replace(output_dir=str(folder), search_space=space, refit=True, max_steps=2))
+    return folder, summary, pq.read_table(folder / "trials.parquet").to_pylist(), "\n".join(lines)
+
+
+def test_a_grid_runs_every_combination_in_order(grid: tuple[Path, str, list[dict[str, Any]], str]) -> None:
+    rows = grid[2]
+    both = ['["q_proj", "v_proj"]', '["no_such_proj"]']
+    assert [(row["lora_r"], row["lora_target_modules"]) for row in rows] == [
+        (4, both[0]),
+        (4, both[1]),
+        (ENOUGH, both[0]),
+        (ENOUGH, both[1]),
+    ]
+
+
+def test_a_trial_that_does_not_fit_is_infeasible_and_one_that_raises_failed(grid: tuple[Path, str, list[dict[str, Any]], str]) -> None:
+    _, summary, rows, printed = grid
+    assert [row["state"] for row in rows] == ["COMPLETE", "FAILED", "INFEASIBLE", "FAILED"]
+    assert "Trials    1 complete, 2 failed, 1 infeasible" in summary.splitlines()
+    failed = [line for line in printed.splitlines() if line.startswith("trial   2  failed")]
+    assert len(failed) == 1
+    assert "lora_target_modules: no linear layer is called 'no_such_proj'" in failed[0]
+
+
+def test_refit_trains_the_winner_on_evaluation_rows_too_and_keeps_the_numbers_of_the_search(
+    grid: tuple[Path, str, list[dict[str, Any]], str], settings: Settings
+) -> None:
+    folder, summary, rows, _ = grid
+    store = prepared(settings)
+    whole = len(store.rows_of("train")) + len(store.rows_of("eval"))
+    metrics = json.loads((folder / "best" / "metrics.json").read_text())
+    assert metrics["eval_loss"] == rows[0]["eval_loss"]
+    assert metrics["refit_rows"] == whole
+    assert f"trained once more on the {whole} rows of train and eval" in summary
+    (searched,) = (folder / "tune" / "train" / rows[0]["trial_id"]).glob("checkpoint_*/adapter_model.safetensors")
+    before, after = load_file(searched), load_file(folder / "best" / "adapter_model.safetensors")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_refit_store_trains_on_evaluation_rows_and_never_on_test_rows(settings: Settings) -> None:
+    store = prepared(settings)
+    whole = RefitStore(store.folder)
+    rows = {split: set(store.rows_of(split).tolist()) for split in ("train", "eval", "test")}
+    assert set(whole.rows_of("train").tolist()) == rows["train"] | rows["eval"]
+    assert whole.rows_of("test").tolist() == store.rows_of("test").tolist()
+    function, arguments = whole.__reduce__()
+    assert isinstance(function(*arguments), RefitStore) and isinstance(store, Store)
+
+
+def test_a_search_without_a_trial_that_ends_leaves_with_one_reason(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = {"lora_r": {"choice": [4, 8]}}
+    hurried = settings.replace(output_dir=str(tmp_path / "out"), num_samples=2, search_space=space, time_budget_s=1)
+    with pytest.raises(SystemExit) as exit_:
+        search_adapter(hurried)
+    assert exit_.value.code == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: no trial ran to its end. Every trial was stopped")
+    assert len(printed.err.splitlines()) == 2
+    assert not (tmp_path / "out" / "trials.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metric": "eval_los"}, "--metric eval_los: no trial reports it.*did you mean eval_loss"),
+        ({"num_workers": "0"}, "--num_workers 0: a search trains in workers"),
+        ({"search_space": None}, "search_space: is empty"),
+        ({"resume": "nowhere"}, "--resume .*/nowhere: no search is there"),
+    ],
+)
+def test_what_a_search_refuses(settings: Settings, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    given = {"output_dir": str(tmp_path / "out"), "search_space": {"lora_r": {"choice": [4, 8]}}, **changes}
+    with pytest.raises(ConfigError, match=message):
+        search_adapter(settings.replace(**given))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_search_that_has_ended_is_not_resumed(found: tuple[Path, str, list[dict[str, Any]]], settings: Settings) -> None:
+    with pytest.raises(ConfigError, match="this search has ended"):
+        search_adapter(settings.replace(resume=str(found[0])))
+
+
+def test_two_trials_fit_on_two_cpus() -> None:
+    cluster = connect()
+    assert (cluster.cpus, cluster.fitting_trials(1, False), cluster.fitting_trials(4, False)) == (2, 2, 1)

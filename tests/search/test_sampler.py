@@ -1,0 +1,152 @@
+import math
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from vlmtune.config import Settings
+from vlmtune.search.sampler import CONSTRAINT, TrialSearch
+from vlmtune.search.space import Space
+from vlmtune.search.trial import EVALUATION
+
+OWN = Settings.from_dict({"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4})
+SPACE = {
+    "lora_r": {"choice": [4, 8, 64]},
+    "lora_alpha": {"expr": "2 * lora_r"},
+    "learning_rate": {"loguniform": [1e-5, 1e-2]},
+}
+MOST_STEPS = 12
+
+
+def search(seed: int = 0, mode: str = "min") -> TrialSearch:
+    return TrialSearch(Space.parse(SPACE, OWN), metric="eval_loss", mode=mode, seed=seed)
+
+
+def report(loss: float, evaluation: int, step: int) -> dict[str, Any]:
+    # Tune's own count differs where an interrupted trial has gone on.
+    return {"eval_loss": loss, EVALUATION: evaluation, "training_iteration": 1, "step": step, "max_steps": MOST_STEPS}
+
+
+def loss_of(values: dict[str, Any]) -> float:
+    return abs(math.log10(values["learning_rate"]) + 3.0) + values["lora_r"] / 100
+
+
+def trial_of(searcher: TrialSearch, trial_id: str) -> optuna.trial.FrozenTrial:
+    return searcher._ot_study.trials[searcher._ot_trials[trial_id].number]
+
+
+def run(searcher: TrialSearch, first: int, last: int) -> list[dict[str, Any]]:
+    """The values of trials first … last - 1, run one at a time to their end."""
+    drawn = []
+    for number in range(first, last):
+        values = searcher.suggest(str(number))
+        assert values is not None
+        drawn.append(values)
+        searcher.on_trial_complete(str(number), result=report(loss_of(values), 4, MOST_STEPS))
+    return drawn
+
+
+def test_the_first_trial_is_the_configs_own() -> None:
+    assert search().suggest("a") == {"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4}
+
+
+def test_a_trial_that_ended_is_complete_and_a_stopped_one_pruned_with_what_it_reported() -> None:
+    searcher = search()
+    for trial_id in ("ended", "stopped"):
+        searcher.suggest(trial_id)
+        searcher.on_trial_result(trial_id, report(3.0, 1, 3))
+    searcher.on_trial_complete("ended", result=report(2.0, 4, MOST_STEPS))
+    searcher.on_trial_complete("stopped", result=report(2.5, 3, 9))
+    ended, stopped = trial_of(searcher, "ended"), trial_of(searcher, "stopped")
+    assert (ended.state, ended.value) == (TrialState.COMPLETE, 2.0)
+    assert stopped.state is TrialState.PRUNED
+    assert stopped.intermediate_values == {1: 3.0, 3: 2.5}
+    assert stopped.constraints == ended.constraints == {CONSTRAINT: 0.0}
+
+
+def test_one_that_was_stopped_before_its_first_report_is_pruned_and_an_error_fails() -> None:
+    searcher = search()
+    for trial_id in ("stopped", "failed"):
+        searcher.suggest(trial_id)
+    searcher.on_trial_complete("stopped")
+    searcher.on_trial_complete("failed", error=True)
+    assert trial_of(searcher, "stopped").state is TrialState.PRUNED
+    assert trial_of(searcher, "failed").state is TrialState.FAIL
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("step", [3, MOST_STEPS])
+def test_a_trial_that_diverged_is_pruned(value: float, step: int) -> None:
+    searcher = search()
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", result=report(value, 1, step))
+    assert trial_of(searcher, "a").state is TrialState.PRUNED
+
+
+def test_a_failed_trial_that_runs_again_leaves_its_first_answer() -> None:
+    searcher = search()
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", error=True)
+    searcher.on_trial_result("a", report(1.0, 1, 3))
+    searcher.on_trial_complete("a", result=report(1.0, 4, MOST_STEPS))
+    assert trial_of(searcher, "a").state is TrialState.FAIL
+    assert len(searcher._ot_study.trials) == 1
+
+
+def proposals_that_do_not_fit(*, told: bool, mode: str = "min") -> int:
+    """Of 40 trials after 20, how many have the rank that does not fit in memory but would be the best; `told`: as infeasible or FAIL."""
+    searcher = search(seed=1, mode=mode)
+    found = 0
+    for number in range(60):
+        values = searcher.suggest(str(number))
+        assert values is not None
+        if values["lora_r"] == 64:
+            found += number >= 20
+            result = {"eval_loss": math.nan, "infeasible": True, EVALUATION: 0, "training_iteration": 1}
+            if told:
+                searcher.on_trial_result(str(number), result)
+            searcher.on_trial_complete(str(number), result=result if told else None, error=not told)
+        else:
+            loss = -values["lora_r"] if mode == "min" else values["lora_r"]
+            searcher.on_trial_complete(str(number), result=report(float(loss), 4, MOST_STEPS))
+    return found
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_region_of_infeasible_trials_is_avoided(mode: str) -> None:
+    infeasible, failed = proposals_that_do_not_fit(told=True, mode=mode), proposals_that_do_not_fit(told=False, mode=mode)
+    assert infeasible < failed
+    assert infeasible <= 10
+
+
+def test_infeasible_trials_are_pruned_with_the_constraint_and_no_value() -> None:
+    searcher = search(mode="max")
+    searcher.suggest("a")
+    result = {"eval_loss": math.nan, "infeasible": True, EVALUATION: 0, "training_iteration": 1}
+    searcher.on_trial_result("a", result)
+    searcher.on_trial_complete("a", result=result)
+    trial = trial_of(searcher, "a")
+    assert trial.state is TrialState.PRUNED
+    assert trial.constraints[CONSTRAINT] > 0
+    assert trial.intermediate_values == {}
+
+
+def test_a_seed_gives_the_same_trials() -> None:
+    assert run(search(seed=3), 0, 15) == run(search(seed=3), 0, 15)
+    assert run(search(seed=3), 0, 5) != run(search(seed=4), 0, 5)
+
+
+def test_a_restored_study_goes_on_as_if_it_had_not_been_interrupted(tmp_path: Path) -> None:
+    whole = run(search(), 0, 16)
+    first = search()
+    begun = run(first, 0, 12)
+    first.suggest("open")
+    first.on_trial_complete("open", error=True)
+    first.save(str(tmp_path / "state.pkl"))
+    second = search(seed=9)
+    second.restore(str(tmp_path / "state.pkl"))
+    assert begun == whole[:12]
+    assert [trial.state for trial in second._ot_study.trials] == [TrialState.COMPLETE] * 12 + [TrialState.FAIL]
+    assert run(second, 13, 16) == run(first, 13, 16)

@@ -1,0 +1,174 @@
+"""Trials of a function that trains nothing, on a Ray with two CPUs and one GPU that is only counted."""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import ray
+import torch
+from optuna.trial import TrialState
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+
+from vlmtune.cluster import connect
+from vlmtune.config import Settings
+from vlmtune.search import results
+from vlmtune.search.sampler import TrialSearch
+from vlmtune.search.space import Space
+from vlmtune.search.trial import EVALUATION, evaluation, out_of_memory
+from vlmtune.search.tuner import TRIAL_CPUS, Asha, diverged, make_scheduler, most_workers
+from vlmtune.training.launch import worker_resources
+
+OWN = Settings.from_dict({"learning_rate": 1.0, "lora_r": 8, "reduction_factor": 2})
+SPACE = {"learning_rate": {"uniform": [0.01, 0.5]}, "lora_r": {"choice": [4, 8]}}
+STEPS = 8
+TRIALS = 7
+
+pytestmark = pytest.mark.timeout(150)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def machine() -> Iterator[None]:
+    ray.shutdown()
+    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def made_trial() -> Callable[[dict[str, Any]], None]:
+    """Its loss is its learning rate, and falls alike in all; the fourth trial diverges and the fifth raises."""
+
+    # Inside another function, so that it is pickled as a whole: Ray's workers cannot import this module.
+    def trial(config: dict[str, Any]) -> None:
+        number = int(Path(tune.get_context().get_trial_dir()).name)
+        if number == 4:
+            raise ValueError("a trial that raises")
+        for step in (2, 4, 6, 8):
+            loss = math.nan if number == 3 and step > 2 else config["learning_rate"] - step / 100 - (number == 3)
+            tune.report({"eval_loss": loss, "step": step, "max_steps": STEPS, EVALUATION: step // 2})
+
+    return trial
+
+
+@pytest.fixture(scope="module")
+def found(machine: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[results.TrialRow], list[optuna.trial.FrozenTrial]]:
+    """What a search of trials that run one at a time says of them, and what Optuna does."""
+    space = Space.parse(SPACE, OWN)
+    searcher = TrialSearch(space, metric="eval_loss", mode="min", seed=0)
+    numbers = iter(range(TRIALS))
+    config = tune.TuneConfig(
+        metric="eval_loss",
+        mode="min",
+        search_alg=searcher,
+        scheduler=make_scheduler(OWN, space),
+        num_samples=TRIALS,
+        max_concurrent_trials=1,
+        trial_dirname_creator=lambda _: str(next(numbers)),
+    )
+    storage = str(tmp_path_factory.mktemp("tuned"))
+    grid = tune.Tuner(
+        tune.with_resources(made_trial(), {"cpu": TRIAL_CPUS}),
+        tune_config=config,
+        run_config=tune.RunConfig(storage_path=storage, verbose=0, stop=partial(diverged, metric="eval_loss")),
+    ).fit()
+    return results.rows_of(grid), searcher._ot_study.trials
+
+
+def test_the_configs_own_values_run_to_their_end_though_they_are_the_worst(found: Any) -> None:
+    rows, _ = found
+    assert rows[0].values == {"learning_rate": 1.0, "lora_r": 8}
+    assert rows[0].state == results.COMPLETE
+    assert rows[0].metrics["eval_loss"] == max(row.metrics["eval_loss"] for row in rows if row.state == results.COMPLETE)
+
+
+def test_trials_that_fall_behind_are_stopped_and_pruned_everywhere(found: Any) -> None:
+    rows, told = found
+    assert len(rows) == len(told) == TRIALS
+    stopped = [number for number, row in enumerate(rows) if row.state == results.PRUNED and number != 3]
+    assert stopped
+    for number in stopped:
+        steps = rows[number].metrics["step"]
+        assert steps < STEPS
+        assert told[number].state is TrialState.PRUNED
+        assert sorted(told[number].intermediate_values) == list(range(1, steps // 2 + 1))
+    for number, row in enumerate(rows):
+        if row.state == results.COMPLETE:
+            assert told[number].state is TrialState.COMPLETE
+            assert told[number].value == row.metrics["eval_loss"]
+
+
+def test_a_trial_that_diverges_is_stopped_at_once_and_never_the_best(found: Any) -> None:
+    rows, told = found
+    assert rows[3].state == results.PRUNED
+    assert rows[3].metrics["step"] == 4
+    assert told[3].state is TrialState.PRUNED
+    best = results.best_of(rows, "eval_loss", "min")
+    assert best is not None and best is not rows[3]
+
+
+def test_a_trial_that_raises_is_failed_with_its_reason_and_the_others_go_on(found: Any) -> None:
+    rows, told = found
+    assert (rows[4].state, rows[4].error) == (results.FAILED, "ValueError: a trial that raises")
+    assert told[4].state is TrialState.FAIL
+    assert {row.state for row in rows[5:]} <= {results.COMPLETE, results.PRUNED}
+
+
+def test_no_early_stopping_stops_nothing() -> None:
+    settings = OWN.replace(early_stopping="none")
+    assert type(make_scheduler(settings, Space.parse(SPACE, settings))) is FIFOScheduler
+
+
+def test_asha_knows_the_own_values_of_a_search_with_constants() -> None:
+    space = Space.parse({**SPACE, "lora_alpha": 32}, OWN)
+    assert Asha(space, 1, 3).own == {"learning_rate": 1.0, "lora_r": 8, "lora_alpha": 32}
+
+
+@pytest.mark.parametrize(
+    ("eval_steps", "metrics", "number"),
+    [
+        (0.25, {"step": 5, "max_steps": 19}, 1),
+        (0.25, {"step": 10, "max_steps": 19}, 2),
+        (0.25, {"step": 19, "max_steps": 19}, 4),
+        (0.1, {"step": 3, "max_steps": 10}, 3),
+        (50, {"step": 50, "max_steps": 2000}, 1),
+        (50, {"step": 2000, "max_steps": 2000}, 40),
+        (50, {"step": 20, "max_steps": 20}, 1),
+        (None, {"step": 5, "max_steps": 15, "epoch": 1.0}, 1),
+        (None, {"step": 15, "max_steps": 15, "epoch": 2.9999}, 3),
+    ],
+)
+def test_evaluations_are_numbered_by_the_share_of_the_run(eval_steps: float | None, metrics: dict[str, Any], number: int) -> None:
+    assert evaluation(metrics, eval_steps) == number
+
+
+def test_what_counts_as_out_of_memory() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(10**14)
+    assert out_of_memory(raised.value)
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert out_of_memory(ray.exceptions.OutOfMemoryError("node ran out"))
+    assert not out_of_memory(RuntimeError("size of tensor a must match"))
+
+
+@pytest.mark.parametrize(("workers", "most"), [("1", 1), ("4", 4), ("2:8", 8)])
+def test_as_many_trials_run_at_once_as_their_largest_number_of_workers_allows(workers: str, most: int) -> None:
+    assert most_workers(OWN.replace(num_workers=workers)) == most
+
+
+def test_a_driver_without_a_gpu_gives_its_workers_one() -> None:
+    assert not torch.cuda.is_available()
+    cluster = connect()
+    assert (cluster.gpus, cluster.workers_use_gpu(False), cluster.workers_use_gpu(True)) == (1, True, False)
+    assert cluster.fitting_trials(1, False) == 1
+    assert ray.get_gpu_ids() == []
+
+    def seen() -> list[int]:
+        return [int(gpu) for gpu in ray.get_gpu_ids()]
+
+    asked, plain = worker_resources(True), worker_resources(False)
+    assert ray.get(ray.remote(num_cpus=asked["CPU"], num_gpus=asked["GPU"])(seen).remote()) == [0]
+    assert "GPU" not in plain

@@ -1,0 +1,118 @@
+"""Where results go: nothing of anybody else's is ever deleted, and nothing is half-written."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vlmtune import output
+from vlmtune.errors import ConfigError
+
+
+def fill(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True)
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"content of {name}")
+    return folder
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_place_is_absolute_or_a_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert output.place("out/run", in_job=False) == str(tmp_path / "out/run")
+    assert output.place("/data/out/", in_job=True) == "/data/out"
+    assert output.place((tmp_path / "a b").as_uri(), in_job=True) == str(tmp_path / "a b")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    assert output.place("s3://bucket/out/?region=eu-west-1", in_job=True).startswith("s3://bucket/out")
+
+
+@pytest.mark.parametrize("path", ["out", "./out", "../out"])
+def test_a_relative_place_is_refused_in_a_ray_job(path: str):
+    with pytest.raises(ConfigError, match=r"^--output_dir .*out: inside a Ray job give an absolute path or a URI"):
+        output.place(path, in_job=True)
+    with pytest.raises(ConfigError, match=r"^--storage_path .*out: inside a Ray job"):
+        output.place(path, in_job=True, flag="--storage_path")
+
+
+@pytest.mark.parametrize("path", ["nowhere://bucket/out", "file://otherhost/out"])
+def test_a_uri_that_cannot_be_opened_is_refused(path: str):
+    with pytest.raises(ConfigError, match=rf"^--output_dir {path}: cannot be opened: ") as caught:
+        output.place(path, in_job=False)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("files", [(), ("config.yaml",), ("search.yaml", "trials.parquet"), ("config.yaml", "metrics.json", "runs/events")])
+def test_an_absent_or_empty_folder_and_with_overwrite_a_run_of_ours_is_claimed(tmp_path: Path, files: tuple[str, ...]):
+    output.claim(str(tmp_path / "absent" / "out"), overwrite=False)
+    assert list((tmp_path / "absent" / "out").iterdir()) == []
+    folder = fill(tmp_path / "out", *files)
+    output.check_free(str(folder), overwrite=True)
+    assert set(content(folder)) == set(files)  # looking deletes nothing
+    output.claim(str(folder), overwrite=True)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (("config.yaml", "metrics.json"), r"holds a finished run; choose another folder, or replace it with --overwrite"),
+        (("search.yaml", "trials.parquet"), r"holds a finished run"),
+        (("config.yaml",), r"holds an unfinished run; .*--overwrite, or go on with it: --resume "),
+        (("search.yaml", "tune/state.json"), r"holds an unfinished run"),
+    ],
+)
+def test_a_run_is_kept_without_overwrite(tmp_path: Path, files: tuple[str, ...], message: str):
+    folder = fill(tmp_path / "out", *files)
+    before = content(folder)
+    for use in (output.check_free, output.claim):
+        with pytest.raises(ConfigError, match=f"^--output_dir {folder}: {message}"):
+            use(str(folder), overwrite=False)
+    assert content(folder) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("thesis.tex",),
+        ("metrics.json",),
+        (".git/config",),
+        ("photos/1.jpg", "README.md"),
+        ("config.yaml", "metrics.json", "thesis.tex"),  # a run of ours to which somebody added a file
+        ("config.yaml", "photos/1.jpg"),
+    ],
+)
+def test_what_no_run_wrote_is_never_deleted(tmp_path: Path, files: tuple[str, ...], overwrite: bool):
+    folder = fill(tmp_path / "out", *files)
+    before = content(folder)
+    for use in (output.check_free, output.claim):
+        with pytest.raises(ConfigError, match=rf"^--output_dir {folder}: "):
+            use(str(folder), overwrite=overwrite)
+    assert content(folder) == before
+
+
+def test_a_file_is_no_place(tmp_path: Path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ConfigError, match="is a file, not a folder"):
+        output.claim(str(tmp_path / "out"), overwrite=True)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_write_replaces_whole_or_not_at_all(tmp_path: Path):
+    path = tmp_path / "new" / "metrics.json"
+    assert not output.exists(str(path))
+    output.write_json(str(path), {"loss": 1.5, "text": "사람", "path": tmp_path})
+    assert json.loads(output.read_text(path.as_uri())) == {"loss": 1.5, "text": "사람", "path": str(tmp_path)}
+    with pytest.raises(UnicodeEncodeError):
+        output.write_text(str(path), "half \ud800")
+    assert json.loads(path.read_text(encoding="utf-8"))["loss"] == 1.5
+    output.write_text(str(path), "other")
+    assert path.read_text() == "other"
+    assert [entry.name for entry in path.parent.iterdir()] == ["metrics.json"]
+    assert output.exists(str(path))
+    assert not output.exists(str(path.parent))

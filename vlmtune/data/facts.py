@@ -1,0 +1,50 @@
+"""What the preflight tells of rows and training has no use for: noted while a row is prepared, because reading twice costs double."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image
+
+# A line per row of the store, in the order of its index.
+FACTS = pa.schema(
+    [
+        ("format", pa.string()),  # of the data file: see `formats.Piece`
+        ("turns", pa.int32()),  # of user and assistant
+        ("image_sizes", pa.list_(pa.string())),  # "WIDTHxHEIGHT" in pixels, upright
+        ("image_formats", pa.list_(pa.string())),  # Pillow's name: JPEG, PNG, …
+        ("image_hashes", pa.list_(pa.string())),
+        ("question", pa.string()),  # hash of the images and of all that is not the assistant's
+        ("content", pa.string()),  # hash of the images and of all texts
+    ]
+)
+
+
+def facts_of(messages: Sequence[dict[str, Any]], images: Sequence[Image.Image], hashes: Sequence[str]) -> dict[str, Any]:
+    """The facts of one conversation, but for its format. `hashes` are the images' `content_hash`es."""
+    asked = [message for message in messages if message["role"] != "assistant"]
+    return {
+        "turns": sum(message["role"] != "system" for message in messages),
+        "image_sizes": [f"{image.width}x{image.height}" for image in images],
+        "image_formats": [image.format or "unknown" for image in images],
+        "image_hashes": list(hashes),
+        "question": _hash(asked, hashes),
+        "content": _hash(messages, hashes),
+    }
+
+
+def kind_of(reason: str) -> str:
+    """The reason for a bad row without what differs from row to row: numbers and paths."""
+    return re.sub(r"\d[\d,.]*", "N", re.sub(r"\w+://\S+|(?<!\S)/\S+|\S+/\S+\.\w+", "…", reason))
+
+
+def _hash(messages: Sequence[dict[str, Any]], hashes: Sequence[str]) -> str:
+    """16 hex digits, the same for the same images, roles and words, however the words are spaced."""
+    parts = [*hashes, *(f"{message['role']}: {' '.join(_text(message).split())}" for message in messages)]
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
+
+
+def _text(message: dict[str, Any]) -> str:
+    return " ".join(part["text"] for part in message["content"] if part["type"] == "text")

@@ -1,0 +1,169 @@
+"""The preflight's summary as one screen of text."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice, zip_longest
+
+from rich.console import Console
+from rich.text import Text
+
+from vlmtune.data.summary import Alike, Summary
+
+WIDTH = 100  # columns
+BAD_KINDS = 4
+EXAMPLE_LINES = 6
+SEGMENT = 90  # characters of a long text that are shown at either end
+BAR = 10  # columns of the histogram's longest bar
+FORMATS = {
+    "frames": "frames folder",
+    "jsonl": "JSONL",
+    "json": "JSON",
+    "parquet": "Parquet",
+    "saved": "saved dataset",
+    "hub": "Hub dataset",
+}
+INDENT = " " * 10
+
+
+def screen(summary: Summary, *, colour: bool) -> str:
+    """At most about 45 lines of at most 100 columns. What is trained on is highlighted, or stands in [[ ]] without `colour`."""
+    console = Console(width=WIDTH, force_terminal=colour, color_system="standard" if colour else None, highlight=False)
+    with console.capture() as capture:
+        for line in _lines(summary):
+            console.print(Text(printable(line)), no_wrap=True, overflow="ellipsis")
+        for text in _example(summary, console, colour):
+            console.print(text, no_wrap=True, overflow="crop")
+        for line in _end(summary):
+            console.print(Text(printable(line)), no_wrap=True, overflow="ellipsis")
+        for text in _verdict(summary).wrap(console, WIDTH):
+            console.print(text)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def printable(text: str) -> str:
+    """`text` on one line and without characters that a terminal would act on."""
+    return "".join(letter if letter.isprintable() else "⏎" if letter == "\n" else "�" for letter in text)
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def listed(counts: dict[str, int], names: dict[str, str] | None = None) -> str:
+    """`JPEG` where there is one kind, `JPEG 30, PNG 2` where there are more."""
+    shown = {(names or {}).get(name, name): count for name, count in counts.items()}
+    return ", ".join(shown) if len(shown) == 1 else ", ".join(f"{name} {count:,}" for name, count in shown.items())
+
+
+def shortened(source: str, summary: Summary) -> str:
+    """A row's place without the folder that all of the data lies in."""
+    return source.removeprefix(summary.data_path.rpartition("/")[0] + "/")
+
+
+def _lines(summary: Summary) -> Iterator[str]:
+    yield f"Data      {summary.data_path}, for {summary.model}"
+    images = f"{counted(summary.images, 'image')}"
+    if summary.images:
+        images += f" ({summary.different_images:,} different; {listed(summary.image_formats)})"
+    formats = f"   {listed(summary.formats, FORMATS)}" if summary.formats else ""
+    yield f"Rows      {counted(summary.rows, 'row')}, {counted(summary.turns, 'turn')}, {images}{formats}"
+    yield from _bad(summary)
+    yield from _alike("Repeats  ", summary, summary.duplicates, "with the same images and texts", " = ")
+    yield from _alike("Conflicts", summary, summary.contradictions, "with the same images and question, but different answers", " ≠ ")
+    if summary.sizes is not None:
+        sizes, common = summary.sizes, ", ".join(f"{_size(size)} ({count:,})" for size, count in summary.sizes.common)
+        yield f"Sizes     {_size(sizes.smallest)} to {_size(sizes.largest)}, median {_size(sizes.median)}; most common {common}"
+    if summary.tokens:
+        yield f"Tokens    {'':<8}{'min':>8}{'median':>8}{'p95':>8}{'max':>8}"
+        for name, spread in summary.tokens.items():
+            label = {"row": "row", "text": "= text", "image": "+ image"}[name]
+            yield f"{INDENT}{label:<8}{spread.min:>8,}{spread.median:>8,}{spread.p95:>8,}{spread.max:>8,}"
+        yield from _beside(_histogram(summary), _lengths(summary))
+
+
+def _bad(summary: Summary) -> Iterator[str]:
+    kinds = summary.bad
+    if not kinds:
+        yield "Bad rows  none"
+        return
+    yield f"Bad rows  {summary.bad_rows:,} of {summary.rows + summary.bad_rows:,}"
+    for kind in kinds[:BAD_KINDS]:
+        yield f"{kind.count:>9,} {kind.kind if kind.count > 1 else kind.first[0][1]}"
+        more = f", … {kind.count - len(kind.first):,} more" if kind.count > len(kind.first) else ""
+        yield f"{INDENT}  {', '.join(shortened(source, summary) for source, _ in kind.first)}{more}"
+    if len(kinds) > BAD_KINDS:
+        rest = sum(kind.count for kind in kinds[BAD_KINDS:])
+        yield f"{rest:>9,} for {counted(len(kinds) - BAD_KINDS, 'other reason')}: see the report"
+
+
+def _alike(label: str, summary: Summary, alike: Alike, what: str, sign: str) -> Iterator[str]:
+    if alike.groups:
+        yield f"{label} {counted(alike.rows, 'row')} in {counted(alike.groups, 'group')} {what}"
+        yield f"{INDENT}{'; '.join(sign.join(shortened(source, summary) for source in group) for group in alike.first)}"
+    else:
+        yield f"{label} none"
+
+
+def _size(size: str) -> str:
+    return size.replace("x", "×")
+
+
+def _histogram(summary: Summary) -> Iterator[str]:
+    yield "tokens in a row      rows"
+    most = max(count for _, _, count in summary.histogram)
+    for low, high, count in summary.histogram:
+        yield f"{low:>6,} – {high:<6,} {count:>9,} {'█' * -(-count * BAR // most)}"
+
+
+def _lengths(summary: Summary) -> Iterator[str]:
+    yield f"{'max_length':>14}{'shortened':>11}{'do not fit':>12}{'(training)':>12}"
+    for length in summary.lengths:
+        origin = "" if length.origin == "usual" else length.origin
+        yield f"{origin:<8}{length.max_length:>6,}{length.shortened:>11,}{length.unfit:>12,}{f'({length.unfit_train:,})':>12}"
+    yield f"{summary.cuts_none:,} cuts nothing, {summary.fits_all:,} holds all images"
+
+
+def _beside(left: Iterable[str], right: Iterable[str]) -> Iterator[str]:
+    for one, other in zip_longest(left, right, fillvalue=""):
+        yield f"{INDENT}{one:<40}{other}".rstrip()
+
+
+def _example(summary: Summary, console: Console, colour: bool) -> Iterator[Text]:
+    example = summary.example
+    if example is None:
+        return
+    text = Text()
+    for kind, words, tokens in example.segments:
+        words = f"<{counted(tokens, 'image token')}>" if kind == "image" else _elided(printable(words))
+        if kind == "answer":
+            text.append(words if colour else f"[[{words}]]", style="bold black on green")
+        else:
+            text.append(words, style="dim" if kind != "text" else "")
+    yield Text(printable(f"Example   {shortened(example.source, summary)}; trained on: ") + ("highlighted" if colour else "[[ ]]"))
+    lines = text.wrap(console, WIDTH - len(INDENT))
+    for line in islice(lines, EXAMPLE_LINES):
+        yield Text(INDENT) + line
+    if len(lines) > EXAMPLE_LINES:
+        yield Text(f"{INDENT}… {len(lines) - EXAMPLE_LINES} more lines")
+
+
+def _elided(words: str) -> str:
+    """Long texts without their middle, so that the answer comes into view."""
+    return words if len(words) <= 2 * SEGMENT else f"{words[:SEGMENT]} … {words[-SEGMENT:]}"
+
+
+def _end(summary: Summary) -> Iterator[str]:
+    yield "Split     " + ", ".join(f"{name} {count:,}" for name, count in summary.split.items()) + " rows"
+    limit = "in full" if summary.max_length is None else f"at max_length {summary.max_length:,}"
+    yield (
+        f"Epoch     about {summary.epoch_tokens:,} tokens of {counted(summary.epoch_rows, 'row')} {limit}, "
+        f"{summary.epoch_answer_tokens:,} of them trained on"
+    )
+
+
+def _verdict(summary: Summary) -> Text:
+    text = Text()
+    for note in summary.notes:
+        text.append(printable(f"Note      {note}") + "\n", style="yellow")
+    if summary.ready:
+        return text.append("Verdict   ready", style="bold green")
+    return text.append(printable("Verdict   " + "; and ".join(summary.problems)), style="bold red")

@@ -1,0 +1,40 @@
+"""The winner of a search trained once more, alone, on the evaluation rows too."""
+
+import numpy as np
+
+from vlmtune.cluster import Cluster
+from vlmtune.config import Settings
+from vlmtune.console import say
+from vlmtune.data.split import EVAL, TRAIN
+from vlmtune.data.store import Store
+from vlmtune.training.launch import run_on_ray
+
+
+class RefitStore(Store):
+    """A store whose evaluation rows are trained on as well. Its test rows stay unseen."""
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return RefitStore, (self.folder,)
+
+    def rows_of(self, split: str) -> np.ndarray:
+        rows = super().rows_of(split)
+        return np.sort(np.concatenate([rows, super().rows_of(EVAL)])) if split == TRAIN else rows
+
+
+def refit(chosen: Settings, store: Store, folder: str, cluster: Cluster) -> tuple[str, RefitStore]:
+    """Train the chosen settings on all rows but the test split's; returns the checkpoint and the rows' store.
+
+    What this run measures on evaluation rows says nothing: it has been trained on them. The search's numbers stay the adapter's.
+    """
+    whole = RefitStore(store.folder)
+    say(f"Refit     the best values once more, on {len(whole.rows_of(TRAIN))} rows: train and eval")
+    outcome = run_on_ray(
+        chosen.to_dict(),
+        whole,
+        workers=chosen.data.workers,
+        use_gpu=cluster.workers_use_gpu(chosen.get("use_cpu")),
+        storage_path=f"{folder}/tune/train",
+        name="refit",
+        runs_dir=f"{folder}/runs/refit",
+    )
+    return outcome.checkpoint, whole
