@@ -103,7 +103,8 @@ def timed_bare(pool: Any, folder: Path, model: Path, rows: int, *, floats: bool)
 
 def timed_prepare(data: Path, model: Path, cache: Path) -> float:
     """Seconds of `prepare` into `cache`."""
-    from vlmtune.data.prepare import Source, prepare
+    from vlmtune.data.cache import prepare
+    from vlmtune.data.prepare import Source
 
     started = time.perf_counter()
     prepare(Source(data_path=str(data), model=str(model)), str(cache))
@@ -180,8 +181,9 @@ def memory(sizes: list[int]) -> None:
 def one_pass(data: str, model: str, cache: str) -> None:
     """Prepare, then stream all training batches once, with a small object store."""
     from vlmtune import cluster
+    from vlmtune.data.cache import prepare
     from vlmtune.data.order import Order
-    from vlmtune.data.prepare import Source, prepare
+    from vlmtune.data.prepare import Source
     from vlmtune.data.stream import stream_batches
 
     cluster.OBJECT_STORE_BYTES = OBJECT_STORE_BYTES

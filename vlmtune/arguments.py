@@ -65,6 +65,15 @@ class DataArguments:
     )
     allow_outside_paths: bool = field(default=False, metadata=_help("Accept image paths that leave the data folder and image_root."))
     allow_remote_images: bool = field(default=False, metadata=_help("Fetch images that are given as URLs."))
+    cache_dir: str | None = field(
+        default=None, metadata=_help("Folder or URI for prepared rows, which later runs use again. By default in storage_path or ~/.cache.")
+    )
+    cache_size_gb: float = field(
+        default=200.0, metadata=_help("Delete the prepared rows that were not used for longest when cache_dir holds more than this.")
+    )
+    no_cache: bool = field(
+        default=False, metadata=_help("Keep no pixels on disk: read and resize the raw images at every use, in the same order.")
+    )
     num_workers: str = field(
         default="1", metadata=_help("Training workers, one GPU each: N, or MIN:MAX for an elastic run. 0 trains in this process.")
     )

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ OBJECT_STORE_BYTES = 2 * 2**30
 # them find room on two CPUs.
 WORKER_CPUS = 0.4
 READ_CPUS = 0.25
+SECONDS_TO_ANSWER = 10.0
 
 WORKER_ENV = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -67,6 +69,8 @@ def connect() -> Cluster:
     os.environ |= {name: value for name, value in WORKER_ENV.items() if name not in os.environ}
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": dict(WORKER_ENV)}}
     address = os.environ.get("RAY_ADDRESS")
+    if address is not None:
+        _check_answers(address)
     try:
         # The dashboard stays on: without it, runs that Tune stops leak their placement groups.
         ours: dict[str, Any] = {} if address else {"include_dashboard": True, "object_store_memory": OBJECT_STORE_BYTES}
@@ -80,3 +84,14 @@ def connect() -> Cluster:
     most = {name: max(now.get(name, 0.0), float(later.get(name, 0.0))) for name in ("CPU", "GPU")}
     url = context.dashboard_url
     return Cluster(f"http://{url}" if url else None, most["CPU"], most["GPU"], len(ray.nodes()))
+
+
+def _check_answers(address: str) -> None:
+    """Raises ConfigError where nothing answers at HOST:PORT; Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return  # "auto" or "local"
+    try:
+        socket.create_connection((host, int(port)), timeout=SECONDS_TO_ANSWER).close()
+    except OSError as error:
+        raise ConfigError(f"RAY_ADDRESS={address}: no Ray answers there ({error.strerror or error}); correct it, or unset it") from None

@@ -12,6 +12,16 @@ from vlmtune.errors import ConfigError
 # Files whose presence shows that a folder was written by train.py or tune.py, and that the run in it ended.
 OURS = ("config.yaml", "search.yaml")
 FINISHED = ("metrics.json", "trials.parquet")
+# Whatever else a run leaves there: only a folder that holds nothing but these is ever emptied.
+RESULTS = "README.md adapter_config.json adapter_model.safetensors bad_rows.jsonl best checkpoints report.html runs tune"
+PREFLIGHT = "preflight.html preflight.json"
+PROCESSOR = (  # the names under which transformers saves a processor and its tokenizer
+    "added_tokens.json additional_chat_templates chat_template.jinja chat_template.json merges.txt preprocessor_config.json "
+    "processor_config.json sentencepiece.bpe.model special_tokens_map.json spiece.model tokenizer.json tokenizer.model "
+    "tokenizer_config.json video_preprocessor_config.json vocab.json vocab.txt"
+)
+PART = ".part"  # ends the name of a file that is being written
+KNOWN = {*OURS, *FINISHED, *RESULTS.split(), *PREFLIGHT.split(), *PROCESSOR.split()}
 
 
 def place(path: str, *, in_job: bool, flag: str = "--output_dir") -> str:
@@ -46,9 +56,13 @@ def check_free(folder: str, *, overwrite: bool) -> None:
     names = {entry.base_name for entry in fs.get_file_info(pafs.FileSelector(inner))}
     if names and not names & set(OURS):
         raise ConfigError(f"--output_dir {folder}: is not empty and holds no run of vlmtune; choose another folder")
+    if foreign := sorted(name for name in names if name.removesuffix(PART) not in KNOWN):
+        raise ConfigError(f"--output_dir {folder}: holds {foreign[0]}, which no run of vlmtune wrote; move it, or choose another folder")
     if names and not overwrite:
-        state = "a finished run" if names & set(FINISHED) else "an unfinished run"
-        raise ConfigError(f"--output_dir {folder}: holds {state}; choose another folder, or replace it with --overwrite")
+        finished = bool(names & set(FINISHED))
+        state = "holds a finished run" if finished else "holds an unfinished run"
+        resume = "" if finished else f", or go on with it: --resume {folder}"
+        raise ConfigError(f"--output_dir {folder}: {state}; choose another folder, or replace it with --overwrite{resume}")
 
 
 def claim(folder: str, *, overwrite: bool) -> None:
@@ -73,12 +87,12 @@ def read_text(path: str) -> str:
 
 def write_text(path: str, text: str) -> None:
     """Write a text file in one move: it is either there whole or not at all."""
+    content = text.encode()
     fs, inner = filesystem(path)
     fs.create_dir(inner.rpartition("/")[0], recursive=True)
-    part = f"{inner}.part"
-    with fs.open_output_stream(part) as stream:
-        stream.write(text.encode())
-    fs.move(part, inner)
+    with fs.open_output_stream(f"{inner}{PART}") as stream:
+        stream.write(content)
+    fs.move(f"{inner}{PART}", inner)
 
 
 def write_json(path: str, values: dict[str, Any]) -> None:

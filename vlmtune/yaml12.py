@@ -71,6 +71,15 @@ def load_options(text: str) -> dict[str, Any] | None:
         return {_text(key): _as_written(loader, value) for key, value in node.value}
 
 
+def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
+    """Double quotes, which escape them, where a text holds one of Unicode's other line ends: unquoted, PyYAML reads it as a space."""
+    style = '"' if any(end in text for end in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def dump(values: dict[str, Any]) -> str:
     """YAML that `load_options` reads back, in the order of `values`."""
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -14,11 +14,12 @@ from PIL import Image
 
 from vlmtune.cluster import connect
 from vlmtune.config import Settings
+from vlmtune.data.cache import find_or_make, prepare
 from vlmtune.data.facts import kind_of
 from vlmtune.data.preflight import check, searched_max_lengths, too_long, usable_max_lengths
 from vlmtune.data.preflight_page import page
 from vlmtune.data.preflight_text import WIDTH, screen
-from vlmtune.data.prepare import Source, find_or_make, prepare
+from vlmtune.data.prepare import Source
 from vlmtune.data.processor import load_processor
 from vlmtune.data.samples import samples
 from vlmtune.data.split import EVAL, TEST, TRAIN

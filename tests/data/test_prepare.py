@@ -23,7 +23,8 @@ import ray
 from PIL import Image
 
 from vlmtune.cluster import connect
-from vlmtune.data.prepare import Source, prepare
+from vlmtune.data.cache import USED, prepare
+from vlmtune.data.prepare import Source
 from vlmtune.data.processor import load_processor
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import ANSWER, RowEncoder
@@ -216,7 +217,7 @@ def test_rows_lie_in_the_order_of_their_sources(tmp_path: Path, llava: str) -> N
 
 
 def files_of(store: Store) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in Path(store.folder).iterdir()}
+    return {path.name: path.stat().st_mtime_ns for path in Path(store.folder).iterdir() if path.name != USED}
 
 
 def test_prepared_once_and_found_again(tmp_path: Path, llava: str) -> None:
@@ -453,7 +454,7 @@ def test_a_killed_run_leaves_nothing_that_is_used(tmp_path: Path, llava: str) ->
     picture.unlink()
     os.mkfifo(picture)  # a file whose reading never ends: the run is sure to be killed in its middle
     program = (
-        "import sys; from vlmtune.cluster import connect; from vlmtune.data.prepare import Source, prepare\n"
+        "import sys; from vlmtune.cluster import connect; from vlmtune.data.cache import prepare; from vlmtune.data.prepare import Source\n"
         "connect(); prepare(Source(*sys.argv[1:3]), sys.argv[3])"
     )
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}

@@ -19,7 +19,16 @@ from vlmtune.data.tokenize import ANSWER, IMAGE, TEMPLATE, TEXT, Example
 from vlmtune.errors import DataError
 
 ROWS, PER_SHARD = 23, 9
-META = Meta("key", Pixels(True, 1 / 255, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), per_row=True), pad_token_id=7, rows=ROWS, bad_rows=0)
+META = Meta(
+    "key",
+    Pixels(True, 1 / 255, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), per_row=True),
+    pad_token_id=7,
+    rows=ROWS,
+    bad_rows=0,
+    problem=None,
+    encoded=True,
+    processor={},
+)
 
 
 def example(row: int) -> Example:

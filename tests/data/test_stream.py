@@ -9,8 +9,9 @@ import ray
 import torch
 
 from vlmtune.cluster import connect
+from vlmtune.data.cache import prepare
 from vlmtune.data.order import MicroBatch, Order, evaluation_order
-from vlmtune.data.prepare import Source, prepare
+from vlmtune.data.prepare import Source
 from vlmtune.data.store import Store
 from vlmtune.data.stream import Batch, read_batches, stream_batches
 from vlmtune.data.tokenize import IGNORED

@@ -12,8 +12,9 @@ import torch
 from training_kit import InterruptedRunError, Run, values_of
 
 from vlmtune.cluster import connect
+from vlmtune.data.cache import prepare
 from vlmtune.data.order import MicroBatch
-from vlmtune.data.prepare import Source, prepare
+from vlmtune.data.prepare import Source
 from vlmtune.data.store import Store
 from vlmtune.data.stream import read_batches
 from vlmtune.demo.scenes import instruction_rows

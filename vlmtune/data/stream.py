@@ -12,7 +12,7 @@ from safetensors.torch import load as load_tensors
 from vlmtune.cluster import READ_CPUS
 from vlmtune.data.collate import collate
 from vlmtune.data.order import MicroBatch
-from vlmtune.data.prepare import plain_task_errors, quiet_ray_data
+from vlmtune.data.prepare import plain_task_errors, quiet_ray_data, read_examples
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import shorten
 
@@ -27,7 +27,7 @@ def load_batch(
 ) -> dict[str, np.ndarray]:
     """One collated micro-batch, padded to a `multiple` of tokens. `rows` are the store's row numbers of the split, which `batch.rows`
     counts in."""
-    examples = [shorten(example, max_length) for example in store.read([int(rows[row]) for row in batch.rows])]
+    examples = [shorten(example, max_length) for example in read_examples(store, [int(rows[row]) for row in batch.rows])]
     meta = store.meta
     return collate(examples, pad_token_id=meta.pad_token_id, per_row=meta.pixels.per_row, filler=batch.filler, multiple=multiple or 1)
 

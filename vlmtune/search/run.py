@@ -183,7 +183,7 @@ class ShowTrials(tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         if result.get("step", math.inf) < result.get("max_steps", 0):
-            self._show(trials, trial, "running")
+            self._show(trials, trial, "running", result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self._show(trials, trial, results.state_of(trial.last_result, failed=False).lower())
@@ -195,8 +195,8 @@ class ShowTrials(tune.Callback):
         if self.shown:
             self.shown.close()
 
-    def _show(self, trials: list[Any], trial: Any, state: str | None = None) -> None:
-        result = trial.last_result or {}
+    def _show(self, trials: list[Any], trial: Any, state: str | None = None, result: dict[str, Any] | None = None) -> None:
+        result = result or trial.last_result or {}
         known = dict(point(trial.config))
         if "step" in result:
             known |= {name: result[name] for name in ("step", "max_steps", self.metric)} | {"seconds": round(result["time_total_s"])}

@@ -3,9 +3,10 @@
 from vlmtune import output
 from vlmtune.cluster import connect, in_ray_job
 from vlmtune.config import Settings
+from vlmtune.data.cache import find_or_make
 from vlmtune.data.paths import filesystem
 from vlmtune.data.preflight_page import page
-from vlmtune.data.prepare import Source, find_or_make
+from vlmtune.data.prepare import Source
 from vlmtune.data.processor import load_processor
 from vlmtune.data.samples import samples
 from vlmtune.data.summary import Summary, summarise
@@ -29,7 +30,7 @@ def inspect_data(settings: Settings, output_dir: str | None) -> tuple[Summary, s
     source = Source.of(settings)
     pieces = source.pieces()  # first, because starting Ray takes seconds
     connect()
-    store = find_or_make(source, cache_folder(settings))
+    store = find_or_make(source, cache_folder(settings), size_gb=settings.data.cache_size_gb)
     processor = load_processor(source.model, revision=source.revision, trust_remote_code=source.trust_remote_code)
     summary = summarise(store, settings, processor.tokenizer)
     fs, inner = filesystem(folder)

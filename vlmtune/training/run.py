@@ -14,7 +14,8 @@ from vlmtune import output, yaml12
 from vlmtune.cluster import Cluster, connect, in_ray_job
 from vlmtune.config import Settings
 from vlmtune.console import StepPrinter, say
-from vlmtune.data.prepare import Source, prepare
+from vlmtune.data.cache import prepare
+from vlmtune.data.prepare import Source
 from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError, DataError
@@ -123,6 +124,8 @@ def output_folder(settings: Settings) -> str:
 
 def cache_folder(settings: Settings) -> str:
     """Where prepared rows are kept, for this run and later ones on the same data."""
+    if settings.data.cache_dir is not None:
+        return output.place(settings.data.cache_dir, in_job=in_ray_job(), flag="--cache_dir")
     if settings.data.storage_path is not None:
         return f"{output.place(settings.data.storage_path, in_job=in_ray_job(), flag='--storage_path')}/prepared"
     return f"{os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')}/vlmtune/prepared"
@@ -130,27 +133,10 @@ def cache_folder(settings: Settings) -> str:
 
 def prepared(settings: Settings) -> Store:
     """The prepared rows of the settings' data, with a line on what they are."""
-    data = settings.data
-    if data.data_path is None:
-        raise ConfigError("--data_path is missing: give a file, a folder or a dataset's name")
-    source = Source(
-        data_path=data.data_path if "://" in data.data_path else str(Path(data.data_path)),
-        model=settings.model.base_model,
-        revision=settings.model.model_revision,
-        trust_remote_code=settings.get("trust_remote_code"),
-        eval_data_path=data.eval_data_path,
-        image_root=data.image_root,
-        group_by=data.group_by,
-        eval_fraction=data.eval_fraction,
-        test_fraction=data.test_fraction,
-        seed=settings.get("seed"),
-        on_bad_row=data.on_bad_row,
-        allow_outside_paths=data.allow_outside_paths,
-        allow_remote_images=data.allow_remote_images,
-    )
+    data, source = settings.data, Source.of(settings)
     if data.eval_data_path is None and data.eval_fraction == 0:
         raise ConfigError("--eval_fraction 0 leaves no row to evaluate on: give a share of the data, or --eval_data_path")
-    store = prepare(source, cache_folder(settings))
+    store = prepare(source, cache_folder(settings), size_gb=data.cache_size_gb)
     counts = ", ".join(f"{len(store.rows_of(split))} {split}" for split in ("train", "eval", "test"))
     skipped = f"; {store.meta.bad_rows} bad rows skipped (bad_rows.jsonl)" if store.meta.bad_rows else ""
     say(f"Data      {data.data_path}: {store.meta.rows} rows ({counts}), up to {store.column('tokens').max()} tokens{skipped}")

@@ -1,0 +1,93 @@
+"""The cache folder: size limit, what is never deleted, and rows that are kept unencoded."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from vlmtune.cluster import connect
+from vlmtune.data.cache import KEPT_SECONDS, PART, USED, find_or_make, keep_within, prepare
+from vlmtune.data.order import Order
+from vlmtune.data.prepare import Source, read_examples
+from vlmtune.data.stream import read_batches, stream_batches
+from vlmtune.errors import DataError
+
+
+def fake_store(cache: Path, number: int, *, age: float, megabytes: int = 1) -> Path:
+    folder = cache / f"{'0' * 23}{number}.abcdef0{number}"
+    folder.mkdir(parents=True)
+    (folder / "rows-0.parquet").write_bytes(bytes(megabytes << 20))
+    (folder / USED).touch()
+    for path in folder.iterdir():
+        os.utime(path, (time.time() - age, time.time() - age))
+    return folder
+
+
+def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
+    old, older, oldest = (fake_store(tmp_path, number, age=KEPT_SECONDS * number) for number in (2, 3, 4))
+    keep_within(str(tmp_path), 2.5 / 1024)
+    assert [old.exists(), older.exists(), oldest.exists()] == [True, True, False]
+    (older / USED).touch()  # used just now
+    keep_within(str(tmp_path), 0)
+    assert [old.exists(), older.exists()] == [False, True]
+
+
+def test_what_killed_runs_left_is_deleted_too_and_nothing_else(tmp_path: Path) -> None:
+    left = fake_store(tmp_path, 1, age=2 * KEPT_SECONDS)
+    left = left.rename(left.with_name(left.name + PART))
+    being_made = fake_store(tmp_path, 2, age=1)
+    foreign = tmp_path / "photos.2024"
+    foreign.mkdir()
+    (foreign / "a.jpg").write_bytes(bytes(1 << 20))
+    os.utime(foreign / "a.jpg", (0, 0))
+    keep_within(str(tmp_path), 0)
+    assert [left.exists(), being_made.exists(), foreign.exists()] == [False, True, True]
+
+
+@pytest.fixture(scope="module")
+def source(mall: Path, models: Path) -> Iterator[Source]:
+    connect()
+    yield Source(data_path=str(mall), model=str(models / "llava"))
+    ray.shutdown()
+
+
+def test_no_cache_gives_the_same_batches_without_pixels_on_disk(source: Source, tmp_path: Path) -> None:
+    cached = prepare(source, str(tmp_path / "a"))
+    raw = prepare(Source(**{**vars(source), "encoded": False}), str(tmp_path / "b"))
+    size = {store.folder: sum(path.stat().st_size for path in Path(store.folder).glob("rows-*")) for store in (cached, raw)}
+    assert size[raw.folder] < size[cached.folder] / 5
+    assert raw.index.drop_columns(["row_group", "offset"]).equals(cached.index.drop_columns(["row_group", "offset"]))
+    order = Order(rows=len(cached.rows_of("train")), per_device=4, accumulation=1, world=1, seed=3)
+    batches = order.epoch(0, 0)[:5]
+    for kept, read, streamed in zip(
+        read_batches(cached, "train", batches, 64),
+        read_batches(raw, "train", batches, 64),
+        stream_batches(raw, "train", batches, 64),
+        strict=True,
+    ):
+        assert kept.keys() == read.keys() == streamed.keys()
+        for name in kept:
+            assert np.array_equal(kept[name], read[name])
+            assert np.array_equal(kept[name], streamed[name])
+
+
+def test_no_cache_notices_an_image_that_went_away(source: Source, mall: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(mall, tmp_path / "mall")
+    store = prepare(Source(**{**vars(source), "data_path": str(copy), "encoded": False}), str(tmp_path / "cache"))
+    shutil.rmtree(copy / "frames")
+    with pytest.raises(DataError, match=r"image .*: .* \(it could be read when the run began\)"):
+        read_examples(store, [0])
+
+
+def test_a_store_in_use_is_marked(source: Source, tmp_path: Path) -> None:
+    store = find_or_make(source, str(tmp_path))
+    used = Path(store.folder) / USED
+    os.utime(used, (0, 0))
+    find_or_make(source, str(tmp_path), size_gb=0)
+    assert time.time() - used.stat().st_mtime < 60
+    assert Path(store.folder, "meta.json").exists()
