@@ -168,7 +168,7 @@ class TrainingArguments(SFTConfig):
     )
     optim: OptimizerNames | str = field(default="adamw_torch_fused", metadata=_help("Optimizer of the adapter's weights.", *_OPTIMIZERS))
     report_to: Literal["none", "tensorboard"] = field(
-        default="none", metadata=_help("tensorboard adds transformers' own event files to those in runs/.")
+        default="none", metadata=_help("Curves go to runs/, for TensorBoard, whichever is given; no other service is told.")
     )
     eval_strategy: IntervalStrategy | str = field(
         default="steps", metadata=_help("When to evaluate, report and save: every eval_steps, after every epoch, or never.")

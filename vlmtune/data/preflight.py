@@ -20,18 +20,31 @@ SHOWN = 3  # rows named in a message
 def check(store: Store, settings: Settings) -> list[str]:
     """Why training on these rows cannot work with these settings, each in one line with its way out; empty if it can."""
     refusal = store.refusal(settings.data.on_bad_row, named=False)
-    problems = [] if refusal is None else [refusal]
-    rows, max_length = store.rows_of(TRAIN), settings.get("max_length")
-    long = too_long(store, max_length)
-    if len(long) and (settings.data.on_long_row == "error" or len(long) == len(rows)):
-        required = store.column("required")
-        enough = f"--max_length {required[rows].max()} holds them all"
-        other = ", --on_long_row skip leaves them out" if len(long) < len(rows) else ""
-        problems.append(
-            f"{len(long)} of {len(rows)} training rows do not fit max_length {max_length} with their images and template whole "
-            f"({_named(store, long)}): {enough}{other}"
-        )
-    return problems
+    length = length_problem(store, settings.get("max_length"), settings.data.on_long_row)
+    return [problem for problem in (refusal, length) if problem is not None]
+
+
+def length_problem(store: Store, max_length: int | None, on_long_row: str) -> str | None:
+    """Why the training rows cannot be cut to `max_length`, in one line with the way out; None if they can, or may be left out."""
+    rows, long = store.rows_of(TRAIN), too_long(store, max_length)
+    if not len(long) or (on_long_row == "skip" and len(long) < len(rows)):
+        return None
+    other = ", --on_long_row skip leaves them out" if len(long) < len(rows) else ""
+    return (
+        f"{len(long)} of {len(rows)} training rows do not fit max_length {max_length} with their images and template whole "
+        f"({_named(store, long)}): --max_length {store.column('required')[rows].max()} holds them all{other}"
+    )
+
+
+def fitting_rows(store: Store, max_length: int | None, on_long_row: str) -> np.ndarray:
+    """The rows to train on, counted within the training rows; shape `[n]`. Evaluation is always on all of its rows.
+
+    Raises:
+        DataError: see `length_problem`.
+    """
+    if (problem := length_problem(store, max_length, on_long_row)) is not None:
+        raise DataError(problem)
+    return np.flatnonzero(~np.isin(store.rows_of(TRAIN), too_long(store, max_length)))
 
 
 def too_long(store: Store, max_length: int | None) -> np.ndarray:

@@ -14,6 +14,7 @@ from vlmtune.cluster import Cluster, in_ray_job
 from vlmtune.config import Settings
 from vlmtune.console import TrialTable, say, show
 from vlmtune.data.paths import filesystem
+from vlmtune.data.preflight import usable_max_lengths
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError
 from vlmtune.flags import nearest
@@ -49,6 +50,10 @@ def search_adapter(settings: Settings) -> str:
     space = Space.parse(settings.search.search_space or {}, settings)
     cluster = start(settings)
     store = prepared(settings)
+    usable, reasons = usable_max_lengths(store, settings.search.search_space or {}, on_long_row=settings.data.on_long_row)
+    space = Space.parse(usable, settings)
+    for reason in reasons:
+        say(f"          {reason}")
     if resumed is None:
         claim_for(settings, folder, store, "search.yaml")
     else:

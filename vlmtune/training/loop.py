@@ -23,12 +23,12 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from vlmtune.config import Settings, TrainingArguments
 from vlmtune.data.order import MicroBatch, Order, evaluation_order
+from vlmtune.data.preflight import fitting_rows
 from vlmtune.data.processor import load_processor
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.model.base import load_base
 from vlmtune.model.lora import attach, kept_in_fp32, lora_config, target_modules
-from vlmtune.training.lengths import fitting_rows
 from vlmtune.training.report import Meter
 
 Batch = dict[str, torch.Tensor]

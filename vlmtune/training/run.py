@@ -15,6 +15,7 @@ from vlmtune.cluster import Cluster, connect, in_ray_job
 from vlmtune.config import Settings
 from vlmtune.console import StepPrinter, say
 from vlmtune.data.cache import prepare
+from vlmtune.data.preflight import fitting_rows
 from vlmtune.data.prepare import Source
 from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
@@ -22,7 +23,6 @@ from vlmtune.errors import ConfigError, DataError
 from vlmtune.model.base import check_model
 from vlmtune.model.lora import target_modules
 from vlmtune.training.launch import Outcome, run_in_process, run_on_ray
-from vlmtune.training.lengths import fitting_rows
 from vlmtune.training.save import repeatable, save_adapter_folder
 
 # In an output folder, by the name of its settings' file: which prepared rows the checkpoints beside it were trained on.
