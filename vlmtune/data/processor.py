@@ -74,7 +74,8 @@ def _explain(error: Exception, name: str, revision: str) -> str:
     if caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled):
         return (
             f"{name} is neither a folder nor in the local cache, and the Hub cannot be reached: check the name and the network, "
-            "unset HF_HUB_OFFLINE, or download the model first with `hf download`"
+            "unset HF_HUB_OFFLINE, or download the model first with `hf download` (if it is gated, accept its licence on "
+            f"https://huggingface.co/{name} and log in with `hf auth login`)"
         )
     if caused_by(SafetensorError):
         return f"{name}: a weight file is damaged ({first_line(error)}): copy or download it again"

@@ -1,13 +1,17 @@
 """What a run measures while it trains, and where it goes: TensorBoard, and the metrics that are reported."""
 
+import os
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar
 
 
 class Meter:
@@ -15,7 +19,7 @@ class Meter:
 
     def __init__(self, runs_dir: str | None, progress: Callable[[dict[str, float]], None] | None = None) -> None:
         self.progress = progress
-        self.writer = SummaryWriter(runs_dir) if runs_dir is not None else None
+        self.events = event_file(runs_dir) if runs_dir is not None else None
         self.started = time.monotonic()
         self.paused = self.waited = 0.0
         self.rows = self.tokens = 0
@@ -46,9 +50,10 @@ class Meter:
         """Numbers of one step, to TensorBoard and to `progress`."""
         numbers = {name: value for name, value in logs.items() if isinstance(value, int | float)}
         self.last |= numbers
-        if self.writer is not None:
+        if self.events is not None:
             for name, value in numbers.items():
-                self.writer.add_scalar(name if name.startswith("eval_") else f"train/{name}", value, step)
+                summary = scalar(name if name.startswith("eval_") else f"train/{name}", value)
+                self.events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
         if self.progress is not None:
             self.progress({**numbers, "step": step, "max_steps": max_steps})
 
@@ -59,13 +64,22 @@ class Meter:
         found |= {"data_wait_fraction": min(self.waited / seconds, 1.0), "peak_memory": peak_memory()}
         if "loss" in self.last:
             found["train_loss"] = self.last["loss"]
-        if self.writer is not None:
-            self.writer.flush()
+        if self.events is not None:
+            self.events.flush()
         return found
 
     def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
+        if self.events is not None:
+            self.events.close()
+
+
+def event_file(folder: str) -> EventsWriter:
+    """A TensorBoard event file of this process in a local folder.
+
+    Not SummaryWriter: it writes in a thread that a flush does not wait for, and a stopped trial ends without a close.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return EventsWriter(f"{folder}/events", filename_suffix=f".{os.getpid()}")
 
 
 def peak_memory() -> float:
