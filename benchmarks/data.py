@@ -2,6 +2,7 @@
 
     python benchmarks/data.py speed  [--rows 10000] [--pairs 3]    # against bare decode, resize, tokenise and write on the same cores
     python benchmarks/data.py memory [--rows 2000 20000]           # peak memory of all processes with a 500 MB object store
+    python benchmarks/data.py inspect [--rows 4000] [--pairs 3]    # inspect_data.py against preparing, as whole commands
 
 Rows have one 640x480 JPEG and a question and answer each; the processor is LLaVA-1.5's at full size (336 pixels). No weights are needed.
 """
@@ -178,6 +179,40 @@ def memory(sizes: list[int]) -> None:
     print(f"{sizes[-1]} rows take {peaks[-1] / peaks[0]:.2f} times the memory of {sizes[0]}")
 
 
+def inspect(rows: int, pairs: int) -> None:
+    """`inspect_data.py` and a bare `prepare`, each as a command with an empty cache, in turn."""
+    root = Path(__file__).parents[1]
+    ratios = []
+    with tempfile.TemporaryDirectory() as name:
+        top = Path(name)
+        write_model(top / "model")
+        data = write_rows(top / "data", rows)
+        prepare = [sys.executable, __file__, "prepare", str(data), str(top / "model")]
+        look = [sys.executable, str(root / "ray_jobs" / "inspect_data.py"), "--data_path", str(data)]
+        look += ["--model_name_or_path", str(top / "model"), "--output_dir", str(top / "report")]
+        for pair in range(pairs):
+            seconds = []
+            for label, command in (
+                ("prepare", [*prepare, str(top / f"a{pair}")]),
+                ("inspect", [*look, "--cache_dir", str(top / f"b{pair}")]),
+            ):
+                started = time.perf_counter()
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+                seconds.append(time.perf_counter() - started)
+                print(f"{label} {seconds[-1]:.1f} s", flush=True)
+            ratios.append(seconds[1] / seconds[0])
+            shutil.rmtree(top / f"a{pair}")
+            shutil.rmtree(top / f"b{pair}")
+    print(f"inspect_data.py takes {statistics.median(ratios):.2f} of preparing ({min(ratios):.2f} to {max(ratios):.2f}) for {rows} rows")
+
+
+def only_prepare(data: str, model: str, cache: str) -> None:
+    from vlmtune.cluster import connect
+
+    connect()
+    timed_prepare(Path(data), Path(model), Path(cache))
+
+
 def one_pass(data: str, model: str, cache: str) -> None:
     """Prepare, then stream all training batches once, with a small object store."""
     from vlmtune import cluster
@@ -199,17 +234,21 @@ def main() -> None:
     if sys.argv[1:2] == ["pass"]:
         one_pass(*sys.argv[2:])
         return
+    if sys.argv[1:2] == ["prepare"]:
+        only_prepare(*sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
-    for_speed = commands.add_parser("speed")
-    for_speed.add_argument("--rows", type=int, default=10_000)
-    for_speed.add_argument("--pairs", type=int, default=3)
+    for name, rows in (("speed", 10_000), ("inspect", 4_000)):
+        timed = commands.add_parser(name)
+        timed.add_argument("--rows", type=int, default=rows)
+        timed.add_argument("--pairs", type=int, default=3)
     commands.add_parser("memory").add_argument("--rows", type=int, nargs="+", default=[2_000, 20_000])
     args = parser.parse_args()
-    if args.what == "speed":
-        speed(args.rows, args.pairs)
-    else:
+    if args.what == "memory":
         memory(args.rows)
+    else:
+        {"speed": speed, "inspect": inspect}[args.what](args.rows, args.pairs)
 
 
 if __name__ == "__main__":

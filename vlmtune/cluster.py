@@ -71,6 +71,8 @@ def connect() -> Cluster:
     address = os.environ.get("RAY_ADDRESS")
     if address is not None:
         _check_answers(address)
+    else:  # nobody takes this machine back: spares each run a process that would watch for it
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
         # The dashboard stays on: without it, runs that Tune stops leak their placement groups.
         ours: dict[str, Any] = {} if address else {"include_dashboard": True, "object_store_memory": OBJECT_STORE_BYTES}

@@ -85,6 +85,8 @@ def processed(encoder: RowEncoder, mix: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize("stored", ["found", "floats"])
 def test_rows_one_by_one_equal_the_whole_batch(models: Path, family: str, mix: str, stored: str) -> None:
+    if family == "mllama" and is_torchvision_available() and "t" in mix and set(mix) != {"t"}:
+        pytest.skip("with torchvision, Mllama's own processor loses the rows without an image of a mixed batch")
     encoder, pixels = kit(models / family, floats=stored == "floats")
     batch = batched(encoder, pixels, encoded(encoder, mix))
     ours, own = pixels.normalize(batch), processed(encoder, mix)

@@ -83,7 +83,7 @@ def load(folder: Path, quantization: str = "none") -> Any:
         "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
         "int8": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["vision_model", "visual", "multi_modal_projector", "lm_head"]),
     }
-    return AutoModelForImageTextToText.from_pretrained(folder, quantization_config=configs[quantization])
+    return AutoModelForImageTextToText.from_pretrained(folder, quantization_config=configs[quantization], device_map={"": "cpu"})
 
 
 @families

@@ -59,11 +59,11 @@ def test_curves_and_progress(tmp_path: Path):
     assert meter.summary()["train_loss"] == 2.0
     early = scalars(tmp_path / "runs")  # a summary comes with each report: what was logged by then can be seen
     meter.log({"loss": 1.0}, 3, 3)
+    assert meter.summary()["train_loss"] == 1.0
     meter.close()
     assert early == {("train/loss", 1): 2.0, ("train/learning_rate", 1): 0.5, ("eval_loss", 2): 1.5}
     assert scalars(tmp_path / "runs") == {**early, ("train/loss", 3): 1.0}
     assert logged[0] == {"loss": 2.0, "learning_rate": 0.5, "step": 1, "max_steps": 3}
-    assert meter.summary()["train_loss"] == 1.0
 
 
 def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

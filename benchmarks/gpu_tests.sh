@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# The tests that need a GPU machine, where torchvision works: Qwen2.5-VL's processor and a training run of it, and the model layer on CUDA
+# builds of torch and bitsandbytes. From the repository's root, with the project's packages on the path.
+set -euo pipefail
+python3 -m pytest -q tests/data/test_tokenize.py tests/data/test_collate.py tests/data/test_order.py tests/demo tests/model "$@"
+out=$(mktemp -d)
+python3 -m vlmtune.demo --output_dir "$out" --family qwen2_5_vl
+python3 -m vlmtune.demo --output_dir "$out" --family mllama
+for run in "qwen2_5_vl nf4" "mllama int8"; do
+    set -- $run
+    echo "$1 in $2 on $(nvidia-smi -L | head -1 | cut -d'(' -f1)"
+    python3 ray_jobs/train.py --model_name_or_path "$out/$1" --data_path "$out/mall" --quantization "$2" --num_workers 0 \
+        --learning_rate 1e-2 --num_train_epochs 3 --per_device_train_batch_size 8 --output_dir "$out/run-$1"
+done
