@@ -40,10 +40,10 @@ def train_adapter(settings: Settings) -> str:
         folder, settings = interrupted_run(resumed)
     else:
         folder = output_folder(settings)
+        if settings.data.workers == 0 and "://" in folder:
+            raise ConfigError(f"--output_dir {folder}: --num_workers 0 writes to a local folder; give one, or --num_workers 1")
         output.check_free(folder, overwrite=settings.data.overwrite)
     settings = located(settings)
-    if settings.data.workers == 0 and "://" in folder:
-        raise ConfigError(f"--output_dir {folder}: --num_workers 0 writes to a local folder; give one, or --num_workers 1")
     cluster = start(settings)
     store = prepared(settings)
     if resumed is None:
