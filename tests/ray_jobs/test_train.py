@@ -138,21 +138,20 @@ def test_the_older_command_without_its_model_says_how_to_get_it(tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(180)
 def test_a_killed_run_goes_on_with_resume(models: Path, mall: Path, tmp_path: Path):
-    options = ["--data_path", str(mall), "--model_name_or_path", str(models / "llava"), "--quantization", "nf4", "--use_cpu"]
-    options += ["--output_dir", "out", "--max_steps", "120", "--eval_steps", "20", "--per_device_train_batch_size", "2"]
+    options = ["--data_path", str(mall), "--model_name_or_path", str(models / "llava"), "--quantization", "nf4", "--num_workers", "0"]
+    options += ["--output_dir", "out", "--max_steps", "400", "--eval_steps", "20", "--per_device_train_batch_size", "2"]
     program = [sys.executable, str(ROOT / "ray_jobs" / "train.py"), *options]
     with (tmp_path / "log").open("w") as log:
         started = psutil.Popen(program, cwd=tmp_path, env=environment(), stdout=log, stderr=log)
-    snapshot = tmp_path / "out" / "checkpoints" / "train" / "checkpoint_manager_snapshot.json"
-    while not snapshot.exists():
+    while not list((tmp_path / "out" / "checkpoints").glob("checkpoint-*/report.json")):
         assert started.poll() is None, (tmp_path / "log").read_text()
         time.sleep(0.1)
     children = started.children(recursive=True)
     started.kill()
     started.wait()
-    _, alive = psutil.wait_procs(children, timeout=10)  # all but two agents of Ray, which take a minute, end with what started them
+    _, alive = psutil.wait_procs(children, timeout=10)  # all of Ray ends with what started it, but two of its agents take a minute
     for process in alive:
         process.kill()
     assert not (tmp_path / "out" / "metrics.json").exists()
@@ -160,12 +159,11 @@ def test_a_killed_run_goes_on_with_resume(models: Path, mall: Path, tmp_path: Pa
     done = command(tmp_path, "--resume", "out")
     assert (done.returncode, done.stderr) == (0, "")
     steps = [int(line.split()[1].partition("/")[0]) for line in done.stdout.splitlines() if "eval_loss" in line]
-    assert steps == list(range(steps[0], 121, 20))
+    assert steps == list(range(steps[0], 401, 20))
     assert steps[0] > 20
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["step"] == 120
-    again = command(tmp_path, "--resume", "out")
-    assert (again.returncode, again.stdout) == (2, "")
-    assert again.stderr == f"error: --resume {tmp_path}/out: this run has ended, nothing is left to do\n"
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["step"] == 400
+    with pytest.raises(ConfigError, match=rf"--resume {tmp_path}/out: this run has ended, nothing is left to do"):
+        train_adapter(parse(["--resume", str(tmp_path / "out")]))
 
 
 # From here on in this process, with one Ray for all: a start costs seconds.
