@@ -1,6 +1,6 @@
 # make setup   install into .venv; the other targets call it when it is needed
 # make demo    write sample files and search the best adapter for them; a CPU is enough
-# make test    the whole test suite that needs no GPU
+# make test    the test suite that needs no GPU; make test-heavy, its tests that take a minute or more each
 # make check   lint, format, types
 #
 # PYTHON=/path/to/python3.12 chooses the Python that .venv is made from: 3.11 or 3.12.
@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' constraints.txt)
 SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 
-.PHONY: setup demo test check constraints clean
+.PHONY: setup demo test test-heavy check constraints clean
 
 setup: $(STAMP)
 
@@ -39,6 +39,9 @@ demo: setup
 
 test: setup
 	$(RUN) -m pytest
+
+test-heavy: setup
+	$(RUN) -m pytest -m heavy
 
 check: setup
 	$(RUN) -m ruff check .

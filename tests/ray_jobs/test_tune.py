@@ -53,6 +53,7 @@ def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
+@pytest.mark.heavy
 def test_a_killed_search_leaves_no_process_and_goes_on_with_every_trial_counted_once(
     command: list[str], environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -117,6 +117,7 @@ def test_workers_share_the_rows_and_agree_on_the_adapter(
     assert list((tmp_path / "runs").glob("events.out.tfevents.*"))  # given as a URI: written by the worker, then copied
 
 
+@pytest.mark.heavy
 @pytest.mark.timeout(240)
 def test_a_run_goes_on_after_a_worker_died(in_process: Outcome, cluster: Cluster, stores: dict[str, Store], models: Path, tmp_path: Path):
     died, steps = tmp_path / "died", tmp_path / "steps"
