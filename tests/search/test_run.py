@@ -17,6 +17,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from vlmtune.cluster import connect
 from vlmtune.config import Settings
+from vlmtune.data.cache import USED
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError
 from vlmtune.search.refit import RefitStore
@@ -64,7 +65,9 @@ def refuse(*_: Any, **__: Any) -> NoReturn:
 
 
 def files_of(folder: str) -> dict[str, int]:
-    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in Path(folder).rglob("*") if path.is_file()}
+    """The files of a store with their times, but for the mark that every use of it renews."""
+    files = (path for path in Path(folder).rglob("*") if path.is_file() and path.name != USED)
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
 
 
 @pytest.fixture(scope="module")
