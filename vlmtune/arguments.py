@@ -15,7 +15,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from vlmtune.errors import ConfigError
 
-Quantization = Literal["none", "nf4", "int8"]
+Quantization = Literal["none", "nf4", "int8", "fp8"]
 
 # Older names of the field, accepted wherever the name on the right is.
 ALIASES = {"max_seq_length": "max_length", "lora_rank": "lora_r", "target_modules": "lora_target_modules"}
@@ -115,7 +115,18 @@ class ModelArguments(ModelConfig):
     )
     lora_vision: bool = field(default=False, metadata=_help("Let bare names in lora_target_modules also match the vision tower."))
     quantization: Quantization | None = field(
-        default=None, metadata=_help("How the base's weights are stored. load_in_4bit means nf4, load_in_8bit means int8.")
+        default=None,
+        metadata=_help(
+            "How the base's weights are stored. load_in_4bit means nf4, load_in_8bit means int8; fp8 also multiplies in 8 bits, on GPUs "
+            "that can."
+        ),
+    )
+    base_in_memory: Literal["auto", "quantized", "dequantized"] = field(
+        default="auto",
+        metadata=_help(
+            "With nf4 or int8: keep the weights quantized, or hold their values once in the type that the base computes in, which is faster "
+            "and takes two bytes a weight. By default dequantized where the GPU has room."
+        ),
     )
     llm_int8: bool = field(
         default=False,
@@ -183,6 +194,17 @@ class TrainingArguments(SFTConfig):
         default="nll",
         metadata=_help("Training loss: nll, or dft for Dynamic Fine-Tuning. Evaluation is always nll.", "nll", "dft"),
     )
+    gradient_checkpointing: bool | None = field(
+        default=None,
+        metadata=_help("Compute activations again instead of keeping them, a third slower; auto: only where they do not fit in memory."),
+    )
+    torch_compile: bool | None = field(
+        default=None, metadata=_help("Compile the decoder's layers: half a minute at the start; auto: on a GPU, where the run is long enough.")
+    )
+    micro_batch_size: int | None = field(
+        default=None,
+        metadata=_help("Rows of per_device_train_batch_size that go through the model at once. By default as many as fit in memory."),
+    )
     pad_to_multiple_of: int | None = field(
         default=None, metadata=_help("Pad every batch to a length that is a multiple of this many tokens.")
     )
@@ -249,6 +271,7 @@ LIMITS: dict[str, Limit] = {
     "max_steps": Limit("at least 1, or -1 for num_train_epochs to decide", lambda value: value >= 1 or value == -1),
     "per_device_train_batch_size": _AT_LEAST_1,
     "per_device_eval_batch_size": _AT_LEAST_1,
+    "micro_batch_size": _AT_LEAST_1,
     "gradient_accumulation_steps": _AT_LEAST_1,
     "max_length": Limit("at least 8, or none", lambda value: value >= 8),
     "pad_to_multiple_of": _AT_LEAST_1,
@@ -310,7 +333,8 @@ _UNSUPPORTED: dict[str, str] = {
     "4-bit weights are nf4": "bnb_4bit_quant_type",
     "the script that is run decides this": "do_train do_eval do_predict",
     "use gradient_checkpointing and gradient_checkpointing_kwargs": "activation_checkpointing activation_checkpointing_kwargs",
-    "liger-kernel is not among vlmtune's dependencies": "use_liger_kernel liger_kernel_config",
+    "torch_compile fuses the same operations": "use_liger_kernel liger_kernel_config",
+    "torch_compile compiles layer by layer with torch's defaults": "torch_compile_backend torch_compile_mode",
     "training needs no key-value cache": "use_cache",
     "TRL drops it; it would make train and evaluation loss differ in meaning": "label_smoothing_factor",
     "transformers' debugging of its own loop does not reach vlmtune's": "debug",

@@ -47,7 +47,10 @@ class StepPrinter:
     def __init__(self) -> None:
         self.last = 0.0
 
-    def __call__(self, logs: dict[str, float]) -> None:
+    def __call__(self, logs: dict[str, Any]) -> None:
+        if "note" in logs:
+            say(logs["note"])
+            return
         step = f"step {int(logs['step'])}/{int(logs['max_steps'])}"
         if "eval_loss" in logs:
             say(f"{step}  eval_loss {logs['eval_loss']:.4f}")

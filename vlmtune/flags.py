@@ -71,7 +71,8 @@ class Flag:
 
     def _typed(self, value: Any, label: str) -> Any:
         text = value.strip() if isinstance(value, str) else None
-        if value is None or (self.optional and text is not None and text.lower() in _NOTHING and text not in self.choices):
+        nothing = (*_NOTHING, "auto") if self.kind == "bool" else _NOTHING  # vlmtune decides
+        if value is None or (self.optional and text is not None and text.lower() in nothing and text not in self.choices):
             if self.optional:
                 return None
             raise ConfigError(f"{label}: has no value; {_EXPECTED[self.kind]} is needed")

@@ -4,7 +4,7 @@ A processor called on a whole batch pads ids, tiles and masks in its own way. `c
 processed one by one, so that rows can be prepared once and mixed in any batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,10 @@ import torch
 from PIL import Image
 
 from vlmtune.data.tokenize import IGNORED, SEQUENCE_TENSORS, Example, RowEncoder
+
+
+# Before the name of a tensor whose first dimension is not the row: how much of it belongs to each row, shape `[B]`.
+COUNTS = "rows:"
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ def collate(
         multiple: pad the length to a multiple of this many tokens.
 
     Returns:
-        `input_ids`, `attention_mask`, `labels` of shape `[B, T]` int64, and the model's other tensors.
+        `input_ids`, `attention_mask`, `labels` of shape `[B, T]` int64, the model's other tensors, and `COUNTS` of those of them that
+        are not one to a row; `parts` takes these out again.
     """
     length = -(-max(len(example.input_ids) for example in examples) // multiple) * multiple
     batch = {
@@ -125,9 +130,28 @@ def collate(
             batch[name] = _concatenate([_lengthen(part, length) for part in _with_blanks(parts)])
         else:
             batch[name] = _concatenate(_with_blanks(parts) if per_row else [part for part in parts if part is not None])
+            if not per_row:
+                batch[COUNTS + name] = np.array([0 if part is None else len(part) for part in parts], dtype=np.int64)
     if "aspect_ratio_mask" in batch:  # as Mllama's processor does: its attention needs a tile even where there is no image
         batch["aspect_ratio_mask"][..., 0] = 1
     return batch
+
+
+def parts(batch: dict[str, torch.Tensor], size: int) -> Iterator[dict[str, torch.Tensor]]:
+    """The batch as the model takes it, `size` rows at a time; all of them in one part where `size` is large enough."""
+    ends = {name.removeprefix(COUNTS): [0, *counts.cumsum(0).tolist()] for name, counts in batch.items() if name.startswith(COUNTS)}
+    rows = len(batch["input_ids"])
+    for first in range(0, rows, size):
+        last = min(first + size, rows)
+        part = {}
+        for name, tensor in batch.items():
+            if name in ends:
+                tensor = tensor[ends[name][first] : ends[name][last]]
+            elif not name.startswith(COUNTS):
+                tensor = tensor[first:last]
+            if not name.startswith(COUNTS) and len(tensor):  # rows without an image have no image tensors
+                part[name] = tensor
+        yield part
 
 
 def _stack(rows: list[np.ndarray], length: int, fill: int) -> np.ndarray:

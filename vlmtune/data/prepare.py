@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -34,7 +34,10 @@ from vlmtune.data.store import BAD_ROWS, IMAGES, INDEX, Meta, Store, file_states
 from vlmtune.data.tokenize import EncodeError, Example, RowEncoder, required_length
 from vlmtune.errors import ConfigError, DataError, UserError
 
-ROWS_PER_TASK = 64  # rows in one encoding task and one shard: a second or two of work at LLaVA's image size
+ROWS_PER_SHARD = 64  # under a second of work at LLaVA's image size
+# A worker waits 0.15 s for its next task, so a task makes several shards, but for the first ones: few rows still reach all workers.
+SHARDS_PER_TASK = 4
+SMALL_TASKS = 16
 
 
 @dataclass(frozen=True)
@@ -169,32 +172,40 @@ def make(source: Source, pieces: Sequence[Piece], processor: Any, folder: str, k
     quiet_ray_data()
     pixels = probe(processor)
 
-    def read(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        for number, row in enumerate(read_piece(pieces[item["piece"]])):
+    def read(item: dict[str, int]) -> Iterator[dict[str, Any]]:
+        rows = enumerate(read_piece(pieces[item["piece"]]))
+        for size in chain([ROWS_PER_SHARD] * SMALL_TASKS, repeat(ROWS_PER_SHARD * SHARDS_PER_TASK)):
+            if not (some := list(islice(rows, size))):
+                return
             # Bytes, because Arrow would force the ragged messages of different rows into one shape.
-            yield {"piece": item["piece"], "number": number, "row": pickle.dumps(row)}
+            yield {"piece": item["piece"], "rows": pickle.dumps(some)}
 
-    def encode(batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+    def encode(task: dict[str, Any]) -> Iterator[dict[str, str]]:
         encoder = _encoder(source.model, source.revision, source.trust_remote_code, pixels.raw, key)
+        rows = iter(pickle.loads(task["rows"]))
+        while some := list(islice(rows, ROWS_PER_SHARD)):
+            yield {"lines": json.dumps(encode_shard(encoder, task["piece"], some), ensure_ascii=False)}
+
+    def encode_shard(encoder: RowEncoder, piece: int, rows: list[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
         lines: list[dict[str, Any]] = []
         kept: list[Example | bytes] = []
-        for piece, number, packed in zip(batch["piece"], batch["number"], batch["row"], strict=True):
-            line, example = _encode_row(encoder, pickle.loads(packed))
-            lines.append({"piece": int(piece), "number": int(number), "format": pieces[piece].format, **line})
+        for number, row in rows:
+            line, example = _encode_row(encoder, row)
+            lines.append({"piece": piece, "number": number, "format": pieces[piece].format, **line})
             if example is not None:
-                kept.append(example if source.encoded else packed)
+                kept.append(example if source.encoded else pickle.dumps(row))
         if kept:
-            shard = f"rows-{lines[0]['piece']:05d}-{lines[0]['number']:09d}.parquet"
+            shard = f"rows-{piece:05d}-{lines[0]['number']:09d}.parquet"
             places = iter(write_shard(f"{folder}/{shard}", kept))
             for line in lines:
                 if line["error"] is None:
                     line["shard"], (line["row_group"], line["offset"]) = shard, next(places)
-        return {"line": [json.dumps(line, ensure_ascii=False) for line in lines]}
+        return lines
 
-    rows = ray.data.from_items([{"piece": index} for index in range(len(pieces))], override_num_blocks=len(pieces)).flat_map(read)
-    encoded = rows.repartition(target_num_rows_per_block=ROWS_PER_TASK).map_batches(encode, batch_size=ROWS_PER_TASK)
+    numbers = [{"piece": index} for index in range(len(pieces))]
+    tasks = ray.data.from_items(numbers, override_num_blocks=len(pieces)).flat_map(read).repartition(target_num_rows_per_block=1)
     with plain_task_errors():
-        lines = [json.loads(row["line"]) for row in encoded.iter_rows()]
+        lines = [line for row in tasks.flat_map(encode).iter_rows() for line in json.loads(row["lines"])]
     _finish(source, sorted(lines, key=lambda line: (line["piece"], line["number"])), processor, pixels, folder, key)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
-Quantization = Literal["none", "nf4", "int8"]
+Quantization = Literal["none", "nf4", "int8", "fp8"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 # In the order in which transformers prefers them.
@@ -57,6 +57,7 @@ def load_base(
     revision: str = "main",
     nested_quant: bool = True,
     llm_int8: bool = False,
+    resident: bool = False,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
@@ -65,7 +66,8 @@ def load_base(
     `nf4` and `int8` quantise every linear layer but the output head, the vision tower's too, as transformers does by default;
     embeddings, norms, convolutions and the head stay in `dtype`, which is also the dtype of the computation. `int8` means 8-bit
     weights with arithmetic in `dtype` (`vlmtune.model.frozen`); `llm_int8` asks for bitsandbytes' LLM.int8 instead, whose activations
-    are 8-bit too. `dtype` None is `default_dtype(device)`, "auto" is the one that the model was saved in.
+    are 8-bit too. `resident` holds the values of nf4 or int8 once in `dtype`. `fp8` multiplies the language model's linear layers in
+    8-bit floats. `dtype` None is `default_dtype(device)`, "auto" is the one that the model was saved in.
 
     Raises:
         ModelError: as `check_model`; also weights that are missing or of another shape, or that are stored in another quantisation.
@@ -74,7 +76,7 @@ def load_base(
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from vlmtune.model.frozen import prepare_frozen
+    from vlmtune.model.frozen import make_fp8, make_resident, prepare_frozen
     from vlmtune.model.mllama import skip_rows_without_pictures
 
     config = check_model(name, revision=revision, trust_remote_code=trust_remote_code)
@@ -100,7 +102,12 @@ def load_base(
     model: PreTrainedModel = loaded[0]
     _check_loading(name, info=loaded[1])
     model.requires_grad_(False)
-    prepare_frozen(model, llm_int8=llm_int8)
+    if resident:
+        make_resident(model, resolved)
+    elif quantization == "fp8":
+        make_fp8(model.get_decoder())
+    else:
+        prepare_frozen(model, llm_int8=llm_int8)
     skip_rows_without_pictures(model)
     model.config.use_cache = False
     model.config.get_text_config().use_cache = False

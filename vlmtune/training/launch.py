@@ -23,7 +23,7 @@ from vlmtune.data.store import Store
 from vlmtune.data.stream import read_batches, stream_batches
 from vlmtune.errors import UserError
 
-Progress = Callable[[dict[str, float]], None]
+Progress = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ order; `report(metrics, checkpoint_folder)` takes a result. Whether Ray is behin
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,12 +23,14 @@ from transformers.utils import logging as transformers_logging
 from trl.trainer.sft_trainer import SFTTrainer
 
 from vlmtune.config import Settings, TrainingArguments
+from vlmtune.data.collate import parts
 from vlmtune.data.order import MicroBatch, Order, evaluation_order
 from vlmtune.data.preflight import fitting_rows
 from vlmtune.data.processor import load_processor
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.model.base import load_base
+from vlmtune.model.fast import compile_layers, lean_lora, without_padding_mask, without_vision_gradient
 from vlmtune.model.lora import attach, kept_in_fp32, lora_config, target_modules
 from vlmtune.training.report import Meter
 
@@ -52,7 +55,7 @@ def train(
     rank: int = 0,
     world: int = 1,
     checkpoint: str | None = None,
-    progress: Callable[[dict[str, float]], None] | None = None,
+    progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> Any:
     """Train one adapter from settings given as plain values; returns the trained model, or None where nothing was left to do.
 
@@ -71,8 +74,9 @@ def train(
     transformers_logging.disable_progress_bar()
     settings = Settings.from_dict(values)
     args = training_arguments(settings, work_dir)
+    resident = settings.model.base_in_memory == "dequantized"
     kept = fitting_rows(store, args.max_length, settings.data.on_long_row)
-    model = adapted_model(settings, args)
+    model = adapted_model(settings, args, resident=resident)
     name, revision = settings.model.base_model, settings.model.model_revision
     processor = load_processor(name, revision=revision, trust_remote_code=args.trust_remote_code)
     order = Order(
@@ -84,7 +88,17 @@ def train(
     )
     meter = Meter(runs_dir if rank == 0 else None, progress)
     trainer = AdapterTrainer(
-        model, args, processor, store, order, kept=kept, rank=rank, rows=rows, meter=meter, first_step=_state(checkpoint)["global_step"]
+        model,
+        args,
+        processor,
+        store,
+        order,
+        kept=kept,
+        rank=rank,
+        rows=rows,
+        meter=meter,
+        first_step=_state(checkpoint)["global_step"],
+        micro_batch=args.micro_batch_size or args.per_device_train_batch_size,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ReportAtEvaluation(meter, report))
@@ -103,6 +117,8 @@ def training_arguments(settings: Settings, work_dir: str) -> TrainingArguments:
             "output_dir": work_dir,
             "use_cpu": not gpu,
             "bf16": (gpu and torch.cuda.is_bf16_supported()) if bf16 is None else bf16,
+            "gradient_checkpointing": bool(settings.get("gradient_checkpointing")),
+            "torch_compile": False,  # of the whole model; ours is by layer
             "dataset_kwargs": {"skip_prepare_dataset": True},
             "disable_tqdm": True,
             "report_to": "none",
@@ -110,8 +126,8 @@ def training_arguments(settings: Settings, work_dir: str) -> TrainingArguments:
     )
 
 
-def adapted_model(settings: Settings, args: TrainingArguments) -> Any:
-    """The frozen base of the settings with a new adapter, on this worker's device."""
+def adapted_model(settings: Settings, args: TrainingArguments, *, resident: bool) -> Any:
+    """The frozen base of the settings with a new adapter, on this worker's device, ready for fast steps."""
     model = settings.model
     base = load_base(
         model.base_model,
@@ -121,6 +137,7 @@ def adapted_model(settings: Settings, args: TrainingArguments) -> Any:
         revision=model.model_revision,
         nested_quant=model.use_bnb_nested_quant,
         llm_int8=model.llm_int8,
+        resident=resident,
         attn_implementation=model.attn_implementation,
         trust_remote_code=args.trust_remote_code,
     )
@@ -135,7 +152,13 @@ def adapted_model(settings: Settings, args: TrainingArguments) -> Any:
         use_dora=model.use_dora,
         modules_to_save=model.lora_modules_to_save,
     )
-    return attach(base, config, seed=args.seed)
+    adapted = attach(base, config, seed=args.seed)
+    lean_lora(adapted)
+    without_vision_gradient(base)
+    without_padding_mask(base)
+    if settings.get("torch_compile"):
+        compile_layers(base)
+    return adapted
 
 
 def _state(checkpoint: str | None) -> dict[str, Any]:
@@ -150,6 +173,17 @@ def _ended(checkpoint: str) -> bool:
     """Whether the run of a checkpoint had done all its steps. The Trainer itself would do one more."""
     state = _state(checkpoint)
     return bool(state["global_step"] >= state["max_steps"])
+
+
+def average_gradients(parameters: list[torch.nn.Parameter], world: int) -> None:
+    """Average the gradients over the workers, in one message. One that no worker has stays absent: the optimizer then leaves its weight alone."""
+    there = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32, device=parameters[0].device)
+    dist.all_reduce(there, op=dist.ReduceOp.MAX)
+    used = [parameter for parameter, somewhere in zip(parameters, there.tolist(), strict=True) if somewhere]
+    flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in used])
+    dist.all_reduce(flat)
+    for parameter, gradient in zip(used, flat.div_(world).split([p.numel() for p in used]), strict=True):
+        parameter.grad = gradient.view_as(parameter)
 
 
 class BatchStream(IterableDataset):  # type: ignore[type-arg]
@@ -188,6 +222,7 @@ class AdapterTrainer(SFTTrainer):
         rows: Rows,
         meter: Meter,
         first_step: int,
+        micro_batch: int,
     ) -> None:
         # SFTTrainer wants a dataset to look at; the batches come from `get_train_dataloader`. It casts adapters on a quantised base to
         # bf16, where small updates round away.
@@ -202,7 +237,10 @@ class AdapterTrainer(SFTTrainer):
             )
         self.store, self.order, self.kept, self.rank, self.rows, self.meter = store, order, kept, rank, rows, meter
         self.first_step, self.max_length = first_step, args.max_length
-        self.adapted = model
+        self.adapted, self.micro_batch = model, micro_batch
+        self.model_accepts_loss_kwargs = True  # the loss is divided by the whole step here, so the Trainer must not do it again
+        self.answered = torch.zeros(2, dtype=torch.int64, device=args.device)  # tokens: right, labelled; since the last log
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def get_train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
         def fetch(batches: list[MicroBatch]) -> Iterator[Batch]:
@@ -215,10 +253,48 @@ class AdapterTrainer(SFTTrainer):
         on_device: Batch = super()._prepare_inputs(inputs)
         return self.store.meta.pixels.normalize(on_device, self.adapted.dtype)
 
-    def training_step(self, model: Any, inputs: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Loss and gradients of one device batch, `micro_batch` rows at a time; where they do not fit in memory, of half as many.
+
+        The loss is divided by the tokens of the whole step, so its parts add up to it, however many they are.
+        """
         self.meter.count(rows=len(inputs["input_ids"]), tokens=int(inputs["attention_mask"].sum()))
-        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)  # type: ignore[no-untyped-call]
+        before = [None if parameter.grad is None else parameter.grad.clone() for parameter in self.trained]
+        while True:
+            try:
+                loss = self._run_parts(model, inputs, num_items_in_batch)
+                break
+            except torch.OutOfMemoryError:
+                size = min(self.micro_batch, len(inputs["input_ids"]))
+                if size == 1:
+                    raise
+            self.micro_batch = -(-size // 2)
+            for parameter, gradient in zip(self.trained, before, strict=True):
+                parameter.grad = None if gradient is None else gradient.clone()
+            torch.cuda.empty_cache()
+            self.meter.note(f"out of GPU memory with {size} rows at a time: going on with {self.micro_batch}, the step stays the same")
+        if self.order.world > 1 and self.accelerator.sync_gradients:
+            average_gradients(self.trained, self.order.world)
         return loss
+
+    def _run_parts(self, model: Any, inputs: Batch, items: Any) -> torch.Tensor:
+        # Gradients are averaged once a step and not by DDP's hooks: a worker that runs out of memory tries again, the others do not.
+        with model.no_sync() if self.order.world > 1 else nullcontext():
+            losses = [super(AdapterTrainer, self).training_step(model, part, items) for part in parts(inputs, self.micro_batch)]  # type: ignore[no-untyped-call]
+        return torch.stack(losses).sum()
+
+    def compute_loss(self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None) -> torch.Tensor:
+        """The summed loss of the labelled tokens over the labelled tokens of the whole step, on all workers.
+
+        SFTTrainer's own gathers its figures from all workers at every call, and they need not make equally many: see `training_step`.
+        """
+        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        losses = -outputs.log_probs  # zero where there is no label
+        if self.args.loss_type == "dft":  # as in TRL: https://huggingface.co/papers/2508.05629
+            losses = losses * outputs.log_probs.exp().detach()
+        self.answered += torch.stack([outputs.is_top1.sum(), outputs.label_mask.sum()])
+        loss: torch.Tensor = losses.sum() / num_items_in_batch
+        return loss * self.order.world if self.args.average_tokens_across_devices else loss  # gradients are averaged
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Summed negative log-likelihood of all labelled tokens over their number, on the whole evaluation set at full length.
@@ -232,7 +308,7 @@ class AdapterTrainer(SFTTrainer):
         self.adapted.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         for batch in self.rows(EVAL, batches, None):
-            inputs = self._prepare_inputs(batch)
+            inputs = self._prepare_inputs(next(parts(batch, len(batch["input_ids"]))))
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = self.adapted(**inputs, use_cache=False, fused_lm_head=True)
             total += torch.stack([-outputs.log_probs.double().sum(), outputs.label_mask.sum().double()])
@@ -247,6 +323,10 @@ class AdapterTrainer(SFTTrainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            right, labelled = self.answered.tolist()
+            logs["mean_token_accuracy"] = right / max(labelled, 1)
+            self.answered.zero_()
         super().log(logs, start_time)
         self.meter.log(logs, self.state.global_step, self.state.max_steps)
 

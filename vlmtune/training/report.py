@@ -17,7 +17,7 @@ from tensorboardX.summary import scalar
 class Meter:
     """Counts rows, tokens and seconds of training, and the share of them spent waiting for data."""
 
-    def __init__(self, runs_dir: str | None, progress: Callable[[dict[str, float]], None] | None = None) -> None:
+    def __init__(self, runs_dir: str | None, progress: Callable[[dict[str, Any]], None] | None = None) -> None:
         self.progress = progress
         self.events = event_file(runs_dir) if runs_dir is not None else None
         self.started = time.monotonic()
@@ -41,6 +41,11 @@ class Meter:
             self.waited = 0.0
         self.rows += rows
         self.tokens += tokens
+
+    def note(self, text: str) -> None:
+        """Tell the person who watches something in plain words."""
+        if self.progress is not None:
+            self.progress({"note": text})
 
     def pause(self, seconds: float) -> None:
         """Leave these seconds, of an evaluation, out of the training time."""

@@ -161,7 +161,7 @@ def check_same_data(folder: str, store: Store, name: str = "config.yaml") -> Non
         raise DataError(f"--resume {folder}: the data or the model's processor has changed since this run began; start a new run")
 
 
-def _run_and_watch(settings: Settings, store: Store, folder: str, cluster: Cluster, show: Callable[[dict[str, float]], None]) -> Outcome:
+def _run_and_watch(settings: Settings, store: Store, folder: str, cluster: Cluster, show: Callable[[dict[str, Any]], None]) -> Outcome:
     """Train on Ray in a thread and show here what the first worker logs."""
     logged = Queue(actor_options={"num_cpus": 0})
     done: queue.Queue[Any] = queue.Queue()

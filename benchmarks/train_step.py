@@ -1,0 +1,217 @@
+"""How fast is a training step, and in how much memory, against the plain stack on the same GPU?
+
+    python benchmarks/train_step.py FOLDER CASE [CASE ...] [--steps 12] [--json FILE]
+
+FOLDER holds a model of true size (`benchmarks/full_size.py`). Each case runs TRL's SFTTrainer as people run it, and then vlmtune's own
+training loop, both on the same rows in a process of their own, and prints the median of the steps after the fourth.
+
+The plain script: transformers + bitsandbytes + PEFT + TRL, adapters on the language model only (r=16, dropout 0.05, q, k, v, o), bf16; TRL
+casts the adapters to bf16 and that is left in. The vision tower's forward pass is part of every step on both sides.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+WARM_UP = 4
+LABELLED = 40  # tokens a row
+
+# What each case trains: rows a step, tokens a row, tiles of an image (0: text only), and the options of either side.
+CASES: dict[str, dict[str, Any]] = {
+    "llava-b8": {"batch": 8, "tokens": 640, "image": True, "plain": {"bits": 4, "checkpointing": True}, "ours": {"quantization": "nf4"}},
+    "llava-b8-fp8": {"batch": 8, "tokens": 640, "image": True, "plain": {"bits": 4, "checkpointing": True}, "ours": {"quantization": "fp8"}},
+    "llava-b8-small": {
+        "batch": 8, "tokens": 640, "image": True, "plain": {"bits": 4, "checkpointing": True},
+        "ours": {"quantization": "nf4", "base_in_memory": "quantized", "gradient_checkpointing": True, "activation_offloading": True},
+    },
+    "llava-b1": {"batch": 1, "tokens": 640, "image": True, "plain": {"bits": 4, "checkpointing": True}, "ours": {"quantization": "nf4"}},
+    "mllama-text": {"batch": 2, "tokens": 512, "image": False, "plain": {"bits": 8, "checkpointing": True}, "ours": {"quantization": "int8"}},
+    "mllama-image": {"batch": 2, "tokens": 512, "image": True, "plain": {"bits": 4, "checkpointing": False}, "ours": {"quantization": "int8"}},
+}  # fmt: skip
+
+
+def example_batch(folder: str, case: dict[str, Any]) -> dict[str, np.ndarray]:
+    """One batch of equal length: an image of random pixels (as many tiles as the processor makes of 1120x1120) and random words."""
+    from PIL import Image
+
+    from vlmtune.data.processor import load_processor
+
+    processor: Any = load_processor(folder)
+    random = np.random.RandomState(0)
+    batch, tokens = case["batch"], case["tokens"]
+    if case["image"]:
+        image = Image.fromarray(random.randint(0, 255, (1120, 1120, 3), dtype=np.uint8))
+        row = dict(processor(text=[f"{processor.image_token}what"], images=[image], return_tensors="np"))
+    else:
+        row = dict(processor(text=["what"], return_tensors="np"))
+    ids = row.pop("input_ids")
+    row.pop("attention_mask")
+    words = np.repeat(ids[:, -1:], batch, 0).repeat(tokens - ids.shape[1], 1) + random.randint(0, 50, (batch, tokens - ids.shape[1]))
+    out = {"input_ids": np.concatenate([np.repeat(ids, batch, 0), words], 1).astype(np.int64)}
+    out["attention_mask"] = np.ones_like(out["input_ids"])
+    out["labels"] = np.where(np.arange(tokens) < tokens - LABELLED, -100, out["input_ids"])
+    if "cross_attention_mask" in row:
+        mask = row.pop("cross_attention_mask")
+        row["cross_attention_mask"] = np.concatenate([mask, mask[:, -1:].repeat(tokens - mask.shape[1], 1)], 1)
+    return out | {name: np.repeat(value, batch, 0) for name, value in row.items()}
+
+
+def plain(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
+    """TRL as its own examples use it."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    four = case["plain"]["bits"] == 4
+    quantization = (
+        BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+        )
+        if four
+        else BitsAndBytesConfig(load_in_8bit=True)
+    )
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, quantization_config=quantization, dtype=torch.bfloat16, device_map={"": 0}
+    )
+    batch = {name: torch.from_numpy(value) for name, value in example_batch(folder, case).items()}
+    if "pixel_values" in batch:
+        batch["pixel_values"] = batch["pixel_values"].to(torch.bfloat16)
+    times: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            _synchronize()
+            times.append(time.perf_counter())
+            if len(times) == WARM_UP:
+                torch.cuda.reset_peak_memory_stats() if torch.cuda.is_available() else None
+
+    with tempfile.TemporaryDirectory() as out:
+        args = SFTConfig(
+            output_dir=out, per_device_train_batch_size=case["batch"], max_steps=steps, bf16=True, report_to="none", save_strategy="no",
+            gradient_checkpointing=case["plain"]["checkpointing"], remove_unused_columns=False, disable_tqdm=True, max_length=None,
+            dataset_kwargs={"skip_prepare_dataset": True}, learning_rate=1e-5,
+        )  # fmt: skip
+        trainer = SFTTrainer(
+            model, args=args, train_dataset=Dataset.from_dict({"row": list(range(case["batch"] * steps))}), data_collator=lambda _: dict(batch),
+            peft_config=LoraConfig(
+                r=16, lora_alpha=32, lora_dropout=0.05, target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)", task_type="CAUSAL_LM"
+            ),
+        )  # fmt: skip
+        trainer.add_callback(Clock())
+        trainer.train()
+    return _result(times)
+
+
+def ours(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
+    """vlmtune's training loop, one worker, on rows that are already in memory."""
+    from types import SimpleNamespace
+
+    from vlmtune.config import Settings
+    from vlmtune.data.collate import Pixels
+    from vlmtune.training.loop import train
+
+    batch = {name: torch.from_numpy(value) for name, value in example_batch(folder, case).items()}
+    rows = case["batch"] * steps
+    meta = SimpleNamespace(pixels=Pixels(raw=False, per_row=batch["pixel_values"].ndim > 4 if "pixel_values" in batch else False))
+    lengths = {"required": np.zeros(rows, np.int64), "tokens": np.full(rows, case["tokens"])}
+    store: Any = SimpleNamespace(
+        meta=meta, rows_of=lambda split: np.arange(rows if split == "train" else case["batch"]), column=lambda name: lengths[name]
+    )
+    times: list[float] = []
+
+    def progress(numbers: dict[str, float]) -> None:
+        if "loss" in numbers:
+            _synchronize()
+            times.append(time.perf_counter())
+            if len(times) == WARM_UP:
+                torch.cuda.reset_peak_memory_stats() if torch.cuda.is_available() else None
+
+    settings = Settings.from_dict(
+        {
+            "model_name_or_path": folder, "data_path": "none", "per_device_train_batch_size": case["batch"], "max_steps": steps,
+            "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "max_length": None, "learning_rate": 1e-5, "eval_strategy": "no",
+            "per_device_eval_batch_size": case["batch"], **case["ours"],
+        }
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as out:
+        train(
+            settings.to_dict(), store, rows=lambda split, batches, max_length: (dict(batch) for _ in batches), report=lambda *_: None,
+            work_dir=out, progress=progress,
+        )  # fmt: skip
+    return _result(times)
+
+
+def _result(times: list[float]) -> dict[str, Any]:
+    from vlmtune.training.report import peak_memory
+
+    seconds = np.diff(times)[WARM_UP - 1 :]
+    return {
+        "ms": statistics.median(seconds) * 1e3, "low": min(seconds) * 1e3, "high": max(seconds) * 1e3,
+        "peak_gb": peak_memory(),
+    }  # fmt: skip
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def measure(side: str, folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
+    """One side in a process of its own; its result, or the last line of its error."""
+    command = [sys.executable, __file__, "--side", side, folder, json.dumps(case), "--steps", str(steps)]
+    started = time.perf_counter()
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        print(process.stderr[-3000:], file=sys.stderr, flush=True)
+        return {"error": process.stderr.strip().splitlines()[-1][:200]}
+    return {**json.loads(process.stdout.splitlines()[-1]), "total_s": time.perf_counter() - started}
+
+
+def show(name: str, label: str, found: dict[str, Any], rows: int, against: dict[str, Any] | None = None) -> None:
+    if "ms" not in found:
+        print(f"{name:16} {label:6} {found['error']}", flush=True)
+        return
+    ratio = f"  {against['ms'] / found['ms']:.2f}x" if against and "ms" in against else ""
+    print(
+        f"{name:16} {label:6} {found['ms'] / rows:7.1f} ms a row ({found['low'] / rows:.1f} to {found['high'] / rows:.1f})"
+        f"  peak {found['peak_gb']:5.1f} GB  whole run {found['total_s']:.0f} s{ratio}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("cases", nargs="+")
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=("plain", "ours"))
+    parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE", help="further options of vlmtune's side")
+    parser.add_argument("--json")
+    args = parser.parse_args()
+    if args.side:
+        print(json.dumps({"plain": plain, "ours": ours}[args.side](args.folder, json.loads(args.cases[0]), args.steps)))
+        return
+    results = {}
+    for name in args.cases:
+        case = CASES[name]
+        case["ours"] |= dict(option.split("=", 1) for option in args.set)
+        results[name] = found = {side: measure(side, args.folder, case, args.steps) for side in ("plain", "ours") if args.only in (None, side)}
+        for side in found:
+            show(name, side, found[side], case["batch"], found.get("plain") if side == "ours" else None)
+        if args.json:
+            Path(args.json).write_text(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What makes a training step fast without changing its result: parts that apply to any model with a decoder, each on its own.
+
+- `lean_lora`: LoRA computed in the dtype of the activations from float32 weights, without PEFT's casts of whole activations.
+- `without_vision_gradient`: no gradient and no stored activations for a vision tower that has nothing to train.
+- `without_padding_mask`: rows padded on the right need no mask under causal attention, which lets attention use its fastest kernel.
+- `compile_layers`: `torch.compile` for each decoder layer, which fuses norms, rotary embedding, activation, casts and LoRA's additions.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import Linear as PeftLinear
+from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
+from peft.tuners.lora.bnb import Linear8bitLt as PeftLinear8bit
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+ADAPTER = "default"
+RECOMPILE_LIMIT = 64  # training, evaluation and their batch sizes, each with a fixed and then a free length; torch's own limit is 8
+
+
+class Lean:
+    """`base(x) + scaling * B A dropout(x)` in the dtype of `base(x)`.
+
+    PEFT casts `x` to the adapter's float32 first, which writes and reads every activation at twice its size; here the adapter's two
+    small matrices are cast instead.
+    """
+
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """`x` [..., in_features] to [..., out_features]."""
+        if self._disable_adapters or self.merged_adapters:
+            return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
+        y = self.base_layer(x, *args, **kwargs)
+        a = self.lora_A[ADAPTER].weight.to(y.dtype)
+        b = (self.lora_B[ADAPTER].weight * self.scaling[ADAPTER]).to(y.dtype)
+        return y + nn.functional.linear(nn.functional.linear(self.lora_dropout[ADAPTER](x.to(y.dtype)), a), b)  # type: ignore[no-any-return]
+
+
+class LeanLinear(Lean, PeftLinear): ...
+
+
+class LeanLinear4bit(Lean, PeftLinear4bit): ...
+
+
+class LeanLinear8bit(Lean, PeftLinear8bit): ...
+
+
+LEAN = {PeftLinear: LeanLinear, PeftLinear4bit: LeanLinear4bit, PeftLinear8bit: LeanLinear8bit}
+
+
+def lean_lora(model: PeftModel) -> None:
+    """Let the plain LoRA layers of one adapter compute as `Lean` does, in place. DoRA and adapters with a bias stay PEFT's."""
+    for module in model.modules():
+        if type(module) in LEAN and isinstance(module, LoraLayer) and not module.lora_variant and not any(module.lora_bias.values()):
+            module.__class__ = LEAN[type(module)]  # type: ignore[index]  # same attributes, other arithmetic
+
+
+def without_vision_gradient(model: PreTrainedModel) -> None:
+    """Run the parts beside the decoder without gradient, in place, where none of them has anything to train.
+
+    Gradient checkpointing makes every input embedding require a gradient, the vision tower's too: it would be run twice and go back.
+    """
+    decoder = model.get_decoder()
+    for parent in model.modules():
+        if decoder in parent.children():
+            beside = [child for child in parent.children() if child is not decoder]
+            if not any(parameter.requires_grad for child in beside for parameter in child.parameters()):
+                for child in beside:
+                    child.forward = torch.no_grad()(child.forward)  # type: ignore[method-assign]
+
+
+def without_padding_mask(model: PreTrainedModel) -> None:
+    """Leave the padding mask out of the decoder's attention, in place, for a model that only sees batches padded on the right.
+
+    No token looks at a later one, so none that counts sees padding. Masks of four dimensions, and calls with a cache, are left alone.
+    """
+
+    def leave_out(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        mask = kwargs.get("attention_mask")
+        if mask is not None and mask.ndim == 2 and kwargs.get("past_key_values") is None and kwargs.get("position_ids") is None:
+            kwargs = {**kwargs, "attention_mask": None}
+        return args, kwargs
+
+    model.get_decoder().register_forward_pre_hook(leave_out, with_kwargs=True)
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Compile the decoder's layers with `torch.compile`, in place; the first steps take half a minute.
+
+    Layers of one kind share their code. A checkpointed layer is compiled inside its checkpoint.
+    """
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    torch._dynamo.config.accumulated_recompile_limit = 8 * RECOMPILE_LIMIT
+    compiled: dict[type, Any] = {}
+    for layer in model.get_decoder().layers:  # type: ignore[union-attr]
+        kind = type(layer)
+        if kind not in compiled:
+            compiled[kind] = torch.compile(getattr(kind.forward, "__wrapped__", kind.forward))  # without transformers' checkpointing
+        layer.forward = partial(_maybe_checkpointed, layer, partial(compiled[kind], layer))
+
+
+def _maybe_checkpointed(layer: Any, run: Any, *args: Any, **kwargs: Any) -> Any:
+    if layer.gradient_checkpointing and layer.training:
+        return layer._gradient_checkpointing_func(partial(run, **kwargs), *args)
+    return run(*args, **kwargs)

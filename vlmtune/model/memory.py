@@ -1,0 +1,241 @@
+"""How much GPU memory a run takes, before anything is loaded, and the fastest way that fits.
+
+The estimate counts what the allocator holds at the peak of a step: weights, adapters with gradient and optimizer state, activations that
+the backward pass needs, and the largest temporaries. It is made from the model's outline (shapes without weights).
+`benchmarks/train_step.py` prints it beside the measured peak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from vlmtune.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+GB = 2**30
+# What the allocator loses between blocks, and the context and libraries of the GPU, which no tensor is charged for.
+USABLE = 0.94
+CONTEXT = 1.0 * GB
+# Bytes that nf4 takes for a weight: half a byte, a scale in 8 bits for every 64, and a second scale for every 256 of those.
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+ADAPTER_BYTES = 16  # weight, gradient and AdamW's two averages, in float32
+EAGER_FACTOR = 2.2  # activations of a layer that is not compiled, against one that is: casts and norms in float32 are kept
+LOSS_TILE = 32768  # columns of logits that exist at a time
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The sizes of a model that its memory follows from.
+
+    Attributes:
+        quantized: weights in linear layers that are quantised; `other`: the rest.
+        decoder: those of them that are the language model's.
+        largest: weights of the largest quantised layer.
+        layers, hidden, intermediate, attention, key_value: of the decoder; the last two are the widths of queries and of keys.
+        cross_layers: decoder layers that read the image (Mllama).
+        vocabulary: rows of the output head.
+        adapter: in_features + out_features, summed over the layers that get an adapter.
+    """
+
+    quantized: int
+    decoder: int
+    other: int
+    largest: int
+    layers: int
+    cross_layers: int
+    hidden: int
+    intermediate: int
+    attention: int
+    key_value: int
+    vocabulary: int
+    adapter: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one step of a run asks for on each GPU.
+
+    Attributes:
+        batch: rows a step and GPU; `length`: tokens of the longest row; `labelled`: of them trained on.
+        image_tokens: tokens that cross-attention reads, a row.
+        compute_bytes: of a number in the computation's type.
+    """
+
+    quantization: Literal["none", "nf4", "int8", "fp8"]
+    batch: int
+    length: int
+    labelled: int
+    image_tokens: int
+    rank: int
+    compute_bytes: int = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a step is run: which values the base holds, which activations are kept, and how many rows go through at once."""
+
+    resident: bool
+    checkpointing: bool
+    micro_batch: int
+    compiled: bool
+    offload: bool = False
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes at the peak of a step."""
+
+    weights: float
+    adapters: float
+    activations: float
+    temporary: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.adapters + self.activations + self.temporary
+
+    def text(self) -> str:
+        parts = f"base {_gb(self.weights)}, adapter {_gb(self.adapters)}, activations {_gb(self.activations + self.temporary)}"
+        return f"{_gb(self.total)} ({parts})"
+
+
+def shapes(outline: PreTrainedModel, targets: Sequence[str]) -> Shapes:
+    """The sizes of a model given as its outline on the meta device, with adapters on the layers named `targets`."""
+    from torch import nn
+
+    head = outline.get_output_embeddings()
+    decoder = outline.get_decoder()
+    inside = {id(module) for module in decoder.modules()}
+    linears = [module for module in outline.modules() if isinstance(module, nn.Linear) and module is not head]
+    quantized = sum(linear.weight.numel() for linear in linears)
+    every = sum(parameter.numel() for parameter in outline.parameters())
+    config = outline.config.get_text_config()
+    chosen = [outline.get_submodule(name) for name in targets]
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return Shapes(
+        quantized=quantized,
+        decoder=sum(linear.weight.numel() for linear in linears if id(linear) in inside),
+        other=every - quantized,
+        largest=max(linear.weight.numel() for linear in linears),
+        layers=config.num_hidden_layers,
+        cross_layers=len(getattr(config, "cross_attention_layers", None) or []),
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        attention=heads * width,
+        key_value=(getattr(config, "num_key_value_heads", None) or heads) * width,
+        vocabulary=head.out_features if isinstance(head, nn.Linear) else config.vocab_size,
+        adapter=sum(module.in_features + module.out_features for module in chosen if isinstance(module, nn.Linear)),
+    )
+
+
+def estimate(model: Shapes, load: Load, plan: Plan) -> Estimate:
+    """Peak memory of a training step.
+
+    A frozen layer needs no input for its backward pass; what is kept for a token in a decoder layer is the residual stream before its two
+    blocks, queries, keys, values and the output of attention, and the two inputs of the activation function.
+    """
+    tokens = plan.micro_batch * load.length
+    wide = load.compute_bytes
+    kept = wide * (2 * model.hidden + 2 * model.attention + 2 * model.key_value + 2 * model.intermediate)
+    layer = tokens * kept * (1 if plan.compiled else EAGER_FACTOR)
+    images = plan.micro_batch * load.image_tokens * wide * (model.hidden + 2 * model.cross_layers * model.key_value)
+    boundary = tokens * wide * model.hidden
+    if plan.checkpointing:
+        activations = layer + (2 if plan.offload else model.layers) * boundary + images
+    else:
+        activations = model.layers * layer + images
+    logits = min(plan.micro_batch * load.labelled, 4096) * min(model.vocabulary, LOSS_TILE) * 4 * 2
+    backward = tokens * wide * 3 * model.intermediate
+    dequantized = 0 if plan.resident or load.quantization in ("none", "fp8") else 2 * wide * model.largest
+    return Estimate(
+        weights=_weight_bytes(model, load, plan),
+        adapters=ADAPTER_BYTES * load.rank * model.adapter,
+        activations=activations,
+        temporary=max(logits, backward + dequantized),
+    )
+
+
+def _weight_bytes(model: Shapes, load: Load, plan: Plan) -> float:
+    wide = load.compute_bytes
+    if load.quantization == "fp8":  # twice, in both orders
+        return wide * (model.other + model.quantized - model.decoder) + 2 * model.decoder
+    each = wide if plan.resident or load.quantization == "none" else {"nf4": NF4_BYTES, "int8": 1.0}[load.quantization]
+    return wide * model.other + each * model.quantized
+
+
+def choose(
+    model: Shapes,
+    load: Load,
+    capacity: float,
+    *,
+    resident: bool | None = None,
+    checkpointing: bool | None = None,
+    micro_batch: int | None = None,
+    compiled: bool = True,
+    offload: bool = False,
+) -> Plan:
+    """The fastest plan that fits `capacity` bytes of GPU memory; what is not None is given.
+
+    Raises:
+        ModelError: not even one row at a time fits, with the numbers and what would.
+    """
+    room = capacity * USABLE - CONTEXT
+    plans = list(_by_speed(load, resident, checkpointing, micro_batch, compiled, offload))
+    for plan in plans:
+        if estimate(model, load, plan).total <= room:
+            return plan
+    least = min(plans, key=lambda plan: estimate(model, load, plan).total)
+    raise ModelError(
+        f"not enough GPU memory: {plan_text(least, load)} still takes about {estimate(model, load, least).text()}, "
+        f"and {_gb(room)} of {_gb(capacity)} can be used; {_what_would_fit(model, load, least, room)}"
+    )
+
+
+def _by_speed(
+    load: Load, resident: bool | None, checkpointing: bool | None, micro_batch: int | None, compiled: bool, offload: bool
+) -> Iterator[Plan]:
+    """Plans from the fastest to the smallest. Fewer rows at a time cost little down to about 2,000 tokens; then computing again is cheaper."""
+    sizes = [micro_batch] if micro_batch else [size for size in _halves(load.batch)]
+    large = [size for size in sizes if size * load.length >= 2048 or size == sizes[0]]
+    dequantized = load.quantization in ("nf4", "int8")
+    residents = [resident] if resident is not None else [True, False] if dequantized else [False]
+    for again in (False, True) if checkpointing is None else (checkpointing,):
+        for held in residents:
+            for size in large if not again and checkpointing is None else sizes:
+                yield Plan(held, again, size, compiled, offload)
+
+
+def _halves(batch: int) -> Iterator[int]:
+    while batch > 1:
+        yield batch
+        batch = -(-batch // 2)
+    yield 1
+
+
+def _what_would_fit(model: Shapes, load: Load, plan: Plan, room: float) -> str:
+    tried = []
+    if load.quantization != "nf4":
+        tried.append(("--quantization nf4", replace(load, quantization="nf4")))
+    if load.length > 512:
+        tried.append(("--max_length 512, where the images allow it", replace(load, length=512)))
+    for what, smaller in tried:
+        if estimate(model, smaller, replace(plan, micro_batch=1, checkpointing=True)).total <= room:
+            return f"{what} would fit"
+    return f"a GPU with {_gb((estimate(model, load, plan).total + CONTEXT) / USABLE)} would do"
+
+
+def plan_text(plan: Plan, load: Load) -> str:
+    """The plan in a few words, for the console."""
+    held = "weights held in bfloat16" if plan.resident else f"weights in {load.quantization}" if load.quantization != "none" else "weights as they are"
+    parts = "" if plan.micro_batch >= load.batch else f" of {load.batch}"
+    return f"{plan.micro_batch}{parts} rows at a time, {held}, {'with' if plan.checkpointing else 'no'} gradient checkpointing"
+
+
+def _gb(size: float) -> str:
+    return f"{size / GB:.1f} GB"
