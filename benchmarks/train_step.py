@@ -26,17 +26,16 @@ WARM_UP = 4
 LABELLED = 40  # tokens a row
 
 # What each case trains: rows a step, tokens a row, tiles of an image (0: text only), and the options of either side.
+NF4, INT8 = {"bits": 4, "checkpointing": True}, {"bits": 8, "checkpointing": True}
+SMALL = {"quantization": "nf4", "base_in_memory": "quantized", "gradient_checkpointing": True, "activation_offloading": True}
 CASES: dict[str, dict[str, Any]] = {
-    "llava-b8": {"batch": 8, "tokens": 640, "image": True, "plain": {"bits": 4, "checkpointing": True}, "ours": {"quantization": "nf4"}},
-    "llava-b8-fp8": {"batch": 8, "tokens": 640, "image": True, "plain": {"bits": 4, "checkpointing": True}, "ours": {"quantization": "fp8"}},
-    "llava-b8-small": {
-        "batch": 8, "tokens": 640, "image": True, "plain": {"bits": 4, "checkpointing": True},
-        "ours": {"quantization": "nf4", "base_in_memory": "quantized", "gradient_checkpointing": True, "activation_offloading": True},
-    },
-    "llava-b1": {"batch": 1, "tokens": 640, "image": True, "plain": {"bits": 4, "checkpointing": True}, "ours": {"quantization": "nf4"}},
-    "mllama-text": {"batch": 2, "tokens": 512, "image": False, "plain": {"bits": 8, "checkpointing": True}, "ours": {"quantization": "int8"}},
-    "mllama-image": {"batch": 2, "tokens": 512, "image": True, "plain": {"bits": 4, "checkpointing": False}, "ours": {"quantization": "int8"}},
-}  # fmt: skip
+    "llava-b8": {"batch": 8, "tokens": 640, "image": True, "plain": NF4, "ours": {"quantization": "nf4"}},
+    "llava-b8-fp8": {"batch": 8, "tokens": 640, "image": True, "plain": NF4, "ours": {"quantization": "fp8"}},
+    "llava-b8-small": {"batch": 8, "tokens": 640, "image": True, "plain": NF4, "ours": SMALL},
+    "llava-b1": {"batch": 1, "tokens": 640, "image": True, "plain": NF4, "ours": {"quantization": "nf4"}},
+    "mllama-text": {"batch": 2, "tokens": 512, "image": False, "plain": INT8, "ours": {"quantization": "int8"}},
+    "mllama-image": {"batch": 2, "tokens": 512, "image": True, "plain": NF4 | {"checkpointing": False}, "ours": {"quantization": "int8"}},
+}
 
 
 def example_batch(folder: str, case: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -80,9 +79,7 @@ def plain(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
         if four
         else BitsAndBytesConfig(load_in_8bit=True)
     )
-    model = AutoModelForImageTextToText.from_pretrained(
-        folder, quantization_config=quantization, dtype=torch.bfloat16, device_map={"": 0}
-    )
+    model = AutoModelForImageTextToText.from_pretrained(folder, quantization_config=quantization, dtype=torch.bfloat16, device_map={"": 0})
     batch = {name: torch.from_numpy(value) for name, value in example_batch(folder, case).items()}
     if "pixel_values" in batch:
         batch["pixel_values"] = batch["pixel_values"].to(torch.bfloat16)
@@ -92,8 +89,6 @@ def plain(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             _synchronize()
             times.append(time.perf_counter())
-            if len(times) == WARM_UP:
-                torch.cuda.reset_peak_memory_stats() if torch.cuda.is_available() else None
 
     with tempfile.TemporaryDirectory() as out:
         args = SFTConfig(
@@ -102,9 +97,11 @@ def plain(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
             dataset_kwargs={"skip_prepare_dataset": True}, learning_rate=1e-5,
         )  # fmt: skip
         trainer = SFTTrainer(
-            model, args=args, train_dataset=Dataset.from_dict({"row": list(range(case["batch"] * steps))}), data_collator=lambda _: dict(batch),
+            model, args=args, train_dataset=Dataset.from_dict({"row": list(range(case["batch"] * steps))}),
+            data_collator=lambda _: dict(batch),
             peft_config=LoraConfig(
-                r=16, lora_alpha=32, lora_dropout=0.05, target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)", task_type="CAUSAL_LM"
+                r=16, lora_alpha=32, lora_dropout=0.05, task_type="CAUSAL_LM",
+                target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)",
             ),
         )  # fmt: skip
         trainer.add_callback(Clock())
@@ -123,18 +120,23 @@ def ours(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
     batch = {name: torch.from_numpy(value) for name, value in example_batch(folder, case).items()}
     rows = case["batch"] * steps
     meta = SimpleNamespace(pixels=Pixels(raw=False, per_row=batch["pixel_values"].ndim > 4 if "pixel_values" in batch else False))
-    lengths = {"required": np.zeros(rows, np.int64), "tokens": np.full(rows, case["tokens"])}
+    lengths = {"required": np.zeros(rows, np.int64), "tokens": np.full(rows, case["tokens"]), "answer_tokens": np.full(rows, LABELLED)}
     store: Any = SimpleNamespace(
         meta=meta, rows_of=lambda split: np.arange(rows if split == "train" else case["batch"]), column=lambda name: lengths[name]
     )
     times: list[float] = []
 
-    def progress(numbers: dict[str, float]) -> None:
+    notes: list[str] = []
+    losses: list[float] = []
+
+    def progress(numbers: dict[str, Any]) -> None:
+        if "note" in numbers:
+            notes.append(numbers["note"])
+        if "loss" in numbers and "eval_loss" not in numbers:
+            losses.append(numbers["loss"])
         if "loss" in numbers:
             _synchronize()
             times.append(time.perf_counter())
-            if len(times) == WARM_UP:
-                torch.cuda.reset_peak_memory_stats() if torch.cuda.is_available() else None
 
     settings = Settings.from_dict(
         {
@@ -148,7 +150,7 @@ def ours(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
             settings.to_dict(), store, rows=lambda split, batches, max_length: (dict(batch) for _ in batches), report=lambda *_: None,
             work_dir=out, progress=progress,
         )  # fmt: skip
-    return _result(times)
+    return {**_result(times), "notes": notes, "losses": losses}
 
 
 def _result(times: list[float]) -> dict[str, Any]:
@@ -187,6 +189,8 @@ def show(name: str, label: str, found: dict[str, Any], rows: int, against: dict[
         f"  peak {found['peak_gb']:5.1f} GB  whole run {found['total_s']:.0f} s{ratio}",
         flush=True,
     )
+    for note in found.get("notes", []):
+        print(f"    {note}", flush=True)
 
 
 def main() -> None:
@@ -202,13 +206,19 @@ def main() -> None:
     if args.side:
         print(json.dumps({"plain": plain, "ours": ours}[args.side](args.folder, json.loads(args.cases[0]), args.steps)))
         return
-    results = {}
+    results: dict[str, Any] = {}
+    plain_runs: dict[str, Any] = {}
     for name in args.cases:
         case = CASES[name]
         case["ours"] |= dict(option.split("=", 1) for option in args.set)
-        results[name] = found = {side: measure(side, args.folder, case, args.steps) for side in ("plain", "ours") if args.only in (None, side)}
-        for side in found:
-            show(name, side, found[side], case["batch"], found.get("plain") if side == "ours" else None)
+        same = json.dumps({**case, "ours": None})  # cases that differ on vlmtune's side alone share the plain run
+        if args.only != "ours" and same not in plain_runs:
+            plain_runs[same] = measure("plain", args.folder, case, args.steps)
+            show(name, "plain", plain_runs[same], case["batch"])
+        results[name] = {"plain": plain_runs.get(same)}
+        if args.only != "plain":
+            results[name]["ours"] = measure("ours", args.folder, case, args.steps)
+            show(name, "ours", results[name]["ours"], case["batch"], plain_runs.get(same))
         if args.json:
             Path(args.json).write_text(json.dumps(results, indent=2))
 

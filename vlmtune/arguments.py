@@ -124,8 +124,8 @@ class ModelArguments(ModelConfig):
     base_in_memory: Literal["auto", "quantized", "dequantized"] = field(
         default="auto",
         metadata=_help(
-            "With nf4 or int8: keep the weights quantized, or hold their values once in the type that the base computes in, which is faster "
-            "and takes two bytes a weight. By default dequantized where the GPU has room."
+            "With nf4 or int8: keep the weights quantized, or hold their values once in the type that the base computes in: faster, "
+            "two bytes a weight. By default dequantized where the GPU has room."
         ),
     )
     llm_int8: bool = field(
@@ -190,16 +190,24 @@ class TrainingArguments(SFTConfig):
     )
     save_strategy: SaveStrategy | str = field(default="no", metadata=_help(""))
     logging_steps: float = field(default=1, metadata=_help("Steps between two logged training losses, or below 1 a share of the run."))
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata=_help("Log the mean of the other losses in place of one that is not finite, and wait for it in every step.")
+    )
     loss_type: str = field(
         default="nll",
         metadata=_help("Training loss: nll, or dft for Dynamic Fine-Tuning. Evaluation is always nll.", "nll", "dft"),
     )
-    gradient_checkpointing: bool | None = field(
+    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]  # None: vlmtune decides
         default=None,
         metadata=_help("Compute activations again instead of keeping them, a third slower; auto: only where they do not fit in memory."),
     )
-    torch_compile: bool | None = field(
-        default=None, metadata=_help("Compile the decoder's layers: half a minute at the start; auto: on a GPU, where the run is long enough.")
+    torch_compile: bool | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata=_help("Compile the decoder's layers: half a minute at the start; auto: on a GPU, in long runs."),
+    )
+    cuda_graphs: bool | None = field(
+        default=None,
+        metadata=_help("Replay recorded steps, faster below a few thousand tokens; auto: on a GPU without checkpointing."),
     )
     micro_batch_size: int | None = field(
         default=None,

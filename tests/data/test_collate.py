@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, EfficientNetImageProcessorPil
 from transformers.utils.import_utils import is_torchvision_available
 
-from vlmtune.data.collate import Pixels, collate, probe
+from vlmtune.data.collate import Pixels, collate, parts, probe
 from vlmtune.data.processor import load_processor
 from vlmtune.data.tokenize import IGNORED, Example, RowEncoder, shorten
 
@@ -60,7 +60,7 @@ def kit(folder: Path, floats: bool = False) -> tuple[RowEncoder, Pixels]:
 def batched(encoder: RowEncoder, pixels: Pixels, examples: list[Example], **options: Any) -> dict[str, torch.Tensor]:
     pad = encoder.tokenizer.pad_token_id
     batch = collate(examples, pad_token_id=pad, per_row=pixels.per_row, **options)
-    return {name: torch.from_numpy(value) for name, value in batch.items()}
+    return next(parts({name: torch.from_numpy(value) for name, value in batch.items()}, len(examples)))
 
 
 def encoded(encoder: RowEncoder, mix: str) -> list[Example]:

@@ -14,7 +14,6 @@ from PIL import Image
 
 from vlmtune.data.tokenize import IGNORED, SEQUENCE_TENSORS, Example, RowEncoder
 
-
 # Before the name of a tensor whose first dimension is not the row: how much of it belongs to each row, shape `[B]`.
 COUNTS = "rows:"
 

@@ -48,6 +48,15 @@ def check_model(name: str, *, revision: str = "main", trust_remote_code: bool = 
     return config
 
 
+def outline(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> Any:
+    """The model's modules and shapes without weights (on the meta device): a second or two whatever the size."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
+
+
 def load_base(
     name: str,
     *,

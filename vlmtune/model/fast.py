@@ -2,6 +2,7 @@
 
 - `lean_lora`: LoRA computed in the dtype of the activations from float32 weights, without PEFT's casts of whole activations.
 - `without_vision_gradient`: no gradient and no stored activations for a vision tower that has nothing to train.
+- `without_autocast`: the whole model in the base's own dtype, where autocast would widen every norm.
 - `without_padding_mask`: rows padded on the right need no mask under causal attention, which lets attention use its fastest kernel.
 - `compile_layers`: `torch.compile` for each decoder layer, which fuses norms, rotary embedding, activation, casts and LoRA's additions.
 """
@@ -18,7 +19,9 @@ from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
 from peft.tuners.lora.bnb import Linear8bitLt as PeftLinear8bit
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, masking_utils
+
+from vlmtune.model.offload import Checkpoints
 
 ADAPTER = "default"
 RECOMPILE_LIMIT = 64  # training, evaluation and their batch sizes, each with a fixed and then a free length; torch's own limit is 8
@@ -50,14 +53,14 @@ class LeanLinear4bit(Lean, PeftLinear4bit): ...
 class LeanLinear8bit(Lean, PeftLinear8bit): ...
 
 
-LEAN = {PeftLinear: LeanLinear, PeftLinear4bit: LeanLinear4bit, PeftLinear8bit: LeanLinear8bit}
+LEAN: dict[type, type] = {PeftLinear: LeanLinear, PeftLinear4bit: LeanLinear4bit, PeftLinear8bit: LeanLinear8bit}
 
 
 def lean_lora(model: PeftModel) -> None:
     """Let the plain LoRA layers of one adapter compute as `Lean` does, in place. DoRA and adapters with a bias stay PEFT's."""
     for module in model.modules():
         if type(module) in LEAN and isinstance(module, LoraLayer) and not module.lora_variant and not any(module.lora_bias.values()):
-            module.__class__ = LEAN[type(module)]  # type: ignore[index]  # same attributes, other arithmetic
+            module.__class__ = LEAN[type(module)]  # same attributes, other arithmetic
 
 
 def without_vision_gradient(model: PreTrainedModel) -> None:
@@ -65,20 +68,39 @@ def without_vision_gradient(model: PreTrainedModel) -> None:
 
     Gradient checkpointing makes every input embedding require a gradient, the vision tower's too: it would be run twice and go back.
     """
+    beside = parts(model)[1:]
+    if not any(parameter.requires_grad for child in beside for parameter in child.parameters()):
+        for child in beside:
+            child.forward = torch.no_grad()(child.forward)
+
+
+def without_autocast(model: PeftModel) -> None:
+    """Run the model's parts in the base's dtype without autocast's casts, in place; where all that is trained is lean LoRA."""
+    if any(".lora_" not in name for name, parameter in model.named_parameters() if parameter.requires_grad) or any(
+        isinstance(module, LoraLayer) and type(module) not in LEAN.values() for module in model.modules()
+    ):
+        return
+    base: Any = model.get_base_model()
+    for part in parts(base):
+        part.forward = torch.autocast(model.device.type, enabled=False)(part.forward)
+
+
+def parts(model: PreTrainedModel) -> list[Any]:
+    """The decoder, and after it the modules beside it: vision tower and projector."""
     decoder = model.get_decoder()
     for parent in model.modules():
         if decoder in parent.children():
-            beside = [child for child in parent.children() if child is not decoder]
-            if not any(parameter.requires_grad for child in beside for parameter in child.parameters()):
-                for child in beside:
-                    child.forward = torch.no_grad()(child.forward)  # type: ignore[method-assign]
+            return [decoder, *(child for child in parent.children() if child is not decoder)]
+    return [decoder]
 
 
 def without_padding_mask(model: PreTrainedModel) -> None:
     """Leave the padding mask out of the decoder's attention, in place, for a model that only sees batches padded on the right.
 
     No token looks at a later one, so none that counts sees padding. Masks of four dimensions, and calls with a cache, are left alone.
+    transformers would also look, in every step, whether rows hold several packed texts, and cannot while a graph is recorded: ours do not.
     """
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
 
     def leave_out(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         mask = kwargs.get("attention_mask")
@@ -89,22 +111,25 @@ def without_padding_mask(model: PreTrainedModel) -> None:
     model.get_decoder().register_forward_pre_hook(leave_out, with_kwargs=True)
 
 
-def compile_layers(model: PreTrainedModel) -> None:
+def compile_layers(model: PreTrainedModel, *, compiled: bool = True, checkpoints: Checkpoints | None = None) -> None:
     """Compile the decoder's layers with `torch.compile`, in place; the first steps take half a minute.
 
-    Layers of one kind share their code. A checkpointed layer is compiled inside its checkpoint.
+    Layers of one kind share their code. A checkpointed layer is compiled inside its checkpoint, which is `checkpoints` where given.
     """
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     torch._dynamo.config.accumulated_recompile_limit = 8 * RECOMPILE_LIMIT
-    compiled: dict[type, Any] = {}
-    for layer in model.get_decoder().layers:  # type: ignore[union-attr]
+    code: dict[type, Any] = {}
+    for index, layer in enumerate(model.get_decoder().layers):
         kind = type(layer)
-        if kind not in compiled:
-            compiled[kind] = torch.compile(getattr(kind.forward, "__wrapped__", kind.forward))  # without transformers' checkpointing
-        layer.forward = partial(_maybe_checkpointed, layer, partial(compiled[kind], layer))
+        if kind not in code:
+            plain = getattr(kind.forward, "__wrapped__", kind.forward)  # without transformers' checkpointing
+            code[kind] = torch.compile(plain) if compiled else plain
+        layer.forward = partial(_maybe_checkpointed, layer, partial(code[kind], layer), checkpoints, index == 0)
 
 
-def _maybe_checkpointed(layer: Any, run: Any, *args: Any, **kwargs: Any) -> Any:
-    if layer.gradient_checkpointing and layer.training:
-        return layer._gradient_checkpointing_func(partial(run, **kwargs), *args)
-    return run(*args, **kwargs)
+def _maybe_checkpointed(layer: Any, run: Any, checkpoints: Checkpoints | None, first: bool, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    if not (layer.gradient_checkpointing and layer.training):
+        return run(x, *args, **kwargs)
+    if checkpoints is not None and x.is_cuda:
+        return checkpoints.run(lambda x: run(x, *args, **kwargs), x, first=first)
+    return layer._gradient_checkpointing_func(partial(run, **kwargs), x, *args)

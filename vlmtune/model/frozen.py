@@ -10,6 +10,7 @@ neighbours in the batch, activations may have any number of dimensions, and ther
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -108,10 +109,13 @@ def prepare_frozen(model: nn.Module, *, llm_int8: bool = False) -> None:
 
 def make_resident(model: nn.Module, dtype: torch.dtype) -> None:
     """Replace every quantised layer by a plain `nn.Linear` that holds its values in `dtype`, in place."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, Linear4bit | Linear8bitLt):
-                setattr(module, name, _plain_linear(child, dtype))
+    for parent, name in _children(model, lambda child: isinstance(child, Linear4bit | Linear8bitLt)):
+        setattr(parent, name, _plain_linear(getattr(parent, name), dtype))
+
+
+def _children(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> list[tuple[nn.Module, str]]:
+    """(parent, name) of the modules wanted. Not the modules themselves: a list of them would keep what is being replaced in memory."""
+    return [(parent, name) for parent in model.modules() for name, child in parent.named_children() if wanted(child)]
 
 
 def _plain_linear(layer: nn.Linear, dtype: torch.dtype) -> nn.Linear:
@@ -164,7 +168,8 @@ class _Fp8Matmul(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None, None, None]:
         transposed, scale = ctx.saved_tensors
-        return _scaled_matmul(grad_output * scale.to(grad_output.dtype), transposed, torch.ones_like(transposed[:, 0], dtype=torch.float32)), None, None, None
+        ones = torch.ones(len(transposed), dtype=torch.float32, device=scale.device)
+        return _scaled_matmul(grad_output * scale.to(grad_output.dtype), transposed, ones), None, None, None
 
 
 def _scaled_matmul(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
@@ -194,7 +199,9 @@ def has_fp8(device: torch.device) -> bool:
 def make_fp8(language_model: nn.Module) -> None:
     """Replace the plain linear layers of the language model by `Fp8Linear`, in place. Layers whose sizes are no multiple of 16, which
     the matrix units need, stay as they are."""
-    for module in list(language_model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is nn.Linear and child.in_features % 16 == 0 and child.out_features % 16 == 0:
-                setattr(module, name, Fp8Linear(child))
+    for parent, name in _children(language_model, _fits_fp8):
+        setattr(parent, name, Fp8Linear(getattr(parent, name)))
+
+
+def _fits_fp8(module: nn.Module) -> bool:
+    return type(module) is nn.Linear and module.in_features % 16 == 0 and module.out_features % 16 == 0

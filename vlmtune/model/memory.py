@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Literal
 from vlmtune.errors import ModelError
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
 GB = 2**30
@@ -26,6 +25,8 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 ADAPTER_BYTES = 16  # weight, gradient and AdamW's two averages, in float32
 EAGER_FACTOR = 2.2  # activations of a layer that is not compiled, against one that is: casts and norms in float32 are kept
 LOSS_TILE = 32768  # columns of logits that exist at a time
+EAGER_RATE = 300e12  # operations a second of a large GPU without compiled layers; only to guess whether a run is long
+WORTH_COMPILING = 240  # seconds that a run takes without; compiling takes about 30 and saves a quarter
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Shapes:
         layers, hidden, intermediate, attention, key_value: of the decoder; the last two are the widths of queries and of keys.
         cross_layers: decoder layers that read the image (Mllama).
         vocabulary: rows of the output head.
-        adapter: in_features + out_features, summed over the layers that get an adapter.
+        adapter: in_features + out_features, summed over the layers that get an adapter; `adapted`: in_features alone.
     """
 
     quantized: int
@@ -54,6 +55,7 @@ class Shapes:
     key_value: int
     vocabulary: int
     adapter: int
+    adapted: int
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Load:
     Attributes:
         batch: rows a step and GPU; `length`: tokens of the longest row; `labelled`: of them trained on.
         image_tokens: tokens that cross-attention reads, a row.
+        dropout: whether LoRA has one: each adapted layer then keeps an input of its own.
         compute_bytes: of a number in the computation's type.
     """
 
@@ -72,6 +75,7 @@ class Load:
     labelled: int
     image_tokens: int
     rank: int
+    dropout: bool = True
     compute_bytes: int = 2
 
 
@@ -131,6 +135,7 @@ def shapes(outline: PreTrainedModel, targets: Sequence[str]) -> Shapes:
         key_value=(getattr(config, "num_key_value_heads", None) or heads) * width,
         vocabulary=head.out_features if isinstance(head, nn.Linear) else config.vocab_size,
         adapter=sum(module.in_features + module.out_features for module in chosen if isinstance(module, nn.Linear)),
+        adapted=sum(module.in_features for module in chosen if isinstance(module, nn.Linear)),
     )
 
 
@@ -138,27 +143,30 @@ def estimate(model: Shapes, load: Load, plan: Plan) -> Estimate:
     """Peak memory of a training step.
 
     A frozen layer needs no input for its backward pass; what is kept for a token in a decoder layer is the residual stream before its two
-    blocks, queries, keys, values and the output of attention, and the two inputs of the activation function.
+    blocks, queries, keys, values and the output of attention, the two inputs of the activation function, and the inputs of the adapters.
     """
     tokens = plan.micro_batch * load.length
     wide = load.compute_bytes
-    kept = wide * (2 * model.hidden + 2 * model.attention + 2 * model.key_value + 2 * model.intermediate)
+    inputs = model.adapted / model.layers if load.dropout else 2 * model.hidden
+    kept = wide * (2 * model.hidden + 2 * model.attention + 2 * model.key_value + 2 * model.intermediate + inputs)
     layer = tokens * kept * (1 if plan.compiled else EAGER_FACTOR)
     images = plan.micro_batch * load.image_tokens * wide * (model.hidden + 2 * model.cross_layers * model.key_value)
     boundary = tokens * wide * model.hidden
-    if plan.checkpointing:
-        activations = layer + (2 if plan.offload else model.layers) * boundary + images
-    else:
-        activations = model.layers * layer + images
+    layers = layer + (2 if plan.offload else model.layers) * boundary if plan.checkpointing else model.layers * layer
     logits = min(plan.micro_batch * load.labelled, 4096) * min(model.vocabulary, LOSS_TILE) * 4 * 2
     backward = tokens * wide * 3 * model.intermediate
     dequantized = 0 if plan.resident or load.quantization in ("none", "fp8") else 2 * wide * model.largest
     return Estimate(
         weights=_weight_bytes(model, load, plan),
         adapters=ADAPTER_BYTES * load.rank * model.adapter,
-        activations=activations,
+        activations=layers + images,
         temporary=max(logits, backward + dequantized),
     )
+
+
+def seconds_of(model: Shapes, tokens: float) -> float:
+    """About how long training on so many tokens takes: four operations a frozen weight, forward and for the input's gradient."""
+    return 4 * model.decoder * tokens / EAGER_RATE
 
 
 def _weight_bytes(model: Shapes, load: Load, plan: Plan) -> float:
@@ -200,8 +208,8 @@ def choose(
 def _by_speed(
     load: Load, resident: bool | None, checkpointing: bool | None, micro_batch: int | None, compiled: bool, offload: bool
 ) -> Iterator[Plan]:
-    """Plans from the fastest to the smallest. Fewer rows at a time cost little down to about 2,000 tokens; then computing again is cheaper."""
-    sizes = [micro_batch] if micro_batch else [size for size in _halves(load.batch)]
+    """Plans from the fastest to the smallest. Fewer rows at a time cost little down to about 2,000 tokens, then computing again less."""
+    sizes = [micro_batch] if micro_batch else list(_halves(load.batch))
     large = [size for size in sizes if size * load.length >= 2048 or size == sizes[0]]
     dequantized = load.quantization in ("nf4", "int8")
     residents = [resident] if resident is not None else [True, False] if dequantized else [False]
@@ -232,7 +240,8 @@ def _what_would_fit(model: Shapes, load: Load, plan: Plan, room: float) -> str:
 
 def plan_text(plan: Plan, load: Load) -> str:
     """The plan in a few words, for the console."""
-    held = "weights held in bfloat16" if plan.resident else f"weights in {load.quantization}" if load.quantization != "none" else "weights as they are"
+    stored = "as it is" if load.quantization == "none" else f"in {load.quantization}"
+    held = "base held in the type it computes in" if plan.resident else f"base {stored}"
     parts = "" if plan.micro_batch >= load.batch else f" of {load.batch}"
     return f"{plan.micro_batch}{parts} rows at a time, {held}, {'with' if plan.checkpointing else 'no'} gradient checkpointing"
 

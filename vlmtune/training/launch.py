@@ -42,7 +42,7 @@ REPORT = "report.json"  # beside a checkpoint of `run_in_process`, written last:
 
 def run_in_process(values: dict[str, Any], store: Store, output_dir: str, *, progress: Progress | None = None) -> Outcome:
     """Train here, without Ray Train; the last checkpoint stays in `output_dir`/checkpoints, and the run goes on from one that is there."""
-    from vlmtune.training.loop import train
+    from vlmtune.training.loop import length_multiple, train
 
     def report(metrics: dict[str, Any], folder: str) -> None:
         (Path(folder) / REPORT).write_text(json.dumps(metrics))
@@ -54,7 +54,7 @@ def run_in_process(values: dict[str, Any], store: Store, output_dir: str, *, pro
     train(
         values,
         store,
-        rows=partial(read_batches, store, multiple=values.get("pad_to_multiple_of")),
+        rows=partial(read_batches, store, multiple=length_multiple(values)),
         report=report,
         work_dir=str(work_dir),
         runs_dir=f"{output_dir}/runs",
@@ -139,7 +139,7 @@ def worker_resources(use_gpu: bool) -> dict[str, float]:
 
 def worker(config: dict[str, Any]) -> None:
     """The function that Ray Train runs in each worker."""
-    from vlmtune.training.loop import train
+    from vlmtune.training.loop import length_multiple, train
 
     context = ray.train.get_context()
     store: Store = config["store"]
@@ -161,7 +161,7 @@ def worker(config: dict[str, Any]) -> None:
         train(
             config["values"],
             store,
-            rows=partial(stream_batches, store, multiple=config["values"].get("pad_to_multiple_of")),
+            rows=partial(stream_batches, store, multiple=length_multiple(config["values"])),
             report=report,
             work_dir=work_dir,
             runs_dir=local_runs,

@@ -30,8 +30,13 @@ from vlmtune.data.processor import load_processor
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.model.base import load_base
-from vlmtune.model.fast import compile_layers, lean_lora, without_padding_mask, without_vision_gradient
+from vlmtune.model.capture import LENGTH_MULTIPLE, capture
+from vlmtune.model.fast import compile_layers, lean_lora, without_autocast, without_padding_mask, without_vision_gradient
+from vlmtune.model.fast import parts as parts_of
 from vlmtune.model.lora import attach, kept_in_fp32, lora_config, target_modules
+from vlmtune.model.memory import WORTH_COMPILING, Plan, choose, estimate, plan_text, seconds_of
+from vlmtune.model.offload import Checkpoints
+from vlmtune.training.needs import memory_of
 from vlmtune.training.report import Meter
 
 Batch = dict[str, torch.Tensor]
@@ -73,10 +78,11 @@ def train(
         return None  # its last report has been made
     transformers_logging.disable_progress_bar()
     settings = Settings.from_dict(values)
-    args = training_arguments(settings, work_dir)
-    resident = settings.model.base_in_memory == "dequantized"
-    kept = fitting_rows(store, args.max_length, settings.data.on_long_row)
-    model = adapted_model(settings, args, resident=resident)
+    kept = fitting_rows(store, settings.get("max_length"), settings.data.on_long_row)
+    meter = Meter(runs_dir if rank == 0 else None, progress)
+    plan = plan_step(settings, store, kept, world, meter.note)
+    args = training_arguments(settings, work_dir, checkpointing=plan.checkpointing)
+    model = adapted_model(settings, args, plan, meter.note)
     name, revision = settings.model.base_model, settings.model.model_revision
     processor = load_processor(name, revision=revision, trust_remote_code=args.trust_remote_code)
     order = Order(
@@ -86,7 +92,6 @@ def train(
         world=world,
         seed=args.seed if args.data_seed is None else args.data_seed,
     )
-    meter = Meter(runs_dir if rank == 0 else None, progress)
     trainer = AdapterTrainer(
         model,
         args,
@@ -98,16 +103,49 @@ def train(
         rows=rows,
         meter=meter,
         first_step=_state(checkpoint)["global_step"],
-        micro_batch=args.micro_batch_size or args.per_device_train_batch_size,
+        micro_batch=plan.micro_batch,
     )
     trainer.remove_callback(PrinterCallback)
+    if args.device.type == "cuda":
+        trainer.add_callback(ProbeLongest(trainer))
     trainer.add_callback(ReportAtEvaluation(meter, report))
     trainer.train(resume_from_checkpoint=checkpoint)
     meter.close()
     return model
 
 
-def training_arguments(settings: Settings, work_dir: str) -> TrainingArguments:
+def plan_step(settings: Settings, store: Store, kept: np.ndarray, world: int, note: Callable[[str], None]) -> Plan:
+    """How a step is run, on a GPU by its memory; says so.
+
+    Raises:
+        ModelError: not even one row at a time would fit.
+    """
+    batch, checkpointing = settings.get("per_device_train_batch_size"), settings.get("gradient_checkpointing")
+    held = {"auto": None, "quantized": False, "dequantized": True}[settings.model.base_in_memory]
+    compiled, micro_batch = settings.get("torch_compile"), settings.get("micro_batch_size")
+    if not torch.cuda.is_available() or settings.get("use_cpu"):
+        return Plan(bool(held), bool(checkpointing), micro_batch or batch, bool(compiled))
+    model, load = memory_of(settings, store, kept, multiple=length_multiple(settings.to_dict()))
+    if compiled is None:
+        steps = settings.get("max_steps")
+        rows = steps * batch if steps > 0 else settings.get("num_train_epochs") * len(kept) / world
+        compiled = seconds_of(model, rows * load.length) > WORTH_COMPILING
+    free = torch.cuda.mem_get_info()[0]
+    plan = choose(
+        model, load, free, resident=held, checkpointing=checkpointing, micro_batch=micro_batch, compiled=compiled,
+        offload=settings.get("activation_offloading"),
+    )  # fmt: skip
+    note(f"Memory    about {estimate(model, load, plan).text()} of {free / 2**30:.0f} GB: {plan_text(plan, load)}")
+    return plan
+
+
+def length_multiple(values: dict[str, Any]) -> int:
+    """To which multiple of tokens the settings pad a batch. On a GPU few lengths are worth more than a few tokens: see `model.capture`."""
+    gpu = torch.cuda.is_available() and not values.get("use_cpu")
+    return values.get("pad_to_multiple_of") or (LENGTH_MULTIPLE if gpu else 1)
+
+
+def training_arguments(settings: Settings, work_dir: str, *, checkpointing: bool) -> TrainingArguments:
     """TRL's own configuration, built on the machine that trains: its device and precision are this machine's."""
     gpu = torch.cuda.is_available() and not settings.get("use_cpu")
     bf16 = settings.get("bf16")
@@ -117,7 +155,8 @@ def training_arguments(settings: Settings, work_dir: str) -> TrainingArguments:
             "output_dir": work_dir,
             "use_cpu": not gpu,
             "bf16": (gpu and torch.cuda.is_bf16_supported()) if bf16 is None else bf16,
-            "gradient_checkpointing": bool(settings.get("gradient_checkpointing")),
+            "gradient_checkpointing": checkpointing,
+            "ddp_broadcast_buffers": False,  # those of a frozen base never change
             "torch_compile": False,  # of the whole model; ours is by layer
             "dataset_kwargs": {"skip_prepare_dataset": True},
             "disable_tqdm": True,
@@ -126,7 +165,7 @@ def training_arguments(settings: Settings, work_dir: str) -> TrainingArguments:
     )
 
 
-def adapted_model(settings: Settings, args: TrainingArguments, *, resident: bool) -> Any:
+def adapted_model(settings: Settings, args: TrainingArguments, plan: Plan, note: Callable[[str], None]) -> Any:
     """The frozen base of the settings with a new adapter, on this worker's device, ready for fast steps."""
     model = settings.model
     base = load_base(
@@ -137,7 +176,7 @@ def adapted_model(settings: Settings, args: TrainingArguments, *, resident: bool
         revision=model.model_revision,
         nested_quant=model.use_bnb_nested_quant,
         llm_int8=model.llm_int8,
-        resident=resident,
+        resident=plan.resident,
         attn_implementation=model.attn_implementation,
         trust_remote_code=args.trust_remote_code,
     )
@@ -156,8 +195,16 @@ def adapted_model(settings: Settings, args: TrainingArguments, *, resident: bool
     lean_lora(adapted)
     without_vision_gradient(base)
     without_padding_mask(base)
-    if settings.get("torch_compile"):
-        compile_layers(base)
+    checkpoints = Checkpoints() if plan.offload and plan.checkpointing and not model.lora_vision else None
+    if plan.compiled or checkpoints is not None:
+        compile_layers(base, compiled=plan.compiled, checkpoints=checkpoints)
+        args.activation_offloading = args.activation_offloading and checkpoints is None
+    if args.device.type == "cuda":
+        without_autocast(adapted)
+        graphs = settings.get("cuda_graphs")
+        if graphs is not False and not args.gradient_checkpointing and not args.activation_offloading:
+            for part in parts_of(base):
+                capture(part, [parameter for parameter in part.parameters() if parameter.requires_grad], note)
     return adapted
 
 
@@ -176,7 +223,7 @@ def _ended(checkpoint: str) -> bool:
 
 
 def average_gradients(parameters: list[torch.nn.Parameter], world: int) -> None:
-    """Average the gradients over the workers, in one message. One that no worker has stays absent: the optimizer then leaves its weight alone."""
+    """Average the gradients over the workers, in one message. One that no worker has stays absent, so its weight is left alone."""
     there = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32, device=parameters[0].device)
     dist.all_reduce(there, op=dist.ReduceOp.MAX)
     used = [parameter for parameter, somewhere in zip(parameters, there.tolist(), strict=True) if somewhere]
@@ -239,6 +286,7 @@ class AdapterTrainer(SFTTrainer):
         self.first_step, self.max_length = first_step, args.max_length
         self.adapted, self.micro_batch = model, micro_batch
         self.model_accepts_loss_kwargs = True  # the loss is divided by the whole step here, so the Trainer must not do it again
+        self.loss_type = str(args.loss_type)
         self.answered = torch.zeros(2, dtype=torch.int64, device=args.device)  # tokens: right, labelled; since the last log
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
@@ -259,11 +307,17 @@ class AdapterTrainer(SFTTrainer):
         The loss is divided by the tokens of the whole step, so its parts add up to it, however many they are.
         """
         self.meter.count(rows=len(inputs["input_ids"]), tokens=int(inputs["attention_mask"].sum()))
+        loss = self.gradients_of(model, inputs, num_items_in_batch)
+        if self.order.world > 1 and self.accelerator.sync_gradients:
+            average_gradients(self.trained, self.order.world)
+        return loss
+
+    def gradients_of(self, model: Any, inputs: Batch, items: Any) -> torch.Tensor:
+        """Add this worker's gradients of a device batch, and return its share of the loss, which is divided by `items`."""
         before = [None if parameter.grad is None else parameter.grad.clone() for parameter in self.trained]
         while True:
             try:
-                loss = self._run_parts(model, inputs, num_items_in_batch)
-                break
+                return self._run_parts(model, inputs, items)
             except torch.OutOfMemoryError:
                 size = min(self.micro_batch, len(inputs["input_ids"]))
                 if size == 1:
@@ -273,9 +327,6 @@ class AdapterTrainer(SFTTrainer):
                 parameter.grad = None if gradient is None else gradient.clone()
             torch.cuda.empty_cache()
             self.meter.note(f"out of GPU memory with {size} rows at a time: going on with {self.micro_batch}, the step stays the same")
-        if self.order.world > 1 and self.accelerator.sync_gradients:
-            average_gradients(self.trained, self.order.world)
-        return loss
 
     def _run_parts(self, model: Any, inputs: Batch, items: Any) -> torch.Tensor:
         # Gradients are averaged once a step and not by DDP's hooks: a worker that runs out of memory tries again, the others do not.
@@ -290,7 +341,7 @@ class AdapterTrainer(SFTTrainer):
         """
         outputs = model(**inputs, use_cache=False, fused_lm_head=True)
         losses = -outputs.log_probs  # zero where there is no label
-        if self.args.loss_type == "dft":  # as in TRL: https://huggingface.co/papers/2508.05629
+        if self.loss_type == "dft":  # as in TRL: https://huggingface.co/papers/2508.05629
             losses = losses * outputs.log_probs.exp().detach()
         self.answered += torch.stack([outputs.is_top1.sum(), outputs.label_mask.sum()])
         loss: torch.Tensor = losses.sum() / num_items_in_batch
@@ -332,6 +383,23 @@ class AdapterTrainer(SFTTrainer):
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Checkpoints need no card; the finished adapter gets its own."""
+
+
+class ProbeLongest(TrainerCallback):
+    """Before the first step, tries the longest rows together, so that want of memory shows in seconds and not in the middle of the run."""
+
+    def __init__(self, trainer: AdapterTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        trainer = self.trainer
+        tokens = trainer.store.column("tokens")[trainer.store.rows_of(TRAIN)[trainer.kept]]
+        longest = trainer.kept[np.argsort(tokens, kind="stable")[-args.per_device_train_batch_size :]]
+        batch = next(iter(trainer.rows(TRAIN, [MicroBatch(tuple(int(row) for row in longest))], trainer.max_length)))
+        with torch.random.fork_rng(devices=[args.device]):
+            trainer.gradients_of(trainer.model_wrapped, batch, int((batch["labels"] >= 0).sum()))
+        trainer.adapted.zero_grad()
+        trainer.answered.zero_()
 
 
 class ReportAtEvaluation(TrainerCallback):

@@ -20,7 +20,7 @@ from vlmtune.data.prepare import Source
 from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError, DataError
-from vlmtune.model.base import check_model
+from vlmtune.model.base import check_model, outline
 from vlmtune.model.lora import target_modules
 from vlmtune.training.launch import Outcome, run_in_process, run_on_ray
 from vlmtune.training.save import repeatable, save_adapter_folder
@@ -101,17 +101,13 @@ def start(settings: Settings) -> Cluster:
 
 
 def check_targets(settings: Settings, config: Any) -> None:
-    """Find the layers that get adapters in the model's outline, which has no weights: a second or two whatever the size.
+    """Find the layers that get adapters in the model's outline.
 
     Raises:
         ModelError: there are none.
     """
-    import torch
-    from transformers import AutoModelForImageTextToText
-
-    with torch.device("meta"):
-        outline: Any = AutoModelForImageTextToText.from_config(config, trust_remote_code=settings.get("trust_remote_code"))
-    target_modules(outline, settings.model.lora_target_modules, lora_vision=settings.model.lora_vision)
+    model = outline(config, trust_remote_code=settings.get("trust_remote_code"))
+    target_modules(model, settings.model.lora_target_modules, lora_vision=settings.model.lora_vision)
 
 
 def output_folder(settings: Settings) -> str:

@@ -1,0 +1,92 @@
+"""Recorded steps give what the same steps give as they are. Needs a GPU."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_fast import batch, relative
+
+from vlmtune.demo.models import write_model
+from vlmtune.model.base import load_base
+from vlmtune.model.capture import CALLS_BEFORE, capture
+from vlmtune.model.fast import lean_lora, parts, without_autocast, without_padding_mask, without_vision_gradient
+from vlmtune.model.lora import attach, lora_config, target_modules
+
+pytestmark = pytest.mark.gpu
+
+
+def fast_model(folder: Path, quantization: str, dropout: float) -> tuple[Any, Any]:
+    base = load_base(str(folder), quantization=quantization, dtype="bfloat16", device=torch.device("cuda"))  # type: ignore[arg-type]
+    targets = target_modules(base, None, lora_vision=False)
+    model = attach(base, lora_config(base, r=4, alpha=8, dropout=dropout, target_modules=targets), seed=0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.linspace(-0.05, 0.05, parameter.numel()).view_as(parameter))
+    lean_lora(model)
+    without_vision_gradient(base)
+    without_padding_mask(base)
+    without_autocast(model)
+    return model.train(), base
+
+
+def padded(inputs: dict[str, torch.Tensor], more: int) -> dict[str, torch.Tensor]:
+    """The batch with `more` tokens of padding."""
+    out = {name: tensor.cuda() for name, tensor in inputs.items()}
+    for name, fill in (("input_ids", 0), ("attention_mask", 0), ("labels", -100)):
+        out[name] = torch.nn.functional.pad(out[name], (0, more), value=fill)
+    if "cross_attention_mask" in out:
+        out["cross_attention_mask"] = torch.nn.functional.pad(out["cross_attention_mask"], (0, 0, 0, 0, 0, more))
+    return out
+
+
+@pytest.mark.parametrize("family", ["llava", "mllama"])
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8", "fp8"])
+def test_replayed_steps_equal_plain_ones(tmp_path: Path, family: str, quantization: str):
+    write_model(family, tmp_path)
+    plain, _ = fast_model(tmp_path, quantization, 0.0)
+    recorded, base = fast_model(tmp_path, quantization, 0.0)
+    failures: list[str] = []
+    for part in parts(base):
+        capture(part, [parameter for parameter in part.parameters() if parameter.requires_grad], failures.append)
+    inputs = batch(tmp_path)
+    for _ in range(CALLS_BEFORE + 2):
+        for model in (plain, recorded):
+            model.zero_grad()
+        for more in (0, 8, 0):  # the first shape twice in a step: its gradients must add up
+            losses = [model(**padded(inputs, more)).loss for model in (plain, recorded)]
+            for loss in losses:
+                loss.backward()
+            torch.testing.assert_close(losses[1].detach(), losses[0].detach(), rtol=1e-3, atol=0)
+            del loss, losses  # a graph of autograd that is still held would tie the parameters to this stream
+        found, expected = (
+            {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+            for model in (recorded, plain)
+        )
+        assert relative(found, expected) < 2e-2
+    assert failures == []
+    assert len(base.get_decoder().forward.graphs) == 2
+
+
+def test_dropout_differs_from_step_to_step(tmp_path: Path):
+    write_model("llava", tmp_path)
+    model, base = fast_model(tmp_path, "none", 0.5)
+    capture(base.get_decoder(), [parameter for parameter in model.parameters() if parameter.requires_grad], pytest.fail)
+    losses = {model(**padded(batch(tmp_path), 0)).loss.item() for _ in range(CALLS_BEFORE + 5)}
+    assert len(losses) == CALLS_BEFORE + 5
+    assert len(base.get_decoder().forward.graphs) == 1
+
+
+def test_a_part_that_cannot_be_recorded_goes_on_as_it_was():
+    class Reads(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.nn.functional.dropout(x, 0.5)
+            return x * float(x.sum())  # waits for the GPU
+
+    module, failures = Reads().cuda().train(), []
+    capture(module, [], failures.append)
+    for _ in range(CALLS_BEFORE + 3):
+        assert module(torch.ones(8, device="cuda")).shape == (8,)
+    assert len(failures) == 1
+    assert failures[0].startswith("no CUDA graph of Reads: ")

@@ -1,0 +1,137 @@
+"""Run a part of the model as CUDA graphs: below a few thousand tokens a step's time is Python and kernel launches, not arithmetic.
+
+A graph replays recorded kernels on fixed memory, so there is one for each shape of the inputs. Rows are padded to a multiple of
+`LENGTH_MULTIPLE` tokens on a GPU to keep the shapes few.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+LENGTH_MULTIPLE = 32
+CALLS_BEFORE = 3  # of a shape that run as they are, so that compilers and autotuners are done and rare shapes are never recorded
+MAX_GRAPHS = 16
+
+
+def capture(module: nn.Module, trained: list[nn.Parameter], on_failure: Callable[[str], None]) -> None:
+    """Let calls of `module` in training replay CUDA graphs, in place.
+
+    A call may have a backward pass through its first output to `trained`; it must be over before the next call of the same shape.
+
+    Args:
+        trained: the parameters in `module` that require gradients; with none, the module runs without gradient.
+        on_failure: told in a line why recording failed; the module then goes on as it was.
+    """
+    module.forward = _Replayed(module, trained, on_failure)
+
+
+class _Replayed:
+    def __init__(self, module: nn.Module, trained: list[nn.Parameter], on_failure: Callable[[str], None]) -> None:
+        self.module, self.plain, self.trained, self.on_failure = module, module.forward, trained, on_failure
+        self.calls: Counter[Any] = Counter()
+        self.graphs: dict[Any, _Graphs] = {}
+        self.pool: Any = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if not self._can_replay(leaves, tensors):
+            return self.plain(*args, **kwargs)
+        key = (str(spec), *((leaf.shape, leaf.dtype, leaf.stride()) if isinstance(leaf, Tensor) else leaf for leaf in leaves))
+        self.calls[key] += 1
+        if key not in self.graphs:
+            if self.calls[key] <= CALLS_BEFORE or len(self.graphs) >= MAX_GRAPHS:
+                return self.plain(*args, **kwargs)
+            places = [isinstance(leaf, Tensor) for leaf in leaves]
+
+            def run(given: list[Tensor]) -> Any:
+                values = iter(given)
+                args, kwargs = pytree.tree_unflatten(
+                    [next(values) if place else leaf for leaf, place in zip(leaves, places, strict=True)], spec
+                )
+                return self.plain(*args, **kwargs)
+
+            self.pool = self.pool or torch.cuda.graph_pool_handle()
+            generator = torch.cuda.default_generators[tensors[0].device.index]
+            state = generator.clone_state()
+            try:
+                self.graphs[key] = _Graphs(run, tensors, self.trained, self.pool)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # what CUDA and torch raise about an operation that cannot be recorded
+                generator.graphsafe_set_state(state)  # the one in use still waits for the recording's end
+                self.module.forward = self.plain
+                self.on_failure(f"no CUDA graph of {type(self.module).__name__}: {str(error).strip().splitlines()[0]}")
+                return self.plain(*args, **kwargs)
+        return self.graphs[key](tensors)
+
+    def _can_replay(self, leaves: list[Any], tensors: list[Tensor]) -> bool:
+        simple = all(isinstance(leaf, Tensor | bool | int | float | str | type(None) | torch.dtype) for leaf in leaves)
+        grad = torch.is_grad_enabled() and bool(self.trained)
+        again = getattr(self.module, "gradient_checkpointing", False)
+        on_gpu = all(tensor.is_cuda and not tensor.requires_grad for tensor in tensors)
+        return self.module.training and simple and on_gpu and not again and (grad or not self.trained)
+
+
+class _Graphs:
+    """The recorded forward pass for one shape of the inputs and, where there are trained parameters, its backward pass."""
+
+    def __init__(self, run: Callable[[list[Tensor]], Any], tensors: list[Tensor], trained: list[nn.Parameter], pool: Any) -> None:
+        self.inputs = [tensor.detach().clone() for tensor in tensors]
+        self.trained = trained
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            outputs, _ = pytree.tree_flatten(run(self.inputs))
+            if trained:
+                torch.autograd.grad(outputs[0], trained, torch.zeros_like(outputs[0]), allow_unused=True)
+            del outputs
+        torch.cuda.current_stream().wait_stream(side)
+        self.forward_graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.forward_graph, pool=pool):
+            result = run(self.inputs)
+        outputs, self.spec = pytree.tree_flatten(result)
+        self.outputs = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in outputs]
+        if trained:
+            self.upstream = torch.zeros_like(outputs[0])
+            with torch.cuda.graph(self.backward_graph, pool=pool):
+                gradients = torch.autograd.grad(outputs[0], trained, self.upstream, allow_unused=True)
+                self.used = [gradient is not None for gradient in gradients]
+                self.gradient = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+
+    def __call__(self, tensors: list[Tensor]) -> Any:
+        if not self.trained:
+            self.replay(tensors)
+            return pytree.tree_unflatten(self.outputs, self.spec)
+        first = _Replay.apply(self, tensors, *self.trained)  # type: ignore[no-untyped-call]
+        return pytree.tree_unflatten([first, *self.outputs[1:]], self.spec)
+
+    def replay(self, tensors: list[Tensor]) -> None:
+        for fixed, given in zip(self.inputs, tensors, strict=True):
+            fixed.copy_(given)
+        self.forward_graph.replay()
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, graphs: _Graphs, tensors: list[Tensor], *trained: Tensor) -> Tensor:
+        ctx.graphs = graphs
+        graphs.replay(tensors)
+        return graphs.outputs[0].view_as(graphs.outputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        graphs: _Graphs = ctx.graphs
+        graphs.upstream.copy_(upstream)
+        graphs.backward_graph.replay()
+        used = [parameter for parameter, there in zip(graphs.trained, graphs.used, strict=True) if there]
+        # A copy, because the next replay writes over it and these tensors become the parameters' gradients.
+        parts = iter(graphs.gradient.clone().split([parameter.numel() for parameter in used]))
+        gradients = [next(parts).view_as(p) if there else None for p, there in zip(graphs.trained, graphs.used, strict=True)]
+        return None, None, *gradients

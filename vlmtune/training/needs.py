@@ -1,0 +1,47 @@
+"""What a run asks of a GPU: the sizes of its model and of its longest rows, for `model.memory`."""
+
+from typing import Any
+
+import numpy as np
+
+from vlmtune.config import Settings
+from vlmtune.data.split import TRAIN
+from vlmtune.data.store import Store
+from vlmtune.model.base import check_model, outline
+from vlmtune.model.lora import target_modules
+from vlmtune.model.memory import Load, Shapes, shapes
+
+
+def memory_of(settings: Settings, store: Store, kept: np.ndarray, *, multiple: int = 1) -> tuple[Shapes, Load]:
+    """The model's sizes with the adapters of the settings, and what a step of its longest training rows asks for.
+
+    Args:
+        kept: the training rows that are trained on.
+        multiple: batches are padded to a multiple of this many tokens.
+    """
+    model, remote = settings.model, settings.get("trust_remote_code")
+    config = check_model(model.base_model, revision=model.model_revision, trust_remote_code=remote)
+    empty = outline(config, trust_remote_code=remote)
+    rows = store.rows_of(TRAIN)[kept]
+    longest = int(store.column("tokens")[rows].max())
+    if (limit := settings.get("max_length")) is not None:
+        longest = min(longest, limit)
+    load = Load(
+        quantization=model.base_quantization,
+        batch=settings.get("per_device_train_batch_size"),
+        length=-(-longest // multiple) * multiple,
+        labelled=int(min(store.column("answer_tokens")[rows].max(), longest)),
+        image_tokens=cross_attended(config),
+        rank=model.lora_r,
+        dropout=model.lora_dropout > 0,
+        compute_bytes=4 if model.dtype == "float32" else 2,
+    )
+    return shapes(empty, target_modules(empty, model.lora_target_modules, lora_vision=model.lora_vision)), load
+
+
+def cross_attended(config: Any) -> int:
+    """Tokens of a row's image that cross-attention reads; 0 where images are tokens of the row itself."""
+    if not getattr(config.get_text_config(), "cross_attention_layers", None):
+        return 0
+    vision = config.vision_config
+    return int(vision.max_num_tiles * ((vision.image_size // vision.patch_size) ** 2 + 1))
