@@ -13,7 +13,7 @@ from vlmtune.model.capture import CALLS_BEFORE, capture
 from vlmtune.model.fast import lean_lora, parts, without_autocast, without_padding_mask, without_vision_gradient
 from vlmtune.model.lora import attach, lora_config, target_modules
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")]
 
 
 def fast_model(folder: Path, quantization: str, dropout: float) -> tuple[Any, Any]:

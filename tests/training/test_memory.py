@@ -64,6 +64,7 @@ def test_fewer_rows_at_a_time_are_the_same_step(run_loop: RunLoop, size: int):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the memory is that of a GPU")
 def test_a_gpu_that_is_too_small_for_the_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
     import train_step

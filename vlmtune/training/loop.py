@@ -156,6 +156,7 @@ def training_arguments(settings: Settings, work_dir: str, *, checkpointing: bool
             "use_cpu": not gpu,
             "bf16": (gpu and torch.cuda.is_bf16_supported()) if bf16 is None else bf16,
             "gradient_checkpointing": checkpointing,
+            "activation_offloading": gpu and settings.get("activation_offloading"),  # without a GPU they are where it would put them
             "ddp_broadcast_buffers": False,  # those of a frozen base never change
             "torch_compile": False,  # of the whole model; ours is by layer
             "dataset_kwargs": {"skip_prepare_dataset": True},
