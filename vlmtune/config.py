@@ -120,6 +120,11 @@ class _Parser(HfArgumentParser):
                 action.const = True if option.kind == "bool" else None
             if action.dest in UNSUPPORTED:
                 action.help = argparse.SUPPRESS
+        for name, option in flags().items():  # transformers' parser makes these for switches that are on by default, not for auto
+            if option.kind == "bool" and option.optional and name not in UNSUPPORTED:
+                self.add_argument(
+                    f"--no_{name}", dest=name, action="store_const", const=False, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+                )
         for alias, name in ALIASES.items():
             nargs = "+" if flags()[name].kind == "list" else None
             self.add_argument(f"--{alias}", nargs=nargs, metavar="...", help=f"Older name of {name}.", default=argparse.SUPPRESS)

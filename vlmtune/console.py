@@ -56,7 +56,8 @@ class StepPrinter:
             say(f"{step}  eval_loss {logs['eval_loss']:.4f}")
         elif "loss" in logs and time.monotonic() - self.last >= SECONDS_BETWEEN_LINES:
             self.last = time.monotonic()
-            say(f"{step}  loss {logs['loss']:.4f}  learning_rate {logs['learning_rate']:.3g}")
+            rate = f"  {logs['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in logs else ""
+            say(f"{step}  loss {logs['loss']:.4f}  learning_rate {logs['learning_rate']:.3g}{rate}")
 
 
 class TrialTable:

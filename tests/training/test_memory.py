@@ -55,6 +55,25 @@ def test_one_row_that_does_not_fit_ends_the_run(run_loop: RunLoop, monkeypatch: 
         run_loop("mixed llava", **OPTIONS)
 
 
+def test_an_evaluation_that_does_not_fit_is_the_same_evaluation(run_loop: RunLoop, monkeypatch: pytest.MonkeyPatch):
+    options = OPTIONS | {"per_device_eval_batch_size": 5}
+    undisturbed = run_loop("mixed llava", **options)
+    prepare = AdapterTrainer._prepare_inputs
+
+    def limited(self: AdapterTrainer, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if not self.adapted.training and len(inputs["input_ids"]) > 2:
+            raise torch.OutOfMemoryError("injected")
+        return prepare(self, inputs)
+
+    monkeypatch.setattr(AdapterTrainer, "_prepare_inputs", limited)
+    run = run_loop("mixed llava", **options)
+    assert [report["eval_loss"] for report in run.reports] == pytest.approx([r["eval_loss"] for r in undisturbed.reports], rel=1e-5)
+    assert [step["note"].split(":")[1] for step in run.steps if "note" in step] == [
+        " going on with 3, the step stays the same",
+        " going on with 2, the step stays the same",
+    ]
+
+
 @pytest.mark.parametrize("size", [1, 3])
 def test_fewer_rows_at_a_time_are_the_same_step(run_loop: RunLoop, size: int):
     whole = run_loop("mixed llava", **OPTIONS)

@@ -158,6 +158,8 @@ def _end(summary: Summary) -> Iterator[str]:
         f"Epoch     about {summary.epoch_tokens:,} tokens of {counted(summary.epoch_rows, 'row')} {limit}, "
         f"{summary.epoch_answer_tokens:,} of them trained on"
     )
+    if summary.memory:
+        yield f"Memory    {summary.memory}"
 
 
 def _verdict(summary: Summary) -> Text:

@@ -110,6 +110,7 @@ class Summary:
     epoch_answer_tokens: int
     notes: list[str]
     problems: list[str]
+    memory: str = ""  # of a GPU that trains on these rows; empty where the model's config is not at hand
 
     @property
     def ready(self) -> bool:

@@ -32,6 +32,18 @@ def check_model(name: str, *, revision: str = "main", trust_remote_code: bool = 
     Raises:
         ModelError: it is not there, gated, incomplete, damaged, or not a vision-language model.
     """
+    config = read_config(name, revision=revision, trust_remote_code=trust_remote_code)
+    if Path(name).is_dir():
+        _check_weight_files(Path(name))
+    return config
+
+
+def read_config(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of a vision-language model, whether or not its weights are there.
+
+    Raises:
+        ModelError: it is not there, gated, damaged, or not that of a vision-language model.
+    """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
@@ -43,8 +55,6 @@ def check_model(name: str, *, revision: str = "main", trust_remote_code: bool = 
             f"{name} is no vision-language model (its type is {config.model_type!r}): "
             "give one that AutoModelForImageTextToText loads, for example llava-hf/llava-1.5-7b-hf"
         )
-    if Path(name).is_dir():
-        _check_weight_files(Path(name))
     return config
 
 

@@ -1,5 +1,7 @@
 """The preflight: what `ray_jobs/inspect_data.py` calls. It prepares the rows that training will use, and takes no GPU."""
 
+from dataclasses import replace
+
 from vlmtune import output
 from vlmtune.cluster import connect, in_ray_job
 from vlmtune.config import Settings
@@ -10,6 +12,7 @@ from vlmtune.data.prepare import Source
 from vlmtune.data.processor import load_processor
 from vlmtune.data.samples import samples
 from vlmtune.data.summary import Summary, summarise
+from vlmtune.training.needs import gpu_memory
 from vlmtune.training.run import cache_folder, located
 
 
@@ -33,6 +36,8 @@ def inspect_data(settings: Settings, output_dir: str | None) -> tuple[Summary, s
     store = find_or_make(source, cache_folder(settings), size_gb=settings.data.cache_size_gb)
     processor = load_processor(source.model, revision=source.revision, trust_remote_code=source.trust_remote_code)
     summary = summarise(store, settings, processor.tokenizer)
+    if summary.ready:
+        summary = replace(summary, memory=gpu_memory(settings, store))
     fs, inner = filesystem(folder)
     fs.create_dir(inner, recursive=True)
     output.write_json(f"{folder}/preflight.json", summary.to_dict())

@@ -285,7 +285,7 @@ class AdapterTrainer(SFTTrainer):
             )
         self.store, self.order, self.kept, self.rank, self.rows, self.meter = store, order, kept, rank, rows, meter
         self.first_step, self.max_length = first_step, args.max_length
-        self.adapted, self.micro_batch = model, micro_batch
+        self.adapted, self.micro_batch, self.evaluated_at_once = model, micro_batch, args.per_device_eval_batch_size
         self.model_accepts_loss_kwargs = True  # the loss is divided by the whole step here, so the Trainer must not do it again
         self.loss_type = str(args.loss_type)
         self.answered = torch.zeros(2, dtype=torch.int64, device=args.device)  # tokens: right, labelled; since the last log
@@ -320,14 +320,18 @@ class AdapterTrainer(SFTTrainer):
             try:
                 return self._run_parts(model, inputs, items)
             except torch.OutOfMemoryError:
-                size = min(self.micro_batch, len(inputs["input_ids"]))
-                if size == 1:
-                    raise
-            self.micro_batch = -(-size // 2)
+                self.micro_batch = self._half(min(self.micro_batch, len(inputs["input_ids"])))
             for parameter, gradient in zip(self.trained, before, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
             torch.cuda.empty_cache()
-            self.meter.note(f"out of GPU memory with {size} rows at a time: going on with {self.micro_batch}, the step stays the same")
+
+    def _half(self, size: int) -> int:
+        """Half as many rows, and a word about it; within the handling of an error, which is raised again where there is but one."""
+        if size == 1:
+            raise
+        half = -(-size // 2)
+        self.meter.note(f"out of GPU memory with {size} rows at a time: going on with {half}, the step stays the same")
+        return half
 
     def _run_parts(self, model: Any, inputs: Batch, items: Any) -> torch.Tensor:
         # Gradients are averaged once a step and not by DDP's hooks: a worker that runs out of memory tries again, the others do not.
@@ -360,10 +364,7 @@ class AdapterTrainer(SFTTrainer):
         self.adapted.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         for batch in self.rows(EVAL, batches, None):
-            inputs = self._prepare_inputs(next(parts(batch, len(batch["input_ids"]))))
-            with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = self.adapted(**inputs, use_cache=False, fused_lm_head=True)
-            total += torch.stack([-outputs.log_probs.double().sum(), outputs.label_mask.sum().double()])
+            total += self._negative_log_likelihood(batch)
         if self.order.world > 1:
             dist.all_reduce(total)
         seconds = time.monotonic() - started
@@ -373,6 +374,20 @@ class AdapterTrainer(SFTTrainer):
         self.adapted.train(training)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _negative_log_likelihood(self, batch: Batch) -> torch.Tensor:
+        """Of a device batch, summed over its labelled tokens; and their number. As many rows at a time as fit in memory."""
+        while True:
+            try:
+                total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+                for part in parts(batch, self.evaluated_at_once):
+                    with torch.no_grad(), self.compute_loss_context_manager():
+                        outputs = self.adapted(**self._prepare_inputs(part), use_cache=False, fused_lm_head=True)
+                    total += torch.stack([-outputs.log_probs.double().sum(), outputs.label_mask.sum().double()])
+                return total
+            except torch.OutOfMemoryError:
+                self.evaluated_at_once = self._half(min(self.evaluated_at_once, len(batch["input_ids"])))
+            torch.cuda.empty_cache()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

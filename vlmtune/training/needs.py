@@ -5,11 +5,14 @@ from typing import Any
 import numpy as np
 
 from vlmtune.config import Settings
+from vlmtune.data.preflight import fitting_rows
 from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
-from vlmtune.model.base import check_model, outline
+from vlmtune.errors import ModelError
+from vlmtune.model.base import outline, read_config
+from vlmtune.model.capture import LENGTH_MULTIPLE
 from vlmtune.model.lora import target_modules
-from vlmtune.model.memory import Load, Shapes, shapes
+from vlmtune.model.memory import GB, Load, Plan, Shapes, estimate, shapes
 
 
 def memory_of(settings: Settings, store: Store, kept: np.ndarray, *, multiple: int = 1) -> tuple[Shapes, Load]:
@@ -20,7 +23,7 @@ def memory_of(settings: Settings, store: Store, kept: np.ndarray, *, multiple: i
         multiple: batches are padded to a multiple of this many tokens.
     """
     model, remote = settings.model, settings.get("trust_remote_code")
-    config = check_model(model.base_model, revision=model.model_revision, trust_remote_code=remote)
+    config = read_config(model.base_model, revision=model.model_revision, trust_remote_code=remote)
     empty = outline(config, trust_remote_code=remote)
     rows = store.rows_of(TRAIN)[kept]
     longest = int(store.column("tokens")[rows].max())
@@ -37,6 +40,19 @@ def memory_of(settings: Settings, store: Store, kept: np.ndarray, *, multiple: i
         compute_bytes=4 if model.dtype == "float32" else 2,
     )
     return shapes(empty, target_modules(empty, model.lora_target_modules, lora_vision=model.lora_vision)), load
+
+
+def gpu_memory(settings: Settings, store: Store) -> str:
+    """What a step takes on a GPU, at its fastest and at its smallest, in one line; empty where the model is not one to adapt."""
+    try:
+        model, load = memory_of(settings, store, fitting_rows(store, settings.get("max_length"), "skip"), multiple=LENGTH_MULTIPLE)
+    except ModelError:  # the preflight needs the processor alone; training says what is wrong with the model
+        return ""
+    quantized = load.quantization in ("nf4", "int8")
+    fast = estimate(model, load, Plan(resident=quantized, checkpointing=False, micro_batch=load.batch, compiled=True))
+    small = estimate(model, load, Plan(resident=False, checkpointing=True, micro_batch=1, compiled=True))
+    rows = "row" if load.batch == 1 else "rows"
+    return f"{load.batch} {rows} a GPU: about {fast.total / GB:.1f} GB at the fastest, {small.total / GB:.1f} GB at the least"
 
 
 def cross_attended(config: Any) -> int:

@@ -54,6 +54,9 @@ class Meter:
     def log(self, logs: dict[str, float], step: int, max_steps: int) -> None:
         """Numbers of one step, to TensorBoard and to `progress`."""
         numbers = {name: value for name, value in logs.items() if isinstance(value, int | float)}
+        if "loss" in numbers and self.rows:
+            rates = self.rates()
+            numbers |= {name: rates[name] for name in ("tokens_per_second", "rows_per_second", "data_wait_fraction", "peak_memory")}
         self.last |= numbers
         if self.events is not None:
             for name, value in numbers.items():
@@ -62,11 +65,15 @@ class Meter:
         if self.progress is not None:
             self.progress({**numbers, "step": step, "max_steps": max_steps})
 
-    def summary(self) -> dict[str, float]:
-        """What is reported beside the evaluation; rates are this rank's."""
+    def rates(self) -> dict[str, float]:
+        """Seconds of training so far, what was done in them, and what it took; this rank's."""
         seconds = max(time.monotonic() - self.started - self.paused, 1e-9)
         found = {"seconds": seconds, "rows_per_second": self.rows / seconds, "tokens_per_second": self.tokens / seconds}
-        found |= {"data_wait_fraction": min(self.waited / seconds, 1.0), "peak_memory": peak_memory()}
+        return found | {"data_wait_fraction": min(self.waited / seconds, 1.0), "peak_memory": peak_memory()}
+
+    def summary(self) -> dict[str, float]:
+        """What is reported beside the evaluation."""
+        found = self.rates()
         if "loss" in self.last:
             found["train_loss"] = self.last["loss"]
         if self.events is not None:
