@@ -33,6 +33,7 @@ from vlmtune.model.base import load_base
 from vlmtune.model.capture import LENGTH_MULTIPLE, capture
 from vlmtune.model.fast import compile_layers, lean_lora, without_autocast, without_padding_mask, without_vision_gradient
 from vlmtune.model.fast import parts as parts_of
+from vlmtune.model.frozen import has_fp8
 from vlmtune.model.lora import attach, kept_in_fp32, lora_config, target_modules
 from vlmtune.model.memory import WORTH_COMPILING, Plan, choose, estimate, plan_text, seconds_of
 from vlmtune.model.offload import Checkpoints
@@ -123,7 +124,10 @@ def plan_step(settings: Settings, store: Store, kept: np.ndarray, world: int, no
     batch, checkpointing = settings.get("per_device_train_batch_size"), settings.get("gradient_checkpointing")
     held = {"auto": None, "quantized": False, "dequantized": True}[settings.model.base_in_memory]
     compiled, micro_batch = settings.get("torch_compile"), settings.get("micro_batch_size")
-    if not torch.cuda.is_available() or settings.get("use_cpu"):
+    gpu = torch.cuda.is_available() and not settings.get("use_cpu")
+    if settings.model.base_quantization == "fp8" and not (gpu and has_fp8(torch.device("cuda"))):
+        note("fp8: this device has no units for it, so the rounded values are multiplied in the type that the base computes in")
+    if not gpu:
         return Plan(bool(held), bool(checkpointing), micro_batch or batch, bool(compiled))
     model, load = memory_of(settings, store, kept, multiple=length_multiple(settings.to_dict()))
     if compiled is None:

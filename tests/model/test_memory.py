@@ -1,0 +1,103 @@
+"""The estimate of GPU memory against what was measured (docs/benchmarks.md), and the choice that follows from it."""
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+from vlmtune.errors import ModelError
+from vlmtune.model.base import outline
+from vlmtune.model.lora import target_modules
+from vlmtune.model.memory import GB, Load, Plan, Shapes, choose, estimate, plan_text, shapes
+
+STEP = Load(quantization="nf4", batch=8, length=640, labelled=40, image_tokens=0, rank=16)
+
+
+@cache
+def llava_7b() -> Shapes:
+    config = tf.LlavaConfig(
+        vision_config=tf.CLIPVisionConfig(
+            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14,
+            projection_dim=768,
+        ),
+        text_config=tf.LlamaConfig(
+            vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
+            num_key_value_heads=32,
+        ),
+        image_token_index=32000,
+    )  # fmt: skip
+    model = outline(config)
+    return shapes(model, target_modules(model, None, lora_vision=False))
+
+
+def test_sizes_of_llava_7b():
+    found = llava_7b()
+    assert (found.layers, found.hidden, found.intermediate, found.vocabulary, found.cross_layers) == (32, 4096, 11008, 32064, 0)
+    assert found.decoder == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert found.adapter == 32 * 4 * 2 * 4096
+    assert found.quantized + found.other == pytest.approx(7.06e9, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("batch", "plan", "measured"),
+    [
+        (8, Plan(resident=True, checkpointing=False, micro_batch=8, compiled=True), 36.0),
+        (1, Plan(resident=True, checkpointing=False, micro_batch=1, compiled=True), 16.6),
+        (8, Plan(resident=False, checkpointing=True, micro_batch=8, compiled=True, offload=True), 5.2),
+        (8, Plan(resident=False, checkpointing=True, micro_batch=4, compiled=True), 5.3),
+    ],
+)
+def test_estimates_are_within_15_percent_of_what_was_measured(batch: int, plan: Plan, measured: float):
+    assert estimate(llava_7b(), replace(STEP, batch=batch), plan).total / GB == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "resident", "checkpointing", "micro_batch"),
+    [(139, True, False, 8), (30, True, False, 4), (16, False, False, 4), (8, False, True, 8)],
+)
+def test_the_fastest_plan_that_fits(capacity: float, resident: bool, checkpointing: bool, micro_batch: int):
+    plan = choose(llava_7b(), STEP, capacity * GB)
+    assert (plan.resident, plan.checkpointing, plan.micro_batch) == (resident, checkpointing, micro_batch)
+
+
+def test_what_is_given_is_kept():
+    given: dict[str, Any] = {"resident": False, "checkpointing": True, "micro_batch": 2}
+    plan = choose(llava_7b(), STEP, 139 * GB, **given)
+    assert {name: getattr(plan, name) for name in given} == given
+
+
+def test_what_cannot_fit_is_refused_with_numbers():
+    with pytest.raises(
+        ModelError, match=r"^not enough GPU memory: 1 of 8 rows at a time, base in int8, with .* still takes about"
+    ) as caught:
+        choose(llava_7b(), replace(STEP, quantization="int8"), 6.5 * GB)
+    assert str(caught.value).endswith("--quantization nf4 would fit")
+    with pytest.raises(ModelError, match=r"a GPU with \d\.\d GB would do$"):
+        choose(llava_7b(), STEP, 2 * GB)
+
+
+def test_more_of_anything_takes_more():
+    plan = Plan(resident=False, checkpointing=False, micro_batch=8, compiled=True)
+    least = estimate(llava_7b(), STEP, plan).total
+    for more in (replace(STEP, length=700), replace(STEP, rank=64), replace(STEP, quantization="int8"), replace(STEP, compute_bytes=4)):
+        assert estimate(llava_7b(), more, plan).total > least
+    assert estimate(llava_7b(), replace(STEP, dropout=False), plan).total < least
+    assert estimate(llava_7b(), STEP, replace(plan, compiled=False)).total > least
+
+
+def test_weights_are_those_of_a_loaded_model(tmp_path):
+    from vlmtune.demo.models import write_model
+    from vlmtune.model.base import load_base, read_config
+
+    write_model("llava", tmp_path)
+    model = load_base(str(tmp_path), quantization="none", dtype="float32", device=torch.device("cpu"))
+    found = shapes(outline(read_config(str(tmp_path))), [])
+    assert found.quantized + found.other == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_a_plan_in_words():
+    plan = Plan(resident=True, checkpointing=False, micro_batch=4, compiled=True)
+    assert plan_text(plan, STEP) == "4 of 8 rows at a time, base held in the type it computes in, no gradient checkpointing"
