@@ -29,6 +29,10 @@ class ResourceError(UserError):
     """More GPUs, CPUs or memory asked for than there are."""
 
 
+class DoesNotFitError(ResourceError):
+    """A run that would not fit in the memory of its GPU. In a search that is a trial without a result, not the search's end."""
+
+
 @contextmanager
 def plain_user_errors() -> Iterator[None]:
     """Around an entry point: a UserError becomes one line on stderr and exit code 2."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers as tf
 
-from vlmtune.errors import ModelError
+from vlmtune.errors import DoesNotFitError
 from vlmtune.model.base import outline
 from vlmtune.model.lora import target_modules
 from vlmtune.model.memory import GB, Load, Plan, Shapes, choose, estimate, plan_text, shapes
@@ -71,11 +71,11 @@ def test_what_is_given_is_kept():
 
 def test_what_cannot_fit_is_refused_with_numbers():
     with pytest.raises(
-        ModelError, match=r"^not enough GPU memory: 1 of 8 rows at a time, base in int8, with .* still takes about"
+        DoesNotFitError, match=r"^not enough GPU memory: 1 of 8 rows at a time, base in int8, with .* still takes about"
     ) as caught:
         choose(llava_7b(), replace(STEP, quantization="int8"), 6.5 * GB)
     assert str(caught.value).endswith("--quantization nf4 would fit")
-    with pytest.raises(ModelError, match=r"a GPU with \d\.\d GB would do$"):
+    with pytest.raises(DoesNotFitError, match=r"a GPU with \d\.\d GB would do$"):
         choose(llava_7b(), STEP, 2 * GB)
 
 

@@ -16,6 +16,7 @@ from ray.tune.schedulers import FIFOScheduler
 
 from vlmtune.cluster import connect
 from vlmtune.config import Settings
+from vlmtune.errors import DoesNotFitError
 from vlmtune.search import results
 from vlmtune.search.sampler import TrialSearch
 from vlmtune.search.space import Space
@@ -169,6 +170,7 @@ def test_what_counts_as_out_of_memory() -> None:
     assert out_of_memory(raised.value)
     assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
     assert out_of_memory(ray.exceptions.OutOfMemoryError("node ran out"))
+    assert out_of_memory(DoesNotFitError("not enough GPU memory: ..."))
     assert not out_of_memory(RuntimeError("size of tensor a must match"))
 
 

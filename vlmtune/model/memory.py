@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from vlmtune.errors import ModelError
+from vlmtune.errors import DoesNotFitError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -191,7 +191,7 @@ def choose(
     """The fastest plan that fits `capacity` bytes of GPU memory; what is not None is given.
 
     Raises:
-        ModelError: not even one row at a time fits, with the numbers and what would.
+        DoesNotFitError: not even one row at a time fits, with the numbers and what would.
     """
     room = capacity * USABLE - CONTEXT
     plans = list(_by_speed(load, resident, checkpointing, micro_batch, compiled, offload))
@@ -199,7 +199,7 @@ def choose(
         if estimate(model, load, plan).total <= room:
             return plan
     least = min(plans, key=lambda plan: estimate(model, load, plan).total)
-    raise ModelError(
+    raise DoesNotFitError(
         f"not enough GPU memory: {plan_text(least, load)} still takes about {estimate(model, load, least).text()}, "
         f"and {_gb(room)} of {_gb(capacity)} can be used; {_what_would_fit(model, load, least, room)}"
     )

@@ -12,6 +12,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
 
 from vlmtune.data.store import Store
+from vlmtune.errors import DoesNotFitError
 from vlmtune.training.launch import run_on_ray
 
 POINT = "point"  # the key of a grid point in a trial's Tune config
@@ -52,8 +53,9 @@ def run_trial(
             runs_dir=f"{output_dir}/runs/{trial_id}",
             callbacks=[ReportUntilLast(eval_steps)],
         )
-    except WorkerGroupError as error:
-        if not any(out_of_memory(failure) for failure in error.worker_failures.values()):
+    except (WorkerGroupError, DoesNotFitError) as error:
+        failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else [error]
+        if not any(out_of_memory(failure) for failure in failures):
             raise
         tune.report({metric: math.nan, "infeasible": True, EVALUATION: 0})
     else:
@@ -87,6 +89,7 @@ def evaluation(metrics: dict[str, Any], eval_steps: float | None) -> int:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether a worker ended for want of memory, of its GPU or its machine."""
+    """Whether a worker ended for want of memory, of its GPU or its machine, or did not begin because it would."""
     texts = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # torch has no class of its own for these
-    return isinstance(error, torch.OutOfMemoryError | ray.exceptions.OutOfMemoryError) or any(text in str(error) for text in texts)
+    kinds = torch.OutOfMemoryError | ray.exceptions.OutOfMemoryError | DoesNotFitError
+    return isinstance(error, kinds) or any(text in str(error) for text in texts)

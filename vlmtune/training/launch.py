@@ -22,6 +22,7 @@ from vlmtune.data.paths import filesystem
 from vlmtune.data.store import Store
 from vlmtune.data.stream import read_batches, stream_batches
 from vlmtune.errors import UserError
+from vlmtune.training.gauges import Gauges
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -100,7 +101,7 @@ def run_on_ray(
     """
     trainer = TorchTrainer(
         worker,
-        train_loop_config={"values": values, "store": store, "runs_dir": runs_dir, "progress": progress},
+        train_loop_config={"values": values, "store": store, "name": name, "runs_dir": runs_dir, "progress": progress},
         # Ray Train's own ScalingConfig takes a range for an elastic run, the type that it is exported under does not say so.
         scaling_config=ScalingConfig(num_workers=cast(int, workers), use_gpu=use_gpu, resources_per_worker=worker_resources(use_gpu)),
         run_config=RunConfig(
@@ -168,5 +169,5 @@ def worker(config: dict[str, Any]) -> None:
             rank=rank,
             world=context.get_world_size(),
             checkpoint=str(Path(start)) if start else None,
-            progress=config["progress"] if rank == 0 else None,
+            progress=Gauges(config["name"], rank, config["progress"] if rank == 0 else None),
         )

@@ -73,6 +73,7 @@ def train(
         progress: called with the numbers of each logged step.
 
     Raises:
+        DoesNotFitError: not even one row at a time would fit in the GPU's memory.
         DataError: a row for training does not fit `max_length`, and `on_long_row` is not "skip".
     """
     if checkpoint is not None and _ended(checkpoint):
@@ -84,6 +85,7 @@ def train(
     plan = plan_step(settings, store, kept, world, meter.note)
     args = training_arguments(settings, work_dir, checkpointing=plan.checkpointing)
     model = adapted_model(settings, args, plan, meter.note)
+    meter.operations = operations(model.get_base_model().get_decoder())
     name, revision = settings.model.base_model, settings.model.model_revision
     processor = load_processor(name, revision=revision, trust_remote_code=args.trust_remote_code)
     order = Order(
@@ -119,7 +121,7 @@ def plan_step(settings: Settings, store: Store, kept: np.ndarray, world: int, no
     """How a step is run, on a GPU by its memory; says so.
 
     Raises:
-        ModelError: not even one row at a time would fit.
+        DoesNotFitError: not even one row at a time would fit.
     """
     batch, checkpointing = settings.get("per_device_train_batch_size"), settings.get("gradient_checkpointing")
     held = {"auto": None, "quantized": False, "dequantized": True}[settings.model.base_in_memory]
@@ -141,6 +143,11 @@ def plan_step(settings: Settings, store: Store, kept: np.ndarray, world: int, no
     )  # fmt: skip
     note(f"Memory    about {estimate(model, load, plan).text()} of {free / 2**30:.0f} GB: {plan_text(plan, load)}")
     return plan
+
+
+def operations(decoder: torch.nn.Module) -> float:
+    """Of training on one token: two a frozen weight in the forward pass and two for the gradient of its input, none for its own."""
+    return 4.0 * sum(layer.in_features * layer.out_features for layer in decoder.modules() if isinstance(layer, torch.nn.Linear))
 
 
 def length_multiple(values: dict[str, Any]) -> int:

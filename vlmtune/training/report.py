@@ -18,6 +18,7 @@ class Meter:
     """Counts rows, tokens and seconds of training, and the share of them spent waiting for data."""
 
     def __init__(self, runs_dir: str | None, progress: Callable[[dict[str, Any]], None] | None = None) -> None:
+        self.operations = 0.0  # floating-point operations a trained token, for MFU; set when the model is there
         self.progress = progress
         self.events = event_file(runs_dir) if runs_dir is not None else None
         self.started = time.monotonic()
@@ -56,7 +57,7 @@ class Meter:
         numbers = {name: value for name, value in logs.items() if isinstance(value, int | float)}
         if "loss" in numbers and self.rows:
             rates = self.rates()
-            numbers |= {name: rates[name] for name in ("tokens_per_second", "rows_per_second", "data_wait_fraction", "peak_memory")}
+            numbers |= {name: rate for name, rate in rates.items() if name != "seconds"}
         self.last |= numbers
         if self.events is not None:
             for name, value in numbers.items():
@@ -69,6 +70,8 @@ class Meter:
         """Seconds of training so far, what was done in them, and what it took; this rank's."""
         seconds = max(time.monotonic() - self.started - self.paused, 1e-9)
         found = {"seconds": seconds, "rows_per_second": self.rows / seconds, "tokens_per_second": self.tokens / seconds}
+        if self.operations and (rate := matrix_rate()):
+            found["mfu"] = found["tokens_per_second"] * self.operations / rate
         return found | {"data_wait_fraction": min(self.waited / seconds, 1.0), "peak_memory": peak_memory()}
 
     def summary(self) -> dict[str, float]:
@@ -92,6 +95,21 @@ def event_file(folder: str) -> EventsWriter:
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     return EventsWriter(f"{folder}/events", filename_suffix=f".{os.getpid()}")
+
+
+# Dense bfloat16 matrix rate in operations a second, by a word of the GPU's name, from the makers' data sheets.
+MATRIX_RATES = {
+    "B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10G": 70e12, "A10": 125e12,
+    "4090": 165e12, "3090": 71e12,
+}  # fmt: skip
+
+
+def matrix_rate() -> float | None:
+    """Of this process's GPU; None without one, or for one whose rate is not known here."""
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return None
+    words = torch.cuda.get_device_name().replace("-", " ").split()
+    return next((rate for word, rate in MATRIX_RATES.items() if word in words), None)
 
 
 def peak_memory() -> float:

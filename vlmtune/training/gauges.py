@@ -1,0 +1,33 @@
+"""The numbers of a running training on the Ray dashboard: a gauge for each, by run and worker."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ray.util.metrics import Gauge
+
+# Name in the logs → what the dashboard says of it.
+SHOWN = {
+    "loss": "Training loss of the last logged step",
+    "eval_loss": "Evaluation loss, a labelled token",
+    "learning_rate": "Learning rate",
+    "tokens_per_second": "Tokens trained on a second",
+    "rows_per_second": "Rows trained on a second",
+    "mfu": "Share of the GPU's bfloat16 matrix rate that training uses",
+    "data_wait_fraction": "Share of the training time spent waiting for rows",
+    "peak_memory": "Peak memory of the GPU, or of the process without one, in GB",
+}
+
+
+class Gauges:
+    """Takes the numbers of each logged step, shows them as `vlmtune_...`, and passes them on."""
+
+    def __init__(self, run: str, rank: int, then: Callable[[dict[str, Any]], None] | None) -> None:
+        self.tags, self.then = {"run": run, "worker": str(rank)}, then
+        self.gauges = {name: Gauge(f"vlmtune_{name}", description, tag_keys=tuple(self.tags)) for name, description in SHOWN.items()}
+
+    def __call__(self, numbers: dict[str, Any]) -> None:
+        for name, gauge in self.gauges.items():
+            if name in numbers:
+                gauge.set(numbers[name], tags=self.tags)
+        if self.then is not None:
+            self.then(numbers)
