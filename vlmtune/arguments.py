@@ -329,6 +329,9 @@ _UNSUPPORTED: dict[str, str] = {
     "the base is frozen and fits a GPU: Ray Train gives every worker a whole one": (
         "deepspeed fsdp fsdp_config parallelism_config bnb_4bit_quant_storage local_rank ddp_backend ddp_timeout"
     ),
+    "gradients are averaged once a step, without DistributedDataParallel": (
+        "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph"
+    ),
     "nothing is uploaded; push the finished folder with `hf upload`": (
         "push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision"
     ),

@@ -10,7 +10,7 @@ import torch
 from training_kit import Run, difference
 
 from vlmtune.demo.models import write_model
-from vlmtune.training.loop import AdapterTrainer
+from vlmtune.training.trainer import AdapterTrainer
 
 RunLoop = Callable[..., Run]
 OPTIONS = {"quantization": "none", "max_steps": 3, "learning_rate": 1e-2, "per_device_train_batch_size": 4}

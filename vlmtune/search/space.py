@@ -29,8 +29,7 @@ _FIXED: dict[str, str] = {
         "output_dir use_cpu bf16 fp16 tf32 gradient_checkpointing gradient_checkpointing_kwargs activation_offloading torch_compile "
         "cuda_graphs base_in_memory micro_batch_size "
         "torch_compile_backend torch_compile_mode torch_empty_cache_steps pad_to_multiple_of logging_strategy logging_steps "
-        "logging_first_step logging_nan_inf_filter log_on_each_node log_level log_level_replica report_to average_tokens_across_devices "
-        "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph"
+        "logging_first_step logging_nan_inf_filter log_on_each_node log_level log_level_replica report_to average_tokens_across_devices"
     ),
 }
 FIXED: dict[str, str] = {name: reason for reason, names in _FIXED.items() for name in names.split()}

@@ -43,7 +43,8 @@ REPORT = "report.json"  # beside a checkpoint of `run_in_process`, written last:
 
 def run_in_process(values: dict[str, Any], store: Store, output_dir: str, *, progress: Progress | None = None) -> Outcome:
     """Train here, without Ray Train; the last checkpoint stays in `output_dir`/checkpoints, and the run goes on from one that is there."""
-    from vlmtune.training.loop import length_multiple, train
+    from vlmtune.training.loop import train
+    from vlmtune.training.setup import length_multiple
 
     def report(metrics: dict[str, Any], folder: str) -> None:
         (Path(folder) / REPORT).write_text(json.dumps(metrics))
@@ -140,7 +141,8 @@ def worker_resources(use_gpu: bool) -> dict[str, float]:
 
 def worker(config: dict[str, Any]) -> None:
     """The function that Ray Train runs in each worker."""
-    from vlmtune.training.loop import length_multiple, train
+    from vlmtune.training.loop import train
+    from vlmtune.training.setup import length_multiple
 
     context = ray.train.get_context()
     store: Store = config["store"]

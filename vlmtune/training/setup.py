@@ -1,0 +1,121 @@
+"""What has to stand before the first step: the plan that fits the GPU, TRL's arguments, and the base with its adapter."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlmtune.config import Settings, TrainingArguments
+from vlmtune.data.store import Store
+from vlmtune.model.base import load_base
+from vlmtune.model.capture import LENGTH_MULTIPLE, capture
+from vlmtune.model.fast import compile_layers, lean_lora, without_autocast, without_padding_mask, without_vision_gradient
+from vlmtune.model.fast import parts as parts_of
+from vlmtune.model.frozen import has_fp8
+from vlmtune.model.lora import attach, lora_config, target_modules
+from vlmtune.model.memory import WORTH_COMPILING, Plan, choose, estimate, plan_text, seconds_of
+from vlmtune.model.offload import Checkpoints
+from vlmtune.training.needs import memory_of
+
+
+def plan_step(settings: Settings, store: Store, kept: np.ndarray, world: int, note: Callable[[str], None]) -> Plan:
+    """How a step is run, on a GPU by its memory; says so.
+
+    Raises:
+        DoesNotFitError: not even one row at a time would fit.
+    """
+    batch, checkpointing = settings.get("per_device_train_batch_size"), settings.get("gradient_checkpointing")
+    held = {"auto": None, "quantized": False, "dequantized": True}[settings.model.base_in_memory]
+    compiled, micro_batch = settings.get("torch_compile"), settings.get("micro_batch_size")
+    gpu = torch.cuda.is_available() and not settings.get("use_cpu")
+    if settings.model.base_quantization == "fp8" and not (gpu and has_fp8(torch.device("cuda"))):
+        note("fp8: this device has no units for it, so the rounded values are multiplied in the type that the base computes in")
+    if not gpu:
+        return Plan(bool(held), bool(checkpointing), micro_batch or batch, bool(compiled))
+    model, load = memory_of(settings, store, kept, multiple=length_multiple(settings.to_dict()))
+    if compiled is None:
+        steps = settings.get("max_steps")
+        rows = steps * batch if steps > 0 else settings.get("num_train_epochs") * len(kept) / world
+        compiled = seconds_of(model, rows * load.length) > WORTH_COMPILING
+    free = torch.cuda.mem_get_info()[0]
+    plan = choose(
+        model, load, free, resident=held, checkpointing=checkpointing, micro_batch=micro_batch, compiled=compiled,
+        offload=settings.get("activation_offloading"),
+    )  # fmt: skip
+    note(f"Memory    about {estimate(model, load, plan).text()} of {free / 2**30:.0f} GB: {plan_text(plan, load)}")
+    return plan
+
+
+def operations(decoder: torch.nn.Module) -> float:
+    """Of training on one token: two a frozen weight in the forward pass and two for the gradient of its input, none for its own."""
+    return 4.0 * sum(layer.in_features * layer.out_features for layer in decoder.modules() if isinstance(layer, torch.nn.Linear))
+
+
+def length_multiple(values: dict[str, Any]) -> int:
+    """To which multiple of tokens the settings pad a batch. On a GPU few lengths are worth more than a few tokens: see `model.capture`."""
+    gpu = torch.cuda.is_available() and not values.get("use_cpu")
+    return values.get("pad_to_multiple_of") or (LENGTH_MULTIPLE if gpu else 1)
+
+
+def training_arguments(settings: Settings, work_dir: str, *, checkpointing: bool) -> TrainingArguments:
+    """TRL's own configuration, built on the machine that trains: its device and precision are this machine's."""
+    gpu = torch.cuda.is_available() and not settings.get("use_cpu")
+    bf16 = settings.get("bf16")
+    return TrainingArguments(
+        **{
+            **settings.training,
+            "output_dir": work_dir,
+            "use_cpu": not gpu,
+            "bf16": (gpu and torch.cuda.is_bf16_supported()) if bf16 is None else bf16,
+            "gradient_checkpointing": checkpointing,
+            "activation_offloading": gpu and settings.get("activation_offloading"),  # without a GPU they are where it would put them
+            "torch_compile": False,  # of the whole model; ours is by layer
+            "dataset_kwargs": {"skip_prepare_dataset": True},
+            "disable_tqdm": True,
+            "report_to": "none",
+        }
+    )
+
+
+def adapted_model(settings: Settings, args: TrainingArguments, plan: Plan, note: Callable[[str], None]) -> Any:
+    """The frozen base of the settings with a new adapter, on this worker's device, ready for fast steps."""
+    model = settings.model
+    base = load_base(
+        model.base_model,
+        quantization=model.base_quantization,
+        dtype=model.dtype,
+        device=args.device,
+        revision=model.model_revision,
+        nested_quant=model.use_bnb_nested_quant,
+        llm_int8=model.llm_int8,
+        resident=plan.resident,
+        attn_implementation=model.attn_implementation,
+        trust_remote_code=args.trust_remote_code,
+    )
+    targets = target_modules(base, model.lora_target_modules, lora_vision=model.lora_vision)
+    config = lora_config(
+        base,
+        r=model.lora_r,
+        alpha=model.lora_alpha,
+        dropout=model.lora_dropout,
+        target_modules=targets,
+        use_rslora=model.use_rslora,
+        use_dora=model.use_dora,
+        modules_to_save=model.lora_modules_to_save,
+    )
+    adapted = attach(base, config, seed=args.seed)
+    lean_lora(adapted)
+    without_vision_gradient(base)
+    without_padding_mask(base)
+    checkpoints = Checkpoints() if plan.offload and plan.checkpointing and not model.lora_vision else None
+    if plan.compiled or checkpoints is not None:
+        compile_layers(base, compiled=plan.compiled, checkpoints=checkpoints)
+        args.activation_offloading = args.activation_offloading and checkpoints is None
+    if args.device.type == "cuda":
+        without_autocast(adapted)
+        graphs = settings.get("cuda_graphs")
+        if graphs is not False and not args.gradient_checkpointing and not args.activation_offloading:
+            for part in parts_of(base):
+                capture(part, [parameter for parameter in part.parameters() if parameter.requires_grad], note)
+    return adapted

@@ -1,0 +1,251 @@
+"""TRL's SFTTrainer over prepared rows: our order, our evaluation loss, float32 adapters, and steps that shrink when memory runs out."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from datasets import Dataset
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import IntervalStrategy
+from trl.trainer.sft_trainer import SFTTrainer
+
+from vlmtune.config import TrainingArguments
+from vlmtune.data.collate import parts
+from vlmtune.data.order import MicroBatch, Order, evaluation_order
+from vlmtune.data.split import EVAL, TRAIN
+from vlmtune.data.store import Store
+from vlmtune.model.lora import kept_in_fp32
+from vlmtune.training.report import Meter
+
+Batch = dict[str, torch.Tensor]
+Report = Callable[[dict[str, Any], str], None]
+
+
+class Rows(Protocol):
+    """Gives micro-batches of a split, cut to `max_length` tokens, in exactly the order asked for."""
+
+    def __call__(self, split: str, batches: Sequence[MicroBatch], max_length: int | None) -> Iterator[Batch]: ...
+
+
+def average_gradients(parameters: list[torch.nn.Parameter], world: int) -> None:
+    """Average the gradients over the workers, in one message. One that no worker has stays absent, so its weight is left alone."""
+    there = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32, device=parameters[0].device)
+    dist.all_reduce(there, op=dist.ReduceOp.MAX)
+    used = [parameter for parameter, somewhere in zip(parameters, there.tolist(), strict=True) if somewhere]
+    flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in used])
+    dist.all_reduce(flat)
+    for parameter, gradient in zip(used, flat.div_(world).split([p.numel() for p in used]), strict=True):
+        parameter.grad = gradient.view_as(parameter)
+
+
+class BatchStream(IterableDataset):  # type: ignore[type-arg]
+    """The training batches of one rank; each pass over it is the next epoch.
+
+    When a run is resumed, the Trainer throws away the batches that the checkpoint has seen. Those are yielded empty and never read.
+    """
+
+    def __init__(self, order: Order, rank: int, first_step: int, fetch: Callable[[list[MicroBatch]], Iterator[Batch]]) -> None:
+        self.order, self.rank, self.fetch = order, rank, fetch
+        self.epoch, self.first_step = divmod(first_step, order.steps_per_epoch)
+
+    def __len__(self) -> int:
+        return self.order.micro_batches_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, first_step = self.epoch, self.first_step
+        self.epoch, self.first_step = epoch + 1, 0
+        yield from ({} for _ in range(first_step * self.order.accumulation))
+        yield from self.fetch(self.order.epoch(epoch, self.rank, first_step))
+
+
+class AdapterTrainer(SFTTrainer):
+    """SFTTrainer over prepared rows: our order, our evaluation loss, fp32 adapters."""
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        processor: Any,
+        store: Store,
+        order: Order,
+        *,
+        kept: np.ndarray,
+        rank: int,
+        rows: Rows,
+        meter: Meter,
+        first_step: int,
+        micro_batch: int,
+    ) -> None:
+        # SFTTrainer wants a dataset to look at; the batches come from `get_train_dataloader`. It casts adapters on a quantised base to
+        # bf16, where small updates round away.
+        with kept_in_fp32(model):
+            super().__init__(
+                model,
+                args=args,
+                processing_class=processor,
+                train_dataset=Dataset.from_dict({"input_ids": [[0]] * order.rows}),
+                eval_dataset=Dataset.from_dict({"input_ids": [[0]]}),
+                data_collator=lambda batch: {"batch": batch},
+            )
+        # No DistributedDataParallel: gradients are averaged once a step, here. A worker that runs out of memory tries again while the
+        # others wait, and nothing holds on to parameters while a step is recorded.
+        self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+        self.store, self.order, self.kept, self.rank, self.rows, self.meter = store, order, kept, rank, rows, meter
+        self.first_step, self.max_length = first_step, args.max_length
+        self.adapted, self.micro_batch, self.evaluated_at_once = model, micro_batch, args.per_device_eval_batch_size
+        self.model_accepts_loss_kwargs = True  # the loss is divided by the whole step here, so the Trainer must not do it again
+        self.loss_type = str(args.loss_type)
+        self.answered = torch.zeros(2, dtype=torch.int64, device=args.device)  # tokens: right, labelled; since the last log
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def get_train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
+        def fetch(batches: list[MicroBatch]) -> Iterator[Batch]:
+            among_all = [replace(batch, rows=tuple(int(self.kept[row]) for row in batch.rows)) for batch in batches]
+            return self.meter.timed(self.rows(TRAIN, among_all, self.max_length))
+
+        return DataLoader(BatchStream(self.order, self.rank, self.first_step, fetch), batch_size=None)
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        on_device: Batch = super()._prepare_inputs(inputs)
+        return self.store.meta.pixels.normalize(on_device, self.adapted.dtype)
+
+    def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Loss and gradients of one device batch, `micro_batch` rows at a time; where they do not fit in memory, of half as many.
+
+        The loss is divided by the tokens of the whole step, so its parts add up to it, however many they are.
+        """
+        self.meter.count(rows=len(inputs["input_ids"]), tokens=int(inputs["attention_mask"].sum()))
+        loss = self.gradients_of(model, inputs, num_items_in_batch)
+        if self.order.world > 1 and self.accelerator.sync_gradients:
+            average_gradients(self.trained, self.order.world)
+        return loss
+
+    def gradients_of(self, model: Any, inputs: Batch, items: Any) -> torch.Tensor:
+        """Add this worker's gradients of a device batch, and return its share of the loss, which is divided by `items`."""
+        before = [None if parameter.grad is None else parameter.grad.clone() for parameter in self.trained]
+        while True:
+            try:
+                return self._run_parts(model, inputs, items)
+            except torch.OutOfMemoryError:
+                self.micro_batch = self._half(min(self.micro_batch, len(inputs["input_ids"])))
+            for parameter, gradient in zip(self.trained, before, strict=True):
+                parameter.grad = None if gradient is None else gradient.clone()
+            torch.cuda.empty_cache()
+
+    def _half(self, size: int) -> int:
+        """Half as many rows, and a word about it; within the handling of an error, which is raised again where there is but one."""
+        if size == 1:
+            raise
+        half = -(-size // 2)
+        self.meter.note(f"out of GPU memory with {size} rows at a time: going on with {half}, the step stays the same")
+        return half
+
+    def _run_parts(self, model: Any, inputs: Batch, items: Any) -> torch.Tensor:
+        losses = [super(AdapterTrainer, self).training_step(model, part, items) for part in parts(inputs, self.micro_batch)]  # type: ignore[no-untyped-call]
+        return torch.stack(losses).sum()
+
+    def compute_loss(self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None) -> torch.Tensor:
+        """The summed loss of the labelled tokens over the labelled tokens of the whole step, on all workers.
+
+        SFTTrainer's own gathers its figures from all workers at every call, and they need not make equally many: see `training_step`.
+        """
+        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        losses = -outputs.log_probs  # zero where there is no label
+        if self.loss_type == "dft":  # as in TRL: https://huggingface.co/papers/2508.05629
+            losses = losses * outputs.log_probs.exp().detach()
+        self.answered += torch.stack([outputs.is_top1.sum(), outputs.label_mask.sum()])
+        loss: torch.Tensor = losses.sum() / num_items_in_batch
+        return loss * self.order.world if self.args.average_tokens_across_devices else loss  # gradients are averaged
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """Summed negative log-likelihood of all labelled tokens over their number, on the whole evaluation set at full length.
+
+        So its value does not depend on batch size, `max_length` or the number of workers.
+        """
+        started = time.monotonic()
+        rows = len(self.store.rows_of(EVAL))
+        batches = evaluation_order(rows, self.args.per_device_eval_batch_size, self.rank, self.order.world)
+        training = self.adapted.training
+        self.adapted.eval()
+        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        for batch in self.rows(EVAL, batches, None):
+            total += self._negative_log_likelihood(batch)
+        if self.order.world > 1:
+            dist.all_reduce(total)
+        seconds = time.monotonic() - started
+        self.meter.pause(seconds)
+        metrics = {f"{metric_key_prefix}_loss": (total[0] / total[1]).item(), f"{metric_key_prefix}_seconds": seconds}
+        self.log(dict(metrics))  # in evaluation mode, or TRL would add the averages of training to it
+        self.adapted.train(training)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _negative_log_likelihood(self, batch: Batch) -> torch.Tensor:
+        """Of a device batch, summed over its labelled tokens; and their number. As many rows at a time as fit in memory."""
+        while True:
+            try:
+                total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+                for part in parts(batch, self.evaluated_at_once):
+                    with torch.no_grad(), self.compute_loss_context_manager():
+                        outputs = self.adapted(**self._prepare_inputs(part), use_cache=False, fused_lm_head=True)
+                    total += torch.stack([-outputs.log_probs.double().sum(), outputs.label_mask.sum().double()])
+                return total
+            except torch.OutOfMemoryError:
+                self.evaluated_at_once = self._half(min(self.evaluated_at_once, len(batch["input_ids"])))
+            torch.cuda.empty_cache()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            right, labelled = self.answered.tolist()
+            logs["mean_token_accuracy"] = right / max(labelled, 1)
+            self.answered.zero_()
+        super().log(logs, start_time)
+        self.meter.log(logs, self.state.global_step, self.state.max_steps)
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Checkpoints need no card; the finished adapter gets its own."""
+
+
+class ProbeLongest(TrainerCallback):
+    """Before the first step, tries the longest rows together, so that want of memory shows in seconds and not in the middle of the run."""
+
+    def __init__(self, trainer: AdapterTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        trainer = self.trainer
+        tokens = trainer.store.column("tokens")[trainer.store.rows_of(TRAIN)[trainer.kept]]
+        longest = trainer.kept[np.argsort(tokens, kind="stable")[-args.per_device_train_batch_size :]]
+        batch = next(iter(trainer.rows(TRAIN, [MicroBatch(tuple(int(row) for row in longest))], trainer.max_length)))
+        with torch.random.fork_rng(devices=[args.device]):
+            trainer.gradients_of(trainer.model_wrapped, batch, int((batch["labels"] >= 0).sum()))
+        trainer.adapted.zero_grad()
+        trainer.answered.zero_()
+
+
+class ReportAtEvaluation(TrainerCallback):
+    """Evaluate at the last step too, save after each evaluation, and report both together."""
+
+    def __init__(self, meter: Meter, report: Report) -> None:
+        self.meter, self.report = meter, report
+        self.metrics: dict[str, float] = {}
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
+        if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.EPOCH:  # else the epoch's end does it
+            control.should_evaluate = True
+        return control
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+        self.metrics = kwargs["metrics"]
+        control.should_save = True
+        return control
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        progress = {"step": state.global_step, "max_steps": state.max_steps, "epoch": float(state.epoch or 0)}
+        self.report({**self.metrics, **progress, **self.meter.summary()}, f"{args.output_dir}/checkpoint-{state.global_step}")
