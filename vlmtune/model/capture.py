@@ -37,6 +37,7 @@ class _Replayed:
         self.calls: Counter[Any] = Counter()
         self.graphs: dict[Any, _Graphs] = {}
         self.pool: Any = None
+        self.most = MAX_GRAPHS
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves, spec = pytree.tree_flatten((args, kwargs))
@@ -46,7 +47,7 @@ class _Replayed:
         key = (str(spec), *((leaf.shape, leaf.dtype, leaf.stride()) if isinstance(leaf, Tensor) else leaf for leaf in leaves))
         self.calls[key] += 1
         if key not in self.graphs:
-            if self.calls[key] <= CALLS_BEFORE or len(self.graphs) >= MAX_GRAPHS:
+            if self.calls[key] <= CALLS_BEFORE or len(self.graphs) >= self.most:
                 return self.plain(*args, **kwargs)
             places = [isinstance(leaf, Tensor) for leaf in leaves]
 
@@ -62,8 +63,11 @@ class _Replayed:
             state = generator.clone_state()
             try:
                 self.graphs[key] = _Graphs(run, tensors, self.trained, self.pool)
-            except torch.OutOfMemoryError:
-                raise
+            except torch.OutOfMemoryError:  # those that are there stay in use
+                generator.graphsafe_set_state(state)
+                self.most = len(self.graphs)
+                torch.cuda.empty_cache()
+                return self.plain(*args, **kwargs)
             except RuntimeError as error:  # what CUDA and torch raise about an operation that cannot be recorded
                 generator.graphsafe_set_state(state)  # the one in use still waits for the recording's end
                 self.module.forward = self.plain

@@ -116,6 +116,9 @@ def adapted_model(settings: Settings, args: TrainingArguments, plan: Plan, note:
         without_autocast(adapted)
         graphs = settings.get("cuda_graphs")
         if graphs is not False and not args.gradient_checkpointing and not args.activation_offloading:
-            for part in parts_of(base):
-                capture(part, [parameter for parameter in part.parameters() if parameter.requires_grad], note)
+            decoder, *beside = parts_of(base)
+            capture(decoder, [parameter for parameter in decoder.parameters() if parameter.requires_grad], note)
+            for part in beside:
+                if not any(parameter.requires_grad for parameter in part.parameters()):  # a gradient may enter through any of its outputs
+                    capture(part, [], note)
     return adapted
