@@ -160,7 +160,8 @@ class AdapterTrainer(SFTTrainer):
         if self.loss_type == "dft":  # as in TRL: https://huggingface.co/papers/2508.05629
             losses = losses * outputs.log_probs.exp().detach()
         self.answered += torch.stack([outputs.is_top1.sum(), outputs.label_mask.sum()])
-        loss: torch.Tensor = losses.sum() / num_items_in_batch
+        labelled = torch.as_tensor(num_items_in_batch).clamp(min=1)  # a worker that only keeps step with the others may have none
+        loss: torch.Tensor = losses.sum() / labelled.to(losses.device)
         return loss * self.order.world if self.args.average_tokens_across_devices else loss  # gradients are averaged
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
