@@ -8,6 +8,7 @@ import torch
 
 from vlmtune.config import Settings, TrainingArguments
 from vlmtune.data.store import Store
+from vlmtune.errors import ConfigError
 from vlmtune.model.base import load_base
 from vlmtune.model.capture import LENGTH_MULTIPLE, capture
 from vlmtune.model.fast import compile_layers, lean_lora, without_autocast, without_padding_mask, without_vision_gradient
@@ -62,12 +63,16 @@ def training_arguments(settings: Settings, work_dir: str, *, checkpointing: bool
     """TRL's own configuration, built on the machine that trains: its device and precision are this machine's."""
     gpu = torch.cuda.is_available() and not settings.get("use_cpu")
     bf16 = settings.get("bf16")
+    has_bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if gpu and not has_bf16 and (bf16 or settings.model.dtype == "bfloat16"):
+        flag = "--bf16 true" if bf16 else "--dtype bfloat16"
+        raise ConfigError(f"{flag}: {torch.cuda.get_device_name()} does not compute in bfloat16; leave it out, and float32 is used")
     return TrainingArguments(
         **{
             **settings.training,
             "output_dir": work_dir,
             "use_cpu": not gpu,
-            "bf16": (gpu and torch.cuda.is_bf16_supported()) if bf16 is None else bf16,
+            "bf16": has_bf16 if bf16 is None else bf16,
             "gradient_checkpointing": checkpointing,
             "activation_offloading": gpu and settings.get("activation_offloading"),  # without a GPU they are where it would put them
             "torch_compile": False,  # of the whole model; ours is by layer
