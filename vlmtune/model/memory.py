@@ -104,8 +104,8 @@ class Estimate:
         return self.weights + self.adapters + self.activations + self.temporary
 
     def text(self) -> str:
-        parts = f"base {_gb(self.weights)}, adapter {_gb(self.adapters)}, activations {_gb(self.activations + self.temporary)}"
-        return f"{_gb(self.total)} ({parts})"
+        parts = f"base {size_text(self.weights)}, adapter {size_text(self.adapters)}, activations {size_text(self.activations + self.temporary)}"
+        return f"{size_text(self.total)} ({parts})"
 
 
 def shapes(outline: PreTrainedModel, targets: Sequence[str]) -> Shapes:
@@ -201,7 +201,7 @@ def choose(
     least = min(plans, key=lambda plan: estimate(model, load, plan).total)
     raise DoesNotFitError(
         f"not enough GPU memory: {plan_text(least, load)} still takes about {estimate(model, load, least).text()}, "
-        f"and {_gb(room)} of {_gb(capacity)} can be used; {_what_would_fit(model, load, least, room)}"
+        f"and {size_text(room)} of {size_text(capacity)} can be used; {_what_would_fit(model, load, least, room)}"
     )
 
 
@@ -235,7 +235,7 @@ def _what_would_fit(model: Shapes, load: Load, plan: Plan, room: float) -> str:
     for what, smaller in tried:
         if estimate(model, smaller, replace(plan, micro_batch=1, checkpointing=True)).total <= room:
             return f"{what} would fit"
-    return f"a GPU with {_gb((estimate(model, load, plan).total + CONTEXT) / USABLE)} would do"
+    return f"a GPU with {size_text((estimate(model, load, plan).total + CONTEXT) / USABLE)} would do"
 
 
 def plan_text(plan: Plan, load: Load) -> str:
@@ -246,5 +246,6 @@ def plan_text(plan: Plan, load: Load) -> str:
     return f"{plan.micro_batch}{parts} rows at a time, {held}, {'with' if plan.checkpointing else 'no'} gradient checkpointing"
 
 
-def _gb(size: float) -> str:
-    return f"{size / GB:.1f} GB"
+def size_text(size: float) -> str:
+    """Bytes as a person reads them."""
+    return f"{size / GB:.1f} GB" if size >= GB / 10 else f"{size / 2**20:.0f} MB"

@@ -12,7 +12,7 @@ from vlmtune.errors import ModelError
 from vlmtune.model.base import outline, read_config
 from vlmtune.model.capture import LENGTH_MULTIPLE
 from vlmtune.model.lora import target_modules
-from vlmtune.model.memory import GB, Load, Plan, Shapes, estimate, shapes
+from vlmtune.model.memory import Load, Plan, Shapes, estimate, shapes, size_text
 
 
 def memory_of(settings: Settings, store: Store, kept: np.ndarray, *, multiple: int = 1) -> tuple[Shapes, Load]:
@@ -51,8 +51,7 @@ def gpu_memory(settings: Settings, store: Store) -> str:
     quantized = load.quantization in ("nf4", "int8")
     fast = estimate(model, load, Plan(resident=quantized, checkpointing=False, micro_batch=load.batch, compiled=True))
     small = estimate(model, load, Plan(resident=False, checkpointing=True, micro_batch=1, compiled=True))
-    rows = "row" if load.batch == 1 else "rows"
-    return f"{load.batch} {rows} a GPU: about {fast.total / GB:.1f} GB at the fastest, {small.total / GB:.1f} GB at the least"
+    return f"about {size_text(fast.total)} of a GPU at the fastest, {size_text(small.total)} at the least; batch size {load.batch}"
 
 
 def cross_attended(config: Any) -> int:
