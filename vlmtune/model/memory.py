@@ -104,8 +104,8 @@ class Estimate:
         return self.weights + self.adapters + self.activations + self.temporary
 
     def text(self) -> str:
-        parts = f"base {size_text(self.weights)}, adapter {size_text(self.adapters)}, activations {size_text(self.activations + self.temporary)}"
-        return f"{size_text(self.total)} ({parts})"
+        held, working = self.weights + self.adapters, self.activations + self.temporary
+        return f"{size_text(self.total)} (base and adapter {size_text(held)}, activations {size_text(working)})"
 
 
 def shapes(outline: PreTrainedModel, targets: Sequence[str]) -> Shapes:
