@@ -74,15 +74,16 @@ def without_vision_gradient(model: PreTrainedModel) -> None:
             child.forward = torch.no_grad()(child.forward)
 
 
-def without_autocast(model: PeftModel) -> None:
-    """Run the model's parts in the base's dtype without autocast's casts, in place; where all that is trained is lean LoRA."""
+def without_autocast(model: PeftModel) -> bool:
+    """Run the model's parts in the base's dtype without autocast, in place, where lean LoRA alone is trained; returns whether so."""
     if any(".lora_" not in name for name, parameter in model.named_parameters() if parameter.requires_grad) or any(
         isinstance(module, LoraLayer) and type(module) not in LEAN.values() for module in model.modules()
     ):
-        return
+        return False
     base: Any = model.get_base_model()
     for part in parts(base):
         part.forward = torch.autocast(model.device.type, enabled=False)(part.forward)
+    return True
 
 
 def parts(model: PreTrainedModel) -> list[Any]:

@@ -118,9 +118,11 @@ def adapted_model(settings: Settings, args: TrainingArguments, plan: Plan, note:
         compile_layers(base, compiled=plan.compiled, checkpoints=checkpoints)
         args.activation_offloading = args.activation_offloading and checkpoints is None
     if args.device.type == "cuda":
-        without_autocast(adapted)
-        graphs = settings.get("cuda_graphs")
-        if graphs is not False and not args.gradient_checkpointing and not args.activation_offloading:
+        # A float32 base with bf16 asked for needs autocast. A graph must not be recorded under it: the casts that autocast keeps would be
+        # replayed with the adapter's old values.
+        plain = without_autocast(adapted) if base.dtype != torch.float32 else not (args.bf16 or args.fp16)
+        graphs = plain and settings.get("cuda_graphs") is not False
+        if graphs and not args.gradient_checkpointing and not args.activation_offloading:
             decoder, *beside = parts_of(base)
             capture(decoder, [parameter for parameter in decoder.parameters() if parameter.requires_grad], note)
             for part in beside:
