@@ -20,9 +20,10 @@ from vlmtune.errors import DoesNotFitError
 from vlmtune.search import results
 from vlmtune.search.sampler import TrialSearch
 from vlmtune.search.space import Space
-from vlmtune.search.trial import EVALUATION, evaluation, out_of_memory
+from vlmtune.search.trial import out_of_memory
 from vlmtune.search.tuner import TRIAL_CPUS, Asha, diverged, make_scheduler, most_workers
 from vlmtune.training.launch import worker_resources
+from vlmtune.training.report import EVALUATION, evaluation
 
 OWN = Settings.from_dict({"learning_rate": 1.0, "lora_r": 8, "reduction_factor": 2})
 SPACE = {"learning_rate": {"uniform": [0.01, 0.5]}, "lora_r": {"choice": [4, 8]}}

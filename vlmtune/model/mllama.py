@@ -18,6 +18,16 @@ def skip_rows_without_pictures(model: nn.Module) -> None:
             module.register_forward_hook(_unchanged_without_picture, with_kwargs=True)
 
 
+def pictured_layers(model: nn.Module) -> set[str]:
+    """The full names of the modules that only rows with a picture reach."""
+    return {
+        f"{name}.{inner}"
+        for name, module in model.named_modules()
+        if isinstance(module, MllamaCrossAttentionDecoderLayer)
+        for inner, _ in module.named_modules()
+    }
+
+
 def _unchanged_without_picture(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
     """`args[0]` and `output` are `[B, T, D]`; the mask, `[B, 1, T, 1]`, is 0 for tokens that see no picture."""
     sees = kwargs["full_text_row_masked_out_mask"]

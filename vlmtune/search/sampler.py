@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from vlmtune.search.space import Space
-from vlmtune.search.trial import EVALUATION
+from vlmtune.training.report import EVALUATION
 
 CONSTRAINT = "infeasible"  # the name of Optuna's constraint: above 0 for a trial that could not run at all
 

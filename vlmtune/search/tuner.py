@@ -13,7 +13,8 @@ from vlmtune.config import Settings
 from vlmtune.data.store import Store
 from vlmtune.search.sampler import TrialSearch
 from vlmtune.search.space import Space
-from vlmtune.search.trial import EVALUATION, POINT, point, run_trial
+from vlmtune.search.trial import POINT, point, run_trial
+from vlmtune.training.report import EVALUATION
 
 TRIAL_CPUS = 0.01  # a trial's driver only waits for its workers; a whole CPU each would leave none for them
 MOST_EVALUATIONS = 10**6  # no run has more: what ASHA calls max_t, at which it would stop a trial, is never reached

@@ -13,6 +13,19 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
+EVALUATION = "evaluation"  # in a report: which of the evaluations it is that a whole run makes
+
+
+def evaluation(metrics: dict[str, Any], eval_steps: float | None) -> int:
+    """The number of a report among the evaluations of a whole run, from 1: trials at the same number have done the same share of theirs.
+
+    Tune counts reports instead, and counts anew where an interrupted trial goes on. `eval_steps`: None where every epoch is evaluated.
+    """
+    if eval_steps is None:
+        return max(1, round(float(metrics["epoch"])))
+    done: float = metrics["step"] / eval_steps
+    return max(1, int((done if eval_steps >= 1 else done / metrics["max_steps"]) + 1e-9))
+
 
 class Meter:
     """Counts rows, tokens and seconds of training, and the share of them spent waiting for data."""
