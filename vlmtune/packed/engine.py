@@ -1,7 +1,7 @@
 """Many trials train over one frozen base: between two passes trials join and leave, and each goes its own way through its own rows.
 
-A round gives every trial one micro-batch. Their rows go through the base together, as `passes.cut_passes` joins them; each trial then updates
-its adapter when its own step is complete, and is evaluated when its own schedule says so.
+A round gives every trial one micro-batch. Their rows go through the base together, as `passes.cut_passes` joins them; each trial then
+updates its adapter when its own step is complete, and is evaluated when its own schedule says so.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Engine:
 
     Args:
         values: settings that all trials share.
-        trials: about how many will train at once, for the plan of memory.
+        trials: about how many will train at once, and `rank`: the highest rank among them, for the plan of memory.
         deliver: takes a trial's reports by its id, in order, from another thread.
 
     Raises:
@@ -65,12 +65,13 @@ class Engine:
         store: Store,
         *,
         trials: int,
+        rank: int,
         deliver: Callable[[str, Report], None],
         note: Callable[[str], None],
     ) -> None:
         settings = Settings.from_dict(values)
         self.store, self.deliver, self.metric = store, deliver, settings.search.metric
-        self.model = packed_model(settings, store, trials, note)
+        self.model = packed_model(settings, store, trials, rank, note)
         self.operations = operations(self.model.base.get_decoder())
         name, revision, remote = settings.model.base_model, settings.model.model_revision, settings.get("trust_remote_code")
         self.empty = outline(read_config(name, revision=revision, trust_remote_code=remote), trust_remote_code=remote)

@@ -20,6 +20,7 @@ from vlmtune.training.setup import frozen_base, layer_by_layer, plan_step, recor
 
 # Tokens of a pass that keep the device busy; more cost memory and bring little.
 GOOD_TOKENS = {"cuda": 10240, "cpu": 2048}
+FEWEST_TRIALS, MOST_TRIALS = 4, 16  # at once in an engine, where nobody says otherwise
 
 
 def not_packable(settings: Settings) -> str | None:
@@ -43,8 +44,8 @@ def not_packable(settings: Settings) -> str | None:
     return next((reason for reason, there in reasons.items() if there), None)
 
 
-def packed_model(settings: Settings, store: Store, trials: int, note: Callable[[str], None]) -> PackedModel:
-    """The base of the settings on this process's device, for about `trials` trials at once.
+def packed_model(settings: Settings, store: Store, trials: int, rank: int, note: Callable[[str], None]) -> PackedModel:
+    """The base of the settings on this process's device, for about `trials` trials at once of at most `rank`.
 
     Raises:
         DoesNotFitError: not even one row at a time would fit in the GPU's memory.
@@ -55,7 +56,8 @@ def packed_model(settings: Settings, store: Store, trials: int, note: Callable[[
     longest = bucket_length(_longest(settings, store, kept))
     batch = settings.get("per_device_train_batch_size")
     rows = min(ROWS[-1], max(1, min(trials * batch, GOOD_TOKENS[device.type] // longest)))
-    plan = plan_step(settings, store, kept, 1, note, runs=settings.search.num_samples, packed=trials, batch=rows, length=longest)
+    load = {"packed": trials, "rank": rank, "batch": rows, "length": longest}
+    plan = plan_step(settings, store, kept, 1, note, runs=settings.search.num_samples, **load)
     base = frozen_base(settings, device, plan)
     without_vision_gradient(base)
     if plan.checkpointing:
@@ -67,6 +69,13 @@ def packed_model(settings: Settings, store: Store, trials: int, note: Callable[[
     if not gpu:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     return model
+
+
+def trials_at_once(settings: Settings, store: Store, device: str) -> int:
+    """How many trials keep an engine on "cuda" or "cpu" busy; more would only begin before the search has learnt from the others."""
+    longest = bucket_length(_longest(settings, store, fitting_rows(store, settings.get("max_length"), "skip")))
+    filling: int = -(-GOOD_TOKENS[device] // (longest * settings.get("per_device_train_batch_size")))
+    return min(max(filling, FEWEST_TRIALS), MOST_TRIALS)
 
 
 def _longest(settings: Settings, store: Store, kept: np.ndarray) -> int:

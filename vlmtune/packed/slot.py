@@ -97,9 +97,14 @@ class Slot:
         # Event files are appended to, which no object store can.
         self.local_runs = tempfile.mkdtemp(prefix="runs-") if runs_dir is not None and "://" in runs_dir else runs_dir
         self.meter = Meter(self.local_runs, progress)
-        self.start = Path(checkpoint) if checkpoint is not None else None
-        if self.start is not None:
-            self.state = TrainerState.load_from_json(str(self.start / STATE))
+        self.first: dict[str, tuple[Tensor, Tensor]] | None = None
+        self.resumed: dict[str, Any] | None = None
+        if checkpoint is not None:
+            self.state = TrainerState.load_from_json(f"{checkpoint}/{STATE}")
+            self.resumed = torch.load(f"{checkpoint}/{OPTIMIZER}", weights_only=True)
+            tensors = load_file(f"{checkpoint}/{ADAPTER}")
+            halves = [[tensors[f"{PREFIX}{name}.lora_{half}.weight"] for half in "AB"] for name in self.names]
+            self.first = {name: (a, b) for name, (a, b) in zip(self.names, halves, strict=True)}
         self.steps = self._steps(self.state.global_step)
         self.next: list[MicroBatch] = next(self.steps, [])  # of the step under way
         self.coming: list[MicroBatch] = next(self.steps, [])  # of the one after it
@@ -122,13 +127,11 @@ class Slot:
 
         flat = moved(old.flat) if old is not None else layout.pack(self._first_adapter(), device)
         self.layout, self.optimizer = layout, AdapterOptimizer(flat, layout.always, self.args, self.state.max_steps)
-        state = None
+        state = self.resumed
         if old is not None:
             state = old.state_dict()
             self.optimizer.gradient.copy_(moved(old.gradient))
-        elif self.start is not None:
-            state = torch.load(self.start / OPTIMIZER, weights_only=True)
-        if state is not None:
+        if state is not None:  # not a new trial
             self.optimizer.load_state_dict({**state, "flat": {name: moved(average) for name, average in state["flat"].items()}})
 
     def adapter(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -137,17 +140,9 @@ class Slot:
         return self.layout.unpack(self.optimizer.flat, self.names, self.rank)
 
     def _first_adapter(self) -> dict[str, tuple[Tensor, Tensor]]:
-        if self.start is not None:
-            tensors = load_file(self.start / ADAPTER)
-            return {
-                target.name: tuple(tensors[f"{PREFIX}{target.name}.lora_{half}.weight"] for half in "AB")  # type: ignore[misc]
-                for target in self.targets
-            }
-        return {
-            target.name: (
-                initial_a(target.name, self.rank, target.in_features, seed=self.args.seed),
-                torch.zeros(target.out_features, self.rank),
-            )
+        seed, rank = self.args.seed, self.rank
+        return self.first or {
+            target.name: (initial_a(target.name, rank, target.in_features, seed=seed), torch.zeros(target.out_features, rank))
             for target in self.targets
         }
 

@@ -20,6 +20,7 @@ from vlmtune.errors import ConfigError
 from vlmtune.flags import nearest
 from vlmtune.search import results
 from vlmtune.search.refit import refit
+from vlmtune.search.runner import make_runner
 from vlmtune.search.space import Space
 from vlmtune.search.trial import point
 from vlmtune.search.tuner import run_search
@@ -59,10 +60,14 @@ def search_adapter(settings: Settings) -> str:
     else:
         check_same_data(folder, store, "search.yaml")
     announce(settings, space, cluster)
+    runner = make_runner(settings, space, store, folder, cluster)
+    say(f"Trials    {runner.text}")
+    for note in runner.notes:
+        say(note)
     shown = ShowTrials(space.names, settings.search.metric, settings.search.mode)
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # with Tune's own, Ctrl-C looks like the end of a search
     try:
-        grid = run_search(settings, space, store, folder, cluster, shown, resume=resumed is not None)
+        grid = run_search(settings, space, store, folder, shown, runner, resume=resumed is not None)
     except KeyboardInterrupt:
         print(f"Interrupted. To go on: python ray_jobs/tune.py --resume {folder}", file=sys.stderr)
         sys.exit(INTERRUPTED)
