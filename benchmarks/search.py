@@ -1,14 +1,14 @@
 """How fast is a search over packed trials, against trials of the plain stack one by one and against isolated trials side by side?
 
-    python benchmarks/search.py FOLDER packed --batch 1 --trials 16 [--set quantization=fp8] [--json FILE]
+    python benchmarks/search.py FOLDER packed --cases 16x1 4x8 [--set quantization=fp8] [--json FILE]
     python benchmarks/search.py FOLDER plain --batch 1
     python benchmarks/search.py FOLDER beside --batch 1 --trials 4
     python benchmarks/search.py FOLDER equal --batch 1 --trials 4
     python benchmarks/search.py table FILE [FILE ...]
 
-FOLDER holds a model of true size (`benchmarks/full_size.py`). `packed` trains so many trials in one engine, on random pictures with text, 640
-tokens a row (`--text` for 128 tokens without a picture). `plain` is one TRL run with gradient checkpointing, as people copy it; `beside`
-as many of vlmtune's isolated training loops at once on the same GPU. Printed is the time a row without start-up, and start-up beside it.
+FOLDER holds a model of true size (`benchmarks/full_size.py`). `packed` trains so many trials in one engine, on random pictures with text,
+640 tokens a row (`--text` for 128 tokens without a picture). `plain` is one TRL run with gradient checkpointing, as people copy it;
+`beside` as many of vlmtune's isolated training loops at once on the same GPU. Printed is the time a row, start-up left out.
 `equal` compares packed adapters with those of isolated runs, and two isolated runs whose kernels differ with each other. `table` joins
 results of several calls.
 """
@@ -75,37 +75,49 @@ def options(folder: str, args: argparse.Namespace, **more: Any) -> dict[str, Any
     ).to_dict()  # fmt: skip
 
 
-def packed(folder: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Rounds of an engine with `--trials` trials that all train."""
+def packed(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rounds of an engine in which so many trials train, for each of the `--cases` one after another."""
     from vlmtune.packed.engine import Engine
 
+    cases = [tuple(map(int, case.split("x"))) for case in args.cases] or [(args.trials, args.batch)]
+    most, largest = max(trials for trials, _ in cases), max(batch for _, batch in cases)
+    found = []
     with tempfile.TemporaryDirectory() as work:
         store = prepared_rows(folder, Path(work), text=args.text)
         notes: list[str] = []
         started = time.perf_counter()
-        engine = Engine(
-            options(folder, args, num_samples=args.trials), store, trials=args.trials, rank=16, deliver=lambda *_: None, note=notes.append
-        )
+        shared = options(folder, args, num_samples=most, per_device_train_batch_size=largest)
+        engine = Engine(shared, store, trials=most, rank=16, deliver=lambda *_: None, note=notes.append)
         loaded = time.perf_counter()
-        for number in range(args.trials):
-            values = options(folder, args, learning_rate=1e-5 * (number + 1))
-            engine.join(engine.slot(f"t{number}", values, runs_dir=None, checkpoint=None), f"{work}/t{number}")
+        for trials, batch in cases:
+            found.append({"trials": trials, "batch": batch, **rounds(engine, folder, args, trials, batch)})
+            found[-1] |= {"load_s": loaded - started, "notes": notes}
+    return found
+
+
+def rounds(engine: Any, folder: str, args: argparse.Namespace, trials: int, batch: int) -> dict[str, Any]:
+    """Time `--rounds` rounds of trials that join for them."""
+    started = time.perf_counter()
+    for number in range(trials):
+        values = options(folder, args, learning_rate=1e-5 * (number + 1), per_device_train_batch_size=batch)
+        engine.join(engine.slot(f"t{number}", values, runs_dir=None, checkpoint=None), "")
+    _synchronize()
+    times = [time.perf_counter()]
+    for _ in range(args.rounds - 1):  # the last one would evaluate
+        engine.round()
         _synchronize()
-        joined = time.perf_counter()
-        times = []
-        for _ in range(args.rounds - 1):  # the last one would evaluate
-            engine.round()
-            _synchronize()
-            times.append(time.perf_counter())
-    seconds = np.diff([joined, *times])
-    rows = args.trials * args.batch
+        times.append(time.perf_counter())
+    for number in range(trials):
+        engine.leave(f"t{number}")
+    seconds = np.diff(times)
+    rows = trials * batch
     tokens = rows * (128 if args.text else 640)
     middle = statistics.median(seconds[WARM_UP:])
     return {
         "ms_a_row": middle / rows * 1e3, "low": min(seconds[WARM_UP:]) / rows * 1e3, "high": max(seconds[WARM_UP:]) / rows * 1e3,
-        "load_s": loaded - started, "join_s": (joined - loaded) / args.trials, "first_rounds_s": sum(seconds[:WARM_UP]),
-        "peak_gb": torch.cuda.max_memory_allocated() / 2**30, "share_of_matmul": tokens / middle * engine.operations / matmul_rate(),
-        "notes": notes,
+        "join_s": (times[0] - started) / trials, "first_rounds_s": list(seconds[:WARM_UP]),
+        "peak_gb": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0,
+        "share_of_matmul": tokens / middle * engine.operations / matmul_rate() if torch.cuda.is_available() else 0.0,
     }  # fmt: skip
 
 
@@ -221,6 +233,7 @@ def main() -> None:
     parser.add_argument("mode", nargs="+")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--cases", nargs="*", default=[], metavar="TRIALSxBATCH", help="of packed, one after another in one engine")
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--text", action="store_true")
     parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE")
@@ -231,11 +244,12 @@ def main() -> None:
         return
     mode = args.mode[0]
     found = {"packed": packed, "plain": plain, "beside": beside, "equal": equal}[mode](args.folder, args)
-    row = {"mode": mode, "batch": args.batch, "trials": args.trials, "text": args.text, "set": args.set, **found}
-    print(json.dumps(row), flush=True)
-    if args.json:
-        with Path(args.json).open("a") as file:
-            file.write(json.dumps(row) + "\n")
+    for one in found if isinstance(found, list) else [found]:
+        row = json.dumps({"mode": mode, "batch": args.batch, "trials": args.trials, "text": args.text, "set": args.set, **one})
+        print(row, flush=True)
+        if args.json:
+            with Path(args.json).open("a") as file:
+                file.write(row + "\n")
 
 
 if __name__ == "__main__":

@@ -145,7 +145,8 @@ def dropped(x: Tensor, key: Tensor, number: Tensor, threshold: Tensor, boost: Te
     other neighbours. Args: `key`, `threshold` int32 [B, 1, 1], the latter rate * 2**31; `boost` 1 / (1 - rate); `number` of the layer.
     """
     place = torch.arange(x.shape[1] * x.shape[2], dtype=torch.int32, device=x.device).view(1, x.shape[1], x.shape[2])
-    mixed = _mixed((place * -1640531535) ^ _mixed(key ^ _mixed(number + 1)))
+    # No product with `place` itself: compiled, it would become part of an index, and not wrap.
+    mixed = _mixed(place ^ _mixed(key ^ _mixed(number ^ 0x2545F491)))
     return torch.where((mixed & 0x7FFFFFFF) >= threshold, x * boost, 0.0)
 
 
