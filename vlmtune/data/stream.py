@@ -59,8 +59,8 @@ def stream_batches(
 
     items = [{"rows": list(batch.rows), "filler": batch.filler} for batch in batches]
     blocks = -(-len(items) // BATCHES_PER_TASK)
-    dataset = ray.data.from_items(items, override_num_blocks=blocks)
-    dataset = dataset.map(load, num_cpus=READ_CPUS, compute=ray.data.TaskPoolStrategy(size=READERS))
+    given = ray.data.from_items(items, override_num_blocks=blocks)
+    dataset = given.map(load, num_cpus=READ_CPUS, compute=ray.data.TaskPoolStrategy(size=READERS))
     with plain_task_errors():
         for part in dataset.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=AHEAD):
             yield load_tensors(bytes(part["batch"][0]))
