@@ -19,7 +19,7 @@ from vlmtune.data.tokenize import shorten
 Batch = dict[str, torch.Tensor]
 
 BATCHES_PER_TASK = 8
-# A process that reads costs 0.5 GB. Without a bound one is started for every READ_CPUS of the machine, the more the longer an epoch lasts.
+# A process that reads takes 0.5 GB; without a bound there is one for every READ_CPUS of the machine.
 READERS = 2
 AHEAD = 4  # micro-batches kept ready in the trainer's process
 
