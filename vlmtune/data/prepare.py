@@ -22,7 +22,6 @@ import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
-from vlmtune.cluster import READ_CPUS
 from vlmtune.config import Settings
 from vlmtune.data.collate import Pixels, probe
 from vlmtune.data.facts import FACTS, facts_of, kind_of
@@ -39,7 +38,8 @@ ROWS_PER_SHARD = 64  # under a second of work at LLaVA's image size
 # A worker waits up to 0.1 s for its next task, so a task makes several shards, but for the first ones: few rows still reach all workers.
 SHARDS_PER_TASK = 8
 SMALL_TASKS_PER_CPU = 2
-ENCODE_CPUS = 1 - READ_CPUS  # so that the files are read while every CPU encodes
+# The files are read while every CPU encodes, and no more tasks encode than there are CPUs.
+FEED_CPUS, ENCODE_CPUS = 0.1, 0.95
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def make(source: Source, pieces: Sequence[Piece], processor: Any, folder: str, k
     numbers = [{"piece": index} for index in range(len(pieces))]
     dataset = ray.data.from_items(numbers, override_num_blocks=len(pieces))
     dataset.context.target_max_block_size = 1  # byte: each thing that `read` yields goes on at once, as a task of its own
-    encoded = dataset.flat_map(read, num_cpus=READ_CPUS).flat_map(encode, num_cpus=ENCODE_CPUS)
+    encoded = dataset.flat_map(read, num_cpus=FEED_CPUS).flat_map(encode, num_cpus=ENCODE_CPUS)
     with plain_task_errors():
         lines = [line for row in encoded.iter_rows() for line in json.loads(row["lines"])]
     _finish(source, sorted(lines, key=lambda line: (line["piece"], line["number"])), processor, pixels, folder, key)

@@ -146,10 +146,9 @@ class Engine:
     def _share_time(self, rows: dict[Slot, list[Row]], seconds: float, waited: float) -> None:
         """Charge every trial for its share of a round, by tokens, so that the seconds of all trials add up to the device's."""
         tokens = {slot: sum(bucket_length(len(row.example.input_ids)) for row in mine) for slot, mine in rows.items()}
-        for slot in self.slots.values():
-            share = tokens.get(slot, 0) / sum(tokens.values())
-            slot.meter.pause(seconds * (1 - share))
-            slot.meter.waited += waited * share
+        for slot, count in tokens.items():
+            slot.charged += seconds * count / sum(tokens.values())
+            slot.meter.waited += waited * count / sum(tokens.values())
 
     def _read_logs(self) -> None:
         """Log what the round before has left; a trial whose numbers are none any more ends here, alone."""
@@ -183,8 +182,6 @@ class Engine:
         for slot in slots:
             loss, labelled = total[slot].tolist()
             self._report(slot, {"eval_loss": loss / labelled, "eval_seconds": seconds / len(slots)})
-        for slot in self.slots.values():
-            slot.meter.pause(time.monotonic() - started)
 
     def _report(self, slot: Slot, metrics: dict[str, float]) -> None:
         """Report a trial's evaluation once its checkpoint is whole, which is written while the next rounds run."""

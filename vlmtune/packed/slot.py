@@ -96,7 +96,8 @@ class Slot:
         self.runs_dir = runs_dir
         # Event files are appended to, which no object store can.
         self.local_runs = tempfile.mkdtemp(prefix="runs-") if runs_dir is not None and "://" in runs_dir else runs_dir
-        self.meter = Meter(self.local_runs, progress)
+        self.charged = 0.0  # seconds of the device that were this trial's
+        self.meter = Meter(self.local_runs, progress, lambda: self.charged)
         self.first: dict[str, tuple[Tensor, Tensor]] | None = None
         self.resumed: dict[str, Any] | None = None
         if checkpoint is not None:
