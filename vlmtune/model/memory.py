@@ -251,6 +251,14 @@ def plan_text(plan: Plan, load: Load) -> str:
     return f"{plan.micro_batch}{parts} rows at a time, {held}, {'with' if plan.checkpointing else 'no'} gradient checkpointing"
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch raised an error for want of memory, of its GPU or its machine, or a run did not begin because it would."""
+    import torch
+
+    texts = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # torch has no class of its own for these
+    return isinstance(error, torch.OutOfMemoryError | DoesNotFitError) or any(text in str(error) for text in texts)
+
+
 def size_text(size: float) -> str:
     """Bytes as a person reads them."""
     return f"{size / GB:.1f} GB" if size >= GB / 10 else f"{size / 2**20:.0f} MB"

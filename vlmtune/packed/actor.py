@@ -22,6 +22,7 @@ from vlmtune.packed.engine import Engine, Report
 from vlmtune.packed.slot import Slot
 from vlmtune.packed.trial import UnknownTrialError
 from vlmtune.training.gauges import Gauges
+from vlmtune.training.launch import Progress
 
 AHEAD = 2  # reports that a trial may have unread before it waits: it trains on while the search decides about the last one
 FORGOTTEN_AFTER = 600.0  # seconds in which nobody asked for a waiting trial: its process is gone for good
@@ -61,7 +62,7 @@ class EngineActor:
             there = self.engine.slots.keys() | self.joining.keys() if self.engine is not None else set()
             return trial_id in self.reports, self.trials - len(there - self.leaving)
 
-    def join(self, trial_id: str, values: dict[str, Any], folder: str, runs_dir: str) -> None:
+    def join(self, trial_id: str, values: dict[str, Any], folder: str, runs_dir: str, progress: Progress | None = None) -> None:
         """Take a trial in, from its last checkpoint in `folder` if there is one; one that is here already stays as it is.
 
         Raises:
@@ -77,7 +78,7 @@ class EngineActor:
         if last is None or not ended:
             assert self.engine is not None
             with last_checkpoint(folder) as checkpoint:
-                slot = self.engine.slot(trial_id, values, runs_dir=runs_dir, checkpoint=checkpoint, progress=Gauges(trial_id, 0, None))
+                slot = self.engine.slot(trial_id, values, runs_dir=runs_dir, checkpoint=checkpoint, progress=Gauges(trial_id, 0, progress))
             with self.changed:
                 self.joining.setdefault(trial_id, (slot, folder))
         with self.changed:

@@ -25,6 +25,7 @@ from vlmtune.data.store import Store
 from vlmtune.data.tokenize import Example
 from vlmtune.errors import ConfigError
 from vlmtune.model.base import outline, read_config
+from vlmtune.model.memory import is_out_of_memory
 from vlmtune.model.mllama import pictured_layers
 from vlmtune.packed.checkpoints import save_checkpoint
 from vlmtune.packed.layers import Target
@@ -99,12 +100,19 @@ class Engine:
         return Slot(trial_id, values, self.store, targets, config, runs_dir=runs_dir, checkpoint=checkpoint, **rest)
 
     def join(self, slot: Slot, folder: str) -> None:
-        """Let a trial take part from the next round on; its checkpoints go to `folder`."""
+        """Let a trial take part from the next round on; its checkpoints go to `folder`. One that finds no memory ends as infeasible."""
         slot.meter.operations = self.operations
-        if self.model.fit(slot.targets, slot.rank):
-            for other in self.slots.values():
-                other.lay_out(self.model.layout, self.model.device)
-        slot.lay_out(self.model.layout, self.model.device)
+        try:
+            slot.lay_out(slot.whole, self.model.device)  # what does not even fit alone must not change the others' layout
+            if self.model.fit(slot.targets, slot.rank):
+                for other in self.slots.values():
+                    other.lay_out(self.model.layout, self.model.device)
+            slot.lay_out(self.model.layout, self.model.device)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._end(slot, self._infeasible())
+            return
         self.slots[slot.trial_id], self.folders[slot.trial_id] = slot, folder
 
     def leave(self, trial_id: str) -> None:
@@ -200,7 +208,10 @@ class Engine:
 
     def _end_too_large(self, found: Found) -> None:
         for slot in found.too_large:
-            self._end(slot, {self.metric: math.nan, "infeasible": True, EVALUATION: 0})
+            self._end(slot, self._infeasible())
+
+    def _infeasible(self) -> dict[str, Any]:
+        return {self.metric: math.nan, "infeasible": True, EVALUATION: 0}
 
     def _end(self, slot: Slot, metrics: dict[str, Any]) -> None:
         """Evict a trial with its last report."""

@@ -5,6 +5,7 @@ This process imports neither torch nor transformers: a search starts several of 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,8 +15,11 @@ import ray.exceptions
 from ray import tune
 from ray.actor import ActorHandle
 
+from vlmtune.errors import UserError
+
 WAIT = 20.0  # seconds that one call waits in the engine
 PAUSE = 1.0  # between attempts to reach an engine that is starting again
+FAILED = "failed"  # in a report: why a trial cannot be trained. Raised, Tune would begin it again as one whose process died
 
 
 class UnknownTrialError(Exception):
@@ -37,10 +41,13 @@ class PackedTrial(tune.Trainable):
         """Args: `values` of all trials; `engines` to choose from; `output_dir` of the search."""
         self.shared, self.engines, self.output_dir, self.point_key = values or {}, list(engines), output_dir, point_key
         self.engine: Any = None
+        self.failure: str | None = None
         self._begin(config)
 
     def step(self) -> dict[str, Any]:
         while True:
+            if self.failure is not None:
+                return {FAILED: self.failure, self.values.get("metric", "eval_loss"): math.nan, "done": True}
             try:
                 report = ray.get(self.engine.wait.remote(self.name, self.taken, WAIT))
             except ray.exceptions.ActorUnavailableError:
@@ -65,6 +72,7 @@ class PackedTrial(tune.Trainable):
     def cleanup(self) -> None:
         if self.engine is not None:
             self.engine.leave.remote(self.name)
+            self.engine = None
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """Nothing: the engine keeps the trial's checkpoints, and joining finds them."""
@@ -73,7 +81,7 @@ class PackedTrial(tune.Trainable):
     def load_checkpoint(self, checkpoint: Any) -> None: ...
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self.name = self.trial_id
+        self.name, self.failure = self.trial_id, None
         self.values = {**self.shared, **config.get(self.point_key, config)}
         self._join()
 
@@ -89,3 +97,8 @@ class PackedTrial(tune.Trainable):
                 return
             except ray.exceptions.ActorUnavailableError:
                 time.sleep(PAUSE)
+            except ray.exceptions.RayTaskError as error:
+                if not isinstance(error.cause, UserError):
+                    raise
+                self.failure = str(error.cause)
+                return

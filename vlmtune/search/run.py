@@ -18,6 +18,7 @@ from vlmtune.data.preflight import usable_max_lengths
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError
 from vlmtune.flags import nearest
+from vlmtune.packed.trial import FAILED as TRIAL_FAILED
 from vlmtune.search import results
 from vlmtune.search.refit import refit
 from vlmtune.search.runner import make_runner
@@ -71,6 +72,8 @@ def search_adapter(settings: Settings) -> str:
     except KeyboardInterrupt:
         print(f"Interrupted. To go on: python ray_jobs/tune.py --resume {folder}", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    runner.close()
+    settings = settings.replace(trial_runner=runner.kind)  # what repeats the best trial must do as it did
     return finish(settings, space, store, folder, cluster, results.rows_of(grid))
 
 
@@ -133,7 +136,7 @@ def save_best(best: results.TrialRow, chosen: Settings, store: Store, folder: st
     if chosen.search.refit:
         checkpoint, store = refit(chosen, store, folder, cluster)
         metrics |= {"refit_rows": len(store.rows_of("train"))}
-        runs = f"{folder}/runs/refit"
+        runs = f"{folder}/tune/refit/runs"
     source, inner = filesystem(runs)
     target, out = filesystem(f"{folder}/best/runs")
     target.create_dir(out, recursive=True)
@@ -212,6 +215,8 @@ class ShowTrials(tune.Callback):
             known |= {name: result[name] for name in ("step", "max_steps", self.metric)} | {"seconds": round(result["time_total_s"])}
         if trial.error_file is not None:
             known["error"] = results.reason(Path(trial.error_file).read_text())
+        elif TRIAL_FAILED in result:
+            known["error"] = result[TRIAL_FAILED]
         if self.shown:
             ended = results.state_of(result, failed=trial.error_file is not None).lower()
             self.shown.update(trials.index(trial) + 1, state=state or ended, **known)

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+import ray
 from ray import tune
 
 from vlmtune.cluster import Cluster
@@ -21,12 +22,19 @@ PACKED_FAILURES = 3  # of a trial's process, which begins again where its slot i
 class Runner:
     """What Tune runs as a trial, how many at once, and why so, in a few words."""
 
+    kind: Literal["packed", "isolated"]
     trainable: Any
     at_once: int
     text: str
     notes: tuple[str, ...] = ()
     reuse_processes: bool = False
     max_failures: int = 0
+    engines: tuple[Any, ...] = ()
+
+    def close(self) -> None:
+        """Give back what the trials have held between them."""
+        for engine in self.engines:
+            ray.kill(engine, no_restart=True)
 
 
 def make_runner(settings: Settings, space: Space, store: Store, output_dir: str, cluster: Cluster) -> Runner:
@@ -69,7 +77,7 @@ def isolated(settings: Settings, store: Store, output_dir: str, cluster: Cluster
     )
     at_once = search.max_concurrent_trials or cluster.fitting_trials(most, use_cpu)
     because = f": packed cannot train {reason}" if reason else ""
-    return Runner(trainable, at_once, f"isolated, {at_once} at once, each in workers of its own{because}")
+    return Runner("isolated", trainable, at_once, f"isolated, {at_once} at once, each in workers of its own{because}")
 
 
 def packed(settings: Settings, space: Space, store: Store, output_dir: str, cluster: Cluster) -> Runner:
@@ -90,7 +98,9 @@ def packed(settings: Settings, space: Space, store: Store, output_dir: str, clus
     trainable = tune.with_parameters(PackedTrial, values=settings.to_dict(), engines=engines, output_dir=output_dir, point_key=POINT)
     where = f"on {count} GPU{'s' if count > 1 else ''}" if gpu else "on the CPU"
     text = f"packed, {at_once} at once over one frozen base {where}"
-    return Runner(trainable, at_once, text, tuple(notes), reuse_processes=True, max_failures=PACKED_FAILURES)
+    return Runner(
+        "packed", trainable, at_once, text, tuple(notes), reuse_processes=True, max_failures=PACKED_FAILURES, engines=tuple(engines)
+    )
 
 
 def _corners(settings: Settings, space: Space) -> Iterator[Settings]:

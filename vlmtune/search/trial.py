@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray.exceptions
-import torch
 from ray import tune
 from ray.train import Checkpoint
 from ray.train.v2.api.exceptions import WorkerGroupError
@@ -13,6 +12,7 @@ from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallba
 
 from vlmtune.data.store import Store
 from vlmtune.errors import DoesNotFitError
+from vlmtune.model.memory import is_out_of_memory
 from vlmtune.training.launch import run_on_ray
 from vlmtune.training.report import EVALUATION, evaluation
 
@@ -79,6 +79,4 @@ class ReportUntilLast(TuneReportCallback):
 
 def out_of_memory(error: Exception) -> bool:
     """Whether a worker ended for want of memory, of its GPU or its machine, or did not begin because it would."""
-    texts = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # torch has no class of its own for these
-    kinds = torch.OutOfMemoryError | ray.exceptions.OutOfMemoryError | DoesNotFitError
-    return isinstance(error, kinds) or any(text in str(error) for text in texts)
+    return isinstance(error, ray.exceptions.OutOfMemoryError) or is_out_of_memory(error)
