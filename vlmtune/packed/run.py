@@ -63,7 +63,7 @@ def _in_actor(settings: Settings, store: Store, folder: str, cluster: Cluster, p
             if not joined:
                 ray.get(engine.join.remote(NAME, settings.to_dict(), place, f"{folder}/runs", progress))
                 joined, number = True, 0
-            report: tuple[dict[str, Any], bool] | None = ray.get(engine.wait.remote(NAME, number, WAIT))
+            report: Any = ray.get(engine.wait.remote(NAME, number, WAIT))  # as `EngineActor.wait`
         except ActorUnavailableError:
             joined = False
             continue
