@@ -84,7 +84,12 @@ def test_a_killed_search_leaves_no_process_and_goes_on_with_every_trial_counted_
     assert (rows[0]["learning_rate"], rows[0]["steps"]) == (1e-3, 2)
     assert (folder / "best" / "adapter_model.safetensors").exists()
     heads = ["Data", "Search", "Dashboard", "Best", "Values", "Adapter", "Table", "Curves"]
-    told = [*(f"{head:<9} " for head in heads), "Trials    2 complete$", "$", r"trial   [12]  (running|complete)  +(learning_rate|step) "]
+    told = [
+        *(f"{head:<9} " for head in heads),
+        "Trials    (2 complete$|packed, 1 at once)",
+        "$",
+        r"trial   [12]  (running|complete)  +(learning_rate|step) ",
+    ]
     strange = [line for line in resumed.stdout.splitlines() if not any(re.match(one, line) for one in told)]
     assert strange == [], "nothing is printed that is not for a person"
     assert not re.search("^trial   1  running", resumed.stdout, re.MULTILINE)

@@ -160,15 +160,19 @@ def test_best_loads_with_plain_peft_and_changes_the_answer(found: tuple[Path, st
     assert (adapted - plain).abs().max() > 1e-3
 
 
-@pytest.fixture(scope="module")
-def grid(settings: Settings, runner: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[dict[str, Any]], str]:
+@pytest.fixture(scope="module", params=["packed", pytest.param("isolated", marks=pytest.mark.heavy)])
+def grid(
+    settings: Settings, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str, list[dict[str, Any]], str]:
     """A grid of which one trial trains, one does not fit in memory and two raise, refitted: as above, and what was printed."""
     folder = tmp_path_factory.mktemp("grid") / "out"
     space = {"lora_r": {"grid": [4, ENOUGH]}, "lora_target_modules": {"grid": [["q_proj", "v_proj"], ["no_such_proj"]]}}
     with pytest.MonkeyPatch.context() as patch:
         lines: list[str] = []
         patch.setattr("vlmtune.console.say", lines.append)
-        summary = search_adapter(settings.replace(output_dir=str(folder), search_space=space, refit=True, max_steps=2, trial_runner=runner))
+        summary = search_adapter(
+            settings.replace(output_dir=str(folder), search_space=space, refit=True, max_steps=2, trial_runner=request.param)
+        )
     return folder, summary, pq.read_table(folder / "trials.parquet").to_pylist(), "\n".join(lines)
 
 

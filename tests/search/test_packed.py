@@ -1,0 +1,135 @@
+"""A packed search whose engine and whose trials' processes are killed: every trial ends once, with the adapter that it would have had."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import ray
+from safetensors.torch import load_file
+from training_kit import difference
+
+from vlmtune.cluster import Cluster
+from vlmtune.config import Settings
+from vlmtune.errors import ConfigError
+from vlmtune.packed.run import run_packed
+from vlmtune.search.run import search_adapter
+from vlmtune.search.runner import make_runner, unpackable
+from vlmtune.search.space import Space
+from vlmtune.training.run import train_adapter
+
+pytestmark = pytest.mark.timeout(280)
+
+GRID = {"lora_r": {"grid": [2, 4]}, "learning_rate": {"grid": [1e-3, 5e-3]}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Ray with two CPUs, and a folder of our own for prepared rows."""
+    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        ray.init(num_cpus=2, include_dashboard=True, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def settings(models: Path, mall: Path) -> Settings:
+    return Settings.from_dict(
+        {
+            "data_path": str(mall),
+            "model_name_or_path": str(models / "llava"),
+            "lora_alpha": 8,
+            "lora_dropout": 0.1,
+            "lora_target_modules": ["q_proj", "v_proj"],
+            "max_steps": 8,
+            "eval_steps": 2,
+            "per_device_train_batch_size": 4,
+            "trial_runner": "packed",
+            "max_concurrent_trials": 2,
+            "early_stopping": "none",
+            "search_space": GRID,
+        }
+    )
+
+
+def kill(name: str) -> bool:
+    """Kill a process of this test's Ray by its actor's class; returns whether there was one."""
+    mine = [process for process in psutil.Process().children(recursive=True) if process.name().startswith("ray::")]
+    # Workers are children of Ray's raylet, which Ray starts from this process.
+    for process in mine:
+        if process.is_running() and f"ray::{name}" in " ".join(process.cmdline()):
+            os.kill(process.pid, signal.SIGKILL)
+            return True
+    return False
+
+
+def when(there: Callable[[], bool], act: Callable[[], bool], done: list[bool]) -> None:
+    """Wait for something, up to two minutes, then act until it has worked."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not there():
+        time.sleep(0.05)
+    while time.monotonic() < end and not act():
+        time.sleep(0.05)
+    done.append(time.monotonic() < end)
+
+
+def test_a_killed_engine_and_a_killed_trial_lose_and_repeat_nothing(settings: Settings, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+
+    def checkpoints() -> int:
+        return len(list((folder / "tune" / "train").glob("*/checkpoint-*/report.json")))
+
+    worked: list[bool] = []
+    killers = [
+        threading.Thread(target=when, args=(lambda: checkpoints() >= 1, lambda: kill("EngineActor"), worked)),
+        threading.Thread(target=when, args=(lambda: checkpoints() >= 3, lambda: kill("PackedTrial"), worked)),
+    ]
+    for killer in killers:
+        killer.start()
+    summary = search_adapter(settings.replace(output_dir=str(folder)))
+    for killer in killers:
+        killer.join()
+    assert worked == [True, True]
+    assert "Trials    4 complete" in summary.splitlines()
+    rows = pq.read_table(folder / "trials.parquet").to_pylist()
+    assert len({row["trial_id"] for row in rows}) == 4
+    assert [(row["lora_r"], row["learning_rate"], row["state"], row["steps"]) for row in rows] == [
+        (rank, rate, "COMPLETE", 8) for rank in (2, 4) for rate in (1e-3, 5e-3)
+    ]
+    for row in rows:
+        assert [path.parent.name for path in (folder / "tune" / "train" / row["trial_id"]).glob("*/report.json")] == ["checkpoint-8"]
+    best = Settings.load(folder / "best" / "config.yaml")
+    assert best.search.trial_runner == "packed"
+    train_adapter(best.replace(output_dir=str(tmp_path / "alone"), num_workers="0"), {"packed": run_packed})
+    adapters = [load_file(path / "adapter_model.safetensors") for path in (folder / "best", tmp_path / "alone")]
+    assert difference(*adapters) < 1e-5, "as if nothing had happened, its dropout too"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"num_workers": "2"}, "num_workers 2"),
+        ({"quantization": "int8", "llm_int8": True}, "llm_int8"),
+        ({"search_space": {"optim": {"choice": ["adamw_torch", "adafactor"]}}}, "optim adafactor"),
+    ],
+)
+def test_what_keeps_a_search_from_packing_is_named(settings: Settings, changes: dict[str, Any], reason: str) -> None:
+    asked = settings.replace(**changes)
+    space = Space.parse(asked.search.search_space or {}, asked)
+    assert reason in (unpackable(asked, space) or "")
+    store: Any = None
+    cluster = Cluster(dashboard=None, cpus=2, gpus=0, nodes=1)
+    with pytest.raises(ConfigError, match=f"--trial_runner packed: cannot train .*{reason}"):
+        make_runner(asked, space, store, "out", cluster)
+    chosen = make_runner(asked.replace(trial_runner="auto"), space, store, "out", cluster)
+    assert chosen.kind == "isolated"
+    assert reason in chosen.text
