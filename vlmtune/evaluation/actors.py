@@ -24,7 +24,8 @@ from vlmtune.model.fast import lean_lora
 from vlmtune.model.lora import load_adapter
 
 ADAPTER, BASE = "adapter", "base"
-BATCHES_PER_ACTOR = 4  # starting an actor takes ten seconds
+BATCHES_PER_ACTOR = 4  # at least: starting an actor takes ten seconds
+BLOCK_BYTES = 1 << 16  # what one task hands to the next: rows flow on one by one where they have an image, dozens of texts together
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,12 @@ class Answerer:
 
 
 def run(
-    job: Job, items: Sequence[dict[str, Any]], read: Callable[[dict[str, Any]], Iterator[dict[str, Any]]], cluster: Cluster
+    job: Job,
+    items: Sequence[dict[str, Any]],
+    read: Callable[[dict[str, Any]], Iterator[dict[str, Any]]],
+    cluster: Cluster,
+    *,
+    rows: int | None = None,
 ) -> Iterator[tuple[Any, Any]]:
     """(row, result) of all rows, in their order, as they come.
 
@@ -122,24 +128,28 @@ def run(
         items: what `read` takes, one after the other, in a task each.
         read: gives {"row", "example"} for each row, on a CPU worker: what tells the row, and its `Example`, or None for one that cannot be
             answered, whose result is None; both pickled.
+        rows: how many there are, if that is known.
     """
     settings = Settings.from_dict(job.values)
     quiet_ray_data()
-    gpu = cluster.workers_use_gpu(settings.get("use_cpu"))
-    actors = min(int(cluster.gpus if gpu else cluster.cpus), -(-len(items) // BATCHES_PER_ACTOR))
-    dataset = ray.data.from_items(list(items), override_num_blocks=len(items)).flat_map(read, num_cpus=READ_CPUS)
-    answered = dataset.map_batches(
+    gpu, batch = cluster.workers_use_gpu(settings.get("use_cpu")), settings.get("per_device_eval_batch_size")
+    actors = max(1, int(cluster.gpus if gpu else cluster.cpus))
+    if rows is not None:
+        actors = min(actors, -(-rows // (batch * BATCHES_PER_ACTOR)))
+    dataset = ray.data.from_items(list(items), override_num_blocks=len(items))
+    dataset.context.target_max_block_size = BLOCK_BYTES
+    answered = dataset.flat_map(read, num_cpus=READ_CPUS).map_batches(
         Answerer,
         fn_constructor_args=(replace(job, adapter=None), [ray.put(job.adapter)]),
-        batch_size=settings.get("per_device_eval_batch_size"),
+        batch_size=batch,
         batch_format="numpy",
         num_cpus=WORKER_CPUS,
         num_gpus=1 if gpu else 0,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, actors)),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
     )
     with plain_task_errors():
-        rows = iter(answered.iter_rows())
+        found = iter(answered.iter_rows())
         with without_stderr():  # Ray calls it an error that the pool's actors could not be started anew once this process has ended
-            first = next(rows, None)
-        for row in [] if first is None else chain([first], rows):
+            first = next(found, None)
+        for row in [] if first is None else chain([first], found):
             yield pickle.loads(row["row"]), pickle.loads(row["result"])

@@ -134,7 +134,8 @@ def answered(job: Job, store: Store, rows: Sequence[int] | np.ndarray, cluster: 
             yield {"row": pickle.dumps(row), "example": pickle.dumps(example)}
 
     items = [{"rows": [int(row) for row in rows[start : start + size]]} for start in range(0, len(rows), size)]
-    return [result for _, result in run(job, items, load, cluster)]
+    found = dict(run(job, items, load, cluster, rows=len(rows)))
+    return [found[int(row)] for row in rows]
 
 
 def write_predictions(path: str, store: Store, rows: np.ndarray, results: Sequence[dict[str, Any]], models: Sequence[str]) -> None:

@@ -24,7 +24,6 @@ from vlmtune.console import SECONDS_BETWEEN_LINES, say
 from vlmtune.data.collate import probe
 from vlmtune.data.formats import Piece
 from vlmtune.data.paths import filesystem
-from vlmtune.data.prepare import plain_task_errors
 from vlmtune.data.processor import load_processor
 from vlmtune.data.store import file_states
 from vlmtune.errors import ConfigError
@@ -87,8 +86,8 @@ def predict(argv: Sequence[str], description: str) -> list[str]:
         output.write_text(f"{folder}/predict.yaml", yaml12.dump(identity))
     else:
         say("          going on with what is there")
-    with plain_task_errors():
-        _write_parts(folder, run(job, items, read_piece, cluster), job.models[0])
+    images = sum(len(piece.paths) for piece in pieces if isinstance(piece, ImageList)) or None
+    _write_parts(folder, run(job, items, read_piece, cluster, rows=images), job.models[0])
     rows, errors, path = _join_parts(folder, options.format)
     said = f"; {errors} could not be answered, see their error" if errors else ""
     return [f"Answers   {path}: {rows} rows{said}"]
@@ -159,6 +158,8 @@ def _write_parts(folder: str, results: Iterator[tuple[Asked, Any]], model: str) 
             lines.clear()
 
     for asked, result in results:
+        if last is not None and (asked.piece, asked.number) <= (last.piece, last.number):
+            raise RuntimeError(f"{asked.source} came after {last.source}: a run that goes on would lose rows")
         last, total = asked, total + 1
         lines.append(json.dumps(_line(asked, result, model), ensure_ascii=False) + "\n")
         now = time.monotonic()
