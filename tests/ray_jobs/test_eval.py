@@ -25,7 +25,9 @@ def run(*options: Any) -> list[str]:
     return evaluate([str(option) for option in options], "")
 
 
-def test_the_command_compares_adapter_and_base_on_rows_that_no_search_saw(adapters: dict[str, Path], mall: Path, tmp_path: Path) -> None:
+def test_the_command_compares_adapter_and_base_on_rows_that_no_search_saw(
+    adapters: dict[str, Path], models: Path, mall: Path, tmp_path: Path
+) -> None:
     program = [sys.executable, str(ROOT / "ray_jobs" / "eval.py"), "--adapter", str(adapters["llava"]), "--compare_base"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -34,7 +36,7 @@ def test_the_command_compares_adapter_and_base_on_rows_that_no_search_saw(adapte
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0] == f"Model     {adapters['llava'].parents[1]}".replace(str(adapters["llava"].parents[1]), lines[0][10:])
+    assert lines[0] == f"Model     {models / 'llava'} (nf4) + {adapters['llava']}"
     assert lines[1] == f"Data      {mall}: 6 rows (test)"
     assert [line.split()[0] for line in lines[4 : 4 + len(METRICS)]] == list(METRICS)
     assert lines[3].split() == ["adapter", "base", "difference"]

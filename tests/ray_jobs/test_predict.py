@@ -32,47 +32,35 @@ def lines_of(file: Path) -> list[dict[str, Any]]:
 def test_every_image_is_answered_once_though_the_run_was_ended(
     adapters: dict[str, Path], mall: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = (
-        "--adapter",
-        adapters["llava"],
-        "--data_path",
-        mall / "frames",
-        "--question",
-        "How many?",
-        "--max_new_tokens",
-        3,
-        "--use_cpu",
-    )
-    (tmp_path / "whole").mkdir()
-    (line,) = run(*options, "--output_dir", tmp_path / "whole")
-    assert line == f"Answers   {tmp_path}/whole/predictions.jsonl: 24 rows"
-    whole = lines_of(tmp_path / "whole" / "predictions.jsonl")
-    assert [row["source"] for row in whole] == [str(path) for path in sorted((mall / "frames").iterdir())]
-    assert all(row["question"] == "How many?" and row["reference"] is None and row["error"] is None for row in whole)
-    assert {path.name for path in (tmp_path / "whole").iterdir()} == {"predict.yaml", "predictions.jsonl"}
-
-    # A run that ends after two parts, and after rows that are in no part.
+    options = ("--adapter", adapters["llava"], "--data_path", mall / "frames", "--question", "How many?", "--max_new_tokens", 3)
+    out = tmp_path / "out"
     monkeypatch.setattr(module, "ROWS_PER_PART", 5)
     written = []
 
     def write(path: str, text: str, original: Any = module.output.write_text) -> None:
-        if len(written) == 3:  # predict.yaml and two parts
+        if len(written) == 3:  # predict.yaml and two parts: the run ends with rows that are in no part
             raise KeyboardInterrupt
         written.append(path)
         original(path, text)
 
-    out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(module.output, "write_text", write)
         with pytest.raises(KeyboardInterrupt):
             run(*options, "--output_dir", out)
-    assert sorted(path.name for path in (out / "parts").iterdir()) == ["000000-000000000004.jsonl", "000000-000000000009.jsonl"]
+    parts = [out / "parts" / name for name in ("000000-000000000004.jsonl", "000000-000000000009.jsonl")]
+    assert sorted((out / "parts").iterdir()) == parts
+    before = [line for part in parts for line in lines_of(part)]
     with pytest.raises(ConfigError, match=rf"--output_dir {out}: holds predictions that were begun with another question; choose"):
         run(*options, "--output_dir", out, "--question", "Who?")
+
     capsys.readouterr()
-    run(*options, "--output_dir", out)
+    assert run(*options, "--output_dir", out) == [f"Answers   {out}/predictions.jsonl: 24 rows"]
     assert "going on with what is there" in capsys.readouterr().out
-    assert lines_of(out / "predictions.jsonl") == whole
+    rows = lines_of(out / "predictions.jsonl")
+    assert [row["source"] for row in rows] == [str(path) for path in sorted((mall / "frames").iterdir())]
+    assert rows[:10] == before
+    assert all(row["question"] == "How many?" and row["reference"] is None and row["error"] is None for row in rows)
+    assert {path.name for path in out.iterdir()} == {"predict.yaml", "predictions.jsonl"}
     with pytest.raises(ConfigError, match="holds a finished run; choose another folder, or replace it with --overwrite"):
         run(*options, "--output_dir", out)
 
