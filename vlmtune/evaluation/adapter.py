@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 from vlmtune.config import Settings
+from vlmtune.data.paths import absolute
 from vlmtune.errors import ConfigError
 from vlmtune.model.base import check_model, outline
 from vlmtune.model.lora import check_adapter_folder, load_adapter
@@ -21,12 +22,8 @@ def adapter_settings(folder: str, given: dict[str, str]) -> Settings:
         ModelError: the folder holds no LoRA adapter.
         ConfigError: its config.yaml or a given value is wrong, or no base is named.
     """
-    check_adapter_folder(Path(folder))
-    file = Path(folder) / "config.yaml"
-    base = json.loads((Path(folder) / "adapter_config.json").read_bytes()).get("base_model_name_or_path")
-    named = {"model_name_or_path": base} if base else {}
-    settings = Settings.load(file) if file.is_file() else Settings.from_dict(named)
-    if given.keys() & {"data_path"}:  # other data has its own folders and columns
+    settings = _trained_with(folder)
+    if other_data(folder, given):  # it has its own folders and columns
         settings = settings.replace(eval_data_path=None, image_root=None, group_by=None)
     try:
         settings = settings.replace(**given)
@@ -35,6 +32,21 @@ def adapter_settings(folder: str, given: dict[str, str]) -> Settings:
     if settings.model.model_name_or_path is None:
         raise ConfigError(f"{folder}: names no base model; give it with --model_name_or_path")
     return settings
+
+
+def other_data(folder: str, given: dict[str, str]) -> bool:
+    """Whether data is given that is not what the adapter was trained on."""
+    trained = _trained_with(folder).data.data_path
+    return "data_path" in given and (trained is None or absolute(given["data_path"]) != absolute(trained))
+
+
+def _trained_with(folder: str) -> Settings:
+    check_adapter_folder(Path(folder))
+    file = Path(folder) / "config.yaml"
+    if file.is_file():
+        return Settings.load(file)
+    base = json.loads((Path(folder) / "adapter_config.json").read_bytes()).get("base_model_name_or_path")
+    return Settings.from_dict({"model_name_or_path": base} if base else {})
 
 
 def check_fit(settings: Settings, folder: str) -> None:

@@ -20,7 +20,7 @@ from vlmtune.data.prepare import Source, read_examples
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError, DataError
 from vlmtune.evaluation.actors import ADAPTER, BASE, Job, run
-from vlmtune.evaluation.adapter import adapter_files, adapter_settings, check_fit
+from vlmtune.evaluation.adapter import adapter_files, adapter_settings, check_fit, other_data
 from vlmtune.evaluation.generate import Layout
 from vlmtune.evaluation.metrics import METRICS, Estimate, Row, check_metrics, estimates
 from vlmtune.evaluation.options import BASE as BASE_OPTIONS
@@ -40,8 +40,9 @@ def evaluate(argv: Sequence[str], description: str) -> list[str]:
     options, given = read(argv, description, (*BASE_OPTIONS, *DATA, *OWN, *RUN), _add_options)
     names = _metrics(options.metrics)
     settings = adapter_settings(options.adapter, given)
-    split = options.split or ("all" if "data_path" in given else "test")
-    if "data_path" in given and split == "all":
+    other = other_data(options.adapter, given)
+    split = options.split or ("all" if other else "test")
+    if other and split == "all":
         settings = settings.replace(eval_fraction=0, test_fraction=0)  # nothing is held out, so the data may be small
     folder = output.place(settings.get("output_dir"), in_job=in_ray_job())
     output.check_free(folder, overwrite=settings.data.overwrite, kind=output.EVALUATION)
@@ -75,7 +76,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--base_only", "--base-only", action="store_true", help="Evaluate the base model alone, without the adapter.")
     which.add_argument("--compare_base", "--compare-base", action="store_true", help="Evaluate the base model too, on the same rows.")
-    rows = "Rows to evaluate. By default test, those of the adapter's data that no search saw, or all rows of --data_path."
+    rows = "Rows to evaluate. By default test, those of the adapter's data that no search saw, or all rows of other data."
     parser.add_argument("--split", choices=SPLITS, help=rows)
     parser.add_argument("--metrics", metavar="NAMES", help=f"Metrics with commas between them, of {', '.join(METRICS)}. By default all.")
     parser.add_argument("--max_new_tokens", "--max-new-tokens", type=at_least_1, default=NEW_TOKENS, help="Longest answer in tokens.")

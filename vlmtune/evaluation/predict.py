@@ -149,7 +149,7 @@ def _parts(folder: str) -> list[str]:
 
 def _write_parts(folder: str, results: Iterator[tuple[Asked, Any]], model: str) -> None:
     lines: list[str] = []
-    total, began, said = 0, time.monotonic(), time.monotonic()
+    total, began, said = 0, 0.0, 0.0
     last: Asked | None = None
 
     def write() -> None:
@@ -163,6 +163,8 @@ def _write_parts(folder: str, results: Iterator[tuple[Asked, Any]], model: str) 
         last, total = asked, total + 1
         lines.append(json.dumps(_line(asked, result, model), ensure_ascii=False) + "\n")
         now = time.monotonic()
+        if total == 1:  # the models are loaded
+            began = said = now
         if len(lines) >= ROWS_PER_PART or now - began >= SECONDS_PER_PART:
             write()
             began = now
