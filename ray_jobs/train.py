@@ -11,10 +11,11 @@ from vlmtune.errors import plain_user_errors
 def main() -> None:
     quiet()  # before the libraries are imported
     from vlmtune.config import parse
+    from vlmtune.packed.run import run_packed
     from vlmtune.training.run import train_adapter
 
     with plain_user_errors():
-        folder = train_adapter(parse(description=__doc__))
+        folder = train_adapter(parse(description=__doc__), {"packed": run_packed})
         say(f"Adapter   {folder}")
         say(f"Curves    tensorboard --logdir {folder}/runs")
 

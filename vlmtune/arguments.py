@@ -235,8 +235,12 @@ class SearchArguments:
     max_concurrent_trials: int | None = field(
         default=None, metadata=_help("Trials that run at once. By default, as many as the resources allow.")
     )
-    trial_runner: Literal["auto", "isolated"] = field(
-        default="auto", metadata=_help("How a trial runs: isolated gives each its own training workers.")
+    trial_runner: Literal["auto", "isolated", "packed"] = field(
+        default="auto",
+        metadata=_help(
+            "How a trial runs: packed trains many over one frozen base on each GPU, isolated gives each its own training workers. "
+            "By default packed, where every option of the search allows it."
+        ),
     )
     metric: str = field(default="eval_loss", metadata=_help("What the search optimises."))
     mode: Literal["min", "max"] = field(default="min", metadata=_help("Whether a smaller or a larger metric is better."))

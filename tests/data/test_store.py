@@ -81,6 +81,13 @@ def assert_same(found: Example, expected: Example) -> None:
         assert np.array_equal(found.tensors[name], value)
 
 
+def test_rows_that_were_read_are_not_kept(tmp_path: Path) -> None:
+    store = Store(str(write_store(tmp_path / "key.1")))
+    before = pa.total_allocated_bytes()
+    size = sum(value.nbytes for row in store.read(range(ROWS)) for value in row.tensors.values())
+    assert pa.total_allocated_bytes() - before < size / 10
+
+
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(rows=st.lists(st.integers(0, ROWS - 1), max_size=12))
 def test_any_rows_in_any_order(store: Store, rows: list[int]) -> None:

@@ -1,5 +1,6 @@
 """Recorded steps give what the same steps give as they are. Needs a GPU."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def test_replayed_steps_equal_plain_ones(tmp_path: Path, family: str, quantizati
     recorded, base = fast_model(tmp_path, quantization, 0.0)
     failures: list[str] = []
     for part in parts(base):
-        capture(part, [parameter for parameter in part.parameters() if parameter.requires_grad], failures.append)
+        trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
+        capture(part, partial(list, trained), failures.append)
     inputs = batch(tmp_path)
     for _ in range(CALLS_BEFORE + 2):
         for model in (plain, recorded):
@@ -72,7 +74,8 @@ def test_replayed_steps_equal_plain_ones(tmp_path: Path, family: str, quantizati
 def test_dropout_differs_from_step_to_step(tmp_path: Path):
     write_model("llava", tmp_path)
     model, base = fast_model(tmp_path, "none", 0.5)
-    capture(base.get_decoder(), [parameter for parameter in model.parameters() if parameter.requires_grad], pytest.fail)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    capture(base.get_decoder(), lambda: trained, pytest.fail)
     losses = {model(**padded(batch(tmp_path), 0)).loss.item() for _ in range(CALLS_BEFORE + 5)}
     assert len(losses) == CALLS_BEFORE + 5
     assert len(base.get_decoder().forward.graphs) == 1
@@ -85,7 +88,7 @@ def test_a_part_that_cannot_be_recorded_goes_on_as_it_was():
             return x * float(x.sum())  # waits for the GPU
 
     module, failures = Reads().cuda().train(), []
-    capture(module, [], failures.append)
+    capture(module, list, failures.append)
     for _ in range(CALLS_BEFORE + 3):
         assert module(torch.ones(8, device="cuda")).shape == (8,)
     assert len(failures) == 1

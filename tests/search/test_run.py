@@ -21,6 +21,7 @@ from vlmtune.data.cache import USED
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError
 from vlmtune.output import cache_folder
+from vlmtune.packed.run import run_packed
 from vlmtune.search.refit import RefitStore
 from vlmtune.search.run import search_adapter
 from vlmtune.training.run import prepared, train_adapter
@@ -71,8 +72,14 @@ def files_of(folder: str) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
 
 
+@pytest.fixture(scope="module", params=["packed", "isolated"])
+def runner(request: pytest.FixtureRequest) -> str:
+    """Both ways to run a trial: what a search promises does not depend on it."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def found(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[dict[str, Any]]]:
+def found(settings: Settings, runner: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[dict[str, Any]]]:
     """A search of three trials, two at a time: its folder, its summary, its table."""
     folder = tmp_path_factory.mktemp("search") / "out"
     space = {
@@ -86,7 +93,7 @@ def found(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SFTConfig, "__post_init__", refuse)
         patch.setattr(torch.cuda, "_lazy_init", refuse)
-        summary = search_adapter(settings.replace(output_dir=str(folder), num_samples=3, search_space=space))
+        summary = search_adapter(settings.replace(output_dir=str(folder), num_samples=3, search_space=space, trial_runner=runner))
     assert files_of(before) == made, "trials share the rows that were prepared before them"
     assert {entry.name for entry in Path(cache_folder(settings)).iterdir()} == {Path(before).name}
     return folder, summary, pq.read_table(folder / "trials.parquet").to_pylist()
@@ -136,7 +143,7 @@ def test_best_repeats_alone_with_the_same_loss_at_any_length_that_cuts_nothing(
 ) -> None:
     folder, _, rows = found
     settings = Settings.load(folder / "best" / "config.yaml").replace(num_workers="0", output_dir=str(tmp_path / "alone"), max_length=512)
-    train_adapter(settings)
+    train_adapter(settings, {"packed": run_packed})
     alone = json.loads((tmp_path / "alone" / "metrics.json").read_text())["eval_loss"]
     assert alone == pytest.approx(best_row(rows)["eval_loss"], rel=1e-5)
     ours, theirs = (load_file(path / "adapter_model.safetensors") for path in (folder / "best", tmp_path / "alone"))
@@ -155,14 +162,14 @@ def test_best_loads_with_plain_peft_and_changes_the_answer(found: tuple[Path, st
 
 
 @pytest.fixture(scope="module")
-def grid(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[dict[str, Any]], str]:
+def grid(settings: Settings, runner: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[dict[str, Any]], str]:
     """A grid of which one trial trains, one does not fit in memory and two raise, refitted: as above, and what was printed."""
     folder = tmp_path_factory.mktemp("grid") / "out"
     space = {"lora_r": {"grid": [4, ENOUGH]}, "lora_target_modules": {"grid": [["q_proj", "v_proj"], ["no_such_proj"]]}}
     with pytest.MonkeyPatch.context() as patch:
         lines: list[str] = []
         patch.setattr("vlmtune.console.say", lines.append)
-        summary = search_adapter(settings.replace(output_dir=str(folder), search_space=space, refit=True, max_steps=2))
+        summary = search_adapter(settings.replace(output_dir=str(folder), search_space=space, refit=True, max_steps=2, trial_runner=runner))
     return folder, summary, pq.read_table(folder / "trials.parquet").to_pylist(), "\n".join(lines)
 
 
@@ -196,7 +203,7 @@ def test_refit_trains_the_winner_on_evaluation_rows_too_and_keeps_the_numbers_of
     assert metrics["eval_loss"] == rows[0]["eval_loss"]
     assert metrics["refit_rows"] == whole
     assert f"trained once more on the {whole} rows of train and eval" in summary
-    (searched,) = (folder / "tune" / "train" / rows[0]["trial_id"]).glob("checkpoint_*/adapter_model.safetensors")
+    (searched,) = (folder / "tune" / "train" / rows[0]["trial_id"]).glob("checkpoint[_-]*/adapter_model.safetensors")
     before, after = load_file(searched), load_file(folder / "best" / "adapter_model.safetensors")
     assert any(not torch.equal(before[name], after[name]) for name in before)
 

@@ -14,15 +14,17 @@ from optuna.trial import TrialState
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
-from vlmtune.cluster import connect
+from vlmtune.cluster import Cluster, connect
 from vlmtune.config import Settings
 from vlmtune.errors import DoesNotFitError
 from vlmtune.search import results
+from vlmtune.search.runner import isolated
 from vlmtune.search.sampler import TrialSearch
 from vlmtune.search.space import Space
-from vlmtune.search.trial import EVALUATION, evaluation, out_of_memory
-from vlmtune.search.tuner import TRIAL_CPUS, Asha, diverged, make_scheduler, most_workers
+from vlmtune.search.trial import out_of_memory
+from vlmtune.search.tuner import TRIAL_CPUS, Asha, diverged, make_scheduler
 from vlmtune.training.launch import worker_resources
+from vlmtune.training.report import EVALUATION, evaluation
 
 OWN = Settings.from_dict({"learning_rate": 1.0, "lora_r": 8, "reduction_factor": 2})
 SPACE = {"learning_rate": {"uniform": [0.01, 0.5]}, "lora_r": {"choice": [4, 8]}}
@@ -174,9 +176,11 @@ def test_what_counts_as_out_of_memory() -> None:
     assert not out_of_memory(RuntimeError("size of tensor a must match"))
 
 
-@pytest.mark.parametrize(("workers", "most"), [("1", 1), ("4", 4), ("2:8", 8)])
-def test_as_many_trials_run_at_once_as_their_largest_number_of_workers_allows(workers: str, most: int) -> None:
-    assert most_workers(OWN.replace(num_workers=workers)) == most
+@pytest.mark.parametrize(("workers", "at_once"), [("1", 2), ("2", 1), ("1:2", 1)])
+def test_as_many_isolated_trials_run_at_once_as_their_largest_number_of_workers_allows(workers: str, at_once: int) -> None:
+    cluster = Cluster(dashboard=None, cpus=2, gpus=0, nodes=1)
+    store: Any = None
+    assert isolated(OWN.replace(num_workers=workers), store, "out", cluster, None).at_once == at_once
 
 
 def test_a_driver_without_a_gpu_gives_its_workers_one() -> None:

@@ -35,9 +35,11 @@ from vlmtune.data.tokenize import EncodeError, Example, RowEncoder, required_len
 from vlmtune.errors import ConfigError, DataError, UserError
 
 ROWS_PER_SHARD = 64  # under a second of work at LLaVA's image size
-# A worker waits 0.15 s for its next task, so a task makes several shards, but for the first ones: few rows still reach all workers.
-SHARDS_PER_TASK = 4
-SMALL_TASKS = 16
+# A worker waits up to 0.1 s for its next task, so a task makes several shards, but for the first ones: few rows still reach all workers.
+SHARDS_PER_TASK = 8
+SMALL_TASKS_PER_CPU = 2
+# The files are read while every CPU encodes, and no more tasks encode than there are CPUs.
+FEED_CPUS, ENCODE_CPUS = 0.1, 0.95
 
 
 @dataclass(frozen=True)
@@ -171,10 +173,11 @@ def make(source: Source, pieces: Sequence[Piece], processor: Any, folder: str, k
     """Encode every row into `folder` and write index and meta."""
     quiet_ray_data()
     pixels = probe(processor)
+    small_tasks = SMALL_TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1))
 
     def read(item: dict[str, int]) -> Iterator[dict[str, Any]]:
         rows = enumerate(read_piece(pieces[item["piece"]]))
-        for size in chain([ROWS_PER_SHARD] * SMALL_TASKS, repeat(ROWS_PER_SHARD * SHARDS_PER_TASK)):
+        for size in chain([ROWS_PER_SHARD] * small_tasks, repeat(ROWS_PER_SHARD * SHARDS_PER_TASK)):
             if not (some := list(islice(rows, size))):
                 return
             # Bytes, because Arrow would force the ragged messages of different rows into one shape.
@@ -203,9 +206,11 @@ def make(source: Source, pieces: Sequence[Piece], processor: Any, folder: str, k
         return lines
 
     numbers = [{"piece": index} for index in range(len(pieces))]
-    tasks = ray.data.from_items(numbers, override_num_blocks=len(pieces)).flat_map(read).repartition(target_num_rows_per_block=1)
+    dataset = ray.data.from_items(numbers, override_num_blocks=len(pieces))
+    dataset.context.target_max_block_size = 1  # byte: each thing that `read` yields goes on at once, as a task of its own
+    encoded = dataset.flat_map(read, num_cpus=FEED_CPUS).flat_map(encode, num_cpus=ENCODE_CPUS)
     with plain_task_errors():
-        lines = [line for row in tasks.flat_map(encode).iter_rows() for line in json.loads(row["lines"])]
+        lines = [line for row in encoded.iter_rows() for line in json.loads(row["lines"])]
     _finish(source, sorted(lines, key=lambda line: (line["piece"], line["number"])), processor, pixels, folder, key)
 
 

@@ -19,6 +19,8 @@ from vlmtune.data.tokenize import shorten
 Batch = dict[str, torch.Tensor]
 
 BATCHES_PER_TASK = 8
+# A process that reads takes 0.5 GB; without a bound there is one for every READ_CPUS of the machine.
+READERS = 2
 AHEAD = 4  # micro-batches kept ready in the trainer's process
 
 
@@ -57,7 +59,8 @@ def stream_batches(
 
     items = [{"rows": list(batch.rows), "filler": batch.filler} for batch in batches]
     blocks = -(-len(items) // BATCHES_PER_TASK)
-    dataset = ray.data.from_items(items, override_num_blocks=blocks).map(load, num_cpus=READ_CPUS)
+    given = ray.data.from_items(items, override_num_blocks=blocks)
+    dataset = given.map(load, num_cpus=READ_CPUS, compute=ray.data.TaskPoolStrategy(size=READERS))
     with plain_task_errors():
         for part in dataset.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=AHEAD):
             yield load_tensors(bytes(part["batch"][0]))

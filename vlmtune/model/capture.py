@@ -7,7 +7,7 @@ A graph replays recorded kernels on fixed memory, so there is one for each shape
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,30 +19,41 @@ CALLS_BEFORE = 3  # of a shape that run as they are, so that compilers and autot
 MAX_GRAPHS = 16
 
 
-def capture(module: nn.Module, trained: list[nn.Parameter], on_failure: Callable[[str], None]) -> None:
-    """Let calls of `module` in training replay CUDA graphs, in place.
+Trained = Callable[[], Sequence[Tensor]]
+
+
+def capture(module: nn.Module, trained: Trained, on_failure: Callable[[str], None]) -> Callable[[], None]:
+    """Let calls of `module` in training replay CUDA graphs, in place; returns what forgets those that were recorded.
 
     A call may have a backward pass through its first output to `trained`; it must be over before the next call of the same shape.
 
     Args:
-        trained: the parameters in `module` that require gradients; with none, the module runs without gradient.
+        trained: gives the leaves in `module` that a call has gradients for, the same ones for the same shape of the inputs; with none, the
+            module runs without gradient.
         on_failure: told in a line why recording failed; the module then goes on as it was.
     """
-    module.forward = _Replayed(module, trained, on_failure)
+    replayed = _Replayed(module, trained, on_failure)
+    module.forward = replayed
+    return replayed.forget
 
 
 class _Replayed:
-    def __init__(self, module: nn.Module, trained: list[nn.Parameter], on_failure: Callable[[str], None]) -> None:
+    def __init__(self, module: nn.Module, trained: Trained, on_failure: Callable[[str], None]) -> None:
         self.module, self.plain, self.trained, self.on_failure = module, module.forward, trained, on_failure
         self.calls: Counter[Any] = Counter()
         self.graphs: dict[Any, _Graphs] = {}
         self.pool: Any = None
         self.most = MAX_GRAPHS
 
+    def forget(self) -> None:
+        self.graphs.clear()
+        self.calls.clear()
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves, spec = pytree.tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        if not self._can_replay(leaves, tensors):
+        trained = self.trained()
+        if not self._can_replay(leaves, tensors, trained):
             return self.plain(*args, **kwargs)
         key = (str(spec), *((leaf.shape, leaf.dtype, leaf.stride()) if isinstance(leaf, Tensor) else leaf for leaf in leaves))
         self.calls[key] += 1
@@ -62,7 +73,7 @@ class _Replayed:
             generator = torch.cuda.default_generators[tensors[0].device.index]
             state = generator.clone_state()
             try:
-                self.graphs[key] = _Graphs(run, tensors, self.trained, self.pool)
+                self.graphs[key] = _Graphs(run, tensors, trained, self.pool)
             except torch.OutOfMemoryError:  # those that are there stay in use
                 generator.graphsafe_set_state(state)
                 self.most = len(self.graphs)
@@ -75,18 +86,18 @@ class _Replayed:
                 return self.plain(*args, **kwargs)
         return self.graphs[key](tensors)
 
-    def _can_replay(self, leaves: list[Any], tensors: list[Tensor]) -> bool:
+    def _can_replay(self, leaves: list[Any], tensors: list[Tensor], trained: Sequence[Tensor]) -> bool:
         simple = all(isinstance(leaf, Tensor | bool | int | float | str | type(None) | torch.dtype) for leaf in leaves)
-        grad = torch.is_grad_enabled() and bool(self.trained)
+        grad = torch.is_grad_enabled() and bool(trained)
         again = getattr(self.module, "gradient_checkpointing", False)
         on_gpu = all(tensor.is_cuda and not tensor.requires_grad for tensor in tensors)
-        return self.module.training and simple and on_gpu and not again and (grad or not self.trained)
+        return self.module.training and simple and on_gpu and not again and (grad or not trained)
 
 
 class _Graphs:
     """The recorded forward pass for one shape of the inputs and, where there are trained parameters, its backward pass."""
 
-    def __init__(self, run: Callable[[list[Tensor]], Any], tensors: list[Tensor], trained: list[nn.Parameter], pool: Any) -> None:
+    def __init__(self, run: Callable[[list[Tensor]], Any], tensors: list[Tensor], trained: Sequence[Tensor], pool: Any) -> None:
         self.inputs = [tensor.detach().clone() for tensor in tensors]
         self.trained = trained
         side = torch.cuda.Stream()

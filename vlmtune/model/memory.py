@@ -67,6 +67,7 @@ class Load:
         image_tokens: tokens that cross-attention reads, a row.
         dropout: whether LoRA has one: each adapted layer then keeps an input of its own.
         compute_bytes: of a number in the computation's type.
+        packed: adapters that train together, each on rows of its own; 0 where one trains alone.
     """
 
     quantization: Literal["none", "nf4", "int8", "fp8"]
@@ -77,6 +78,7 @@ class Load:
     rank: int
     dropout: bool = True
     compute_bytes: int = 2
+    packed: int = 0
 
 
 @dataclass(frozen=True)
@@ -156,9 +158,12 @@ def estimate(model: Shapes, load: Load, plan: Plan) -> Estimate:
     logits = min(plan.micro_batch * load.labelled, 4096) * min(model.vocabulary, LOSS_TILE) * 4 * 2
     backward = tokens * wide * 3 * model.intermediate
     dequantized = 0 if plan.resident or load.quantization in ("none", "fp8") else 2 * wide * model.largest
+    one = load.rank * model.adapter
+    # Packed rows have a copy of their adapter each, its gradient, and the same once more where the gradients are joined.
+    copies = 3 * wide * one * plan.micro_batch if load.packed else 0
     return Estimate(
         weights=_weight_bytes(model, load, plan),
-        adapters=ADAPTER_BYTES * load.rank * model.adapter,
+        adapters=ADAPTER_BYTES * one * max(load.packed, 1) + copies,
         activations=layers + images,
         temporary=max(logits, backward + dequantized),
     )
@@ -244,6 +249,14 @@ def plan_text(plan: Plan, load: Load) -> str:
     held = "base held in the type it computes in" if plan.resident else f"base {stored}"
     parts = "" if plan.micro_batch >= load.batch else f" of {load.batch}"
     return f"{plan.micro_batch}{parts} rows at a time, {held}, {'with' if plan.checkpointing else 'no'} gradient checkpointing"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch raised an error for want of memory, of its GPU or its machine, or a run did not begin because it would."""
+    import torch
+
+    texts = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # torch has no class of its own for these
+    return isinstance(error, torch.OutOfMemoryError | DoesNotFitError) or any(text in str(error) for text in texts)
 
 
 def size_text(size: float) -> str:

@@ -34,6 +34,16 @@ def _without_blank_pictures(columns: int, module: nn.Module, args: tuple[Tensor,
     return args, {**kwargs, "cross_attention_mask": mask.masked_fill(blank, torch.finfo(mask.dtype).min)}
 
 
+def pictured_layers(model: nn.Module) -> set[str]:
+    """The full names of the modules that only rows with a picture reach."""
+    return {
+        f"{name}.{inner}"
+        for name, module in model.named_modules()
+        if isinstance(module, MllamaCrossAttentionDecoderLayer)
+        for inner, _ in module.named_modules()
+    }
+
+
 def _unchanged_without_picture(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
     """`args[0]` and `output` are `[B, T, D]`; the mask, `[B, 1, T, 1]`, is 0 for tokens that see no picture."""
     sees = kwargs["full_text_row_masked_out_mask"]

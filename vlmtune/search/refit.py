@@ -7,7 +7,8 @@ from vlmtune.config import Settings
 from vlmtune.console import say
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
-from vlmtune.training.launch import run_on_ray
+from vlmtune.packed.run import run_packed
+from vlmtune.training.run import run_isolated
 
 
 class RefitStore(Store):
@@ -28,13 +29,6 @@ def refit(chosen: Settings, store: Store, folder: str, cluster: Cluster) -> tupl
     """
     whole = RefitStore(store.folder)
     say(f"Refit     the best values once more, on {len(whole.rows_of(TRAIN))} rows: train and eval")
-    outcome = run_on_ray(
-        chosen.to_dict(),
-        whole,
-        workers=chosen.data.workers,
-        use_gpu=cluster.workers_use_gpu(chosen.get("use_cpu")),
-        storage_path=f"{folder}/tune/train",
-        name="refit",
-        runs_dir=f"{folder}/runs/refit",
-    )
+    run = run_packed if chosen.search.trial_runner == "packed" else run_isolated
+    outcome = run(chosen, whole, f"{folder}/tune/refit", cluster, lambda _: None)
     return outcome.checkpoint, whole

@@ -12,6 +12,7 @@ from ray import tune
 
 from vlmtune.config import Settings
 from vlmtune.data.paths import filesystem
+from vlmtune.packed.trial import FAILED as TRIAL_FAILED
 from vlmtune.search.trial import point
 
 STATES = COMPLETE, PRUNED, FAILED, INFEASIBLE = "COMPLETE", "PRUNED", "FAILED", "INFEASIBLE"
@@ -42,7 +43,7 @@ class TrialRow:
 def state_of(metrics: dict[str, Any] | None, *, failed: bool) -> str:
     """How a trial ended, from its last report. One that was stopped before its first is PRUNED."""
     metrics = metrics or {}
-    if failed:
+    if failed or TRIAL_FAILED in metrics:
         return FAILED
     if metrics.get("infeasible"):
         return INFEASIBLE
@@ -63,7 +64,8 @@ def rows_of(grid: tune.ResultGrid) -> list[TrialRow]:
         metrics = dict(result.metrics or {})
         trial_id = str(result.path).rstrip("/").rsplit("/", 1)[-1]
         state = state_of(metrics, failed=result.error is not None)
-        rows.append(TrialRow(trial_id, point(result.config or {}), state, metrics, reason(str(result.error)) if result.error else None))
+        error = reason(str(result.error)) if result.error else metrics.get(TRIAL_FAILED)
+        rows.append(TrialRow(trial_id, point(result.config or {}), state, metrics, error))
     return rows
 
 

@@ -19,8 +19,10 @@ from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError
 from vlmtune.flags import nearest
 from vlmtune.output import located
+from vlmtune.packed.trial import FAILED as TRIAL_FAILED
 from vlmtune.search import results
 from vlmtune.search.refit import refit
+from vlmtune.search.runner import make_runner
 from vlmtune.search.space import Space
 from vlmtune.search.trial import point
 from vlmtune.search.tuner import run_search
@@ -60,13 +62,19 @@ def search_adapter(settings: Settings) -> str:
     else:
         check_same_data(folder, store, "search.yaml")
     announce(settings, space, cluster)
+    runner = make_runner(settings, space, store, folder, cluster)
+    say(f"Trials    {runner.text}")
+    for note in runner.notes:
+        say(note)
     shown = ShowTrials(space.names, settings.search.metric, settings.search.mode)
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # with Tune's own, Ctrl-C looks like the end of a search
     try:
-        grid = run_search(settings, space, store, folder, cluster, shown, resume=resumed is not None)
+        grid = run_search(settings, space, store, folder, shown, runner, resume=resumed is not None)
     except KeyboardInterrupt:
         print(f"Interrupted. To go on: python ray_jobs/tune.py --resume {folder}", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    runner.close()
+    settings = settings.replace(trial_runner=runner.kind)  # what repeats the best trial must do as it did
     return finish(settings, space, store, folder, cluster, results.rows_of(grid))
 
 
@@ -129,7 +137,7 @@ def save_best(best: results.TrialRow, chosen: Settings, store: Store, folder: st
     if chosen.search.refit:
         checkpoint, store = refit(chosen, store, folder, cluster)
         metrics |= {"refit_rows": len(store.rows_of("train"))}
-        runs = f"{folder}/runs/refit"
+        runs = f"{folder}/tune/refit/runs"
     source, inner = filesystem(runs)
     target, out = filesystem(f"{folder}/best/runs")
     target.create_dir(out, recursive=True)
@@ -208,6 +216,8 @@ class ShowTrials(tune.Callback):
             known |= {name: result[name] for name in ("step", "max_steps", self.metric)} | {"seconds": round(result["time_total_s"])}
         if trial.error_file is not None:
             known["error"] = results.reason(Path(trial.error_file).read_text())
+        elif TRIAL_FAILED in result:
+            known["error"] = result[TRIAL_FAILED]
         if self.shown:
             ended = results.state_of(result, failed=trial.error_file is not None).lower()
             self.shown.update(trials.index(trial) + 1, state=state or ended, **known)

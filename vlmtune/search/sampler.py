@@ -7,8 +7,9 @@ import optuna
 from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
+from vlmtune.packed.trial import FAILED
 from vlmtune.search.space import Space
-from vlmtune.search.trial import EVALUATION
+from vlmtune.training.report import EVALUATION
 
 CONSTRAINT = "infeasible"  # the name of Optuna's constraint: above 0 for a trial that could not run at all
 
@@ -38,7 +39,7 @@ class TrialSearch(OptunaSearch):
         if trial_id in self._completed_trials:
             return  # it had failed and ran once more when the search was resumed; Optuna keeps its first answer
         if error or not result or EVALUATION not in result:
-            super().on_trial_complete(trial_id, result=None, error=error)
+            super().on_trial_complete(trial_id, result=None, error=error or FAILED in (result or {}))
             return
         trial = self._ot_trials[trial_id]
         infeasible = bool(result.get("infeasible"))

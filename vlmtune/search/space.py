@@ -150,6 +150,10 @@ class Space:
         own = {**self.own, **self.constants}
         return sorted(points, key=lambda point: point != own)
 
+    def corners(self) -> Iterator[dict[str, Any]]:
+        """The option values of trials at the ends of all distributions; of a large space the first of them."""
+        return (self._complete(drawn) for drawn in itertools.islice(self._corners(), _TRIED))
+
     def _corners(self) -> Iterator[dict[str, Any]]:
         """Every combination of the distributions' ends: of all values of a choice or grid, and both bounds of a range."""
         for values in itertools.product(*(one.ends for one in self.distributions.values())):
@@ -181,8 +185,8 @@ class Space:
                     raise ConfigError(
                         f'search_space: {name}: expr "{expression.text}" names {variable}, which is no option{nearest(variable, known)}'
                     )
-        for drawn in itertools.islice(self._corners(), _TRIED):
-            _with(self.settings, self._complete(drawn))
+        for values in self.corners():
+            _with(self.settings, values)
 
 
 @dataclass(frozen=True)

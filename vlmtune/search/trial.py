@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray.exceptions
-import torch
 from ray import tune
 from ray.train import Checkpoint
 from ray.train.v2.api.exceptions import WorkerGroupError
@@ -13,10 +12,11 @@ from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallba
 
 from vlmtune.data.store import Store
 from vlmtune.errors import DoesNotFitError
+from vlmtune.model.memory import is_out_of_memory
 from vlmtune.training.launch import run_on_ray
+from vlmtune.training.report import EVALUATION, evaluation
 
 POINT = "point"  # the key of a grid point in a trial's Tune config
-EVALUATION = "evaluation"  # in a report: which of the evaluations it is that a whole run makes
 
 
 def point(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,19 +77,6 @@ class ReportUntilLast(TuneReportCallback):
             super().after_report(run_context, [{**first, EVALUATION: evaluation(first, self.eval_steps)}], checkpoint)
 
 
-def evaluation(metrics: dict[str, Any], eval_steps: float | None) -> int:
-    """The number of a report among the evaluations of a whole run, from 1: trials at the same number have done the same share of theirs.
-
-    Tune counts reports instead, and counts anew where an interrupted trial goes on.
-    """
-    if eval_steps is None:
-        return max(1, round(float(metrics["epoch"])))
-    done: float = metrics["step"] / eval_steps
-    return max(1, int((done if eval_steps >= 1 else done / metrics["max_steps"]) + 1e-9))
-
-
 def out_of_memory(error: Exception) -> bool:
     """Whether a worker ended for want of memory, of its GPU or its machine, or did not begin because it would."""
-    texts = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # torch has no class of its own for these
-    kinds = torch.OutOfMemoryError | ray.exceptions.OutOfMemoryError | DoesNotFitError
-    return isinstance(error, kinds) or any(text in str(error) for text in texts)
+    return isinstance(error, ray.exceptions.OutOfMemoryError) or is_out_of_memory(error)

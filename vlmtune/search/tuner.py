@@ -8,36 +8,24 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from vlmtune.cluster import Cluster
 from vlmtune.config import Settings
 from vlmtune.data.store import Store
+from vlmtune.search.runner import Runner
 from vlmtune.search.sampler import TrialSearch
 from vlmtune.search.space import Space
-from vlmtune.search.trial import EVALUATION, POINT, point, run_trial
+from vlmtune.search.trial import POINT, point
+from vlmtune.training.report import EVALUATION
 
 TRIAL_CPUS = 0.01  # a trial's driver only waits for its workers; a whole CPU each would leave none for them
 MOST_EVALUATIONS = 10**6  # no run has more: what ASHA calls max_t, at which it would stop a trial, is never reached
 
 
 def run_search(
-    settings: Settings, space: Space, store: Store, output_dir: str, cluster: Cluster, callback: tune.Callback, *, resume: bool
+    settings: Settings, space: Space, store: Store, output_dir: str, callback: tune.Callback, runner: Runner, *, resume: bool
 ) -> tune.ResultGrid:
     """Run the search of `settings` into `output_dir`/tune, or go on with the one that is there, if it had begun."""
     search = settings.search
-    use_cpu = settings.get("use_cpu")
-    trial = tune.with_resources(
-        partial(
-            run_trial,
-            values=settings.to_dict(),
-            store=store,
-            output_dir=output_dir,
-            workers=settings.data.workers,
-            use_gpu=cluster.workers_use_gpu(use_cpu),
-            metric=search.metric,
-            eval_steps=None if settings.get("eval_strategy") == "epoch" else settings.get("eval_steps"),
-        ),
-        {"cpu": TRIAL_CPUS},
-    )
+    trial = tune.with_resources(runner.trainable, {"cpu": TRIAL_CPUS})
     folder = f"{output_dir}/tune"
     if resume and tune.Tuner.can_restore(folder):
         return tune.Tuner.restore(folder, trial, resume_unfinished=True, restart_errored=True).fit()
@@ -47,7 +35,8 @@ def run_search(
         search_alg=None if space.is_grid else TrialSearch(space, metric=search.metric, mode=search.mode, seed=settings.get("seed")),
         scheduler=make_scheduler(settings, space),
         num_samples=1 if space.is_grid else search.num_samples,
-        max_concurrent_trials=search.max_concurrent_trials or cluster.fitting_trials(most_workers(settings), use_cpu),
+        max_concurrent_trials=runner.at_once,
+        reuse_actors=runner.reuse_processes,
         time_budget_s=search.time_budget_s,
         trial_dirname_creator=lambda trial: trial.trial_id,
     )
@@ -56,16 +45,15 @@ def run_search(
         param_space={POINT: tune.grid_search(space.grid())} if space.is_grid else None,
         tune_config=config,
         run_config=tune.RunConfig(
-            name="tune", storage_path=output_dir, verbose=0, callbacks=[callback], stop=partial(diverged, metric=search.metric)
+            name="tune",
+            storage_path=output_dir,
+            verbose=0,
+            callbacks=[callback],
+            stop=partial(diverged, metric=search.metric),
+            failure_config=tune.FailureConfig(max_failures=runner.max_failures),
         ),
     )
     return tuner.fit()
-
-
-def most_workers(settings: Settings) -> int:
-    """The workers that one trial has at most."""
-    workers = settings.data.workers
-    return workers if isinstance(workers, int) else workers[1]
 
 
 def diverged(trial_id: str, result: dict[str, Any], *, metric: str) -> bool:

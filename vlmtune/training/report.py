@@ -13,15 +13,37 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
+EVALUATION = "evaluation"  # in a report: which of the evaluations it is that a whole run makes
+
+
+def evaluation(metrics: dict[str, Any], eval_steps: float | None) -> int:
+    """The number of a report among the evaluations of a whole run, from 1: trials at the same number have done the same share of theirs.
+
+    Tune counts reports instead, and counts anew where an interrupted trial goes on. `eval_steps`: None where every epoch is evaluated.
+    """
+    if eval_steps is None:
+        return max(1, round(float(metrics["epoch"])))
+    done: float = metrics["step"] / eval_steps
+    return max(1, int((done if eval_steps >= 1 else done / metrics["max_steps"]) + 1e-9))
+
 
 class Meter:
-    """Counts rows, tokens and seconds of training, and the share of them spent waiting for data."""
+    """Counts rows, tokens and seconds of training, and the share of them spent waiting for data.
 
-    def __init__(self, runs_dir: str | None, progress: Callable[[dict[str, Any]], None] | None = None) -> None:
+    `clock`: seconds that count; other than the wall's where several runs share a device.
+    """
+
+    def __init__(
+        self,
+        runs_dir: str | None,
+        progress: Callable[[dict[str, Any]], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.clock = clock
         self.operations = 0.0  # floating-point operations a trained token, for MFU; set when the model is there
         self.progress = progress
         self.events = event_file(runs_dir) if runs_dir is not None else None
-        self.started = time.monotonic()
+        self.started = clock()
         self.paused = self.waited = 0.0
         self.rows = self.tokens = 0
         self.last: dict[str, float] = {}
@@ -38,7 +60,7 @@ class Meter:
 
     def count(self, *, rows: int, tokens: int) -> None:
         if self.rows == 0:
-            self.started = time.monotonic() - self.paused  # loading and the first fetch are not training
+            self.started = self.clock() - self.paused  # loading and the first fetch are not training
             self.waited = 0.0
         self.rows += rows
         self.tokens += tokens
@@ -68,7 +90,7 @@ class Meter:
 
     def rates(self) -> dict[str, float]:
         """Seconds of training so far, what was done in them, and what it took; this rank's."""
-        seconds = max(time.monotonic() - self.started - self.paused, 1e-9)
+        seconds = max(self.clock() - self.started - self.paused, 1e-9)
         found = {"seconds": seconds, "rows_per_second": self.rows / seconds, "tokens_per_second": self.tokens / seconds}
         if self.operations and (rate := matrix_rate()):
             found["mfu"] = found["tokens_per_second"] * self.operations / rate

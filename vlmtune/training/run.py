@@ -3,7 +3,7 @@
 import json
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,22 @@ from vlmtune.errors import ConfigError, DataError
 from vlmtune.model.base import check_model, outline
 from vlmtune.model.lora import target_modules
 from vlmtune.output import cache_folder, located
-from vlmtune.training.launch import Outcome, run_in_process, run_on_ray
+from vlmtune.training.launch import Outcome, Progress, run_in_process, run_on_ray
 from vlmtune.training.save import repeatable, save_adapter_folder
 
 # In an output folder, by the name of its settings' file: which prepared rows the checkpoints beside it were trained on.
 DATA_KEYS = {"config.yaml": "checkpoints/data.json", "search.yaml": "tune/data.json"}
 
 
-def train_adapter(settings: Settings) -> str:
+# Trains with settings on prepared rows, into an output folder, on a cluster; hands each logged step on.
+Run = Callable[[Settings, Store, str, Cluster, Progress], Outcome]
+
+
+def train_adapter(settings: Settings, runners: Mapping[str, Run] | None = None) -> str:
     """Train one adapter, or go on with an interrupted run; returns the absolute path or URI of its folder.
+
+    Args:
+        runners: how, by `trial_runner`; where it is not among them, `run_isolated`.
 
     Raises:
         UserError: for whatever is wrong with the settings, the data, the model or the machine, before anything is written.
@@ -50,11 +57,8 @@ def train_adapter(settings: Settings) -> str:
         claim_for(settings, folder, store, "config.yaml")
     else:
         check_same_data(folder, store)
-    printer = StepPrinter()
-    if settings.data.workers == 0:
-        outcome = run_in_process(settings.to_dict(), store, folder, progress=printer)
-    else:
-        outcome = _run_and_watch(settings, store, folder, cluster, printer)
+    run = (runners or {}).get(settings.search.trial_runner, run_isolated)
+    outcome = run(settings, store, folder, cluster, StepPrinter())
     save_adapter_folder(outcome.checkpoint, folder, settings, outcome.metrics, store)
     return folder
 
@@ -140,29 +144,40 @@ def check_same_data(folder: str, store: Store, name: str = "config.yaml") -> Non
         raise DataError(f"--resume {folder}: the data or the model's processor has changed since this run began; start a new run")
 
 
-def _run_and_watch(settings: Settings, store: Store, folder: str, cluster: Cluster, show: Callable[[dict[str, Any]], None]) -> Outcome:
-    """Train on Ray in a thread and show here what the first worker logs."""
+def run_isolated(settings: Settings, store: Store, folder: str, cluster: Cluster, show: Progress) -> Outcome:
+    """TRL's loop, in this process or in Ray Train workers."""
+    if settings.data.workers == 0:
+        return run_in_process(settings.to_dict(), store, folder, progress=show)
+
+    def on_ray(progress: Progress) -> Outcome:
+        return run_on_ray(
+            settings.to_dict(),
+            store,
+            workers=settings.data.workers,
+            use_gpu=cluster.workers_use_gpu(settings.get("use_cpu")),
+            storage_path=f"{folder}/checkpoints",
+            name="train",
+            runs_dir=f"{folder}/runs",
+            progress=progress,
+        )
+
+    return watched(on_ray, show)
+
+
+def watched(run: Callable[[Progress], Outcome], show: Progress) -> Outcome:
+    """Run in a thread, with a progress that may be called in other processes, and show here what it is told."""
     logged = Queue(actor_options={"num_cpus": 0})
     done: queue.Queue[Any] = queue.Queue()
 
-    def run() -> None:
+    def in_thread() -> None:
         try:
-            outcome = run_on_ray(
-                settings.to_dict(),
-                store,
-                workers=settings.data.workers,
-                use_gpu=cluster.workers_use_gpu(settings.get("use_cpu")),
-                storage_path=f"{folder}/checkpoints",
-                name="train",
-                runs_dir=f"{folder}/runs",
-                progress=logged.put,
-            )
+            outcome = run(logged.put)
         except BaseException as error:  # handed to the main thread, which raises it  # noqa: BLE001
             done.put(error)
         else:
             done.put(outcome)
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=in_thread, daemon=True)
     thread.start()
     while thread.is_alive() or not logged.empty():
         try:

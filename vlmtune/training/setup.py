@@ -1,6 +1,7 @@
 """What has to stand before the first step: the plan that fits the GPU, TRL's arguments, and the base with its adapter."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from vlmtune.config import Settings, TrainingArguments
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError
 from vlmtune.model.base import load_base
-from vlmtune.model.capture import LENGTH_MULTIPLE, capture
+from vlmtune.model.capture import LENGTH_MULTIPLE, Trained, capture
 from vlmtune.model.fast import compile_layers, lean_lora, without_autocast, without_padding_mask, without_vision_gradient
 from vlmtune.model.fast import parts as parts_of
 from vlmtune.model.frozen import has_fp8
@@ -20,8 +21,14 @@ from vlmtune.model.offload import Checkpoints
 from vlmtune.training.needs import memory_of
 
 
-def plan_step(settings: Settings, store: Store, kept: np.ndarray, world: int, note: Callable[[str], None]) -> Plan:
+def plan_step(
+    settings: Settings, store: Store, kept: np.ndarray, world: int, note: Callable[[str], None], *, runs: int = 1, **load_of: Any
+) -> Plan:
     """How a step is run, on a GPU by its memory; says so.
+
+    Args:
+        runs: how many runs like this one follow: worth compiling for.
+        load_of: fields of `Load` that differ from what the settings say.
 
     Raises:
         DoesNotFitError: not even one row at a time would fit.
@@ -35,10 +42,11 @@ def plan_step(settings: Settings, store: Store, kept: np.ndarray, world: int, no
     if not gpu:
         return Plan(bool(held), bool(checkpointing), micro_batch or batch, bool(compiled))
     model, load = memory_of(settings, store, kept, multiple=length_multiple(settings.to_dict()))
+    load = replace(load, **load_of)
     if compiled is None:
         steps = settings.get("max_steps")
         rows = steps * batch if steps > 0 else settings.get("num_train_epochs") * len(kept) / world
-        compiled = seconds_of(model, rows * load.length) > WORTH_COMPILING
+        compiled = seconds_of(model, runs * rows * load.length) > WORTH_COMPILING
     free = torch.cuda.mem_get_info()[0]
     plan = choose(
         model, load, free, resident=held, checkpointing=checkpointing, micro_batch=micro_batch, compiled=compiled,
@@ -83,49 +91,74 @@ def training_arguments(settings: Settings, work_dir: str, *, checkpointing: bool
     )
 
 
-def adapted_model(settings: Settings, args: TrainingArguments, plan: Plan, note: Callable[[str], None]) -> Any:
-    """The frozen base of the settings with a new adapter, on this worker's device, ready for fast steps."""
+def frozen_base(settings: Settings, device: torch.device, plan: Plan) -> Any:
+    """The base of the settings on `device`, its vision tower without gradient, its decoder without padding masks."""
     model = settings.model
     base = load_base(
         model.base_model,
         quantization=model.base_quantization,
         dtype=model.dtype,
-        device=args.device,
+        device=device,
         revision=model.model_revision,
         nested_quant=model.use_bnb_nested_quant,
         llm_int8=model.llm_int8,
         resident=plan.resident,
         attn_implementation=model.attn_implementation,
-        trust_remote_code=args.trust_remote_code,
+        trust_remote_code=settings.get("trust_remote_code"),
     )
-    targets = target_modules(base, model.lora_target_modules, lora_vision=model.lora_vision)
+    without_padding_mask(base)
+    return base
+
+
+def adapter_config(settings: Settings, model: Any) -> tuple[list[str], Any]:
+    """The layers of a model, or of its outline, that get adapters, and PEFT's config for them."""
+    options = settings.model
+    targets = target_modules(model, options.lora_target_modules, lora_vision=options.lora_vision)
     config = lora_config(
-        base,
-        r=model.lora_r,
-        alpha=model.lora_alpha,
-        dropout=model.lora_dropout,
+        model,
+        r=options.lora_r,
+        alpha=options.lora_alpha,
+        dropout=options.lora_dropout,
         target_modules=targets,
-        use_rslora=model.use_rslora,
-        use_dora=model.use_dora,
-        modules_to_save=model.lora_modules_to_save,
+        use_rslora=options.use_rslora,
+        use_dora=options.use_dora,
+        modules_to_save=options.lora_modules_to_save,
     )
-    adapted = attach(base, config, seed=args.seed)
+    return targets, config
+
+
+def adapted_model(settings: Settings, args: TrainingArguments, plan: Plan, note: Callable[[str], None]) -> Any:
+    """The frozen base of the settings with a new adapter, on this worker's device, ready for fast steps."""
+    base = frozen_base(settings, args.device, plan)
+    adapted = attach(base, adapter_config(settings, base)[1], seed=args.seed)
     lean_lora(adapted)
     without_vision_gradient(base)
-    without_padding_mask(base)
-    checkpoints = Checkpoints() if plan.offload and plan.checkpointing and not model.lora_vision else None
-    if plan.compiled or checkpoints is not None:
-        compile_layers(base, compiled=plan.compiled, checkpoints=checkpoints)
-        args.activation_offloading = args.activation_offloading and checkpoints is None
+    if layer_by_layer(base, plan, lora_vision=settings.model.lora_vision):
+        args.activation_offloading = False
     if args.device.type == "cuda":
         # A float32 base with bf16 asked for needs autocast. A graph must not be recorded under it: the casts that autocast keeps would be
         # replayed with the adapter's old values.
         plain = without_autocast(adapted) if base.dtype != torch.float32 else not (args.bf16 or args.fp16)
         graphs = plain and settings.get("cuda_graphs") is not False
         if graphs and not args.gradient_checkpointing and not args.activation_offloading:
-            decoder, *beside = parts_of(base)
-            capture(decoder, [parameter for parameter in decoder.parameters() if parameter.requires_grad], note)
-            for part in beside:
-                if not any(parameter.requires_grad for parameter in part.parameters()):  # a gradient may enter through any of its outputs
-                    capture(part, [], note)
+            trained = [parameter for parameter in base.get_decoder().parameters() if parameter.requires_grad]
+            record(base, lambda: trained, note)
     return adapted
+
+
+def layer_by_layer(base: Any, plan: Plan, *, lora_vision: bool = False) -> bool:
+    """Compile the decoder's layers as the plan says; returns whether their checkpoints leave the GPU."""
+    checkpoints = Checkpoints() if plan.offload and plan.checkpointing and not lora_vision else None
+    if plan.compiled or checkpoints is not None:
+        compile_layers(base, compiled=plan.compiled, checkpoints=checkpoints)
+    return checkpoints is not None
+
+
+def record(base: Any, trained: Trained, note: Callable[[str], None]) -> Callable[[], None]:
+    """Let the decoder, and what beside it has nothing to train, replay CUDA graphs; returns what forgets the decoder's."""
+    decoder, *beside = parts_of(base)
+    forget = capture(decoder, trained, note)
+    for part in beside:
+        if not any(parameter.requires_grad for parameter in part.parameters()):  # a gradient may enter through any of its outputs
+            capture(part, list, note)
+    return forget

@@ -1,0 +1,256 @@
+"""How fast is a search over packed trials, against trials of the plain stack one by one and against isolated trials side by side?
+
+    python benchmarks/search.py FOLDER packed --cases 16x1 4x8 [--set quantization=fp8] [--json FILE]
+    python benchmarks/search.py FOLDER plain --batch 1
+    python benchmarks/search.py FOLDER beside --batch 1 --trials 4
+    python benchmarks/search.py FOLDER equal --batch 1 --trials 4
+    python benchmarks/search.py table FILE [FILE ...]
+
+FOLDER holds a model of true size (`benchmarks/full_size.py`). `packed` trains so many trials in one engine, on random pictures with text,
+640 tokens a row (`--text` for 128 tokens without a picture). `plain` is one TRL run with gradient checkpointing, as people copy it;
+`beside` as many of vlmtune's isolated training loops at once on the same GPU. Printed is the time a row, start-up left out.
+`equal` compares packed adapters with those of isolated runs, and two isolated runs whose kernels differ with each other. `table` joins
+results of several calls.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from train_step import CASES, _synchronize, measure
+
+WARM_UP = 6  # rounds: three as they are, one recorded, and their neighbours
+ROWS = 100
+
+
+def write_rows(folder: Path, *, text: bool) -> Path:
+    """`ROWS` rows and 4 to evaluate on, longer than they will be cut to, with a random picture each unless `text`."""
+    from PIL import Image
+
+    random = np.random.RandomState(0)
+    words = ["steel", "beam", "column", "slab", "of", "the", "wall", "and", "a", "floor", "in", "concrete"]
+    lines = []
+    for row in range(ROWS + 8):
+        prompt, answer = (" ".join(random.choice(words, count)) for count in (900, 40))
+        line = {"instruction": prompt, "output": answer}
+        if not text:
+            Image.fromarray(random.randint(0, 255, (480, 640, 3), dtype=np.uint8)).save(folder / f"{row}.jpg", quality=80)
+            line["image"] = f"{row}.jpg"
+        lines.append(json.dumps(line))
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    return folder / "rows.jsonl"
+
+
+def prepared_rows(folder: str, work: Path, *, text: bool) -> Any:
+    import ray
+
+    from vlmtune.cluster import connect
+    from vlmtune.data.cache import prepare
+    from vlmtune.data.prepare import Source
+
+    connect()
+    store = prepare(Source(str(write_rows(work, text=text)), folder, eval_fraction=0.04, test_fraction=0.03), str(work / "cache"))
+    ray.shutdown()
+    return store
+
+
+def options(folder: str, args: argparse.Namespace, **more: Any) -> dict[str, Any]:
+    from vlmtune.config import Settings
+
+    given = dict(option.split("=", 1) for option in args.set)
+    return Settings.from_dict(
+        {
+            "model_name_or_path": folder, "data_path": "rows", "quantization": "nf4", "per_device_train_batch_size": args.batch,
+            "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "max_length": 128 if args.text else 640, "learning_rate": 1e-4,
+            "eval_strategy": "no", "max_steps": args.rounds, **given, **more,
+        }
+    ).to_dict()  # fmt: skip
+
+
+def packed(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rounds of an engine in which so many trials train, for each of the `--cases` one after another."""
+    from vlmtune.packed.engine import Engine
+
+    cases = [tuple(map(int, case.split("x"))) for case in args.cases] or [(args.trials, args.batch)]
+    most, largest = max(trials for trials, _ in cases), max(batch for _, batch in cases)
+    found = []
+    with tempfile.TemporaryDirectory() as work:
+        store = prepared_rows(folder, Path(work), text=args.text)
+        notes: list[str] = []
+        started = time.perf_counter()
+        shared = options(folder, args, num_samples=most, per_device_train_batch_size=largest)
+        engine = Engine(shared, store, trials=most, rank=16, deliver=lambda *_: None, note=notes.append)
+        loaded = time.perf_counter()
+        for trials, batch in cases:
+            found.append({"trials": trials, "batch": batch, **rounds(engine, folder, args, trials, batch)})
+            found[-1] |= {"load_s": loaded - started, "notes": notes}
+    return found
+
+
+def rounds(engine: Any, folder: str, args: argparse.Namespace, trials: int, batch: int) -> dict[str, Any]:
+    """Time `--rounds` rounds of trials that join for them."""
+    started = time.perf_counter()
+    for number in range(trials):
+        values = options(folder, args, learning_rate=1e-5 * (number + 1), per_device_train_batch_size=batch)
+        engine.join(engine.slot(f"t{number}", values, runs_dir=None, checkpoint=None), "")
+    _synchronize()
+    times = [time.perf_counter()]
+    for _ in range(args.rounds - 1):  # the last one would evaluate
+        engine.round()
+        _synchronize()
+        times.append(time.perf_counter())
+    for number in range(trials):
+        engine.leave(f"t{number}")
+    seconds = np.diff(times)
+    rows = trials * batch
+    tokens = rows * (128 if args.text else 640)
+    middle = statistics.median(seconds[WARM_UP:])
+    return {
+        "ms_a_row": middle / rows * 1e3, "low": min(seconds[WARM_UP:]) / rows * 1e3, "high": max(seconds[WARM_UP:]) / rows * 1e3,
+        "join_s": (times[0] - started) / trials, "first_rounds_s": list(seconds[:WARM_UP]),
+        "peak_gb": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0,
+        "share_of_matmul": tokens / middle * engine.operations / matmul_rate() if torch.cuda.is_available() else 0.0,
+    }  # fmt: skip
+
+
+def matmul_rate() -> float:
+    """Operations a second of a large bf16 product on this GPU."""
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    times = []
+    for _ in range(20):
+        _synchronize()
+        started = time.perf_counter()
+        a @ a
+        _synchronize()
+        times.append(time.perf_counter() - started)
+    return float(2 * 8192**3 / statistics.median(times))
+
+
+def case_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The same rows as a case of `train_step.py`."""
+    given = {"quantization": "nf4"} | dict(option.split("=", 1) for option in args.set)
+    return {**CASES["llava-b8"], "batch": args.batch, "image": not args.text, "tokens": 128 if args.text else 640, "ours": given}
+
+
+def plain(folder: str, args: argparse.Namespace) -> dict[str, Any]:
+    found = measure("plain", folder, case_of(args), args.rounds)
+    return {
+        "ms_a_row": found["ms"] / args.batch,
+        "low": found["low"] / args.batch,
+        "high": found["high"] / args.batch,
+        "peak_gb": found["peak_gb"],
+    }
+
+
+def beside(folder: str, args: argparse.Namespace) -> dict[str, Any]:
+    """`--trials` processes at once, each with a share of the GPU's memory; a row's time is that of all their rows together."""
+    case = json.dumps(case_of(args))
+    command = [sys.executable, str(Path(__file__).with_name("train_step.py")), "--side", "ours", folder, case, "--steps", str(args.rounds)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(args.trials)]
+    outputs = [process.communicate() for process in processes]
+    found = [json.loads(out.splitlines()[-1]) for (out, _), process in zip(outputs, processes, strict=True) if process.returncode == 0]
+    if len(found) < args.trials:
+        return {"error": next(err.strip().splitlines()[-1][:200] for _, err in outputs if err.strip())}
+    rate = sum(args.batch / one["ms"] for one in found)
+    return {"ms_a_row": 1 / rate, "peak_gb": sum(one["peak_gb"] for one in found)}
+
+
+def equal(folder: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Relative distances of adapters after `--rounds` steps: packed against alone, and alone with one kernel against another."""
+    from functools import partial
+
+    from safetensors.torch import load_file
+
+    from vlmtune.data.stream import read_batches
+    from vlmtune.packed.engine import Engine, Report
+    from vlmtune.training.loop import train
+
+    def flat(path: str) -> torch.Tensor:
+        return torch.cat([tensor.flatten() for _, tensor in sorted(load_file(f"{path}/adapter_model.safetensors").items())])
+
+    with tempfile.TemporaryDirectory() as work:
+        store = prepared_rows(folder, Path(work), text=args.text)
+        values = [options(folder, args, learning_rate=1e-4 * (n + 1), lora_dropout=0, lora_r=4 * (n + 1)) for n in range(args.trials)]
+        alone: dict[tuple[int, str], torch.Tensor] = {}
+        losses: dict[tuple[int, str], float] = {}
+        for number, one in enumerate(values):
+            for kernels in ("plain", "compiled"):
+                more = {"torch_compile": False, "cuda_graphs": False} if kernels == "plain" else {"torch_compile": True}
+                reports: list[tuple[dict[str, Any], torch.Tensor]] = []
+                train(
+                    one | more, store, rows=partial(read_batches, store), work_dir=f"{work}/{kernels}{number}",
+                    report=lambda metrics, path: reports.append((metrics, flat(path))),  # noqa: B023
+                )  # fmt: skip
+                losses[number, kernels], alone[number, kernels] = reports[-1][0]["eval_loss"], reports[-1][1]
+        got: dict[str, Report] = {}
+        engine = Engine(values[0], store, trials=args.trials, rank=4 * args.trials, deliver=got.__setitem__, note=print)
+        for number, one in enumerate(values):
+            engine.join(engine.slot(f"t{number}", one, runs_dir=None, checkpoint=None), f"{work}/t{number}")
+        while engine.round():
+            pass
+        engine.close()
+        found: dict[str, Any] = {}
+        for number in range(args.trials):
+            metrics = got[f"t{number}"].metrics
+            mine, one, other = flat(metrics["checkpoint_path"]), alone[number, "plain"], alone[number, "compiled"]
+            found[f"rank {4 * (number + 1)}"] = {
+                "packed_against_alone": _distance(mine, one), "alone_against_alone": _distance(other, one),
+                "eval_loss": [metrics["eval_loss"], losses[number, "plain"], losses[number, "compiled"]],
+            }  # fmt: skip
+    return found
+
+
+def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+def table(files: list[str]) -> None:
+    """All results of several calls, with their ratios."""
+    rows = [json.loads(line) for file in files for line in Path(file).read_text().splitlines()]
+    for row in rows:
+        if "ms_a_row" not in row or row["mode"] != "packed":
+            continue
+        same = [other for other in rows if "ms_a_row" in other and (other["batch"], other["text"]) == (row["batch"], row["text"])]
+        against = {mode: min((other["ms_a_row"] for other in same if other["mode"] == mode), default=None) for mode in ("plain", "beside")}
+        ratios = "  ".join(f"{value / row['ms_a_row']:.2f}x {mode}" for mode, value in against.items() if value)
+        what = f"{row['trials']} x {row['batch']} {'text ' if row['text'] else ''}{' '.join(row['set'])}"
+        print(
+            f"{what:32} {row['ms_a_row']:6.1f} ms a row  {row['share_of_matmul']:.0%} of the matmul rate  {row['peak_gb']:.1f} GB  {ratios}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("mode", nargs="+")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--cases", nargs="*", default=[], metavar="TRIALSxBATCH", help="of packed, one after another in one engine")
+    parser.add_argument("--rounds", type=int, default=16)
+    parser.add_argument("--text", action="store_true")
+    parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE")
+    parser.add_argument("--json")
+    args = parser.parse_args()
+    if args.folder == "table":
+        table(args.mode)
+        return
+    mode = args.mode[0]
+    found = {"packed": packed, "plain": plain, "beside": beside, "equal": equal}[mode](args.folder, args)
+    for one in found if isinstance(found, list) else [found]:
+        row = json.dumps({"mode": mode, "batch": args.batch, "trials": args.trials, "text": args.text, "set": args.set, **one})
+        print(row, flush=True)
+        if args.json:
+            with Path(args.json).open("a") as file:
+                file.write(row + "\n")
+
+
+if __name__ == "__main__":
+    main()

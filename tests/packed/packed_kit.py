@@ -1,0 +1,55 @@
+"""What tests of packed training share: an engine run to its end in this process, and what it left behind."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from training_kit import Adapter
+
+from vlmtune.data.store import Store
+from vlmtune.packed.checkpoints import last_checkpoint
+from vlmtune.packed.engine import Engine, Report
+
+
+@dataclass
+class Packed:
+    """An engine with its trials' reports and logged steps by trial id."""
+
+    engine: Engine
+    folder: Path
+    reports: dict[str, list[Report]] = field(default_factory=dict)
+    steps: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def join(self, name: str, values: dict[str, Any]) -> None:
+        self.steps.setdefault(name, [])
+        folder = f"{self.folder}/{name}"
+        with last_checkpoint(folder) as checkpoint:
+            slot = self.engine.slot(name, values, runs_dir=None, checkpoint=checkpoint, progress=self.steps[name].append)
+        self.engine.join(slot, folder)
+
+    def run(self, until: Callable[[], bool] = lambda: False) -> None:
+        while not until() and self.engine.round():
+            pass
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def adapter(self, name: str) -> Adapter:
+        return load_file(f"{self.reports[name][-1].metrics['checkpoint_path']}/adapter_model.safetensors")
+
+    def losses(self, name: str) -> list[float]:
+        return [step["loss"] for step in self.steps[name] if "loss" in step]
+
+
+def make_engine(values: dict[str, Any], store: Store, folder: Path, *, trials: int = 4, rank: int = 8) -> Packed:
+    """An engine for `values` whose trials' checkpoints go below `folder`."""
+    reports: dict[str, list[Report]] = {}
+    notes: list[str] = []
+
+    def deliver(name: str, report: Report) -> None:
+        reports.setdefault(name, []).append(report)
+
+    return Packed(Engine(values, store, trials=trials, rank=rank, deliver=deliver, note=notes.append), folder, reports, {}, notes)

@@ -1,0 +1,79 @@
+"""One trial's updates on a flat vector, against the same optimizer on the matrices that it holds."""
+
+import pytest
+import torch
+from transformers import Trainer, get_scheduler
+
+from vlmtune.config import Settings
+from vlmtune.packed.layers import Layout, Target
+from vlmtune.packed.optim import OPTIMIZERS, AdapterOptimizer
+from vlmtune.training.setup import training_arguments
+
+TARGETS = [Target("q", 12, 8), Target("cross", 8, 12, pictured=True)]
+STEPS = 6
+
+
+def arguments(tmp_path, **options):
+    values = {"use_cpu": True, "learning_rate": 1e-2, "weight_decay": 0.1, "warmup_steps": 2, "lr_scheduler_type": "cosine", **options}
+    return training_arguments(Settings.from_dict(values), str(tmp_path), checkpointing=False)
+
+
+def gradients(layout: Layout, step: int) -> torch.Tensor:
+    return torch.randn(layout.size, generator=torch.Generator().manual_seed(step))
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_it_does_what_the_trainer_does_with_the_matrices(tmp_path, optim: str, clip: float):
+    layout, args = Layout(TARGETS, 4), arguments(tmp_path, optim=optim, max_grad_norm=clip)
+    start = torch.randn(layout.size)
+    mine = AdapterOptimizer(start.clone(), layout.always, args, STEPS)
+    matrices = [torch.nn.Parameter(part.clone()) for pair in layout.views(start) for part in pair]
+    make, options = Trainer.get_optimizer_cls_and_kwargs(args)
+    theirs = make([{"params": matrices, "weight_decay": args.weight_decay}], **options)
+    schedule = get_scheduler(args.lr_scheduler_type, theirs, args.get_warmup_steps(STEPS), STEPS)
+    for step in range(STEPS):
+        pictured = step != 2  # one step without a picture: cross-attention's matrices have no gradient then
+        mine.gradient += gradients(layout, step)
+        parts = [part for pair in layout.views(gradients(layout, step)) for part in pair]
+        if not pictured:
+            mine.gradient[layout.always :] = 0
+        for number, (matrix, part) in enumerate(zip(matrices, parts, strict=True)):
+            matrix.grad = part.clone() if pictured or number < 2 else None
+        assert mine.learning_rate == schedule.get_last_lr()[0]
+        norm = mine.step(pictured=pictured)
+        expected = torch.nn.utils.clip_grad_norm_(matrices, clip or float("inf"))
+        theirs.step()
+        schedule.step()
+        torch.testing.assert_close(norm, expected)
+        assert not mine.gradient.any()
+    torch.testing.assert_close(mine.flat, torch.cat([matrix.detach().flatten() for matrix in matrices]), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_a_checkpoint_goes_on_as_if_it_had_not_stopped(tmp_path, optim: str):
+    layout, args = Layout(TARGETS, 4), arguments(tmp_path, optim=optim)
+    whole = AdapterOptimizer(torch.ones(layout.size), layout.always, args, STEPS)
+    for step in range(3):
+        whole.gradient += gradients(layout, step)
+        whole.step(pictured=step > 0)
+    torch.save(whole.state_dict(), tmp_path / "state.pt")
+    resumed = AdapterOptimizer(whole.flat.clone(), layout.always, args, STEPS)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for step in range(3, STEPS):
+        for one in (whole, resumed):
+            one.gradient += gradients(layout, step)
+            one.step(pictured=True)
+    assert torch.equal(whole.flat, resumed.flat)
+
+
+def test_what_fills_a_lower_rank_up_stays_zero(tmp_path):
+    layout, args = Layout(TARGETS, 8), arguments(tmp_path, weight_decay=0.5)
+    flat = layout.pack({"q": (torch.randn(2, 12), torch.randn(8, 2))})
+    zero = flat == 0
+    optimizer = AdapterOptimizer(flat, layout.always, args, STEPS)
+    for step in range(STEPS):
+        optimizer.gradient += gradients(layout, step) * ~zero
+        optimizer.step(pictured=True)
+    assert not optimizer.flat[zero].any()
+    assert optimizer.flat[~zero].all()

@@ -1,0 +1,60 @@
+"""Which rows go through the model together."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlmtune.data.collate import Pixels
+from vlmtune.data.tokenize import ANSWER, IGNORED, TEMPLATE, Example
+from vlmtune.packed.passes import ROWS, Row, batch_of, bucket_length, bucket_rows, cut_passes
+
+NOTHING = torch.zeros(1)
+
+
+def row(owner: str, tokens: int, *, picture: bool = False) -> Row:
+    kinds = np.full(tokens, TEMPLATE, dtype=np.uint8)
+    kinds[-1] = ANSWER
+    tensors = {"pixel_values": np.zeros((1, 3, 4, 4), dtype=np.float32)} if picture else {}
+    return Row(owner, Example(np.arange(tokens, dtype=np.int32) + 5, kinds, tensors), NOTHING, 1.0)
+
+
+@pytest.mark.parametrize("tokens", [*range(1, 2000, 7), 4096])
+def test_a_bucket_of_length_holds_the_row_and_little_more(tokens: int):
+    assert tokens <= bucket_length(tokens) < tokens + max(16, tokens / 3)
+    assert bucket_length(bucket_length(tokens)) == bucket_length(tokens)
+
+
+@pytest.mark.parametrize("rows", range(1, ROWS[-1] + 1))
+def test_a_bucket_of_rows_holds_them_and_little_more(rows: int):
+    assert rows <= bucket_rows(rows) <= rows * 4 / 3 + 1
+    assert bucket_rows(bucket_rows(rows)) == bucket_rows(rows)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(1, 700), st.booleans()), min_size=1, max_size=80),
+    st.integers(1, 4000),
+)
+def test_passes_hold_every_row_once_and_no_row_pays_for_a_longer_one(drawn: list[tuple[int, int, bool]], tokens: int):
+    rows = [row(str(owner), length, picture=picture) for owner, length, picture in sorted(drawn)]
+    passes = list(cut_passes(rows, tokens))
+    assert sorted(id(one) for part in passes for one in part) == sorted(map(id, rows))
+    for part in passes:
+        lengths = {bucket_length(len(one.example.input_ids)) for one in part}
+        assert len(lengths) == len({one.pictured for one in part}) == 1
+        assert len(part) == 1 or bucket_rows(len(part)) * lengths.pop() <= tokens
+        owners = [one.owner for one in part]
+        assert owners == sorted(owners), "rows of one trial stand together"
+
+
+def test_a_batch_is_filled_up_with_rows_that_count_nothing():
+    meta = SimpleNamespace(pad_token_id=0, pixels=Pixels(raw=False))
+    rows = [row("a", 20), row("a", 30), row("b", 17), row("b", 18), row("c", 25)]
+    batch = batch_of(rows, meta, torch.device("cpu"), torch.float32)
+    assert batch["input_ids"].shape == (6, 32)
+    assert (batch["labels"] != IGNORED).sum(1).tolist() == [1, 1, 1, 1, 1, 0]
+    assert batch["attention_mask"].sum(1).tolist() == [20, 30, 17, 18, 25, 25]

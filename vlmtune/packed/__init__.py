@@ -1,0 +1,1 @@
+"""Many LoRA trials on one device over one frozen base."""

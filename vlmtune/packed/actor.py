@@ -1,0 +1,166 @@
+"""An engine as a Ray actor: one to a GPU. Trials call it; its own thread trains.
+
+A call may come twice, because Ray or a trial that was started again repeats it: joining is by the trial's id, and reports are asked for by
+their number. An engine that died comes back empty, and its trials join again from their checkpoints.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayTaskError
+
+from vlmtune.data.store import Store
+from vlmtune.errors import UserError
+from vlmtune.packed.checkpoints import last_checkpoint, last_report
+from vlmtune.packed.engine import Engine, Report
+from vlmtune.packed.slot import Slot
+from vlmtune.packed.trial import UnknownTrialError
+from vlmtune.training.gauges import Gauges
+from vlmtune.training.launch import Progress
+
+AHEAD = 2  # reports that a trial may have unread before it waits: it trains on while the search decides about the last one
+FORGOTTEN_AFTER = 600.0  # seconds in which nobody asked for a waiting trial: its process is gone for good
+MAX_RESTARTS = 8
+CALLS_AT_ONCE = 256  # every trial waits in a call of its own
+ENGINE_CPUS = 0.9  # that an engine without a GPU asks Ray for, and one with a GPU: it keeps a core busy
+
+
+class EngineActor:
+    """See `Engine` for the arguments. The base is loaded at the first call that needs it, also after a restart."""
+
+    def __init__(self, values: dict[str, Any], store: Store, trials: int, rank: int) -> None:
+        self.values, self.store, self.trials, self.rank = values, store, trials, rank
+        self.changed = threading.Condition()
+        self.notes: list[str] = []
+        self.engine: Engine | None = None
+        self.training: Future[None] | None = None
+        self.joining: dict[str, tuple[Slot, str]] = {}
+        self.leaving: set[str] = set()
+        self.reports: dict[str, list[Report]] = {}
+        self.taken: dict[str, int] = {}
+        self.asked: dict[str, float] = {}
+
+    def start(self) -> list[str]:
+        """Load the base and begin; returns what was noted on the way."""
+        with self.changed:
+            if self.engine is None:
+                self.engine = Engine(
+                    self.values, self.store, trials=self.trials, rank=self.rank, deliver=self._deliver, note=self.notes.append
+                )
+                self.training = ThreadPoolExecutor(1, thread_name_prefix="training").submit(self._train, self.engine)
+        return list(self.notes)
+
+    def room(self, trial_id: str) -> tuple[bool, int]:
+        """Whether the trial is here, and how many more trials are wanted."""
+        with self.changed:
+            there = self.engine.slots.keys() | self.joining.keys() if self.engine is not None else set()
+            return trial_id in self.reports, self.trials - len(there - self.leaving)
+
+    def join(self, trial_id: str, values: dict[str, Any], folder: str, runs_dir: str, progress: Progress | None = None) -> None:
+        """Take a trial in, from its last checkpoint in `folder` if there is one; one that is here already stays as it is.
+
+        Raises:
+            UserError: its values cannot be trained.
+        """
+        self.start()
+        with self.changed:
+            if trial_id in self.reports and trial_id not in self.leaving:
+                return
+            self.changed.wait_for(lambda: trial_id not in self.leaving)
+        last = last_report(folder)
+        ended = last is not None and last["step"] >= last["max_steps"]
+        if last is None or not ended:
+            assert self.engine is not None
+            with last_checkpoint(folder) as checkpoint:
+                slot = self.engine.slot(trial_id, values, runs_dir=runs_dir, checkpoint=checkpoint, progress=Gauges(trial_id, 0, progress))
+            with self.changed:
+                self.joining.setdefault(trial_id, (slot, folder))
+        with self.changed:
+            self.reports[trial_id] = [Report(last, True)] if last is not None and ended else []
+            self.taken[trial_id], self.asked[trial_id] = 0, time.monotonic()
+            self.changed.notify_all()
+
+    def wait(self, trial_id: str, number: int, seconds: float) -> tuple[dict[str, Any], bool] | None:
+        """The trial's report of this number, from 0, since it joined, and whether it is the last; None if it is not there in time.
+
+        Raises:
+            UnknownTrialError: it has to join again.
+        """
+        with self.changed:
+            if trial_id not in self.reports:
+                raise UnknownTrialError(trial_id)
+            self.taken[trial_id], self.asked[trial_id] = number, time.monotonic()
+            self.changed.notify_all()  # it may have waited to be asked
+            self.changed.wait_for(lambda: len(self.reports.get(trial_id, ())) > number or self._stopped(), timeout=seconds)
+            self.asked[trial_id] = time.monotonic()
+            if self._stopped() and self.training is not None:
+                self.training.result()
+            reports = self.reports.get(trial_id, [])
+            return (reports[number].metrics, reports[number].last) if len(reports) > number else None
+
+    def leave(self, trial_id: str) -> None:
+        """Let a trial go and forget it."""
+        with self.changed:
+            self.joining.pop(trial_id, None)
+            self.reports.pop(trial_id, None)
+            if self.engine is not None and trial_id in self.engine.slots:
+                self.leaving.add(trial_id)
+            self.changed.notify_all()
+
+    def _stopped(self) -> bool:
+        return self.training is not None and self.training.done()
+
+    def _deliver(self, trial_id: str, report: Report) -> None:
+        with self.changed:
+            if trial_id in self.reports:
+                self.reports[trial_id].append(report)
+            self.changed.notify_all()
+
+    def _train(self, engine: Engine) -> None:
+        while True:
+            with self.changed:
+                parked = self._let_in_and_out(engine)
+                if not engine.slots.keys() - parked:
+                    self.changed.wait(timeout=1.0)
+                    continue
+            engine.round(parked)
+
+    def _let_in_and_out(self, engine: Engine) -> set[str]:
+        """Between rounds: trials that leave or join; returns those that wait until somebody takes their reports."""
+        unread = {name: len(reports) - self.taken[name] for name, reports in self.reports.items()}
+        parked = {name for name in engine.slots if unread.get(name, AHEAD) >= AHEAD}
+        forgotten = {name for name in parked if time.monotonic() - self.asked.get(name, 0.0) > FORGOTTEN_AFTER}
+        for trial_id in self.leaving | forgotten:
+            engine.leave(trial_id)
+        self.leaving.clear()
+        while self.joining and len(engine.slots) < self.trials:
+            trial_id = next(iter(self.joining))
+            engine.join(*self.joining.pop(trial_id))
+        self.changed.notify_all()
+        return parked
+
+
+def start_engines(
+    values: dict[str, Any], store: Store, *, count: int, trials: int, rank: int, gpu: bool
+) -> tuple[list[ActorHandle[Any]], list[str]]:
+    """`count` engines, each with a GPU of its own or on CPUs, and what the first noted. They end with this process.
+
+    Raises:
+        DoesNotFitError: the base does not fit in a GPU's memory.
+    """
+    remote: Any = ray.remote(EngineActor)
+    options = {"num_cpus": ENGINE_CPUS, "num_gpus": 1 if gpu else 0, "max_concurrency": CALLS_AT_ONCE, "max_restarts": MAX_RESTARTS}
+    engines = [remote.options(**options).remote(values, store, trials, rank) for _ in range(count)]
+    try:
+        notes = ray.get([engine.start.remote() for engine in engines])
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+    return engines, notes[0]

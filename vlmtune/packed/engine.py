@@ -1,0 +1,263 @@
+"""Many trials train over one frozen base: between two passes trials join and leave, and each goes its own way through its own rows.
+
+A round gives every trial one micro-batch. Their rows go through the base together, as `passes.cut_passes` joins them; each trial then
+updates its adapter when its own step is complete, and is evaluated when its own schedule says so.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Container, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlmtune.config import Settings
+from vlmtune.data.prepare import read_examples
+from vlmtune.data.processor import load_processor
+from vlmtune.data.split import EVAL
+from vlmtune.data.store import Store
+from vlmtune.data.tokenize import Example
+from vlmtune.errors import ConfigError
+from vlmtune.model.base import outline, read_config
+from vlmtune.model.memory import is_out_of_memory
+from vlmtune.model.mllama import pictured_layers
+from vlmtune.packed.checkpoints import save_checkpoint
+from vlmtune.packed.layers import Target
+from vlmtune.packed.model import Found
+from vlmtune.packed.passes import Row, bucket_length
+from vlmtune.packed.setup import not_packable, packed_model
+from vlmtune.packed.slot import Slot
+from vlmtune.training.report import EVALUATION
+from vlmtune.training.setup import adapter_config, operations
+
+EVALUATED_AT_ONCE = 64  # rows of the evaluation set that are in memory at once
+CACHED_BYTES = 2 * 2**30  # of examples that were read: all trials want the same rows
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a trial reports: its metrics, and whether it has ended with them."""
+
+    metrics: dict[str, Any]
+    last: bool
+
+
+class Engine:
+    """The base and the trials on it. One thread calls `round` again and again, and `join` and `leave` between rounds.
+
+    Args:
+        values: settings that all trials share.
+        trials: about how many will train at once, and `rank`: the highest rank among them, for the plan of memory.
+        deliver: takes a trial's reports by its id, in order, from another thread.
+
+    Raises:
+        DoesNotFitError: not even one row at a time would fit in the GPU's memory.
+    """
+
+    def __init__(
+        self,
+        values: dict[str, Any],
+        store: Store,
+        *,
+        trials: int,
+        rank: int,
+        deliver: Callable[[str, Report], None],
+        note: Callable[[str], None],
+    ) -> None:
+        settings = Settings.from_dict(values)
+        self.store, self.deliver, self.metric = store, deliver, settings.search.metric
+        self.model = packed_model(settings, store, trials, rank, note)
+        self.operations = operations(self.model.base.get_decoder())
+        name, revision, remote = settings.model.base_model, settings.model.model_revision, settings.get("trust_remote_code")
+        self.empty = outline(read_config(name, revision=revision, trust_remote_code=remote), trust_remote_code=remote)
+        self.pictured = pictured_layers(self.empty)
+        self.processor = load_processor(name, revision=revision, trust_remote_code=remote)
+        self.slots: dict[str, Slot] = {}
+        self.folders: dict[str, str] = {}
+        self.examples = ExampleCache(store)
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self.writing: list[Future[None]] = []
+
+    def slot(self, trial_id: str, values: dict[str, Any], *, runs_dir: str | None, checkpoint: str | None, **rest: Any) -> Slot:
+        """A trial that is ready to `join`. Takes a second or less, and may be called from any thread.
+
+        Raises:
+            ConfigError: its values cannot be trained packed.
+            DataError: a row for training does not fit its `max_length`.
+            ModelError: its target modules match nothing.
+        """
+        settings = Settings.from_dict(values)
+        if (reason := not_packable(settings)) is not None:
+            raise ConfigError(f"trial_runner packed: cannot train {reason}; use --trial_runner isolated")
+        names, config = adapter_config(settings, self.empty)
+        targets = [self._target(name) for name in names]
+        return Slot(trial_id, values, self.store, targets, config, runs_dir=runs_dir, checkpoint=checkpoint, **rest)
+
+    def join(self, slot: Slot, folder: str) -> None:
+        """Let a trial take part from the next round on; its checkpoints go to `folder`. One that finds no memory ends as infeasible."""
+        slot.meter.operations = self.operations
+        try:
+            slot.lay_out(slot.whole, self.model.device)  # what does not even fit alone must not change the others' layout
+            if self.model.fit(slot.targets, slot.rank):
+                for other in self.slots.values():
+                    other.lay_out(self.model.layout, self.model.device)
+            slot.lay_out(self.model.layout, self.model.device)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._end(slot, self._infeasible())
+            return
+        self.slots[slot.trial_id], self.folders[slot.trial_id] = slot, folder
+
+    def leave(self, trial_id: str) -> None:
+        """Let a trial go; nothing happens where it has gone already."""
+        slot = self.slots.pop(trial_id, None)
+        if slot is not None:
+            slot.meter.close()
+
+    def round(self, parked: Container[str] = ()) -> bool:
+        """One micro-batch of every trial but the parked ones; returns whether there was one."""
+        self._read_logs()
+        self._raise_of_writer()
+        slots = [slot for slot in self.slots.values() if slot.trial_id not in parked]
+        if not slots:
+            return False
+        started = time.monotonic()
+        examples = self.examples.get([row for slot in slots for row in slot.step_rows()])
+        waited = time.monotonic() - started
+        rows = {slot: slot.rows(examples) for slot in slots}
+        self.examples.prefetch([row for slot in slots for row in slot.coming_rows()])
+        found = self.model.add_gradients([row for mine in rows.values() for row in mine], Slot.add_gradient)
+        self._end_too_large(found)
+        for slot, mine in rows.items():
+            if slot not in found.too_large:
+                slot.end_micro_batch(mine, found.rows)
+        self._share_time(rows, time.monotonic() - started, waited)
+        self._evaluate([slot for slot in slots if slot.control.should_evaluate])
+        return True
+
+    def close(self) -> None:
+        """Write what is left to be written."""
+        self.writer.shutdown()
+        self._raise_of_writer()
+
+    def _target(self, name: str) -> Target:
+        layer = self.empty.get_submodule(name)
+        return Target(name, layer.in_features, layer.out_features, pictured=name in self.pictured)
+
+    def _share_time(self, rows: dict[Slot, list[Row]], seconds: float, waited: float) -> None:
+        """Charge every trial for its share of a round, by tokens, so that the seconds of all trials add up to the device's."""
+        tokens = {slot: sum(bucket_length(len(row.example.input_ids)) for row in mine) for slot, mine in rows.items()}
+        for slot, count in tokens.items():
+            slot.charged += seconds * count / sum(tokens.values())
+            slot.meter.waited += waited * count / sum(tokens.values())
+
+    def _read_logs(self) -> None:
+        """Log what the round before has left; a trial whose numbers are none any more ends here, alone."""
+        for slot in list(self.slots.values()):
+            if not slot.read_log():
+                metrics = {"eval_loss": math.nan, "eval_seconds": 0.0, self.metric: math.nan}
+                self._end(slot, {**slot.report(metrics), EVALUATION: slot.evaluation})
+
+    def _evaluate(self, slots: Sequence[Slot]) -> None:
+        """Evaluate trials on all evaluation rows at full length, together, and report each with a checkpoint."""
+        if not slots:
+            return
+        self._read_logs()
+        started = time.monotonic()
+        slots = [slot for slot in slots if slot.trial_id in self.slots]
+        total = {slot: torch.zeros(2, dtype=torch.float64) for slot in slots}
+        every = [int(row) for row in self.store.rows_of(EVAL)]
+        for first in range(0, len(every), EVALUATED_AT_ONCE):
+            part = every[first : first + EVALUATED_AT_ONCE]
+            examples = self.examples.get(part)
+            rows = {slot: [slot.row(examples[row]) for row in part] for slot in slots}
+            found = self.model.losses([row for mine in rows.values() for row in mine])
+            self._end_too_large(found)
+            slots = [slot for slot in slots if slot not in found.too_large]
+            for slot in slots:
+                mine = rows[slot]
+                labelled = sum(int((row.example.labels >= 0).sum()) for row in mine)
+                losses = torch.stack([found.rows[id(row)][0] for row in mine]).double().sum().item()
+                total[slot] += torch.tensor([losses, labelled], dtype=torch.float64)
+        seconds = time.monotonic() - started
+        for slot in slots:
+            loss, labelled = total[slot].tolist()
+            self._report(slot, {"eval_loss": loss / labelled, "eval_seconds": seconds / len(slots)})
+
+    def _report(self, slot: Slot, metrics: dict[str, float]) -> None:
+        """Report a trial's evaluation once its checkpoint is whole, which is written while the next rounds run."""
+        slot.control.should_evaluate = False
+        folder = f"{self.folders[slot.trial_id]}/checkpoint-{slot.state.global_step}"
+        result = {**slot.report(metrics), EVALUATION: slot.evaluation, "checkpoint_path": folder}
+        write = slot.save(self.processor)
+        self.writing.append(self.writer.submit(self._write, slot, write, folder, Report(result, slot.ended)))
+        if slot.ended:
+            self.leave(slot.trial_id)
+
+    def _write(self, slot: Slot, write: Callable[[Path], None], folder: str, report: Report) -> None:
+        save_checkpoint(write, folder, report.metrics)
+        slot.publish_runs()
+        self.deliver(slot.trial_id, report)
+
+    def _end_too_large(self, found: Found) -> None:
+        for slot in found.too_large:
+            self._end(slot, self._infeasible())
+
+    def _infeasible(self) -> dict[str, Any]:
+        return {self.metric: math.nan, "infeasible": True, EVALUATION: 0}
+
+    def _end(self, slot: Slot, metrics: dict[str, Any]) -> None:
+        """Evict a trial with its last report."""
+        self.leave(slot.trial_id)
+        self.writing.append(self.writer.submit(self.deliver, slot.trial_id, Report(metrics, True)))
+
+    def _raise_of_writer(self) -> None:
+        for done in [future for future in self.writing if future.done()]:
+            self.writing.remove(done)
+            done.result()
+
+
+class ExampleCache:
+    """Examples that were read from a store, the latest of them in memory; the next ones are read ahead in a thread."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.kept: OrderedDict[int, Example] = OrderedDict()
+        self.size = 0
+        self.reader = ThreadPoolExecutor(1, thread_name_prefix="rows")
+        self.ahead: Future[None] | None = None
+
+    def get(self, rows: Sequence[int]) -> dict[int, Example]:
+        """The examples of these rows, by the store's number."""
+        if self.ahead is not None:
+            self.ahead.result()
+            self.ahead = None
+        wanted = list(dict.fromkeys(rows))
+        self._read(wanted)
+        found = {row: self.kept[row] for row in wanted}
+        for row in wanted:
+            self.kept.move_to_end(row)
+        while self.size > CACHED_BYTES and len(self.kept) > len(wanted):
+            self.size -= _bytes(self.kept.popitem(last=False)[1])
+        return found
+
+    def prefetch(self, rows: Sequence[int]) -> None:
+        """Read these rows now, beside other work; `get` waits for it."""
+        self.ahead = self.reader.submit(self._read, list(dict.fromkeys(rows)))
+
+    def _read(self, rows: Sequence[int]) -> None:
+        missing = [row for row in rows if row not in self.kept]
+        for row, example in zip(missing, read_examples(self.store, missing), strict=True):
+            self.kept[row] = example
+            self.size += _bytes(example)
+
+
+def _bytes(example: Example) -> int:
+    return int(example.input_ids.nbytes + example.kinds.nbytes + sum(tensor.nbytes for tensor in example.tensors.values()))

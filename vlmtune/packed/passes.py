@@ -1,0 +1,87 @@
+"""Rows of many trials → passes through the model: rows of like length together, in few different shapes.
+
+A shape is a number of rows and a number of tokens, both rounded up to a bucket. Recorded steps are for one shape, and within a shape no
+number of a row depends on its neighbours.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlmtune.data.collate import collate
+from vlmtune.data.store import Meta
+from vlmtune.data.tokenize import IGNORED, Example
+
+ROWS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of one trial on its way through the model.
+
+    Attributes:
+        owner: whose it is; rows of one owner share `adapter`, float32 `[P]`, and `scaling`.
+        weight: what its summed loss counts: one over the labelled tokens of its whole step.
+        rate, key: share of zeros of LoRA's dropout, and what they follow from.
+        dft: its loss is that of Dynamic Fine-Tuning.
+    """
+
+    owner: Any
+    example: Example
+    adapter: Tensor
+    scaling: float
+    weight: float = 1.0
+    rate: float = 0.0
+    key: int = 0
+    dft: bool = False
+
+    @property
+    def pictured(self) -> bool:
+        return "pixel_values" in self.example.tensors
+
+
+def bucket_length(tokens: int) -> int:
+    """To how many tokens a row is padded: steps of 16 for the shortest, of 128 above 512; at most a third is padding from 32 tokens on."""
+    step = 16 if tokens <= 128 else 32 if tokens <= 256 else 64 if tokens <= 512 else 128
+    return -(-tokens // step) * step
+
+
+def bucket_rows(rows: int) -> int:
+    """To how many rows a pass is filled up; at most a third of them is filling."""
+    return ROWS[bisect_left(ROWS, rows)]
+
+
+def cut_passes(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
+    """The rows in passes of one bucket of length and at most `tokens` tokens, at least one row each; owners stay together."""
+    groups: dict[tuple[int, bool], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[bucket_length(len(row.example.input_ids)), row.pictured].append(row)
+    for (length, _), group in sorted(groups.items(), key=lambda item: item[0]):
+        most = max(1, min(tokens // length, ROWS[-1]))
+        size = ROWS[bisect_left(ROWS, most + 1) - 1]
+        for first in range(0, len(group), size):
+            yield group[first : first + size]
+
+
+def batch_of(rows: Sequence[Row], meta: Meta, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The rows as the model takes them, on `device`, filled up to a bucket with copies of the last one that have no labels."""
+    examples = [row.example for row in rows]
+    filled = examples + examples[-1:] * (bucket_rows(len(rows)) - len(rows))
+    length = bucket_length(max(len(example.input_ids) for example in examples))
+    arrays = collate(filled, pad_token_id=meta.pad_token_id, per_row=meta.pixels.per_row, multiple=length)
+    arrays["labels"][len(rows) :] = IGNORED
+    tensors = {name: _on(array, device) for name, array in arrays.items() if ":" not in name}
+    return meta.pixels.normalize(tensors, dtype)
+
+
+def _on(array: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -1,0 +1,85 @@
+"""What an engine needs before its first trial: whether these settings can be packed, the plan of its memory, and the base made ready."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from vlmtune.config import Settings
+from vlmtune.data.preflight import fitting_rows
+from vlmtune.data.split import TRAIN
+from vlmtune.data.store import Store
+from vlmtune.model.fast import without_vision_gradient
+from vlmtune.packed.model import PackedModel
+from vlmtune.packed.optim import OPTIMIZERS
+from vlmtune.packed.passes import ROWS, bucket_length
+from vlmtune.training.setup import frozen_base, layer_by_layer, plan_step, record
+
+# Tokens of a pass that keep the device busy; more cost memory and bring little.
+GOOD_TOKENS = {"cuda": 10240, "cpu": 2048}
+FEWEST_TRIALS, MOST_TRIALS = 4, 16  # at once in an engine, where nobody says otherwise
+
+
+def not_packable(settings: Settings) -> str | None:
+    """Which of the options keeps these settings from training packed, in a few words; None if none does."""
+    model, get = settings.model, settings.get
+    reasons = {
+        "use_dora": model.use_dora,
+        "lora_modules_to_save": bool(model.lora_modules_to_save),
+        "lora_vision": model.lora_vision,
+        "llm_int8, with which a row's result depends on its neighbours": model.llm_int8,
+        "fp16": bool(get("fp16")),
+        "bf16 over a float32 base": bool(get("bf16")) and model.dtype == "float32",
+        f"optim {get('optim')}": get("optim") not in OPTIMIZERS,
+        "neftune_noise_alpha": get("neftune_noise_alpha") is not None,
+        "gradient_checkpointing_kwargs": bool(get("gradient_checkpointing_kwargs")),
+        "logging_nan_inf_filter": bool(get("logging_nan_inf_filter")),
+        "eval_on_start": bool(get("eval_on_start")),
+        f"num_workers {settings.data.num_workers}": settings.data.workers not in (0, 1),
+        "trust_remote_code, for a model whose layers are not known": bool(get("trust_remote_code")),
+    }
+    return next((reason for reason, there in reasons.items() if there), None)
+
+
+def packed_model(settings: Settings, store: Store, trials: int, rank: int, note: Callable[[str], None]) -> PackedModel:
+    """The base of the settings on this process's device, for about `trials` trials at once of at most `rank`.
+
+    Raises:
+        DoesNotFitError: not even one row at a time would fit in the GPU's memory.
+    """
+    gpu = torch.cuda.is_available() and not settings.get("use_cpu")
+    device = torch.device("cuda" if gpu else "cpu")
+    kept = fitting_rows(store, settings.get("max_length"), "skip")
+    longest = bucket_length(_longest(settings, store, kept))
+    batch = settings.get("per_device_train_batch_size")
+    rows = min(ROWS[-1], max(1, min(trials * batch, GOOD_TOKENS[device.type] // longest)))
+    load = {"packed": trials, "rank": rank, "batch": rows, "length": longest}
+    plan = plan_step(settings, store, kept, 1, note, runs=settings.search.num_samples, **load)
+    base = frozen_base(settings, device, plan)
+    without_vision_gradient(base)
+    if plan.checkpointing:
+        base.gradient_checkpointing_enable()
+    layer_by_layer(base, plan)
+    model = PackedModel(base, store.meta, (plan.micro_batch if gpu else rows) * longest, note)
+    if gpu and not plan.checkpointing and settings.get("cuda_graphs") is not False:
+        model.forget = record(base, model.leaves, note)
+    if not gpu:
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    return model
+
+
+def trials_at_once(settings: Settings, store: Store, device: str) -> int:
+    """How many trials keep an engine on "cuda" or "cpu" busy; more would only begin before the search has learnt from the others."""
+    longest = bucket_length(_longest(settings, store, fitting_rows(store, settings.get("max_length"), "skip")))
+    filling: int = -(-GOOD_TOKENS[device] // (longest * settings.get("per_device_train_batch_size")))
+    return min(max(filling, FEWEST_TRIALS), MOST_TRIALS)
+
+
+def _longest(settings: Settings, store: Store, kept: np.ndarray) -> int:
+    """Tokens of the longest row that is trained on."""
+    longest = int(store.column("tokens")[store.rows_of(TRAIN)[kept]].max())
+    limit: int | None = settings.get("max_length")
+    return longest if limit is None else min(longest, limit)

@@ -1,0 +1,104 @@
+"""A packed trial as Tune sees it: an ordinary class `Trainable` of a hundredth of a CPU, which drives a slot of an engine.
+
+This process imports neither torch nor transformers: a search starts several of them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+import ray.exceptions
+from ray import tune
+from ray.actor import ActorHandle
+
+from vlmtune.errors import UserError
+
+WAIT = 20.0  # seconds that one call waits in the engine
+PAUSE = 1.0  # between attempts to reach an engine that is starting again
+FAILED = "failed"  # in a report: why a trial cannot be trained. Raised, Tune would begin it again as one whose process died
+
+
+class UnknownTrialError(Exception):
+    """An engine has no such trial: it has been started anew since the trial joined."""
+
+
+class PackedTrial(tune.Trainable):
+    """One evaluation of the trial a step. Config: the trial's own values, or those under `point_key`."""
+
+    def setup(
+        self,
+        config: dict[str, Any],
+        *,
+        values: dict[str, Any] | None = None,
+        engines: Sequence[ActorHandle[Any]] = (),
+        output_dir: str = "",
+        point_key: str = "",
+    ) -> None:
+        """Args: `values` of all trials; `engines` to choose from; `output_dir` of the search."""
+        self.shared, self.engines, self.output_dir, self.point_key = values or {}, list(engines), output_dir, point_key
+        self.engine: Any = None
+        self.failure: str | None = None
+        self._begin(config)
+
+    def step(self) -> dict[str, Any]:
+        while True:
+            if self.failure is not None:
+                return {FAILED: self.failure, self.values.get("metric", "eval_loss"): math.nan, "done": True}
+            try:
+                report = ray.get(self.engine.wait.remote(self.name, self.taken, WAIT))
+            except ray.exceptions.ActorUnavailableError:
+                time.sleep(PAUSE)
+                continue
+            except ray.exceptions.RayTaskError as error:
+                if not isinstance(error.cause, UnknownTrialError):
+                    raise
+                self._join()
+                continue
+            if report is not None:
+                metrics, last = report
+                self.taken += 1
+                return {**metrics, "done": last}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Be another trial from now on, which spares the search a process."""
+        self.cleanup()
+        self._begin(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        if self.engine is not None:
+            self.engine.leave.remote(self.name)
+            self.engine = None
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        """Nothing: the engine keeps the trial's checkpoints, and joining finds them."""
+        return {}
+
+    def load_checkpoint(self, checkpoint: Any) -> None: ...
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self.name, self.failure = self.trial_id, None
+        self.values = {**self.shared, **config.get(self.point_key, config)}
+        self._join()
+
+    def _join(self) -> None:
+        """Join the engine that has the trial already, or else the one with most room."""
+        while True:
+            try:
+                found: list[tuple[bool, int]] = ray.get([engine.room.remote(self.name) for engine in self.engines])
+                best = max(range(len(found)), key=lambda place: found[place])
+                self.engine, self.taken = self.engines[best], 0
+                folder, runs = f"{self.output_dir}/tune/train/{self.name}", f"{self.output_dir}/runs/{self.name}"
+                ray.get(self.engine.join.remote(self.name, self.values, folder, runs))
+                return
+            except ray.exceptions.ActorUnavailableError:
+                time.sleep(PAUSE)
+            except ray.exceptions.RayTaskError as error:
+                if not isinstance(error.cause, UserError):
+                    raise
+                self.failure = str(error.cause)
+                return

@@ -1,0 +1,110 @@
+"""How the trials of a search run: packed, many over one frozen base on each GPU, or isolated, each in training workers of its own."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import ray
+from ray import tune
+
+from vlmtune.cluster import Cluster
+from vlmtune.config import Settings
+from vlmtune.data.store import Store
+from vlmtune.errors import ConfigError
+from vlmtune.search.space import Space
+from vlmtune.search.trial import POINT, run_trial
+
+PACKED_FAILURES = 3  # of a trial's process, which begins again where its slot is; what it raises is seldom
+
+
+@dataclass(frozen=True)
+class Runner:
+    """What Tune runs as a trial, how many at once, and why so, in a few words."""
+
+    kind: Literal["packed", "isolated"]
+    trainable: Any
+    at_once: int
+    text: str
+    notes: tuple[str, ...] = ()
+    reuse_processes: bool = False
+    max_failures: int = 0
+    engines: tuple[Any, ...] = ()
+
+    def close(self) -> None:
+        """Give back what the trials have held between them."""
+        for engine in self.engines:
+            ray.kill(engine, no_restart=True)
+
+
+def make_runner(settings: Settings, space: Space, store: Store, output_dir: str, cluster: Cluster) -> Runner:
+    """The runner that `trial_runner` names, or with "auto" the packed one where every trial of the space can be trained so.
+
+    Raises:
+        ConfigError: packed is asked for, and an option of some trial keeps it from that.
+        DoesNotFitError: packed, and the base does not fit in a GPU's memory.
+    """
+    wanted = settings.search.trial_runner
+    reason = None if wanted == "isolated" else unpackable(settings, space)
+    if wanted == "packed" and reason is not None:
+        raise ConfigError(f"--trial_runner packed: cannot train {reason}; use --trial_runner isolated")
+    if wanted == "isolated" or reason is not None:
+        return isolated(settings, store, output_dir, cluster, reason)
+    return packed(settings, space, store, output_dir, cluster)
+
+
+def unpackable(settings: Settings, space: Space) -> str | None:
+    """Which option of some trial cannot be trained packed; None if none."""
+    from vlmtune.packed.setup import not_packable
+
+    return next((reason for one in _corners(settings, space) if (reason := not_packable(one)) is not None), None)
+
+
+def isolated(settings: Settings, store: Store, output_dir: str, cluster: Cluster, reason: str | None) -> Runner:
+    """Each trial a Ray Train run in workers of its own."""
+    search, use_cpu = settings.search, settings.get("use_cpu")
+    workers = settings.data.workers
+    most = workers if isinstance(workers, int) else workers[1]
+    trainable = partial(
+        run_trial,
+        values=settings.to_dict(),
+        store=store,
+        output_dir=output_dir,
+        workers=workers,
+        use_gpu=cluster.workers_use_gpu(use_cpu),
+        metric=search.metric,
+        eval_steps=None if settings.get("eval_strategy") == "epoch" else settings.get("eval_steps"),
+    )
+    at_once = search.max_concurrent_trials or cluster.fitting_trials(most, use_cpu)
+    because = f": packed cannot train {reason}" if reason else ""
+    return Runner("isolated", trainable, at_once, f"isolated, {at_once} at once, each in workers of its own{because}")
+
+
+def packed(settings: Settings, space: Space, store: Store, output_dir: str, cluster: Cluster) -> Runner:
+    """All trials over one base on each GPU, or on the CPU."""
+    from vlmtune.packed.actor import start_engines
+    from vlmtune.packed.setup import trials_at_once
+    from vlmtune.packed.trial import PackedTrial
+
+    search = settings.search
+    gpu = cluster.workers_use_gpu(settings.get("use_cpu"))
+    each = trials_at_once(settings, store, "cuda" if gpu else "cpu")
+    total = len(space) if space.is_grid else search.num_samples
+    at_once = min(total, search.max_concurrent_trials or each * (int(cluster.gpus) if gpu else 1))
+    count = min(int(cluster.gpus), at_once) if gpu else 1
+    each = -(-at_once // count)
+    rank = max(one.model.lora_r for one in _corners(settings, space))
+    engines, notes = start_engines(settings.to_dict(), store, count=count, trials=each, rank=rank, gpu=gpu)
+    trainable = tune.with_parameters(PackedTrial, values=settings.to_dict(), engines=engines, output_dir=output_dir, point_key=POINT)
+    where = f"on {count} GPU{'s' if count > 1 else ''}" if gpu else "on the CPU"
+    text = f"packed, {at_once} at once over one frozen base {where}"
+    return Runner(
+        "packed", trainable, at_once, text, tuple(notes), reuse_processes=True, max_failures=PACKED_FAILURES, engines=tuple(engines)
+    )
+
+
+def _corners(settings: Settings, space: Space) -> Iterator[Settings]:
+    """The config's own settings and those at the ends of the space."""
+    yield settings
+    for values in space.corners():
+        yield settings.replace(**values)
