@@ -19,9 +19,10 @@ from vlmtune.cluster import connect
 from vlmtune.config import parse
 from vlmtune.console import quiet
 from vlmtune.data.stream import stream_batches
+from vlmtune.output import located
 from vlmtune.training.launch import worker_resources
 from vlmtune.training.loop import train
-from vlmtune.training.run import located, prepared
+from vlmtune.training.run import prepared
 
 
 def worker(config: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ LAYERS = {
 DEMO_IMPORTS = {"vlmtune.errors", "vlmtune.data", "vlmtune.demo"}
 WITHOUT_RAY = (
     "vlmtune.errors", "vlmtune.config", "vlmtune.model", "vlmtune.packed.layers", "vlmtune.packed.optim", "vlmtune.packed.loss",
+    *(f"vlmtune.evaluation.{name}" for name in ("text", "numbers", "metrics", "generate", "questions", "adapter", "options")),
     *(f"vlmtune.data.{name}" for name in ("tokenize", "order", "collate", "formats", "images", "split")),
 )  # fmt: skip
 

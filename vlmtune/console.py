@@ -4,8 +4,12 @@ import atexit
 import logging
 import math
 import os
+import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -27,6 +31,20 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     for category in (FutureWarning, DeprecationWarning, UserWarning):
         warnings.simplefilter("ignore", category)
+
+
+@contextmanager
+def without_stderr() -> Iterator[None]:
+    """Drop what this process, its C++ parts too, writes on stderr in the block; exceptions pass."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def say(text: str) -> None:

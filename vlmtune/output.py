@@ -1,11 +1,15 @@
 """Places on disk or in object storage: claimed before a run, never half-written, never somebody else's."""
 
 import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
 
+from vlmtune.cluster import in_ray_job
+from vlmtune.config import Settings
 from vlmtune.data.paths import absolute, filesystem, one_line, scheme
 from vlmtune.errors import ConfigError
 
@@ -22,6 +26,28 @@ PROCESSOR = (  # the names under which transformers saves a processor and its to
 )
 PART = ".part"  # ends the name of a file that is being written
 KNOWN = {*OURS, *FINISHED, *RESULTS.split(), *PREFLIGHT.split(), *PROCESSOR.split()}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a folder holds that one kind of command wrote: a file that marks it as such, those that show its end, and all else.
+
+    `known` None: whatever lies beside the mark is the command's. `way_on`: how to go on with an unfinished one.
+    """
+
+    marks: tuple[str, ...]
+    finished: tuple[str, ...]
+    known: frozenset[str] | None
+    way_on: str = ""
+
+
+RUN = Kind(OURS, FINISHED, frozenset(KNOWN), ", or go on with it: --resume {folder}")
+EVALUATION = Kind(("eval.yaml",), ("metrics.json",), frozenset({"eval.yaml", "metrics.json", "predictions.parquet"}))
+PREDICTION = Kind(
+    ("predict.yaml",), ("predictions.jsonl", "predictions.parquet"),
+    frozenset({"predict.yaml", "predictions.jsonl", "predictions.parquet", "parts"}), ", or go on with it: without --overwrite",
+)  # fmt: skip
+EXPORT = Kind(("export.yaml",), ("export.yaml",), None)
 
 
 def place(path: str, *, in_job: bool, flag: str = "--output_dir") -> str:
@@ -41,11 +67,11 @@ def place(path: str, *, in_job: bool, flag: str = "--output_dir") -> str:
     return absolute(path)
 
 
-def check_free(folder: str, *, overwrite: bool) -> None:
+def check_free(folder: str, *, overwrite: bool, kind: Kind = RUN) -> None:
     """Refuse a folder that a new run may not use, before anything expensive is done.
 
     Raises:
-        ConfigError: if it holds a run and `overwrite` is not set, or things that no run of ours wrote.
+        ConfigError: if it holds a run and `overwrite` is not set, or things that no run of this kind wrote.
     """
     fs, inner = filesystem(folder)
     info = fs.get_file_info(inner)
@@ -54,20 +80,20 @@ def check_free(folder: str, *, overwrite: bool) -> None:
     if info.type == pafs.FileType.NotFound:
         return
     names = {entry.base_name for entry in fs.get_file_info(pafs.FileSelector(inner))}
-    if names and not names & set(OURS):
+    if names and not names & set(kind.marks):
         raise ConfigError(f"--output_dir {folder}: is not empty and holds no run of vlmtune; choose another folder")
-    if foreign := sorted(name for name in names if name.removesuffix(PART) not in KNOWN):
+    if foreign := sorted(name for name in names if kind.known is not None and name.removesuffix(PART) not in kind.known):
         raise ConfigError(f"--output_dir {folder}: holds {foreign[0]}, which no run of vlmtune wrote; move it, or choose another folder")
     if names and not overwrite:
-        finished = bool(names & set(FINISHED))
+        finished = bool(names & set(kind.finished))
         state = "holds a finished run" if finished else "holds an unfinished run"
-        resume = "" if finished else f", or go on with it: --resume {folder}"
+        resume = "" if finished else kind.way_on.format(folder=folder)
         raise ConfigError(f"--output_dir {folder}: {state}; choose another folder, or replace it with --overwrite{resume}")
 
 
-def claim(folder: str, *, overwrite: bool) -> None:
+def claim(folder: str, *, overwrite: bool, kind: Kind = RUN) -> None:
     """Make the folder ready and empty for a new run. Raises what `check_free` raises."""
-    check_free(folder, overwrite=overwrite)
+    check_free(folder, overwrite=overwrite, kind=kind)
     fs, inner = filesystem(folder)
     fs.create_dir(inner, recursive=True)
     fs.delete_dir_contents(inner)
@@ -97,3 +123,20 @@ def write_text(path: str, text: str) -> None:
 
 def write_json(path: str, values: dict[str, Any]) -> None:
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def located(settings: Settings) -> Settings:
+    """The settings with every local path in them made absolute: workers run in other directories, and so may who repeats the run."""
+    paths = {"model_name_or_path": settings.model.base_model}
+    paths |= {name: settings.get(name) for name in ("data_path", "eval_data_path", "image_root")}
+    local = {name: str(Path(path).absolute()) for name, path in paths.items() if path is not None and Path(path).exists()}
+    return settings.replace(**local)
+
+
+def cache_folder(settings: Settings) -> str:
+    """Where prepared rows are kept, for this run and later ones on the same data."""
+    if settings.data.cache_dir is not None:
+        return place(settings.data.cache_dir, in_job=in_ray_job(), flag="--cache_dir")
+    if settings.data.storage_path is not None:
+        return f"{place(settings.data.storage_path, in_job=in_ray_job(), flag='--storage_path')}/prepared"
+    return f"{os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')}/vlmtune/prepared"

@@ -1,4 +1,4 @@
-"""A row of a mixed batch computes as it does alone, whether it has a picture or not."""
+"""A row of a mixed batch computes as it does alone, however many pictures it and the others have."""
 
 from pathlib import Path
 
@@ -17,14 +17,15 @@ def test_rows_with_and_without_pictures_do_not_see_each_other(models: Path, mall
     ask, picture = [{"type": "text", "text": "How many people?"}], [{"type": "image"}]
     answer = {"role": "assistant", "content": [{"type": "text", "text": "5"}]}
     with Image.open(mall / "frames" / "seq_000001.jpg") as image:
-        rows = [encoder.encode([{"role": "user", "content": picture + ask}, answer], [image.convert("RGB")])]
-    rows.append(encoder.encode([{"role": "user", "content": ask}, answer], []))
+        shown = image.convert("RGB")
+    rows = [encoder.encode([{"role": "user", "content": picture * count + ask}, answer], [shown] * count) for count in (1, 0, 2)]
 
     def logits(*examples) -> torch.Tensor:
         batch = collate(examples, pad_token_id=0, per_row=True)
         with torch.no_grad():
             return model(**{name: torch.from_numpy(value) for name, value in batch.items() if name != "labels"}).logits
 
-    together = logits(*rows)
-    for index, row in enumerate(rows):
-        torch.testing.assert_close(together[index, : len(row.input_ids)], logits(row)[0], rtol=1e-4, atol=1e-4)
+    for mix in (rows, rows[:2], rows[::2]):
+        together = logits(*mix)
+        for index, row in enumerate(mix):
+            torch.testing.assert_close(together[index, : len(row.input_ids)], logits(row)[0], rtol=1e-4, atol=1e-4)

@@ -20,10 +20,11 @@ from vlmtune.config import Settings
 from vlmtune.data.cache import USED
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError
+from vlmtune.output import cache_folder
 from vlmtune.packed.run import run_packed
 from vlmtune.search.refit import RefitStore
 from vlmtune.search.run import search_adapter
-from vlmtune.training.run import cache_folder, prepared, train_adapter
+from vlmtune.training.run import prepared, train_adapter
 
 pytestmark = pytest.mark.timeout(280)
 

@@ -72,7 +72,7 @@ def probe(processor: Any) -> Pixels:
 
     Resized uint8 pixels are used only if normalising them here gives the processor's own floats on two images of different shape.
     """
-    images = [_test_image(90, 60), _test_image(50, 130)]
+    images = [drawn_image(90, 60), drawn_image(50, 130)]
     as_given = RowEncoder(processor)
     messages = [[_question(1)], [_question(2)]]
     rows = [as_given.encode(messages[0], images[:1]), as_given.encode(messages[1], images)]
@@ -180,7 +180,7 @@ def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(padded)
 
 
-def _test_image(width: int, height: int) -> Image.Image:
+def drawn_image(width: int, height: int) -> Image.Image:
     """A picture with a gradient in every channel, so that wrong channels, scales and borders show."""
     y, x = np.mgrid[0:height, 0:width]
     return Image.fromarray(np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], axis=-1).astype(np.uint8))

@@ -96,7 +96,7 @@ def load_base(
     from transformers import AutoModelForImageTextToText
 
     from vlmtune.model.frozen import make_fp8, make_resident, prepare_frozen
-    from vlmtune.model.mllama import skip_rows_without_pictures
+    from vlmtune.model.mllama import keep_rows_apart
 
     config = check_model(name, revision=revision, trust_remote_code=trust_remote_code)
     resolved = _resolve_dtype(dtype, config, device)
@@ -127,7 +127,7 @@ def load_base(
         make_fp8(model.get_decoder())
     else:
         prepare_frozen(model, llm_int8=llm_int8)
-    skip_rows_without_pictures(model)
+    keep_rows_apart(model)
     model.config.use_cache = False
     model.config.get_text_config().use_cache = False
     return model

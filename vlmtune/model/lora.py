@@ -157,7 +157,7 @@ def load_adapter(base: PreTrainedModel, folder: str | Path, *, trainable: bool =
     from peft.utils.save_and_load import load_peft_weights
 
     folder = Path(folder)
-    _check_adapter_folder(folder)
+    check_adapter_folder(folder)
     misfit = f"{folder} does not fit the base {base.name_or_path}"
     with _adapter_errors(folder, misfit):
         config: Any = PeftConfig.from_pretrained(str(folder))
@@ -236,7 +236,7 @@ def _shortest(model: PreTrainedModel, names: list[str]) -> list[str] | str:
     return names
 
 
-def _check_adapter_folder(folder: Path) -> None:
+def check_adapter_folder(folder: Path) -> None:
     config_file = folder / "adapter_config.json"
     if not config_file.is_file():
         raise ModelError(f"{folder} is no adapter: it has no adapter_config.json")

@@ -18,6 +18,7 @@ from vlmtune.data.preflight import usable_max_lengths
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError
 from vlmtune.flags import nearest
+from vlmtune.output import located
 from vlmtune.packed.trial import FAILED as TRIAL_FAILED
 from vlmtune.search import results
 from vlmtune.search.refit import refit
@@ -25,7 +26,7 @@ from vlmtune.search.runner import make_runner
 from vlmtune.search.space import Space
 from vlmtune.search.trial import point
 from vlmtune.search.tuner import run_search
-from vlmtune.training.run import check_same_data, claim_for, located, output_folder, prepared, start
+from vlmtune.training.run import check_same_data, claim_for, output_folder, prepared, start
 from vlmtune.training.save import save_adapter_folder
 
 INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended

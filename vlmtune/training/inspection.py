@@ -12,8 +12,8 @@ from vlmtune.data.prepare import Source
 from vlmtune.data.processor import load_processor
 from vlmtune.data.samples import samples
 from vlmtune.data.summary import Summary, summarise
+from vlmtune.output import cache_folder, located
 from vlmtune.training.needs import gpu_memory
-from vlmtune.training.run import cache_folder, located
 
 
 def inspect_data(settings: Settings, output_dir: str | None) -> tuple[Summary, str]:

@@ -1,7 +1,6 @@
 """From settings to a finished adapter: what `ray_jobs/train.py` calls, and the steps that a search shares with it."""
 
 import json
-import os
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError, DataError
 from vlmtune.model.base import check_model, outline
 from vlmtune.model.lora import target_modules
+from vlmtune.output import cache_folder, located
 from vlmtune.training.launch import Outcome, Progress, run_in_process, run_on_ray
 from vlmtune.training.save import repeatable, save_adapter_folder
 
@@ -80,14 +80,6 @@ def interrupted_run(resumed: str) -> tuple[str, Settings]:
     return folder, Settings.from_dict(options)
 
 
-def located(settings: Settings) -> Settings:
-    """The settings with every local path in them made absolute: workers run in other directories, and so may who repeats the run."""
-    paths = {"model_name_or_path": settings.model.base_model}
-    paths |= {name: settings.get(name) for name in ("data_path", "eval_data_path", "image_root")}
-    local = {name: str(Path(path).absolute()) for name, path in paths.items() if path is not None and Path(path).exists()}
-    return settings.replace(**local)
-
-
 def start(settings: Settings) -> Cluster:
     """Check model, adapter and machine, and connect to Ray."""
     config = check_model(
@@ -120,15 +112,6 @@ def output_folder(settings: Settings) -> str:
     if storage is not None and "://" not in name and not Path(name).is_absolute():
         return f"{output.place(storage, in_job=in_ray_job(), flag='--storage_path')}/{name}"
     return output.place(name, in_job=in_ray_job())
-
-
-def cache_folder(settings: Settings) -> str:
-    """Where prepared rows are kept, for this run and later ones on the same data."""
-    if settings.data.cache_dir is not None:
-        return output.place(settings.data.cache_dir, in_job=in_ray_job(), flag="--cache_dir")
-    if settings.data.storage_path is not None:
-        return f"{output.place(settings.data.storage_path, in_job=in_ray_job(), flag='--storage_path')}/prepared"
-    return f"{os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')}/vlmtune/prepared"
 
 
 def prepared(settings: Settings) -> Store:

@@ -1,0 +1,73 @@
+"""What there is to answer: images by name, rows with and without an answer, and what is wrong with a row."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlmtune.errors import ConfigError, DataError
+from vlmtune.evaluation.questions import complete, image_paths, pieces_of, read
+
+
+def asked(pieces: Any, model: Path, after: int = 0) -> list[tuple[Any, Any]]:
+    rows = read(pieces[0], 0, after, str(model), "main", False, True)
+    return [(pickle.loads(row["row"]), pickle.loads(row["example"])) for row in rows]
+
+
+def test_images_of_a_folder_in_order_and_its_folders(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a/2.png", "a/1.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert image_paths(str(tmp_path)) == [f"{tmp_path}/{name}" for name in ("a/1.png", "a/2.png", "b.JPG")]
+    assert image_paths(str(tmp_path / "b.JPG")) == [f"{tmp_path}/b.JPG"]
+    assert image_paths(f"file://{tmp_path}/a") == [f"{tmp_path}/a/{number}.png" for number in (1, 2)]
+
+
+def test_images_without_a_question_and_questions_without_images(tmp_path: Path, mall: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--question is missing: .*frames holds images and no questions"):
+        pieces_of(str(mall / "frames"), None)
+    with pytest.raises(DataError, match=rf"--data_path {tmp_path}: there is no image \(\.jpg, .*so there is nothing to ask about"):
+        pieces_of(str(tmp_path), "How many?")
+    with pytest.raises(DataError, match="holds nothing"):
+        pieces_of(str(tmp_path), None)
+    with pytest.raises(DataError, match=r"absent: there is no image"):
+        pieces_of(str(tmp_path / "absent"), "How many?")
+
+
+def test_a_damaged_image_is_a_row_with_a_reason(tmp_path: Path, mall: Path, models: Path) -> None:
+    (tmp_path / "1.jpg").write_bytes((mall / "frames" / "seq_000001.jpg").read_bytes())
+    (tmp_path / "2.jpg").write_bytes(b"no picture")
+    (good, example), (bad, nothing) = asked(pieces_of(str(tmp_path), "How many?"), models / "llava")
+    assert (good.source, good.images, good.error, good.has_reference) == (f"{tmp_path}/1.jpg", [f"{tmp_path}/1.jpg"], None, False)
+    assert example.image_tokens > 0
+    assert nothing is None
+    assert bad.error.startswith("not an image")
+
+
+@pytest.mark.parametrize(
+    ("record", "field"),
+    [
+        ({"instruction": "How many?"}, "output"),
+        ({"instruction": "How many?", "output": ""}, "output"),
+        ({"messages": [{"role": "user", "content": "How many?"}]}, "messages"),
+        ({"conversations": [{"from": "human", "value": "How many?"}]}, "conversations"),
+        ({"prompt": [{"role": "user", "content": "How many?"}]}, "completion"),
+    ],
+)
+def test_rows_without_an_answer_are_asked(record: dict[str, Any], field: str, tmp_path: Path, models: Path) -> None:
+    assert complete(record)[field] != record.get(field)
+    (tmp_path / "d.jsonl").write_text(json.dumps(record) + "\n")
+    ((row, example),) = asked(pieces_of(str(tmp_path / "d.jsonl"), None), models / "llava")
+    assert (row.error, row.has_reference) == (None, False)
+    assert len(example.prompt().input_ids) > 3
+
+
+def test_rows_with_an_answer_keep_it_and_reading_goes_on_after_a_row(mall: Path, models: Path) -> None:
+    pieces = pieces_of(str(mall), None)
+    rows = asked(pieces, models / "llava")
+    assert len(rows) == 48
+    assert all(row.has_reference and row.error is None for row, _ in rows)
+    later = asked(pieces, models / "llava", after=40)
+    assert [row for row, _ in later] == [row for row, _ in rows[40:]]

@@ -1,0 +1,155 @@
+"""Answers by Ray Data actors, one to a GPU or some CPUs, in the order of the rows; tasks on CPU workers read ahead of them."""
+
+import pickle
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.data
+
+from vlmtune.cluster import READ_CPUS, WORKER_CPUS, Cluster
+from vlmtune.config import Settings
+from vlmtune.console import without_stderr
+from vlmtune.data.prepare import plain_task_errors, quiet_ray_data
+from vlmtune.data.processor import load_processor
+from vlmtune.data.tokenize import Example
+from vlmtune.evaluation.generate import Layout, end_tokens, generate, likelihoods, question, reference
+from vlmtune.model.base import load_base
+from vlmtune.model.fast import lean_lora
+from vlmtune.model.lora import load_adapter
+
+ADAPTER, BASE = "adapter", "base"
+BATCHES_PER_ACTOR = 4  # at least: starting an actor takes ten seconds
+BLOCK_BYTES = 1 << 16  # what one task hands to the next: rows flow on one by one where they have an image, dozens of texts together
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the actors do, as plain values that pickle.
+
+    `adapter`: the files of an adapter by name, so that no node needs its folder; None for the base alone. `models`: ADAPTER, BASE or both,
+    in the order of the results. `likely`: whether the likelihood of references is wanted too.
+    """
+
+    values: dict[str, Any]
+    adapter: dict[str, bytes] | None
+    models: tuple[str, ...]
+    layout: Layout
+    max_new_tokens: int
+    likely: bool
+
+
+def load(values: dict[str, Any], adapter: dict[str, bytes] | None, device: Any) -> Any:
+    """The base of these settings on `device`, with the adapter of these files if there is one."""
+    settings = Settings.from_dict(values)
+    model = settings.model
+    base = load_base(
+        model.base_model,
+        quantization=model.base_quantization,
+        dtype=model.dtype,
+        device=device,
+        revision=model.model_revision,
+        nested_quant=model.use_bnb_nested_quant,
+        llm_int8=model.llm_int8,
+        attn_implementation=model.attn_implementation,
+        trust_remote_code=settings.get("trust_remote_code"),
+    )
+    if adapter is None:
+        return base.eval()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in adapter.items():
+            (Path(folder) / name).write_bytes(content)
+        adapted = load_adapter(base, folder)
+    lean_lora(adapted)
+    return adapted
+
+
+class Answerer:
+    """One actor. It loads the model with the first rows, so that what is wrong with it is told as an error of a row is."""
+
+    def __init__(self, job: Job, adapter: list[Any]) -> None:
+        """`adapter`: a reference to the job's in Ray's object store, in a list, so that Ray hands it on as it is."""
+        self.job, self.adapter = job, adapter
+        self.model: Any = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        """`row`: what tells a row, `example`: its `Example` or None, both pickled → `result`: a pickled dict of plain values, or None."""
+        if self.model is None:
+            self._load()
+        given: list[Example | None] = [pickle.loads(example) for example in batch["example"]]
+        found = iter(self._answer([example for example in given if example is not None]))
+        return {"row": list(batch["row"]), "result": [pickle.dumps(None if example is None else next(found)) for example in given]}
+
+    def _answer(self, examples: list[Example]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = [
+            {"question": question(self.tokenizer, one), "reference": reference(self.tokenizer, one)} for one in examples
+        ]
+        for name in self.job.models if examples else ():
+            with self.model.disable_adapter() if name == BASE and self.adapted else nullcontext():
+                texts = generate(
+                    self.model, self.tokenizer, self.job.layout, examples, max_new_tokens=self.job.max_new_tokens, ends=self.ends
+                )
+                likely = likelihoods(self.model, self.job.layout, examples) if self.job.likely else [(0.0, 0)] * len(examples)
+            for row, text, (nll, tokens) in zip(found, texts, likely, strict=True):
+                row[name] = {"answer": text, "nll": nll, "tokens": tokens}
+        return found
+
+    def _load(self) -> None:
+        import torch
+
+        device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+        settings = Settings.from_dict(self.job.values)
+        processor: Any = load_processor(
+            settings.model.base_model, revision=settings.model.model_revision, trust_remote_code=settings.get("trust_remote_code")
+        )
+        self.tokenizer = processor.tokenizer
+        adapter = ray.get(self.adapter[0])
+        self.adapted = adapter is not None
+        self.model = load(self.job.values, adapter, device)
+        self.ends = end_tokens(self.model, processor)
+
+
+def run(
+    job: Job,
+    items: Sequence[dict[str, Any]],
+    read: Callable[[dict[str, Any]], Iterator[dict[str, Any]]],
+    cluster: Cluster,
+    *,
+    rows: int | None = None,
+) -> Iterator[tuple[Any, Any]]:
+    """(row, result) of all rows, in their order, as they come.
+
+    Args:
+        items: what `read` takes, one after the other, in a task each.
+        read: gives {"row", "example"} for each row, on a CPU worker: what tells the row, and its `Example`, or None for one that cannot be
+            answered, whose result is None; both pickled.
+        rows: how many there are, if that is known.
+    """
+    settings = Settings.from_dict(job.values)
+    quiet_ray_data()
+    gpu, batch = cluster.workers_use_gpu(settings.get("use_cpu")), settings.get("per_device_eval_batch_size")
+    actors = max(1, int(cluster.gpus if gpu else cluster.cpus))
+    if rows is not None:
+        actors = min(actors, -(-rows // (batch * BATCHES_PER_ACTOR)))
+    dataset = ray.data.from_items(list(items), override_num_blocks=len(items))
+    dataset.context.target_max_block_size = BLOCK_BYTES
+    answered = dataset.flat_map(read, num_cpus=READ_CPUS).map_batches(
+        Answerer,
+        fn_constructor_args=(replace(job, adapter=None), [ray.put(job.adapter)]),
+        batch_size=batch,
+        batch_format="numpy",
+        num_cpus=WORKER_CPUS,
+        num_gpus=1 if gpu else 0,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
+    )
+    with plain_task_errors():
+        found = iter(answered.iter_rows())
+        with without_stderr():  # Ray calls it an error that the pool's actors could not be started anew once this process has ended
+            first = next(found, None)
+        for row in [] if first is None else chain([first], found):
+            yield pickle.loads(row["row"]), pickle.loads(row["result"])
