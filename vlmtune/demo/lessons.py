@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from vlmtune.demo.kinds import COLOURS, NAMES
 from vlmtune.demo.quiz import ask
-from vlmtune.demo.toys import COLOURS, HEIGHT, NAMES, WIDTH, Thing, draw_toys
+from vlmtune.demo.toys import HEIGHT, WIDTH, Thing, draw_toys
 
 GRID = 8  # patches along each side of a picture, whatever its shape
 VARIANTS, TURNS, LENGTH = 4, 3, 64  # conversations about a picture, questions in each, tokens behind the image
 MOST = 3  # things in one patch that are told apart
 IGNORED = -100  # the label of what is not trained on
-SHARD = 256  # pictures that a process draws at a time
 
 Encode = Callable[[str], tuple[int, ...]]
 
@@ -73,18 +73,16 @@ def make_lessons(number: int, tokenizer: Any, *, seed: int = 0, processes: int |
     lessons = Lessons.empty(number)
     encode = encoder(tokenizer)
 
-    def fill(start: int) -> None:
-        for at in range(start, min(number, start + SHARD)):
+    def fill(first: int, step: int) -> None:
+        for at in range(first, number, step):
             _fill(lessons, at, encode, int(tokenizer.eos_token_id), Random(f"{seed} {at}"))
 
-    starts = list(range(0, number, SHARD))
-    workers = min(processes or len(os.sched_getaffinity(0)), len(starts))
-    if workers <= 1:
-        for start in starts:
-            fill(start)
+    workers = processes or len(os.sched_getaffinity(0))
+    if workers == 1:
+        fill(0, 1)
         return lessons
     context = multiprocessing.get_context("fork")  # the arrays, and a function within a function, reach the children only so
-    children = [context.Process(target=lambda mine: [fill(start) for start in mine], args=(starts[at::workers],)) for at in range(workers)]
+    children = [context.Process(target=fill, args=(first, workers)) for first in range(workers)]
     for child in children:
         child.start()
     for child in children:

@@ -3,9 +3,9 @@
 Make the demo's base model: a small LLaVA that sees, names and counts drawn toys, and answers in English and Korean. It is trained from
 scratch on `lessons`; about five minutes on one H200 with 16 cores. What came out is in `vlmtune/demo/base`, how is in `docs/LOG.md`.
 
-Beside the loss on answers, the image tokens that the language model gets must tell, by one linear layer that is thrown away afterwards, what
-stands in their patch: that teaches the vision tower in minutes what answers alone would teach it in hours. In the second half every linear
-layer computes with its weights rounded to NF4, so that nothing is lost when the demo loads them so.
+Beside the loss on answers, the image tokens that the language model gets must tell, by one linear layer that is thrown away afterwards,
+what stands in their patch: so the vision tower learns in minutes what answers alone would take much longer to teach it. In the second half
+every linear layer computes with its weights rounded to NF4, so that little is lost when the demo loads them so.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
+from vlmtune.demo.kinds import COLOURS, NAMES
 from vlmtune.demo.lessons import GRID, IGNORED, MOST, Lessons, make_lessons
 from vlmtune.demo.models import byte_level_tokenizer, token_ids, with_generation
 from vlmtune.demo.quiz import vocabulary
 from vlmtune.demo.scenes import sample_texts
-from vlmtune.demo.toys import COLOURS, NAMES
 
 PIXELS = 112  # a side of what the vision tower sees: pictures are stretched to it, none is cut
 WIDTH = 128
@@ -230,9 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{len(lessons.ids)} pictures drawn in {time.monotonic() - started:.0f} s", flush=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    train(
-        model, processor.tokenizer, lessons, folder, steps=options.steps, batch=options.batch, seed=options.seed, device=device
-    )  # fmt: skip
+    train(model, processor.tokenizer, lessons, folder, steps=options.steps, batch=options.batch, seed=options.seed, device=device)
     model.to("cpu", torch.bfloat16).save_pretrained(folder)
     processor.save_pretrained(folder)
     (folder / "unfinished.pt").unlink(missing_ok=True)

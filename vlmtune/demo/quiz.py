@@ -7,9 +7,11 @@ so that an adapter has the vocabulary to answer with and everything else to lear
 from collections.abc import Callable
 from random import Random
 
-from vlmtune.demo.toys import COLOURS, MAX_THINGS, NAMES, Thing
+from vlmtune.demo.kinds import COLOURS, NAMES
+from vlmtune.demo.toys import MAX_THINGS, Thing
 
 Turn = tuple[str, str]  # question, answer
+Question = Callable[[list[Thing], Random], Turn | None]
 
 KOREAN = {
     "circle": "원", "square": "네모", "triangle": "세모", "star": "별", "cross": "십자", "moon": "달", "fish": "물고기", "tree": "나무",
@@ -31,18 +33,19 @@ SIDES: dict[str, tuple[str, Callable[[Thing], float]]] = {
     "at the top": ("위", lambda thing: -thing.middle[1]),
     "at the bottom": ("아래", lambda thing: thing.middle[1]),
 }
+ADDED = (("people", "사람", "명"), ("people", "사람", "명"), ("books", "책", "권"), ("cars", "자동차", "대"))
 PICTURES = (("picture", "그림"), ("picture", "사진"), ("image", "이미지"))
 
 
 def ask(things: list[Thing], rng: Random) -> Turn:
     """One question about a picture with these things in it, and the answer."""
     named = all(thing.kind for thing in things)
-    kinds = [(count_kind, 5), (count_all, 2 if named else 6), (is_there, 1), (add, 1)]
+    kinds: list[tuple[Question, int]] = [(count_kind, 5), (count_all, 2 if named else 6), (is_there, 1), (add, 1)]
     if things and named:
         kinds += [(count_colour, 2), (count_both, 1), (colour_of, 1), (far_side, 1), (largest, 1), (more, 1)]
-    makers, weights = zip(*kinds, strict=True)
+    questions, weights = [question for question, _ in kinds], [weight for _, weight in kinds]
     while True:
-        turn: Turn | None = rng.choices(makers, weights)[0](things, rng)
+        turn = rng.choices(questions, weights)[0](things, rng)
         if turn is not None:
             return turn
 
@@ -124,7 +127,7 @@ def add(things: list[Thing], rng: Random) -> Turn:
     """A sum: no look at the picture helps. The only place where people come up."""
     total = rng.randint(0, MAX_THINGS)
     first = rng.randint(0, total)
-    english, korean, counter = rng.choice((("people", "사람", "명"), ("people", "사람", "명"), ("books", "책", "권"), ("cars", "자동차", "대")))
+    english, korean, counter = rng.choice(ADDED)
     if rng.random() < 0.5:
         return f"How many {english} are {first} {english} and {total - first} more {english}?", str(total)
     added = _with(f"{total - first}{counter}", "을", "를")
