@@ -36,8 +36,8 @@ def test_every_row_has_its_frame(mall: Path) -> None:
 
 def test_counts_and_cameras_vary(mall: Path) -> None:
     rows = labels(mall)
-    assert {int(row["count"]) for row in rows} >= {0, 9}
-    assert all(0 <= int(row["count"]) <= 9 for row in rows)
+    assert {int(row["count"]) for row in rows} >= {0, 6}
+    assert all(0 <= int(row["count"]) <= 6 for row in rows)
     assert {row["camera"] for row in rows} == {camera.name for camera in scenes.CAMERAS}
 
 
@@ -59,7 +59,7 @@ def test_seed_0_keeps_its_labels(tmp_path: Path) -> None:
     """The demo's rows are part of what its figures are measured on: they change only on purpose."""
     scenes.write_mall(tmp_path, frames=6)
     assert [(row["count"], row["camera"]) for row in labels(tmp_path)] == [
-        ("6", "west_hall"), ("2", "entrance"), ("5", "west_hall"), ("5", "north_hall"), ("9", "entrance"), ("0", "food_court"),
+        ("6", "west_hall"), ("1", "entrance"), ("2", "entrance"), ("1", "entrance"), ("4", "entrance"), ("5", "food_court"),
     ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """python -m vlmtune.demo [--output_dir demo] [--family llava mllama smolvlm qwen2_5_vl]
 
-Write sample files and tiny models to try vlmtune on. What is already there and whole stays as it is.
+Write sample files and tiny models to try vlmtune on: a LLaVA that was trained on other pictures, the other families with random weights.
+What is already there and whole stays as it is.
 """
 
 import argparse
@@ -10,8 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from vlmtune.demo.scenes import write_instructions, write_mall
+from vlmtune.demo.trained import write_trained_llava
 from vlmtune.errors import UserError
 
+FRAMES = 800  # 3 ms each
 FAMILIES = ("llava", "mllama", "smolvlm", "qwen2_5_vl")
 
 
@@ -25,10 +28,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folder: Path = options.output_dir
     try:
-        _write(folder / "mall", "labels.csv", write_mall, "96 pictures of a mall with the number of people in them")
+        mall = partial(write_mall, frames=FRAMES)
+        _write(folder / "mall", "labels.csv", mall, f"{FRAMES} pictures of a mall with the number of people in them")
         _write(folder / "instructions.jsonl", "", write_instructions, "60 questions and answers about construction terms")
         for family in options.family:
-            _write(folder / family, "config.json", partial(_write_model, family), f"a tiny {family} model")
+            what = "a small trained llava model" if family == "llava" else f"a tiny {family} model with random weights"
+            _write(folder / family, "config.json", partial(_write_model, family), what)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -48,6 +53,9 @@ def _write(path: Path, last: str, write: Callable[[Path], None], what: str) -> N
 
 
 def _write_model(family: str, folder: Path) -> None:
+    if family == "llava":
+        write_trained_llava(folder)
+        return
     from transformers.utils import logging  # takes seconds to import: only where a model is to be written
 
     from vlmtune.demo.models import write_model

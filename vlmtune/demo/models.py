@@ -118,7 +118,9 @@ def write_model(family: str, folder: Path | str, *, seed: int = 0, texts: list[s
             path.replace(folder / path.name)
 
 
-def _tokenizer(texts: list[str], first: list[str], last: list[str], *, add_bos: bool = False, **roles: str) -> tf.PreTrainedTokenizerFast:
+def byte_level_tokenizer(
+    texts: list[str], first: list[str], last: list[str], *, add_bos: bool = False, **roles: str
+) -> tf.PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer whose special tokens stand `first` and `last` in the vocabulary, as the family has them.
 
     `add_bos` puts the BOS token before every text that is tokenized with special tokens; `roles` name the bos_token, eos_token, ….
@@ -145,11 +147,11 @@ def _tokenizer(texts: list[str], first: list[str], last: list[str], *, add_bos: 
 
 def _llava(texts: list[str]) -> tuple[tf.PreTrainedModel, tf.ProcessorMixin]:
     """LLaVA-1.5: CLIP at 56x56 pixels in 14x14 patches gives 16 image tokens. No chat template."""
-    tokenizer = _tokenizer(
+    tokenizer = byte_level_tokenizer(
         texts, ["<unk>", "<s>", "</s>"], ["<image>", "<pad>"], add_bos=True,
         unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>", padding_side="left",
     )  # fmt: skip
-    tokens = _token_ids(tokenizer)
+    tokens = token_ids(tokenizer)
     config = tf.LlavaConfig(
         text_config=tf.LlamaConfig(**TEXT, num_hidden_layers=2, vocab_size=len(tokenizer), rms_norm_eps=1e-5, **tokens),
         vision_config=tf.CLIPVisionConfig(
@@ -161,7 +163,7 @@ def _llava(texts: list[str]) -> tuple[tf.PreTrainedModel, tf.ProcessorMixin]:
     )
     images = tf.CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
     processor = tf.LlavaProcessor(images, tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1)
-    return _with_generation(tf.LlavaForConditionalGeneration(config), **tokens), processor
+    return with_generation(tf.LlavaForConditionalGeneration(config), **tokens), processor
 
 
 def _mllama(texts: list[str]) -> tuple[tf.PreTrainedModel, tf.ProcessorMixin]:
@@ -174,10 +176,10 @@ def _mllama(texts: list[str]) -> tuple[tf.PreTrainedModel, tf.ProcessorMixin]:
         "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>",
         "<|eot_id|>", "<|python_tag|>", "<|image|>",
     ]  # fmt: skip
-    tokenizer = _tokenizer(
+    tokenizer = byte_level_tokenizer(
         texts, [], last, add_bos=True, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>", pad_token="<|finetune_right_pad_id|>"
     )
-    tokens = _token_ids(tokenizer)
+    tokens = token_ids(tokenizer)
     ends = [tokenizer.vocab[token] for token in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")]
     image_token = tokenizer.vocab["<|image|>"]
     config = tf.MllamaConfig(
@@ -196,18 +198,18 @@ def _mllama(texts: list[str]) -> tuple[tf.PreTrainedModel, tf.ProcessorMixin]:
             torch.nn.init.constant_(parameter, 0.5)
     images = tf.MllamaImageProcessorPil(size={"height": 28, "width": 28}, max_image_tiles=4)
     processor = tf.MllamaProcessor(images, tokenizer, chat_template=MLLAMA_TEMPLATE)
-    return _with_generation(model, **{**tokens, "eos_token_id": ends}), processor
+    return with_generation(model, **{**tokens, "eos_token_id": ends}), processor
 
 
 def _smolvlm(texts: list[str]) -> tuple[tf.PreTrainedModel, tf.ProcessorMixin]:
     """SmolVLM (Idefics3): the image in tiles of 32x32 pixels and once whole, 4 image tokens each."""
     grid = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
-    tokenizer = _tokenizer(
+    tokenizer = byte_level_tokenizer(
         texts, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         ["<global-img>", *grid, "<fake_token_around_image>", "<image>", "<end_of_utterance>"],
         bos_token="<|im_start|>", eos_token="<end_of_utterance>", pad_token="<|im_end|>", unk_token="<|endoftext|>",
     )  # fmt: skip
-    tokens = _token_ids(tokenizer)
+    tokens = token_ids(tokenizer)
     config = tf.Idefics3Config(
         text_config=tf.LlamaConfig(**TEXT, num_hidden_layers=2, vocab_size=len(tokenizer), rms_norm_eps=1e-5, **tokens),
         vision_config={
@@ -218,7 +220,7 @@ def _smolvlm(texts: list[str]) -> tuple[tf.PreTrainedModel, tf.ProcessorMixin]:
     )  # fmt: skip
     images = tf.Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
     processor = tf.Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=SMOLVLM_TEMPLATE)
-    return _with_generation(tf.Idefics3ForConditionalGeneration(config), **tokens), processor
+    return with_generation(tf.Idefics3ForConditionalGeneration(config), **tokens), processor
 
 
 def _qwen2_5_vl(texts: list[str]) -> tuple[tf.PreTrainedModel, tf.ProcessorMixin]:
@@ -231,7 +233,7 @@ def _qwen2_5_vl(texts: list[str]) -> tuple[tf.PreTrainedModel, tf.ProcessorMixin
         "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>",
         "<|video_pad|>",
     ]  # fmt: skip
-    tokenizer = _tokenizer(texts, [], last, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer = byte_level_tokenizer(texts, [], last, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     ids = {token: tokenizer.vocab[token] for token in last}
     tokens = {"bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]}
     config = tf.Qwen2_5_VLConfig(
@@ -252,13 +254,13 @@ def _qwen2_5_vl(texts: list[str]) -> tuple[tf.PreTrainedModel, tf.ProcessorMixin
         tf.Qwen2VLImageProcessor(size=pixels), tokenizer, tf.Qwen2VLVideoProcessor(size=pixels), chat_template=QWEN_TEMPLATE
     )
     ends = {"eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]]}
-    return _with_generation(tf.Qwen2_5_VLForConditionalGeneration(config), **{**tokens, **ends}), processor
+    return with_generation(tf.Qwen2_5_VLForConditionalGeneration(config), **{**tokens, **ends}), processor
 
 
-def _token_ids(tokenizer: tf.PreTrainedTokenizerFast) -> dict[str, Any]:
+def token_ids(tokenizer: tf.PreTrainedTokenizerFast) -> dict[str, Any]:
     return {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
 
 
-def _with_generation(model: tf.PreTrainedModel, **tokens: Any) -> tf.PreTrainedModel:
+def with_generation(model: tf.PreTrainedModel, **tokens: Any) -> tf.PreTrainedModel:
     model.generation_config = tf.GenerationConfig(**tokens, do_sample=False)
     return model
