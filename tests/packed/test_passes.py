@@ -24,7 +24,7 @@ def row(owner: str, tokens: int, *, picture: bool = False) -> Row:
 
 @pytest.mark.parametrize("tokens", [*range(1, 2000, 7), 4096])
 def test_a_bucket_of_length_holds_the_row_and_little_more(tokens: int):
-    assert tokens <= bucket_length(tokens) < tokens + max(16, tokens / 3)
+    assert tokens <= bucket_length(tokens) < tokens + max(8, tokens / 3)
     assert bucket_length(bucket_length(tokens)) == bucket_length(tokens)
 
 

@@ -16,6 +16,7 @@ from vlmtune.search.space import Space
 from vlmtune.search.trial import POINT, run_trial
 
 PACKED_FAILURES = 3  # of a trial's process, which begins again where its slot is; what it raises is seldom
+TRIALS_WORTH_A_CPU = 8  # an engine without a GPU takes one; starting it costs ten seconds and a gigabyte
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,15 @@ def packed(settings: Settings, space: Space, store: Store, output_dir: str, clus
     gpu = cluster.workers_use_gpu(settings.get("use_cpu"))
     each = trials_at_once(settings, store, "cuda" if gpu else "cpu")
     total = len(space) if space.is_grid else search.num_samples
-    at_once = min(total, search.max_concurrent_trials or each * (int(cluster.gpus) if gpu else 1))
-    count = min(int(cluster.gpus), at_once) if gpu else 1
+    count = int(cluster.gpus) if gpu else max(1, min(int(cluster.cpus), total // TRIALS_WORTH_A_CPU))
+    at_once = min(total, search.max_concurrent_trials or each * count)
+    count = min(count, at_once)
     each = -(-at_once // count)
     rank = max(one.model.lora_r for one in _corners(settings, space))
     engines, notes = start_engines(settings.to_dict(), store, count=count, trials=each, rank=rank, gpu=gpu)
     trainable = tune.with_parameters(PackedTrial, values=settings.to_dict(), engines=engines, output_dir=output_dir, point_key=POINT)
-    where = f"on {count} GPU{'s' if count > 1 else ''}" if gpu else "on the CPU"
-    text = f"packed, {at_once} at once over one frozen base {where}"
+    where = f"{count} {'GPU' if gpu else 'CPU'}{'s' if count > 1 else ''}"
+    text = f"packed, {at_once} at once over one frozen base on {where if count == 1 else f'each of {where}'}"
     return Runner(
         "packed", trainable, at_once, text, tuple(notes), reuse_processes=True, max_failures=PACKED_FAILURES, engines=tuple(engines)
     )
