@@ -242,7 +242,18 @@ class SearchArguments:
             "By default packed, where every option of the search allows it."
         ),
     )
-    metric: str = field(default="eval_loss", metadata=_help("What the search optimises."))
+    metric: str = field(
+        default="eval_loss",
+        metadata=_help(
+            "What the search optimises: eval_loss, a metric of generated answers such as exact_match or mae, or another number that trials "
+            "report."
+        ),
+    )
+    metric_rows: int = field(
+        default=64,
+        metadata=_help("With a metric of answers: evaluation rows that are answered at each evaluation; all of them at a trial's end."),
+    )
+    max_new_tokens: int = field(default=32, metadata=_help("With a metric of answers: the longest answer, in tokens."))
     mode: Literal["min", "max"] = field(default="min", metadata=_help("Whether a smaller or a larger metric is better."))
     time_budget_s: float | None = field(default=None, metadata=_help("Seconds after which no more trials run."))
     refit: bool = field(
@@ -303,6 +314,8 @@ LIMITS: dict[str, Limit] = {
     # numpy takes a seed of 32 bits.
     "seed": Limit("from 0 to 4294967295", lambda value: 0 <= value < 2**32),
     "num_samples": _AT_LEAST_1,
+    "metric_rows": _AT_LEAST_1,
+    "max_new_tokens": _AT_LEAST_1,
     "max_concurrent_trials": _AT_LEAST_1,
     "time_budget_s": _ABOVE_0,
     "grace_period": _AT_LEAST_1,

@@ -240,6 +240,7 @@ def test_a_search_without_a_trial_that_ends_leaves_with_one_reason(
     ("changes", "message"),
     [
         ({"metric": "eval_los"}, "--metric eval_los: no trial reports it.*did you mean eval_loss"),
+        ({"metric": "exact_match"}, "--metric exact_match: of answers the larger is the better; add --mode max"),
         ({"num_workers": "0"}, "--num_workers 0: a search trains in workers"),
         ({"search_space": None}, "search_space: is empty"),
         ({"resume": "nowhere"}, "--resume .*/nowhere: no search is there"),

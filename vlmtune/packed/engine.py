@@ -24,6 +24,7 @@ from vlmtune.data.split import EVAL
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import Example
 from vlmtune.errors import ConfigError
+from vlmtune.evaluation.objective import Objective, cached
 from vlmtune.model.base import outline, read_config
 from vlmtune.model.memory import is_out_of_memory
 from vlmtune.model.mllama import pictured_layers
@@ -72,6 +73,7 @@ class Engine:
     ) -> None:
         settings = Settings.from_dict(values)
         self.store, self.deliver, self.metric = store, deliver, settings.search.metric
+        self.objective = Objective.of(settings)
         self.model = packed_model(settings, store, trials, rank, note)
         self.operations = operations(self.model.base.get_decoder())
         name, revision, remote = settings.model.base_model, settings.model.model_revision, settings.get("trust_remote_code")
@@ -186,10 +188,19 @@ class Engine:
                 labelled = sum(int((row.example.labels >= 0).sum()) for row in mine)
                 losses = torch.stack([found.rows[id(row)][0] for row in mine]).double().sum().item()
                 total[slot] += torch.tensor([losses, labelled], dtype=torch.float64)
+        answered = {slot: self._answer(slot, every) for slot in slots}
         seconds = time.monotonic() - started
         for slot in slots:
             loss, labelled = total[slot].tolist()
-            self._report(slot, {"eval_loss": loss / labelled, "eval_seconds": seconds / len(slots)})
+            self._report(slot, {"eval_loss": loss / labelled, **answered[slot], "eval_seconds": seconds / len(slots)})
+
+    def _answer(self, slot: Slot, rows: Sequence[int]) -> dict[str, float]:
+        """The metric of a trial's answers, where the search is for one."""
+        if self.objective is None or slot.optimizer is None:
+            return {}
+        read = cached(self.examples.get(rows))
+        with self.model.selected(slot.optimizer.flat, slot.scaling) as model:
+            return self.objective.measure(model, self.processor, self.store, read, last=slot.ended)
 
     def _report(self, slot: Slot, metrics: dict[str, float]) -> None:
         """Report a trial's evaluation once its checkpoint is whole, which is written while the next rounds run."""

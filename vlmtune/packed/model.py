@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -93,6 +94,19 @@ class PackedModel:
         self.base.eval()
         with torch.no_grad():
             return self._in_passes(rows, partial(self._forward, dropout=False))
+
+    @contextmanager
+    def selected(self, adapter: Tensor, scaling: float) -> Iterator[Any]:
+        """The base with one adapter for whatever goes through it in the block, in evaluation mode: to generate with."""
+        one = RowAdapters(self.layout, 1, self.dtype, self.device)
+        with torch.no_grad():
+            one.flat[0].copy_(adapter)
+        one.set_scaling([scaling])
+        for target, pair in zip(self.layout.targets, one.pairs, strict=True):
+            self.layers[target.name].bind(one, pair)
+        self.bound = None
+        self.base.eval()
+        yield self.base
 
     def _in_passes(self, rows: Sequence[Row], run: Callable[[Sequence[Row]], RowLosses]) -> Found:
         """`run` each pass; one that does not fit in memory again in halves. An owner with a row that does not fit alone is left out."""

@@ -17,6 +17,8 @@ from vlmtune.data.paths import filesystem
 from vlmtune.data.preflight import usable_max_lengths
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError
+from vlmtune.evaluation.metrics import METRICS as ANSWER_METRICS
+from vlmtune.evaluation.objective import OBJECTIVES
 from vlmtune.flags import nearest
 from vlmtune.output import located
 from vlmtune.packed.trial import FAILED as TRIAL_FAILED
@@ -97,9 +99,14 @@ def interrupted_search(resumed: str) -> tuple[str, Settings]:
 
 def check_search(settings: Settings) -> None:
     """Raises ConfigError for options that train.py can use and a search cannot."""
-    metric = settings.search.metric
-    if metric not in METRICS:
-        raise ConfigError(f"--metric {metric}: no trial reports it; there are {', '.join(METRICS)}{nearest(metric, METRICS)}")
+    metric, mode = settings.search.metric, settings.search.mode
+    known = (*METRICS, *OBJECTIVES)
+    if metric not in known:
+        raise ConfigError(f"--metric {metric}: no trial reports it; there are {', '.join(known)}{nearest(metric, known)}")
+    if metric in OBJECTIVES and mode != (right := ANSWER_METRICS[metric].mode):
+        raise ConfigError(
+            f"--metric {metric}: of answers the {'larger' if right == 'max' else 'smaller'} is the better; add --mode {right}"
+        )
     if settings.data.workers == 0:
         raise ConfigError("--num_workers 0: a search trains in workers of their own; give at least 1, or use train.py")
 
@@ -176,7 +183,11 @@ def summary(
 def reported(metrics: dict[str, Any]) -> dict[str, Any]:
     """The run's own numbers out of a Tune result, which mixes them with Tune's bookkeeping."""
     names = ("step", "max_steps", "epoch", "seconds", "peak_memory", "data_wait_fraction", "train_loss")
-    return {name: value for name, value in metrics.items() if name in names or name.startswith("eval_") or name.endswith("_per_second")}
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name in (*names, *OBJECTIVES) or name.startswith("eval_") or name.endswith("_per_second")
+    }
 
 
 class ShowTrials(tune.Callback):

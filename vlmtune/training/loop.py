@@ -15,8 +15,10 @@ from transformers.utils import logging as transformers_logging
 from vlmtune.config import Settings
 from vlmtune.data.order import Order
 from vlmtune.data.preflight import fitting_rows
+from vlmtune.data.prepare import read_examples
 from vlmtune.data.processor import load_processor
 from vlmtune.data.store import Store
+from vlmtune.evaluation.objective import Objective
 from vlmtune.training.report import Meter
 from vlmtune.training.setup import adapted_model, operations, plan_step, training_arguments
 from vlmtune.training.trainer import AdapterTrainer, ProbeLongest, Report, ReportAtEvaluation, Rows
@@ -79,6 +81,8 @@ def train(
         meter=meter,
         first_step=_state(checkpoint)["global_step"],
         micro_batch=plan.micro_batch,
+        objective=Objective.of(settings),
+        read=read_examples,
     )
     trainer.remove_callback(PrinterCallback)
     if args.device.type == "cuda":

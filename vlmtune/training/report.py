@@ -13,6 +13,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
+from vlmtune.evaluation.metrics import METRICS
+
 EVALUATION = "evaluation"  # in a report: which of the evaluations it is that a whole run makes
 
 
@@ -83,7 +85,7 @@ class Meter:
         self.last |= numbers
         if self.events is not None:
             for name, value in numbers.items():
-                summary = scalar(name if name.startswith("eval_") else f"train/{name}", value)
+                summary = scalar(curve(name), value)
                 self.events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
         if self.progress is not None:
             self.progress({**numbers, "step": step, "max_steps": max_steps})
@@ -108,6 +110,13 @@ class Meter:
     def close(self) -> None:
         if self.events is not None:
             self.events.close()
+
+
+def curve(name: str) -> str:
+    """The name of a number's curve in TensorBoard."""
+    if name in METRICS:
+        return f"eval_{name}"
+    return name if name.startswith("eval_") else f"train/{name}"
 
 
 def event_file(folder: str) -> EventsWriter:

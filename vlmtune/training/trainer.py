@@ -20,6 +20,8 @@ from vlmtune.data.collate import parts
 from vlmtune.data.order import MicroBatch, Order, evaluation_order
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
+from vlmtune.evaluation.generate import Read
+from vlmtune.evaluation.objective import Objective
 from vlmtune.model.lora import kept_in_fp32
 from vlmtune.training.report import Meter
 
@@ -81,6 +83,8 @@ class AdapterTrainer(SFTTrainer):
         meter: Meter,
         first_step: int,
         micro_batch: int,
+        objective: Objective | None,
+        read: Read,
     ) -> None:
         # SFTTrainer wants a dataset to look at; the batches come from `get_train_dataloader`. It casts adapters on a quantised base to
         # bf16, where small updates round away.
@@ -98,6 +102,8 @@ class AdapterTrainer(SFTTrainer):
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.store, self.order, self.kept, self.rank, self.rows, self.meter = store, order, kept, rank, rows, meter
         self.first_step, self.max_length = first_step, args.max_length
+        self.objective: Objective | None = objective
+        self.read: Read = read
         self.adapted, self.micro_batch, self.evaluated_at_once = model, micro_batch, args.per_device_eval_batch_size
         self.model_accepts_loss_kwargs = True  # the loss is divided by the whole step here, so the Trainer must not do it again
         self.loss_type = str(args.loss_type)
@@ -179,9 +185,15 @@ class AdapterTrainer(SFTTrainer):
             total += self._negative_log_likelihood(batch)
         if self.order.world > 1:
             dist.all_reduce(total)
+        answered = {}
+        if self.objective is not None:
+            last = self.state.global_step >= self.state.max_steps
+            answered = self.objective.measure(
+                self.adapted, self.processing_class, self.store, self.read, last=last, rank=self.rank, world=self.order.world
+            )
         seconds = time.monotonic() - started
         self.meter.pause(seconds)
-        metrics = {f"{metric_key_prefix}_loss": (total[0] / total[1]).item(), f"{metric_key_prefix}_seconds": seconds}
+        metrics = {f"{metric_key_prefix}_loss": (total[0] / total[1]).item(), **answered, f"{metric_key_prefix}_seconds": seconds}
         self.log(dict(metrics))  # in evaluation mode, or TRL would add the averages of training to it
         self.adapted.train(training)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
