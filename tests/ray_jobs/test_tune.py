@@ -17,8 +17,17 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(290)
 
 
+# Steps of a trial, so that a search is still at its second one when it is killed.
+STEPS = {"isolated": 2, "packed": 150}
+
+
+@pytest.fixture(params=["packed", "isolated"])
+def runner(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def command(models: Path, mall: Path, tmp_path: Path) -> list[str]:
+def command(models: Path, mall: Path, tmp_path: Path, runner: str) -> list[str]:
     """A search of two trials, one after the other."""
     config = tmp_path / "config.yaml"
     config.write_text(
@@ -29,7 +38,8 @@ quantization: none
 learning_rate: 1.0e-3
 lora_r: 4
 max_length: 128
-max_steps: 2
+max_steps: {STEPS[runner]}
+trial_runner: {runner}
 per_device_train_batch_size: 4
 gradient_checkpointing: false
 num_samples: 2
@@ -55,9 +65,9 @@ def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 @pytest.mark.heavy
 def test_a_killed_search_leaves_no_process_and_goes_on_with_every_trial_counted_once(
-    command: list[str], environment: dict[str, str], tmp_path: Path
+    command: list[str], environment: dict[str, str], tmp_path: Path, runner: str
 ) -> None:
-    folder = tmp_path / "out"
+    folder, steps = tmp_path / "out", STEPS[runner]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True) as killed:
         assert killed.stdout is not None
         begun = []
@@ -69,7 +79,7 @@ def test_a_killed_search_leaves_no_process_and_goes_on_with_every_trial_counted_
         children = family(killed)
         os.killpg(killed.pid, signal.SIGKILL)
     assert any(line.startswith("trial   1  complete") for line in begun)
-    assert any(re.match(r"trial   1  running     step 1/2  eval_loss \d", line) for line in begun)
+    assert any(re.match(rf"trial   1  running     step \d+/{steps}  eval_loss \d", line) for line in begun)
     assert not (folder / "trials.parquet").exists()
     _, alive = psutil.wait_procs(children, timeout=40)
     assert alive == [], "the Ray that a search starts ends with it"
@@ -81,7 +91,8 @@ def test_a_killed_search_leaves_no_process_and_goes_on_with_every_trial_counted_
     rows = pq.read_table(folder / "trials.parquet").to_pylist()
     assert [row["state"] for row in rows] == ["COMPLETE", "COMPLETE"]
     assert len({row["trial_id"] for row in rows}) == 2
-    assert (rows[0]["learning_rate"], rows[0]["steps"]) == (1e-3, 2)
+    assert [(row["steps"]) for row in rows] == [steps, steps]
+    assert rows[0]["learning_rate"] == 1e-3
     assert (folder / "best" / "adapter_model.safetensors").exists()
     heads = ["Data", "Search", "Dashboard", "Best", "Values", "Adapter", "Table", "Curves"]
     told = [
