@@ -4,14 +4,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
-import ray
 from safetensors.torch import load_file
 from training_kit import difference
 
@@ -24,24 +23,13 @@ from vlmtune.search.runner import make_runner, unpackable
 from vlmtune.search.space import Space
 from vlmtune.training.run import train_adapter
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = [pytest.mark.timeout(280), pytest.mark.usefixtures("machine")]
 
 GRID = {"lora_r": {"grid": [2, 4]}, "learning_rate": {"grid": [1e-3, 5e-3]}}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Ray with two CPUs, and a folder of our own for prepared rows."""
-    ray.shutdown()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        ray.init(num_cpus=2, include_dashboard=True, log_to_driver=False)
-        yield
-        ray.shutdown()
-
-
 @pytest.fixture(scope="module")
-def settings(models: Path, mall: Path) -> Settings:
+def settings(models: Path, mall: Path, machine: None) -> Settings:
     return Settings.from_dict(
         {
             "data_path": str(mall),

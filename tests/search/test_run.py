@@ -2,13 +2,11 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -26,25 +24,14 @@ from vlmtune.search.refit import RefitStore
 from vlmtune.search.run import search_adapter
 from vlmtune.training.run import prepared, train_adapter
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = [pytest.mark.timeout(280), pytest.mark.usefixtures("machine")]
 
 MEASURED = ["state", "eval_loss", "steps", "seconds", "tokens_per_second", "peak_memory"]
 ENOUGH = 10**12  # a rank whose adapter is larger than any address space
 
 
-@pytest.fixture(scope="module", autouse=True)
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Ray with two CPUs, and a folder of our own for prepared rows."""
-    ray.shutdown()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        ray.init(num_cpus=2, include_dashboard=True, log_to_driver=False)
-        yield
-        ray.shutdown()
-
-
 @pytest.fixture(scope="module")
-def settings(models: Path, mall: Path) -> Settings:
+def settings(models: Path, mall: Path, machine: None) -> Settings:
     return Settings.from_dict(
         {
             "data_path": str(mall),
@@ -72,7 +59,10 @@ def files_of(folder: str) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
 
 
-@pytest.fixture(scope="module", params=["packed", "isolated"])
+RUNNERS = ["packed", pytest.param("isolated", marks=pytest.mark.heavy)]
+
+
+@pytest.fixture(scope="module", params=RUNNERS)
 def runner(request: pytest.FixtureRequest) -> str:
     """Both ways to run a trial: what a search promises does not depend on it."""
     return str(request.param)
@@ -161,7 +151,7 @@ def test_best_loads_with_plain_peft_and_changes_the_answer(found: tuple[Path, st
     assert (adapted - plain).abs().max() > 1e-3
 
 
-@pytest.fixture(scope="module", params=["packed", pytest.param("isolated", marks=pytest.mark.heavy)])
+@pytest.fixture(scope="module", params=RUNNERS)
 def grid(
     settings: Settings, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str, list[dict[str, Any]], str]:

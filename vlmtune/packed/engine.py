@@ -105,7 +105,7 @@ class Engine:
         """Let a trial take part from the next round on; its checkpoints go to `folder`. One that finds no memory ends as infeasible."""
         slot.meter.operations = self.operations
         try:
-            slot.lay_out(slot.whole, self.model.device)  # what does not even fit alone must not change the others' layout
+            slot.lay_out(slot.whole, torch.device("cpu"))  # what does not even fit alone must not change the others' layout
             if self.model.fit(slot.targets, slot.rank):
                 for other in self.slots.values():
                     other.lay_out(self.model.layout, self.model.device)
