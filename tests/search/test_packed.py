@@ -55,6 +55,7 @@ def settings(models: Path, mall: Path) -> Settings:
             "trial_runner": "packed",
             "max_concurrent_trials": 2,
             "early_stopping": "none",
+            "report": False,
             "search_space": GRID,
         }
     )
