@@ -14,6 +14,7 @@ WIDTH, HEIGHT = 520, 270  # in the plot's own units: it is as wide as its box
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 12, 40
 LOG_FROM = 20  # a range whose upper end is this many times its lower one is drawn on a logarithmic scale
 TICKS = 5
+FEW = 4  # so many different values stand side by side, each with its name
 
 
 @dataclass(frozen=True)
@@ -180,11 +181,12 @@ def slice_of(trials: Trials, name: str) -> str:
     measured = [(number, row) for number, row in trials.measured() if name in row.values]
     values = [row.values[name] for _, row in measured]
     places: dict[int, float]
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+    if len(set(map(_label, values))) > FEW and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         scale = Scale.of(values)
         places = {number: float(row.values[name]) for number, row in measured}
     else:
-        names = list(dict.fromkeys(_label(value) for value in values))
+        numbers = all(isinstance(value, int | float) for value in values)
+        names = list(dict.fromkeys(map(_label, sorted(values) if numbers else values)))
         scale = Scale.of_names(names)
         places = {number: float(names.index(_label(row.values[name]))) for number, row in measured}
     plot = Plot(scale, Scale.of([trials.value(row) for _, row in measured]), name, trials.metric)
@@ -215,5 +217,5 @@ def _whole(count: int) -> Scale:
 
 
 def _label(value: Any) -> str:
-    text = json.dumps(value) if isinstance(value, list | dict) else str(value)
+    text = json.dumps(value) if isinstance(value, list | dict) else show(value)
     return text if len(text) <= 24 else f"{text[:23]}…"

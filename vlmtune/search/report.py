@@ -22,16 +22,18 @@ from vlmtune.training.save import repeatable, versions
 EXAMPLES = 20
 CUT = 400  # characters of a text in an example
 MODELS = {BASE: "the base alone", OWN: "the config's own values", BEST: "the best adapter"}
+SHORT = {BASE: "base", OWN: "config's own", BEST: "best"}  # for a table on a phone
 STYLE = """
 .legend span { margin-right: 14px; white-space: nowrap; } .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 5px;
   margin-right: 5px; vertical-align: -1px; } .legend i.hollow { border: 1.5px solid var(--soft); }
-.share { display: grid; grid-template-columns: minmax(90px, 1fr) 3fr 48px; gap: 10px; align-items: center; margin: 6px 0; }
+.share { display: grid; grid-template-columns: minmax(112px, 1fr) 2fr 48px; gap: 10px; align-items: center; margin: 6px 0; }
 .share b { text-align: right; font-weight: 500; font-variant-numeric: tabular-nums; }
 .track { background: var(--line); border-radius: 6px; height: 12px; overflow: hidden; }
 .track i { display: block; background: var(--bar); height: 12px; }
-.versus td:first-child { white-space: normal; min-width: 84px; line-height: 1.3; }
+.versus td:first-child { white-space: normal; line-height: 1.3; }
 td.won { font-weight: 600; } td b { font-weight: 600; } td .soft { font-size: 12px; font-weight: 400; }
-@media (max-width: 500px) { .versus th, .versus td { padding: 5px 4px; font-size: 13px; } .versus td .soft { font-size: 11px; } }
+@media (max-width: 500px) { .versus th, .versus td { padding: 5px 0 5px 6px; font-size: 13px; } .versus td:first-child { padding-left: 0; }
+  .versus td .soft { font-size: 10.5px; } }
 pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.6 ui-monospace, monospace; }
 summary { cursor: pointer; color: var(--soft); } figcaption dl { display: grid; grid-template-columns: auto 1fr; gap: 0 8px; margin: 0; }
 figcaption dt { color: var(--soft); } figcaption dd { margin: 0; } .right { color: var(--good); font-weight: 600; }
@@ -155,13 +157,16 @@ def _compared(compared: Comparison | str) -> str:
         return ""
     head = ["", *(name.replace("_", " ") for name in compared.metrics)]
     rows = [
-        f"<td>{MODELS[model]}</td>" + "".join(_cell(name, compared.models[model].get(name), model == BEST) for name in compared.metrics)
+        f"<td>{SHORT[model]}</td>" + "".join(_cell(name, compared.models[model].get(name), model == BEST) for name in compared.metrics)
         for model in MODELS
         if model in compared.models
     ]
     rows += [
-        f"<td>best, against {MODELS[other]}</td>"
-        + "".join(f"<td>{_on_two_lines(_difference(name, found[name])) if name in found else ''}</td>" for name in compared.metrics)
+        f"<td>best against {SHORT[other]}</td>"
+        + "".join(
+            f"<td>{_on_two_lines(_difference(name, found[name]).replace(' points', '')) if name in found else ''}</td>"
+            for name in compared.metrics
+        )
         for other, found in compared.over.items()
     ]
     part = "" if len(compared.rows) == compared.total else f", drawn from {compared.total}"
@@ -176,7 +181,9 @@ def _compared(compared: Comparison | str) -> str:
 def _cell(name: str, found: Estimate | None, won: bool) -> str:
     if found is None:
         return "<td></td>"
-    interval = "" if found.low is None or found.high is None else f" ({shown(name, found.low)} to {shown(name, found.high)})"
+    interval = (
+        "" if found.low is None or found.high is None else f" ({shown(name, found.low).removesuffix(' %')} to {shown(name, found.high)})"
+    )
     return f"<td{' class=won' if won else ''}>{_on_two_lines(shown(name, found.value) + interval)}</td>"
 
 
@@ -239,7 +246,7 @@ def _time(rows: Sequence[TrialRow]) -> str:
         f"<td>saved by stopping early</td><td>{_time_text(saved)} ({100 * saved / (total + saved) if total else 0:.0f} %)</td>",
     ]
     note = '<p class="soft small">Added over trials: those that ran side by side took less on the clock.</p>'
-    return section("Time", table((), lines), note)
+    return section("Time", f'<div class="versus">{table((), lines)}</div>', note)
 
 
 def _time_text(seconds: float) -> str:
