@@ -168,8 +168,8 @@ def save_best(best: results.TrialRow, chosen: Settings, store: Store, folder: st
 
 def own_trial(rows: list[results.TrialRow], space: Space) -> results.TrialRow | None:
     """The trial of the config's own values, if it ran to its end."""
-    first = rows[0]
-    return first if first.state == results.COMPLETE and first.values == {**space.own, **space.constants} else None
+    values = {**space.own, **space.constants}  # Tune may give the trials of a resumed search in another order
+    return next((row for row in rows if row.state == results.COMPLETE and row.values == values), None)
 
 
 def summary(
