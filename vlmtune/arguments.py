@@ -259,6 +259,10 @@ class SearchArguments:
     refit: bool = field(
         default=False, metadata=_help("After the search, train the best values once more, alone and on the full training data.")
     )
+    report: bool = field(
+        default=True,
+        metadata=_help("After the search, answer the test rows with the base and the adapters, and write report.html."),
+    )
     early_stopping: Literal["asha", "none"] = field(
         default="asha", metadata=_help("Stop trials that fall behind at an evaluation, or never.")
     )

@@ -94,7 +94,7 @@ def test_a_killed_search_leaves_no_process_and_goes_on_with_every_trial_counted_
     assert [(row["steps"]) for row in rows] == [steps, steps]
     assert rows[0]["learning_rate"] == 1e-3
     assert (folder / "best" / "adapter_model.safetensors").exists()
-    heads = ["Data", "Search", "Dashboard", "Best", "Values", "Adapter", "Table", "Curves"]
+    heads = ["Data", "Search", "Dashboard", "Test", "Best", "Values", "Adapter", "Report", "Table", "Curves"]
     told = [
         *(f"{head:<9} " for head in heads),
         "Trials    (2 complete$|packed, 1 at once)",

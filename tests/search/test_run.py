@@ -2,6 +2,7 @@
 
 import json
 import math
+from html import escape
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -91,7 +92,7 @@ def found(settings: Settings, runner: str, tmp_path_factory: pytest.TempPathFact
 
 def test_the_output_folder_is_laid_out_as_promised(found: tuple[Path, str, list[dict[str, Any]]]) -> None:
     folder, _, rows = found
-    assert {entry.name for entry in folder.iterdir()} == {"best", "trials.parquet", "search.yaml", "runs", "tune"}
+    assert {entry.name for entry in folder.iterdir()} == {"best", "trials.parquet", "report.html", "search.yaml", "runs", "tune"}
     best = {entry.name for entry in (folder / "best").iterdir()}
     assert best >= {"adapter_config.json", "adapter_model.safetensors", "processor_config.json", "tokenizer.json"}
     assert best >= {"config.yaml", "metrics.json", "README.md", "runs"}
@@ -124,8 +125,27 @@ def test_the_summary_names_the_best_trial_and_where_things_are(found: tuple[Path
     assert lines[1].startswith(f"Best      trial {rows.index(best) + 1} of 3: eval_loss {best['eval_loss']:.4g}")
     assert f"(the config's own values: {rows[0]['eval_loss']:.4g})" in lines[1]
     assert f"Adapter   {folder}/best" in lines
+    assert f"Report    {folder}/report.html" in lines
     assert f"Curves    tensorboard --logdir {folder}/runs" in lines
     assert json.loads((folder / "best" / "metrics.json").read_text())["eval_loss"] == best["eval_loss"]
+
+
+def test_base_own_values_and_best_are_compared_on_test_rows_wherever_they_are_told(
+    found: tuple[Path, str, list[dict[str, Any]]], settings: Settings
+) -> None:
+    folder, summary, rows = found
+    test = json.loads((folder / "best" / "metrics.json").read_text())["test"]
+    count = len(prepared(settings).rows_of("test"))
+    assert (test["rows"], test["of"]) == (count, count)
+    assert set(test["models"]) == {"best", "base"} | ({"own"} if best_row(rows) is not rows[0] else set())
+    assert set(test["models"]["best"]) == {"exact_match", "mae", "within_1"}
+    before, after = (f"{100 * test['models'][model]['exact_match']['value']:.1f} %" for model in ("base", "best"))
+    (line,) = (line for line in summary.splitlines() if line.startswith("Test "))
+    assert line.startswith(f"Test      {count} rows that no trial saw: exact match {before} → {after}")
+    assert f"| exact match, {count} test rows | {after} (base: {before}) |" in (folder / "best" / "README.md").read_text()
+    page = (folder / "report.html").read_text()
+    assert escape(line.removeprefix("Test      ")) in page
+    assert page.count("<figure>") == min(count, 20) == page.count("data:image/jpeg")
 
 
 def test_best_repeats_alone_with_the_same_loss_at_any_length_that_cuts_nothing(
@@ -162,7 +182,7 @@ def grid(
         lines: list[str] = []
         patch.setattr("vlmtune.console.say", lines.append)
         summary = search_adapter(
-            settings.replace(output_dir=str(folder), search_space=space, refit=True, max_steps=2, trial_runner=request.param)
+            settings.replace(output_dir=str(folder), search_space=space, refit=True, report=False, max_steps=2, trial_runner=request.param)
         )
     return folder, summary, pq.read_table(folder / "trials.parquet").to_pylist(), "\n".join(lines)
 
@@ -182,6 +202,7 @@ def test_a_trial_that_does_not_fit_is_infeasible_and_one_that_raises_failed(grid
     _, summary, rows, printed = grid
     assert [row["state"] for row in rows] == ["COMPLETE", "FAILED", "INFEASIBLE", "FAILED"]
     assert "Trials    1 complete, 2 failed, 1 infeasible" in summary.splitlines()
+    assert not [line for line in summary.splitlines() if line.startswith(("Test", "Report"))], "it was left out"
     failed = [line for line in printed.splitlines() if line.startswith("trial   2  failed")]
     assert len(failed) == 1
     assert "lora_target_modules: no linear layer is called 'no_such_proj'" in failed[0]

@@ -1,4 +1,4 @@
-"""A few rows of the data as a person sees them, with small pictures, for the preflight's page."""
+"""A few rows of the data as a person sees them, with small pictures, for the preflight's page and a search's report."""
 
 import base64
 import io
@@ -39,6 +39,11 @@ def samples(store: Store, pieces: Sequence[Piece]) -> list[Sample]:
     first_of = {tuple(images): row for row, images in reversed(list(enumerate(hashes))) if images}  # each picture once
     rows = sorted(first_of.values()) or list(range(store.meta.rows))
     chosen = [rows[place] for place in np.unique(np.linspace(0, len(rows) - 1, SAMPLES).astype(int))] if rows else []
+    return samples_of(store, pieces, chosen)
+
+
+def samples_of(store: Store, pieces: Sequence[Piece], chosen: Sequence[int]) -> list[Sample]:
+    """These rows of the store, in this order."""
     places = [(int(store.column("piece")[row]), int(store.column("number")[row])) for row in chosen]
     found = dict(_read(pieces, places))
     return [_sample(store, row, found[place]) for row, place in zip(chosen, places, strict=True)]

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ray import tune
@@ -23,6 +24,9 @@ MEASURED = (
     pa.field("tokens_per_second", pa.float64()),
     pa.field("peak_memory", pa.float64(), metadata={"unit": "GB of 2**30 bytes"}),
 )
+
+
+Curves = dict[str, list[tuple[float, float]]]  # (step, metric) of a trial's reports, by its id
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,27 @@ def rows_of(grid: tune.ResultGrid) -> list[TrialRow]:
     rows = []
     for result in (grid[index] for index in range(len(grid))):
         metrics = dict(result.metrics or {})
-        trial_id = str(result.path).rstrip("/").rsplit("/", 1)[-1]
         state = state_of(metrics, failed=result.error is not None)
         error = reason(str(result.error)) if result.error else metrics.get(TRIAL_FAILED)
-        rows.append(TrialRow(trial_id, point(result.config or {}), state, metrics, error))
+        rows.append(TrialRow(trial_id_of(result), point(result.config or {}), state, metrics, error))
     return rows
+
+
+def curves_of(grid: tune.ResultGrid, metric: str) -> Curves:
+    """(step, metric) of every report of the trials, by trial_id; those whose metric is no number are left out."""
+    curves: Curves = {}
+    for result in (grid[index] for index in range(len(grid))):
+        frame = result.metrics_dataframe
+        if frame is None or not {"step", metric} <= set(frame.columns):
+            continue
+        kept = frame[["step", metric]].astype(float)
+        kept = kept[np.isfinite(kept).all(axis=1)].drop_duplicates("step", keep="last")  # a trial that was begun anew repeats a report
+        curves[trial_id_of(result)] = [(step, value) for step, value in kept.itertuples(index=False)]
+    return curves
+
+
+def trial_id_of(result: tune.Result) -> str:
+    return str(result.path).rstrip("/").rsplit("/", 1)[-1]
 
 
 def best_of(rows: list[TrialRow], metric: str, mode: str) -> TrialRow | None:

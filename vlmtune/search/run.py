@@ -23,13 +23,16 @@ from vlmtune.flags import nearest
 from vlmtune.output import located
 from vlmtune.packed.trial import FAILED as TRIAL_FAILED
 from vlmtune.search import results
+from vlmtune.search.charts import Trials
+from vlmtune.search.compare import Comparison, compare
 from vlmtune.search.refit import refit
+from vlmtune.search.report import Report, page, pictures_of
 from vlmtune.search.runner import make_runner
 from vlmtune.search.space import Space
 from vlmtune.search.trial import point
 from vlmtune.search.tuner import run_search
 from vlmtune.training.run import check_same_data, claim_for, output_folder, prepared, start
-from vlmtune.training.save import save_adapter_folder
+from vlmtune.training.save import describe, save_adapter_folder
 
 INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
 # What a trial reports and a search can be for.
@@ -72,12 +75,12 @@ def search_adapter(settings: Settings) -> str:
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # with Tune's own, Ctrl-C looks like the end of a search
     try:
         grid = run_search(settings, space, store, folder, shown, runner, resume=resumed is not None)
+        runner.close()
+        settings = settings.replace(trial_runner=runner.kind)  # what repeats the best trial must do as it did
+        return finish(settings, space, store, folder, cluster, results.rows_of(grid), results.curves_of(grid, settings.search.metric))
     except KeyboardInterrupt:
         print(f"Interrupted. To go on: python ray_jobs/tune.py --resume {folder}", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    runner.close()
-    settings = settings.replace(trial_runner=runner.kind)  # what repeats the best trial must do as it did
-    return finish(settings, space, store, folder, cluster, results.rows_of(grid))
 
 
 def interrupted_search(resumed: str) -> tuple[str, Settings]:
@@ -123,8 +126,10 @@ def announce(settings: Settings, space: Space, cluster: Cluster) -> None:
         say(f"Dashboard {cluster.dashboard}")
 
 
-def finish(settings: Settings, space: Space, store: Store, folder: str, cluster: Cluster, rows: list[results.TrialRow]) -> str:
-    """Write the best adapter and then, as the mark of a search that has ended, the table; returns the summary."""
+def finish(
+    settings: Settings, space: Space, store: Store, folder: str, cluster: Cluster, rows: list[results.TrialRow], curves: results.Curves
+) -> str:
+    """Write the best adapter, what it is worth and then, as the mark of a search that has ended, the table; returns the summary."""
     search = settings.search
     best = results.best_of(rows, search.metric, search.mode)
     if best is None:
@@ -133,13 +138,28 @@ def finish(settings: Settings, space: Space, store: Store, folder: str, cluster:
         ]
         print(f"error: no trial ran to its end. {reasons[0]}\nLogs: {folder}/tune", file=sys.stderr)
         sys.exit(1)
-    save_best(best, results.settings_of(best, settings), store, folder, cluster)
+    chosen = results.settings_of(best, settings)
+    metrics, trained = save_best(best, chosen, store, folder, cluster)
+    compared = None
+    if search.report:
+        own = own_trial(rows, space)
+        compared = compare(chosen, store, cluster, f"{folder}/best", own.checkpoint if own and own is not best else None)
+        if isinstance(compared, Comparison):
+            describe(f"{folder}/best", chosen, {**metrics, "test": compared.facts()}, trained, compared.card())
+        trials = Trials(rows, curves, search.metric, search.mode, best, own)
+        counts = {split: len(store.rows_of(split)) for split in ("train", "eval", "test")}
+        pictures = pictures_of(compared, store, chosen)
+        report = Report(chosen, trials, space.names, list(space.distributions), compared, pictures, folder, store.meta.key, counts)
+        output.write_text(f"{folder}/report.html", page(report))
     results.write_table(rows, space.names, folder, search.metric)
-    return summary(settings, space, store, folder, cluster, rows, best)
+    return summary(settings, space, store, folder, cluster, rows, best, compared)
 
 
-def save_best(best: results.TrialRow, chosen: Settings, store: Store, folder: str, cluster: Cluster) -> None:
-    """`best/`: the best trial's adapter and curves, or with `refit` one that is trained anew, beside the numbers of the search."""
+def save_best(best: results.TrialRow, chosen: Settings, store: Store, folder: str, cluster: Cluster) -> tuple[dict[str, Any], Store]:
+    """`best/`: the best trial's adapter and curves, or with `refit` one that is trained anew, beside the numbers of the search.
+
+    Returns those numbers, and the rows that the adapter was trained on.
+    """
     checkpoint, metrics, runs = best.checkpoint, reported(best.metrics), f"{folder}/runs/{best.trial_id}"
     if chosen.search.refit:
         checkpoint, store = refit(chosen, store, folder, cluster)
@@ -150,20 +170,29 @@ def save_best(best: results.TrialRow, chosen: Settings, store: Store, folder: st
     target.create_dir(out, recursive=True)
     pafs.copy_files(inner, out, source_filesystem=source, destination_filesystem=target)
     save_adapter_folder(checkpoint, f"{folder}/best", chosen, metrics, store)
+    return metrics, store
+
+
+def own_trial(rows: list[results.TrialRow], space: Space) -> results.TrialRow | None:
+    """The trial of the config's own values, if it ran to its end."""
+    values = {**space.own, **space.constants}  # Tune may give the trials of a resumed search in another order
+    return next((row for row in rows if row.state == results.COMPLETE and row.values == values), None)
 
 
 def summary(
-    settings: Settings, space: Space, store: Store, folder: str, cluster: Cluster, rows: list[results.TrialRow], best: results.TrialRow
-) -> str:
+    settings: Settings, space: Space, store: Store, folder: str, cluster: Cluster, rows: list[results.TrialRow], best: results.TrialRow,
+    compared: Comparison | str | None,
+) -> str:  # fmt: skip
     """What was found and where it is, to print."""
     metric = settings.search.metric
     counts = {state: sum(row.state == state for row in rows) for state in results.STATES}
-    own = rows[0] if rows[0].state == results.COMPLETE and rows[0].values == {**space.own, **space.constants} else None
+    own = own_trial(rows, space)
     searched = ", ".join(f"{name} {show(best.values[name])}" for name in space.names)
     lines = [
         "",
         f"Best      trial {rows.index(best) + 1} of {len(rows)}: {metric} {show(best.metrics[metric])}"
         + (f" (the config's own values: {show(own.metrics[metric])})" if own else ""),
+        *([f"Test      {compared.line() if isinstance(compared, Comparison) else compared}"] if compared is not None else []),
         f"Values    {searched}",
         "Trials    " + ", ".join(f"{count} {state.lower()}" for state, count in counts.items() if count),
         f"Adapter   {folder}/best"
@@ -172,6 +201,7 @@ def summary(
             if settings.search.refit
             else ""
         ),
+        *([f"Report    {folder}/report.html"] if compared is not None else []),
         f"Table     {folder}/trials.parquet",
         f"Curves    tensorboard --logdir {folder}/runs",
     ]

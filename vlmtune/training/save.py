@@ -1,6 +1,7 @@
 """The folder of a finished adapter, laid out as transformers and PEFT users expect it."""
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -32,7 +33,12 @@ def save_adapter_folder(checkpoint: str, folder: str, settings: Settings, metric
         if entry.type == pafs.FileType.File and kept:
             pafs.copy_files(entry.path, f"{out}/{entry.base_name}", source_filesystem=source, destination_filesystem=target)
     write_text(f"{folder}/config.yaml", yaml12.dump(repeatable(settings).to_dict()))
-    write_text(f"{folder}/README.md", model_card(settings, metrics, store))
+    describe(folder, settings, metrics, store)
+
+
+def describe(folder: str, settings: Settings, metrics: dict[str, Any], store: Store, measured: Mapping[str, str] | None = None) -> None:
+    """Write the model card and `metrics.json`, again where more is known by now. `measured`: more lines of the card's table."""
+    write_text(f"{folder}/README.md", model_card(settings, metrics, store, measured or {}))
     write_json(f"{folder}/metrics.json", {**metrics, "data": store.meta.key, "versions": versions()})
 
 
@@ -47,11 +53,12 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "vlmtune": __version__, **{name: version(name) for name in PACKAGES}}
 
 
-def model_card(settings: Settings, metrics: dict[str, Any], store: Store) -> str:
+def model_card(settings: Settings, metrics: dict[str, Any], store: Store, measured: Mapping[str, str]) -> str:
     """The adapter's README in the hub's format: what it was made from, how it did, how to load it."""
     model = settings.model
     base = model.base_model
     counts = {split: len(store.rows_of(split)) for split in ("train", "eval", "test")}
+    results = "".join(f"| {name} | {value} |\n" for name, value in measured.items())
     return f"""---
 base_model: {base}
 library_name: peft
@@ -63,7 +70,7 @@ tags: [lora, vlmtune]
 
 | | |
 |---|---|
-| evaluation loss (all {counts["eval"]} evaluation rows, full length) | {metrics["eval_loss"]:.4f} |
+{results}| evaluation loss (all {counts["eval"]} evaluation rows, full length) | {metrics["eval_loss"]:.4f} |
 | rows for training / evaluation / test | {counts["train"]} / {counts["eval"]} / {counts["test"]} |
 | rank, alpha, dropout | {model.lora_r}, {model.lora_alpha}, {model.lora_dropout} |
 | learning rate | {settings.get("learning_rate")} |

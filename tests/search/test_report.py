@@ -1,0 +1,155 @@
+"""The report's page on made-up trials: what it says, that it needs nothing else, and that no text of the data becomes part of it."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from vlmtune.config import Settings
+from vlmtune.search.charts import Scale, Trials
+from vlmtune.search.compare import BASE, BEST, OWN, Answered, comparison
+from vlmtune.search.importance import ENOUGH, importances
+from vlmtune.search.report import EXAMPLES, Report, page, seconds_of
+from vlmtune.search.results import COMPLETE, FAILED, INFEASIBLE, PRUNED, TrialRow
+
+PIXEL = "data:image/jpeg;base64,AAAA"
+
+
+def trial(number: int, rate: float, state: str = COMPLETE, **metrics: Any) -> TrialRow:
+    """A trial that is the better, the nearer its rate is to 1e-3."""
+    step = 8 if state == COMPLETE else 2
+    known = {"eval_loss": abs(rate - 1e-3) * 100 + 0.1, "step": step, "max_steps": 8, "seconds": 5.0 * step}
+    if state in (FAILED, INFEASIBLE):
+        known = {}
+    values = {"learning_rate": rate, "lora_r": 4 * (1 + number % 2), "lora_target_modules": ["q_proj"] if number % 3 else "all-linear"}
+    return TrialRow(f"t{number}", values, state, {**known, **metrics})
+
+
+@pytest.fixture
+def rows() -> list[TrialRow]:
+    rates = [1e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 3e-4, 8e-4, 4e-2, 6e-2]
+    states = [COMPLETE] * 3 + [PRUNED] * 5 + [FAILED, INFEASIBLE]
+    return [trial(number, rate, state) for number, (rate, state) in enumerate(zip(rates, states, strict=True))]
+
+
+@pytest.fixture
+def report(rows: list[TrialRow]) -> Report:
+    answers = [
+        Answered(row, f"<script>alert({row})</script>", "3", {BASE: "<img src=x>", OWN: "2", BEST: "3" if row % 4 else "7"})
+        for row in range(30)
+    ]
+    curves = {row.trial_id: [(2.0, row.metrics["eval_loss"] + 0.1), (4.0, row.metrics["eval_loss"])] for row in rows if row.metrics}
+    return Report(
+        settings=Settings.from_dict({"data_path": "<b>mall</b>", "model_name_or_path": "base"}),
+        trials=Trials(rows, curves, "eval_loss", "min", rows[1], rows[0]),
+        names=["learning_rate", "lora_r", "lora_target_modules"],
+        drawn=["learning_rate", "lora_r", "lora_target_modules"],
+        compared=comparison(answers, [str(row) for row in range(30)], 30, 0),
+        pictures={row: [PIXEL] for row in range(30)},
+        folder="/out",
+        data_key="key-of-the-data",
+        counts={"train": 100, "eval": 10, "test": 30},
+    )
+
+
+class Tags(HTMLParser):
+    """The tags of a page, and what its attributes name."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.targets: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.targets += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action", "poster")]
+
+
+def test_the_answer_comes_first(report: Report) -> None:
+    text = page(report)
+    first = text[text.index("<main>") : text.index("<section>")]
+    assert "30 rows that no trial saw: exact match 0.0 % → 73.3 % (the config&#x27;s own values: 0.0 %); off by" in first
+    assert "The best of 10 trials is number 2: learning_rate 0.001, lora_r 8" in first
+    assert "exact match against the base alone: +73.3 points (+" in first
+    assert "3 complete, 5 pruned, 1 failed, 1 infeasible" in first
+    assert first.count('class="tile"') == 5
+
+
+def test_the_page_needs_nothing_but_itself_and_holds_no_markup_of_the_data(report: Report) -> None:
+    text = page(report)
+    found = Tags(text)
+    assert found.targets == [PIXEL] * EXAMPLES
+    assert not {"script", "link", "iframe", "object"} & set(found.tags)
+    assert "<b>mall" not in text and "<script" not in text and "<img src=x" not in text
+    assert not re.search(r"https?:|@import|url\(", text)
+    assert "prefers-color-scheme: dark" in text and "width=device-width" in text
+
+
+def test_it_shows_how_the_best_was_found_and_how_to_repeat_it(report: Report) -> None:
+    text = page(report)
+    assert text.count("<svg") == 2 + 3, "history, curves, and a slice of each searched option"
+    assert "PED-ANOVA (Optuna): eval_loss at a trial&#x27;s first evaluation, 8 trials" in text
+    assert "python ray_jobs/train.py --config /out/best/config.yaml --output_dir NEW_FOLDER" in text
+    assert "key-of-the-data" in text and "100 train, 10 eval, 30 test" in text and "torch 2" in text
+    assert "8 of 30 answers of the best adapter differ" in text
+
+
+def test_examples_are_worst_first(report: Report) -> None:
+    said = re.findall(r'<dt>tuned</dt><dd class="(\w+)">', page(report))
+    assert said == ["wrong"] * 8 + ["right"] * (EXAMPLES - 8)
+
+
+def test_without_a_comparison_it_says_why(report: Report) -> None:
+    text = page(replace(report, compared="the data has no test rows", pictures={}))
+    assert "No comparison with the base: the data has no test rows" in text
+    assert "<figure>" not in text and "Before and after" not in text
+
+
+def test_an_adapter_worse_than_the_base_is_no_success(report: Report) -> None:
+    answers = [Answered(row, "?", "3", {BASE: "3", BEST: "4"}) for row in range(5)]
+    text = page(replace(report, compared=comparison(answers, list("abcde"), 5, 0)))
+    assert 'class="verdict stop"' in text and 'class="verdict ready"' in page(report)
+
+
+def test_a_search_of_one_trial_has_a_page(report: Report, rows: list[TrialRow]) -> None:
+    alone = Trials(rows[:1], {}, "eval_loss", "min", rows[0], rows[0])
+    text = page(replace(report, trials=alone, names=["learning_rate"], drawn=["learning_rate"]))
+    assert "What mattered" not in text
+    assert "Searching found nothing better than the config&#x27;s own values" in text
+
+
+def test_pruning_saves_what_a_trial_had_left_at_its_own_pace(rows: list[TrialRow]) -> None:
+    assert seconds_of(rows) == (3 * 40 + 5 * 10, 5 * 10, 5 * 30)
+
+
+def test_importance_finds_what_decides_and_is_silent_on_few_trials() -> None:
+    rates = [1e-3 * 1.5**number for number in range(12)]
+    many = [trial(number, rate) for number, rate in enumerate(rates)]
+    found = importances(many, {}, ["lora_r", "learning_rate"], "eval_loss", "min")
+    assert found is not None
+    shares, of = found
+    assert next(iter(shares)) == "learning_rate" and sum(shares.values()) == pytest.approx(1)
+    assert of == "eval_loss at the end, 12 trials"
+    assert importances(many[: ENOUGH - 1], {}, ["learning_rate"], "eval_loss", "min") is None
+    same = [replace(row, values={"lora_r": 4}) for row in many]
+    assert importances(same, {}, ["lora_r"], "eval_loss", "min") is None, "nothing varied"
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ([0.0, 10.0], ["0", "5", "10"]),
+        ([1e-4, 1e-1], ["0.0001", "0.001", "0.01", "0.1"]),
+        ([0.02, 0.6], ["0.02", "0.05", "0.1", "0.2", "0.5"]),
+        ([3.0, 3.0], ["2", "3", "4"]),
+        ([-2.0, 2.0], ["-2", "-1", "0", "1", "2"]),
+    ],
+)
+def test_axes_have_a_handful_of_round_numbers_within_them(values: list[float], ticks: list[str]) -> None:
+    scale = Scale.of(values)
+    assert [text for _, text in scale.ticks()] == ticks
+    assert all(0 <= scale.at(value) <= 1 for value in values)
+    assert scale.at(scale.low) == 0 and scale.at(scale.high) == 1

@@ -1,0 +1,297 @@
+"""A search as one HTML page that opens offline: what won and by how much first, then how it was found, then answers to look at."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from vlmtune import yaml12
+from vlmtune.config import Settings
+from vlmtune.console import say, show
+from vlmtune.data.prepare import Source
+from vlmtune.data.samples import samples_of
+from vlmtune.data.store import Store
+from vlmtune.errors import UserError
+from vlmtune.evaluation.metrics import METRICS, Estimate
+from vlmtune.page import document, section, table, tiles
+from vlmtune.search.charts import Trials, bars, history, learning_curves, slice_of
+from vlmtune.search.compare import BASE, BEST, OWN, Answered, Comparison, shown, worst_first
+from vlmtune.search.importance import importances
+from vlmtune.search.results import COMPLETE, PRUNED, STATES, TrialRow
+from vlmtune.training.save import repeatable, versions
+
+EXAMPLES = 20
+CUT = 400  # characters of a text in an example
+MODELS = {BASE: "the base alone", OWN: "the config's own values", BEST: "the best adapter"}
+SHORT = {BASE: "base", OWN: "config's own", BEST: "best"}  # for a table on a phone
+STYLE = """
+.legend span { margin-right: 14px; white-space: nowrap; } .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 5px;
+  margin-right: 5px; vertical-align: -1px; } .legend i.hollow { border: 1.5px solid var(--soft); }
+.share { display: grid; grid-template-columns: minmax(112px, 1fr) 2fr 48px; gap: 10px; align-items: center; margin: 6px 0; }
+.share b { text-align: right; font-weight: 500; font-variant-numeric: tabular-nums; }
+.track { background: var(--line); border-radius: 6px; height: 12px; overflow: hidden; }
+.track i { display: block; background: var(--bar); height: 12px; }
+.versus td:first-child { white-space: normal; line-height: 1.3; }
+td.won { font-weight: 600; } td b { font-weight: 600; } td .soft { font-size: 12px; font-weight: 400; }
+@media (max-width: 500px) { .versus th, .versus td { padding: 5px 0 5px 6px; font-size: 13px; } .versus td:first-child { padding-left: 0; }
+  .versus td .soft { font-size: 10.5px; } }
+pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.6 ui-monospace, monospace; }
+summary { cursor: pointer; color: var(--soft); } figcaption dl { display: grid; grid-template-columns: auto 1fr; gap: 0 8px; margin: 0; }
+figcaption dt { color: var(--soft); } figcaption dd { margin: 0; } .right { color: var(--good); font-weight: 600; }
+.wrong { color: var(--bad); font-weight: 600; }
+"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the page tells.
+
+    `settings`: those of the best trial; `names`: the options that vary, `drawn`: those of them that do not follow from others;
+    `compared`: the models on the test rows, or why they were not compared; `pictures`: by row of the store, as data URIs.
+    """
+
+    settings: Settings
+    trials: Trials
+    names: Sequence[str]
+    drawn: Sequence[str]
+    compared: Comparison | str
+    pictures: Mapping[int, Sequence[str]]
+    folder: str
+    data_key: str
+    counts: Mapping[str, int]
+
+
+def pictures_of(compared: Comparison | str, store: Store, settings: Settings) -> dict[int, list[str]]:
+    """Small pictures of the rows that the page shows, from the data that the store was made of; none where that is gone by now."""
+    rows = [] if isinstance(compared, str) else [row.row for row in examples(compared, settings)]
+    try:
+        return {row: sample.pictures for row, sample in zip(rows, samples_of(store, Source.of(settings).pieces(), rows), strict=True)}
+    except UserError as error:
+        say(f"          no pictures in the report: {error}")
+        return {}
+
+
+def examples(compared: Comparison, settings: Settings) -> list[Answered]:
+    """The test rows that the page shows, the worst answers first."""
+    return worst_first(compared.rows, compared.metrics, settings.get("seed"))[:EXAMPLES]
+
+
+def page(report: Report) -> str:
+    """The whole page."""
+    title = f"Search over {report.settings.data.data_path}"
+    model = report.settings.model
+    drawn = len(report.trials.rows)
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="soft wrap">{escape(model.base_model)} · {escape(model.base_quantization)} · {drawn} trials of '
+        f"{escape(', '.join(report.names))}</p>",
+        _verdict(report),
+        _tiles(report),
+        _compared(report.compared),
+        '<div class="pair">' + section("Trials", _legend(), history(report.trials)) + _curves(report) + "</div>",
+        _slices(report),
+        '<div class="pair">' + _importance(report) + _time(report.trials.rows) + "</div>",
+        _examples(report),
+        _repeat(report),
+    ]
+    return document(title, body, style=STYLE)
+
+
+def _verdict(report: Report) -> str:
+    trials, compared = report.trials, report.compared
+    values = ", ".join(f"{name} {show(trials.best.values[name])}" for name in report.names)
+    lines = [f"The best of {len(trials.rows)} trials is number {trials.rows.index(trials.best) + 1}: {values}"]
+    lines.append(_searched(trials))
+    better = True
+    if isinstance(compared, str):
+        head = lines.pop(0)
+        lines.append(f"No comparison with the base: {compared}")
+    else:
+        name = compared.metrics[0]
+        head = f"On {compared.line()}"
+        lines += [
+            f"{name.replace('_', ' ')} against {MODELS[other]}: {_difference(name, found[name])}, a 95 % interval"
+            for other, found in compared.over.items()
+        ]
+        if trials.best is trials.own:
+            lines.append("Searching found nothing better than the config's own values")
+        better = all(found[name].value >= 0 for found in compared.over.values())
+    listing = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f'<div class="verdict {"ready" if better else "stop"}"><b>{escape(head)}</b><ul>{listing}</ul></div>'
+
+
+def _searched(trials: Trials) -> str:
+    own = f", the config's own values {show(trials.value(trials.own))}" if trials.own else ""
+    return f"{trials.metric} on the evaluation rows, which the search saw: {show(trials.value(trials.best))}{own}"
+
+
+def _difference(name: str, found: Estimate) -> str:
+    """A difference with its sign, in points where it is one of shares, and its interval."""
+    share = METRICS[name].share
+
+    def text(value: float) -> str:
+        return f"{100 * value:+.1f}" if share else f"{value:+.2g}"
+
+    interval = "" if found.low is None or found.high is None else f" ({text(found.low)} to {text(found.high)})"
+    return f"{text(found.value)}{' points' if share else ''}{interval}"
+
+
+def _tiles(report: Report) -> str:
+    rows = report.trials.rows
+    boxes = []
+    if isinstance(report.compared, Comparison):
+        name = report.compared.metrics[0]
+        boxes = [
+            (shown(name, found[name].value), f"{name.replace('_', ' ')}", f"{MODELS[model]}, test rows")
+            for model in MODELS
+            if (found := report.compared.models.get(model))
+        ]
+    states = ", ".join(f"{count} {state.lower()}" for state in STATES if (count := sum(row.state == state for row in rows)))
+    boxes.append((str(len(rows)), "trials", states))
+    total, _, saved = seconds_of(rows)
+    boxes.append((_time_text(total), "of training", f"{_time_text(saved)} saved by stopping early"))
+    return tiles((escape(value), escape(name), escape(more)) for value, name, more in boxes)
+
+
+def _compared(compared: Comparison | str) -> str:
+    if isinstance(compared, str):
+        return ""
+    head = ["", *(name.replace("_", " ") for name in compared.metrics)]
+    rows = [
+        f"<td>{SHORT[model]}</td>" + "".join(_cell(name, compared.models[model].get(name), model == BEST) for name in compared.metrics)
+        for model in MODELS
+        if model in compared.models
+    ]
+    rows += [
+        f"<td>best against {SHORT[other]}</td>"
+        + "".join(
+            f"<td>{_on_two_lines(_difference(name, found[name]).replace(' points', '')) if name in found else ''}</td>"
+            for name in compared.metrics
+        )
+        for other, found in compared.over.items()
+    ]
+    part = "" if len(compared.rows) == compared.total else f", drawn from {compared.total}"
+    note = (
+        f'<p class="soft small">{len(compared.rows)} test rows{part}: no trial trained on them or was chosen by them. Greedy '
+        "answers; exact match is of the whole text, mae the mean error of the number in it. Intervals are 95 % bootstrap intervals over "
+        "pictures, those of differences paired.</p>"
+    )
+    return section("Before and after, on test rows", f'<div class="versus">{table(head, rows)}</div>', note)
+
+
+def _cell(name: str, found: Estimate | None, won: bool) -> str:
+    if found is None:
+        return "<td></td>"
+    interval = (
+        "" if found.low is None or found.high is None else f" ({shown(name, found.low).removesuffix(' %')} to {shown(name, found.high)})"
+    )
+    return f"<td{' class=won' if won else ''}>{_on_two_lines(shown(name, found.value) + interval)}</td>"
+
+
+def _on_two_lines(text: str) -> str:
+    """A value, and the interval in brackets behind it small and below: a phone has room for three such columns."""
+    value, _, interval = text.partition(" (")
+    return escape(value) + (f'<div class="soft">{escape(interval.rstrip(")"))}</div>' if interval else "")
+
+
+def _legend() -> str:
+    kinds = [("good", "best"), ("warn", "the config's own values"), ("bar", "complete")]
+    dots = "".join(f'<span><i style="background:var(--{colour})"></i>{name}</span>' for colour, name in kinds)
+    return f'<p class="legend soft small">{dots}<span><i class="hollow"></i>stopped early, its last value</span></p>'
+
+
+def _curves(report: Report) -> str:
+    curves = learning_curves(report.trials)
+    return section(f"Learning: {escape(report.trials.metric)} by step", _legend(), curves) if curves else ""
+
+
+def _slices(report: Report) -> str:
+    if not report.names:
+        return ""
+    plots = "".join(f"<div>{slice_of(report.trials, name)}</div>" for name in report.names)
+    note = f'<p class="soft small">{escape(report.trials.metric)} of every trial by each searched value</p>'
+    return section("What each value did", note, f'<div class="pair">{plots}</div>')
+
+
+def _importance(report: Report) -> str:
+    trials = report.trials
+    found = importances(trials.rows, trials.curves, report.drawn, trials.metric, trials.mode)
+    if found is None:
+        return ""
+    shares, of = found
+    note = f'<p class="soft small">Share of each in what made trials good, by PED-ANOVA (Optuna): {escape(of)}</p>'
+    return section("What mattered", note, bars(shares))
+
+
+def seconds_of(rows: Sequence[TrialRow]) -> tuple[float, float, float]:
+    """Seconds of training of all trials and of those stopped early, and those that the latter had left at their own pace."""
+    total = pruned = saved = 0.0
+    for row in rows:
+        seconds, step, steps = (row.metrics.get(name) for name in ("seconds", "step", "max_steps"))
+        if seconds is None:
+            continue
+        total += seconds
+        if row.state == PRUNED and step and steps:
+            pruned += seconds
+            saved += seconds * (steps / step - 1)
+    return total, pruned, saved
+
+
+def _time(rows: Sequence[TrialRow]) -> str:
+    total, pruned, saved = seconds_of(rows)
+    stopped = sum(row.state == PRUNED for row in rows)
+    lines = [
+        f"<td>all {len(rows)} trials, as trained</td><td>{_time_text(total)}</td>",
+        f"<td>of it, {stopped} trials that were stopped early</td><td>{_time_text(pruned)}</td>",
+        f"<td>all trials to their end, at their own pace</td><td>{_time_text(total + saved)}</td>",
+        f"<td>saved by stopping early</td><td>{_time_text(saved)} ({100 * saved / (total + saved) if total else 0:.0f} %)</td>",
+    ]
+    note = '<p class="soft small">Added over trials: those that ran side by side took less on the clock.</p>'
+    return section("Time", f'<div class="versus">{table((), lines)}</div>', note)
+
+
+def _time_text(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _examples(report: Report) -> str:
+    if isinstance(report.compared, str):
+        return ""
+    rows = examples(report.compared, report.settings)
+    wrong = sum(row.answers[BEST].strip() != row.reference.strip() for row in report.compared.rows)
+    count = f"{wrong} of {len(report.compared.rows)} answers of the best adapter differ from the reference"
+    note = f'<p class="soft small">Worst first; {count}</p>'
+    figures = "".join(_figure(row, report.pictures.get(row.row, ())) for row in rows)
+    return section("Test rows and their answers", note, f'<div class="gallery">{figures}</div>')
+
+
+def _figure(row: Answered, pictures: Sequence[str]) -> str:
+    images = "".join(f'<img src="{picture}" alt="">' for picture in pictures)
+    said = [("reference", row.reference, "")]
+    for model, name in ((BASE, "base"), (BEST, "tuned")):
+        said.append((name, row.answers[model], "right" if row.answers[model].strip() == row.reference.strip() else "wrong"))
+    answers = "".join(f'<dt>{name}</dt><dd class="{kind}">{escape(text[:CUT])}</dd>' for name, text, kind in said)
+    frame = f"<div>{images}</div>" if images else ""
+    return f"<figure>{frame}<figcaption><p>{escape(row.question[:CUT])}</p><dl>{answers}</dl></figcaption></figure>"
+
+
+def _repeat(report: Report) -> str:
+    settings = report.settings
+    commands = (
+        f"python ray_jobs/train.py --config {report.folder}/best/config.yaml --output_dir NEW_FOLDER    # the best adapter again\n"
+        f"python ray_jobs/eval.py --adapter {report.folder}/best --compare_base --output_dir NEW_FOLDER    # its answers, all metrics"
+    )
+    facts = {
+        "data": f"{settings.data.data_path}, key {report.data_key}",
+        "rows": ", ".join(f"{count:,} {split}" for split, count in report.counts.items()),
+        "seed": str(settings.get("seed")),
+        "trials ran": f"{settings.search.trial_runner}; {sum(row.state == COMPLETE for row in report.trials.rows)} to their end",
+        "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
+    }
+    rows = (f'<td>{name}</td><td class="text">{escape(text)}</td>' for name, text in facts.items())
+    dumped = escape(yaml12.dump(repeatable(settings).to_dict()))
+    return section(
+        "Repeat it", f"<p><pre>{escape(commands)}</pre></p>", table((), rows),
+        f"<details><summary>All settings of the best trial (best/config.yaml)</summary><pre>{dumped}</pre></details>",
+    )  # fmt: skip
