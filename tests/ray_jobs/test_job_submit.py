@@ -126,5 +126,5 @@ def test_the_demo_runs_as_a_job(head: tuple[str, dict[str, str]], models: Path, 
     assert f"Adapter   {out}/best" in printed
     rows = pq.read_table(out / "trials.parquet").to_pylist()
     assert len(rows) == 2 and rows[0]["state"] == "COMPLETE"
-    assert {entry.name for entry in out.iterdir()} == {"best", "trials.parquet", "search.yaml", "runs", "tune"}
+    assert {entry.name for entry in out.iterdir()} == {"best", "report.html", "trials.parquet", "search.yaml", "runs", "tune"}
     assert (out / "best" / "adapter_model.safetensors").exists()
