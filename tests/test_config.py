@@ -8,10 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trl.trainer.sft_config import SFTConfig
 
-from vlmtune.arguments import ALIASES, GROUPS, LIMITS, PRESET, UNSUPPORTED
+from vlmtune.arguments import ALIASES, GROUPS, PRESET
 from vlmtune.config import Settings, TrainingArguments, parse
 from vlmtune.errors import ConfigError
 from vlmtune.flags import flags
+from vlmtune.limits import LIMITS, UNSUPPORTED
 
 ROOT = Path(__file__).parents[1]
 BASE = ["--data_path", "rows.jsonl", "--model_name_or_path", "some/model"]

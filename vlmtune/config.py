@@ -11,9 +11,10 @@ from typing import Any, NoReturn
 from transformers.hf_argparser import HfArgumentParser
 
 from vlmtune import yaml12
-from vlmtune.arguments import ALIASES, GROUPS, PRESET, UNSUPPORTED, DataArguments, ModelArguments, SearchArguments, TrainingArguments
+from vlmtune.arguments import ALIASES, GROUPS, PRESET, DataArguments, ModelArguments, SearchArguments, TrainingArguments
 from vlmtune.errors import ConfigError
 from vlmtune.flags import Flag, flag, flags
+from vlmtune.limits import UNSUPPORTED
 
 __all__ = ["DataArguments", "ModelArguments", "SearchArguments", "Settings", "TrainingArguments", "parse"]
 

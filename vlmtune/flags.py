@@ -13,8 +13,9 @@ from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from vlmtune.arguments import ALIASES, GROUPS, LIMITS, UNSUPPORTED, plain_default
+from vlmtune.arguments import ALIASES, GROUPS, plain_default
 from vlmtune.errors import ConfigError
+from vlmtune.limits import LIMITS, UNSUPPORTED
 from vlmtune.yaml12 import YamlError, load_value
 
 Kind = Literal["bool", "int", "float", "str", "list", "dict"]

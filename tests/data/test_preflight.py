@@ -3,13 +3,13 @@
 import json
 import re
 from collections.abc import Callable, Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
+from page_kit import Links
 from PIL import Image
 
 from vlmtune.cluster import connect
@@ -188,20 +188,6 @@ def test_the_screen_is_one_screen(summary: Summary) -> None:
     assert "\x1b[" in coloured
     assert "[[" not in coloured
     assert "\x1b" not in text
-
-
-class Links(HTMLParser):
-    """All that a page points to, and its tags."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.targets: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.targets += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action", "poster")]
 
 
 def test_the_page_needs_nothing_but_itself(summary: Summary, store: Store, configure: Callable[..., Settings]) -> None:

@@ -2,10 +2,10 @@
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from page_kit import Links
 
 from vlmtune.config import Settings
 from vlmtune.search.charts import Scale, Trials
@@ -54,20 +54,6 @@ def report(rows: list[TrialRow]) -> Report:
     )
 
 
-class Tags(HTMLParser):
-    """The tags of a page, and what its attributes name."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.targets: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.targets += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action", "poster")]
-
-
 def test_the_answer_comes_first(report: Report) -> None:
     text = page(report)
     first = text[text.index("<main>") : text.index("<section>")]
@@ -80,7 +66,7 @@ def test_the_answer_comes_first(report: Report) -> None:
 
 def test_the_page_needs_nothing_but_itself_and_holds_no_markup_of_the_data(report: Report) -> None:
     text = page(report)
-    found = Tags(text)
+    found = Links(text)
     assert found.targets == [PIXEL] * EXAMPLES
     assert not {"script", "link", "iframe", "object"} & set(found.tags)
     assert "<b>mall" not in text and "<script" not in text and "<img src=x" not in text

@@ -19,7 +19,7 @@ from vlmtune.data.prepare import plain_task_errors, quiet_ray_data
 from vlmtune.data.processor import load_processor
 from vlmtune.data.tokenize import Example
 from vlmtune.evaluation.generate import Layout, end_tokens, generate, likelihoods, question, reference
-from vlmtune.model.base import load_base
+from vlmtune.model.base import base_of
 from vlmtune.model.fast import lean_lora
 from vlmtune.model.lora import load_adapter
 
@@ -46,19 +46,7 @@ class Job:
 
 def load(values: dict[str, Any], adapter: dict[str, bytes] | None, device: Any) -> Any:
     """The base of these settings on `device`, with the adapter of these files if there is one."""
-    settings = Settings.from_dict(values)
-    model = settings.model
-    base = load_base(
-        model.base_model,
-        quantization=model.base_quantization,
-        dtype=model.dtype,
-        device=device,
-        revision=model.model_revision,
-        nested_quant=model.use_bnb_nested_quant,
-        llm_int8=model.llm_int8,
-        attn_implementation=model.attn_implementation,
-        trust_remote_code=settings.get("trust_remote_code"),
-    )
+    base = base_of(Settings.from_dict(values), device)
     if adapter is None:
         return base.eval()
     with tempfile.TemporaryDirectory() as folder:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
+    from vlmtune.config import Settings
+
 Quantization = Literal["none", "nf4", "int8", "fp8"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -131,6 +133,23 @@ def load_base(
     model.config.use_cache = False
     model.config.get_text_config().use_cache = False
     return model
+
+
+def base_of(settings: Settings, device: torch.device, *, resident: bool = False) -> PreTrainedModel:
+    """`load_base` with what the settings say."""
+    model = settings.model
+    return load_base(
+        model.base_model,
+        quantization=model.base_quantization,
+        dtype=model.dtype,
+        device=device,
+        revision=model.model_revision,
+        nested_quant=model.use_bnb_nested_quant,
+        llm_int8=model.llm_int8,
+        resident=resident,
+        attn_implementation=model.attn_implementation,
+        trust_remote_code=settings.get("trust_remote_code"),
+    )
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

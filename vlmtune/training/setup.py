@@ -10,7 +10,7 @@ import torch
 from vlmtune.config import Settings, TrainingArguments
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError
-from vlmtune.model.base import load_base
+from vlmtune.model.base import base_of
 from vlmtune.model.capture import LENGTH_MULTIPLE, Trained, capture
 from vlmtune.model.fast import compile_layers, lean_lora, without_autocast, without_padding_mask, without_vision_gradient
 from vlmtune.model.fast import parts as parts_of
@@ -93,19 +93,7 @@ def training_arguments(settings: Settings, work_dir: str, *, checkpointing: bool
 
 def frozen_base(settings: Settings, device: torch.device, plan: Plan) -> Any:
     """The base of the settings on `device`, its vision tower without gradient, its decoder without padding masks."""
-    model = settings.model
-    base = load_base(
-        model.base_model,
-        quantization=model.base_quantization,
-        dtype=model.dtype,
-        device=device,
-        revision=model.model_revision,
-        nested_quant=model.use_bnb_nested_quant,
-        llm_int8=model.llm_int8,
-        resident=plan.resident,
-        attn_implementation=model.attn_implementation,
-        trust_remote_code=settings.get("trust_remote_code"),
-    )
+    base = base_of(settings, device, resident=plan.resident)
     without_padding_mask(base)
     return base
 

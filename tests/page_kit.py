@@ -1,0 +1,17 @@
+"""What tests of HTML pages share."""
+
+from html.parser import HTMLParser
+
+
+class Links(HTMLParser):
+    """All that a page points to, and its tags."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.targets: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.targets += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action", "poster")]
