@@ -51,6 +51,18 @@ def test_a_step_has_the_same_rows_for_any_number_of_workers(per_device: int) -> 
             assert sorted(rows) == sorted(rows_of(one.step(1, step, 0)))
 
 
+def test_an_elastic_run_that_lacks_workers_makes_the_same_steps() -> None:
+    whole = Order(rows=50, per_device=2, accumulation=3, world=4, seed=42)
+    for world in (4, 3, 2, 1):
+        elastic = replace(whole, world=world, workers=4)
+        assert elastic.steps_per_epoch == whole.steps_per_epoch == 3
+        assert elastic.passes_per_step == -(-24 // (2 * world))
+        for step in range(3):
+            rows = chain.from_iterable(rows_of(elastic.step(1, step, rank)) for rank in range(world))
+            assert sorted(rows) == sorted(chain.from_iterable(rows_of(whole.step(1, step, rank)) for rank in range(4)))
+            assert len({len(elastic.step(1, step, rank)) for rank in range(world)}) == 1
+
+
 def test_the_order_is_frozen() -> None:
     """An adapter can be trained again only if these numbers never change."""
     order = Order(rows=11, per_device=2, accumulation=1, world=2, seed=42)

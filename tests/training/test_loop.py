@@ -117,6 +117,14 @@ def test_a_resumed_run_reads_the_rest_and_ends_with_the_same_adapter(run_loop: R
     assert rest.reports[-1]["epoch"] == whole.reports[-1]["epoch"] == 2.0
 
 
+def test_an_elastic_run_that_lacks_a_worker_makes_the_steps_of_all(run_loop: RunLoop):
+    options = {"num_train_epochs": 2, "per_device_train_batch_size": 2}
+    alone = run_loop("mixed llava", num_workers="1:2", **options)
+    both = run_loop("mixed llava", gradient_accumulation_steps=2, **options)
+    assert difference(alone.adapter(), both.adapter()) == 0
+    assert [report["step"] for report in alone.reports] == [report["step"] for report in both.reports]
+
+
 def test_a_run_that_had_done_all_its_steps_trains_no_more(run_loop: RunLoop):
     run = run_loop("mixed llava", max_steps=2)
     again = run_loop("mixed llava", max_steps=2, go_on=run.checkpoint())

@@ -19,17 +19,27 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Order:
-    """The order of `rows` training rows for steps of `per_device * accumulation * world` rows."""
+    """The order of `rows` training rows for steps of `per_device * accumulation * workers` rows.
+
+    `workers` are those that a step is made for, all `world` of them by default. An elastic run that lacks some makes the same steps with
+    more passes each, so that it goes on at the exact next row when one comes or goes.
+    """
 
     rows: int
     per_device: int
     accumulation: int
     world: int
     seed: int
+    workers: int | None = None
 
     @property
     def rows_per_step(self) -> int:
-        return self.per_device * self.accumulation * self.world
+        return self.per_device * self.accumulation * (self.workers or self.world)
+
+    @property
+    def passes_per_step(self) -> int:
+        """Forward passes of one rank in a whole step."""
+        return self._passes(self.rows_per_step)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -40,7 +50,7 @@ class Order:
     def micro_batches_per_epoch(self) -> int:
         """Forward passes of one rank in an epoch, the same on every rank."""
         full, left = divmod(self.rows, self.rows_per_step)
-        return full * self.accumulation + -(-left // (self.per_device * self.world))
+        return full * self.passes_per_step + self._passes(left)
 
     def permutation(self, epoch: int) -> np.ndarray:
         """All row numbers in the order of this epoch, shape `[rows]`.
@@ -65,8 +75,10 @@ class Order:
     def _deal(self, permutation: np.ndarray, step: int, rank: int) -> list[MicroBatch]:
         rows = permutation[step * self.rows_per_step : (step + 1) * self.rows_per_step]
         mine = [int(row) for row in rows[rank :: self.world]]
-        passes = -(-len(rows) // (self.per_device * self.world))
-        return [cut(mine, self.per_device, index, filler=int(rows[0])) for index in range(passes)]
+        return [cut(mine, self.per_device, index, filler=int(rows[0])) for index in range(self._passes(len(rows)))]
+
+    def _passes(self, rows: int) -> int:
+        return -(-rows // (self.per_device * self.world))
 
 
 def cut(rows: list[int], size: int, index: int, *, filler: int) -> MicroBatch:

@@ -68,7 +68,9 @@ def train(
         accumulation=args.gradient_accumulation_steps,
         world=world,
         seed=args.seed if args.data_seed is None else args.data_seed,
+        workers=settings.data.workers[1] if isinstance(settings.data.workers, tuple) else None,
     )
+    args.gradient_accumulation_steps = order.passes_per_step
     trainer = AdapterTrainer(
         model,
         args,

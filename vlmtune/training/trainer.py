@@ -62,7 +62,7 @@ class BatchStream(IterableDataset):  # type: ignore[type-arg]
     def __iter__(self) -> Iterator[Batch]:
         epoch, first_step = self.epoch, self.first_step
         self.epoch, self.first_step = epoch + 1, 0
-        yield from ({} for _ in range(first_step * self.order.accumulation))
+        yield from ({} for _ in range(first_step * self.order.passes_per_step))
         yield from self.fetch(self.order.epoch(epoch, self.rank, first_step))
 
 
