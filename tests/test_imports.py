@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[1]
 
 # A package may import those of a lower number, and itself.
 LAYERS = {
-    "vlmtune.errors": 0, "vlmtune.yaml12": 0, "vlmtune.page": 0,
-    "vlmtune.arguments": 1, "vlmtune.console": 1, "vlmtune.cluster": 1, "vlmtune.flags": 2,
+    "vlmtune.errors": 0, "vlmtune.yaml12": 0, "vlmtune.page": 0, "vlmtune.background": 0,
+    "vlmtune.limits": 0, "vlmtune.arguments": 1, "vlmtune.console": 1, "vlmtune.cluster": 1, "vlmtune.flags": 2,
     "vlmtune.config": 3, "vlmtune.data": 4, "vlmtune.output": 5, "vlmtune.model": 5, "vlmtune.evaluation": 6, "vlmtune.training": 7,
     "vlmtune.packed": 8, "vlmtune.search": 9, "ray_jobs": 10,
 }  # fmt: skip

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 
+from vlmtune.background import in_background
 from vlmtune.data.store import Store
 from vlmtune.errors import UserError
 from vlmtune.packed.checkpoints import last_checkpoint, last_report
@@ -24,6 +26,7 @@ from vlmtune.packed.trial import UnknownTrialError
 from vlmtune.training.gauges import Gauges
 from vlmtune.training.launch import Progress
 
+IDLE = 1.0  # seconds after which an engine without work looks whether its checkpoints were written
 AHEAD = 2  # reports that a trial may have unread before it waits: it trains on while the search decides about the last one
 FORGOTTEN_AFTER = 600.0  # seconds in which nobody asked for a waiting trial: its process is gone for good
 MAX_RESTARTS = 8
@@ -53,7 +56,8 @@ class EngineActor:
                 self.engine = Engine(
                     self.values, self.store, trials=self.trials, rank=self.rank, deliver=self._deliver, note=self.notes.append
                 )
-                self.training = ThreadPoolExecutor(1, thread_name_prefix="training").submit(self._train, self.engine)
+                self.training = in_background(partial(self._train, self.engine), "training")
+                self.training.add_done_callback(lambda _: self._notify())
         return list(self.notes)
 
     def room(self, trial_id: str) -> tuple[bool, int]:
@@ -72,7 +76,8 @@ class EngineActor:
         with self.changed:
             if trial_id in self.reports and trial_id not in self.leaving:
                 return
-            self.changed.wait_for(lambda: trial_id not in self.leaving)
+            self.changed.wait_for(lambda: trial_id not in self.leaving or self._stopped())
+            self._raise_of_training()
         last = last_report(folder)
         ended = last is not None and last["step"] >= last["max_steps"]
         if last is None or not ended:
@@ -99,8 +104,7 @@ class EngineActor:
             self.changed.notify_all()  # it may have waited to be asked
             self.changed.wait_for(lambda: len(self.reports.get(trial_id, ())) > number or self._stopped(), timeout=seconds)
             self.asked[trial_id] = time.monotonic()
-            if self._stopped() and self.training is not None:
-                self.training.result()
+            self._raise_of_training()
             reports = self.reports.get(trial_id, [])
             return (reports[number].metrics, reports[number].last) if len(reports) > number else None
 
@@ -116,6 +120,14 @@ class EngineActor:
     def _stopped(self) -> bool:
         return self.training is not None and self.training.done()
 
+    def _raise_of_training(self) -> None:
+        if self.training is not None and self.training.done():
+            self.training.result()
+
+    def _notify(self) -> None:
+        with self.changed:
+            self.changed.notify_all()
+
     def _deliver(self, trial_id: str, report: Report) -> None:
         with self.changed:
             if trial_id in self.reports:
@@ -127,9 +139,8 @@ class EngineActor:
             with self.changed:
                 parked = self._let_in_and_out(engine)
                 if not engine.slots.keys() - parked:
-                    self.changed.wait(timeout=1.0)
-                    continue
-            engine.round(parked)
+                    self.changed.wait(timeout=IDLE)
+            engine.round(parked)  # does nothing without a trial, but to raise what kept a checkpoint from being written
 
     def _let_in_and_out(self, engine: Engine) -> set[str]:
         """Between rounds: trials that leave or join; returns those that wait until somebody takes their reports."""

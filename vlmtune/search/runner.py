@@ -15,7 +15,7 @@ from vlmtune.errors import ConfigError
 from vlmtune.search.space import Space
 from vlmtune.search.trial import POINT, run_trial
 
-PACKED_FAILURES = 3  # of a trial's process, which begins again where its slot is; what it raises is seldom
+PACKED_FAILURES = 3  # times that a trial's process may end early, killed for want of memory for example; it goes on where its slot is
 TRIALS_WORTH_A_CPU = 8  # an engine without a GPU takes one; starting it costs ten seconds and a gigabyte
 
 

@@ -1,8 +1,6 @@
 """From settings to a finished adapter: what `ray_jobs/train.py` calls, and the steps that a search shares with it."""
 
 import json
-import queue
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 from ray.util.queue import Empty, Queue
 
 from vlmtune import output, yaml12
+from vlmtune.background import in_background
 from vlmtune.cluster import Cluster, connect, in_ray_job
 from vlmtune.config import Settings
 from vlmtune.console import StepPrinter, say
@@ -167,25 +166,11 @@ def run_isolated(settings: Settings, store: Store, folder: str, cluster: Cluster
 def watched(run: Callable[[Progress], Outcome], show: Progress) -> Outcome:
     """Run in a thread, with a progress that may be called in other processes, and show here what it is told."""
     logged = Queue(actor_options={"num_cpus": 0})
-    done: queue.Queue[Any] = queue.Queue()
-
-    def in_thread() -> None:
-        try:
-            outcome = run(logged.put)
-        except BaseException as error:  # handed to the main thread, which raises it  # noqa: BLE001
-            done.put(error)
-        else:
-            done.put(outcome)
-
-    thread = threading.Thread(target=in_thread, daemon=True)
-    thread.start()
-    while thread.is_alive() or not logged.empty():
+    outcome = in_background(lambda: run(logged.put), "run")
+    while not (outcome.done() and logged.empty()):
         try:
             show(logged.get(timeout=0.5))
         except Empty:
             continue
     logged.shutdown()
-    outcome = done.get()
-    if isinstance(outcome, BaseException):
-        raise outcome
-    return outcome  # type: ignore[no-any-return]
+    return outcome.result()

@@ -1,0 +1,105 @@
+"""The engine's actor: what it answers, what ends it, and that it never outlives its driver."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from training_kit import values_of
+
+from vlmtune.data.store import Store
+from vlmtune.packed.actor import EngineActor
+from vlmtune.packed.trial import UnknownTrialError
+
+pytestmark = pytest.mark.timeout(120)
+
+STEPS = 4
+# Starts Ray and an engine that trains one trial, and waits to be killed.
+DRIVER = """
+import pickle, sys, time
+from vlmtune.cluster import connect
+from vlmtune.packed.actor import start_engines
+values, store, folder = pickle.load(sys.stdin.buffer)
+connect()
+(engine,), _ = start_engines(values, store, count=1, trials=1, rank=8, gpu=False)
+import ray
+ray.get(engine.join.remote("one", values, folder + "/one", folder + "/runs"))
+assert ray.get(engine.wait.remote("one", 0, 60.0)) is not None
+print("training", flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.fixture
+def values(stores: dict[str, Store], models: Path) -> dict[str, Any]:
+    return values_of(stores["mall llava"], models / "llava", max_steps=STEPS, eval_steps=2)
+
+
+@pytest.fixture
+def actor(values: dict[str, Any], stores: dict[str, Store], one_thread: None) -> EngineActor:
+    return EngineActor(values, stores["mall llava"], 2, 8)
+
+
+def reports(actor: EngineActor, name: str) -> Iterator[dict[str, Any]]:
+    number, last = 0, False
+    while not last:
+        found = actor.wait(name, number, 30.0)
+        assert found is not None
+        metrics, last = found
+        number += 1
+        yield metrics
+
+
+def test_a_trial_joins_once_reports_in_order_and_can_be_asked_again(actor: EngineActor, values: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UnknownTrialError):
+        actor.wait("one", 0, 0.1)
+    for _ in range(2):  # Ray may repeat a call
+        actor.join("one", values, str(tmp_path / "one"), str(tmp_path / "runs"))
+    found = list(reports(actor, "one"))
+    assert [metrics["step"] for metrics in found] == [2, STEPS]
+    assert [metrics["step"] for metrics in reports(actor, "one")] == [2, STEPS]
+    actor.leave("one")
+    with pytest.raises(UnknownTrialError):
+        actor.wait("one", 0, 0.1)
+    actor.join("one", values, str(tmp_path / "one"), str(tmp_path / "runs"))
+    (last,) = reports(actor, "one")  # it had ended: its last checkpoint says how
+    assert last["eval_loss"] == found[-1]["eval_loss"]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_to_all(actor: EngineActor, values: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("where a folder should be")
+    actor.join("one", {**values, "max_steps": 2}, str(tmp_path / "file" / "one"), str(tmp_path / "runs"))
+    with pytest.raises(OSError, match="file"):
+        list(reports(actor, "one"))
+    with pytest.raises(OSError, match="file"):
+        actor.join("two", values, str(tmp_path / "two"), str(tmp_path / "runs"))
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_no_engine_outlives_its_driver(values: dict[str, Any], stores: dict[str, Store], tmp_path: Path, how: signal.Signals) -> None:
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert driver.stdin is not None
+    assert driver.stdout is not None
+    try:
+        long = {**values, "max_steps": 10_000, "eval_steps": 2}
+        driver.stdin.write(pickle.dumps((long, stores["mall llava"], str(tmp_path))))
+        driver.stdin.close()
+        while driver.stdout.readline() not in (b"training\n", b""):
+            pass
+        started = psutil.Process(driver.pid).children(recursive=True)
+        engines = [process for process in started if "ray::EngineActor" in " ".join(process.cmdline())]
+        assert len(engines) == 1
+    finally:
+        os.kill(driver.pid, how)
+        driver.wait()
+    left = psutil.wait_procs(engines, timeout=40)[1]
+    for process in psutil.wait_procs(started, timeout=1)[1]:  # Ray's own take longer
+        process.kill()
+    assert left == []
