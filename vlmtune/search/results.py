@@ -61,10 +61,16 @@ def reason(traceback: str) -> str:
     return re.sub(r"^vlmtune\.errors\.\w+: ", "", (named or lines or ["no reason is known"])[-1].strip())
 
 
+def proposed(experiment_tag: str) -> int:
+    """When a trial was proposed: the number that Tune's tag begins with. In Tune's own lists a trial that was started again comes last."""
+    return int(experiment_tag.partition("_")[0])
+
+
 def rows_of(grid: tune.ResultGrid) -> list[TrialRow]:
-    """The trials of a search in the order in which they were proposed."""
+    """The trials of a search in the order in which they were proposed; those that never reported are behind the others."""
     rows = []
-    for result in (grid[index] for index in range(len(grid))):
+    results = [grid[index] for index in range(len(grid))]
+    for result in sorted(results, key=lambda one: proposed((one.metrics or {}).get("experiment_tag", str(len(results) + 1)))):
         metrics = dict(result.metrics or {})
         state = state_of(metrics, failed=result.error is not None)
         error = reason(str(result.error)) if result.error else metrics.get(TRIAL_FAILED)

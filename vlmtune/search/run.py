@@ -232,7 +232,7 @@ class ShowTrials(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         for earlier in trials:  # those that had ended when the search was interrupted
-            if earlier.is_finished() and self.shown and trials.index(earlier) + 1 not in self.shown.rows:
+            if earlier.is_finished() and self.shown and _number(earlier, trials) not in self.shown.rows:
                 self._show(trials, earlier)
         self._show(trials, trial, "running")
 
@@ -261,4 +261,9 @@ class ShowTrials(tune.Callback):
             known["error"] = result[TRIAL_FAILED]
         if self.shown:
             ended = results.state_of(result, failed=trial.error_file is not None).lower()
-            self.shown.update(trials.index(trial) + 1, state=state or ended, **known)
+            self.shown.update(_number(trial, trials), state=state or ended, **known)
+
+
+def _number(trial: Any, trials: list[Any]) -> int:
+    """A trial's number in the table, from 1."""
+    return 1 + sum(results.proposed(one.experiment_tag) < results.proposed(trial.experiment_tag) for one in trials)
