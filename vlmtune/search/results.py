@@ -67,10 +67,11 @@ def proposed(experiment_tag: str) -> int:
 
 
 def rows_of(grid: tune.ResultGrid) -> list[TrialRow]:
-    """The trials of a search in the order in which they were proposed; those that never reported are behind the others."""
+    """The trials of a search in the order in which they were proposed."""
+    trials = grid._experiment_analysis.trials  # the results do not have the tag of a trial that never reported
     rows = []
-    results = [grid[index] for index in range(len(grid))]
-    for result in sorted(results, key=lambda one: proposed((one.metrics or {}).get("experiment_tag", str(len(results) + 1)))):
+    for index in sorted(range(len(grid)), key=lambda one: proposed(trials[one].experiment_tag)):
+        result = grid[index]
         metrics = dict(result.metrics or {})
         state = state_of(metrics, failed=result.error is not None)
         error = reason(str(result.error)) if result.error else metrics.get(TRIAL_FAILED)
