@@ -45,8 +45,11 @@ def write_model(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
-def write_rows(folder: Path, rows: int) -> Path:
-    """`rows` photographs-like JPEGs (smooth colours, edges, some noise; about 60 kB each), all different, and a JSONL that names them."""
+def write_rows(folder: Path, rows: int, words: int = 0) -> Path:
+    """`rows` photographs-like JPEGs (smooth colours, edges, some noise; about 60 kB each), all different, and a JSONL that names them.
+
+    `words`: so many are added to every question, all the same, and 40 to its answer.
+    """
     (folder / "images").mkdir(parents=True)
     random = np.random.RandomState(0)
     y, x = np.mgrid[0:480, 0:640]
@@ -59,7 +62,9 @@ def write_rows(folder: Path, rows: int) -> Path:
             pixels = np.clip(waves * 100 + 110 + noise, 0, 255).astype(np.uint8)
             pixels[100 : 100 + number % 300, 200:260] = number % 251
             Image.fromarray(pixels).save(folder / "images" / f"{number:06d}.jpg", quality=88)
-            turns = [{"from": "human", "value": "<image>\nHow many people are there?"}, {"from": "gpt", "value": f"{number % 10} people"}]
+            question = "<image>\nHow many people are there?" + " and where" * (words // 2)
+            answer = f"{number % 10} people" + " here" * (40 if words else 0)
+            turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
             lines.write(json.dumps({"image": f"images/{number:06d}.jpg", "conversations": turns}) + "\n")
     return path
 

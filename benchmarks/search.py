@@ -4,13 +4,15 @@
     python benchmarks/search.py FOLDER plain --batch 1
     python benchmarks/search.py FOLDER beside --batch 1 --trials 4
     python benchmarks/search.py FOLDER equal --batch 1 --trials 4
+    python benchmarks/search.py FOLDER whole --trials 16 --batch 1 [--early_stopping asha]
     python benchmarks/search.py table FILE [FILE ...]
 
 FOLDER holds a model of true size (`benchmarks/full_size.py`). `packed` trains so many trials in one engine, on random pictures with text,
 640 tokens a row (`--text` for 128 tokens without a picture). `plain` is one TRL run with gradient checkpointing, as people copy it;
 `beside` as many of vlmtune's isolated training loops at once on the same GPU. Printed is the time a row, start-up left out.
-`equal` compares packed adapters with those of isolated runs, and two isolated runs whose kernels differ with each other. `table` joins
-results of several calls.
+`equal` compares packed adapters with those of isolated runs, and two isolated runs whose kernels differ with each other. `whole` runs
+`ray_jobs/tune.py` on 100 rows a trial, from command to end, and says what a row takes in it, which `packed` measures without Ray. `table`
+joins results of several calls.
 """
 
 import argparse
@@ -208,6 +210,34 @@ def equal(folder: str, args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def whole(folder: str, args: argparse.Namespace) -> dict[str, Any]:
+    """A search by its command. A row's time is taken between the trials' first report and their last, evaluations left out."""
+    with tempfile.TemporaryDirectory() as work:
+        out = f"{work}/out"
+        shared = {name: value for name, value in options(folder, args).items() if name not in ("data_path", "max_steps", "eval_strategy")}
+        given = {
+            **shared, "data_path": str(write_rows(Path(work), text=args.text)), "image_root": work, "cache_dir": f"{work}/cache",
+            "eval_fraction": 0.04, "test_fraction": 0.03, "num_train_epochs": 1, "trial_runner": "packed", "num_samples": args.trials,
+            "max_concurrent_trials": args.trials, "early_stopping": args.early_stopping, "report": False, "output_dir": out,
+            "search_space": {"learning_rate": {"loguniform": [1e-6, 1e-3]}},
+        }  # fmt: skip
+        (Path(work) / "config.json").write_text(json.dumps(given))
+        started = time.perf_counter()
+        command = [sys.executable, "ray_jobs/tune.py", "--config", f"{work}/config.json"]
+        subprocess.run(command, check=True, stdout=sys.stderr, cwd=Path(__file__).parents[1])
+        seconds = time.perf_counter() - started
+        reports = [[json.loads(line) for line in file.read_text().splitlines()] for file in sorted(Path(out).glob("tune/*/result.json"))]
+    first, last = min(trial[0]["timestamp"] for trial in reports), max(trial[-1]["timestamp"] for trial in reports)
+    rows = sum(trial[-1]["step"] - trial[0]["step"] for trial in reports) * args.batch
+    evaluating = sum(report["eval_seconds"] for trial in reports for report in trial[1:])
+    charged = sum(trial[-1]["seconds"] - trial[0]["seconds"] for trial in reports)
+    return {
+        "total_s": seconds, "rows": sum(trial[-1]["step"] for trial in reports) * args.batch,
+        "ended": sum(trial[-1]["step"] == trial[-1]["max_steps"] for trial in reports),
+        "ms_a_row": (last - first - evaluating) / rows * 1e3, "engine_ms_a_row": charged / rows * 1e3,
+    }  # fmt: skip
+
+
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).norm() / other.norm())
 
@@ -237,13 +267,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--text", action="store_true")
     parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE")
+    parser.add_argument("--early_stopping", default="none", choices=("none", "asha"), help="of whole")
     parser.add_argument("--json")
     args = parser.parse_args()
     if args.folder == "table":
         table(args.mode)
         return
     mode = args.mode[0]
-    found = {"packed": packed, "plain": plain, "beside": beside, "equal": equal}[mode](args.folder, args)
+    found = {"packed": packed, "plain": plain, "beside": beside, "equal": equal, "whole": whole}[mode](args.folder, args)
     for one in found if isinstance(found, list) else [found]:
         row = json.dumps({"mode": mode, "batch": args.batch, "trials": args.trials, "text": args.text, "set": args.set, **one})
         print(row, flush=True)

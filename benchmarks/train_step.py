@@ -16,6 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ import torch
 
 WARM_UP = 4
 LABELLED = 40  # tokens a row
+LEARNING_RATE = 1e-5
 
 # What each case trains: rows a step, tokens a row, tiles of an image (0: text only), and the options of either side.
 NF4, INT8 = {"bits": 4, "checkpointing": True}, {"bits": 8, "checkpointing": True}
@@ -38,14 +43,14 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def example_batch(folder: str, case: dict[str, Any]) -> dict[str, np.ndarray]:
+def example_batch(folder: str, case: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     """One batch of equal length: an image of random pixels (as many tiles as the processor makes of 1120x1120) and random words."""
     from PIL import Image
 
     from vlmtune.data.processor import load_processor
 
     processor: Any = load_processor(folder)
-    random = np.random.RandomState(0)
+    random = np.random.RandomState(seed)
     batch, tokens = case["batch"], case["tokens"]
     if case["image"]:
         image = Image.fromarray(random.randint(0, 255, (1120, 1120, 3), dtype=np.uint8))
@@ -64,12 +69,24 @@ def example_batch(folder: str, case: dict[str, Any]) -> dict[str, np.ndarray]:
     return out | {name: np.repeat(value, batch, 0) for name, value in row.items()}
 
 
+def batches(folder: str, case: dict[str, Any]) -> Callable[[int], dict[str, torch.Tensor]]:
+    """The batch of a step, by its number: always the same one, unless the case is `varied`."""
+
+    @cache
+    def made(seed: int) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(value) for name, value in example_batch(folder, case, seed).items()}
+
+    return lambda step: dict(made(step if case.get("varied") else 0))
+
+
 def plain(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
-    """TRL as its own examples use it."""
+    """TRL as its own examples use it. `same_start` in the case's plain side: float32 adapters with the first values of vlmtune's."""
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, TrainerCallback
+    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PrinterCallback, TrainerCallback
     from trl import SFTConfig, SFTTrainer
+
+    from vlmtune.model.lora import attach, kept_in_fp32
 
     four = case["plain"]["bits"] == 4
     quantization = (
@@ -79,10 +96,26 @@ def plain(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
         if four
         else BitsAndBytesConfig(load_in_8bit=True)
     )
-    model = AutoModelForImageTextToText.from_pretrained(folder, quantization_config=quantization, dtype=torch.bfloat16, device_map={"": 0})
-    batch = {name: torch.from_numpy(value) for name, value in example_batch(folder, case).items()}
-    if "pixel_values" in batch:
-        batch["pixel_values"] = batch["pixel_values"].to(torch.bfloat16)
+    model: Any = AutoModelForImageTextToText.from_pretrained(
+        folder, quantization_config=quantization, dtype=torch.bfloat16, device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+        attn_implementation=case["plain"].get("attention"),
+    )  # fmt: skip
+    lora = LoraConfig(
+        r=16, lora_alpha=32, lora_dropout=case.get("dropout", 0.05), task_type="CAUSAL_LM",
+        target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)",
+    )  # fmt: skip
+    keep: Any = nullcontext
+    if case["plain"].get("same_start"):
+        model, keep = attach(model, lora, seed=42), kept_in_fp32
+    batch_of = batches(folder, case)
+    step = count()
+
+    def collate(_: Any) -> dict[str, torch.Tensor]:
+        batch = batch_of(next(step))
+        if "pixel_values" in batch:
+            batch["pixel_values"] = batch["pixel_values"].to(torch.bfloat16)
+        return batch
+
     times: list[float] = []
 
     class Clock(TrainerCallback):
@@ -94,19 +127,18 @@ def plain(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
         args = SFTConfig(
             output_dir=out, per_device_train_batch_size=case["batch"], max_steps=steps, bf16=True, report_to="none", save_strategy="no",
             gradient_checkpointing=case["plain"]["checkpointing"], remove_unused_columns=False, disable_tqdm=True, max_length=None,
-            dataset_kwargs={"skip_prepare_dataset": True}, learning_rate=1e-5,
+            dataset_kwargs={"skip_prepare_dataset": True}, learning_rate=LEARNING_RATE, logging_steps=1,
+            use_cpu=not torch.cuda.is_available(),
         )  # fmt: skip
-        trainer = SFTTrainer(
-            model, args=args, train_dataset=Dataset.from_dict({"row": list(range(case["batch"] * steps))}),
-            data_collator=lambda _: dict(batch),
-            peft_config=LoraConfig(
-                r=16, lora_alpha=32, lora_dropout=0.05, task_type="CAUSAL_LM",
-                target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)",
-            ),
-        )  # fmt: skip
+        with keep(model):
+            trainer = SFTTrainer(
+                model, args=args, train_dataset=Dataset.from_dict({"row": list(range(case["batch"] * steps))}),
+                data_collator=collate, peft_config=None if case["plain"].get("same_start") else lora,
+            )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Clock())
         trainer.train()
-    return _result(times)
+    return {**_result(times), "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log]}
 
 
 def ours(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
@@ -117,9 +149,10 @@ def ours(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
     from vlmtune.data.collate import Pixels
     from vlmtune.training.loop import train
 
-    batch = {name: torch.from_numpy(value) for name, value in example_batch(folder, case).items()}
+    batch_of = batches(folder, case)
+    pixels = batch_of(0).get("pixel_values")
     rows = case["batch"] * steps
-    meta = SimpleNamespace(pixels=Pixels(raw=False, per_row=batch["pixel_values"].ndim > 4 if "pixel_values" in batch else False))
+    meta = SimpleNamespace(pixels=Pixels(raw=False, per_row=pixels is not None and pixels.ndim > 4))
     lengths = {"required": np.zeros(rows, np.int64), "tokens": np.full(rows, case["tokens"]), "answer_tokens": np.full(rows, LABELLED)}
     store: Any = SimpleNamespace(
         meta=meta, rows_of=lambda split: np.arange(rows if split == "train" else case["batch"]), column=lambda name: lengths[name]
@@ -141,14 +174,15 @@ def ours(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
     settings = Settings.from_dict(
         {
             "model_name_or_path": folder, "data_path": "none", "per_device_train_batch_size": case["batch"], "max_steps": steps,
-            "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "max_length": None, "learning_rate": 1e-5, "eval_strategy": "no",
+            "lora_r": 16, "lora_alpha": 32, "lora_dropout": case.get("dropout", 0.05), "max_length": None, "learning_rate": LEARNING_RATE,
+            "eval_strategy": "no",
             "per_device_eval_batch_size": case["batch"], **case["ours"],
         }
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as out:
         train(
-            settings.to_dict(), store, rows=lambda split, batches, max_length: (dict(batch) for _ in batches), report=lambda *_: None,
-            work_dir=out, progress=progress,
+            settings.to_dict(), store, rows=lambda split, wanted, max_length: (batch_of(step) for step in range(len(wanted))),
+            report=lambda *_: None, work_dir=out, progress=progress,
         )  # fmt: skip
     return {**_result(times), "notes": notes, "losses": losses}
 
