@@ -26,8 +26,9 @@ def train(folder: str, rows: int, given: dict[str, str]) -> dict[str, Any]:
         write_rows(Path(work), rows, words=900)
         options = {
             "model_name_or_path": folder, "data_path": f"{work}/rows.jsonl", "output_dir": f"{work}/out", "cache_dir": f"{work}/cache",
-            "eval_strategy": "no", "num_train_epochs": "1", "eval_fraction": "0.02", "test_fraction": "0.02", "per_device_train_batch_size": "8",
-            "max_length": "640", "lora_r": "16", "lora_alpha": "32", "lora_dropout": "0.05", "learning_rate": str(LEARNING_RATE), **given,
+            "eval_strategy": "no", "num_train_epochs": "1", "eval_fraction": "0.02", "test_fraction": "0.02",
+            "per_device_train_batch_size": "8", "max_length": "640", "lora_r": "16", "lora_alpha": "32", "lora_dropout": "0.05",
+            "learning_rate": str(LEARNING_RATE), **given,
         }  # fmt: skip
         flags = [part for name, value in options.items() for part in (f"--{name}", value)]
         started = time.perf_counter()

@@ -1,6 +1,6 @@
 """Does the fast step compute what the plain stack computes, at full size and over several steps?
 
-    python benchmarks/equality.py FOLDER [--steps 6] [--batch 4] [--json FILE]
+    python benchmarks/equality.py FOLDER [--steps 6] [--batch 4] [--sides SIDE ...] [--json FILE]
 
 FOLDER holds LLaVA-1.5-7B (`benchmarks/full_size.py`). Everybody trains float32 adapters from the same values on the same batches, another
 one in each step, without dropout. The plain stack runs twice, with two kernels of attention: what those two differ by is the rounding of
@@ -24,6 +24,7 @@ SIDES: dict[str, tuple[Any, dict[str, Any]]] = {
     "plain, attention by sdpa": (plain, PLAIN | {"attention": "sdpa"}),
     "plain, attention by eager": (plain, PLAIN | {"attention": "eager"}),
     "fast": (ours, {"quantization": "nf4", "torch_compile": True}),
+    "fast, not compiled": (ours, {"quantization": "nf4", "torch_compile": False, "cuda_graphs": False}),
     "fast in little memory": (ours, SMALL | {"torch_compile": True}),
     "fp8": (ours, {"quantization": "fp8", "torch_compile": True}),
 }
@@ -63,10 +64,12 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), metavar="SIDE", help="the first is what the others are compared with")
     parser.add_argument("--json")
     args = parser.parse_args()
     reference: tuple[dict[str, list[torch.Tensor]], list[float]] | None = None
-    for name, (side, options) in SIDES.items():
+    for name in args.sides:
+        side, options = SIDES[name]
         case = {**CASES["llava-b8"], "batch": args.batch, "dropout": 0.0, "varied": True, "plain": options, "ours": options}
         with watched() as found:
             losses = side(args.folder, case, args.steps)["losses"]
@@ -79,7 +82,7 @@ def main() -> None:
             "last_gradient": distance(found["gradients"][-1], theirs["gradients"][-1]),
             "adapter": distance(found["weights"][1], theirs["weights"][1]),
             "change": distance(found["weights"][1] - found["weights"][0], theirs["weights"][1] - theirs["weights"][0]),
-            "losses": [losses[0], losses[-1]],
+            "losses": losses,
         }
         print(json.dumps(row), flush=True)
         if args.json:

@@ -205,6 +205,35 @@ def test_a_pass_that_does_not_fit_is_the_same_step_in_halves(
         assert halved.losses(name) == pytest.approx(whole.losses(name), rel=1e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the memory is that of a GPU")
+def test_a_gpu_that_is_too_small_for_a_pass(stores: dict[str, Store], models: Path, tmp_path: Path):
+    shared = {"dtype": "float32", "cuda_graphs": False, "torch_compile": False}
+    trials = {name: {"lora_r": 8, "per_device_train_batch_size": 16, "max_steps": 3, "learning_rate": 1e-3} for name in ("a", "b")}
+
+    def run(name: str) -> Packed:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        packed = pack(stores["mall llava"], models / "llava", tmp_path / name, trials, **shared)
+        packed.run()
+        packed.close()
+        return packed
+
+    before = torch.cuda.memory_allocated()
+    roomy = run("roomy")
+    peak, total = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((before + 0.6 * (peak - before)) / total)
+    try:
+        capped = run("capped")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert any("out of GPU memory with 32 rows at a time: going on with 16" in note for note in capped.notes), capped.notes
+    for name in trials:
+        assert capped.losses(name) == pytest.approx(roomy.losses(name), rel=1e-4)
+        assert difference(capped.adapter(name), roomy.adapter(name)) < 1e-3
+        assert len(capped.reports[name]) == len(roomy.reports[name])
+
+
 def test_a_trial_of_which_no_row_fits_is_infeasible_and_the_others_go_on(
     run_loop: RunLoop, stores: dict[str, Store], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

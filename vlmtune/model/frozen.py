@@ -187,7 +187,7 @@ def _scaled_matmul(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """`x` [N, D] as e4m3 with the largest magnitude of each row at 448, and the float32 scales [N, 1] that undo it."""
     wide = x.float()
-    scale = (wide.abs().amax(-1, keepdim=True) / FP8_MAX).clamp(min=1e-12)
+    scale = (wide.abs().amax(-1, keepdim=True) / FP8_MAX).clamp(min=1e-30)
     return (wide / scale).to(FP8), scale
 
 
