@@ -69,8 +69,11 @@ def main() -> None:
     for name, parameter in model.named_parameters():
         if name.endswith(("gate", "gate_attn", "gate_ffn")):
             torch.nn.init.constant_(parameter, 0.5)  # shut gates would let no image through
+        # A layer adds little to what it is given, as in trained models: otherwise the layers amplify every rounding.
         if name.endswith(("o_proj.weight", "down_proj.weight")):
-            parameter.data *= (2 * config.text_config.num_hidden_layers) ** -0.5  # as GPT-2: or the layers amplify what rounding leaves
+            parameter.data *= (2 * config.text_config.num_hidden_layers) ** -0.5
+        if name.endswith("embed_tokens.weight"):
+            parameter.data /= config.text_config.initializer_range
     model.save_pretrained(folder, max_shard_size="4GB")
     processor.save_pretrained(folder)
     print(f"{folder}: {sum(parameter.numel() for parameter in model.parameters()) / 1e9:.2f} billion parameters")

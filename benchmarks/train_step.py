@@ -80,7 +80,10 @@ def batches(folder: str, case: dict[str, Any]) -> Callable[[int], dict[str, torc
 
 
 def plain(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
-    """TRL as its own examples use it. `same_start` in the case's plain side: float32 adapters with the first values of vlmtune's."""
+    """TRL as its own examples use it.
+
+    The case's plain side may have `same_start`, float32 adapters with the first values of vlmtune's, and another `dtype` to compute in.
+    """
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PrinterCallback, TrainerCallback
@@ -88,16 +91,14 @@ def plain(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
 
     from vlmtune.model.lora import attach, kept_in_fp32
 
-    four = case["plain"]["bits"] == 4
+    four, dtype = case["plain"]["bits"] == 4, getattr(torch, case["plain"].get("dtype", "bfloat16"))
     quantization = (
-        BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
-        )
+        BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
         if four
         else BitsAndBytesConfig(load_in_8bit=True)
     )
     model: Any = AutoModelForImageTextToText.from_pretrained(
-        folder, quantization_config=quantization, dtype=torch.bfloat16, device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+        folder, quantization_config=quantization, dtype=dtype, device_map={"": 0 if torch.cuda.is_available() else "cpu"},
         attn_implementation=case["plain"].get("attention"),
     )  # fmt: skip
     lora = LoraConfig(
@@ -113,7 +114,7 @@ def plain(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
     def collate(_: Any) -> dict[str, torch.Tensor]:
         batch = batch_of(next(step))
         if "pixel_values" in batch:
-            batch["pixel_values"] = batch["pixel_values"].to(torch.bfloat16)
+            batch["pixel_values"] = batch["pixel_values"].to(dtype)
         return batch
 
     times: list[float] = []
@@ -125,7 +126,8 @@ def plain(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as out:
         args = SFTConfig(
-            output_dir=out, per_device_train_batch_size=case["batch"], max_steps=steps, bf16=True, report_to="none", save_strategy="no",
+            output_dir=out, per_device_train_batch_size=case["batch"], max_steps=steps, bf16=dtype == torch.bfloat16,
+            report_to="none", save_strategy="no",
             gradient_checkpointing=case["plain"]["checkpointing"], remove_unused_columns=False, disable_tqdm=True, max_length=None,
             dataset_kwargs={"skip_prepare_dataset": True}, learning_rate=LEARNING_RATE, logging_steps=1,
             use_cpu=not torch.cuda.is_available(),
