@@ -48,9 +48,10 @@ def main() -> None:
     args = parser.parse_args()
     given = {"quantization": "nf4"} | dict(option.split("=", 1) for option in args.set)
     bare = measure("ours", args.folder, {**CASES["llava-b8"], "ours": given}, args.steps)
+    step = bare["ms"] / 8
+    print(f"bare step  {step:.1f} ms a row ({bare['low'] / 8:.1f} to {bare['high'] / 8:.1f})", flush=True)
     metrics = train(args.folder, args.rows, given)
-    whole, step = 1e3 / metrics["rows_per_second"], bare["ms"] / 8
-    print(f"bare step  {step:.1f} ms a row ({bare['low'] / 8:.1f} to {bare['high'] / 8:.1f})")
+    whole = 1e3 / metrics["rows_per_second"]
     print(
         f"train.py   {whole:.1f} ms a row over {metrics['step']} steps: {whole / step - 1:+.1%}; waiting for data "
         f"{metrics['data_wait_fraction']:.2%}; {metrics['seconds']:.0f} of {metrics['total_s']:.0f} s are training"

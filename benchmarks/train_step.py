@@ -91,12 +91,12 @@ def plain(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
 
     from vlmtune.model.lora import attach, kept_in_fp32
 
-    four, dtype = case["plain"]["bits"] == 4, getattr(torch, case["plain"].get("dtype", "bfloat16"))
-    quantization = (
-        BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
-        if four
-        else BitsAndBytesConfig(load_in_8bit=True)
-    )
+    dtype = getattr(torch, case["plain"].get("dtype", "bfloat16"))
+    quantization = {
+        4: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype),
+        8: BitsAndBytesConfig(load_in_8bit=True),
+        None: None,
+    }[case["plain"]["bits"]]
     model: Any = AutoModelForImageTextToText.from_pretrained(
         folder, quantization_config=quantization, dtype=dtype, device_map={"": 0 if torch.cuda.is_available() else "cpu"},
         attn_implementation=case["plain"].get("attention"),
