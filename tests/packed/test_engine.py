@@ -208,7 +208,7 @@ def test_a_pass_that_does_not_fit_is_the_same_step_in_halves(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the memory is that of a GPU")
 def test_a_gpu_that_is_too_small_for_a_pass(stores: dict[str, Store], models: Path, tmp_path: Path):
-    shared = {"dtype": "float32", "cuda_graphs": False, "torch_compile": False}
+    shared = {"use_cpu": False, "dtype": "float32", "cuda_graphs": False, "torch_compile": False}
     trials = {name: {"lora_r": 8, "per_device_train_batch_size": 16, "max_steps": 3, "learning_rate": 1e-3} for name in ("a", "b")}
 
     def run(name: str) -> Packed:
