@@ -11,7 +11,7 @@ FOLDER holds a model of true size (`benchmarks/full_size.py`). `packed` trains s
 640 tokens a row (`--text` for 128 tokens without a picture). `plain` is one TRL run with gradient checkpointing, as people copy it;
 `beside` as many of vlmtune's isolated training loops at once on the same GPU. Printed is the time a row, start-up left out.
 `equal` compares packed adapters with those of isolated runs, and two isolated runs whose kernels differ with each other. `whole` runs
-`ray_jobs/tune.py` on 100 rows a trial, from command to end, and says what a row takes in it, which `packed` measures without Ray. `table`
+`ray_jobs/tune.py` on 100 rows a trial, from command to end, and says what Tune, RPC and checkpoints add to the engine's time. `table`
 joins results of several calls.
 """
 
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,11 @@ def equal(folder: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def whole(folder: str, args: argparse.Namespace) -> dict[str, Any]:
-    """A search by its command. A row's time is taken between the trials' first report and their last, evaluations left out."""
+    """A search by its command, and what Tune, RPC and checkpoints add to the engine's own time for training and evaluation.
+
+    That is taken from the trials that ran to their end, between their first report and their last but one: the last ones wait for
+    checkpoints that nothing hides. What a stopped trial trained until it was told so counts as added.
+    """
     with tempfile.TemporaryDirectory() as work:
         out = f"{work}/out"
         shared = {name: value for name, value in options(folder, args).items() if name not in ("data_path", "max_steps", "eval_strategy")}
@@ -227,14 +232,15 @@ def whole(folder: str, args: argparse.Namespace) -> dict[str, Any]:
         subprocess.run(command, check=True, stdout=sys.stderr, cwd=Path(__file__).parents[1])
         seconds = time.perf_counter() - started
         reports = [[json.loads(line) for line in file.read_text().splitlines()] for file in sorted(Path(out).glob("tune/*/result.json"))]
-    first, last = min(trial[0]["timestamp"] for trial in reports), max(trial[-1]["timestamp"] for trial in reports)
-    rows = sum(trial[-1]["step"] - trial[0]["step"] for trial in reports) * args.batch
-    evaluating = sum(report["eval_seconds"] for trial in reports for report in trial[1:])
-    charged = sum(trial[-1]["seconds"] - trial[0]["seconds"] for trial in reports)
+    whole = [trial for trial in reports if trial[-1]["step"] == trial[-1]["max_steps"]]
+    last = len(whole[0]) - 2
+    clock = statistics.mean(trial[last]["timestamp"] - trial[0]["timestamp"] for trial in whole)
+    pairs = [pair for trial in reports for pair in pairwise(trial[: last + 1])]
+    engine = sum(after["seconds"] - before["seconds"] + after["eval_seconds"] for before, after in pairs)
     return {
-        "total_s": seconds, "rows": sum(trial[-1]["step"] for trial in reports) * args.batch,
-        "ended": sum(trial[-1]["step"] == trial[-1]["max_steps"] for trial in reports),
-        "ms_a_row": (last - first - evaluating) / rows * 1e3, "engine_ms_a_row": charged / rows * 1e3,
+        "total_s": seconds, "rows": sum(trial[-1]["step"] for trial in reports) * args.batch, "ended": len(whole),
+        "searching_s": max(trial[-1]["timestamp"] for trial in reports) - min(trial[0]["timestamp"] for trial in reports),
+        "clock_s": clock, "engine_s": engine, "added": clock / engine - 1,
     }  # fmt: skip
 
 

@@ -18,12 +18,15 @@ REPORT = "report.json"  # in a checkpoint, written last: the metrics that came w
 
 
 def save_checkpoint(write: Callable[[Path], None], folder: str, metrics: dict[str, Any]) -> None:
-    """Let `write` fill a local folder, bring it to `folder` (`.../checkpoint-STEP`), and delete the trial's earlier checkpoints."""
+    """Let `write` fill `folder` (`.../checkpoint-STEP`), or a local one that is brought there, and delete the trial's earlier ones."""
     fs, inner = filesystem(folder)
-    with tempfile.TemporaryDirectory() as local:
-        write(Path(local))
-        fs.create_dir(inner, recursive=True)
-        pafs.copy_files(local, inner, destination_filesystem=fs)
+    fs.create_dir(inner, recursive=True)
+    if isinstance(fs, pafs.LocalFileSystem):
+        write(Path(inner))
+    else:
+        with tempfile.TemporaryDirectory() as local:
+            write(Path(local))
+            pafs.copy_files(local, inner, destination_filesystem=fs)
     write_json(f"{folder}/{REPORT}", metrics)
     parent, _, name = inner.rpartition("/")
     for step, path in _whole(fs, parent):

@@ -50,14 +50,17 @@ class AdapterOptimizer:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs: `flat`, the optimizer's averages as `[P]` by name; `parts`, what else it keeps; `schedule`."""
+        """What a checkpoint needs, copied: `flat`, the optimizer's averages as `[P]` by name; `parts`, what else it keeps; `schedule`."""
         parts = [self.optimizer.state.get(parameter, {}) for parameter in self.parameters]
         names = {name for part in parts for name, value in part.items() if _is_average(value)}
         flat = {name: torch.zeros_like(self.flat) for name in sorted(names)}
         for part, piece in zip(parts, self._pieces(), strict=True):
             for name in names & part.keys():
                 flat[name][piece] = part[name]
-        others = [{name: value for name, value in part.items() if name not in names} for part in parts]
+        others = [
+            {name: value.clone() if isinstance(value, Tensor) else value for name, value in part.items() if name not in names}
+            for part in parts
+        ]
         return {"flat": flat, "parts": others, "schedule": self.schedule.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

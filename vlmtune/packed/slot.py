@@ -135,11 +135,6 @@ class Slot:
         if state is not None:  # not a new trial
             self.optimizer.load_state_dict({**state, "flat": {name: moved(average) for name, average in state["flat"].items()}})
 
-    def adapter(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """A `[rank, D]` and B `[O, rank]` by layer, float32 on the CPU."""
-        assert self.optimizer is not None
-        return self.layout.unpack(self.optimizer.flat, self.names, self.rank)
-
     def _first_adapter(self) -> dict[str, tuple[Tensor, Tensor]]:
         seed, rank = self.args.seed, self.rank
         return self.first or {
@@ -269,11 +264,19 @@ class Slot:
     def save(self, processor: Any) -> Callable[[Path], None]:
         """Take what a checkpoint holds as it is now; returns what writes it into a folder, which may be called while training goes on."""
         assert self.optimizer is not None
-        adapter, layout, state = self.adapter(), self.layout, self.optimizer.state_dict()
-        averages = {name: self.whole.pack(layout.unpack(flat, self.names, self.rank)) for name, flat in state["flat"].items()}
+        layout, state = self.layout, self.optimizer.state_dict()
+        device = self.optimizer.flat.device
+        # To pinned memory: training goes on while the copies are under way.
+        flats = {name: _copied(flat) for name, flat in {**state["flat"], ADAPTER: self.optimizer.flat}.items()}
+        copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
         progress = json.dumps(asdict(self.state), indent=2)
 
         def write(folder: Path) -> None:
+            if copied is not None:
+                copied.synchronize()
+            parts = {name: layout.unpack(flat, self.names, self.rank) for name, flat in flats.items()}
+            adapter = parts.pop(ADAPTER)
+            averages = {name: self.whole.pack(part) for name, part in parts.items()}
             self.lora_config.inference_mode = True
             self.lora_config.base_model_name_or_path = self.settings.model.base_model
             self.lora_config.save_pretrained(str(folder))
@@ -295,3 +298,8 @@ class Slot:
             target, inner = filesystem(self.runs_dir)
             target.create_dir(inner, recursive=True)
             pafs.copy_files(self.local_runs, inner, destination_filesystem=target)
+
+
+def _copied(flat: Tensor) -> Tensor:
+    """A copy on the CPU; of a GPU's tensor, in pinned memory, which has its numbers when the stream has come so far."""
+    return flat.detach().to("cpu", non_blocking=True, copy=True)

@@ -29,6 +29,8 @@ class UnknownTrialError(Exception):
 class PackedTrial(tune.Trainable):
     """One evaluation of the trial a step. Config: the trial's own values, or those under `point_key`."""
 
+    failure: str | None
+
     def setup(
         self,
         config: dict[str, Any],
@@ -41,11 +43,12 @@ class PackedTrial(tune.Trainable):
         """Args: `values` of all trials; `engines` to choose from; `output_dir` of the search."""
         self.shared, self.engines, self.output_dir, self.point_key = values or {}, list(engines), output_dir, point_key
         self.engine: Any = None
-        self.failure: str | None = None
         self._begin(config)
 
     def step(self) -> dict[str, Any]:
         while True:
+            if self.engine is None and self.failure is None:
+                self._join()
             if self.failure is not None:
                 return {FAILED: self.failure, self.values.get("metric", "eval_loss"): math.nan, "done": True}
             try:
@@ -56,7 +59,7 @@ class PackedTrial(tune.Trainable):
             except ray.exceptions.RayTaskError as error:
                 if not isinstance(error.cause, UnknownTrialError):
                     raise
-                self._join()
+                self.engine = None
                 continue
             if report is not None:
                 metrics, last = report
@@ -81,9 +84,10 @@ class PackedTrial(tune.Trainable):
     def load_checkpoint(self, checkpoint: Any) -> None: ...
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self.name, self.failure = self.trial_id, None
+        """Joining is left to the first step: Tune starts a trial again whose process ends in a step, and not one that has yet to begin."""
+        self.name = self.trial_id
         self.values = {**self.shared, **config.get(self.point_key, config)}
-        self._join()
+        self.engine, self.failure = None, None
 
     def _join(self) -> None:
         """Join the engine that has the trial already, or else the one with most room."""

@@ -1,0 +1,368 @@
+"""Does the search find better adapters than random search does, for the same number of trials and for the same training?
+
+    python -m vlmtune.demo
+    python benchmarks/search_quality.py curves CURVES.jsonl [--demo demo] [--processes 2]
+    python benchmarks/search_quality.py compare CURVES.jsonl [--trials 40] [--seeds 30] [--figure FILE.svg]
+    python benchmarks/search_quality.py startup CURVES.jsonl
+
+`curves` trains adapters for the demo's task at every point of a grid (`POINTS`) to their end, in engines of the packed runner, and appends
+the eval_loss of every evaluation of a run to the file; ended and given again, it goes on. `compare` and `startup` then run whole searches
+over these curves: Optuna's samplers and ASHA are those of vlmtune, called as Tune calls them, and only training is looked up, between two
+learning rates by interpolation. All trials that run at once advance by one evaluation at a time, as in an engine; a slot that gets free is
+taken before the next. The unit of compute is one evaluation interval, an eighth of a run.
+
+A search's result is the eval_loss of its best trial that ran to its end, as a multiple of the best in the whole space. Methods are compared
+in pairs by seed, with 95 % bootstrap intervals of the mean ratio.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise, product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import optuna
+
+CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
+EVALUATIONS = 8  # of a run, as configs/demo.yaml has it
+AT_ONCE = 4  # trials in an engine
+SHAPES = ((4, 8), (8, 16), (16, 32), (32, 64))  # lora_r and lora_alpha
+RATES = tuple(round(float(rate), 7) for rate in np.geomspace(3.2e-5, 2e-2, 15))
+# What the two shipped configs take, with their learning rates times 32 for a model 32 times narrower.
+OWN: dict[str, dict[str, Any]] = {
+    "llava-1.5-7b.yaml": {"lora_r": 16, "lora_alpha": 32, "learning_rate": 4.5e-4},
+    "llama-3.2-11b-vision.yaml": {"lora_r": 8, "lora_alpha": 32, "learning_rate": 6.4e-4, "lora_dropout": 0.05},
+}
+# Every second rate first, so that a part of them serves already.
+POINTS: list[dict[str, Any]] = [
+    *OWN.values(),
+    *({"lora_r": r, "lora_alpha": alpha, "learning_rate": rate} for rate in RATES[::2] + RATES[1::2] for r, alpha in SHAPES),
+]
+# Where to search: as configs/demo.yaml stands, and as llava-1.5-7b.yaml does.
+SPACES: dict[str, dict[str, Any]] = {
+    "demo": {},
+    "llava": {
+        "search_space": {
+            "lora_r": {"choice": [4, 8, 16, 32]}, "lora_alpha": {"expr": "2 * lora_r"}, "learning_rate": {"loguniform": [3.2e-5, 1.6e-2]},
+        },
+    },
+}  # fmt: skip
+
+Sampler = Callable[[int], optuna.samplers.BaseSampler]
+
+
+# The learning curves
+
+
+def demo_settings(demo: Path, **flags: Any) -> Any:
+    from vlmtune.config import parse
+
+    paths = {"data_path": demo / "mall", "model_name_or_path": demo / "llava", "output_dir": "unused"}
+    return parse(["--config", str(CONFIG), *(f"--{name}={value}" for name, value in {**paths, **flags}.items())])
+
+
+def train_part(points: list[dict[str, float]], values: dict[str, Any], store: Any, file: Path) -> None:
+    """Train some points together in an engine of this process, and append their curves to `file`."""
+    from vlmtune.packed.engine import Engine
+    from vlmtune.packed.slot import Slot
+
+    class CurveEngine(Engine):
+        """An engine that keeps evaluations and writes no checkpoints."""
+
+        def _report(self, slot: Slot, metrics: dict[str, float]) -> None:
+            slot.control.should_evaluate = False
+            curve = curves[int(slot.trial_id)]
+            curve.append(round(metrics["eval_loss"], 6))
+            if slot.ended:
+                with file.open("a") as lines:
+                    lines.write(json.dumps({**points[int(slot.trial_id)], "eval_loss": curve}) + "\n")
+                self.leave(slot.trial_id)
+
+    curves: list[list[float]] = [[] for _ in points]
+    rank = max(r for r, _ in SHAPES)
+    engine = CurveEngine(values, store, trials=AT_ONCE, rank=rank, deliver=lambda *_: None, note=print)
+    coming = iter(enumerate(points))
+    while True:
+        while len(engine.slots) < AT_ONCE and (following := next(coming, None)) is not None:
+            number, point = following
+            engine.join(engine.slot(str(number), values | point, runs_dir=None, checkpoint=None), "")
+        if not engine.round():
+            return
+
+
+def train_curves(file: Path, demo: Path, processes: int) -> None:
+    """Append the curves of all points that `file` does not have."""
+    import ray
+
+    from vlmtune.cluster import connect
+    from vlmtune.data.cache import prepare
+    from vlmtune.data.prepare import Source
+
+    settings = demo_settings(demo)
+    known = [dict(row, eval_loss=None) for row in read_lines(file)] if file.exists() else []
+    points = [point for point in POINTS if dict(point, eval_loss=None) not in known]
+    with tempfile.TemporaryDirectory() as cache:
+        connect()
+        store = prepare(Source.of(settings), f"{cache}/rows")
+        ray.shutdown()
+        parts = [points[first::processes] for first in range(processes)]
+        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+            list(pool.map(train_part, parts, [settings.to_dict()] * processes, [store] * processes, [file] * processes))
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+class Curves:
+    """Learning curves by shape: logarithms of losses, linear in the logarithm of the learning rate."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.own = {
+            name: next(row["eval_loss"] for row in rows if dict(row, eval_loss=None) == dict(own, eval_loss=None))
+            for name, own in OWN.items()
+        }
+        self.rates: dict[tuple[int, int], list[float]] = {}
+        self.losses: dict[tuple[int, int], np.ndarray] = {}
+        for shape in SHAPES:
+            there = [row for row in rows if (row["lora_r"], row["lora_alpha"]) == shape and "lora_dropout" not in row]
+            there.sort(key=lambda row: row["learning_rate"])
+            self.rates[shape] = [row["learning_rate"] for row in there]
+            self.losses[shape] = np.log([row["eval_loss"] for row in there])
+
+    def at(self, values: dict[str, Any]) -> np.ndarray:
+        """eval_loss at each of the evaluations."""
+        shape = values["lora_r"], values["lora_alpha"]
+        rates, rate = np.log(self.rates[shape]), math.log(values["learning_rate"])
+        assert rates[0] - 1e-6 <= rate <= rates[-1] + 1e-6, f"{values} lies outside of the curves"
+        return np.exp([np.interp(rate, rates, losses) for losses in self.losses[shape].T])
+
+
+# Searches over them
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a search proposes, and whether it stops trials early."""
+
+    sampler: Sampler | None
+    asha: bool
+
+
+def default_sampler(seed: int) -> optuna.samplers.BaseSampler:
+    from vlmtune.search.sampler import make_sampler
+
+    return make_sampler(seed)
+
+
+METHODS = {
+    "TPE and ASHA (vlmtune)": Method(default_sampler, asha=True),
+    "random and ASHA": Method(optuna.samplers.RandomSampler, asha=True),
+    "TPE alone": Method(default_sampler, asha=False),
+    "random search": Method(optuna.samplers.RandomSampler, asha=False),
+}
+
+
+def search(
+    space: Any, curves: Curves, method: Method, *, at_once: int, seed: int, trials: int, compute: float
+) -> list[tuple[int, int, float]]:
+    """Run one search; returns (compute spent, trials ended, best eval_loss of those that ran to their end) whenever one did.
+
+    It ends after so many trials, or when so much compute is spent, trials under way included.
+    """
+    from vlmtune.search.sampler import TrialSearch
+    from vlmtune.search.tuner import make_scheduler
+    from vlmtune.training.report import EVALUATION
+
+    searcher = TrialSearch(space, metric="eval_loss", mode="min", seed=seed)
+    if method.sampler is not default_sampler:
+        searcher._ot_study.sampler = method.sampler(seed)
+    scheduler = make_scheduler(space.settings.replace(early_stopping="asha" if method.asha else "none"), space)
+    scheduler.set_search_properties("eval_loss", "min")
+    controller: Any = None  # ASHA does not ask it for anything
+    running: dict[str, tuple[Any, Iterator[tuple[int, float]]]] = {}
+    spent, started, ended, best = 0, 0, 0, math.inf
+    found: list[tuple[int, int, float]] = []
+    while spent < compute:
+        while len(running) < at_once and started < trials:
+            name = f"t{started}"
+            started += 1
+            trial: Any = SimpleNamespace(trial_id=name, config=searcher.suggest(name), status="RUNNING")
+            scheduler.on_trial_add(controller, trial)
+            running[name] = trial, iter(enumerate(curves.at(trial.config).tolist(), 1))
+        if not running:
+            break
+        for name, (trial, curve) in list(running.items()):
+            number, loss = next(curve)
+            spent += 1
+            result = {"eval_loss": loss, EVALUATION: number, "step": number, "max_steps": EVALUATIONS}
+            last = number == EVALUATIONS
+            if last:
+                scheduler.on_trial_complete(controller, trial, result)
+            if last or scheduler.on_trial_result(controller, trial, result) == "STOP":
+                searcher.on_trial_complete(name, result)
+                del running[name]
+                ended += 1
+                best = min(best, loss) if last else best
+                found.append((spent, ended, best))
+            else:
+                searcher.on_trial_result(name, result)
+            if spent >= compute:
+                break
+    return found
+
+
+def space_of(name: str, demo: Path) -> Any:
+    from vlmtune.search.space import Space
+
+    settings = demo_settings(demo).replace(**SPACES[name])
+    return Space.parse(settings.search.search_space, settings)
+
+
+def least(space: Any, curves: Curves) -> float:
+    """The best eval_loss that the space holds."""
+    low, high = space.distributions["learning_rate"].ends
+    found = []
+    for rank in space.distributions["lora_r"].ends:
+        known = curves.rates[rank, 2 * rank]
+        rates = [low, high, *(rate for rate in known if low < rate < high)]  # between them, curves are straight lines
+        found += [curves.at({"lora_r": rank, "lora_alpha": 2 * rank, "learning_rate": rate})[-1] for rate in rates]
+    return float(min(found))
+
+
+def final(found: list[tuple[int, int, float]]) -> float:
+    return min((best for _, _, best in found), default=math.inf)
+
+
+def interval(ratios: list[float]) -> str:
+    """The geometric mean of ratios and its 95 % bootstrap interval, in per cent over or under 1."""
+    logs = np.log(ratios)
+    draws = np.random.default_rng(0).choice(logs, (10_000, len(logs))).mean(1)
+    low, high = np.exp(np.percentile(draws, [2.5, 97.5])) - 1
+    return f"{math.exp(logs.mean()) - 1:+.1%} ({low:+.1%} to {high:+.1%})"
+
+
+def regrets(
+    space: Any, curves: Curves, method: Method, args: argparse.Namespace, *, at_once: int, trials: int, compute: float
+) -> list[float]:
+    floor = least(space, curves)
+    runs = [search(space, curves, method, at_once=at_once, seed=seed, trials=trials, compute=compute) for seed in range(args.seeds)]
+    return [final(run) / floor for run in runs]
+
+
+def compare(args: argparse.Namespace, curves: Curves) -> None:
+    """A table for each space and number of trials at once: multiples of the space's best loss, and how the default does against others."""
+    full = args.trials * EVALUATIONS
+    budgets = {f"{args.trials} trials": (args.trials, math.inf), f"the compute of {args.trials} whole runs": (10**6, float(full))}
+    for name in args.spaces:
+        space = space_of(name, args.demo)
+        own = float(curves.at({**space.own, **space.constants})[-1])
+        print(
+            f"\n{name}: the config's own values reach {own / least(space, curves):.2f} times the best eval_loss, {least(space, curves):.4f}"
+        )
+        for at_once, (budget, (trials, compute)) in product(args.at_once, budgets.items()):
+            print(f"  {at_once} at once, {budget}")
+            found = {
+                label: regrets(space, curves, method, args, at_once=at_once, trials=trials, compute=compute)
+                for label, method in METHODS.items()
+            }
+            ours = next(iter(found.values()))
+            for label, values in found.items():
+                quartiles = " ".join(f"{value:.3f}" for value in np.percentile(values, [25, 50, 75]))
+                against = "" if values is ours else interval([mine / theirs for mine, theirs in zip(ours, values, strict=True)])
+                print(f"    {label:24} {quartiles}  {against}", flush=True)
+
+
+def startup(args: argparse.Namespace, curves: Curves) -> None:
+    """What TPE's options are worth, over all spaces: the mean multiple of the best loss by trials at once, with ASHA and `--trials`."""
+
+    def tpe(**options: Any) -> Method:
+        return Method(lambda seed: optuna.samplers.TPESampler(seed=seed, **options), asha=True)
+
+    variants = {
+        f"startup {size}, {'liar' if liar else 'no liar'}, {'multivariate' if multivariate else 'independent'}": tpe(
+            n_startup_trials=size, constant_liar=liar, multivariate=multivariate
+        )
+        for size, liar, multivariate in product((4, 8, 10, 16), (True, False), (True, False))
+    }
+    print(f"{'':40}" + "".join(f"{at_once:>12} at once" for at_once in args.at_once))
+    for label, method in {**variants, "random": Method(optuna.samplers.RandomSampler, asha=True)}.items():
+        means = []
+        for at_once in args.at_once:
+            every = [
+                value
+                for name in args.spaces
+                for value in regrets(space_of(name, args.demo), curves, method, args, at_once=at_once, trials=args.trials, compute=math.inf)
+            ]
+            means.append(statistics.geometric_mean(every))
+        print(f"{label:40}" + "".join(f"{mean:20.3f}" for mean in means), flush=True)
+
+
+# The picture
+
+
+def figure(args: argparse.Namespace, curves: Curves) -> None:
+    """Median multiple of the best loss by compute spent, of each method, as an SVG file."""
+    from vlmtune.search.charts import HEIGHT, WIDTH, Plot, Scale
+
+    space, at_once = space_of(args.spaces[0], args.demo), args.at_once[-1]
+    floor, full = least(space, curves), args.trials * EVALUATIONS
+    colours = dict(zip(METHODS, ("#1a7f37", "#9a6700", "#0969da", "#8c959f"), strict=True))
+    grid = list(range(EVALUATIONS, full + 1, EVALUATIONS // 2))
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for label, method in METHODS.items():
+        runs = [search(space, curves, method, at_once=at_once, seed=seed, trials=10**6, compute=full) for seed in range(args.seeds)]
+        medians = [statistics.median(final([one for one in run if one[0] <= spent]) / floor for run in runs) for spent in grid]
+        lines[label] = [(spent / EVALUATIONS, value) for spent, value in zip(grid, medians, strict=True) if math.isfinite(value)]
+    values = [value for line in lines.values() for _, value in line]
+    plot = Plot(Scale.of([0, args.trials]), Scale.of(values), "compute, in whole runs", "best so far, multiple of the least eval_loss")
+    marks = []
+    for place, (label, line) in enumerate(lines.items()):
+        steps = [point for one, other in pairwise(line) for point in (one, (other[0], one[1]))] + line[-1:]
+        marks.append(plot.line(steps, label, f"colour{place}"))
+        marks.append(f'<text x="{WIDTH - 20}" y="{30 + 18 * place}" text-anchor="end" fill="{colours[label]}">{label}</text>')
+    svg = plot.svg(marks).replace(
+        "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="12" fill="#57606a" '
+    )
+    for place, colour in enumerate(colours.values()):
+        svg = svg.replace(f"var(--colour{place})", colour)
+    background = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>'
+    Path(args.figure).write_text(svg.replace("var(--line)", "#d0d7de").replace("</title>", f"</title>{background}", 1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mode", choices=("curves", "compare", "startup"))
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--demo", type=Path, default=Path("demo"))
+    parser.add_argument("--processes", type=int, default=2, help="of curves: engines side by side")
+    parser.add_argument("--spaces", nargs="+", default=list(SPACES), choices=list(SPACES))
+    parser.add_argument("--at_once", nargs="+", type=int, default=[1, 4, 16])
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--seeds", type=int, default=30)
+    parser.add_argument("--figure", help="of compare: draw the first space's searches into this SVG file")
+    args = parser.parse_args()
+    if args.mode == "curves":
+        train_curves(args.file, args.demo, args.processes)
+        return
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    curves = Curves(read_lines(args.file))
+    if args.mode == "startup":
+        startup(args, curves)
+        return
+    compare(args, curves)
+    if args.figure:
+        figure(args, curves)
+
+
+if __name__ == "__main__":
+    main()
