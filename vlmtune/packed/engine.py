@@ -125,14 +125,15 @@ class Engine:
 
     def round(self, parked: Container[str] = ()) -> bool:
         """One micro-batch of every trial but the parked ones; returns whether there was one."""
+        started = time.monotonic()
         self._read_logs()
         self._raise_of_writer()
         slots = [slot for slot in self.slots.values() if slot.trial_id not in parked]
         if not slots:
             return False
-        started = time.monotonic()
+        reading = time.monotonic()
         examples = self.examples.get([row for slot in slots for row in slot.step_rows()])
-        waited = time.monotonic() - started
+        waited = time.monotonic() - reading
         rows = {slot: slot.rows(examples) for slot in slots}
         self.examples.prefetch([row for slot in slots for row in slot.coming_rows()])
         found = self.model.add_gradients([row for mine in rows.values() for row in mine], Slot.add_gradient)
@@ -140,8 +141,11 @@ class Engine:
         for slot, mine in rows.items():
             if slot not in found.too_large:
                 slot.end_micro_batch(mine, found.rows)
+        evaluated = [slot for slot in slots if slot.control.should_evaluate]
+        if evaluated:
+            self._read_logs()  # waits for the device: what it still has to do is training
         self._share_time(rows, time.monotonic() - started, waited)
-        self._evaluate([slot for slot in slots if slot.control.should_evaluate])
+        self._evaluate([slot for slot in evaluated if slot.trial_id in self.slots])
         return True
 
     def close(self) -> None:
@@ -171,9 +175,7 @@ class Engine:
         """Evaluate trials on all evaluation rows at full length, together, and report each with a checkpoint."""
         if not slots:
             return
-        self._read_logs()
         started = time.monotonic()
-        slots = [slot for slot in slots if slot.trial_id in self.slots]
         total = {slot: torch.zeros(2, dtype=torch.float64) for slot in slots}
         every = [int(row) for row in self.store.rows_of(EVAL)]
         for first in range(0, len(every), EVALUATED_AT_ONCE):
