@@ -88,6 +88,11 @@ class DataArguments:
         low, colon, high = self.num_workers.partition(":")
         return (int(low), int(high)) if colon else int(low)
 
+    @property
+    def most_workers(self) -> int:
+        """The largest number of training workers."""
+        return int(self.num_workers.rpartition(":")[2])
+
 
 @dataclass
 class ModelArguments(ModelConfig):
@@ -246,6 +251,13 @@ class SearchArguments:
         metadata=_help(
             "What the search optimises: eval_loss, a metric of generated answers such as exact_match or mae, or another number that trials "
             "report."
+        ),
+    )
+    more_metrics: list[str] | None = field(
+        default=None,
+        metadata=_help(
+            "Further numbers that trials report, such as seconds or peak_memory, to be good in at the same time: the search looks for the "
+            "trade-offs between them and the metric, which decides early stopping and the best trial."
         ),
     )
     metric_rows: int = field(

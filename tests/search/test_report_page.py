@@ -11,7 +11,8 @@ from vlmtune.config import Settings
 from vlmtune.search.charts import Scale, Trials
 from vlmtune.search.compare import BASE, BEST, OWN, Answered, comparison
 from vlmtune.search.importance import ENOUGH, importances
-from vlmtune.search.report import EXAMPLES, Report, page, seconds_of
+from vlmtune.search.report import Report, page, seconds_of
+from vlmtune.search.report_answers import EXAMPLES
 from vlmtune.search.results import COMPLETE, FAILED, INFEASIBLE, PRUNED, TrialRow
 
 PIXEL = "data:image/jpeg;base64,AAAA"
@@ -43,7 +44,7 @@ def report(rows: list[TrialRow]) -> Report:
     curves = {row.trial_id: [(2.0, row.metrics["eval_loss"] + 0.1), (4.0, row.metrics["eval_loss"])] for row in rows if row.metrics}
     return Report(
         settings=Settings.from_dict({"data_path": "<b>mall</b>", "model_name_or_path": "base"}),
-        trials=Trials(rows, curves, "eval_loss", "min", rows[1], rows[0]),
+        trials=Trials(rows, curves, {"eval_loss": "min"}, rows[1], rows[0]),
         names=["learning_rate", "lora_r", "lora_target_modules"],
         drawn=["learning_rate", "lora_r", "lora_target_modules"],
         compared=comparison(answers, [str(row) for row in range(30)], 30, 0),
@@ -51,6 +52,7 @@ def report(rows: list[TrialRow]) -> Report:
         folder="/out",
         data_key="key-of-the-data",
         counts={"train": 100, "eval": 10, "test": 30},
+        gpus=0,
     )
 
 
@@ -76,7 +78,7 @@ def test_the_page_needs_nothing_but_itself_and_holds_no_markup_of_the_data(repor
 
 def test_it_shows_how_the_best_was_found_and_how_to_repeat_it(report: Report) -> None:
     text = page(report)
-    assert text.count("<svg") == 2 + 3, "history, curves, and a slice of each searched option"
+    assert text.count("<svg") == 2 + 3 + 1, "history, curves, a slice of each searched option, and all of them together"
     assert "PED-ANOVA (Optuna): eval_loss at a trial&#x27;s first evaluation, 8 trials" in text
     assert "python ray_jobs/train.py --config /out/best/config.yaml --output_dir NEW_FOLDER" in text
     assert "key-of-the-data" in text and "100 train, 10 eval, 30 test" in text and "torch 2" in text
@@ -101,7 +103,7 @@ def test_an_adapter_worse_than_the_base_is_no_success(report: Report) -> None:
 
 
 def test_a_search_of_one_trial_has_a_page(report: Report, rows: list[TrialRow]) -> None:
-    alone = Trials(rows[:1], {}, "eval_loss", "min", rows[0], rows[0])
+    alone = Trials(rows[:1], {}, {"eval_loss": "min"}, rows[0], rows[0])
     text = page(replace(report, trials=alone, names=["learning_rate"], drawn=["learning_rate"]))
     assert "What mattered" not in text
     assert "Searching found nothing better than the config&#x27;s own values" in text
@@ -139,3 +141,25 @@ def test_axes_have_a_handful_of_round_numbers_within_them(values: list[float], t
     assert [text for _, text in scale.ticks()] == ticks
     assert all(0 <= scale.at(value) <= 1 for value in values)
     assert scale.at(scale.low) == 0 and scale.at(scale.high) == 1
+
+
+def test_several_objectives_show_their_trade_offs(report: Report) -> None:
+    trials = replace(report.trials, objectives={"eval_loss": "min", "seconds": "min"})
+    text = page(replace(report, trials=trials))
+    assert "Trade-offs" in text and 'aria-label="eval_loss by seconds"' in text
+    assert text.count("<svg") == 2 + 3 + 1 + 1
+    front = re.search(r"<th>trial</th>.*?</table>", text)
+    assert front and front[0].count("<tr>") == 1, "all took 40 s, so the best by loss beats the others"
+    assert "Trade-offs" not in page(report)
+
+
+def test_it_says_of_which_time_it_tells_and_of_which_adapter(report: Report) -> None:
+    assert "GPU-hours" not in page(report) and "trained once more" not in page(report)
+    for row, (start, end) in zip(report.trials.rows, [(100, 140), (120, 190)], strict=False):
+        row.metrics.update({"timestamp": end, "time_total_s": float(end - start)})
+    settings = report.settings.replace(refit=True, trial_runner="packed")
+    text = page(replace(report, gpus=2, settings=settings))
+    assert "GPU-hours" in text and "loaded the base once for all trials" in text
+    assert "from the first trial&#x27;s start to the last report</td><td>90 s" in text.replace("trial's", "trial&#x27;s")
+    assert "The best adapter was trained once more" in text
+    assert re.search(r"best/config.yaml, sha256 [0-9a-f]{64}", text)

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def test_the_table_keeps_types_where_trials_have_no_numbers(tmp_path: Path) -> N
         row("b", results.FAILED, lora_r=4, max_length=64, lora_target_modules="all-linear"),
     ]
     names = ["lora_r", "max_length", "lora_target_modules"]
-    results.write_table(rows, names, str(tmp_path))
+    results.write_table(rows, names, str(tmp_path), {"eval_loss": "min"})
     table = pq.read_table(tmp_path / "trials.parquet")
     assert table.column_names == ["trial_id", *names, "state", "eval_loss", "steps", "seconds", "tokens_per_second", "peak_memory"]
     assert table.schema.field("steps").type == table.schema.field("lora_r").type == pa.int64()
@@ -90,11 +91,30 @@ def test_the_table_keeps_types_where_trials_have_no_numbers(tmp_path: Path) -> N
 
 def test_another_metric_has_a_column_too() -> None:
     rows = [TrialRow("a", {"lora_r": 8}, results.COMPLETE, {**ENDED, "eval_loss": 2.0, "train_loss": 1.0})]
-    assert results.table(rows, ["lora_r"], "train_loss").column_names[-2:] == ["peak_memory", "train_loss"]
-    assert results.table(rows, ["lora_r"], "seconds").column_names.count("seconds") == 1
+    assert results.table(rows, ["lora_r"], {"train_loss": "min"}).column_names[-2:] == ["peak_memory", "train_loss"]
+    assert results.table(rows, ["lora_r"], {"seconds": "min"}).column_names.count("seconds") == 1
 
 
 def test_the_settings_of_a_trial_are_the_configs_with_its_values() -> None:
     settings = Settings.from_dict({"lora_r": 8, "learning_rate": 1e-4})
     chosen = results.settings_of(row("a", results.COMPLETE, 1.0, lora_r=16), settings)
     assert (chosen.model.lora_r, chosen.get("learning_rate")) == (16, 1e-4)
+
+
+def test_the_front_holds_whom_nobody_beats(tmp_path: Path) -> None:
+    found = [(1.0, 9.0), (2.0, 3.0), (2.0, 4.0), (3.0, 3.0), (4.0, 1.0), (math.nan, 0.0), (2.0, 3.0)]
+    rows = [
+        results.TrialRow(f"t{number}", {"lora_r": number}, results.COMPLETE, {"eval_loss": loss, "seconds": seconds})
+        for number, (loss, seconds) in enumerate(found)
+    ]
+    rows.append(results.TrialRow("stopped", {"lora_r": 9}, results.PRUNED, {"eval_loss": 0.0, "seconds": 0.0}))
+    objectives = {"eval_loss": "min", "seconds": "min"}
+    assert [row.trial_id for row in results.front_of(rows, objectives)] == ["t0", "t1", "t4", "t6"], "equals stand side by side"
+    assert [row.trial_id for row in results.front_of(rows, {"eval_loss": "min", "seconds": "max"})] == ["t0"]
+    assert results.table(rows, ["lora_r"], objectives)["pareto"].to_pylist() == [True, True, False, False, True, False, True, False]
+    assert "pareto" not in results.table(rows, ["lora_r"], {"eval_loss": "min"}).column_names
+
+
+@pytest.mark.parametrize(("name", "mode"), [("eval_loss", "min"), ("seconds", "min"), ("rows_per_second", "max"), ("exact_match", "max")])
+def test_which_way_a_number_is_better(name: str, mode: str) -> None:
+    assert results.mode_of(name) == mode

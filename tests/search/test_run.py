@@ -252,6 +252,8 @@ def test_a_search_without_a_trial_that_ends_leaves_with_one_reason(
     [
         ({"metric": "eval_los"}, "--metric eval_los: no trial reports it.*did you mean eval_loss"),
         ({"metric": "exact_match"}, "--metric exact_match: of answers the larger is the better; add --mode max"),
+        ({"more_metrics": ["second"]}, "--more_metrics second: no trial reports it.*did you mean seconds"),
+        ({"more_metrics": ["eval_loss"]}, "--more_metrics eval_loss: is an objective already"),
         ({"num_workers": "0"}, "--num_workers 0: a search trains in workers"),
         ({"search_space": None}, "search_space: is empty"),
         ({"resume": "nowhere"}, "--resume .*/nowhere: no search is there"),

@@ -150,3 +150,23 @@ def test_a_restored_study_goes_on_as_if_it_had_not_been_interrupted(tmp_path: Pa
     assert begun == whole[:12]
     assert [trial.state for trial in second._ot_study.trials] == [TrialState.COMPLETE] * 12 + [TrialState.FAIL]
     assert run(second, 13, 16) == run(first, 13, 16)
+
+
+def test_with_several_objectives_the_study_has_them_all_and_a_stopped_trial_has_no_values() -> None:
+    searcher = TrialSearch(Space.parse(SPACE, OWN), metric="eval_loss", mode="min", seed=0, more={"rows_per_second": "max"})
+    for trial_id in ("ended", "stopped", "diverged", "no memory"):
+        searcher.suggest(trial_id)
+        searcher.on_trial_result(trial_id, {**report(3.0, 1, 3), "rows_per_second": 5.0})
+    searcher.on_trial_complete("ended", result={**report(2.0, 4, MOST_STEPS), "rows_per_second": 6.0})
+    searcher.on_trial_complete("stopped", result={**report(2.5, 2, 6), "rows_per_second": 6.0})
+    searcher.on_trial_complete("diverged", result={**report(math.nan, 4, MOST_STEPS), "rows_per_second": 6.0})
+    searcher.on_trial_complete("no memory", result={"eval_loss": math.nan, "infeasible": True, EVALUATION: 0})
+    assert [direction.name for direction in searcher._ot_study.directions] == ["MINIMIZE", "MAXIMIZE"]
+    assert trial_of(searcher, "ended").values == [2.0, 6.0]
+    for trial_id in ("stopped", "diverged", "no memory"):
+        assert trial_of(searcher, trial_id).state == TrialState.PRUNED
+        assert trial_of(searcher, trial_id).values is None
+    for number in range(12):  # past the start-up trials, so that TPE sorts all of them
+        assert searcher.suggest(str(number)) is not None
+        searcher.on_trial_complete(str(number), result={**report(float(number), 4, MOST_STEPS), "rows_per_second": 1.0 * number})
+    assert len(searcher._ot_study.best_trials) > 1

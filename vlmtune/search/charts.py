@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from vlmtune.console import show
-from vlmtune.search.results import COMPLETE, TrialRow
+from vlmtune.search.results import COMPLETE, TrialRow, front_of
 
 WIDTH, HEIGHT = 520, 270  # in the plot's own units: it is as wide as its box
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 12, 40
@@ -114,14 +114,24 @@ class Plot:
 
 @dataclass(frozen=True)
 class Trials:
-    """What the plots show: the trials in order with their curves of (step, metric), and which two of them matter most."""
+    """What the plots show: the trials in order with their curves of (step, metric), and which two of them matter most.
+
+    `objectives`: the mode of each metric that the search was for. The first is the one that plots are of.
+    """
 
     rows: list[TrialRow]
     curves: Mapping[str, Sequence[tuple[float, float]]]
-    metric: str
-    mode: str
+    objectives: Mapping[str, str]
     best: TrialRow
     own: TrialRow | None
+
+    @property
+    def metric(self) -> str:
+        return next(iter(self.objectives))
+
+    @property
+    def mode(self) -> str:
+        return self.objectives[self.metric]
 
     def value(self, row: TrialRow) -> float:
         """The metric of a trial's last report; NaN where there is none."""
@@ -179,18 +189,35 @@ def learning_curves(trials: Trials) -> str:
 def slice_of(trials: Trials, name: str) -> str:
     """The metric by the value of one searched option."""
     measured = [(number, row) for number, row in trials.measured() if name in row.values]
-    values = [row.values[name] for _, row in measured]
-    places: dict[int, float]
-    if len(set(map(_label, values))) > FEW and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        scale = Scale.of(values)
-        places = {number: float(row.values[name]) for number, row in measured}
-    else:
-        numbers = all(isinstance(value, int | float) for value in values)
-        names = list(dict.fromkeys(map(_label, sorted(values) if numbers else values)))
-        scale = Scale.of_names(names)
-        places = {number: float(names.index(_label(row.values[name]))) for number, row in measured}
+    scale, places = axis_of([row.values[name] for _, row in measured])
     plot = Plot(scale, Scale.of([trials.value(row) for _, row in measured]), name, trials.metric)
-    return plot.svg(_dots(plot, trials, places))
+    return plot.svg(_dots(plot, trials, {number: place for (number, _), place in zip(measured, places, strict=True)}))
+
+
+def axis_of(values: Sequence[Any]) -> tuple[Scale, list[float]]:
+    """An axis for an option's values, and where each lies on it: numbers as they are, unless they are few; others side by side."""
+    if len(set(map(_label, values))) > FEW and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return Scale.of(values), [float(value) for value in values]
+    numbers = all(isinstance(value, int | float) for value in values)
+    names = list(dict.fromkeys(map(_label, sorted(values) if numbers else values)))
+    return Scale.of_names(names), [float(names.index(_label(value))) for value in values]
+
+
+def trade_off(trials: Trials, name: str) -> str:
+    """The metric against another objective, of the trials that ran to their end, and the front of those that nothing beats in both."""
+    ended = [(number, row) for number, row in trials.measured() if row.state == COMPLETE and math.isfinite(row.metrics.get(name, math.nan))]
+    if not ended:
+        return ""
+    scales = Scale.of([row.metrics[name] for _, row in ended]), Scale.of([trials.value(row) for _, row in ended])
+    plot = Plot(*scales, name, trials.metric)
+    objectives = {trials.metric: trials.mode, name: trials.objectives[name]}
+    front = sorted((row.metrics[name], trials.value(row)) for row in front_of(trials.rows, objectives))
+    return plot.svg(
+        [
+            plot.line(front, "nothing is better in both", "good", dashed=True),
+            *_dots(plot, trials, {number: float(row.metrics[name]) for number, row in ended}),
+        ]
+    )
 
 
 def bars(shares: Mapping[str, float]) -> str:

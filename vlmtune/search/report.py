@@ -1,5 +1,6 @@
 """A search as one HTML page that opens offline: what won and by how much first, then how it was found, then answers to look at."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -11,18 +12,15 @@ from vlmtune.data.prepare import Source
 from vlmtune.data.samples import samples_of
 from vlmtune.data.store import Store
 from vlmtune.errors import UserError
-from vlmtune.evaluation.metrics import METRICS, Estimate
 from vlmtune.page import document, section, table, tiles
-from vlmtune.search.charts import Trials, bars, history, learning_curves, slice_of
-from vlmtune.search.compare import BASE, BEST, OWN, Answered, Comparison, shown, worst_first
+from vlmtune.search.charts import Trials, bars, history, learning_curves, slice_of, trade_off
+from vlmtune.search.compare import Comparison, shown
+from vlmtune.search.coordinates import parallel
 from vlmtune.search.importance import importances
-from vlmtune.search.results import COMPLETE, PRUNED, STATES, TrialRow
+from vlmtune.search.report_answers import MODELS, before_and_after, chosen, difference, gallery
+from vlmtune.search.results import COMPLETE, PRUNED, STATES, TrialRow, front_of
 from vlmtune.training.save import repeatable, versions
 
-EXAMPLES = 20
-CUT = 400  # characters of a text in an example
-MODELS = {BASE: "the base alone", OWN: "the config's own values", BEST: "the best adapter"}
-SHORT = {BASE: "base", OWN: "config's own", BEST: "best"}  # for a table on a phone
 STYLE = """
 .legend span { margin-right: 14px; white-space: nowrap; } .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 5px;
   margin-right: 5px; vertical-align: -1px; } .legend i.hollow { border: 1.5px solid var(--soft); }
@@ -46,7 +44,8 @@ class Report:
     """All that the page tells.
 
     `settings`: those of the best trial; `names`: the options that vary, `drawn`: those of them that do not follow from others;
-    `compared`: the models on the test rows, or why they were not compared; `pictures`: by row of the store, as data URIs.
+    `compared`: the models on the test rows, or why they were not compared; `pictures`: by row of the store, as data URIs; `gpus`: that a
+    trial trained on, 0 on a CPU.
     """
 
     settings: Settings
@@ -58,21 +57,17 @@ class Report:
     folder: str
     data_key: str
     counts: Mapping[str, int]
+    gpus: int
 
 
 def pictures_of(compared: Comparison | str, store: Store, settings: Settings) -> dict[int, list[str]]:
     """Small pictures of the rows that the page shows, from the data that the store was made of; none where that is gone by now."""
-    rows = [] if isinstance(compared, str) else [row.row for row in examples(compared, settings)]
+    rows = [] if isinstance(compared, str) else [row.row for row in chosen(compared, settings.get("seed"))]
     try:
         return {row: sample.pictures for row, sample in zip(rows, samples_of(store, Source.of(settings).pieces(), rows), strict=True)}
     except UserError as error:
         say(f"          no pictures in the report: {error}")
         return {}
-
-
-def examples(compared: Comparison, settings: Settings) -> list[Answered]:
-    """The test rows that the page shows, the worst answers first."""
-    return worst_first(compared.rows, compared.metrics, settings.get("seed"))[:EXAMPLES]
 
 
 def page(report: Report) -> str:
@@ -86,11 +81,13 @@ def page(report: Report) -> str:
         f"{escape(', '.join(report.names))}</p>",
         _verdict(report),
         _tiles(report),
-        _compared(report.compared),
+        before_and_after(report.compared, refit=report.settings.search.refit) if isinstance(report.compared, Comparison) else "",
         '<div class="pair">' + section("Trials", _legend(), history(report.trials)) + _curves(report) + "</div>",
+        _trade_offs(report),
         _slices(report),
-        '<div class="pair">' + _importance(report) + _time(report.trials.rows) + "</div>",
-        _examples(report),
+        _parallel(report),
+        '<div class="pair">' + _importance(report) + _time(report) + "</div>",
+        gallery(report.compared, report.pictures, report.settings.get("seed")) if isinstance(report.compared, Comparison) else "",
         _repeat(report),
     ]
     return document(title, body, style=STYLE)
@@ -109,7 +106,7 @@ def _verdict(report: Report) -> str:
         name = compared.metrics[0]
         head = f"On {compared.line()}"
         lines += [
-            f"{name.replace('_', ' ')} against {MODELS[other]}: {_difference(name, found[name])}, a 95 % interval"
+            f"{name.replace('_', ' ')} against {MODELS[other]}: {difference(name, found[name])}, a 95 % interval"
             for other, found in compared.over.items()
         ]
         if trials.best is trials.own:
@@ -122,17 +119,6 @@ def _verdict(report: Report) -> str:
 def _searched(trials: Trials) -> str:
     own = f", the config's own values {show(trials.value(trials.own))}" if trials.own else ""
     return f"{trials.metric} on the evaluation rows, which the search saw: {show(trials.value(trials.best))}{own}"
-
-
-def _difference(name: str, found: Estimate) -> str:
-    """A difference with its sign, in points where it is one of shares, and its interval."""
-    share = METRICS[name].share
-
-    def text(value: float) -> str:
-        return f"{100 * value:+.1f}" if share else f"{value:+.2g}"
-
-    interval = "" if found.low is None or found.high is None else f" ({text(found.low)} to {text(found.high)})"
-    return f"{text(found.value)}{' points' if share else ''}{interval}"
 
 
 def _tiles(report: Report) -> str:
@@ -152,47 +138,6 @@ def _tiles(report: Report) -> str:
     return tiles((escape(value), escape(name), escape(more)) for value, name, more in boxes)
 
 
-def _compared(compared: Comparison | str) -> str:
-    if isinstance(compared, str):
-        return ""
-    head = ["", *(name.replace("_", " ") for name in compared.metrics)]
-    rows = [
-        f"<td>{SHORT[model]}</td>" + "".join(_cell(name, compared.models[model].get(name), model == BEST) for name in compared.metrics)
-        for model in MODELS
-        if model in compared.models
-    ]
-    rows += [
-        f"<td>best against {SHORT[other]}</td>"
-        + "".join(
-            f"<td>{_on_two_lines(_difference(name, found[name]).replace(' points', '')) if name in found else ''}</td>"
-            for name in compared.metrics
-        )
-        for other, found in compared.over.items()
-    ]
-    part = "" if len(compared.rows) == compared.total else f", drawn from {compared.total}"
-    note = (
-        f'<p class="soft small">{len(compared.rows)} test rows{part}: no trial trained on them or was chosen by them. Greedy '
-        "answers; exact match is of the whole text, mae the mean error of the number in it. Intervals are 95 % bootstrap intervals over "
-        "pictures, those of differences paired.</p>"
-    )
-    return section("Before and after, on test rows", f'<div class="versus">{table(head, rows)}</div>', note)
-
-
-def _cell(name: str, found: Estimate | None, won: bool) -> str:
-    if found is None:
-        return "<td></td>"
-    interval = (
-        "" if found.low is None or found.high is None else f" ({shown(name, found.low).removesuffix(' %')} to {shown(name, found.high)})"
-    )
-    return f"<td{' class=won' if won else ''}>{_on_two_lines(shown(name, found.value) + interval)}</td>"
-
-
-def _on_two_lines(text: str) -> str:
-    """A value, and the interval in brackets behind it small and below: a phone has room for three such columns."""
-    value, _, interval = text.partition(" (")
-    return escape(value) + (f'<div class="soft">{escape(interval.rstrip(")"))}</div>' if interval else "")
-
-
 def _legend() -> str:
     kinds = [("good", "best"), ("warn", "the config's own values"), ("bar", "complete")]
     dots = "".join(f'<span><i style="background:var(--{colour})"></i>{name}</span>' for colour, name in kinds)
@@ -210,6 +155,31 @@ def _slices(report: Report) -> str:
     plots = "".join(f"<div>{slice_of(report.trials, name)}</div>" for name in report.names)
     note = f'<p class="soft small">{escape(report.trials.metric)} of every trial by each searched value</p>'
     return section("What each value did", note, f'<div class="pair">{plots}</div>')
+
+
+def _parallel(report: Report) -> str:
+    plot = parallel(report.trials, report.names)
+    note = '<p class="soft small">A line for each trial, dashed where it was stopped early</p>'
+    return section("All values together", note, f'<div class="scroll">{plot}</div>') if plot else ""
+
+
+def _trade_offs(report: Report) -> str:
+    """With several objectives: each against the metric, and the trials on the front of all."""
+    trials, (metric, *more) = report.trials, report.trials.objectives
+    if not more:
+        return ""
+    plots = "".join(f"<div>{trade_off(trials, name)}</div>" for name in more)
+    rows = [
+        f"<td>{trials.rows.index(row) + 1}</td>" + "".join(f"<td>{escape(show(row.metrics[name]))}</td>" for name in trials.objectives)
+        + f'<td class="text">{escape(", ".join(f"{name} {show(row.values[name])}" for name in report.names))}</td>'
+        for row in sorted(front_of(trials.rows, trials.objectives), key=trials.value, reverse=trials.mode == "max")
+    ]  # fmt: skip
+    note = (
+        '<p class="soft small">Trials that ran to their end. None is better than those listed in all of '
+        f"{escape(', '.join(trials.objectives))}; the best adapter is the first by {escape(metric)}.</p>"
+    )
+    front = table(["trial", *map(escape, trials.objectives), "values"], rows)
+    return section("Trade-offs", note, f'<div class="pair">{plots}</div>', front)
 
 
 def _importance(report: Report) -> str:
@@ -236,17 +206,32 @@ def seconds_of(rows: Sequence[TrialRow]) -> tuple[float, float, float]:
     return total, pruned, saved
 
 
-def _time(rows: Sequence[TrialRow]) -> str:
+def on_the_clock(rows: Sequence[TrialRow]) -> float | None:
+    """Seconds from the first trial's start to the last report, by Tune's clock."""
+    known = [(row.metrics["timestamp"], row.metrics["time_total_s"]) for row in rows if {"timestamp", "time_total_s"} <= row.metrics.keys()]
+    return max(end for end, _ in known) - min(end - seconds for end, seconds in known) if known else None
+
+
+def _time(report: Report) -> str:
+    rows, gpus = report.trials.rows, report.gpus
     total, pruned, saved = seconds_of(rows)
     stopped = sum(row.state == PRUNED for row in rows)
+
+    def text(seconds: float) -> str:
+        return _time_text(seconds) + (f", {gpus * seconds / 3600:.2g} GPU-hours" if gpus else "")
+
     lines = [
-        f"<td>all {len(rows)} trials, as trained</td><td>{_time_text(total)}</td>",
-        f"<td>of it, {stopped} trials that were stopped early</td><td>{_time_text(pruned)}</td>",
-        f"<td>all trials to their end, at their own pace</td><td>{_time_text(total + saved)}</td>",
-        f"<td>saved by stopping early</td><td>{_time_text(saved)} ({100 * saved / (total + saved) if total else 0:.0f} %)</td>",
+        f"<td>all {len(rows)} trials, as trained</td><td>{text(total)}</td>",
+        f"<td>of it, {stopped} trials that were stopped early</td><td>{text(pruned)}</td>",
+        f"<td>all trials to their end, at their own pace</td><td>{text(total + saved)}</td>",
+        f"<td>saved by stopping early</td><td>{text(saved)} ({100 * saved / (total + saved) if total else 0:.0f} %)</td>",
     ]
-    note = '<p class="soft small">Added over trials: those that ran side by side took less on the clock.</p>'
-    return section("Time", f'<div class="versus">{table((), lines)}</div>', note)
+    if (clock := on_the_clock(rows)) is not None:
+        lines.append(f"<td>from the first trial's start to the last report</td><td>{_time_text(clock)}</td>")
+    said = "Added over trials: those that ran side by side took less on the clock."
+    if report.settings.search.trial_runner == "packed":
+        said = "A packed trial's time is its share of its device, which loaded the base once for all trials."
+    return section("Time", f'<p class="soft small">{said}</p>', f'<div class="versus">{table((), lines)}</div>')
 
 
 def _time_text(seconds: float) -> str:
@@ -255,43 +240,23 @@ def _time_text(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _examples(report: Report) -> str:
-    if isinstance(report.compared, str):
-        return ""
-    rows = examples(report.compared, report.settings)
-    wrong = sum(row.answers[BEST].strip() != row.reference.strip() for row in report.compared.rows)
-    count = f"{wrong} of {len(report.compared.rows)} answers of the best adapter differ from the reference"
-    note = f'<p class="soft small">Worst first; {count}</p>'
-    figures = "".join(_figure(row, report.pictures.get(row.row, ())) for row in rows)
-    return section("Test rows and their answers", note, f'<div class="gallery">{figures}</div>')
-
-
-def _figure(row: Answered, pictures: Sequence[str]) -> str:
-    images = "".join(f'<img src="{picture}" alt="">' for picture in pictures)
-    said = [("reference", row.reference, "")]
-    for model, name in ((BASE, "base"), (BEST, "tuned")):
-        said.append((name, row.answers[model], "right" if row.answers[model].strip() == row.reference.strip() else "wrong"))
-    answers = "".join(f'<dt>{name}</dt><dd class="{kind}">{escape(text[:CUT])}</dd>' for name, text, kind in said)
-    frame = f"<div>{images}</div>" if images else ""
-    return f"<figure>{frame}<figcaption><p>{escape(row.question[:CUT])}</p><dl>{answers}</dl></figcaption></figure>"
-
-
 def _repeat(report: Report) -> str:
     settings = report.settings
     commands = (
         f"python ray_jobs/train.py --config {report.folder}/best/config.yaml --output_dir NEW_FOLDER    # the best adapter again\n"
         f"python ray_jobs/eval.py --adapter {report.folder}/best --compare_base --output_dir NEW_FOLDER    # its answers, all metrics"
     )
+    dumped = yaml12.dump(repeatable(settings).to_dict())
     facts = {
         "data": f"{settings.data.data_path}, key {report.data_key}",
+        "config": f"best/config.yaml, sha256 {hashlib.sha256(dumped.encode()).hexdigest()}",
         "rows": ", ".join(f"{count:,} {split}" for split, count in report.counts.items()),
         "seed": str(settings.get("seed")),
         "trials ran": f"{settings.search.trial_runner}; {sum(row.state == COMPLETE for row in report.trials.rows)} to their end",
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
     }
     rows = (f'<td>{name}</td><td class="text">{escape(text)}</td>' for name, text in facts.items())
-    dumped = escape(yaml12.dump(repeatable(settings).to_dict()))
     return section(
         "Repeat it", f"<p><pre>{escape(commands)}</pre></p>", table((), rows),
-        f"<details><summary>All settings of the best trial (best/config.yaml)</summary><pre>{dumped}</pre></details>",
+        f"<details><summary>All settings of the best trial (best/config.yaml)</summary><pre>{escape(dumped)}</pre></details>",
     )  # fmt: skip

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from ray import tune
 
 from vlmtune.config import Settings
 from vlmtune.data.paths import filesystem
+from vlmtune.evaluation.metrics import METRICS as ANSWER_METRICS
 from vlmtune.packed.trial import FAILED as TRIAL_FAILED
 from vlmtune.search.trial import point
 
@@ -103,15 +105,44 @@ def best_of(rows: list[TrialRow], metric: str, mode: str) -> TrialRow | None:
     return min(finished, key=lambda row: sign * row.metrics[metric], default=None)
 
 
-def table(rows: list[TrialRow], names: list[str], metric: str = "eval_loss") -> pa.Table:
-    """A row per trial: trial_id, every searched value, state, eval_loss, steps, seconds, tokens_per_second, peak_memory, and the metric."""
+def mode_of(name: str) -> str:
+    """Whether more or less of a number that trials report is better; metrics of answers tell it themselves."""
+    if name in ANSWER_METRICS:
+        return ANSWER_METRICS[name].mode
+    return "max" if name.endswith("_per_second") else "min"
+
+
+def front_of(rows: Sequence[TrialRow], objectives: Mapping[str, str]) -> list[TrialRow]:
+    """The trials that ran to their end and that no other one beats in one of the objectives and equals in the rest: the Pareto front.
+
+    Args:
+        objectives: the mode of each metric, "min" or "max".
+    """
+
+    def losses(row: TrialRow) -> list[float]:
+        return [row.metrics.get(name, math.nan) * (1 if mode == "min" else -1) for name, mode in objectives.items()]
+
+    def beats(one: list[float], other: list[float]) -> bool:
+        return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
+
+    ended = [(row, losses(row)) for row in rows if row.state == COMPLETE]
+    finite = [(row, mine) for row, mine in ended if all(map(math.isfinite, mine))]
+    return [row for row, mine in finite if not any(beats(theirs, mine) for _, theirs in finite)]
+
+
+def table(rows: list[TrialRow], names: list[str], objectives: Mapping[str, str]) -> pa.Table:
+    """A row per trial: trial_id, every searched value, state, eval_loss, steps, seconds, tokens_per_second, peak_memory, the objectives,
+    and with several of them `pareto`, whether the trial is on their front."""
     columns = {"trial_id": pa.array([row.trial_id for row in rows], pa.string())}
     columns |= {name: _values([row.values.get(name) for row in rows]) for name in names}
     columns["state"] = pa.array([row.state for row in rows], pa.string())
-    measured = MEASURED if metric in [field.name for field in MEASURED] else (*MEASURED, pa.field(metric, pa.float64()))
-    for field in measured:
+    known = [field.name for field in MEASURED]
+    for field in (*MEASURED, *(pa.field(name, pa.float64()) for name in objectives if name not in known)):
         reported = "step" if field.name == "steps" else field.name
         columns[field.name] = pa.array([row.metrics.get(reported) for row in rows], field.type)
+    if len(objectives) > 1:
+        front = front_of(rows, objectives)
+        columns["pareto"] = pa.array([any(row is one for one in front) for row in rows], pa.bool_())
     return pa.table(columns)
 
 
@@ -120,10 +151,10 @@ def _values(values: list[Any]) -> pa.Array:
     return pa.array([json.dumps(value) if isinstance(value, list | dict) else value for value in values])
 
 
-def write_table(rows: list[TrialRow], names: list[str], folder: str, metric: str = "eval_loss") -> None:
+def write_table(rows: list[TrialRow], names: list[str], folder: str, objectives: Mapping[str, str]) -> None:
     """`trials.parquet` in the search's output folder."""
     fs, inner = filesystem(folder)
-    pq.write_table(table(rows, names, metric), f"{inner}/trials.parquet", filesystem=fs)
+    pq.write_table(table(rows, names, objectives), f"{inner}/trials.parquet", filesystem=fs)
 
 
 def settings_of(row: TrialRow, settings: Settings) -> Settings:

@@ -17,7 +17,6 @@ from vlmtune.data.paths import filesystem
 from vlmtune.data.preflight import usable_max_lengths
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError
-from vlmtune.evaluation.metrics import METRICS as ANSWER_METRICS
 from vlmtune.evaluation.objective import OBJECTIVES
 from vlmtune.flags import nearest
 from vlmtune.output import located
@@ -106,10 +105,16 @@ def check_search(settings: Settings) -> None:
     known = (*METRICS, *OBJECTIVES)
     if metric not in known:
         raise ConfigError(f"--metric {metric}: no trial reports it; there are {', '.join(known)}{nearest(metric, known)}")
-    if metric in OBJECTIVES and mode != (right := ANSWER_METRICS[metric].mode):
+    if metric in OBJECTIVES and mode != (right := results.mode_of(metric)):
         raise ConfigError(
             f"--metric {metric}: of answers the {'larger' if right == 'max' else 'smaller'} is the better; add --mode {right}"
         )
+    more = settings.search.more_metrics or []
+    for name in more:
+        if name not in METRICS:
+            raise ConfigError(f"--more_metrics {name}: no trial reports it; there are {', '.join(METRICS)}{nearest(name, METRICS)}")
+        if name == metric or more.count(name) > 1:
+            raise ConfigError(f"--more_metrics {name}: is an objective already; name it once")
     if settings.data.workers == 0:
         raise ConfigError("--num_workers 0: a search trains in workers of their own; give at least 1, or use train.py")
 
@@ -119,11 +124,18 @@ def announce(settings: Settings, space: Space, cluster: Cluster) -> None:
     search = settings.search
     trials = f"{len(space)} trials, a full grid" if space.is_grid else f"{search.num_samples} trials, Optuna TPE"
     stopping = ", ASHA early stopping" if search.early_stopping == "asha" else ""
-    say(f"Search    {', '.join(space.names)}: {trials}{stopping}; objective: {search.mode} {search.metric}")
+    objectives = ", ".join(f"{mode} {name}" for name, mode in objectives_of(settings).items())
+    say(f"Search    {', '.join(space.names)}: {trials}{stopping}; objective{'s' if search.more_metrics else ''}: {objectives}")
     if space.outside and not space.is_grid:
         say(f"          the first trial keeps the config's own {', '.join(space.outside)}, outside the search space")
     if cluster.dashboard:
         say(f"Dashboard {cluster.dashboard}")
+
+
+def objectives_of(settings: Settings) -> dict[str, str]:
+    """The mode of each metric that the search is for; the first one decides early stopping and the best trial."""
+    search = settings.search
+    return {search.metric: search.mode, **{name: results.mode_of(name) for name in search.more_metrics or ()}}
 
 
 def finish(
@@ -146,12 +158,13 @@ def finish(
         compared = compare(chosen, store, cluster, f"{folder}/best", own.checkpoint if own and own is not best else None)
         if isinstance(compared, Comparison):
             describe(f"{folder}/best", chosen, {**metrics, "test": compared.facts()}, trained, compared.card())
-        trials = Trials(rows, curves, search.metric, search.mode, best, own)
+        trials = Trials(rows, curves, objectives_of(settings), best, own)
         counts = {split: len(store.rows_of(split)) for split in ("train", "eval", "test")}
         pictures = pictures_of(compared, store, chosen)
-        report = Report(chosen, trials, space.names, list(space.distributions), compared, pictures, folder, store.meta.key, counts)
+        gpus = chosen.data.most_workers if cluster.workers_use_gpu(chosen.get("use_cpu")) else 0
+        report = Report(chosen, trials, space.names, list(space.distributions), compared, pictures, folder, store.meta.key, counts, gpus)
         output.write_text(f"{folder}/report.html", page(report))
-    results.write_table(rows, space.names, folder, search.metric)
+    results.write_table(rows, space.names, folder, objectives_of(settings))
     return summary(settings, space, store, folder, cluster, rows, best, compared)
 
 
@@ -188,12 +201,15 @@ def summary(
     counts = {state: sum(row.state == state for row in rows) for state in results.STATES}
     own = own_trial(rows, space)
     searched = ", ".join(f"{name} {show(best.values[name])}" for name in space.names)
+    objectives = objectives_of(settings)
+    front = ", ".join(str(rows.index(row) + 1) for row in results.front_of(rows, objectives))
     lines = [
         "",
         f"Best      trial {rows.index(best) + 1} of {len(rows)}: {metric} {show(best.metrics[metric])}"
         + (f" (the config's own values: {show(own.metrics[metric])})" if own else ""),
         *([f"Test      {compared.line() if isinstance(compared, Comparison) else compared}"] if compared is not None else []),
         f"Values    {searched}",
+        *([f"Front     trials {front}: none is better in all of {', '.join(objectives)}"] if len(objectives) > 1 else []),
         "Trials    " + ", ".join(f"{count} {state.lower()}" for state, count in counts.items() if count),
         f"Adapter   {folder}/best"
         + (

@@ -58,6 +58,8 @@ def unpackable(settings: Settings, space: Space) -> str | None:
     """Which option of some trial cannot be trained packed; None if none."""
     from vlmtune.packed.setup import not_packable
 
+    if "peak_memory" in (settings.search.metric, *(settings.search.more_metrics or ())):
+        return "for peak_memory, which packed trials share"
     return next((reason for one in _corners(settings, space) if (reason := not_packable(one)) is not None), None)
 
 
@@ -65,7 +67,6 @@ def isolated(settings: Settings, store: Store, output_dir: str, cluster: Cluster
     """Each trial a Ray Train run in workers of its own."""
     search, use_cpu = settings.search, settings.get("use_cpu")
     workers = settings.data.workers
-    most = workers if isinstance(workers, int) else workers[1]
     trainable = partial(
         run_trial,
         values=settings.to_dict(),
@@ -76,7 +77,7 @@ def isolated(settings: Settings, store: Store, output_dir: str, cluster: Cluster
         metric=search.metric,
         eval_steps=None if settings.get("eval_strategy") == "epoch" else settings.get("eval_steps"),
     )
-    at_once = search.max_concurrent_trials or cluster.fitting_trials(most, use_cpu)
+    at_once = search.max_concurrent_trials or cluster.fitting_trials(settings.data.most_workers, use_cpu)
     because = f": packed cannot train {reason}" if reason else ""
     return Runner("isolated", trainable, at_once, f"isolated, {at_once} at once, each in workers of its own{because}")
 

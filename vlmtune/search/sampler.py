@@ -1,6 +1,7 @@
 """Optuna as Tune's searcher, told the truth about trials that did not run to their end."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
@@ -25,14 +26,19 @@ class TrialSearch(OptunaSearch):
     OptunaSearch tells a stopped trial as COMPLETE with its early value, which biases TPE; here it is PRUNED, with the values that it
     reported on the way. One that diverged is PRUNED too: Optuna takes no NaN, and told FAIL, TPE keeps proposing its region. One that
     did not fit in memory is PRUNED with a constraint, for the same reason.
+
+    With `more` metrics, by name with their modes, the study has several objectives. Optuna takes no values on the way then, so a stopped
+    trial is PRUNED without one, and ranks behind all that ran to their end.
     """
 
-    def __init__(self, space: Space, *, metric: str, mode: str, seed: int) -> None:
+    def __init__(self, space: Space, *, metric: str, mode: str, seed: int, more: Mapping[str, str] | None = None) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        super().__init__(space, metric=metric, mode=mode, sampler=make_sampler(seed), points_to_evaluate=[space.enqueued()])
+        self.objectives = {metric: mode, **(more or {})}
+        names, modes = (list(self.objectives), list(self.objectives.values())) if more else (metric, mode)
+        super().__init__(space, metric=names, mode=modes, sampler=make_sampler(seed), points_to_evaluate=[space.enqueued()])
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if trial_id not in self._completed_trials and not result.get("infeasible"):
+        if trial_id not in self._completed_trials and not result.get("infeasible") and len(self.objectives) == 1:
             self._ot_trials[trial_id].report(result[self.metric], result[EVALUATION])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -44,7 +50,8 @@ class TrialSearch(OptunaSearch):
         trial = self._ot_trials[trial_id]
         infeasible = bool(result.get("infeasible"))
         trial.set_constraint(CONSTRAINT, float(infeasible))
-        if infeasible or result["step"] < result["max_steps"] or not math.isfinite(result[self.metric]):
+        finite = all(math.isfinite(result[name]) for name in self.objectives)
+        if infeasible or result["step"] < result["max_steps"] or not finite:
             self.on_trial_result(trial_id, result)  # Tune does not pass on the one at which it stops a trial
             trial.study.tell(trial, state=TrialState.PRUNED)
             self._completed_trials.add(trial_id)

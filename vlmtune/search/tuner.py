@@ -10,6 +10,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from vlmtune.config import Settings
 from vlmtune.data.store import Store
+from vlmtune.search.results import mode_of
 from vlmtune.search.runner import Runner
 from vlmtune.search.sampler import TrialSearch
 from vlmtune.search.space import Space
@@ -32,7 +33,7 @@ def run_search(
     config = tune.TuneConfig(
         metric=search.metric,
         mode=search.mode,
-        search_alg=None if space.is_grid else TrialSearch(space, metric=search.metric, mode=search.mode, seed=settings.get("seed")),
+        search_alg=None if space.is_grid else make_searcher(settings, space),
         scheduler=make_scheduler(settings, space),
         num_samples=1 if space.is_grid else search.num_samples,
         max_concurrent_trials=runner.at_once,
@@ -54,6 +55,13 @@ def run_search(
         ),
     )
     return tuner.fit()
+
+
+def make_searcher(settings: Settings, space: Space) -> TrialSearch:
+    """Optuna over the space, for one objective or several."""
+    search = settings.search
+    more = {name: mode_of(name) for name in search.more_metrics or ()}
+    return TrialSearch(space, metric=search.metric, mode=search.mode, seed=settings.get("seed"), more=more)
 
 
 def diverged(trial_id: str, result: dict[str, Any], *, metric: str) -> bool:
