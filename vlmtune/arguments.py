@@ -277,8 +277,12 @@ class SearchArguments:
     early_stopping: Literal["asha", "none"] = field(
         default="asha", metadata=_help("Stop trials that fall behind at an evaluation, or never.")
     )
-    grace_period: int = field(default=1, metadata=_help("Evaluations that every trial gets before it can be stopped."))
-    reduction_factor: int = field(default=3, metadata=_help("One in this many trials goes on at each rung of early stopping."))
+    grace_period: float = field(
+        default=0.5, metadata=_help("Share of its run that every trial gets before early stopping may end it; the first rung of ASHA.")
+    )
+    reduction_factor: int = field(
+        default=3, metadata=_help("One in this many trials goes on at each rung of early stopping; each is this many times later.")
+    )
 
 
 GROUPS: tuple[Any, ...] = (DataArguments, ModelArguments, TrainingArguments, SearchArguments)

@@ -54,7 +54,7 @@ LIMITS: dict[str, Limit] = {
     "max_new_tokens": _AT_LEAST_1,
     "max_concurrent_trials": _AT_LEAST_1,
     "time_budget_s": _ABOVE_0,
-    "grace_period": _AT_LEAST_1,
+    "grace_period": Limit("above 0 and at most 1", lambda value: 0 < value <= 1),
     "reduction_factor": Limit("at least 2", lambda value: value >= 2),
 }
 

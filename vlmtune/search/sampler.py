@@ -16,7 +16,10 @@ CONSTRAINT = "infeasible"  # the name of Optuna's constraint: above 0 for a tria
 
 
 def make_sampler(seed: int) -> optuna.samplers.BaseSampler:
-    """TPE that knows which trials run at the moment."""
+    """TPE that draws all options together and knows which trials run at the moment.
+
+    Of 16 settings of its options these lose least, with one trial at a time or with 16 (docs/LOG.md, 2026-11-25).
+    """
     return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
 
 

@@ -15,10 +15,10 @@ from vlmtune.search.runner import Runner
 from vlmtune.search.sampler import TrialSearch
 from vlmtune.search.space import Space
 from vlmtune.search.trial import POINT, point
-from vlmtune.training.report import EVALUATION
 
 TRIAL_CPUS = 0.01  # a trial's driver only waits for its workers; a whole CPU each would leave none for them
-MOST_EVALUATIONS = 10**6  # no run has more: what ASHA calls max_t, at which it would stop a trial, is never reached
+PROGRESS = "progress"  # how much of its run a trial has done, up to 1: what ASHA calls time
+NEVER = 2.0  # of a run: what ASHA calls max_t, at which it would stop a trial
 
 
 def run_search(
@@ -70,7 +70,7 @@ def diverged(trial_id: str, result: dict[str, Any], *, metric: str) -> bool:
 
 
 def make_scheduler(settings: Settings, space: Space) -> TrialScheduler:
-    """ASHA over a trial's evaluations, which lie at the same shares of every trial's run; or none."""
+    """ASHA over the share of its run that a trial has done, which is the same at every trial's evaluations; or none."""
     if settings.search.early_stopping == "none":
         return FIFOScheduler()
     return Asha(space, settings.search.grace_period, settings.search.reduction_factor)
@@ -79,14 +79,20 @@ def make_scheduler(settings: Settings, space: Space) -> TrialScheduler:
 class Asha(ASHAScheduler):
     """ASHA that lets the config's own values run to their end: what searching was worth is told against them."""
 
-    def __init__(self, space: Space, grace_period: int, reduction_factor: int) -> None:
-        super().__init__(time_attr=EVALUATION, grace_period=grace_period, reduction_factor=reduction_factor, max_t=MOST_EVALUATIONS)
+    def __init__(self, space: Space, grace_period: float, reduction_factor: int) -> None:
+        options: Any = {"time_attr": PROGRESS, "grace_period": grace_period, "max_t": NEVER}  # Ray's types say whole numbers
+        super().__init__(reduction_factor=reduction_factor, **options)
         self.own = {**space.own, **space.constants}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        decision: str = super().on_trial_result(tune_controller, trial, result)
+        decision: str = super().on_trial_result(tune_controller, trial, _timed(result))
         return TrialScheduler.CONTINUE if point(trial.config) == self.own else decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         if math.isfinite(result.get(self.metric or "", math.nan)):  # NaN is nothing to compare others with
-            super().on_trial_complete(tune_controller, trial, result)
+            super().on_trial_complete(tune_controller, trial, _timed(result))
+
+
+def _timed(result: dict[str, Any]) -> dict[str, Any]:
+    """A result with its progress, if it is of a trial that trained."""
+    return {**result, PROGRESS: result["step"] / result["max_steps"]} if "step" in result else result
