@@ -311,9 +311,9 @@ def startup(args: argparse.Namespace, curves: Curves) -> None:
 
 def figure(args: argparse.Namespace, curves: Curves) -> None:
     """Median multiple of the best loss by compute spent, of each method, as an SVG file."""
-    from vlmtune.search.charts import HEIGHT, WIDTH, Plot, Scale
+    from vlmtune.search.charts import HEIGHT, LEFT, TOP, WIDTH, Plot, Scale
 
-    space, at_once = space_of(args.spaces[0], args.demo), args.at_once[-1]
+    space, at_once = space_of(args.spaces[0], args.demo), args.at_once[len(args.at_once) // 2]
     floor, full = least(space, curves), args.trials * EVALUATIONS
     colours = dict(zip(METHODS, ("#1a7f37", "#9a6700", "#0969da", "#8c959f"), strict=True))
     grid = list(range(EVALUATIONS, full + 1, EVALUATIONS // 2))
@@ -329,6 +329,8 @@ def figure(args: argparse.Namespace, curves: Curves) -> None:
         steps = [point for one, other in pairwise(line) for point in (one, (other[0], one[1]))] + line[-1:]
         marks.append(plot.line(steps, label, f"colour{place}"))
         marks.append(f'<text x="{WIDTH - 20}" y="{30 + 18 * place}" text-anchor="end" fill="{colours[label]}">{label}</text>')
+    said = f"best eval_loss so far, multiple of the least ({at_once} trials at once)"
+    marks.append(f'<text x="{LEFT}" y="{TOP}">{said}</text>')
     svg = plot.svg(marks).replace(
         "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="12" fill="#57606a" '
     )

@@ -6,9 +6,10 @@ from html import escape
 from vlmtune.search.charts import HEIGHT, Scale, Trials, axis_of
 from vlmtune.search.results import COMPLETE
 
-APART = 170  # from axis to axis
+APART = 240  # from axis to axis
 SIDE = 70  # beside the first axis and the last, for their texts
 TOP, BOTTOM = 16, 30
+HALO = 'stroke="var(--card)" stroke-width="4" paint-order="stroke"'  # so that texts can be read over lines
 ORDER = ("soft", "bar", "warn", "good")  # of the lines: later ones lie over earlier ones
 
 
@@ -40,7 +41,7 @@ def parallel(trials: Trials, names: Sequence[str]) -> str:
     label = escape(f"{trials.metric} and the values of each trial")
     return (
         f'<svg viewBox="0 0 {width} {HEIGHT}" style="min-width:{width}px" role="img" aria-label="{label}"><title>{label}</title>'
-        f"{uprights}{drawn}</svg>"
+        f"{drawn}{uprights}</svg>"
     )
 
 
@@ -50,7 +51,8 @@ def _top(scale: Scale, value: float) -> float:
 
 def _axis(left: int, scale: Scale, name: str) -> str:
     ticks = "".join(
-        f'<text x="{left - 6}" y="{_top(scale, value) + 4:.1f}" text-anchor="end">{escape(text)}</text>' for value, text in scale.ticks()
+        f'<text x="{left - 6}" y="{_top(scale, value) + 4:.1f}" text-anchor="end" {HALO}>{escape(text)}</text>'
+        for value, text in scale.ticks()
     )
     return (
         f'<line x1="{left}" x2="{left}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="var(--soft)"/>{ticks}'
