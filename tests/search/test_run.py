@@ -182,7 +182,15 @@ def grid(
         lines: list[str] = []
         patch.setattr("vlmtune.console.say", lines.append)
         summary = search_adapter(
-            settings.replace(output_dir=str(folder), search_space=space, refit=True, report=False, max_steps=2, trial_runner=request.param)
+            settings.replace(
+                output_dir=str(folder),
+                search_space=space,
+                refit=True,
+                report=False,
+                max_steps=2,
+                trial_runner=request.param,
+                more_metrics=["seconds"],
+            )
         )
     return folder, summary, pq.read_table(folder / "trials.parquet").to_pylist(), "\n".join(lines)
 
@@ -206,6 +214,13 @@ def test_a_trial_that_does_not_fit_is_infeasible_and_one_that_raises_failed(grid
     failed = [line for line in printed.splitlines() if line.startswith("trial   2  failed")]
     assert len(failed) == 1
     assert "lora_target_modules: no linear layer is called 'no_such_proj'" in failed[0]
+
+
+def test_several_objectives_are_told_with_their_front(grid: tuple[Path, str, list[dict[str, Any]], str]) -> None:
+    _, summary, rows, printed = grid
+    assert "objectives: min eval_loss, min seconds" in printed
+    assert "Front     trial 1: none is better in all of eval_loss, seconds" in summary.splitlines()
+    assert [row["pareto"] for row in rows] == [True, False, False, False]
 
 
 def test_refit_trains_the_winner_on_evaluation_rows_too_and_keeps_the_numbers_of_the_search(

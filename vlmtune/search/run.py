@@ -202,14 +202,14 @@ def summary(
     own = own_trial(rows, space)
     searched = ", ".join(f"{name} {show(best.values[name])}" for name in space.names)
     objectives = objectives_of(settings)
-    front = ", ".join(str(rows.index(row) + 1) for row in results.front_of(rows, objectives))
+    front = ", ".join(f"trial {rows.index(row) + 1}" for row in results.front_of(rows, objectives))
     lines = [
         "",
         f"Best      trial {rows.index(best) + 1} of {len(rows)}: {metric} {show(best.metrics[metric])}"
         + (f" (the config's own values: {show(own.metrics[metric])})" if own else ""),
         *([f"Test      {compared.line() if isinstance(compared, Comparison) else compared}"] if compared is not None else []),
         f"Values    {searched}",
-        *([f"Front     trials {front}: none is better in all of {', '.join(objectives)}"] if len(objectives) > 1 else []),
+        *([f"Front     {front}: none is better in all of {', '.join(objectives)}"] if len(objectives) > 1 else []),
         "Trials    " + ", ".join(f"{count} {state.lower()}" for state, count in counts.items() if count),
         f"Adapter   {folder}/best"
         + (
