@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl.trainer.sft_config import SFTConfig
 
-from vlmtune.cluster import connect
+from vlmtune.cluster import Cluster, connect
 from vlmtune.config import Settings
 from vlmtune.data.cache import USED
 from vlmtune.data.store import Store
@@ -22,7 +22,8 @@ from vlmtune.errors import ConfigError
 from vlmtune.output import cache_folder
 from vlmtune.packed.run import run_packed
 from vlmtune.search.refit import RefitStore
-from vlmtune.search.run import search_adapter
+from vlmtune.search.run import announce, search_adapter
+from vlmtune.search.space import Space
 from vlmtune.training.run import prepared, train_adapter
 
 pytestmark = [pytest.mark.timeout(280), pytest.mark.usefixtures("machine")]
@@ -217,10 +218,15 @@ def test_a_trial_that_does_not_fit_is_infeasible_and_one_that_raises_failed(grid
 
 
 def test_several_objectives_are_told_with_their_front(grid: tuple[Path, str, list[dict[str, Any]], str]) -> None:
-    _, summary, rows, printed = grid
-    assert "objectives: min eval_loss, min seconds" in printed
+    _, summary, rows, _ = grid
     assert "Front     trial 1: none is better in all of eval_loss, seconds" in summary.splitlines()
     assert [row["pareto"] for row in rows] == [True, False, False, False]
+
+
+def test_what_a_search_is_for_is_said_before_it(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = settings.replace(more_metrics=["seconds", "rows_per_second"])
+    announce(asked, Space.parse({"lora_r": {"choice": [4, 8]}}, asked), Cluster(dashboard=None, cpus=2, gpus=0, nodes=1))
+    assert "objectives: min eval_loss, min seconds, max rows_per_second" in capsys.readouterr().out
 
 
 def test_refit_trains_the_winner_on_evaluation_rows_too_and_keeps_the_numbers_of_the_search(
