@@ -3,13 +3,15 @@
     python -m vlmtune.demo
     python benchmarks/search_quality.py curves CURVES.jsonl [--demo demo] [--processes 2]
     python benchmarks/search_quality.py compare CURVES.jsonl [--trials 40] [--seeds 30] [--figure FILE.svg]
-    python benchmarks/search_quality.py startup CURVES.jsonl
+    python benchmarks/search_quality.py startup CURVES.jsonl [--seeds 20]
+    python benchmarks/search_quality.py rungs CURVES.jsonl [--seeds 14]
 
 `curves` trains adapters for the demo's task at every point of a grid (`POINTS`) to their end, in engines of the packed runner, and appends
-the eval_loss of every evaluation of a run to the file; ended and given again, it goes on. `compare` and `startup` then run whole searches
-over these curves: Optuna's samplers and ASHA are those of vlmtune, called as Tune calls them, and only training is looked up, between two
-learning rates by interpolation. All trials that run at once advance by one evaluation at a time, as in an engine; a slot that gets free is
-taken before the next. The unit of compute is one evaluation interval, an eighth of a run.
+the eval_loss of every evaluation of a run to the file; ended and given again, it goes on. The others run whole searches over these curves:
+Optuna's samplers and ASHA are those of vlmtune, called as Tune calls them, and only training is looked up, between two learning rates by
+interpolation. `compare` sets the default against random search, `startup` and `rungs` against itself with other options. All trials that
+run at once advance by one evaluation at a time, as in an engine; a slot that gets free is taken before the next. The unit of compute is one
+evaluation interval, an eighth of a run.
 
 A search's result is the eval_loss of its best trial that ran to its end, as a multiple of the best in the whole space. Methods are compared
 in pairs by seed, with 95 % bootstrap intervals of the mean ratio.
@@ -23,7 +25,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise, product
 from pathlib import Path
 from types import SimpleNamespace
@@ -152,10 +154,10 @@ class Curves:
 
 @dataclass(frozen=True)
 class Method:
-    """How a search proposes, and whether it stops trials early."""
+    """How a search proposes, and with which options it stops trials early."""
 
-    sampler: Sampler | None
-    asha: bool
+    sampler: Sampler
+    stopping: dict[str, Any] = field(default_factory=dict)
 
 
 def default_sampler(seed: int) -> optuna.samplers.BaseSampler:
@@ -164,11 +166,12 @@ def default_sampler(seed: int) -> optuna.samplers.BaseSampler:
     return make_sampler(seed)
 
 
+NEVER = {"early_stopping": "none"}
 METHODS = {
-    "TPE and ASHA (vlmtune)": Method(default_sampler, asha=True),
-    "random and ASHA": Method(optuna.samplers.RandomSampler, asha=True),
-    "TPE alone": Method(default_sampler, asha=False),
-    "random search": Method(optuna.samplers.RandomSampler, asha=False),
+    "TPE and ASHA (vlmtune)": Method(default_sampler),
+    "random and ASHA": Method(optuna.samplers.RandomSampler),
+    "TPE alone": Method(default_sampler, NEVER),
+    "random search": Method(optuna.samplers.RandomSampler, NEVER),
 }
 
 
@@ -184,9 +187,8 @@ def search(
     from vlmtune.training.report import EVALUATION
 
     searcher = TrialSearch(space, metric="eval_loss", mode="min", seed=seed)
-    if method.sampler is not default_sampler:
-        searcher._ot_study.sampler = method.sampler(seed)
-    scheduler = make_scheduler(space.settings.replace(early_stopping="asha" if method.asha else "none"), space)
+    searcher._ot_study.sampler = method.sampler(seed)
+    scheduler = make_scheduler(space.settings.replace(**method.stopping), space)
     scheduler.set_search_properties("eval_loss", "min")
     controller: Any = None  # ASHA does not ask it for anything
     running: dict[str, tuple[Any, Iterator[tuple[int, float]]]] = {}
@@ -281,11 +283,11 @@ def compare(args: argparse.Namespace, curves: Curves) -> None:
                 print(f"    {label:24} {quartiles}  {against}", flush=True)
 
 
-def startup(args: argparse.Namespace, curves: Curves) -> None:
-    """What TPE's options are worth, over all spaces: the mean multiple of the best loss by trials at once, with ASHA and `--trials`."""
+def startup() -> dict[str, Method]:
+    """TPE with other options, beside the search's early stopping."""
 
     def tpe(**options: Any) -> Method:
-        return Method(lambda seed: optuna.samplers.TPESampler(seed=seed, **options), asha=True)
+        return Method(lambda seed: optuna.samplers.TPESampler(seed=seed, **options))
 
     variants = {
         f"startup {size}, {'liar' if liar else 'no liar'}, {'multivariate' if multivariate else 'independent'}": tpe(
@@ -293,17 +295,36 @@ def startup(args: argparse.Namespace, curves: Curves) -> None:
         )
         for size, liar, multivariate in product((4, 8, 10, 16), (True, False), (True, False))
     }
-    print(f"{'':40}" + "".join(f"{at_once:>12} at once" for at_once in args.at_once))
-    for label, method in {**variants, "random": Method(optuna.samplers.RandomSampler, asha=True)}.items():
-        means = []
-        for at_once in args.at_once:
-            every = [
+    return {**variants, "random": METHODS["random and ASHA"]}
+
+
+def rungs() -> dict[str, Method]:
+    """ASHA with its first rung at other shares of a run, and other numbers of which one trial goes on."""
+    pairs = [(1, 2), (1, 3), (1, 8), (2, 2), (2, 3), (2, 4), (3, 2), (3, 3), (4, 2), (4, 3), (4, 4)]
+    variants = {
+        f"first at {part}/{EVALUATIONS}, one in {factor}": Method(
+            default_sampler, {"grace_period": part / EVALUATIONS, "reduction_factor": factor}
+        )
+        for part, factor in pairs
+    }
+    return {**variants, "never": METHODS["TPE alone"], "random search": METHODS["random search"]}
+
+
+def rank(variants: dict[str, Method], args: argparse.Namespace, curves: Curves) -> None:
+    """The geometric mean multiple of the best loss, over all spaces: for `--trials` trials, and for the compute of as many whole runs."""
+    budgets = [(args.trials, math.inf), (10**6, float(args.trials * EVALUATIONS))]
+    columns = [(at_once, *budget) for budget in budgets for at_once in args.at_once]
+    print(f"{'trials at once, ' + str(args.trials) + ' trials | their compute':44}" + "".join(f"{at_once:7}" for at_once, *_ in columns))
+    for label, method in variants.items():
+        means = [
+            statistics.geometric_mean(
                 value
                 for name in args.spaces
-                for value in regrets(space_of(name, args.demo), curves, method, args, at_once=at_once, trials=args.trials, compute=math.inf)
-            ]
-            means.append(statistics.geometric_mean(every))
-        print(f"{label:40}" + "".join(f"{mean:20.3f}" for mean in means), flush=True)
+                for value in regrets(space_of(name, args.demo), curves, method, args, at_once=at_once, trials=trials, compute=compute)
+            )
+            for at_once, trials, compute in columns
+        ]
+        print(f"{label:44}" + "".join(f"{mean:7.3f}" for mean in means), flush=True)
 
 
 # The picture
@@ -342,7 +363,7 @@ def figure(args: argparse.Namespace, curves: Curves) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mode", choices=("curves", "compare", "startup"))
+    parser.add_argument("mode", choices=("curves", "compare", "startup", "rungs"))
     parser.add_argument("file", type=Path)
     parser.add_argument("--demo", type=Path, default=Path("demo"))
     parser.add_argument("--processes", type=int, default=2, help="of curves: engines side by side")
@@ -357,8 +378,8 @@ def main() -> None:
         return
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     curves = Curves(read_lines(args.file))
-    if args.mode == "startup":
-        startup(args, curves)
+    if args.mode != "compare":
+        rank({"startup": startup, "rungs": rungs}[args.mode](), args, curves)
         return
     compare(args, curves)
     if args.figure:

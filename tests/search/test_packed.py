@@ -108,6 +108,7 @@ def test_a_killed_engine_and_a_killed_trial_lose_and_repeat_nothing(settings: Se
     ("changes", "reason"),
     [
         ({"use_dora": True}, "use_dora"),
+        ({"more_metrics": ["peak_memory"]}, "for peak_memory, which packed trials share"),
         ({"num_workers": "2"}, "num_workers 2"),
         ({"quantization": "int8", "llm_int8": True}, "llm_int8"),
         ({"search_space": {"optim": {"choice": ["adamw_torch", "adafactor"]}}}, "optim adafactor"),

@@ -101,7 +101,7 @@ def test_the_settings_of_a_trial_are_the_configs_with_its_values() -> None:
     assert (chosen.model.lora_r, chosen.get("learning_rate")) == (16, 1e-4)
 
 
-def test_the_front_holds_whom_nobody_beats(tmp_path: Path) -> None:
+def test_the_front_holds_whom_nobody_beats() -> None:
     found = [(1.0, 9.0), (2.0, 3.0), (2.0, 4.0), (3.0, 3.0), (4.0, 1.0), (math.nan, 0.0), (2.0, 3.0)]
     rows = [
         results.TrialRow(f"t{number}", {"lora_r": number}, results.COMPLETE, {"eval_loss": loss, "seconds": seconds})

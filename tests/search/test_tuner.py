@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -146,6 +147,23 @@ def test_no_early_stopping_stops_nothing() -> None:
 def test_asha_knows_the_own_values_of_a_search_with_constants() -> None:
     space = Space.parse({**SPACE, "lora_alpha": 32}, OWN)
     assert Asha(space, 1, 3).own == {"learning_rate": 1.0, "lora_r": 8, "lora_alpha": 32}
+
+
+def test_nobody_is_stopped_before_half_of_its_run_however_long_that_is() -> None:
+    settings = OWN.replace(grace_period=0.5, reduction_factor=3)
+    scheduler = Asha(Space.parse(SPACE, settings), settings.search.grace_period, settings.search.reduction_factor)
+    scheduler.set_search_properties("eval_loss", "min")
+    decisions: dict[int, list[str]] = {}
+    for number, (loss, steps) in enumerate([(1.0, 8), (2.0, 8), (9.0, 40)]):
+        trial: Any = SimpleNamespace(trial_id=str(number), config={"learning_rate": 0.1, "lora_r": 4})
+        controller: Any = None  # ASHA asks it for nothing
+        scheduler.on_trial_add(controller, trial)
+        decisions[number] = [
+            scheduler.on_trial_result(controller, trial, {"eval_loss": loss, "step": steps * part // 4, "max_steps": steps})
+            for part in (1, 2)
+        ]
+    assert decisions[0] == ["CONTINUE", "CONTINUE"]
+    assert decisions[2] == ["CONTINUE", "STOP"]
 
 
 @pytest.mark.parametrize(
