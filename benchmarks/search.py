@@ -2,14 +2,15 @@
 
     python benchmarks/search.py FOLDER packed --cases 16x1 4x8 [--set quantization=fp8] [--json FILE]
     python benchmarks/search.py FOLDER plain --batch 1
-    python benchmarks/search.py FOLDER beside --batch 1 --trials 4
+    python benchmarks/search.py FOLDER beside --batch 1 --trials 4 [--side plain]
     python benchmarks/search.py FOLDER equal --batch 1 --trials 4
     python benchmarks/search.py FOLDER whole --trials 16 --batch 1 [--early_stopping asha]
     python benchmarks/search.py table FILE [FILE ...]
 
 FOLDER holds a model of true size (`benchmarks/full_size.py`). `packed` trains so many trials in one engine, on random pictures with text,
 640 tokens a row (`--text` for 128 tokens without a picture). `plain` is one TRL run with gradient checkpointing, as people copy it;
-`beside` as many of vlmtune's isolated training loops at once on the same GPU. Printed is the time a row, start-up left out.
+`beside` as many of vlmtune's isolated training loops at once on the same GPU, or with `--side plain` of that TRL run. Printed is the
+time a row, start-up left out.
 `equal` compares packed adapters with those of isolated runs, and two isolated runs whose kernels differ with each other. `whole` runs
 `ray_jobs/tune.py` on 100 rows a trial, from command to end, and says what Tune, RPC and checkpoints add to the engine's time. `table`
 joins results of several calls.
@@ -156,7 +157,8 @@ def plain(folder: str, args: argparse.Namespace) -> dict[str, Any]:
 def beside(folder: str, args: argparse.Namespace) -> dict[str, Any]:
     """`--trials` processes at once, each with a share of the GPU's memory; a row's time is that of all their rows together."""
     case = json.dumps(case_of(args))
-    command = [sys.executable, str(Path(__file__).with_name("train_step.py")), "--side", "ours", folder, case, "--steps", str(args.rounds)]
+    script = Path(__file__).with_name("train_step.py")
+    command = [sys.executable, str(script), "--side", args.side, folder, case, "--steps", str(args.rounds)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(args.trials)]
     outputs = [process.communicate() for process in processes]
     found = [json.loads(out.splitlines()[-1]) for (out, _), process in zip(outputs, processes, strict=True) if process.returncode == 0]
@@ -214,7 +216,7 @@ def equal(folder: str, args: argparse.Namespace) -> dict[str, Any]:
 def whole(folder: str, args: argparse.Namespace) -> dict[str, Any]:
     """A search by its command, and what Tune, RPC and checkpoints add to the engine's own time for training and evaluation.
 
-    That is taken from the trials that ran to their end, between their first report and their last but one: the last ones wait for
+    That is taken from the trials that ran to their end, between their first evaluation and their last but one: the last ones wait for
     checkpoints that nothing hides. What a stopped trial trained until it was told so counts as added.
     """
     with tempfile.TemporaryDirectory() as work:
@@ -232,16 +234,32 @@ def whole(folder: str, args: argparse.Namespace) -> dict[str, Any]:
         subprocess.run(command, check=True, stdout=sys.stderr, cwd=Path(__file__).parents[1])
         seconds = time.perf_counter() - started
         reports = [[json.loads(line) for line in file.read_text().splitlines()] for file in sorted(Path(out).glob("tune/*/result.json"))]
-    whole = [trial for trial in reports if trial[-1]["step"] == trial[-1]["max_steps"]]
-    last = len(whole[0]) - 2
-    clock = statistics.mean(trial[last]["timestamp"] - trial[0]["timestamp"] for trial in whole)
+        times = [evaluated_at(Path(out) / "runs" / trial[0]["trial_id"]) for trial in reports]
+    whole = [number for number, trial in enumerate(reports) if trial[-1]["step"] == trial[-1]["max_steps"]]
+    last = len(reports[whole[0]]) - 2
+    clock = statistics.mean(times[number][last] - times[number][0] for number in whole)
     pairs = [pair for trial in reports for pair in pairwise(trial[: last + 1])]
     engine = sum(after["seconds"] - before["seconds"] + after["eval_seconds"] for before, after in pairs)
     return {
         "total_s": seconds, "rows": sum(trial[-1]["step"] for trial in reports) * args.batch, "ended": len(whole),
-        "searching_s": max(trial[-1]["timestamp"] for trial in reports) - min(trial[0]["timestamp"] for trial in reports),
+        "searching_s": max(max(trial) for trial in times) - min(min(trial) for trial in times),
         "clock_s": clock, "engine_s": engine, "added": clock / engine - 1,
     }  # fmt: skip
+
+
+def evaluated_at(folder: Path) -> list[float]:
+    """The times of a trial's evaluations, from its TensorBoard events: Tune's own are in whole seconds."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for file in sorted(folder.glob("events*")):
+        data, place = file.read_bytes(), 0
+        while place < len(data):
+            size = int.from_bytes(data[place : place + 8], "little")  # of an event, between two checksums of 4 bytes
+            event = Event.FromString(data[place + 12 : place + 12 + size])
+            found += [event.wall_time for value in event.summary.value if value.tag == "eval_loss"]
+            place += size + 16
+    return found
 
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -255,11 +273,14 @@ def table(files: list[str]) -> None:
         if "ms_a_row" not in row or row["mode"] != "packed":
             continue
         same = [other for other in rows if "ms_a_row" in other and (other["batch"], other["text"]) == (row["batch"], row["text"])]
-        against = {mode: min((other["ms_a_row"] for other in same if other["mode"] == mode), default=None) for mode in ("plain", "beside")}
-        ratios = "  ".join(f"{value / row['ms_a_row']:.2f}x {mode}" for mode, value in against.items() if value)
+        ratios, beside = "", {"plain side by side": "plain", "ours side by side": "ours"}
+        for name in ("plain", *beside):
+            mode, side = ("beside", beside[name]) if name in beside else (name, None)
+            found = [other["ms_a_row"] for other in same if other["mode"] == mode and side in (None, other["side"])]
+            ratios += f"  {min(found) / row['ms_a_row']:.2f}x {name}" if found else ""
         what = f"{row['trials']} x {row['batch']} {'text ' if row['text'] else ''}{' '.join(row['set'])}"
         print(
-            f"{what:32} {row['ms_a_row']:6.1f} ms a row  {row['share_of_matmul']:.0%} of the matmul rate  {row['peak_gb']:.1f} GB  {ratios}"
+            f"{what:32} {row['ms_a_row']:6.1f} ms a row  {row['share_of_matmul']:.0%} of the matmul rate  {row['peak_gb']:.1f} GB{ratios}"
         )
 
 
@@ -271,6 +292,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--cases", nargs="*", default=[], metavar="TRIALSxBATCH", help="of packed, one after another in one engine")
     parser.add_argument("--rounds", type=int, default=16)
+    parser.add_argument("--side", default="ours", choices=("ours", "plain"), help="of beside")
     parser.add_argument("--text", action="store_true")
     parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE")
     parser.add_argument("--early_stopping", default="none", choices=("none", "asha"), help="of whole")
@@ -282,7 +304,8 @@ def main() -> None:
     mode = args.mode[0]
     found = {"packed": packed, "plain": plain, "beside": beside, "equal": equal, "whole": whole}[mode](args.folder, args)
     for one in found if isinstance(found, list) else [found]:
-        row = json.dumps({"mode": mode, "batch": args.batch, "trials": args.trials, "text": args.text, "set": args.set, **one})
+        what = {name: getattr(args, name) for name in ("batch", "trials", "text", "set", "side")}
+        row = json.dumps({"mode": mode, **what, **one})
         print(row, flush=True)
         if args.json:
             with Path(args.json).open("a") as file:
