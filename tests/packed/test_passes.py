@@ -19,7 +19,7 @@ def row(owner: str, tokens: int, *, picture: bool = False) -> Row:
     kinds = np.full(tokens, TEMPLATE, dtype=np.uint8)
     kinds[-1] = ANSWER
     tensors = {"pixel_values": np.zeros((1, 3, 4, 4), dtype=np.float32)} if picture else {}
-    return Row(owner, Example(np.arange(tokens, dtype=np.int32) + 5, kinds, tensors), NOTHING, 1.0)
+    return Row(owner, 0, Example(np.arange(tokens, dtype=np.int32) + 5, kinds, tensors), NOTHING, 1.0)
 
 
 @pytest.mark.parametrize("tokens", [*range(1, 2000, 7), 4096])

@@ -83,13 +83,17 @@ class Load:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a step is run: which values the base holds, which activations are kept, and how many rows go through at once."""
+    """How a step is run: which values the base holds, which activations are kept, and how many rows go through at once.
+
+    `spare`: bytes of the GPU that it leaves free.
+    """
 
     resident: bool
     checkpointing: bool
     micro_batch: int
     compiled: bool
     offload: bool = False
+    spare: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -198,16 +202,21 @@ def choose(
     Raises:
         DoesNotFitError: not even one row at a time fits, with the numbers and what would.
     """
-    room = capacity * USABLE - CONTEXT
+    room = usable(capacity)
     plans = list(_by_speed(load, resident, checkpointing, micro_batch, compiled, offload))
     for plan in plans:
-        if estimate(model, load, plan).total <= room:
-            return plan
+        if (spare := room - estimate(model, load, plan).total) >= 0:
+            return replace(plan, spare=spare)
     least = min(plans, key=lambda plan: estimate(model, load, plan).total)
     raise DoesNotFitError(
         f"not enough GPU memory: {plan_text(least, load)} still takes about {estimate(model, load, least).text()}, "
         f"and {size_text(room)} of {size_text(capacity)} can be used; {_what_would_fit(model, load, least, room)}"
     )
+
+
+def usable(capacity: float) -> float:
+    """Bytes that tensors can have of so many on a GPU."""
+    return capacity * USABLE - CONTEXT
 
 
 def _by_speed(

@@ -181,7 +181,7 @@ class Engine:
         for first in range(0, len(every), EVALUATED_AT_ONCE):
             part = every[first : first + EVALUATED_AT_ONCE]
             examples = self.examples.get(part)
-            rows = {slot: [slot.row(examples[row]) for row in part] for slot in slots}
+            rows = {slot: [slot.row(row, examples[row]) for row in part] for slot in slots}
             found = self.model.losses([row for mine in rows.values() for row in mine])
             self._end_too_large(found)
             slots = [slot for slot in slots if slot not in found.too_large]

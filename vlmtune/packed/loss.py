@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlmtune.model.head import label_scores
+
 
 @dataclass(frozen=True)
 class RowLosses:
@@ -18,13 +20,13 @@ class RowLosses:
 
 
 def row_losses(model: Any, batch: dict[str, Tensor], dft: Tensor | None = None) -> RowLosses:
-    """The negative log-likelihood of a model with TRL's fused head, summed over the labelled tokens of each row.
+    """The negative log-likelihood of a model with TRL's fused head and `score_positions`, summed over the labelled tokens of each row.
 
     Args:
         dft: bool `[B]`, rows whose loss is that of Dynamic Fine-Tuning (https://huggingface.co/papers/2508.05629).
     """
-    outputs = model(**batch, use_cache=False, fused_lm_head=True)
-    losses = -outputs.log_probs  # [B, T - 1], zero where there is no label
+    outputs = label_scores(model, batch)
+    losses = -outputs.log_probs  # [B, K], zero where there is no label
     if dft is not None:
         losses = torch.where(dft.unsqueeze(1), losses * outputs.log_probs.exp().detach(), losses)
     return RowLosses(losses.sum(1, dtype=torch.float32), outputs.is_top1.sum(1))

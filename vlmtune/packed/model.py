@@ -14,9 +14,11 @@ from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head
 
 from vlmtune.data.store import Meta
+from vlmtune.model.head import score_positions
 from vlmtune.packed.layers import Layout, RowAdapters, Target, pack_layers
 from vlmtune.packed.loss import RowLosses, row_losses
-from vlmtune.packed.passes import Row, batch_of, bucket_length, bucket_rows, cut_passes
+from vlmtune.packed.passes import Row, batch_of, bucket_length, bucket_rows, cut_passes, filled_up
+from vlmtune.packed.vision import VisionFeatures
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,11 @@ class PackedModel:
         layout: where an adapter's layers lie in its flat vector. Another one after `fit`, see there.
     """
 
-    def __init__(self, base: Any, meta: Meta, tokens: int, note: Callable[[str], None]) -> None:
+    def __init__(self, base: Any, meta: Meta, tokens: int, note: Callable[[str], None], features: VisionFeatures) -> None:
         add_fused_lm_head(base, outputs=("log_probs", "is_top1"))
+        score_positions(base)
         base.train()
-        self.base, self.meta, self.tokens, self.note = base, meta, tokens, note
+        self.base, self.meta, self.tokens, self.note, self.features = base, meta, tokens, note, features
         self.device, self.dtype = base.device, base.dtype
         self.layout = Layout([], 1)
         self.layers: dict[str, Any] = {}
@@ -122,7 +125,11 @@ class PackedModel:
                 continue
             except torch.OutOfMemoryError:
                 self._drop_gradients()
+            more = self.features.drop()
             torch.cuda.empty_cache()
+            if more:
+                waiting.insert(0, part)
+                continue
             if len(part) == 1:
                 found.too_large.append(part[0].owner)
                 continue
@@ -139,8 +146,9 @@ class PackedModel:
     def _forward(self, part: Sequence[Row], *, dropout: bool) -> RowLosses:
         self._bind(part, dropout=dropout)
         dft = [row.dft for row in part] + [False] * (bucket_rows(len(part)) - len(part))
-        batch = batch_of(part, self.meta, self.device, self.dtype)
-        return row_losses(self.base, batch, torch.tensor(dft, device=self.device) if any(dft) else None)
+        features = self.features.of(filled_up(part)) if part[0].pictured else None
+        batch = batch_of(part, self.meta, self.device, self.dtype, pixels=features is None)
+        return row_losses(self.base, {**batch, **(features or {})}, torch.tensor(dft, device=self.device) if any(dft) else None)
 
     def _bind(self, part: Sequence[Row], *, dropout: bool) -> None:
         """Lay the rows' adapters out, and point the layers at them. Rows that fill up have the last one's, and no gradient."""
@@ -148,7 +156,7 @@ class PackedModel:
         if size not in self.buffers:
             self.buffers[size] = RowAdapters(self.layout, size, self.dtype, self.device)
         buffer = self.buffers[size]
-        filled = [*part, *[part[-1]] * (size - len(part))]
+        filled = filled_up(part)
         first = 0
         for _, group in groupby(filled, key=lambda row: row.adapter.data_ptr()):
             same = list(group)

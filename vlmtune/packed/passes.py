@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from vlmtune.data.collate import collate
 from vlmtune.data.store import Meta
 from vlmtune.data.tokenize import IGNORED, Example
 
+PIXELS = "pixel_values"
 ROWS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 
 
@@ -29,12 +30,14 @@ class Row:
 
     Attributes:
         owner: whose it is; rows of one owner share `adapter`, float32 `[P]`, and `scaling`.
+        number: of the row in the store.
         weight: what its summed loss counts: one over the labelled tokens of its whole step.
         rate, key: share of zeros of LoRA's dropout, and what they follow from.
         dft: its loss is that of Dynamic Fine-Tuning.
     """
 
     owner: Any
+    number: int
     example: Example
     adapter: Tensor
     scaling: float
@@ -45,7 +48,7 @@ class Row:
 
     @property
     def pictured(self) -> bool:
-        return "pixel_values" in self.example.tensors
+        return PIXELS in self.example.tensors
 
 
 def bucket_length(tokens: int) -> int:
@@ -71,17 +74,24 @@ def cut_passes(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
             yield group[first : first + size]
 
 
-def batch_of(rows: Sequence[Row], meta: Meta, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The rows as the model takes them, on `device`, filled up to a bucket with copies of the last one that have no labels."""
+def filled_up(rows: Sequence[Row]) -> list[Row]:
+    """The rows, and copies of the last one up to a bucket."""
+    return [*rows, *[rows[-1]] * (bucket_rows(len(rows)) - len(rows))]
+
+
+def batch_of(rows: Sequence[Row], meta: Meta, device: torch.device, dtype: torch.dtype, *, pixels: bool = True) -> dict[str, Tensor]:
+    """The rows as the model takes them, on `device`, filled up to a bucket with rows that have no labels; or all but their `pixels`."""
     examples = [row.example for row in rows]
-    filled = examples + examples[-1:] * (bucket_rows(len(rows)) - len(rows))
+    filled = [row.example for row in filled_up(rows)]
+    if not pixels:
+        filled = [replace(one, tensors={name: tensor for name, tensor in one.tensors.items() if name != PIXELS}) for one in filled]
     length = bucket_length(max(len(example.input_ids) for example in examples))
     arrays = collate(filled, pad_token_id=meta.pad_token_id, per_row=meta.pixels.per_row, multiple=length)
     arrays["labels"][len(rows) :] = IGNORED
-    tensors = {name: _on(array, device) for name, array in arrays.items() if ":" not in name}
+    tensors = {name: on_device(array, device) for name, array in arrays.items() if ":" not in name}
     return meta.pixels.normalize(tensors, dtype)
 
 
-def _on(array: np.ndarray, device: torch.device) -> Tensor:
+def on_device(array: np.ndarray, device: torch.device) -> Tensor:
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -10,16 +10,19 @@ import torch
 
 from vlmtune.config import Settings
 from vlmtune.data.preflight import fitting_rows
-from vlmtune.data.split import TRAIN
+from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.model.fast import without_vision_gradient
 from vlmtune.packed.model import PackedModel
 from vlmtune.packed.optim import OPTIMIZERS
 from vlmtune.packed.passes import ROWS, bucket_length
+from vlmtune.packed.vision import VisionFeatures
 from vlmtune.training.setup import frozen_base, layer_by_layer, plan_step, record
 
 # Tokens of a pass that keep the device busy; more cost memory and bring little.
 GOOD_TOKENS = {"cuda": 10240, "cpu": 2048}
+FEATURES = 2 * 2**30  # bytes that the pictures' features may take without a GPU
+FEATURES_SHARE = 0.8  # on a GPU, of the memory that the plan leaves free
 FEWEST_TRIALS, MOST_TRIALS = 4, 16  # at once in an engine, where nobody says otherwise
 
 
@@ -63,7 +66,9 @@ def packed_model(settings: Settings, store: Store, trials: int, rank: int, note:
     if plan.checkpointing:
         base.gradient_checkpointing_enable()
     layer_by_layer(base, plan)
-    model = PackedModel(base, store.meta, (plan.micro_batch if gpu else rows) * longest, note)
+    every = len(kept) + len(store.rows_of(EVAL))
+    features = VisionFeatures(base, store.meta, rows=every, limit=plan.spare * FEATURES_SHARE if gpu else FEATURES)
+    model = PackedModel(base, store.meta, (plan.micro_batch if gpu else rows) * longest, note, features)
     if gpu and not plan.checkpointing and settings.get("cuda_graphs") is not False:
         model.forget = record(base, model.leaves, note)
     if not gpu:

@@ -154,7 +154,8 @@ class Slot:
 
     def rows(self, examples: dict[int, Example]) -> list[Row]:
         """The rows of the next micro-batch."""
-        cut = [shorten(examples[row], self.settings.get("max_length")) for row in self.wanted()]
+        wanted = self.wanted()
+        cut = [shorten(examples[row], self.settings.get("max_length")) for row in wanted]
         if self.step is None:
             self.step = self._begin_step(examples)
         self.step.pictured |= any("pixel_values" in example.tensors for example in cut)
@@ -162,16 +163,16 @@ class Slot:
         model, weight = self.settings.model, 1 / max(self.step.labelled, 1)
         keys = [zlib.crc32(f"{self.args.seed} {self.state.global_step} {self.position + place}".encode()) for place in range(len(cut))]
         rows = [
-            replace(self.row(example), weight=weight, rate=model.lora_dropout, key=key, dft=self.args.loss_type == "dft")
-            for example, key in zip(cut, keys, strict=True)
+            replace(self.row(number, example), weight=weight, rate=model.lora_dropout, key=key, dft=self.args.loss_type == "dft")
+            for number, example, key in zip(wanted, cut, keys, strict=True)
         ]
         self.position += len(rows)
         return rows
 
-    def row(self, example: Example) -> Row:
+    def row(self, number: int, example: Example) -> Row:
         """A row to be evaluated with the adapter as it is."""
         assert self.optimizer is not None
-        return Row(owner=self, example=example, adapter=self.optimizer.flat, scaling=self.scaling)
+        return Row(owner=self, number=number, example=example, adapter=self.optimizer.flat, scaling=self.scaling)
 
     def step_rows(self) -> list[int]:
         """The store's numbers of the rows that are left of the step under way."""

@@ -22,6 +22,7 @@ from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.evaluation.generate import Read
 from vlmtune.evaluation.objective import Objective
+from vlmtune.model.head import label_scores, score_positions
 from vlmtune.model.lora import kept_in_fp32
 from vlmtune.training.report import Meter
 
@@ -97,6 +98,7 @@ class AdapterTrainer(SFTTrainer):
                 eval_dataset=Dataset.from_dict({"input_ids": [[0]]}),
                 data_collator=lambda batch: {"batch": batch},
             )
+        score_positions(model.get_base_model())
         # No DistributedDataParallel: gradients are averaged once a step, here. A worker that runs out of memory tries again while the
         # others wait, and nothing holds on to parameters while a step is recorded.
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
@@ -161,7 +163,7 @@ class AdapterTrainer(SFTTrainer):
 
         SFTTrainer's own gathers its figures from all workers at every call, and they need not make equally many: see `training_step`.
         """
-        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        outputs = label_scores(model, inputs)
         losses = -outputs.log_probs  # zero where there is no label
         if self.loss_type == "dft":  # as in TRL: https://huggingface.co/papers/2508.05629
             losses = losses * outputs.log_probs.exp().detach()
@@ -206,7 +208,7 @@ class AdapterTrainer(SFTTrainer):
                 total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
                 for part in parts(batch, self.evaluated_at_once):
                     with torch.no_grad(), self.compute_loss_context_manager():
-                        outputs = self.adapted(**self._prepare_inputs(part), use_cache=False, fused_lm_head=True)
+                        outputs = label_scores(self.adapted, self._prepare_inputs(part))
                     total += torch.stack([-outputs.log_probs.double().sum(), outputs.label_mask.sum().double()])
                 return total
             except torch.OutOfMemoryError:

@@ -1,0 +1,39 @@
+"""The head at labelled positions says what it says at all positions."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+from trl.trainer.utils import add_fused_lm_head
+
+from vlmtune.data.tokenize import IGNORED
+from vlmtune.model.head import label_scores, score_positions
+
+
+@pytest.mark.parametrize("labelled", [[], [20], [1, 2, 3, 19], list(range(1, 21))])
+def test_scores_and_gradients_are_those_of_all_positions(labelled: list[int], models: Path) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(models / "llava", dtype=torch.float32)
+    add_fused_lm_head(model, outputs=("log_probs", "is_top1"))
+    ids = torch.arange(3 * 21).view(3, 21) % 50 + 10
+    labels = torch.full_like(ids, IGNORED)
+    for position in labelled:
+        labels[position % 3 :: 2, position] = ids[position % 3 :: 2, position]
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    weight = model.get_decoder().layers[0].self_attn.q_proj.weight
+
+    def found(outputs: object) -> tuple[torch.Tensor, ...]:
+        log_probs, right, mask = outputs.log_probs, outputs.is_top1, outputs.label_mask  # type: ignore[attr-defined]
+        (gradient,) = torch.autograd.grad(log_probs.sum(), weight)
+        return log_probs.sum(1).detach(), right.sum(1), mask.sum(1), gradient
+
+    expected = found(model(**batch, use_cache=False, fused_lm_head=True))
+    score_positions(model)
+    outputs = label_scores(model, batch)
+    assert outputs.log_probs.shape[1] % 8 == 0 or outputs.log_probs.shape[1] == 20
+    assert outputs.log_probs.shape[1] < len(labelled) + 8 or not labelled
+    for mine, theirs in zip(found(outputs), expected, strict=True):
+        assert mine.dtype == theirs.dtype
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+    logits = model(**batch).logits
+    assert logits.shape[:2] == ids.shape, "a plain call is as it was"

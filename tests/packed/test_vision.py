@@ -1,0 +1,87 @@
+"""The vision tower's features, kept: the same training as with pixels, and the tower runs once a row."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from packed_kit import Packed, make_engine
+from training_kit import difference, values_of
+
+from vlmtune.data.store import Store
+from vlmtune.packed import model as packed_model
+from vlmtune.packed.layers import RowAdapters
+
+pytestmark = pytest.mark.timeout(120)
+
+TOWER = {"llava": "vision_tower", "mllama": "vision_model"}
+TRIALS: dict[str, dict[str, Any]] = {
+    "a": {"lora_r": 4, "per_device_train_batch_size": 4, "num_train_epochs": 2, "max_steps": 30},
+    "b": {"lora_r": 8, "per_device_train_batch_size": 3, "num_train_epochs": 2, "max_steps": 30},
+}
+
+
+def run(rows: str, stores: dict[str, Store], models: Path, folder: Path, limit: float | None = None) -> tuple[Packed, list[int]]:
+    """Two trials over `rows`, and how many rows went through the vision tower in each of its calls. `limit`: of the features' bytes."""
+    name = rows.split()[1]
+    packed = make_engine(values_of(stores[rows], models / name), stores[rows], folder)
+    if limit is not None:
+        packed.engine.model.features.limit = limit
+    calls: list[int] = []
+    tower = getattr(packed.engine.model.base.base_model, TOWER[name])
+    tower.register_forward_hook(
+        lambda _, args, kwargs, __: calls.append(len(args[0] if args else kwargs["pixel_values"])), with_kwargs=True
+    )
+    for trial, values in TRIALS.items():
+        packed.join(trial, values_of(stores[rows], models / name, **values))
+    packed.run()
+    packed.close()
+    return packed, calls
+
+
+@pytest.mark.parametrize("rows", ["mall llava", "mixed llava", "mixed mllama"])
+def test_training_with_kept_features_is_training_with_pixels(rows: str, stores: dict[str, Store], models: Path, tmp_path: Path):
+    kept, once = run(rows, stores, models, tmp_path / "kept")
+    pixels, again = run(rows, stores, models, tmp_path / "pixels", limit=0)
+    features = kept.engine.model.features
+    assert len(once) == len(features.kept) > 0, "each row by itself, and once"
+    assert len(once) < sum(again) / 4
+    assert features.size == sum(one.numel() * one.element_size() for one in features.kept.values())
+    for trial in TRIALS:
+        assert kept.losses(trial) == pytest.approx(pixels.losses(trial), rel=1e-4)
+        assert difference(kept.adapter(trial), pixels.adapter(trial)) < 1e-5
+
+
+def test_rows_without_room_are_computed_each_time_and_where_most_have_none_pixels_go_through(
+    stores: dict[str, Store], models: Path, tmp_path: Path
+):
+    rows = "mall llava"
+    all_kept, once = run(rows, stores, models, tmp_path / "all")
+    size = all_kept.engine.model.features.size
+    some, more = run(rows, stores, models, tmp_path / "some", limit=size * 0.7)
+    assert 0 < some.engine.model.features.size <= size * 0.7
+    assert len(once) < len(more)
+    assert set(more) == {1}
+    few, calls = run(rows, stores, models, tmp_path / "few", limit=size * 0.2)
+    assert few.engine.model.features.size == 0
+    assert max(calls) > 1
+    for other in (some, few):
+        assert difference(other.adapter("a"), all_kept.adapter("a")) < 1e-5
+
+
+def test_they_go_first_when_memory_runs_out(stores: dict[str, Store], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    roomy, _ = run("mall llava", stores, models, tmp_path / "roomy")
+    gradients, asked = RowAdapters.gradients, []
+
+    def full_once(self: RowAdapters) -> torch.Tensor:
+        asked.append(len(self.flat))
+        if len(asked) == 3:
+            raise torch.OutOfMemoryError("injected after the backward pass")
+        return gradients(self)
+
+    monkeypatch.setattr(packed_model.RowAdapters, "gradients", full_once)
+    full, _ = run("mall llava", stores, models, tmp_path / "full")
+    assert full.engine.model.features.size == 0
+    assert asked[2] == asked[3], "the same rows again, all together"
+    for trial in TRIALS:
+        assert difference(full.adapter(trial), roomy.adapter(trial)) < 1e-5
