@@ -13,7 +13,7 @@ from vlmtune.model.base import outline
 from vlmtune.model.lora import target_modules
 from vlmtune.model.memory import GB, Load, Plan, Shapes, choose, estimate, plan_text, shapes
 
-STEP = Load(quantization="nf4", batch=8, length=640, labelled=40, image_tokens=0, rank=16)
+STEP = Load(quantization="nf4", batch=8, length=640, labelled=40, image_tokens=0, rank=16, vision_tokens=576)
 
 
 @cache
@@ -82,7 +82,13 @@ def test_what_cannot_fit_is_refused_with_numbers():
 def test_more_of_anything_takes_more():
     plan = Plan(resident=False, checkpointing=False, micro_batch=8, compiled=True)
     least = estimate(llava_7b(), STEP, plan).total
-    for more in (replace(STEP, length=700), replace(STEP, rank=64), replace(STEP, quantization="int8"), replace(STEP, compute_bytes=4)):
+    for more in (
+        replace(STEP, length=700),
+        replace(STEP, vision_tokens=1152),
+        replace(STEP, rank=64),
+        replace(STEP, quantization="int8"),
+        replace(STEP, compute_bytes=4),
+    ):
         assert estimate(llava_7b(), more, plan).total > least
     assert estimate(llava_7b(), replace(STEP, dropout=False), plan).total < least
     assert estimate(llava_7b(), STEP, replace(plan, compiled=False)).total > least

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vlmtune.errors import DoesNotFitError
 
@@ -24,6 +24,8 @@ CONTEXT = 1.0 * GB
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 ADAPTER_BYTES = 16  # weight, gradient and AdamW's two averages, in float32
 EAGER_FACTOR = 2.2  # activations of a layer that is not compiled, against one that is: casts and norms in float32 are kept
+VISION_LAYERS = 20  # what a vision tower keeps beside the output of each layer, in such outputs: masks, and its last layers' inner values
+EVALUATED_TOKENS = 4096  # the tower's included: as many keep a GPU busy without a backward pass
 LOSS_TILE = 32768  # columns of logits that exist at a time
 EAGER_RATE = 300e12  # operations a second of a large GPU without compiled layers; only to guess whether a run is long
 WORTH_COMPILING = 240  # seconds that a run takes without; compiling takes about 30 and saves a quarter
@@ -41,6 +43,7 @@ class Shapes:
         cross_layers: decoder layers that read the image (Mllama).
         vocabulary: rows of the output head.
         adapter: in_features + out_features, summed over the layers that get an adapter; `adapted`: in_features alone.
+        vision: numbers that the vision tower keeps for each of its tokens while it runs; 0 without one.
     """
 
     quantized: int
@@ -56,6 +59,7 @@ class Shapes:
     vocabulary: int
     adapter: int
     adapted: int
+    vision: int
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Load:
 
     Attributes:
         batch: rows a step and GPU; `length`: tokens of the longest row; `labelled`: of them trained on.
-        image_tokens: tokens that cross-attention reads, a row.
+        image_tokens: tokens that cross-attention reads, a row; `vision_tokens`: those of the vision tower.
         dropout: whether LoRA has one: each adapted layer then keeps an input of its own.
         compute_bytes: of a number in the computation's type.
         packed: adapters that train together, each on rows of its own; 0 where one trains alone.
@@ -76,6 +80,7 @@ class Load:
     labelled: int
     image_tokens: int
     rank: int
+    vision_tokens: int = 0
     dropout: bool = True
     compute_bytes: int = 2
     packed: int = 0
@@ -85,7 +90,7 @@ class Load:
 class Plan:
     """How a step is run: which values the base holds, which activations are kept, and how many rows go through at once.
 
-    `spare`: bytes of the GPU that it leaves free.
+    `spare`: bytes of the GPU that it leaves free. `evaluated`: at most so many rows are evaluated at once; None for as many as asked.
     """
 
     resident: bool
@@ -94,6 +99,7 @@ class Plan:
     compiled: bool
     offload: bool = False
     spare: float = 0.0
+    evaluated: int | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,16 @@ def shapes(outline: PreTrainedModel, targets: Sequence[str]) -> Shapes:
         vocabulary=head.out_features if isinstance(head, nn.Linear) else config.vocab_size,
         adapter=sum(module.in_features + module.out_features for module in chosen if isinstance(module, nn.Linear)),
         adapted=sum(module.in_features for module in chosen if isinstance(module, nn.Linear)),
+        vision=_vision_numbers(getattr(outline.config, "vision_config", None)),
     )
+
+
+def _vision_numbers(config: Any) -> int:
+    """The models of transformers keep the output of every layer of their tower, of which they use few."""
+    if config is None:
+        return 0
+    layers = [getattr(config, name, 0) for name in ("num_hidden_layers", "depth", "num_global_layers")]
+    return int((sum(layers) + VISION_LAYERS) * (getattr(config, "embed_dim", None) or config.hidden_size))
 
 
 def estimate(model: Shapes, load: Load, plan: Plan) -> Estimate:
@@ -168,7 +183,7 @@ def estimate(model: Shapes, load: Load, plan: Plan) -> Estimate:
     return Estimate(
         weights=_weight_bytes(model, load, plan),
         adapters=ADAPTER_BYTES * one * max(load.packed, 1) + copies,
-        activations=layers + images,
+        activations=layers + images + plan.micro_batch * load.vision_tokens * wide * model.vision,
         temporary=max(logits, backward + dequantized),
     )
 
@@ -206,7 +221,8 @@ def choose(
     plans = list(_by_speed(load, resident, checkpointing, micro_batch, compiled, offload))
     for plan in plans:
         if (spare := room - estimate(model, load, plan).total) >= 0:
-            return replace(plan, spare=spare)
+            evaluated = max(plan.micro_batch, EVALUATED_TOKENS // (load.length + load.vision_tokens))
+            return replace(plan, spare=spare, evaluated=evaluated)
     least = min(plans, key=lambda plan: estimate(model, load, plan).total)
     raise DoesNotFitError(
         f"not enough GPU memory: {plan_text(least, load)} still takes about {estimate(model, load, least).text()}, "

@@ -12,7 +12,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -38,6 +40,7 @@ from vlmtune.training.report import EVALUATION
 from vlmtune.training.setup import adapter_config, operations
 
 EVALUATED_AT_ONCE = 64  # rows of the evaluation set that are in memory at once
+WRITERS = 4  # checkpoints at once: the search decides about a trial when its own is written
 CACHED_BYTES = 2 * 2**30  # of examples that were read: all trials want the same rows
 
 
@@ -83,8 +86,10 @@ class Engine:
         self.slots: dict[str, Slot] = {}
         self.folders: dict[str, str] = {}
         self.examples = ExampleCache(store)
-        self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self.writer = ThreadPoolExecutor(WRITERS, thread_name_prefix="checkpoints")
+        self.saving = Lock()  # the processor is one for all
         self.writing: list[Future[None]] = []
+        self.last_write: dict[str, Future[None]] = {}  # of each trial: its reports go out in order
 
     def slot(self, trial_id: str, values: dict[str, Any], *, runs_dir: str | None, checkpoint: str | None, **rest: Any) -> Slot:
         """A trial that is ready to `join`. Takes a second or less, and may be called from any thread.
@@ -209,8 +214,8 @@ class Engine:
         slot.control.should_evaluate = False
         folder = f"{self.folders[slot.trial_id]}/checkpoint-{slot.state.global_step}"
         result = {**slot.report(metrics), EVALUATION: slot.evaluation, "checkpoint_path": folder}
-        write = slot.save(self.processor)
-        self.writing.append(self.writer.submit(self._write, slot, write, folder, Report(result, slot.ended)))
+        write = slot.save(self._save_processor)
+        self._submit(slot.trial_id, partial(self._write, slot, write, folder, Report(result, slot.ended)))
         if slot.ended:
             self.leave(slot.trial_id)
 
@@ -218,6 +223,10 @@ class Engine:
         save_checkpoint(write, folder, report.metrics)
         slot.publish_runs()
         self.deliver(slot.trial_id, report)
+
+    def _save_processor(self, folder: Path) -> None:
+        with self.saving:
+            self.processor.save_pretrained(str(folder))
 
     def _end_too_large(self, found: Found) -> None:
         for slot in found.too_large:
@@ -229,7 +238,19 @@ class Engine:
     def _end(self, slot: Slot, metrics: dict[str, Any]) -> None:
         """Evict a trial with its last report."""
         self.leave(slot.trial_id)
-        self.writing.append(self.writer.submit(self.deliver, slot.trial_id, Report(metrics, True)))
+        self._submit(slot.trial_id, partial(self.deliver, slot.trial_id, Report(metrics, True)))
+
+    def _submit(self, trial_id: str, work: Callable[[], None]) -> None:
+        """Let a thread do what is left of a trial's report, after that of the one before."""
+        before = self.last_write.get(trial_id)  # handed in earlier, so it is under way already and cannot wait for this one
+
+        def run() -> None:
+            if before is not None:
+                before.result()
+            work()
+
+        self.last_write[trial_id] = self.writer.submit(run)
+        self.writing.append(self.last_write[trial_id])
 
     def _raise_of_writer(self) -> None:
         for done in [future for future in self.writing if future.done()]:

@@ -262,7 +262,7 @@ class Slot:
         progress = {"step": self.state.global_step, "max_steps": self.state.max_steps, "epoch": float(self.state.epoch)}
         return {**metrics, **progress, **self.meter.summary()}
 
-    def save(self, processor: Any) -> Callable[[Path], None]:
+    def save(self, save_processor: Callable[[Path], None]) -> Callable[[Path], None]:
         """Take what a checkpoint holds as it is now; returns what writes it into a folder, which may be called while training goes on."""
         assert self.optimizer is not None
         layout, state = self.layout, self.optimizer.state_dict()
@@ -287,7 +287,7 @@ class Slot:
                 for half, tensor in zip("AB", pair, strict=True)
             }
             save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
-            processor.save_pretrained(str(folder))
+            save_processor(folder)
             torch.save({**state, "flat": averages}, folder / OPTIMIZER)
             (folder / STATE).write_text(progress)
 

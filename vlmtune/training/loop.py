@@ -82,7 +82,7 @@ def train(
         rows=rows,
         meter=meter,
         first_step=_state(checkpoint)["global_step"],
-        micro_batch=plan.micro_batch,
+        plan=plan,
         objective=Objective.of(settings),
         read=read_examples,
     )

@@ -29,12 +29,14 @@ def memory_of(settings: Settings, store: Store, kept: np.ndarray, *, multiple: i
     longest = int(store.column("tokens")[rows].max())
     if (limit := settings.get("max_length")) is not None:
         longest = min(longest, limit)
+    crossed, seen = vision_tokens(config, int(store.column("image_tokens")[rows].max()))
     load = Load(
         quantization=model.base_quantization,
         batch=settings.get("per_device_train_batch_size"),
         length=-(-longest // multiple) * multiple,
         labelled=int(min(store.column("answer_tokens")[rows].max(), longest)),
-        image_tokens=cross_attended(config),
+        image_tokens=seen if crossed else 0,
+        vision_tokens=seen,
         rank=model.lora_r,
         dropout=model.lora_dropout > 0,
         compute_bytes=4 if model.dtype == "float32" else 2,
@@ -54,9 +56,9 @@ def gpu_memory(settings: Settings, store: Store) -> str:
     return f"about {size_text(fast.total)} of a GPU at the fastest, {size_text(small.total)} at the least; batch size {load.batch}"
 
 
-def cross_attended(config: Any) -> int:
-    """Tokens of a row's image that cross-attention reads; 0 where images are tokens of the row itself."""
+def vision_tokens(config: Any, image_tokens: int) -> tuple[bool, int]:
+    """Whether cross-attention reads the images, and how many tokens the vision tower makes of those of a row with `image_tokens`."""
     if not getattr(config.get_text_config(), "cross_attention_layers", None):
-        return 0
-    vision = config.vision_config
-    return int(vision.max_num_tiles * ((vision.image_size // vision.patch_size) ** 2 + 1))
+        return False, image_tokens * getattr(getattr(config, "vision_config", None), "spatial_merge_size", 1) ** 2
+    vision = config.vision_config  # an image is one token of the row
+    return True, image_tokens * vision.max_num_tiles * ((vision.image_size // vision.patch_size) ** 2 + 1)

@@ -24,6 +24,7 @@ from vlmtune.evaluation.generate import Read
 from vlmtune.evaluation.objective import Objective
 from vlmtune.model.head import label_scores, score_positions
 from vlmtune.model.lora import kept_in_fp32
+from vlmtune.model.memory import Plan
 from vlmtune.training.report import Meter
 
 Batch = dict[str, torch.Tensor]
@@ -83,7 +84,7 @@ class AdapterTrainer(SFTTrainer):
         rows: Rows,
         meter: Meter,
         first_step: int,
-        micro_batch: int,
+        plan: Plan,
         objective: Objective | None,
         read: Read,
     ) -> None:
@@ -106,7 +107,7 @@ class AdapterTrainer(SFTTrainer):
         self.first_step, self.max_length = first_step, args.max_length
         self.objective: Objective | None = objective
         self.read: Read = read
-        self.adapted, self.micro_batch, self.evaluated_at_once = model, micro_batch, args.per_device_eval_batch_size
+        self.adapted, self.micro_batch, self.evaluated_at_once = model, plan.micro_batch, plan.evaluated or args.per_device_eval_batch_size
         self.model_accepts_loss_kwargs = True  # the loss is divided by the whole step here, so the Trainer must not do it again
         self.loss_type = str(args.loss_type)
         self.answered = torch.zeros(2, dtype=torch.int64, device=args.device)  # tokens: right, labelled; since the last log
