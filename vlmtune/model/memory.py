@@ -172,6 +172,7 @@ def estimate(model: Shapes, load: Load, plan: Plan) -> Estimate:
     kept = wide * (2 * model.hidden + 2 * model.attention + 2 * model.key_value + 2 * model.intermediate + inputs)
     layer = tokens * kept * (1 if plan.compiled else EAGER_FACTOR)
     images = plan.micro_batch * load.image_tokens * wide * (model.hidden + 2 * model.cross_layers * model.key_value)
+    vision = plan.micro_batch * load.vision_tokens * wide * model.vision  # a recorded graph keeps it, and checkpoints have no graphs
     boundary = tokens * wide * model.hidden
     layers = layer + (2 if plan.offload else model.layers) * boundary if plan.checkpointing else model.layers * layer
     logits = min(plan.micro_batch * load.labelled, 4096) * min(model.vocabulary, LOSS_TILE) * 4 * 2
@@ -183,8 +184,8 @@ def estimate(model: Shapes, load: Load, plan: Plan) -> Estimate:
     return Estimate(
         weights=_weight_bytes(model, load, plan),
         adapters=ADAPTER_BYTES * one * max(load.packed, 1) + copies,
-        activations=layers + images + plan.micro_batch * load.vision_tokens * wide * model.vision,
-        temporary=max(logits, backward + dequantized),
+        activations=layers + images + (0 if plan.checkpointing else vision),
+        temporary=max(logits, backward + dequantized, vision),
     )
 
 
