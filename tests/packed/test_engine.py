@@ -285,7 +285,7 @@ def test_seconds_of_all_trials_add_up(stores: dict[str, Store], models: Path, tm
 
 REFUSED = {
     "use_dora": True, "lora_modules_to_save": ["lm_head"], "fp16": True, "optim": "adafactor", "neftune_noise_alpha": 5.0,
-    "lora_vision": True, "num_workers": "2", "eval_on_start": True,
+    "lora_vision": True, "num_workers": "1:2", "eval_on_start": True,
 }  # fmt: skip
 
 

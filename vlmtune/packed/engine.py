@@ -25,7 +25,7 @@ from vlmtune.data.processor import load_processor
 from vlmtune.data.split import EVAL
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import Example
-from vlmtune.errors import ConfigError
+from vlmtune.errors import ConfigError, DoesNotFitError
 from vlmtune.evaluation.objective import Objective, cached
 from vlmtune.model.base import outline, read_config
 from vlmtune.model.memory import is_out_of_memory
@@ -35,7 +35,8 @@ from vlmtune.packed.layers import Target
 from vlmtune.packed.model import Found
 from vlmtune.packed.passes import Row, bucket_length
 from vlmtune.packed.setup import not_packable, packed_model
-from vlmtune.packed.slot import Slot
+from vlmtune.packed.share import Share
+from vlmtune.packed.slot import ALONE, Slot
 from vlmtune.training.report import EVALUATION
 from vlmtune.training.setup import adapter_config, operations
 
@@ -59,6 +60,7 @@ class Engine:
         values: settings that all trials share.
         trials: about how many will train at once, and `rank`: the highest rank among them, for the plan of memory.
         deliver: takes a trial's reports by its id, in order, from another thread.
+        share: this process's part, where several train the same trials; the first one delivers and writes.
 
     Raises:
         DoesNotFitError: not even one row at a time would fit in the GPU's memory.
@@ -73,7 +75,9 @@ class Engine:
         rank: int,
         deliver: Callable[[str, Report], None],
         note: Callable[[str], None],
+        share: Share = ALONE,
     ) -> None:
+        self.share = share
         settings = Settings.from_dict(values)
         self.store, self.deliver, self.metric = store, deliver, settings.search.metric
         self.objective = Objective.of(settings)
@@ -104,7 +108,7 @@ class Engine:
             raise ConfigError(f"trial_runner packed: cannot train {reason}; use --trial_runner isolated")
         names, config = adapter_config(settings, self.empty)
         targets = [self._target(name) for name in names]
-        return Slot(trial_id, values, self.store, targets, config, runs_dir=runs_dir, checkpoint=checkpoint, **rest)
+        return Slot(trial_id, values, self.store, targets, config, runs_dir=runs_dir, checkpoint=checkpoint, share=self.share, **rest)
 
     def join(self, slot: Slot, folder: str) -> None:
         """Let a trial take part from the next round on; its checkpoints go to `folder`. One that finds no memory ends as infeasible."""
@@ -166,8 +170,9 @@ class Engine:
         """Charge every trial for its share of a round, by tokens, so that the seconds of all trials add up to the device's."""
         tokens = {slot: sum(bucket_length(len(row.example.input_ids)) for row in mine) for slot, mine in rows.items()}
         for slot, count in tokens.items():
-            slot.charged += seconds * count / sum(tokens.values())
-            slot.meter.waited += waited * count / sum(tokens.values())
+            part = count / max(sum(tokens.values()), 1)  # of several workers, one may have no row in a round
+            slot.charged += seconds * part
+            slot.meter.waited += waited * part
 
     def _read_logs(self) -> None:
         """Log what the round before has left; a trial whose numbers are none any more ends here, alone."""
@@ -183,22 +188,22 @@ class Engine:
         started = time.monotonic()
         total = {slot: torch.zeros(2, dtype=torch.float64) for slot in slots}
         every = [int(row) for row in self.store.rows_of(EVAL)]
-        for first in range(0, len(every), EVALUATED_AT_ONCE):
-            part = every[first : first + EVALUATED_AT_ONCE]
+        mine = every[self.share.rank :: self.share.world]
+        for first in range(0, len(mine), EVALUATED_AT_ONCE):
+            part = mine[first : first + EVALUATED_AT_ONCE]
             examples = self.examples.get(part)
             rows = {slot: [slot.row(row, examples[row]) for row in part] for slot in slots}
             found = self.model.losses([row for mine in rows.values() for row in mine])
             self._end_too_large(found)
             slots = [slot for slot in slots if slot not in found.too_large]
             for slot in slots:
-                mine = rows[slot]
-                labelled = sum(int((row.example.labels >= 0).sum()) for row in mine)
-                losses = torch.stack([found.rows[id(row)][0] for row in mine]).double().sum().item()
+                labelled = sum(int((row.example.labels >= 0).sum()) for row in rows[slot])
+                losses = torch.stack([found.rows[id(row)][0] for row in rows[slot]]).double().sum().item()
                 total[slot] += torch.tensor([losses, labelled], dtype=torch.float64)
         answered = {slot: self._answer(slot, every) for slot in slots}
         seconds = time.monotonic() - started
         for slot in slots:
-            loss, labelled = total[slot].tolist()
+            loss, labelled = self.share.add_up(total[slot].to(self.model.device)).tolist()
             self._report(slot, {"eval_loss": loss / labelled, **answered[slot], "eval_seconds": seconds / len(slots)})
 
     def _answer(self, slot: Slot, rows: Sequence[int]) -> dict[str, float]:
@@ -207,15 +212,17 @@ class Engine:
             return {}
         read = cached(self.examples.get(rows))
         with self.model.selected(slot.optimizer.flat, slot.scaling) as model:
-            return self.objective.measure(model, self.processor, self.store, read, last=slot.ended)
+            rank, world = self.share.rank, self.share.world
+            return self.objective.measure(model, self.processor, self.store, read, last=slot.ended, rank=rank, world=world)
 
     def _report(self, slot: Slot, metrics: dict[str, float]) -> None:
         """Report a trial's evaluation once its checkpoint is whole, which is written while the next rounds run."""
         slot.control.should_evaluate = False
         folder = f"{self.folders[slot.trial_id]}/checkpoint-{slot.state.global_step}"
         result = {**slot.report(metrics), EVALUATION: slot.evaluation, "checkpoint_path": folder}
-        write = slot.save(self._save_processor)
-        self._submit(slot.trial_id, partial(self._write, slot, write, folder, Report(result, slot.ended)))
+        if self.share.rank == 0:
+            write = slot.save(self._save_processor)
+            self._submit(slot.trial_id, partial(self._write, slot, write, folder, Report(result, slot.ended)))
         if slot.ended:
             self.leave(slot.trial_id)
 
@@ -229,6 +236,8 @@ class Engine:
             self.processor.save_pretrained(str(folder))
 
     def _end_too_large(self, found: Found) -> None:
+        if found.too_large and self.share.world > 1:  # the others would wait for its part of the step
+            raise DoesNotFitError("out of GPU memory with one row: use --max_length, a smaller --lora_r or --quantization nf4")
         for slot in found.too_large:
             self._end(slot, self._infeasible())
 

@@ -1,21 +1,27 @@
-"""One adapter trained by an engine with one slot: what `train.py --trial_runner packed` does, and how a packed trial is repeated alone."""
+"""One adapter trained by an engine with one slot, or by several: `train.py --trial_runner packed`, and a packed trial repeated alone."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import ray
+import ray.train
 from ray.exceptions import ActorUnavailableError, RayTaskError
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
 
 from vlmtune.cluster import Cluster
 from vlmtune.config import Settings
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError, UserError
 from vlmtune.packed.actor import start_engines
-from vlmtune.packed.checkpoints import last_checkpoint
+from vlmtune.packed.checkpoints import last_checkpoint, last_report
 from vlmtune.packed.engine import Engine, Report
 from vlmtune.packed.setup import not_packable
-from vlmtune.training.launch import Outcome, Progress
+from vlmtune.packed.share import Share
+from vlmtune.packed.slot import ALONE
+from vlmtune.training.gauges import Gauges
+from vlmtune.training.launch import Outcome, Progress, fit, worker_resources
 from vlmtune.training.run import watched
 
 NAME = "train"
@@ -23,7 +29,7 @@ WAIT = 20.0  # seconds that one call waits in the engine
 
 
 def run_packed(settings: Settings, store: Store, folder: str, cluster: Cluster, show: Progress) -> Outcome:
-    """Train the settings in an engine of their own: in this process with `--num_workers 0`, else on a GPU or CPU of the cluster.
+    """Train the settings in an engine of their own: in this process with `--num_workers 0`, else on GPUs or CPUs of the cluster.
 
     Raises:
         ConfigError: an option cannot be trained packed.
@@ -31,24 +37,60 @@ def run_packed(settings: Settings, store: Store, folder: str, cluster: Cluster, 
     """
     if (reason := not_packable(settings)) is not None:
         raise ConfigError(f"--trial_runner packed: cannot train {reason}; use --trial_runner isolated")
-    if settings.data.workers == 0:
-        return _in_process(settings, store, folder, show)
-    return watched(lambda progress: _in_actor(settings, store, folder, cluster, progress), show)
+    workers = settings.data.workers
+    if workers == 0:
+        return _outcome(train(settings, store, folder, show))
+    if workers == 1:
+        return watched(lambda progress: _in_actor(settings, store, folder, cluster, progress), show)
+    return watched(lambda progress: _on_ray(settings, store, folder, cluster, progress), show)
 
 
-def _in_process(settings: Settings, store: Store, folder: str, show: Progress) -> Outcome:
+def train(settings: Settings, store: Store, folder: str, show: Progress, share: Share = ALONE) -> dict[str, Any]:
+    """Train this process's share of the settings, from a checkpoint that is there; returns the last report, which only the first one has.
+
+    `folder`: of the run; several workers need to reach the same one.
+    """
+    place = _place(folder)
+    last = last_report(place)
+    if last is not None and last["step"] >= last["max_steps"]:
+        return last
     reports: list[Report] = []
     engine = Engine(
-        settings.to_dict(), store, trials=1, rank=settings.model.lora_r, deliver=lambda _, report: reports.append(report), note=_told(show)
-    )
-    place = f"{folder}/checkpoints/{NAME}"
+        settings.to_dict(), store, trials=1, rank=settings.model.lora_r, deliver=lambda _, report: reports.append(report), note=_told(show),
+        share=share,
+    )  # fmt: skip
+    runs = f"{folder}/runs" if share.rank == 0 else None
     with last_checkpoint(place) as checkpoint:
-        slot = engine.slot(NAME, settings.to_dict(), runs_dir=f"{folder}/runs", checkpoint=checkpoint, progress=show)
+        slot = engine.slot(NAME, settings.to_dict(), runs_dir=runs, checkpoint=checkpoint, progress=show)
     engine.join(slot, place)
     while engine.round():
         pass
     engine.close()
-    return _outcome(reports[-1].metrics)
+    return reports[-1].metrics if reports else {}
+
+
+def _on_ray(settings: Settings, store: Store, folder: str, cluster: Cluster, progress: Progress) -> Outcome:
+    """In Ray Train workers that sum their gradients, one to a GPU or CPU."""
+    gpu = cluster.workers_use_gpu(settings.get("use_cpu"))
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"values": settings.to_dict(), "store": store, "folder": folder, "progress": progress},
+        scaling_config=ScalingConfig(num_workers=settings.data.most_workers, use_gpu=gpu, resources_per_worker=worker_resources(gpu)),
+        run_config=RunConfig(storage_path=f"{folder}/checkpoints", name="workers"),
+    )
+    fit(trainer)
+    last = last_report(_place(folder))
+    if last is None:
+        raise RuntimeError(f"the run in {folder} ended without a report")
+    return _outcome(last)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """The function that Ray Train runs in each worker."""
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    show = Gauges(NAME, rank, config["progress"] if rank == 0 else None)
+    train(Settings.from_dict(config["values"]), config["store"], config["folder"], show, Share(rank, context.get_world_size()))
 
 
 def _in_actor(settings: Settings, store: Store, folder: str, cluster: Cluster, progress: Progress) -> Outcome:
@@ -56,7 +98,7 @@ def _in_actor(settings: Settings, store: Store, folder: str, cluster: Cluster, p
     (engine,), notes = start_engines(settings.to_dict(), store, count=1, trials=1, rank=settings.model.lora_r, gpu=gpu)
     for note in notes:
         _told(progress)(note)
-    place, number = f"{folder}/checkpoints/{NAME}", 0
+    place, number = _place(folder), 0
     joined = False
     while True:
         try:
@@ -80,6 +122,10 @@ def _in_actor(settings: Settings, store: Store, folder: str, cluster: Cluster, p
 def _outcome(metrics: dict[str, Any]) -> Outcome:
     kept = {name: value for name, value in metrics.items() if name not in ("checkpoint_path", "evaluation")}
     return Outcome(kept, metrics["checkpoint_path"])
+
+
+def _place(folder: str) -> str:
+    return f"{folder}/checkpoints/{NAME}"
 
 
 def _told(show: Progress) -> Any:

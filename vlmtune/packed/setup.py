@@ -41,7 +41,7 @@ def not_packable(settings: Settings) -> str | None:
         "gradient_checkpointing_kwargs": bool(get("gradient_checkpointing_kwargs")),
         "logging_nan_inf_filter": bool(get("logging_nan_inf_filter")),
         "eval_on_start": bool(get("eval_on_start")),
-        f"num_workers {settings.data.num_workers}": settings.data.workers not in (0, 1),
+        f"num_workers {settings.data.num_workers}, whose number may change": isinstance(settings.data.workers, tuple),
         "trust_remote_code, for a model whose layers are not known": bool(get("trust_remote_code")),
     }
     return next((reason for reason, there in reasons.items() if there), None)

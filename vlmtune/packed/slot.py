@@ -30,10 +30,12 @@ from vlmtune.model.lora import initial_a
 from vlmtune.packed.layers import Layout, Target
 from vlmtune.packed.optim import AdapterOptimizer
 from vlmtune.packed.passes import Row
+from vlmtune.packed.share import Share
 from vlmtune.training.report import Meter, evaluation
 from vlmtune.training.setup import training_arguments
 
 ADAPTER, OPTIMIZER, STATE = "adapter_model.safetensors", "optimizer.pt", "trainer_state.json"
+ALONE = Share()
 PREFIX = "base_model.model."  # of the layers' names in PEFT's files
 
 
@@ -53,6 +55,7 @@ class Slot:
     Args:
         targets: the layers that get its adapter.
         checkpoint: a local folder to go on from, at the exact next row.
+        share: of the rows of every step, where several processes train this trial.
 
     Raises:
         DataError: a row for training does not fit `max_length`, and `on_long_row` is not "skip".
@@ -69,7 +72,9 @@ class Slot:
         runs_dir: str | None = None,
         checkpoint: str | None = None,
         progress: Callable[[dict[str, Any]], None] | None = None,
+        share: Share = ALONE,
     ) -> None:
+        self.share = share
         self.trial_id, self.targets, self.lora_config = trial_id, targets, lora_config
         self.settings = settings = Settings.from_dict(values)
         kept = fitting_rows(store, settings.get("max_length"), settings.data.on_long_row)
@@ -81,7 +86,7 @@ class Slot:
             rows=len(kept),
             per_device=args.per_device_train_batch_size,
             accumulation=args.gradient_accumulation_steps,
-            world=1,
+            world=share.world,
             seed=args.seed if args.data_seed is None else args.data_seed,
         )
         steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * self.order.steps_per_epoch)
@@ -149,8 +154,8 @@ class Slot:
         return self.state.global_step >= self.state.max_steps
 
     def wanted(self) -> list[int]:
-        """The store's numbers of the rows of the next micro-batch."""
-        return [int(self.train_rows[row]) for row in self.next[0].rows]
+        """The store's numbers of the rows of the next micro-batch; none where only other workers have some."""
+        return self._numbers(self.next[:1])
 
     def rows(self, examples: dict[int, Example]) -> list[Row]:
         """The rows of the next micro-batch."""
@@ -161,7 +166,9 @@ class Slot:
         self.step.pictured |= any("pixel_values" in example.tensors for example in cut)
         self.meter.count(rows=len(cut), tokens=sum(len(example.input_ids) for example in cut))
         model, weight = self.settings.model, 1 / max(self.step.labelled, 1)
-        keys = [zlib.crc32(f"{self.args.seed} {self.state.global_step} {self.position + place}".encode()) for place in range(len(cut))]
+        # By the row's place in the step of all workers, so that it does not depend on their number.
+        places = [(self.position + place) * self.share.world + self.share.rank for place in range(len(cut))]
+        keys = [zlib.crc32(f"{self.args.seed} {self.state.global_step} {place}".encode()) for place in places]
         rows = [
             replace(self.row(number, example), weight=weight, rate=model.lora_dropout, key=key, dft=self.args.loss_type == "dft")
             for number, example, key in zip(wanted, cut, keys, strict=True)
@@ -176,11 +183,14 @@ class Slot:
 
     def step_rows(self) -> list[int]:
         """The store's numbers of the rows that are left of the step under way."""
-        return [int(self.train_rows[row]) for batch in self.next for row in batch.rows]
+        return self._numbers(self.next)
 
     def coming_rows(self) -> list[int]:
         """Those of the step after it, to be read ahead."""
-        return [int(self.train_rows[row]) for batch in self.coming for row in batch.rows]
+        return self._numbers(self.coming)
+
+    def _numbers(self, batches: list[MicroBatch]) -> list[int]:
+        return [int(self.train_rows[row]) for batch in batches if not batch.filler for row in batch.rows]
 
     def add_gradient(self, gradient: Tensor) -> None:
         assert self.optimizer is not None
@@ -189,19 +199,21 @@ class Slot:
     def end_micro_batch(self, rows: list[Row], found: dict[int, tuple[Tensor, Tensor]]) -> None:
         """Take the losses of the micro-batch; after the last one of a step, update the adapter."""
         assert self.step is not None and self.optimizer is not None
-        losses, right = (torch.stack(parts) for parts in zip(*(found[id(row)] for row in rows), strict=True))
-        self.step.loss = self.step.loss + losses.sum() * rows[0].weight
-        self.step.right = self.step.right + right.sum()
+        if rows:
+            losses, right = (torch.stack(parts) for parts in zip(*(found[id(row)] for row in rows), strict=True))
+            self.step.loss = self.step.loss + losses.sum() * rows[0].weight
+            self.step.right = self.step.right + right.sum()
         self.next.pop(0)
         if self.next:
             return
+        labelled = self._full(self.step.labelled) if self.share.world == 1 else self._add_up(self.step)
         rate = self.optimizer.learning_rate
         norm = self.optimizer.step(pictured=self.step.pictured)
         self.state.global_step += 1
         done, per_epoch = divmod(self.state.global_step, self.order.steps_per_epoch)
         micro = per_epoch * self.order.accumulation
         self.state.epoch = done + micro / self.order.micro_batches_per_epoch
-        self.logged.append(torch.stack([self.step.loss.double(), self.step.right.double(), norm.double(), self._full(self.step.labelled)]))
+        self.logged.append(torch.stack([self.step.loss.double(), self.step.right.double(), norm.double(), labelled]))
         self.control = self.flow.on_step_end(self.args, self.state, self.control)
         if per_epoch == 0:
             self.control = self.flow.on_epoch_end(self.args, self.state, self.control)
@@ -214,6 +226,20 @@ class Slot:
             self.logged, self.control.should_log = [], False
         self.step, self.position = None, 0
         self.next, self.coming = self.coming, next(self.steps, [])
+
+    def _add_up(self, step: Step) -> Tensor:
+        """Make the gradient and the numbers of a step, which are over this worker's labelled tokens, those of all; returns how many."""
+        assert self.optimizer is not None
+        gradient, own = self.optimizer.gradient, step.labelled
+        numbers = torch.stack([self._full(own), step.loss * own, step.right, self._full(step.pictured)]).to(gradient.dtype)
+        gradients, sums = self.share.add_up(torch.cat([gradient * own, numbers])).split([len(gradient), len(numbers)])
+        labelled: Tensor
+        labelled, loss, step.right, pictured = sums.double().unbind()
+        gradient.copy_(gradients / sums[0].clamp(min=1))
+        step.loss = loss / labelled.clamp(min=1)
+        if self.layout.always < self.layout.size:  # waits for the device
+            step.pictured = bool(pictured > 0)
+        return labelled
 
     def read_log(self) -> bool:
         """Log what the last step has left to be logged; returns whether loss and gradient are numbers still."""
@@ -242,7 +268,7 @@ class Slot:
         """The micro-batches of each step from `step` on."""
         while step < self.state.max_steps:
             epoch, within = divmod(step, self.order.steps_per_epoch)
-            batches, size = self.order.epoch(epoch, 0, within), self.order.accumulation
+            batches, size = self.order.epoch(epoch, self.share.rank, within), self.order.accumulation
             left = min(self.order.steps_per_epoch - within, self.state.max_steps - step)
             yield from (batches[first * size : (first + 1) * size] for first in range(left))
             step += left

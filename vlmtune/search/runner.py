@@ -60,6 +60,8 @@ def unpackable(settings: Settings, space: Space) -> str | None:
 
     if "peak_memory" in (settings.search.metric, *(settings.search.more_metrics or ())):
         return "for peak_memory, which packed trials share"
+    if settings.data.workers != 1:
+        return f"num_workers {settings.data.num_workers}: all trials of a GPU share one"
     return next((reason for one in _corners(settings, space) if (reason := not_packable(one)) is not None), None)
 
 

@@ -112,13 +112,13 @@ def run_on_ray(
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
-    result = _fit(trainer)
+    result = fit(trainer)
     if result.metrics is None or result.checkpoint is None:
         raise RuntimeError(f"the run {name} ended without a report")
     return Outcome(result.metrics, result.checkpoint.path)
 
 
-def _fit(trainer: TorchTrainer) -> ray.train.Result:
+def fit(trainer: TorchTrainer) -> ray.train.Result:
     """Run the trainer, again where a worker died. Ray's own `max_failures` would also repeat what a worker raised, which it would again."""
     for restarts_left in reversed(range(MAX_RESTARTS + 1)):
         try:
