@@ -3,7 +3,7 @@
 # builds of torch and bitsandbytes. From the repository's root, with the project's packages on the path.
 set -euo pipefail
 python3 -m pytest -q tests/data/test_tokenize.py tests/data/test_collate.py tests/data/test_order.py tests/demo tests/model "$@"
-python3 -m pytest -q tests/training/test_out_of_memory.py tests/packed/test_engine.py -k gpu "$@"
+python3 -m pytest -q tests/training/test_out_of_memory.py tests/packed/test_engine.py tests/packed/test_vision.py -k gpu "$@"
 out=$(mktemp -d)
 python3 -m vlmtune.demo --output_dir "$out" --family qwen2_5_vl
 python3 -m vlmtune.demo --output_dir "$out" --family mllama

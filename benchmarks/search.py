@@ -94,8 +94,11 @@ def packed(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         engine = Engine(shared, store, trials=most, rank=16, deliver=lambda *_: None, note=notes.append)
         loaded = time.perf_counter()
         for trials, batch in cases:
-            found.append({"trials": trials, "batch": batch, **rounds(engine, folder, args, trials, batch)})
-            found[-1] |= {"load_s": loaded - started, "notes": notes}
+            for limit in (engine.model.features.limit, 0) if args.pixels else (engine.model.features.limit,):
+                engine.model.features.kept.clear()
+                engine.model.features.limit = limit
+                found.append({"trials": trials, "batch": batch, "pixels": limit == 0, **rounds(engine, folder, args, trials, batch)})
+                found[-1] |= {"load_s": loaded - started, "notes": notes, "features_gb": engine.model.features.size / 2**30}
     return found
 
 
@@ -111,6 +114,7 @@ def rounds(engine: Any, folder: str, args: argparse.Namespace, trials: int, batc
         engine.round()
         _synchronize()
         times.append(time.perf_counter())
+    losses = [slot.state.log_history[-1]["loss"] for slot in engine.slots.values() if slot.state.log_history]
     for number in range(trials):
         engine.leave(f"t{number}")
     seconds = np.diff(times)
@@ -119,7 +123,7 @@ def rounds(engine: Any, folder: str, args: argparse.Namespace, trials: int, batc
     middle = statistics.median(seconds[WARM_UP:])
     return {
         "ms_a_row": middle / rows * 1e3, "low": min(seconds[WARM_UP:]) / rows * 1e3, "high": max(seconds[WARM_UP:]) / rows * 1e3,
-        "join_s": (times[0] - started) / trials, "first_rounds_s": list(seconds[:WARM_UP]),
+        "losses": losses, "join_s": (times[0] - started) / trials, "first_rounds_s": list(seconds[:WARM_UP]),
         "peak_gb": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0,
         "share_of_matmul": tokens / middle * engine.operations / matmul_rate() if torch.cuda.is_available() else 0.0,
     }  # fmt: skip
@@ -278,7 +282,9 @@ def table(files: list[str]) -> None:
             mode, side = ("beside", beside[name]) if name in beside else (name, None)
             found = [other["ms_a_row"] for other in same if other["mode"] == mode and side in (None, other["side"])]
             ratios += f"  {min(found) / row['ms_a_row']:.2f}x {name}" if found else ""
-        what = f"{row['trials']} x {row['batch']} {'text ' if row['text'] else ''}{' '.join(row['set'])}"
+        what = (
+            f"{row['trials']} x {row['batch']} {'text ' if row['text'] else ''}{'pixels ' if row['pixels'] else ''}{' '.join(row['set'])}"
+        )
         print(
             f"{what:32} {row['ms_a_row']:6.1f} ms a row  {row['share_of_matmul']:.0%} of the matmul rate  {row['peak_gb']:.1f} GB{ratios}"
         )
@@ -292,6 +298,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--cases", nargs="*", default=[], metavar="TRIALSxBATCH", help="of packed, one after another in one engine")
     parser.add_argument("--rounds", type=int, default=16)
+    parser.add_argument("--pixels", action="store_true", help="packed: each case once more without features that are kept")
     parser.add_argument("--side", default="ours", choices=("ours", "plain"), help="of beside")
     parser.add_argument("--text", action="store_true")
     parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE")

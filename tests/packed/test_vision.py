@@ -21,10 +21,12 @@ TRIALS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(rows: str, stores: dict[str, Store], models: Path, folder: Path, limit: float | None = None) -> tuple[Packed, list[int]]:
+def run(
+    rows: str, stores: dict[str, Store], models: Path, folder: Path, limit: float | None = None, **shared: Any
+) -> tuple[Packed, list[int]]:
     """Two trials over `rows`, and how many rows went through the vision tower in each of its calls. `limit`: of the features' bytes."""
     name = rows.split()[1]
-    packed = make_engine(values_of(stores[rows], models / name), stores[rows], folder)
+    packed = make_engine(values_of(stores[rows], models / name, **shared), stores[rows], folder)
     if limit is not None:
         packed.engine.model.features.limit = limit
     calls: list[int] = []
@@ -33,7 +35,7 @@ def run(rows: str, stores: dict[str, Store], models: Path, folder: Path, limit: 
         lambda _, args, kwargs, __: calls.append(len(args[0] if args else kwargs["pixel_values"])), with_kwargs=True
     )
     for trial, values in TRIALS.items():
-        packed.join(trial, values_of(stores[rows], models / name, **values))
+        packed.join(trial, values_of(stores[rows], models / name, **shared, **values))
     packed.run()
     packed.close()
     return packed, calls
@@ -85,3 +87,18 @@ def test_they_go_first_when_memory_runs_out(stores: dict[str, Store], models: Pa
     assert asked[2] == asked[3], "the same rows again, all together"
     for trial in TRIALS:
         assert difference(full.adapter(trial), roomy.adapter(trial)) < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are recorded on a GPU")
+@pytest.mark.parametrize("rows", ["mall llava", "mixed mllama"])
+def test_kept_features_on_a_gpu(rows: str, stores: dict[str, Store], models: Path, tmp_path: Path):
+    """Where the tower is recorded: what it gives is copied before it runs again."""
+    shared = {"use_cpu": False, "dtype": "float32", "torch_compile": False}
+    kept, once = run(rows, stores, models, tmp_path / "kept", **shared)
+    pixels, _ = run(rows, stores, models, tmp_path / "pixels", limit=0, **shared)
+    assert len(kept.engine.model.features.kept) > 0
+    assert len(once) <= len(kept.engine.model.features.kept), "recorded, its hooks do not run"
+    for trial in TRIALS:
+        assert kept.losses(trial) == pytest.approx(pixels.losses(trial), rel=1e-4)
+        assert difference(kept.adapter(trial), pixels.adapter(trial)) < 1e-3
