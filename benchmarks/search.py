@@ -95,7 +95,7 @@ def packed(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         loaded = time.perf_counter()
         for trials, batch in cases:
             for limit in (engine.model.features.limit, 0) if args.pixels else (engine.model.features.limit,):
-                engine.model.features.kept.clear()
+                engine.model.features.drop()
                 engine.model.features.limit = limit
                 found.append({"trials": trials, "batch": batch, "pixels": limit == 0, **rounds(engine, folder, args, trials, batch)})
                 found[-1] |= {"load_s": loaded - started, "notes": notes, "features_gb": engine.model.features.size / 2**30}
@@ -282,9 +282,8 @@ def table(files: list[str]) -> None:
             mode, side = ("beside", beside[name]) if name in beside else (name, None)
             found = [other["ms_a_row"] for other in same if other["mode"] == mode and side in (None, other["side"])]
             ratios += f"  {min(found) / row['ms_a_row']:.2f}x {name}" if found else ""
-        what = (
-            f"{row['trials']} x {row['batch']} {'text ' if row['text'] else ''}{'pixels ' if row['pixels'] else ''}{' '.join(row['set'])}"
-        )
+        kind = "text " if row["text"] else "pixels " if row["pixels"] else ""
+        what = f"{row['trials']} x {row['batch']} {kind}{' '.join(row['set'])}"
         print(
             f"{what:32} {row['ms_a_row']:6.1f} ms a row  {row['share_of_matmul']:.0%} of the matmul rate  {row['peak_gb']:.1f} GB{ratios}"
         )
