@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 LENGTH_MULTIPLE = 32
 CALLS_BEFORE = 3  # of a shape that run as they are, so that compilers and autotuners are done and rare shapes are never recorded
 MAX_GRAPHS = 16
+OWN_THREAD = "thread_local"  # what may spoil a recording: another thread may wait for its copy of a checkpoint meanwhile
 
 
 Trained = Callable[[], Sequence[Tensor]]
@@ -109,13 +110,13 @@ class _Graphs:
             del outputs
         torch.cuda.current_stream().wait_stream(side)
         self.forward_graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.forward_graph, pool=pool):
+        with torch.cuda.graph(self.forward_graph, pool=pool, capture_error_mode=OWN_THREAD):
             result = run(self.inputs)
         outputs, self.spec = pytree.tree_flatten(result)
         self.outputs = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in outputs]
         if trained:
             self.upstream = torch.zeros_like(outputs[0])
-            with torch.cuda.graph(self.backward_graph, pool=pool):
+            with torch.cuda.graph(self.backward_graph, pool=pool, capture_error_mode=OWN_THREAD):
                 gradients = torch.autograd.grad(outputs[0], trained, self.upstream, allow_unused=True)
                 self.used = [gradient is not None for gradient in gradients]
                 self.gradient = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
