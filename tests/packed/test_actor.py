@@ -14,6 +14,8 @@ import pytest
 from training_kit import values_of
 
 from vlmtune.data.store import Store
+from vlmtune.errors import DoesNotFitError
+from vlmtune.packed import setup
 from vlmtune.packed.actor import EngineActor
 from vlmtune.packed.trial import UnknownTrialError
 
@@ -70,6 +72,30 @@ def test_a_trial_joins_once_reports_in_order_and_can_be_asked_again(actor: Engin
     actor.join("one", values, str(tmp_path / "one"), str(tmp_path / "runs"))
     (last,) = reports(actor, "one")  # it had ended: its last checkpoint says how
     assert last["eval_loss"] == found[-1]["eval_loss"]
+
+
+def test_trials_without_memory_wait_for_those_that_have_some(
+    actor: EngineActor, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan_step, most = setup.plan_step, []
+
+    def only_one_fits(*args: Any, packed: int, **options: Any) -> Any:
+        if packed > 1:
+            raise DoesNotFitError("injected")
+        return plan_step(*args, packed=packed, **options)
+
+    monkeypatch.setattr(setup, "plan_step", only_one_fits)
+    notes = actor.start()
+    assert notes[-1] == "Memory    is there for 1 of 2 trials at once; the others wait"
+    assert actor.engine is not None
+    take_in = actor.engine.join
+    monkeypatch.setattr(actor.engine, "join", lambda *args: (take_in(*args), most.append(len(actor.engine.slots))))  # type: ignore[union-attr]
+    for name in ("one", "two"):
+        actor.join(name, values, str(tmp_path / name), str(tmp_path / "runs"))
+    assert actor.room("three") == (False, -1)
+    for name in ("one", "two"):
+        assert [metrics["step"] for metrics in reports(actor, name)] == [2, STEPS]
+    assert most == [1, 1]
 
 
 def test_a_checkpoint_that_cannot_be_written_is_told_to_all(actor: EngineActor, values: dict[str, Any], tmp_path: Path) -> None:

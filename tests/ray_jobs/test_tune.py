@@ -97,7 +97,7 @@ def test_a_killed_search_leaves_no_process_and_goes_on_with_every_trial_counted_
     heads = ["Data", "Search", "Dashboard", "Test", "Best", "Values", "Adapter", "Report", "Table", "Curves"]
     told = [
         *(f"{head:<9} " for head in heads),
-        "Trials    (2 complete$|packed, 1 at once)",
+        "Trials    (2 complete$|packed, 1 at once|isolated, 1 at once)",
         "$",
         r"trial   [12]  (running|complete)  +(learning_rate|step) ",
     ]

@@ -240,7 +240,7 @@ def _by_speed(
     load: Load, resident: bool | None, checkpointing: bool | None, micro_batch: int | None, compiled: bool, offload: bool
 ) -> Iterator[Plan]:
     """Plans from the fastest to the smallest. Fewer rows at a time cost little down to about 2,000 tokens, then computing again less."""
-    sizes = [micro_batch] if micro_batch else list(_halves(load.batch))
+    sizes = [micro_batch] if micro_batch else list(halves(load.batch))
     large = [size for size in sizes if size * load.length >= 2048 or size == sizes[0]]
     dequantized = load.quantization in ("nf4", "int8")
     residents = [resident] if resident is not None else [True, False] if dequantized else [False]
@@ -250,7 +250,8 @@ def _by_speed(
                 yield Plan(held, again, size, compiled, offload)
 
 
-def _halves(batch: int) -> Iterator[int]:
+def halves(batch: int) -> Iterator[int]:
+    """The number, half of it, and so on, to 1."""
     while batch > 1:
         yield batch
         batch = -(-batch // 2)

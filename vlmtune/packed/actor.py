@@ -56,6 +56,7 @@ class EngineActor:
                 self.engine = Engine(
                     self.values, self.store, trials=self.trials, rank=self.rank, deliver=self._deliver, note=self.notes.append
                 )
+                self.trials = self.engine.trials
                 self.training = in_background(partial(self._train, self.engine), "training")
                 self.training.add_done_callback(lambda _: self._notify())
         return list(self.notes)

@@ -58,7 +58,7 @@ class Engine:
 
     Args:
         values: settings that all trials share.
-        trials: about how many will train at once, and `rank`: the highest rank among them, for the plan of memory.
+        trials: how many shall train at once, and `rank`: the highest rank among them, for the plan of memory; `self.trials`: how many can.
         deliver: takes a trial's reports by its id, in order, from another thread.
         share: this process's part, where several train the same trials; the first one delivers and writes.
 
@@ -81,7 +81,7 @@ class Engine:
         settings = Settings.from_dict(values)
         self.store, self.deliver, self.metric = store, deliver, settings.search.metric
         self.objective = Objective.of(settings)
-        self.model = packed_model(settings, store, trials, rank, note)
+        self.model, self.trials = packed_model(settings, store, trials, rank, note)
         self.operations = operations(self.model.base.get_decoder())
         name, revision, remote = settings.model.base_model, settings.model.model_revision, settings.get("trust_remote_code")
         self.empty = outline(read_config(name, revision=revision, trust_remote_code=remote), trust_remote_code=remote)

@@ -12,7 +12,9 @@ from vlmtune.config import Settings
 from vlmtune.data.preflight import fitting_rows
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
+from vlmtune.errors import DoesNotFitError
 from vlmtune.model.fast import without_vision_gradient
+from vlmtune.model.memory import halves
 from vlmtune.packed.model import PackedModel
 from vlmtune.packed.optim import OPTIMIZERS
 from vlmtune.packed.passes import ROWS, bucket_length
@@ -47,8 +49,8 @@ def not_packable(settings: Settings) -> str | None:
     return next((reason for reason, there in reasons.items() if there), None)
 
 
-def packed_model(settings: Settings, store: Store, trials: int, rank: int, note: Callable[[str], None]) -> PackedModel:
-    """The base of the settings on this process's device, for about `trials` trials at once of at most `rank`.
+def packed_model(settings: Settings, store: Store, trials: int, rank: int, note: Callable[[str], None]) -> tuple[PackedModel, int]:
+    """The base of the settings on this process's device, and how many trials of at most `rank` can train over it at once, up to `trials`.
 
     Raises:
         DoesNotFitError: not even one row at a time would fit in the GPU's memory.
@@ -58,9 +60,17 @@ def packed_model(settings: Settings, store: Store, trials: int, rank: int, note:
     kept = fitting_rows(store, settings.get("max_length"), "skip")
     longest = bucket_length(_longest(settings, store, kept))
     batch = settings.get("per_device_train_batch_size")
-    rows = min(ROWS[-1], max(1, min(trials * batch, GOOD_TOKENS[device.type] // longest)))
-    load = {"packed": trials, "rank": rank, "batch": rows, "length": longest}
-    plan = plan_step(settings, store, kept, 1, note, runs=settings.search.num_samples, **load)
+    for at_once in halves(trials):
+        rows = min(ROWS[-1], max(1, min(at_once * batch, GOOD_TOKENS[device.type] // longest)))
+        load = {"packed": at_once, "rank": rank, "batch": rows, "length": longest}
+        try:
+            plan = plan_step(settings, store, kept, 1, note, runs=settings.search.num_samples, **load)
+            break
+        except DoesNotFitError:
+            if at_once == 1:
+                raise
+    if at_once < trials:
+        note(f"Memory    is there for {at_once} of {trials} trials at once; the others wait")
     base = frozen_base(settings, device, plan)
     without_vision_gradient(base)
     if plan.checkpointing:
@@ -73,7 +83,7 @@ def packed_model(settings: Settings, store: Store, trials: int, rank: int, note:
         model.forget = record(base, model.leaves, note)
     if not gpu:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-    return model
+    return model, at_once
 
 
 def trials_at_once(settings: Settings, store: Store, device: str) -> int:
