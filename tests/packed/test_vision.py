@@ -1,16 +1,24 @@
 """The vision tower's features, kept: the same training as with pixels, and the tower runs once a row."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import transformers as tf
 from packed_kit import Packed, make_engine
 from training_kit import difference, values_of
 
+from vlmtune.data.collate import Pixels
 from vlmtune.data.store import Store
+from vlmtune.data.tokenize import ANSWER, IMAGE, Example
 from vlmtune.packed import model as packed_model
 from vlmtune.packed.layers import RowAdapters
+from vlmtune.packed.model import PackedModel
+from vlmtune.packed.passes import Row
+from vlmtune.packed.vision import VisionFeatures
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -87,6 +95,50 @@ def test_they_go_first_when_memory_runs_out(stores: dict[str, Store], models: Pa
     assert asked[2] == asked[3], "the same rows again, all together"
     for trial in TRIALS:
         assert difference(full.adapter(trial), roomy.adapter(trial)) < 1e-5
+
+
+def test_features_of_pictures_of_different_size(stores: dict[str, Store]) -> None:
+    """Qwen2.5-VL's, whose pictures have as many tokens as they are large."""
+    torch.manual_seed(0)
+    width, picture = 64, 7
+    base = tf.Qwen2_5_VLForConditionalGeneration(
+        tf.Qwen2_5_VLConfig(
+            text_config={
+                "hidden_size": width, "intermediate_size": width, "num_attention_heads": 4, "num_key_value_heads": 2,
+                "num_hidden_layers": 2, "vocab_size": 50,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
+            },
+            vision_config={
+                "hidden_size": width, "intermediate_size": width, "depth": 2, "num_heads": 4, "out_hidden_size": width, "window_size": 56,
+                "fullatt_block_indexes": [1],
+            },
+            image_token_id=picture, video_token_id=8, vision_start_token_id=9, vision_end_token_id=10,
+        )
+    )  # fmt: skip
+    meta = replace(stores["mall llava"].meta, pixels=Pixels(raw=False), pad_token_id=0)
+    rows = [pictured_row(number, side, picture) for number, side in enumerate((2, 4, 4))]
+    features = VisionFeatures(base, meta, rows=3, limit=1e9)
+    model = PackedModel(base, meta, 1000, print, features)
+    kept = model.losses(rows)
+    assert sorted(len(one) for one in features.kept.values()) == [1, 4, 4]
+    features.drop()
+    pixels = model.losses(rows)
+    for row in rows:
+        assert kept.rows[id(row)][0].item() == pytest.approx(pixels.rows[id(row)][0].item(), rel=1e-5)
+    assert kept.rows[id(rows[1])][0] != kept.rows[id(rows[2])][0], "the same words about another picture"
+
+
+def pictured_row(number: int, side: int, picture: int) -> Row:
+    """A row with a picture of `side` times `side` patches, four to a token."""
+    count = side * side // 4
+    ids = np.array([9, *[picture] * count, 10, *range(20, 32 - count)], dtype=np.int32)
+    kinds = np.where(ids >= 20, ANSWER, IMAGE).astype(np.uint8)
+    random = np.random.RandomState(number)
+    tensors = {
+        "pixel_values": random.randn(side * side, 3 * 2 * 14 * 14).astype(np.float32), "image_grid_thw": np.array([[1, side, side]]),
+        "mm_token_type_ids": (ids == picture).astype(np.int64)[None],
+    }  # fmt: skip
+    return Row(number, number, Example(ids, kinds, tensors), torch.zeros(0), 1.0)
 
 
 @pytest.mark.gpu

@@ -18,6 +18,8 @@ from vlmtune.data.collate import collate
 from vlmtune.data.store import Meta
 from vlmtune.packed.passes import PIXELS, Row, on_device
 
+# Whose decoders take nothing of the tower but these features. That of Qwen3-VL, for one, reads inner layers too.
+FAMILIES = ("llava", "mllama", "qwen2_5_vl")
 WORTH_KEEPING = 0.5  # of all rows: where fewer have room, one by one costs more than is saved
 
 
@@ -33,18 +35,16 @@ class VisionFeatures:
         self.device, self.dtype = base.device, base.dtype
         self.kept: dict[int, Tensor] = {}
         self.size = 0
-        if not _can_be_given(self.model) or _has_dropout(base.config.vision_config):
+        if base.config.model_type not in FAMILIES or _has_dropout(base.config.vision_config):
             self.limit = 0
 
     def of(self, rows: Sequence[Row]) -> dict[str, Any] | None:
         """What the model takes in place of these rows' pixels; None where the pixels have to go through it."""
         if not self.limit:
             return None
-        if not self.kept:
-            self._keep(rows[0])
-            if self.size * self.rows * WORTH_KEEPING > self.limit:
-                self.drop()
-                return None
+        if not self.kept and _size(self._keep(rows[0])) * self.rows * WORTH_KEEPING > self.limit:
+            self.drop()
+            return None
         features = [self.kept[row.number] if row.number in self.kept else self._keep(row) for row in rows]
         if not isinstance(self.model, MllamaModel):
             return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}  # type: ignore[arg-type]
@@ -59,10 +59,9 @@ class VisionFeatures:
 
     def _keep(self, row: Row) -> Tensor:
         features = self._computed(row)
-        size = features.numel() * features.element_size()
-        if self.size + size <= self.limit:
+        if self.size + _size(features) <= self.limit:
             self.kept[row.number] = features
-            self.size += size
+            self.size += _size(features)
         return features
 
     @torch.no_grad()
@@ -79,13 +78,13 @@ class VisionFeatures:
         return torch.cat(tuple(outputs.pooler_output)).clone()
 
 
-def _can_be_given(model: Any) -> bool:
-    """Whether a model takes features that were computed before."""
-    return isinstance(model, MllamaModel) or "mm_encoder_outputs" in inspect.signature(model.forward).parameters
-
-
 def _has_dropout(vision_config: Any) -> bool:
     return any(value for name, value in vision_config.to_dict().items() if "dropout" in name)
+
+
+def _size(features: Tensor) -> int:
+    """In bytes."""
+    return features.numel() * features.element_size()
 
 
 def _filled(tiles: Tensor, most: int) -> Tensor:
