@@ -106,7 +106,7 @@ def test_a_gpu_that_is_too_small_for_the_batch(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_sizes_are_halved_to_one() -> None:
-    from vlmtune.model.memory import _halves
+    from vlmtune.model.memory import halves
 
-    sizes: Sequence[int] = list(_halves(12))
+    sizes: Sequence[int] = list(halves(12))
     assert sizes == [12, 6, 3, 2, 1]
