@@ -77,6 +77,7 @@ def test_two_workers_make_the_steps_of_one(
     assert len(list((tmp_path / "runs").glob("events*"))) == 1, "the first worker's"
 
 
+@pytest.mark.heavy
 def test_a_worker_that_dies_is_made_up_for_from_the_last_checkpoint(
     stores: dict[str, Store], models: Path, cluster: Cluster, alone: tuple[Outcome, list[Any]], tmp_path: Path, monkeypatch: Any
 ):

@@ -106,6 +106,7 @@ def test_a_killed_search_leaves_no_process_and_goes_on_with_every_trial_counted_
     assert not re.search("^trial   1  running", resumed.stdout, re.MULTILINE)
 
 
+@pytest.mark.parametrize("runner", ["packed"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
