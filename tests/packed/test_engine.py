@@ -16,13 +16,15 @@ from training_kit import Run, difference, values_of
 from vlmtune.config import Settings
 from vlmtune.data.processor import load_processor
 from vlmtune.data.store import Store
-from vlmtune.errors import ConfigError
+from vlmtune.errors import ConfigError, DoesNotFitError
 from vlmtune.evaluation.metrics import METRICS
 from vlmtune.evaluation.objective import Objective
 from vlmtune.model.base import load_base
 from vlmtune.packed import model as packed_model
 from vlmtune.packed.layers import RowAdapters
+from vlmtune.packed.model import Found
 from vlmtune.packed.setup import not_packable
+from vlmtune.packed.share import Share
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -337,3 +339,13 @@ def test_an_objective_answers_a_fixed_sample_before_the_end(stores: dict[str, St
     assert sizes == [6, 6], "three rows are answered, and read again for their references"
     assert asked[1] == asked[3], "the same ones each time"
     assert set(asked[-1]) == set(store.rows_of("eval").tolist())
+
+
+def test_with_others_a_worker_without_memory_ends_the_run(stores: dict[str, Store], models: Path, tmp_path: Path):
+    """They would wait for its part of the step, so it is no trial that ends alone."""
+    packed = pack(stores["mall llava"], models / "llava", tmp_path, {"one": TRIALS["one"]})
+    packed.engine.share = Share(rank=1, world=2)
+    with pytest.raises(DoesNotFitError, match="out of GPU memory with one row"):
+        packed.engine._end_too_large(Found({}, [packed.engine.slots["one"]]))
+    assert "one" in packed.engine.slots
+    assert packed.reports == {}

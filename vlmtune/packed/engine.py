@@ -35,8 +35,8 @@ from vlmtune.packed.layers import Target
 from vlmtune.packed.model import Found
 from vlmtune.packed.passes import Row, bucket_length
 from vlmtune.packed.setup import not_packable, packed_model
-from vlmtune.packed.share import Share
-from vlmtune.packed.slot import ALONE, Slot
+from vlmtune.packed.share import ALONE, Share
+from vlmtune.packed.slot import Slot
 from vlmtune.training.report import EVALUATION
 from vlmtune.training.setup import adapter_config, operations
 
@@ -236,12 +236,12 @@ class Engine:
             self.processor.save_pretrained(str(folder))
 
     def _end_too_large(self, found: Found) -> None:
-        if found.too_large and self.share.world > 1:  # the others would wait for its part of the step
-            raise DoesNotFitError("out of GPU memory with one row: use --max_length, a smaller --lora_r or --quantization nf4")
         for slot in found.too_large:
             self._end(slot, self._infeasible())
 
     def _infeasible(self) -> dict[str, Any]:
+        if self.share.world > 1:  # the others would wait for ever for its part of the step
+            raise DoesNotFitError("out of GPU memory with one row: give a smaller --max_length or --lora_r, or --quantization nf4")
         return {self.metric: math.nan, "infeasible": True, EVALUATION: 0}
 
     def _end(self, slot: Slot, metrics: dict[str, Any]) -> None:

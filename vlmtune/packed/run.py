@@ -18,8 +18,7 @@ from vlmtune.packed.actor import start_engines
 from vlmtune.packed.checkpoints import last_checkpoint, last_report
 from vlmtune.packed.engine import Engine, Report
 from vlmtune.packed.setup import not_packable
-from vlmtune.packed.share import Share
-from vlmtune.packed.slot import ALONE
+from vlmtune.packed.share import ALONE, Share
 from vlmtune.training.gauges import Gauges
 from vlmtune.training.launch import Outcome, Progress, fit, worker_resources
 from vlmtune.training.run import watched

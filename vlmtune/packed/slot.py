@@ -29,13 +29,12 @@ from vlmtune.data.tokenize import Example, shorten
 from vlmtune.model.lora import initial_a
 from vlmtune.packed.layers import Layout, Target
 from vlmtune.packed.optim import AdapterOptimizer
-from vlmtune.packed.passes import Row
-from vlmtune.packed.share import Share
+from vlmtune.packed.passes import PIXELS, Row
+from vlmtune.packed.share import ALONE, Share
 from vlmtune.training.report import Meter, evaluation
 from vlmtune.training.setup import training_arguments
 
 ADAPTER, OPTIMIZER, STATE = "adapter_model.safetensors", "optimizer.pt", "trainer_state.json"
-ALONE = Share()
 PREFIX = "base_model.model."  # of the layers' names in PEFT's files
 
 
@@ -163,7 +162,7 @@ class Slot:
         cut = [shorten(examples[row], self.settings.get("max_length")) for row in wanted]
         if self.step is None:
             self.step = self._begin_step(examples)
-        self.step.pictured |= any("pixel_values" in example.tensors for example in cut)
+        self.step.pictured |= any(PIXELS in example.tensors for example in cut)
         self.meter.count(rows=len(cut), tokens=sum(len(example.input_ids) for example in cut))
         model, weight = self.settings.model, 1 / max(self.step.labelled, 1)
         # By the row's place in the step of all workers, so that it does not depend on their number.
