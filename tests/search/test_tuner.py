@@ -1,6 +1,8 @@
 """Trials of a function that trains nothing, on a Ray with two CPUs and one GPU that is only counted."""
 
 import math
+import os
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,11 +21,11 @@ from vlmtune.cluster import Cluster, connect
 from vlmtune.config import Settings
 from vlmtune.errors import DoesNotFitError
 from vlmtune.search import results
-from vlmtune.search.runner import isolated
+from vlmtune.search.runner import Runner, isolated
 from vlmtune.search.sampler import TrialSearch
 from vlmtune.search.space import Space
-from vlmtune.search.trial import out_of_memory
-from vlmtune.search.tuner import TRIAL_CPUS, Asha, diverged, make_scheduler
+from vlmtune.search.trial import POINT, out_of_memory
+from vlmtune.search.tuner import TRIAL_CPUS, Asha, diverged, make_scheduler, run_search
 from vlmtune.training.launch import worker_resources
 from vlmtune.training.report import EVALUATION, evaluation
 
@@ -99,6 +101,39 @@ def test_the_configs_own_values_run_to_their_end_though_others_are_better(tmp_pa
     ).fit()
     ended = {row.values["learning_rate"]: row.state for row in results.rows_of(grid)}
     assert ended == {0.1: results.COMPLETE, 1.0: results.COMPLETE, 0.9: results.PRUNED}
+
+
+def made_killed_trial(mark: Path) -> type[tune.Trainable]:
+    """A trial of one step whose process is killed once, while it takes on its second trial."""
+
+    class KilledTrial(tune.Trainable):
+        def step(self) -> dict[str, Any]:
+            return {"eval_loss": self.config[POINT]["learning_rate"], "step": STEPS, "max_steps": STEPS, EVALUATION: 1, "done": True}
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            if not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.config = new_config
+            return True
+
+        def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+            return {}
+
+        def load_checkpoint(self, checkpoint: Any) -> None: ...
+
+    return KilledTrial
+
+
+def test_a_process_killed_while_it_takes_on_a_trial_loses_none(tmp_path: Path) -> None:
+    settings = OWN.replace(search_space={"learning_rate": {"grid": [0.1, 0.2, 0.3]}}, early_stopping="none")
+    runner = Runner("packed", made_killed_trial(tmp_path / "killed"), at_once=1, text="", reuse_processes=True, max_failures=1)
+    space = Space.parse(settings.search.search_space, settings)
+    grid = run_search(settings, space, str(tmp_path), tune.Callback(), runner, resume=False)
+    assert (tmp_path / "killed").exists()
+    assert [(row.values["learning_rate"], row.state) for row in results.rows_of(grid)] == [
+        (rate, results.COMPLETE) for rate in (0.1, 0.2, 0.3)
+    ]
 
 
 def test_the_first_trial_has_the_configs_own_values(found: Any) -> None:

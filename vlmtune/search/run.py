@@ -73,7 +73,7 @@ def search_adapter(settings: Settings) -> str:
     shown = ShowTrials(space.names, settings.search.metric, settings.search.mode)
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # with Tune's own, Ctrl-C looks like the end of a search
     try:
-        grid = run_search(settings, space, store, folder, shown, runner, resume=resumed is not None)
+        grid = run_search(settings, space, folder, shown, runner, resume=resumed is not None)
         runner.close()
         settings = settings.replace(trial_runner=runner.kind)  # what repeats the best trial must do as it did
         return finish(settings, space, store, folder, cluster, results.rows_of(grid), results.curves_of(grid, settings.search.metric))

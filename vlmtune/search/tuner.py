@@ -5,11 +5,11 @@ from functools import partial
 from typing import Any
 
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from vlmtune.config import Settings
-from vlmtune.data.store import Store
 from vlmtune.search.results import mode_of
 from vlmtune.search.runner import Runner
 from vlmtune.search.sampler import TrialSearch
@@ -22,14 +22,27 @@ NEVER = 2.0  # of a run: what ASHA calls max_t, at which it would stop a trial
 
 
 def run_search(
-    settings: Settings, space: Space, store: Store, output_dir: str, callback: tune.Callback, runner: Runner, *, resume: bool
+    settings: Settings, space: Space, output_dir: str, callback: tune.Callback, runner: Runner, *, resume: bool
 ) -> tune.ResultGrid:
     """Run the search of `settings` into `output_dir`/tune, or go on with the one that is there, if it had begun."""
-    search = settings.search
     trial = tune.with_resources(runner.trainable, {"cpu": TRIAL_CPUS})
     folder = f"{output_dir}/tune"
-    if resume and tune.Tuner.can_restore(folder):
-        return tune.Tuner.restore(folder, trial, resume_unfinished=True, restart_errored=True).fit()
+    begun = resume and tune.Tuner.can_restore(folder)
+    grid = (restored(folder, trial) if begun else new(settings, space, output_dir, callback, runner, trial)).fit()
+    if runner.reuse_processes and any(isinstance(error, RayActorError) for error in grid.errors):
+        # Tune begins a trial again whose process ends, except where that process was just taking it on after another one.
+        grid = restored(folder, trial).fit()
+    return grid
+
+
+def restored(folder: str, trial: Any) -> tune.Tuner:
+    """The search in `folder`, to go on with: trials that failed begin anew, those that were under way at their last checkpoint."""
+    return tune.Tuner.restore(folder, trial, resume_unfinished=True, restart_errored=True)
+
+
+def new(settings: Settings, space: Space, output_dir: str, callback: tune.Callback, runner: Runner, trial: Any) -> tune.Tuner:
+    """A search that has not begun."""
+    search = settings.search
     config = tune.TuneConfig(
         metric=search.metric,
         mode=search.mode,
@@ -41,7 +54,7 @@ def run_search(
         time_budget_s=search.time_budget_s,
         trial_dirname_creator=lambda trial: trial.trial_id,
     )
-    tuner = tune.Tuner(
+    return tune.Tuner(
         trial,
         param_space={POINT: tune.grid_search(space.grid())} if space.is_grid else None,
         tune_config=config,
@@ -54,7 +67,6 @@ def run_search(
             failure_config=tune.FailureConfig(max_failures=runner.max_failures),
         ),
     )
-    return tuner.fit()
 
 
 def make_searcher(settings: Settings, space: Space) -> TrialSearch:
