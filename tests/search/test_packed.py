@@ -78,15 +78,14 @@ def test_a_killed_engine_and_a_killed_trial_lose_and_repeat_nothing(settings: Se
     def checkpoints() -> int:
         return len(list((folder / "tune" / "train").glob("*/checkpoint-*/report.json")))
 
-    def joined() -> int:  # all of them: the process that dies is in the middle of a trial; tests/search/test_tuner.py kills one between two
-        return len(list((folder / "runs").iterdir()))
+    def all_joined() -> bool:
+        return len(list((folder / "runs").iterdir())) == 4
 
     worked: list[bool] = []
+    # The trial dies in the middle, and under the name that Tune gives it; tests/search/test_tuner.py kills one between two trials.
     killers = [
         threading.Thread(target=when, args=(lambda: checkpoints() >= 1, lambda: kill("EngineActor"), worked)),
-        threading.Thread(
-            target=when, args=(lambda: bool(worked) and joined() == 4, lambda: kill("ResourceTrainable.train"), worked)
-        ),  # as Tune calls a trial
+        threading.Thread(target=when, args=(lambda: bool(worked) and all_joined(), lambda: kill("ResourceTrainable.train"), worked)),
     ]
     for killer in killers:
         killer.start()
