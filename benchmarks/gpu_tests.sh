@@ -2,6 +2,7 @@
 # The tests that need a GPU machine, where torchvision works: Qwen2.5-VL's processor and a training run of it, and the model layer on CUDA
 # builds of torch and bitsandbytes. From the repository's root, with the project's packages on the path.
 set -euo pipefail
+set -- -W default "$@"  # the versions of the libraries there are not those in constraints.txt
 python3 -m pytest -q tests/data/test_tokenize.py tests/data/test_collate.py tests/data/test_order.py tests/demo tests/model "$@"
 python3 -m pytest -q tests/training/test_out_of_memory.py tests/packed/test_engine.py tests/packed/test_vision.py -k gpu "$@"
 out=$(mktemp -d)

@@ -138,6 +138,7 @@ def test_the_older_command_without_its_model_says_how_to_get_it(tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.heavy
 @pytest.mark.timeout(180)
 def test_a_killed_run_goes_on_with_resume(models: Path, mall: Path, tmp_path: Path):
     options = ["--data_path", str(mall), "--model_name_or_path", str(models / "llava"), "--quantization", "nf4", "--num_workers", "0"]

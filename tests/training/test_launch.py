@@ -80,7 +80,7 @@ def in_process(stores: dict[str, Store], models: Path, tmp_path_factory: pytest.
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.heavy)])
 def test_workers_share_the_rows_and_agree_on_the_adapter(
     workers: int,
     in_process: Outcome,
