@@ -1,6 +1,6 @@
 # make setup   install into .venv; the other targets call it when it is needed
 # make demo    write sample files and search the best adapter for them; a CPU is enough
-# make test    the test suite that needs no GPU; make test-heavy, its tests that take a minute or more each
+# make test    the test suite that needs no GPU; make test-heavy, its tests that take half a minute or more each
 # make check   lint, format, types
 #
 # PYTHON=/path/to/python3.12 chooses the Python that .venv is made from: 3.11 or 3.12.

@@ -24,7 +24,7 @@ from vlmtune.search import results
 from vlmtune.search.runner import Runner, isolated
 from vlmtune.search.sampler import TrialSearch
 from vlmtune.search.space import Space
-from vlmtune.search.trial import POINT, out_of_memory
+from vlmtune.search.trial import out_of_memory, point
 from vlmtune.search.tuner import TRIAL_CPUS, Asha, diverged, make_scheduler, run_search
 from vlmtune.training.launch import worker_resources
 from vlmtune.training.report import EVALUATION, evaluation
@@ -108,7 +108,7 @@ def made_killed_trial(mark: Path) -> type[tune.Trainable]:
 
     class KilledTrial(tune.Trainable):
         def step(self) -> dict[str, Any]:
-            return {"eval_loss": self.config[POINT]["learning_rate"], "step": STEPS, "max_steps": STEPS, EVALUATION: 1, "done": True}
+            return {"eval_loss": point(self.config)["learning_rate"], "step": STEPS, "max_steps": STEPS, EVALUATION: 1, "done": True}
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             if not mark.exists():
@@ -125,15 +125,17 @@ def made_killed_trial(mark: Path) -> type[tune.Trainable]:
     return KilledTrial
 
 
-def test_a_process_killed_while_it_takes_on_a_trial_loses_none(tmp_path: Path) -> None:
-    settings = OWN.replace(search_space={"learning_rate": {"grid": [0.1, 0.2, 0.3]}}, early_stopping="none")
+@pytest.mark.parametrize("values", [{"grid": [0.1, 0.2, 0.3]}, {"uniform": [0.1, 0.3]}], ids=["grid", "optuna"])
+def test_a_process_killed_while_it_takes_on_a_trial_loses_none(values: dict[str, Any], tmp_path: Path) -> None:
+    settings = OWN.replace(search_space={"learning_rate": values}, early_stopping="none", num_samples=3)
     runner = Runner("packed", made_killed_trial(tmp_path / "killed"), at_once=1, text="", reuse_processes=True, max_failures=1)
     space = Space.parse(settings.search.search_space, settings)
     grid = run_search(settings, space, str(tmp_path), tune.Callback(), runner, resume=False)
     assert (tmp_path / "killed").exists()
-    assert [(row.values["learning_rate"], row.state) for row in results.rows_of(grid)] == [
-        (rate, results.COMPLETE) for rate in (0.1, 0.2, 0.3)
-    ]
+    rows = results.rows_of(grid)
+    assert [row.state for row in rows] == [results.COMPLETE] * 3
+    assert [row.metrics["eval_loss"] for row in rows] == [row.values["learning_rate"] for row in rows]
+    assert len({row.trial_id for row in rows}) == len({row.values["learning_rate"] for row in rows}) == 3
 
 
 def test_the_first_trial_has_the_configs_own_values(found: Any) -> None:

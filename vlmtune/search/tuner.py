@@ -28,19 +28,19 @@ def run_search(
     trial = tune.with_resources(runner.trainable, {"cpu": TRIAL_CPUS})
     folder = f"{output_dir}/tune"
     begun = resume and tune.Tuner.can_restore(folder)
-    grid = (restored(folder, trial) if begun else new(settings, space, output_dir, callback, runner, trial)).fit()
+    grid = (restored_tuner(folder, trial) if begun else make_tuner(settings, space, output_dir, callback, runner, trial)).fit()
     if runner.reuse_processes and any(isinstance(error, RayActorError) for error in grid.errors):
         # Tune begins a trial again whose process ends, except where that process was just taking it on after another one.
-        grid = restored(folder, trial).fit()
+        grid = restored_tuner(folder, trial).fit()
     return grid
 
 
-def restored(folder: str, trial: Any) -> tune.Tuner:
+def restored_tuner(folder: str, trial: Any) -> tune.Tuner:
     """The search in `folder`, to go on with: trials that failed begin anew, those that were under way at their last checkpoint."""
     return tune.Tuner.restore(folder, trial, resume_unfinished=True, restart_errored=True)
 
 
-def new(settings: Settings, space: Space, output_dir: str, callback: tune.Callback, runner: Runner, trial: Any) -> tune.Tuner:
+def make_tuner(settings: Settings, space: Space, output_dir: str, callback: tune.Callback, runner: Runner, trial: Any) -> tune.Tuner:
     """A search that has not begun."""
     search = settings.search
     config = tune.TuneConfig(
