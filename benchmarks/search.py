@@ -90,13 +90,19 @@ def packed(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         store = prepared_rows(folder, Path(work), text=args.text)
         notes: list[str] = []
         started = time.perf_counter()
+
+        def note(line: str) -> None:
+            notes.append(line)
+            print(f"{time.perf_counter() - started:.0f} s: {line}", file=sys.stderr, flush=True)
+
         shared = options(folder, args, num_samples=most, per_device_train_batch_size=largest)
-        engine = Engine(shared, store, trials=most, rank=16, deliver=lambda *_: None, note=notes.append)
+        engine = Engine(shared, store, trials=most, rank=16, deliver=lambda *_: None, note=note)
         loaded = time.perf_counter()
         for trials, batch in cases:
             for limit in (engine.model.features.limit, 0) if args.pixels else (engine.model.features.limit,):
                 engine.model.features.drop()
                 engine.model.features.limit = limit
+                note(f"{trials} x {batch}, {'pixels' if limit == 0 else 'kept features'}")
                 found.append({"trials": trials, "batch": batch, "pixels": limit == 0, **rounds(engine, folder, args, trials, batch)})
                 found[-1] |= {"load_s": loaded - started, "notes": notes, "features_gb": engine.model.features.size / 2**30}
     return found

@@ -149,15 +149,18 @@ def ours(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
 
     from vlmtune.config import Settings
     from vlmtune.data.collate import Pixels
+    from vlmtune.data.processor import load_processor
     from vlmtune.training.loop import train
 
     batch_of = batches(folder, case)
     pixels = batch_of(0).get("pixel_values")
     rows = case["batch"] * steps
     meta = SimpleNamespace(pixels=Pixels(raw=False, per_row=pixels is not None and pixels.ndim > 4))
-    lengths = {"required": np.zeros(rows, np.int64), "tokens": np.full(rows, case["tokens"]), "answer_tokens": np.full(rows, LABELLED)}
+    processor: Any = load_processor(folder)
+    images = int((batch_of(0)["input_ids"][0] == processor.image_token_id).sum())
+    counts = {"required": 0, "tokens": case["tokens"], "answer_tokens": LABELLED, "image_tokens": images}
     store: Any = SimpleNamespace(
-        meta=meta, rows_of=lambda split: np.arange(rows if split == "train" else case["batch"]), column=lambda name: lengths[name]
+        meta=meta, rows_of=lambda split: np.arange(rows if split == "train" else case["batch"]), column=lambda name: np.full(rows, counts[name])
     )
     times: list[float] = []
 
