@@ -174,7 +174,8 @@ def estimate(model: Shapes, load: Load, plan: Plan) -> Estimate:
     images = plan.micro_batch * load.image_tokens * wide * (model.hidden + 2 * model.cross_layers * model.key_value)
     vision = plan.micro_batch * load.vision_tokens * wide * model.vision  # a recorded graph keeps it, and checkpoints have no graphs
     boundary = tokens * wide * model.hidden
-    layers = layer + (2 if plan.offload else model.layers) * boundary if plan.checkpointing else model.layers * layer
+    passed = model.layers if load.image_tokens else model.layers - model.cross_layers  # rows without an image skip those
+    layers = layer + (2 if plan.offload else passed) * boundary if plan.checkpointing else passed * layer
     logits = min(plan.micro_batch * load.labelled, 4096) * min(model.vocabulary, LOSS_TILE) * 4 * 2
     backward = tokens * wide * 3 * model.intermediate
     dequantized = 0 if plan.resident or load.quantization in ("none", "fp8") else 2 * wide * model.largest
