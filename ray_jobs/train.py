@@ -12,10 +12,14 @@ def main() -> None:
     quiet()  # before the libraries are imported
     from vlmtune.config import parse
     from vlmtune.packed.run import run_packed
+    from vlmtune.packed.setup import check_packable
     from vlmtune.training.run import train_adapter
 
     with plain_user_errors():
-        folder = train_adapter(parse(description=__doc__), {"packed": run_packed})
+        settings = parse(description=__doc__)
+        if settings.search.trial_runner == "packed":
+            check_packable(settings)
+        folder = train_adapter(settings, {"packed": run_packed})
         say(f"Adapter   {folder}")
         say(f"Curves    tensorboard --logdir {folder}/runs")
 

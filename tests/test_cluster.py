@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
-from vlmtune.cluster import READ_CPUS, WORKER_CPUS, Cluster, connect, in_ray_job
+from vlmtune.cluster import READ_CPUS, WORKER_CPUS, Cluster, autoscaled, connect, in_ray_job
 from vlmtune.errors import ResourceError
 
 LAPTOP = Cluster(dashboard=None, cpus=2, gpus=0, nodes=1)
@@ -67,6 +68,13 @@ def test_connect_starts_a_ray_and_finds_it_again(monkeypatch: pytest.MonkeyPatch
         assert connect() == cluster
     finally:
         ray.shutdown()
+
+
+def test_nodes_that_may_come_count(tmp_path: Path):
+    most, nodes = autoscaled(Path(__file__).parents[1] / "cluster.yaml")
+    assert most == {"CPU": 8 + 8 * 8, "GPU": 8}  # of 8 on spot and 4 on demand, 8 at once
+    assert nodes == 9
+    assert autoscaled(tmp_path / "none") == ({}, 0)
 
 
 @pytest.mark.timeout(120)

@@ -258,6 +258,11 @@ def test_data_and_model_are_needed_except_to_resume(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run\.yaml: model_name_or_path is missing"):
         parse(["--config", write(tmp_path, "data_path: d\n")])
     assert parse(["--resume", "out"]).to_dict() == {"resume": "out"}
+    with pytest.raises(ConfigError, match=r"^--learning_rate: a run goes on with .* give --resume alone$"):
+        parse(["--resume", "out", "--learning_rate", "1"])
+    config = write(tmp_path, "data_path: d\n")
+    with pytest.raises(ConfigError, match="^--config: a run goes on"):
+        parse(["--resume", "out", "--config", config])
 
 
 def test_help_prints_every_option_but_the_refused(capsys: pytest.CaptureFixture[str]) -> None:

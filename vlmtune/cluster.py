@@ -4,10 +4,11 @@ import logging
 import os
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import state as ray_state
+import yaml
 
 from vlmtune.errors import ConfigError, ResourceError
 
@@ -20,6 +21,7 @@ OBJECT_STORE_BYTES = 2 * 2**30
 WORKER_CPUS = 0.4
 READ_CPUS = 0.25
 SECONDS_TO_ANSWER = 10.0
+LAUNCHED = Path.home() / "ray_bootstrap_config.yaml"  # `ray up` leaves it on the head, where a job's entry point runs
 
 WORKER_ENV = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -75,17 +77,37 @@ def connect() -> Cluster:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
         # The dashboard stays on: without it, runs that Tune stops leak their placement groups.
-        ours: dict[str, Any] = {} if address else {"include_dashboard": True, "object_store_memory": OBJECT_STORE_BYTES}
+        # "local", or Ray would join whatever ran on this machine last, alive or not.
+        own = {"address": "local", "include_dashboard": True, "object_store_memory": OBJECT_STORE_BYTES}
+        ours: dict[str, Any] = {} if address is not None else own
         context = ray.init(**options, **ours, ignore_reinit_error=True)  # a process may train several adapters
     except (ConnectionError, RuntimeError) as error:
         where = f"RAY_ADDRESS={address}" if address else "this machine"
         raise ConfigError(f"cannot reach or start Ray on {where}: {str(error).splitlines()[0]}") from error
     now = ray.cluster_resources()
-    # What an autoscaler may add; Ray Train itself asks here, there is no public call for it.
-    later = ray_state.state.get_max_resources_from_cluster_config() or {}
-    most = {name: max(now.get(name, 0.0), float(later.get(name, 0.0))) for name in ("CPU", "GPU")}
+    later, nodes = autoscaled(LAUNCHED) if address is not None else ({}, 0)
+    most = {name: max(now.get(name, 0.0), later.get(name, 0.0)) for name in ("CPU", "GPU")}
+    alive = sum(node["Alive"] for node in ray.nodes())
     url = context.dashboard_url
-    return Cluster(f"http://{url}" if url else None, most["CPU"], most["GPU"], len(ray.nodes()))
+    return Cluster(f"http://{url}" if url else None, most["CPU"], most["GPU"], max(alive, nodes))
+
+
+def autoscaled(file: Path) -> tuple[dict[str, float], int]:
+    """The most CPUs and GPUs, and nodes, that a cluster can have by the launcher's `file`; nothing where there is none.
+
+    Ray has no call for it: its own answer stays empty, and a head without a GPU then looks like a cluster without one.
+    """
+    if not file.is_file():
+        return {}, 0
+    config = yaml.safe_load(file.read_text())
+    types, limit = dict(config["available_node_types"]), int(config.get("max_workers", 2))  # the launcher's default
+    head = types.pop(config["head_node_type"])
+    counts = [(one.get("resources", {}), min(int(one.get("max_workers", limit)), limit)) for one in types.values()]
+    most = {}
+    for name in ("CPU", "GPU"):
+        each = sorted((float(resources.get(name, 0)) for resources, count in counts for _ in range(count)), reverse=True)
+        most[name] = float(head.get("resources", {}).get(name, 0)) + sum(each[:limit])
+    return most, 1 + min(limit, sum(count for _, count in counts))
 
 
 def _check_answers(address: str) -> None:

@@ -95,6 +95,9 @@ def parse(argv: Sequence[str] | None = None, *, description: str = "") -> Settin
     values = _read_file(config) if config is not None else {}
     values |= _read(given, "--")
     resumed = values.get("resume") is not None
+    if resumed and len(values) > 1:
+        other = "--config" if config is not None else f"--{next(name for name in values if name != 'resume')}"
+        raise ConfigError(f"{other}: a run goes on with the settings that it was started with; give --resume alone")
     if config is None and "model_name_or_path" not in values and not resumed:
         loads = values.keys() & {"load_in_4bit", "load_in_8bit"}
         values = {name: value for name, value in PRESET.items() if not (name == "quantization" and loads)} | values

@@ -33,6 +33,10 @@ class DoesNotFitError(ResourceError):
     """A run that would not fit in the memory of its GPU. In a search that is a trial without a result, not the search's end."""
 
 
+class DivergedError(UserError):
+    """A run whose loss or gradient is no number any more."""
+
+
 @contextmanager
 def plain_user_errors() -> Iterator[None]:
     """Around an entry point: a UserError becomes one line on stderr and exit code 2."""

@@ -5,19 +5,22 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import ray
+from ray.exceptions import ActorUnavailableError
 from training_kit import values_of
 
 from vlmtune.data.store import Store
 from vlmtune.errors import DoesNotFitError
 from vlmtune.packed import setup
 from vlmtune.packed.actor import EngineActor
-from vlmtune.packed.trial import UnknownTrialError
+from vlmtune.packed.trial import PackedTrial, UnknownTrialError
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -105,6 +108,58 @@ def test_a_checkpoint_that_cannot_be_written_is_told_to_all(actor: EngineActor, 
         list(reports(actor, "one"))
     with pytest.raises(OSError, match="file"):
         actor.join("two", values, str(tmp_path / "two"), str(tmp_path / "runs"))
+    with pytest.raises(OSError, match="file"):  # else it would look like the engine with most room
+        actor.room("two")
+
+
+def test_a_trial_nobody_asked_for_has_to_join_again_and_goes_on(
+    actor: EngineActor, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {**values, "max_steps": 8, "eval_steps": 1}
+    actor.join("one", values, str(tmp_path / "one"), str(tmp_path / "runs"))
+    assert actor.wait("one", 0, 30.0) is not None
+    monkeypatch.setattr("vlmtune.packed.actor.FORGOTTEN_AFTER", 0.0)
+    with actor.changed:
+        assert actor.changed.wait_for(lambda: "one" not in actor.reports, timeout=30)
+    monkeypatch.undo()
+    with pytest.raises(UnknownTrialError):
+        actor.wait("one", 1, 0.1)
+    actor.join("one", values, str(tmp_path / "one"), str(tmp_path / "runs"))
+    steps = [metrics["step"] for metrics in reports(actor, "one")]
+    assert steps == list(range(steps[0], 9)) and steps[0] > 1
+
+
+@ray.remote
+class Engine:
+    """What a trial asks of an engine before it joins."""
+
+    def __init__(self, room: int | None, seconds: float = 0) -> None:
+        self.answer, self.seconds = room, seconds
+
+    def room(self, trial_id: str) -> tuple[bool, int]:
+        time.sleep(self.seconds)
+        if self.answer is None:
+            raise OSError("its disk was full")
+        return False, self.answer
+
+
+def test_a_trial_joins_an_engine_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlmtune.packed.trial.WAIT", 3.0)
+    ray.init(num_cpus=2, log_to_driver=False, logging_level="error")
+    try:
+        trial = object.__new__(PackedTrial)
+        full, roomy, ended, slow = (Engine.options(num_cpus=0).remote(*given) for given in ((1,), (2,), (None,), (9, 60)))  # type: ignore[attr-defined]
+        gone = Engine.options(num_cpus=0, resources={"no such node": 1}).remote(9)  # type: ignore[attr-defined]
+        trial.name, trial.engines = "one", [full, gone, ended, roomy, slow]
+        assert trial._roomiest() == roomy
+        trial.engines = [ended, gone]
+        with pytest.raises(OSError, match="its disk was full"):
+            trial._roomiest()
+        trial.engines = [gone]
+        with pytest.raises(ActorUnavailableError):
+            trial._roomiest()
+    finally:
+        ray.shutdown()
 
 
 @pytest.mark.heavy

@@ -21,10 +21,11 @@ from vlmtune.evaluation.metrics import METRICS
 from vlmtune.evaluation.objective import Objective
 from vlmtune.model.base import load_base
 from vlmtune.packed import model as packed_model
-from vlmtune.packed.layers import RowAdapters
+from vlmtune.packed.layers import Layout, RowAdapters
 from vlmtune.packed.model import Found
 from vlmtune.packed.setup import not_packable
 from vlmtune.packed.share import Share
+from vlmtune.packed.slot import Slot
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -264,6 +265,36 @@ def test_a_trial_of_which_no_row_fits_is_infeasible_and_the_others_go_on(
     assert last.last
     assert last.metrics["infeasible"]
     assert_as_alone(packed, "one", alone)
+
+
+def test_a_trial_for_which_the_others_would_have_to_move_without_memory_leaves_them_as_they_were(
+    stores: dict[str, Store], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store, model = stores["mall llava"], models / "llava"
+    values = values_of(store, model, max_steps=4, eval_steps=4, lora_target_modules=["q_proj"])
+    alone = make_engine(values, store, tmp_path / "alone")
+    alone.join("one", values)
+    alone.join("two", values)
+    alone.run()
+    alone.close()
+    packed = make_engine(values, store, tmp_path / "disturbed")
+    packed.join("one", values)
+    packed.join("two", values)
+    packed.engine.round()
+    lay_out, layout = Slot.lay_out, packed.engine.model.layout
+
+    def full_for_two(self: Slot, new: Layout, device: torch.device) -> None:
+        if self.trial_id == "two" and new is not layout:
+            raise torch.OutOfMemoryError("injected")
+        lay_out(self, new, device)
+
+    monkeypatch.setattr(Slot, "lay_out", full_for_two)
+    packed.join("large", {**values, "lora_target_modules": "all-linear"})
+    packed.run()
+    packed.close()
+    assert packed.reports["large"][-1].metrics["infeasible"]
+    for name in ("one", "two"):
+        assert packed.reports[name][-1].metrics["eval_loss"] == alone.reports[name][-1].metrics["eval_loss"]
 
 
 def test_parked_trials_wait(stores: dict[str, Store], models: Path, tmp_path: Path):

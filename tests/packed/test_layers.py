@@ -154,3 +154,5 @@ def test_layers_are_wrapped_once() -> None:
     again = pack_layers(model, ["1.0", "0"])
     assert again["1.0"] is first["1.0"] is model[1][0]
     assert isinstance(model[0], PackedLinear)
+    other = pack_layers(nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4))), ["0", "1.0"])
+    assert other["1.0"].number == first["1.0"].number != other["0"].number, "dropout does not depend on which other layers have adapters"

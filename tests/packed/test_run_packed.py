@@ -16,6 +16,7 @@ from training_kit import Adapter, difference, values_of
 from vlmtune.cluster import Cluster, connect
 from vlmtune.config import Settings
 from vlmtune.data.store import Store
+from vlmtune.errors import DivergedError
 from vlmtune.packed import run as packed_run
 from vlmtune.packed.run import run_packed
 from vlmtune.training.launch import Outcome
@@ -52,6 +53,14 @@ def alone(stores: dict[str, Store], models: Path, cluster: Cluster, tmp_path_fac
     steps: list[dict[str, Any]] = []
     settings = settings_of(stores, models, num_workers="0", per_device_train_batch_size=4)
     return run_packed(settings, stores[NAME], str(folder), cluster, steps.append), steps
+
+
+def test_a_run_that_diverges_is_one_plain_line(stores: dict[str, Store], models: Path, cluster: Cluster, tmp_path: Path) -> None:
+    settings = settings_of(stores, models, num_workers="0").replace(learning_rate=1e38)
+    with pytest.raises(
+        DivergedError, match=r"^the loss or its gradient is no number any more at step \d of \d+: give a smaller --learning_rate$"
+    ):
+        run_packed(settings, stores[NAME], str(tmp_path), cluster, lambda _: None)
 
 
 def assert_same(outcome: Outcome, steps: list[dict[str, Any]], alone: tuple[Outcome, list[Any]]) -> None:

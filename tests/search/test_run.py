@@ -244,6 +244,26 @@ def test_refit_trains_the_winner_on_evaluation_rows_too_and_keeps_the_numbers_of
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_refit_that_cannot_be_trained_leaves_what_the_search_found(settings: Settings, mall: Path, tmp_path: Path) -> None:
+    row = {"instruction": "How many?", "output": "two"}
+    pictured = row | {"image": next((mall / "frames").iterdir()).name}
+    for name, one in (("train", row), ("eval", pictured)):  # whose picture does not fit
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(one | {"input": str(number)}) for number in range(4)))
+    data = {"data_path": str(tmp_path / "train.jsonl"), "eval_data_path": str(tmp_path / "eval.jsonl"), "image_root": str(mall / "frames")}
+    space = {"learning_rate": {"loguniform": [1e-4, 1e-2]}}
+    changes = {"output_dir": str(tmp_path / "out"), "test_fraction": 0, "max_length": 18, "max_steps": 1, "num_samples": 1, "report": False}
+    with pytest.MonkeyPatch.context() as patch:
+        lines: list[str] = []
+        patch.setattr("vlmtune.console.say", lines.append)
+        patch.setattr("vlmtune.search.run.say", lines.append)
+        summary = search_adapter(settings.replace(**data, **changes, search_space=space, refit=True))
+    assert "Refit     not done, the search's own adapter stays: 4 of 8 training rows do not fit max_length 18" in "\n".join(lines)
+    assert "trained once more" not in summary
+    assert (tmp_path / "out" / "trials.parquet").is_file()
+    assert "refit_rows" not in json.loads((tmp_path / "out" / "best" / "metrics.json").read_text())
+    assert (tmp_path / "out" / "best" / "adapter_model.safetensors").is_file()
+
+
 def test_a_refit_store_trains_on_evaluation_rows_and_never_on_test_rows(settings: Settings) -> None:
     store = prepared(settings)
     whole = RefitStore(store.folder)

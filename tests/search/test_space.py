@@ -161,6 +161,17 @@ def test_a_grid_without_the_own_values_keeps_its_order() -> None:
     assert space.grid() == [{"lora_r": 4, "lora_alpha": 8}, {"lora_r": 8, "lora_alpha": 16}]
 
 
+def test_every_end_is_a_corner_however_large_the_space() -> None:
+    many = {name: {"choice": [0.0, 0.1, 0.2, 0.3]} for name in ("lora_dropout", "weight_decay", "max_grad_norm", "adam_beta1")}
+    space = Space.parse(
+        {"use_dora": {"choice": [False, True]}, "lora_r": {"choice": [4, 8, 16, 32]}, **many, "lora_alpha": {"choice": [1, 2, 4, 8]}}, OWN
+    )
+    corners = list(space.corners())
+    assert any(corner["use_dora"] for corner in corners)
+    assert max(corner["lora_r"] for corner in corners) == 32
+    assert len(corners) < 1100
+
+
 def test_a_space_of_constants_is_a_grid_of_one_point() -> None:
     space = Space.parse({"lora_r": 4}, OWN)
     assert (space.is_grid, len(space), space.grid(), space.names) == (True, 1, [{"lora_r": 4}], [])
@@ -310,7 +321,7 @@ def test_every_supported_option_is_either_searchable_or_fixed_with_a_reason() ->
         "optim",
         "lr_scheduler_type",
         "num_train_epochs",
-        "warmup_steps",
+        "max_grad_norm",
         "neftune_noise_alpha",
         "loss_type",
     ):

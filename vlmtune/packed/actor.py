@@ -30,6 +30,7 @@ IDLE = 1.0  # seconds after which an engine without work looks whether its check
 AHEAD = 2  # reports that a trial may have unread before it waits: it trains on while the search decides about the last one
 FORGOTTEN_AFTER = 600.0  # seconds in which nobody asked for a waiting trial: its process is gone for good
 MAX_RESTARTS = 8
+LATER = 30.0  # seconds that an engine may start after the first one, at least, before the search goes on without it
 CALLS_AT_ONCE = 256  # every trial waits in a call of its own
 ENGINE_CPUS = 0.9  # that an engine without a GPU asks Ray for, and one with a GPU: it keeps a core busy
 
@@ -62,8 +63,13 @@ class EngineActor:
         return list(self.notes)
 
     def room(self, trial_id: str) -> tuple[bool, int]:
-        """Whether the trial is here, and how many more trials are wanted."""
+        """Whether the trial is here, and how many more trials are wanted.
+
+        Raises:
+            Exception: what has ended the engine's thread.
+        """
         with self.changed:
+            self._raise_of_training()
             there = self.engine.slots.keys() | self.joining.keys() if self.engine is not None else set()
             return trial_id in self.reports, self.trials - len(there - self.leaving)
 
@@ -150,6 +156,8 @@ class EngineActor:
         forgotten = {name for name in parked if time.monotonic() - self.asked.get(name, 0.0) > FORGOTTEN_AFTER}
         for trial_id in self.leaving | forgotten:
             engine.leave(trial_id)
+        for trial_id in forgotten:
+            del self.reports[trial_id]  # whoever asks after all has to join again
         self.leaving.clear()
         while self.joining and len(engine.slots) < self.trials:
             trial_id = next(iter(self.joining))
@@ -163,16 +171,25 @@ def start_engines(
 ) -> tuple[list[ActorHandle[Any]], list[str]]:
     """`count` engines, each with a GPU of its own or on CPUs, and what the first noted. They end with this process.
 
+    Those whose GPU something else holds take trials as soon as it is theirs.
+
     Raises:
         DoesNotFitError: the base does not fit in a GPU's memory.
     """
     remote: Any = ray.remote(EngineActor)
     options = {"num_cpus": ENGINE_CPUS, "num_gpus": 1 if gpu else 0, "max_concurrency": CALLS_AT_ONCE, "max_restarts": MAX_RESTARTS}
     engines = [remote.options(**options).remote(values, store, trials, rank) for _ in range(count)]
+    starts = [engine.start.remote() for engine in engines]
+    started = time.monotonic()
+    ray.wait(starts)
+    ready, waiting = ray.wait(starts, num_returns=count, timeout=max(LATER, time.monotonic() - started))
     try:
-        notes = ray.get([engine.start.remote() for engine in engines])
+        notes: list[str] = ray.get(ready)[0]
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None
         raise
-    return engines, notes[0]
+    if waiting:
+        what = "GPU" if gpu else "CPU"
+        notes.append(f"          {len(ready)} of {count} {what}s are free; trials use the others when they are")
+    return engines, notes

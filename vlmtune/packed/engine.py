@@ -25,7 +25,7 @@ from vlmtune.data.processor import load_processor
 from vlmtune.data.split import EVAL
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import Example
-from vlmtune.errors import ConfigError, DoesNotFitError
+from vlmtune.errors import DoesNotFitError
 from vlmtune.evaluation.objective import Objective, cached
 from vlmtune.model.base import outline, read_config
 from vlmtune.model.memory import is_out_of_memory
@@ -34,7 +34,7 @@ from vlmtune.packed.checkpoints import save_checkpoint
 from vlmtune.packed.layers import Target
 from vlmtune.packed.model import Found
 from vlmtune.packed.passes import Row, bucket_length
-from vlmtune.packed.setup import not_packable, packed_model
+from vlmtune.packed.setup import check_packable, packed_model
 from vlmtune.packed.share import ALONE, Share
 from vlmtune.packed.slot import Slot
 from vlmtune.training.report import EVALUATION
@@ -42,6 +42,7 @@ from vlmtune.training.setup import adapter_config, operations
 
 EVALUATED_AT_ONCE = 64  # rows of the evaluation set that are in memory at once
 WRITERS = 4  # checkpoints at once: the search decides about a trial when its own is written
+NO_ROW_FITS = "out of GPU memory with one row: give a smaller --max_length or --lora_r, or --quantization nf4"
 CACHED_BYTES = 2 * 2**30  # of examples that were read: all trials want the same rows
 
 
@@ -104,8 +105,7 @@ class Engine:
             ModelError: its target modules match nothing.
         """
         settings = Settings.from_dict(values)
-        if (reason := not_packable(settings)) is not None:
-            raise ConfigError(f"trial_runner packed: cannot train {reason}; use --trial_runner isolated")
+        check_packable(settings)
         names, config = adapter_config(settings, self.empty)
         targets = [self._target(name) for name in names]
         return Slot(trial_id, values, self.store, targets, config, runs_dir=runs_dir, checkpoint=checkpoint, share=self.share, **rest)
@@ -113,6 +113,7 @@ class Engine:
     def join(self, slot: Slot, folder: str) -> None:
         """Let a trial take part from the next round on; its checkpoints go to `folder`. One that finds no memory ends as infeasible."""
         slot.meter.operations = self.operations
+        before = self.model.layout
         try:
             slot.lay_out(slot.whole, torch.device("cpu"))  # what does not even fit alone must not change the others' layout
             if self.model.fit(slot.targets, slot.rank):
@@ -122,6 +123,10 @@ class Engine:
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
+            self.model.use(before)
+            for other in self.slots.values():
+                if other.layout is not before:
+                    other.lay_out(before, self.model.device)
             self._end(slot, self._infeasible())
             return
         self.slots[slot.trial_id], self.folders[slot.trial_id] = slot, folder
@@ -241,7 +246,7 @@ class Engine:
 
     def _infeasible(self) -> dict[str, Any]:
         if self.share.world > 1:  # the others would wait for ever for its part of the step
-            raise DoesNotFitError("out of GPU memory with one row: give a smaller --max_length or --lora_r, or --quantization nf4")
+            raise DoesNotFitError(NO_ROW_FITS)
         return {self.metric: math.nan, "infeasible": True, EVALUATION: 0}
 
     def _end(self, slot: Slot, metrics: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ Shapes: P numbers of an adapter, B rows of a pass, T tokens, D in_features, O ou
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -160,11 +161,12 @@ def _mixed(h: Tensor) -> Tensor:
 def pack_layers(model: nn.Module, names: Sequence[str]) -> dict[str, PackedLinear]:
     """Wrap the linear layers called `names`, in place; those that are wrapped already stay. Returns all of them by name."""
     packed: dict[str, PackedLinear] = {}
-    for number, name in enumerate(names):
+    for name in names:
         parent, _, leaf = name.rpartition(".")
         layer = model.get_submodule(name)
         if not isinstance(layer, PackedLinear):
             assert isinstance(layer, nn.Linear)
+            number = zlib.crc32(name.encode()) - 2**31  # by the name: dropout depends on no other layer that has an adapter
             layer = PackedLinear(layer, number)
             setattr(model.get_submodule(parent), leaf, layer)
         packed[name] = layer

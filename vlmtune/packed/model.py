@@ -64,11 +64,15 @@ class PackedModel:
         if rank <= self.layout.rank and known >= {target.name for target in targets}:
             return False
         every = [*self.layout.targets, *(target for target in targets if target.name not in known)]
-        self.layout = Layout(every, max(rank, self.layout.rank))
-        self.layers = pack_layers(self.base, [target.name for target in self.layout.targets])
+        self.use(Layout(every, max(rank, self.layout.rank)))
+        return True
+
+    def use(self, layout: Layout) -> None:
+        """Take the adapters' numbers from places of this layout from now on."""
+        self.layout = layout
+        self.layers = pack_layers(self.base, [target.name for target in layout.targets])
         self.buffers, self.bound = {}, None
         self.forget()
-        return True
 
     def add_gradients(self, rows: Sequence[Row], add: Callable[[Any, Tensor], None]) -> Found:
         """Run rows forward and back. `add(owner, gradient)` gets the summed gradient `[P]` of each owner's rows in a pass."""

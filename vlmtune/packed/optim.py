@@ -64,10 +64,15 @@ class AdapterOptimizer:
         return {"flat": flat, "parts": others, "schedule": self.schedule.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`, which may be on another device."""
+        fused = any(group.get("fused") for group in self.optimizer.param_groups)  # its counter of steps lies beside the parameters
         for parameter, part, piece in zip(self.parameters, state["parts"], self._pieces(), strict=True):
             if part:
                 averages = {name: value[piece].to(self.flat.device, copy=True) for name, value in state["flat"].items()}
-                self.optimizer.state[parameter] = {**part, **averages}
+                others = {
+                    name: value.to(self.flat.device) if fused and isinstance(value, Tensor) else value for name, value in part.items()
+                }
+                self.optimizer.state[parameter] = {**others, **averages}
         self.schedule.load_state_dict(state["schedule"])
         for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
             group["lr"] = rate

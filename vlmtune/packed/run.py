@@ -13,12 +13,13 @@ from ray.train.torch import TorchTrainer
 from vlmtune.cluster import Cluster
 from vlmtune.config import Settings
 from vlmtune.data.store import Store
-from vlmtune.errors import ConfigError, UserError
+from vlmtune.errors import DivergedError, DoesNotFitError, UserError
 from vlmtune.packed.actor import start_engines
 from vlmtune.packed.checkpoints import last_checkpoint, last_report
-from vlmtune.packed.engine import Engine, Report
-from vlmtune.packed.setup import not_packable
+from vlmtune.packed.engine import NO_ROW_FITS, Engine, Report
+from vlmtune.packed.setup import check_packable
 from vlmtune.packed.share import ALONE, Share
+from vlmtune.packed.trial import UnknownTrialError
 from vlmtune.training.gauges import Gauges
 from vlmtune.training.launch import Outcome, Progress, fit, worker_resources
 from vlmtune.training.run import watched
@@ -33,9 +34,9 @@ def run_packed(settings: Settings, store: Store, folder: str, cluster: Cluster, 
     Raises:
         ConfigError: an option cannot be trained packed.
         DoesNotFitError: not even one row at a time would fit in the GPU's memory.
+        DivergedError: the loss or gradient is no number any more.
     """
-    if (reason := not_packable(settings)) is not None:
-        raise ConfigError(f"--trial_runner packed: cannot train {reason}; use --trial_runner isolated")
+    check_packable(settings)
     workers = settings.data.workers
     if workers == 0:
         return _outcome(train(settings, store, folder, show))
@@ -65,7 +66,10 @@ def train(settings: Settings, store: Store, folder: str, show: Progress, share: 
     while engine.round():
         pass
     engine.close()
-    return reports[-1].metrics if reports else {}
+    if not reports:
+        return {}
+    _check_ended(reports[-1].metrics)
+    return reports[-1].metrics
 
 
 def _on_ray(settings: Settings, store: Store, folder: str, cluster: Cluster, progress: Progress) -> Outcome:
@@ -109,6 +113,9 @@ def _in_actor(settings: Settings, store: Store, folder: str, cluster: Cluster, p
             joined = False
             continue
         except RayTaskError as error:
+            if isinstance(error.cause, UnknownTrialError):
+                joined = False
+                continue
             if isinstance(error.cause, UserError):
                 raise error.cause from None
             raise
@@ -118,7 +125,19 @@ def _in_actor(settings: Settings, store: Store, folder: str, cluster: Cluster, p
                 return _outcome(report[0])
 
 
+def _check_ended(metrics: dict[str, Any]) -> None:
+    """Raises a UserError where this last report is not that of a run which came to its end."""
+    if metrics.get("infeasible"):
+        raise DoesNotFitError(NO_ROW_FITS)
+    if "checkpoint_path" not in metrics:
+        raise DivergedError(
+            f"the loss or its gradient is no number any more at step {metrics['step']} of {metrics['max_steps']}: "
+            "give a smaller --learning_rate"
+        )
+
+
 def _outcome(metrics: dict[str, Any]) -> Outcome:
+    _check_ended(metrics)
     kept = {name: value for name, value in metrics.items() if name not in ("checkpoint_path", "evaluation")}
     return Outcome(kept, metrics["checkpoint_path"])
 

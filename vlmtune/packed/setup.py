@@ -12,7 +12,7 @@ from vlmtune.config import Settings
 from vlmtune.data.preflight import fitting_rows
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
-from vlmtune.errors import DoesNotFitError
+from vlmtune.errors import ConfigError, DoesNotFitError
 from vlmtune.model.fast import without_vision_gradient
 from vlmtune.model.memory import halves
 from vlmtune.packed.model import PackedModel
@@ -47,6 +47,12 @@ def not_packable(settings: Settings) -> str | None:
         "trust_remote_code, for a model whose layers are not known": bool(get("trust_remote_code")),
     }
     return next((reason for reason, there in reasons.items() if there), None)
+
+
+def check_packable(settings: Settings) -> None:
+    """Raises ConfigError for settings that cannot be trained packed."""
+    if (reason := not_packable(settings)) is not None:
+        raise ConfigError(f"--trial_runner packed: cannot train {reason}; use --trial_runner isolated")
 
 
 def packed_model(settings: Settings, store: Store, trials: int, rank: int, note: Callable[[str], None]) -> tuple[PackedModel, int]:

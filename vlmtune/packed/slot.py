@@ -106,7 +106,7 @@ class Slot:
         self.resumed: dict[str, Any] | None = None
         if checkpoint is not None:
             self.state = TrainerState.load_from_json(f"{checkpoint}/{STATE}")
-            self.resumed = torch.load(f"{checkpoint}/{OPTIMIZER}", weights_only=True)
+            self.resumed = torch.load(f"{checkpoint}/{OPTIMIZER}", map_location="cpu", weights_only=True)
             tensors = load_file(f"{checkpoint}/{ADAPTER}")
             halves = [[tensors[f"{PREFIX}{name}.lora_{half}.weight"] for half in "AB"] for name in self.names]
             self.first = {name: (a, b) for name, (a, b) in zip(self.names, halves, strict=True)}
@@ -131,13 +131,14 @@ class Slot:
             return layout.pack(before.unpack(flat, self.names, self.rank), device)
 
         flat = moved(old.flat) if old is not None else layout.pack(self._first_adapter(), device)
-        self.layout, self.optimizer = layout, AdapterOptimizer(flat, layout.always, self.args, self.state.max_steps)
+        new = AdapterOptimizer(flat, layout.always, self.args, self.state.max_steps)
         state = self.resumed
         if old is not None:
             state = old.state_dict()
-            self.optimizer.gradient.copy_(moved(old.gradient))
+            new.gradient.copy_(moved(old.gradient))
         if state is not None:  # not a new trial
-            self.optimizer.load_state_dict({**state, "flat": {name: moved(average) for name, average in state["flat"].items()}})
+            new.load_state_dict({**state, "flat": {name: moved(average) for name, average in state["flat"].items()}})
+        self.layout, self.optimizer = layout, new  # last: where the memory does not suffice, the trial stays as it was
 
     def _first_adapter(self) -> dict[str, tuple[Tensor, Tensor]]:
         seed, rank = self.args.seed, self.rank

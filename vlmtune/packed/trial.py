@@ -19,6 +19,7 @@ from vlmtune.errors import UserError
 
 WAIT = 20.0  # seconds that one call waits in the engine
 PAUSE = 1.0  # between attempts to reach an engine that is starting again
+PATIENCE = 60.0  # seconds of such attempts, after which the trial looks for another engine
 FAILED = "failed"  # in a report: why a trial cannot be trained. Raised, Tune would begin it again as one whose process died
 
 
@@ -55,12 +56,16 @@ class PackedTrial(tune.Trainable):
                 report = ray.get(self.engine.wait.remote(self.name, self.taken, WAIT))
             except ray.exceptions.ActorUnavailableError:
                 time.sleep(PAUSE)
+                self.missed += PAUSE
+                if self.missed > PATIENCE:
+                    self.engine = None
                 continue
             except ray.exceptions.RayTaskError as error:
                 if not isinstance(error.cause, UnknownTrialError):
                     raise
                 self.engine = None
                 continue
+            self.missed = 0.0
             if report is not None:
                 metrics, last = report
                 self.taken += 1
@@ -90,12 +95,10 @@ class PackedTrial(tune.Trainable):
         self.engine, self.failure = None, None
 
     def _join(self) -> None:
-        """Join the engine that has the trial already, or else the one with most room."""
+        """Join an engine; where none answers, wait for one."""
         while True:
             try:
-                found: list[tuple[bool, int]] = ray.get([engine.room.remote(self.name) for engine in self.engines])
-                best = max(range(len(found)), key=lambda place: found[place])
-                self.engine, self.taken = self.engines[best], 0
+                self.engine, self.taken, self.missed = self._roomiest(), 0, 0.0
                 folder, runs = f"{self.output_dir}/tune/train/{self.name}", f"{self.output_dir}/runs/{self.name}"
                 ray.get(self.engine.join.remote(self.name, self.values, folder, runs))
                 return
@@ -106,3 +109,23 @@ class PackedTrial(tune.Trainable):
                     raise
                 self.failure = str(error.cause)
                 return
+
+    def _roomiest(self) -> ActorHandle[Any]:
+        """The engine that has the trial already, or else the one with most room, of those that answer: a node may be gone for good.
+
+        Raises:
+            RayTaskError: what has ended the engines' threads, where it has ended all that answer.
+            ActorUnavailableError: none answers.
+        """
+        asked = [engine.room.remote(self.name) for engine in self.engines]
+        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=WAIT)
+        found: list[tuple[tuple[bool, int], int]] = []
+        errors: list[Exception] = [ray.exceptions.ActorUnavailableError("no engine answers", None)]
+        for call in answered:
+            try:
+                found.append((ray.get(call), asked.index(call)))
+            except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+                errors.append(error)
+        if not found:
+            raise errors[-1]
+        return self.engines[max(found)[1]]

@@ -16,7 +16,7 @@ from vlmtune.console import TrialTable, say, show
 from vlmtune.data.paths import filesystem
 from vlmtune.data.preflight import usable_max_lengths
 from vlmtune.data.store import Store
-from vlmtune.errors import ConfigError
+from vlmtune.errors import ConfigError, UserError
 from vlmtune.evaluation.objective import OBJECTIVES
 from vlmtune.flags import nearest
 from vlmtune.output import located
@@ -61,12 +61,12 @@ def search_adapter(settings: Settings) -> str:
     space = Space.parse(usable, settings)
     for reason in reasons:
         say(f"          {reason}")
-    if resumed is None:
-        claim_for(settings, folder, store, "search.yaml")
-    else:
+    if resumed is not None:
         check_same_data(folder, store, "search.yaml")
     announce(settings, space, cluster)
     runner = make_runner(settings, space, store, folder, cluster)
+    if resumed is None:
+        claim_for(settings, folder, store, "search.yaml")
     say(f"Trials    {runner.text}")
     for note in runner.notes:
         say(note)
@@ -165,7 +165,7 @@ def finish(
         report = Report(chosen, trials, space.names, list(space.distributions), compared, pictures, folder, store.meta.key, counts, gpus)
         output.write_text(f"{folder}/report.html", page(report))
     results.write_table(rows, space.names, folder, objectives_of(settings))
-    return summary(settings, space, store, folder, cluster, rows, best, compared)
+    return summary(settings, space, store, folder, cluster, rows, best, compared, refitted=trained is not store)
 
 
 def save_best(best: results.TrialRow, chosen: Settings, store: Store, folder: str, cluster: Cluster) -> tuple[dict[str, Any], Store]:
@@ -175,9 +175,12 @@ def save_best(best: results.TrialRow, chosen: Settings, store: Store, folder: st
     """
     checkpoint, metrics, runs = best.checkpoint, reported(best.metrics), f"{folder}/runs/{best.trial_id}"
     if chosen.search.refit:
-        checkpoint, store = refit(chosen, store, folder, cluster)
-        metrics |= {"refit_rows": len(store.rows_of("train"))}
-        runs = f"{folder}/tune/refit/runs"
+        try:
+            checkpoint, store = refit(chosen, store, folder, cluster)
+            metrics |= {"refit_rows": len(store.rows_of("train"))}
+            runs = f"{folder}/tune/refit/runs"
+        except UserError as error:  # the search has its result
+            say(f"Refit     not done, the search's own adapter stays: {error}")
     source, inner = filesystem(runs)
     target, out = filesystem(f"{folder}/best/runs")
     target.create_dir(out, recursive=True)
@@ -194,7 +197,7 @@ def own_trial(rows: list[results.TrialRow], space: Space) -> results.TrialRow | 
 
 def summary(
     settings: Settings, space: Space, store: Store, folder: str, cluster: Cluster, rows: list[results.TrialRow], best: results.TrialRow,
-    compared: Comparison | str | None,
+    compared: Comparison | str | None, *, refitted: bool,
 ) -> str:  # fmt: skip
     """What was found and where it is, to print."""
     metric = settings.search.metric
@@ -214,7 +217,7 @@ def summary(
         f"Adapter   {folder}/best"
         + (
             f" (trained once more on the {len(store.rows_of('train')) + len(store.rows_of('eval'))} rows of train and eval)"
-            if settings.search.refit
+            if refitted
             else ""
         ),
         *([f"Report    {folder}/report.html"] if compared is not None else []),

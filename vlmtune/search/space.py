@@ -151,8 +151,10 @@ class Space:
         return sorted(points, key=lambda point: point != own)
 
     def corners(self) -> Iterator[dict[str, Any]]:
-        """The option values of trials at the ends of all distributions; of a large space the first of them."""
-        return (self._complete(drawn) for drawn in itertools.islice(self._corners(), _TRIED))
+        """The option values of trials at the ends of all distributions: each end once, then combinations, at most `_TRIED`."""
+        first = {name: one.ends[0] for name, one in self.distributions.items()}
+        each = ({**first, name: end} for name, one in self.distributions.items() for end in one.ends)
+        return (self._complete(drawn) for drawn in itertools.chain(each, itertools.islice(self._corners(), _TRIED)))
 
     def _corners(self) -> Iterator[dict[str, Any]]:
         """Every combination of the distributions' ends: of all values of a choice or grid, and both bounds of a range."""
