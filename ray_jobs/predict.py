@@ -14,7 +14,7 @@ from vlmtune.errors import plain_user_errors
 
 def main() -> None:
     quiet()  # before the libraries are imported
-    with plain_user_errors():
+    with plain_user_errors("The same command goes on with it."):
         from vlmtune.evaluation.predict import predict
 
         for line in predict(sys.argv[1:], __doc__ or ""):

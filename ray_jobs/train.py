@@ -15,7 +15,7 @@ def main() -> None:
     from vlmtune.packed.setup import check_packable
     from vlmtune.training.run import train_adapter
 
-    with plain_user_errors():
+    with plain_user_errors("To go on: --resume with its --output_dir."):
         settings = parse(description=__doc__)
         if settings.search.trial_runner == "packed":
             check_packable(settings)

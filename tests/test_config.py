@@ -261,7 +261,7 @@ def test_data_and_model_are_needed_except_to_resume(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^--learning_rate: a run goes on with .* give --resume alone$"):
         parse(["--resume", "out", "--learning_rate", "1"])
     config = write(tmp_path, "data_path: d\n")
-    with pytest.raises(ConfigError, match="^--config: a run goes on"):
+    with pytest.raises(ConfigError, match=r"^--config: a run goes on"):
         parse(["--resume", "out", "--config", config])
 
 

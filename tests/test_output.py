@@ -98,6 +98,9 @@ def test_what_no_run_wrote_is_never_deleted(tmp_path: Path, files: tuple[str, ..
 
 def test_a_file_is_no_place(tmp_path: Path):
     (tmp_path / "out").write_text("mine")
+    for path, message in ((tmp_path / "out", "is a file, not a folder"), (tmp_path / "out" / "sub", f"{tmp_path}/out is a file")):
+        with pytest.raises(ConfigError, match=f"^--cache_dir {path}: {message}"):
+            output.place(str(path), in_job=False, flag="--cache_dir")
     with pytest.raises(ConfigError, match="is a file, not a folder"):
         output.claim(str(tmp_path / "out"), overwrite=True)
     assert (tmp_path / "out").read_text() == "mine"

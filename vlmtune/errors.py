@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
+
 
 class UserError(Exception):
     """A mistake in what was given to vlmtune. Holds its message and nothing else, so that it pickles."""
@@ -38,10 +40,13 @@ class DivergedError(UserError):
 
 
 @contextmanager
-def plain_user_errors() -> Iterator[None]:
-    """Around an entry point: a UserError becomes one line on stderr and exit code 2."""
+def plain_user_errors(way_on: str = "") -> Iterator[None]:
+    """Around an entry point: a UserError becomes one line on stderr and exit code 2, Ctrl-C one line, with `way_on`, and 130."""
     try:
         yield
+    except KeyboardInterrupt:
+        print(f"Interrupted. {way_on}".rstrip(), file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -64,7 +64,21 @@ def place(path: str, *, in_job: bool, flag: str = "--output_dir") -> str:
         filesystem(path)
     except (ValueError, NotImplementedError, OSError) as error:
         raise ConfigError(f"{flag} {path}: cannot be opened: {one_line(error)}") from error
+    if not scheme(path):
+        whole = Path(path).absolute()
+        there = next(one for one in (whole, *whole.parents) if one.exists())
+        if not there.is_dir():
+            raise ConfigError(f"{flag} {path}: {'is' if there == whole else f'{there} is'} a file, not a folder")
     return absolute(path)
+
+
+def share(folder: Path | str) -> None:
+    """Give the files of a folder the mode that new files have here: safetensors leaves its own to their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in Path(folder).iterdir():
+        if file.is_file():
+            file.chmod(0o666 & ~mask)
 
 
 def check_free(folder: str, *, overwrite: bool, kind: Kind = RUN) -> None:
@@ -95,7 +109,10 @@ def claim(folder: str, *, overwrite: bool, kind: Kind = RUN) -> None:
     """Make the folder ready and empty for a new run. Raises what `check_free` raises."""
     check_free(folder, overwrite=overwrite, kind=kind)
     fs, inner = filesystem(folder)
-    fs.create_dir(inner, recursive=True)
+    try:
+        fs.create_dir(inner, recursive=True)
+    except OSError as error:
+        raise ConfigError(f"--output_dir {folder}: cannot be made: {one_line(error)}") from error
     fs.delete_dir_contents(inner)
 
 

@@ -16,7 +16,7 @@ from vlmtune.cluster import connect
 from vlmtune.config import Settings
 from vlmtune.data.cache import find_or_make, prepare
 from vlmtune.data.facts import kind_of
-from vlmtune.data.preflight import check, searched_max_lengths, too_long, usable_max_lengths
+from vlmtune.data.preflight import check, searched_max_lengths, too_long, trained_tokens, usable_max_lengths
 from vlmtune.data.preflight_page import page
 from vlmtune.data.preflight_text import WIDTH, screen
 from vlmtune.data.prepare import Source
@@ -25,6 +25,7 @@ from vlmtune.data.samples import samples
 from vlmtune.data.split import EVAL, TEST, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.data.summary import Alike, Summary, summarise
+from vlmtune.data.tokenize import required_length, shorten
 from vlmtune.errors import DataError
 
 pytestmark = pytest.mark.timeout(180)
@@ -157,7 +158,17 @@ def test_split_and_tokens_of_an_epoch(summary: Summary, store: Store) -> None:
     assert min(summary.split.values()) > 0
     examples = store.read(train.tolist())
     assert summary.epoch_tokens == sum(min(len(example.input_ids), 100) for example in examples)
-    assert summary.epoch_answer_tokens == sum((example.labels >= 0).sum() for example in examples)
+    cut = [example if required_length(example) > 100 else shorten(example, 100) for example in examples]
+    assert summary.epoch_answer_tokens == sum((example.labels >= 0).sum() for example in cut)
+
+
+@pytest.mark.parametrize("limit", [25, 32, 40, 100, None])
+def test_trained_tokens_are_those_that_shortening_leaves(store: Store, limit: int | None) -> None:
+    rows = store.rows_of(TRAIN)
+    rows = rows[store.column("required")[rows] <= (limit or np.inf)]
+    expected = sum(int((shorten(example, limit).labels >= 0).sum()) for example in store.read(rows.tolist()))
+    assert trained_tokens(store, rows, limit) == expected
+    assert len(rows) > 10
 
 
 def test_the_example_highlights_the_answer_alone(summary: Summary) -> None:
@@ -278,7 +289,7 @@ def test_training_rows_that_do_not_fit_are_a_problem_unless_skipped(store: Store
     assert too_long(store, short).tolist() == [row for row in train if required[row] > short] != []
     (problem,) = check(store, configure(on_bad_row="skip", max_length=short))
     assert f"max_length {short} " in problem
-    assert f"--max_length {enough} holds them all" in problem
+    assert f"{enough} keeps a word of each answer" in problem
     assert check(store, configure(on_bad_row="skip", on_long_row="skip", max_length=short)) == []
     assert f"{BAD} of {GOOD + BAD} rows are bad" in check(store, configure(max_length=enough))[0]
 
@@ -345,9 +356,11 @@ def test_searched_lengths_are_listed() -> None:
 @pytest.mark.parametrize(
     ("reason", "kind"),
     [
-        ("image path /data/a b.jpg leaves the folder /data: move", "image path … b.jpg leaves the folder … move"),
+        ("image path /data/a b.jpg leaves the folder /data: move", "image path … leaves the folder … move"),
         ("image https://host/1.jpg is remote: download it", "image … is remote: download it"),
         ("messages[12].role is 'bot': it must be", "messages[N].role is 'bot': it must be"),
+        ("frame cam1_2.jpg has a row already, on line 3: keep one", "frame … has a row already, on line N: keep one"),
+        ("byte 17 of the line is not UTF-8", "byte N of the line is not UTF-8"),
         ("2 <image> marks but 1 image: give each", "N <image> marks but N image: give each"),
     ],
 )

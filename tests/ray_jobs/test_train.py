@@ -263,7 +263,11 @@ BAD_DATA = [
     (make_all_bad, {"on_bad_row": "skip"}, r"no usable row"),
     (lambda folder, mall: jsonl(folder / "d.jsonl", *good_rows(2)), {}, r"leave no row for train"),
     (lambda folder, mall: jsonl(folder / "d.jsonl", *good_rows(1)), {"test_fraction": 0}, r"leave no row for train"),
-    (lambda folder, mall: mall, {"max_length": 8}, r"36 of 36 training rows do not fit max_length 8 .*--max_length \d+ holds them all"),
+    (
+        lambda folder, mall: mall,
+        {"max_length": 8},
+        r"36 of 36 .* do not fit max_length 8 .*--max_length \d+ cuts nothing, \d+ keeps a word of each answer",
+    ),
     (lambda folder, mall: mall, {"max_length": 8, "on_long_row": "skip"}, r"36 of 36 training rows do not fit max_length 8 "),
 ]
 BAD_OPTIONS: list[tuple[dict[str, Any], type[UserError], str]] = [
@@ -276,8 +280,13 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[UserError], str]] = [
     ({"num_workers": 500}, ResourceError, r"--num_workers 500: this cluster's \d+ CPUs have room for \d+"),
     ({"output_dir": "s3://bucket/out?region=eu-west-1"}, ConfigError, r"--num_workers 0 writes to a local folder"),
     ({"output_dir": "nowhere://bucket/out"}, ConfigError, r"--output_dir nowhere://bucket/out: cannot be opened"),
-    ({"resume": "absent"}, ConfigError, r"--resume .*absent: no run is there"),
+    ({"resume": "absent"}, ConfigError, r"give --resume alone"),
 ]
+
+
+def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"--resume .*absent: no run is there"):
+        train_adapter(parse(["--resume", str(tmp_path / "absent")]))
 
 
 @pytest.mark.parametrize(("make", "options", "message"), BAD_DATA)

@@ -150,7 +150,7 @@ def test_a_mistake_of_the_user_is_raised_as_such_and_not_tried_again(
 ):
     values = values_of(stores[NAME], models / "mllama", max_length=8)
     options = {"use_gpu": False, "storage_path": str(tmp_path), "name": "run", "runs_dir": str(tmp_path / "runs")}
-    with pytest.raises(DataError, match=r"training rows do not fit max_length 8 .*--max_length 17 holds them all"):
+    with pytest.raises(DataError, match=r"training rows do not fit max_length 8 .*17 keeps a word of each answer"):
         run_on_ray(values, stores[NAME], workers=1, **options)
 
 

@@ -191,7 +191,7 @@ def test_long_rows_are_refused_or_left_out(run_loop: RunLoop, stores: dict[str, 
     assert len(set(required)) > 1
     limit = int(required.max()) - 1
     fitting = [row for row in range(11) if required[row] <= limit]
-    with pytest.raises(DataError, match=rf"max_length {limit} .*train\.jsonl:2 .*--max_length {required.max()} holds them all"):
+    with pytest.raises(DataError, match=rf"max_length {limit} .*train\.jsonl:2 .*{required.max()} keeps a word of each answer"):
         run_loop("mixed llava", max_length=limit)
     run = run_loop("mixed llava", max_length=limit, on_long_row="skip", num_train_epochs=1)
     assert sorted(row for batch in run.trained_on() for row in batch.rows) == fitting

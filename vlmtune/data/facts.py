@@ -37,7 +37,8 @@ def facts_of(messages: Sequence[dict[str, Any]], images: Sequence[Image.Image], 
 
 def kind_of(reason: str) -> str:
     """The reason for a bad row without what differs from row to row: numbers and paths."""
-    return re.sub(r"\d[\d,.]*", "N", re.sub(r"\w+://\S+|(?<!\S)/\S+|\S+/\S+\.\w+", "…", reason))
+    places = re.sub(r"\w+://\S+|(?<!\S)/\S+|\S+/\S+\.\w+|(?<!\S)[\w.-]*\w\.[A-Za-z]\w{1,4}\b", "…", reason)
+    return re.sub(r"(?<![\w-])\d+(?:[.,]\d+)*", "N", re.sub("…(?: …)+", "…", places))  # not the 8 of UTF-8
 
 
 def _hash(messages: Sequence[dict[str, Any]], hashes: Sequence[str]) -> str:

@@ -32,8 +32,20 @@ def length_problem(store: Store, max_length: int | None, on_long_row: str) -> st
     other = ", --on_long_row skip leaves them out" if len(long) < len(rows) else ""
     return (
         f"{len(long)} of {len(rows)} training rows do not fit max_length {max_length} with their images and template whole "
-        f"({_named(store, long)}): --max_length {store.column('required')[rows].max()} holds them all{other}"
+        f"({_named(store, long)}): --max_length {store.column('tokens')[rows].max()} cuts nothing, "
+        f"{store.column('required')[rows].max()} keeps a word of each answer{other}"
     )
+
+
+def trained_tokens(store: Store, rows: np.ndarray, max_length: int | None) -> int:
+    """About how many tokens of these rows are trained on within `max_length`, as `tokenize.shorten` cuts a row of one answer."""
+    tokens, needed, answers = (store.column(name)[rows] for name in ("tokens", "required", "answer_tokens"))
+    if max_length is None:
+        return int(answers.sum())
+    budget = max_length - (needed - 1)
+    question = tokens - (needed - 1) - answers
+    cut = np.minimum(answers, np.maximum(np.maximum(budget - question, budget // 2), 1))
+    return int(np.where((needed <= max_length) & (max_length < tokens), cut, answers).sum())
 
 
 def fitting_rows(store: Store, max_length: int | None, on_long_row: str) -> np.ndarray:

@@ -67,10 +67,9 @@ def _bad(summary: Summary) -> str:
             f'<p class="small"><b>{escape(shortened(source, summary))}</b> <span class="soft">{escape(why)}</span></p>'
             for source, why in kind.first
         )
-        head = f"<p>{escape(kind.kind)}</p>" if kind.count > 1 else ""
         rest = kind.count - len(kind.first)
         more = f'<p class="small soft">and {rest:,} more</p>' if rest else ""
-        rows.append(f'<td class="text many">{kind.count:,}</td><td class="text">{head}{first}{more}</td>')
+        rows.append(f'<td class="text many">{kind.count:,}</td><td class="text">{first}{more}</td>')
     return section("Bad rows", table((), rows))
 
 

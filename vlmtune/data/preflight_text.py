@@ -87,7 +87,8 @@ def _bad(summary: Summary) -> Iterator[str]:
         return
     yield f"Bad rows  {summary.bad_rows:,} of {summary.rows + summary.bad_rows:,}"
     for kind in kinds[:BAD_KINDS]:
-        yield f"{kind.count:>9,} {kind.kind if kind.count > 1 else kind.first[0][1]}"
+        alike = len({reason for _, reason in kind.first}) == 1
+        yield f"{kind.count:>9,} {kind.first[0][1] if alike else kind.kind}"
         more = f", … {kind.count - len(kind.first):,} more" if kind.count > len(kind.first) else ""
         yield f"{INDENT}  {', '.join(shortened(source, summary) for source, _ in kind.first)}{more}"
     if len(kinds) > BAD_KINDS:

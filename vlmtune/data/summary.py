@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vlmtune.config import Settings
-from vlmtune.data.preflight import check, searched_max_lengths, too_long, usable_max_lengths
+from vlmtune.data.preflight import check, searched_max_lengths, too_long, trained_tokens, usable_max_lengths
 from vlmtune.data.split import EVAL, TEST, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import ANSWER, IMAGE, TEMPLATE, TEXT
@@ -167,7 +167,7 @@ def summarise(store: Store, settings: Settings, tokenizer: Any) -> Summary:
         split={name: len(store.rows_of(name)) for name in (TRAIN, EVAL, TEST)},
         epoch_rows=len(kept),
         epoch_tokens=int(np.minimum(tokens[kept], np.inf if max_length is None else max_length).sum()),
-        epoch_answer_tokens=int(store.column("answer_tokens")[kept].sum()),
+        epoch_answer_tokens=trained_tokens(store, kept, max_length),
         notes=notes,
         problems=[*check(store, settings), *problems],
     )

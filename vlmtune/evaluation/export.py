@@ -118,6 +118,7 @@ def merge(settings: Settings, adapter: str, folder: str) -> Agreement:
     merged.config.use_cache = merged.config.get_text_config().use_cache = True  # off only for training
     merged.save_pretrained(folder)
     processor.save_pretrained(folder)
+    output.share(folder)
     del base, adapted, merged
     found = _logits(_load(settings, folder, "main", source[1], device), layout, example)
     agreement = compare(found, wanted, TOLERANCES[dtype])

@@ -31,6 +31,7 @@ class PackedTrial(tune.Trainable):
     """One evaluation of the trial a step. Config: the trial's own values, or those under `point_key`."""
 
     failure: str | None
+    missed: float  # seconds since its engine answered last
 
     def setup(
         self,
@@ -117,7 +118,7 @@ class PackedTrial(tune.Trainable):
             RayTaskError: what has ended the engines' threads, where it has ended all that answer.
             ActorUnavailableError: none answers.
         """
-        asked = [engine.room.remote(self.name) for engine in self.engines]
+        asked: list[Any] = [engine.room.remote(self.name) for engine in self.engines]
         answered, _ = ray.wait(asked, num_returns=len(asked), timeout=WAIT)
         found: list[tuple[tuple[bool, int], int]] = []
         errors: list[Exception] = [ray.exceptions.ActorUnavailableError("no engine answers", None)]

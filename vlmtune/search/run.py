@@ -16,7 +16,7 @@ from vlmtune.console import TrialTable, say, show
 from vlmtune.data.paths import filesystem
 from vlmtune.data.preflight import usable_max_lengths
 from vlmtune.data.store import Store
-from vlmtune.errors import ConfigError, UserError
+from vlmtune.errors import INTERRUPTED, ConfigError, UserError
 from vlmtune.evaluation.objective import OBJECTIVES
 from vlmtune.flags import nearest
 from vlmtune.output import located
@@ -33,7 +33,6 @@ from vlmtune.search.tuner import run_search
 from vlmtune.training.run import check_same_data, claim_for, output_folder, prepared, start
 from vlmtune.training.save import describe, save_adapter_folder
 
-INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
 # What a trial reports and a search can be for.
 METRICS = ("eval_loss", "train_loss", "seconds", "eval_seconds", "rows_per_second", "tokens_per_second", "peak_memory")
 

@@ -123,6 +123,9 @@ def prepared(settings: Settings) -> Store:
     skipped = f"; {store.meta.bad_rows} bad rows skipped (bad_rows.jsonl)" if store.meta.bad_rows else ""
     say(f"Data      {data.data_path}: {store.meta.rows} rows ({counts}), up to {store.column('tokens').max()} tokens{skipped}")
     max_length = settings.get("max_length")
+    tokens = store.column("tokens")[store.rows_of(TRAIN)]
+    if max_length is not None and (cut := int((tokens > max_length).sum())):
+        say(f"          {cut} of {len(tokens)} training rows are shortened to --max_length {max_length}; {tokens.max()} cuts nothing")
     if left_out := len(store.rows_of(TRAIN)) - len(fitting_rows(store, max_length, data.on_long_row)):
         say(f"          {left_out} training rows left out: their images do not fit --max_length {max_length}")
     return store
