@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmtune.data.hub import stay_offline_unless_reachable
 from vlmtune.errors import ModelError
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def plain_model_errors(name: str, revision: str) -> Iterator[None]:
     """Turns what transformers, huggingface_hub and safetensors raise about a model into a `ModelError`."""
     from safetensors import SafetensorError
 
+    if not Path(name).exists():
+        stay_offline_unless_reachable()
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
@@ -74,7 +77,7 @@ def _explain(error: Exception, name: str, revision: str) -> str:
     if caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled):
         return (
             f"{name} is neither a folder nor in the local cache, and the Hub cannot be reached: check the name and the network, "
-            "unset HF_HUB_OFFLINE, or download the model first with `hf download` (if it is gated, accept its licence on "
+            "unset HF_HUB_OFFLINE if it is set, or download the model first with `hf download` (if it is gated, accept its licence on "
             f"https://huggingface.co/{name} and log in with `hf auth login`)"
         )
     if caused_by(SafetensorError):

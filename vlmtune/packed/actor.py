@@ -85,10 +85,11 @@ class EngineActor:
                 return
             self.changed.wait_for(lambda: trial_id not in self.leaving or self._stopped())
             self._raise_of_training()
+        assert self.engine is not None
+        self.engine.settle(trial_id)
         last = last_report(folder)
         ended = last is not None and last["step"] >= last["max_steps"]
         if last is None or not ended:
-            assert self.engine is not None
             with last_checkpoint(folder) as checkpoint:
                 slot = self.engine.slot(trial_id, values, runs_dir=runs_dir, checkpoint=checkpoint, progress=Gauges(trial_id, 0, progress))
             with self.changed:

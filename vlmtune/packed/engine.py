@@ -162,6 +162,11 @@ class Engine:
         self._evaluate([slot for slot in evaluated if slot.trial_id in self.slots])
         return True
 
+    def settle(self, trial_id: str) -> None:
+        """Wait for the checkpoints of a trial that has left; may be called from any thread."""
+        if (last := self.last_write.get(trial_id)) is not None:
+            last.exception()  # raised in the next round
+
     def close(self) -> None:
         """Write what is left to be written."""
         self.writer.shutdown()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from transformers.utils import logging as transformers_logging
 
 from vlmtune.config import Settings
 from vlmtune.data.preflight import fitting_rows
@@ -61,6 +62,7 @@ def packed_model(settings: Settings, store: Store, trials: int, rank: int, note:
     Raises:
         DoesNotFitError: not even one row at a time would fit in the GPU's memory.
     """
+    transformers_logging.disable_progress_bar()
     gpu = torch.cuda.is_available() and not settings.get("use_cpu")
     device = torch.device("cuda" if gpu else "cpu")
     kept = fitting_rows(store, settings.get("max_length"), "skip")
