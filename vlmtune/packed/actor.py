@@ -17,6 +17,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 
 from vlmtune.background import in_background
+from vlmtune.console import say
 from vlmtune.data.store import Store
 from vlmtune.errors import UserError
 from vlmtune.packed.checkpoints import last_checkpoint, last_report
@@ -158,7 +159,7 @@ class EngineActor:
         for trial_id in self.leaving | forgotten:
             engine.leave(trial_id)
         for trial_id in forgotten:
-            del self.reports[trial_id]  # whoever asks after all has to join again
+            self.reports.pop(trial_id, None)  # whoever asks after all has to join again
         self.leaving.clear()
         while self.joining and len(engine.slots) < self.trials:
             trial_id = next(iter(self.joining))
@@ -182,7 +183,9 @@ def start_engines(
     engines = [remote.options(**options).remote(values, store, trials, rank) for _ in range(count)]
     starts = [engine.start.remote() for engine in engines]
     started = time.monotonic()
-    ray.wait(starts)
+    if not ray.wait(starts, timeout=LATER)[0]:
+        say(f"Waiting   for a {'GPU' if gpu else 'CPU'} that is free and the base that it loads")
+        ray.wait(starts)
     ready, waiting = ray.wait(starts, num_returns=count, timeout=max(LATER, time.monotonic() - started))
     try:
         notes: list[str] = ray.get(ready)[0]
