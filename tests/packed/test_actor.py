@@ -150,6 +150,7 @@ def test_a_trial_joins_an_engine_that_answers(monkeypatch: pytest.MonkeyPatch) -
         trial = object.__new__(PackedTrial)
         full, roomy, ended, slow = (Engine.options(num_cpus=0).remote(*given) for given in ((1,), (2,), (None,), (9, 60)))  # type: ignore[attr-defined]
         gone = Engine.options(num_cpus=0, resources={"no such node": 1}).remote(9)  # type: ignore[attr-defined]
+        ray.wait([engine.room.remote("one") for engine in (full, roomy, ended)], num_returns=3)  # their processes have started
         trial.name, trial.engines = "one", [full, gone, ended, roomy, slow]
         assert trial._roomiest() == roomy
         trial.engines = [ended, gone]

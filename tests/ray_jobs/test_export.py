@@ -38,6 +38,8 @@ def test_the_command_merges_llava_and_writes_the_state_dict(adapters: dict[str, 
     assert adapter == f"Adapter   {out}/lora_adapter_state_dict.pt"
     assert vllm == f"vLLM      vllm serve {models / 'llava'} --enable-lora --lora-modules tuned={adapters['llava']}"
 
+    assert len({file.stat().st_mode for file in out.iterdir()}) == 1, "others may read the weights as they may read the rest"
+
     model = AutoModelForImageTextToText.from_pretrained(out)
     base = AutoModelForImageTextToText.from_pretrained(models / "llava")
     assert AutoProcessor.from_pretrained(out).tokenizer.get_vocab() == AutoProcessor.from_pretrained(models / "llava").tokenizer.get_vocab()
