@@ -51,22 +51,26 @@ def write_rows(folder: Path, rows: int, words: int = 0) -> Path:
     `words`: so many are added to every question, all the same, and 40 to its answer.
     """
     (folder / "images").mkdir(parents=True)
-    random = np.random.RandomState(0)
-    y, x = np.mgrid[0:480, 0:640]
-    noise = random.randint(0, 24, (480, 640, 3), dtype=np.int16)
+    with multiprocessing.get_context("spawn").Pool() as pool:
+        pool.map(partial(write_image, folder / "images"), range(rows), chunksize=64)
     path = folder / "rows.jsonl"
     with path.open("w") as lines:
         for number in range(rows):
-            a, b, c = random.rand(3) * 0.05
-            waves = np.stack([np.sin(x * a + y * b), np.cos(y * b), np.sin(x * c)], axis=-1)
-            pixels = np.clip(waves * 100 + 110 + noise, 0, 255).astype(np.uint8)
-            pixels[100 : 100 + number % 300, 200:260] = number % 251
-            Image.fromarray(pixels).save(folder / "images" / f"{number:06d}.jpg", quality=88)
             question = "<image>\nHow many people are there?" + " and where" * (words // 2)
             answer = f"{number % 10} people" + " here" * (40 if words else 0)
             turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
             lines.write(json.dumps({"image": f"images/{number:06d}.jpg", "conversations": turns}) + "\n")
     return path
+
+
+def write_image(folder: Path, number: int) -> None:
+    random = np.random.RandomState(number)
+    y, x = np.mgrid[0:480, 0:640]
+    a, b, c = random.rand(3) * 0.05
+    waves = np.stack([np.sin(x * a + y * b), np.cos(y * b), np.sin(x * c)], axis=-1)
+    noise = random.randint(0, 24, (480, 640, 3), dtype=np.int16)
+    pixels = np.clip(waves * 100 + 110 + noise, 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / f"{number:06d}.jpg", quality=88)
 
 
 def bare(folder: str, model: str, out: str, floats: bool, numbers: list[int]) -> None:

@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from events import event_times
 from train_step import CASES, _synchronize, measure
 
 WARM_UP = 6  # rounds: three as they are, one recorded, and their neighbours
@@ -244,32 +245,19 @@ def whole(folder: str, args: argparse.Namespace) -> dict[str, Any]:
         subprocess.run(command, check=True, stdout=sys.stderr, cwd=Path(__file__).parents[1])
         seconds = time.perf_counter() - started
         reports = [[json.loads(line) for line in file.read_text().splitlines()] for file in sorted(Path(out).glob("tune/*/result.json"))]
-        times = [evaluated_at(Path(out) / "runs" / trial[0]["trial_id"]) for trial in reports]
+        times = [event_times(Path(out) / "runs" / trial[0]["trial_id"], "eval_loss") for trial in reports]
+    gpus = max(torch.cuda.device_count(), 1)
     whole = [number for number, trial in enumerate(reports) if trial[-1]["step"] == trial[-1]["max_steps"]]
     last = len(reports[whole[0]]) - 2
     clock = statistics.mean(times[number][last] - times[number][0] for number in whole)
     pairs = [pair for trial in reports for pair in pairwise(trial[: last + 1])]
+    trained = sum(trial[last]["step"] - trial[0]["step"] for trial in reports if len(trial) > last) * args.batch
     engine = sum(after["seconds"] - before["seconds"] + after["eval_seconds"] for before, after in pairs)
     return {
         "total_s": seconds, "rows": sum(trial[-1]["step"] for trial in reports) * args.batch, "ended": len(whole),
         "searching_s": max(max(trial) for trial in times) - min(min(trial) for trial in times),
-        "clock_s": clock, "engine_s": engine, "added": clock / engine - 1,
+        "clock_s": clock, "engine_s": engine, "added": clock * gpus / engine - 1, "gpus": gpus, "ms_a_row": clock / trained * 1e3,
     }  # fmt: skip
-
-
-def evaluated_at(folder: Path) -> list[float]:
-    """The times of a trial's evaluations, from its TensorBoard events: Tune's own are in whole seconds."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    found = []
-    for file in sorted(folder.glob("events*")):
-        data, place = file.read_bytes(), 0
-        while place < len(data):
-            size = int.from_bytes(data[place : place + 8], "little")  # of an event, between two checksums of 4 bytes
-            event = Event.FromString(data[place + 12 : place + 12 + size])
-            found += [event.wall_time for value in event.summary.value if value.tag == "eval_loss"]
-            place += size + 16
-    return found
 
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -41,7 +41,7 @@ from vlmtune.training.report import EVALUATION
 from vlmtune.training.setup import adapter_config, operations
 
 EVALUATED_AT_ONCE = 64  # rows of the evaluation set that are in memory at once
-WRITERS = 4  # checkpoints at once: the search decides about a trial when its own is written
+WRITERS = 4  # checkpoints at once: a trial's last report waits for its own
 NO_ROW_FITS = "out of GPU memory with one row: give a smaller --max_length or --lora_r, or --quantization nf4"
 CACHED_BYTES = 2 * 2**30  # of examples that were read: all trials want the same rows
 
@@ -226,20 +226,27 @@ class Engine:
             return self.objective.measure(model, self.processor, self.store, read, last=slot.ended, rank=rank, world=world)
 
     def _report(self, slot: Slot, metrics: dict[str, float]) -> None:
-        """Report a trial's evaluation once its checkpoint is whole, which is written while the next rounds run."""
+        """Report a trial's evaluation; its checkpoint is written while the next rounds run.
+
+        The search decides about a trial before its checkpoint is whole, so that one that is stopped trains on for a moment only; what an
+        engine that died has not written it trains, and reports, once more. The last report waits: its checkpoint is what remains.
+        """
         slot.control.should_evaluate = False
         folder = f"{self.folders[slot.trial_id]}/checkpoint-{slot.state.global_step}"
-        result = {**slot.report(metrics), EVALUATION: slot.evaluation, "checkpoint_path": folder}
+        report = Report({**slot.report(metrics), EVALUATION: slot.evaluation, "checkpoint_path": folder}, slot.ended)
         if self.share.rank == 0:
             write = slot.save(self._save_processor)
-            self._submit(slot.trial_id, partial(self._write, slot, write, folder, Report(result, slot.ended)))
+            if not report.last:
+                self.deliver(slot.trial_id, report)
+            self._submit(slot.trial_id, partial(self._write, slot, write, folder, report))
         if slot.ended:
             self.leave(slot.trial_id)
 
     def _write(self, slot: Slot, write: Callable[[Path], None], folder: str, report: Report) -> None:
         save_checkpoint(write, folder, report.metrics)
         slot.publish_runs()
-        self.deliver(slot.trial_id, report)
+        if report.last:
+            self.deliver(slot.trial_id, report)
 
     def _save_processor(self, folder: Path) -> None:
         with self.saving:
