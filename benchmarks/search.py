@@ -227,8 +227,8 @@ def equal(folder: str, args: argparse.Namespace) -> dict[str, Any]:
 def whole(folder: str, args: argparse.Namespace) -> dict[str, Any]:
     """A search by its command, and what Tune, RPC and checkpoints add to the engine's own time for training and evaluation.
 
-    That is taken from the trials that ran to their end, between their first evaluation and their last but one: the last ones wait for
-    checkpoints that nothing hides. What a stopped trial trained until it was told so counts as added.
+    That is taken from when all trials have had their first evaluation to when those that ran to their end have had their last but one: the
+    last ones wait for checkpoints that nothing hides. What a stopped trial trained until it was told so counts as added.
     """
     with tempfile.TemporaryDirectory() as work:
         out = f"{work}/out"
@@ -249,7 +249,7 @@ def whole(folder: str, args: argparse.Namespace) -> dict[str, Any]:
     gpus = max(torch.cuda.device_count(), 1)
     whole = [number for number, trial in enumerate(reports) if trial[-1]["step"] == trial[-1]["max_steps"]]
     last = len(reports[whole[0]]) - 2
-    clock = statistics.mean(times[number][last] - times[number][0] for number in whole)
+    clock = max(times[number][last] for number in whole) - max(trial[0] for trial in times)
     pairs = [pair for trial in reports for pair in pairwise(trial[: last + 1])]
     trained = sum(trial[last]["step"] - trial[0]["step"] for trial in reports if len(trial) > last) * args.batch
     engine = sum(after["seconds"] - before["seconds"] + after["eval_seconds"] for before, after in pairs)

@@ -79,10 +79,10 @@ def main() -> None:
             first = first or found
             apart = distance(Path(work) / f"out{workers}", Path(work) / f"out{first['workers']}")
             print(
-                f"{workers} worker{'s' if workers > 1 else ' '}  {found['ms_a_row']:.2f} ms a row ({found['low']:.2f} to {found['high']:.2f})"
-                f"  {first['ms_a_row'] / found['ms_a_row']:.2f}x  {found['step']} steps, waiting for data {found['data_wait_fraction']:.2%}, "
-                f"peak {found['peak_memory']:.1f} GB a GPU, eval_loss {found['eval_loss']:.4f}, adapters {apart:.1e} apart, "
-                f"whole command {found['total_s']:.0f} s",
+                f"{workers} worker{'s' if workers > 1 else ' '}  {found['ms_a_row']:.2f} ms a row ({found['low']:.2f} to "
+                f"{found['high']:.2f})  {first['ms_a_row'] / found['ms_a_row']:.2f}x  {found['step']} steps, waiting for data "
+                f"{found['data_wait_fraction']:.2%}, peak {found['peak_memory']:.1f} GB a GPU, eval_loss {found['eval_loss']:.4f}, adapters "
+                f"{apart:.1e} apart, whole command {found['total_s']:.0f} s",
                 flush=True,
             )
             if args.json:
