@@ -81,8 +81,8 @@ def main() -> None:
             print(
                 f"{workers} worker{'s' if workers > 1 else ' '}  {found['ms_a_row']:.2f} ms a row ({found['low']:.2f} to "
                 f"{found['high']:.2f})  {first['ms_a_row'] / found['ms_a_row']:.2f}x  {found['step']} steps, waiting for data "
-                f"{found['data_wait_fraction']:.2%}, peak {found['peak_memory']:.1f} GB a GPU, eval_loss {found['eval_loss']:.4f}, adapters "
-                f"{apart:.1e} apart, whole command {found['total_s']:.0f} s",
+                f"{found['data_wait_fraction']:.2%}, peak {found['peak_memory']:.1f} GB a GPU, eval_loss {found['eval_loss']:.4f}, "
+                f"adapters {apart:.1e} apart, whole command {found['total_s']:.0f} s",
                 flush=True,
             )
             if args.json:
