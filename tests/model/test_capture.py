@@ -92,4 +92,4 @@ def test_a_part_that_cannot_be_recorded_goes_on_as_it_was():
     for _ in range(CALLS_BEFORE + 3):
         assert module(torch.ones(8, device="cuda")).shape == (8,)
     assert len(failures) == 1
-    assert failures[0].startswith("no CUDA graph of Reads: ")
+    assert failures[0].startswith("no CUDA graphs of Reads, steps are slower: ")

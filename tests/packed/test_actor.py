@@ -20,7 +20,7 @@ from vlmtune.data.store import Store
 from vlmtune.errors import DoesNotFitError
 from vlmtune.packed import setup
 from vlmtune.packed.actor import EngineActor
-from vlmtune.packed.trial import PackedTrial, UnknownTrialError
+from vlmtune.packed.trial import NOTES, PackedTrial, UnknownTrialError
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -75,6 +75,15 @@ def test_a_trial_joins_once_reports_in_order_and_can_be_asked_again(actor: Engin
     actor.join("one", values, str(tmp_path / "one"), str(tmp_path / "runs"))
     (last,) = reports(actor, "one")  # it had ended: its last checkpoint says how
     assert last["eval_loss"] == found[-1]["eval_loss"]
+
+
+def test_what_an_engine_notes_comes_once_with_the_next_report(actor: EngineActor, values: dict[str, Any], tmp_path: Path) -> None:
+    assert actor.start() == actor.notes
+    actor.notes.append("out of GPU memory with 8 rows at a time")
+    actor.join("one", values, str(tmp_path / "one"), str(tmp_path / "runs"))
+    first, last = reports(actor, "one")
+    assert first[NOTES] == ["out of GPU memory with 8 rows at a time"]
+    assert NOTES not in last
 
 
 def test_trials_without_memory_wait_for_those_that_have_some(
@@ -141,6 +150,38 @@ class Engine:
         if self.answer is None:
             raise OSError("its disk was full")
         return False, self.answer
+
+
+@ray.remote
+class Restarted:
+    """An engine that came back empty: of its trial's reports the second one had no checkpoint yet."""
+
+    def __init__(self) -> None:
+        self.steps = [2, 4]
+
+    def room(self, trial_id: str) -> tuple[bool, int]:
+        return True, 1
+
+    def join(self, *_: Any) -> None:
+        self.steps = [4, 6]
+
+    def wait(self, trial_id: str, number: int, seconds: float) -> tuple[dict[str, Any], bool]:
+        if number >= len(self.steps):
+            raise UnknownTrialError(trial_id)
+        return {"step": self.steps[number]}, self.steps[number] == 6
+
+
+def test_a_report_that_comes_once_more_is_passed_over() -> None:
+    ray.init(num_cpus=1, log_to_driver=False, logging_level="error")
+    try:
+        trial = object.__new__(PackedTrial)
+        trial.name, trial.values, trial.output_dir, trial.failure, trial.missed = "one", {}, "out", None, 0.0
+        trial.reported = trial.taken = 0
+        trial.engine = Restarted.options(num_cpus=0).remote()  # type: ignore[attr-defined]
+        trial.engines = [trial.engine]
+        assert [trial.step() for _ in range(3)] == [{"step": 2, "done": False}, {"step": 4, "done": False}, {"step": 6, "done": True}]
+    finally:
+        ray.shutdown()
 
 
 def test_a_trial_joins_an_engine_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,20 @@ def test_training_loss_is_that_of_its_type(run_loop: RunLoop, stores: dict[str, 
     assert run.losses() == pytest.approx([expected.item()], rel=1e-4)
 
 
+def test_a_step_is_logged_once_with_its_own_numbers(run_loop: RunLoop):
+    options = {"max_steps": 5, "eval_steps": 2, "learning_rate": 1e-2, "lr_scheduler_type": "linear"}
+    each, pairs = (run_loop("mixed llava", logging_steps=steps, **options) for steps in (1, 2))
+    assert [(log["step"], "eval_loss" in log) for log in each.steps if {"loss", "eval_loss"} & log.keys()] == [
+        (1, False), (2, False), (2, True), (3, False), (4, False), (4, True), (5, False), (5, True)
+    ]  # fmt: skip
+    logs = [log for log in each.steps if "loss" in log]
+    assert [log["learning_rate"] for log in logs] == pytest.approx([1e-2 * (1 - step / 5) for step in range(5)])
+    assert len({log["grad_norm"] for log in logs}) == 5 and all(0 <= log["mean_token_accuracy"] <= 1 for log in logs)
+    losses = each.losses()
+    assert [log["step"] for log in pairs.steps if "loss" in log] == [2, 4]
+    assert pairs.losses() == pytest.approx([(losses[0] + losses[1]) / 2, (losses[2] + losses[3]) / 2], rel=1e-5)
+
+
 def test_accumulated_steps_equal_large_ones(run_loop: RunLoop):
     small = run_loop("mixed llava", per_device_train_batch_size=2, gradient_accumulation_steps=4, num_train_epochs=2)
     large = run_loop("mixed llava", per_device_train_batch_size=8, num_train_epochs=2)

@@ -25,9 +25,11 @@ def scalars(folder: Path) -> dict[tuple[str, int], float]:
 def test_training_time_leaves_out_loading_and_evaluation():
     meter = Meter(None)
     time.sleep(0.2)  # loading the model
+    meter.begin()
     meter.count(rows=2, tokens=10)
     time.sleep(0.1)
     meter.pause(0.05)  # of that, an evaluation
+    meter.begin()
     meter.count(rows=2, tokens=30)
     found = meter.summary()
     assert 0.05 <= found["seconds"] < 0.15
@@ -43,6 +45,7 @@ def test_waiting_for_data_is_measured_from_the_second_batch_on():
 
     meter = Meter(None)
     for number in meter.timed(slow()):
+        meter.begin()
         meter.count(rows=1, tokens=1)
         assert number == meter.rows - 1
         time.sleep(0.05)

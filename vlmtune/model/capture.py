@@ -83,7 +83,8 @@ class _Replayed:
             except RuntimeError as error:  # what CUDA and torch raise about an operation that cannot be recorded
                 generator.graphsafe_set_state(state)  # the one in use still waits for the recording's end
                 self.module.forward = self.plain
-                self.on_failure(f"no CUDA graph of {type(self.module).__name__}: {str(error).strip().splitlines()[0]}")
+                reason = " ".join(str(error).split()[:40])  # compilers begin with a line that says nothing
+                self.on_failure(f"no CUDA graphs of {type(self.module).__name__}, steps are slower: {reason}")
                 return self.plain(*args, **kwargs)
         return self.graphs[key](tensors)
 

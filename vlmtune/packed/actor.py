@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,7 @@ from vlmtune.errors import UserError
 from vlmtune.packed.checkpoints import last_checkpoint, last_report
 from vlmtune.packed.engine import Engine, Report
 from vlmtune.packed.slot import Slot
-from vlmtune.packed.trial import UnknownTrialError
+from vlmtune.packed.trial import NOTES, UnknownTrialError
 from vlmtune.training.gauges import Gauges
 from vlmtune.training.launch import Progress
 
@@ -43,6 +44,7 @@ class EngineActor:
         self.values, self.store, self.trials, self.rank = values, store, trials, rank
         self.changed = threading.Condition()
         self.notes: list[str] = []
+        self.told = 0  # of the notes
         self.engine: Engine | None = None
         self.training: Future[None] | None = None
         self.joining: dict[str, tuple[Slot, str]] = {}
@@ -52,13 +54,13 @@ class EngineActor:
         self.asked: dict[str, float] = {}
 
     def start(self) -> list[str]:
-        """Load the base and begin; returns what was noted on the way."""
+        """Load the base and begin; returns what was noted on the way. What is noted later comes with the next report, as `NOTES`."""
         with self.changed:
             if self.engine is None:
                 self.engine = Engine(
                     self.values, self.store, trials=self.trials, rank=self.rank, deliver=self._deliver, note=self.notes.append
                 )
-                self.trials = self.engine.trials
+                self.trials, self.told = self.engine.trials, len(self.notes)
                 self.training = in_background(partial(self._train, self.engine), "training")
                 self.training.add_done_callback(lambda _: self._notify())
         return list(self.notes)
@@ -140,7 +142,9 @@ class EngineActor:
     def _deliver(self, trial_id: str, report: Report) -> None:
         with self.changed:
             if trial_id in self.reports:
-                self.reports[trial_id].append(report)
+                told, self.told = self.told, len(self.notes)
+                notes = {NOTES: self.notes[told : self.told]} if told < self.told else {}
+                self.reports[trial_id].append(replace(report, metrics={**report.metrics, **notes}))
             self.changed.notify_all()
 
     def _train(self, engine: Engine) -> None:

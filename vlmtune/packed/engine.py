@@ -140,10 +140,10 @@ class Engine:
     def round(self, parked: Container[str] = ()) -> bool:
         """One micro-batch of every trial but the parked ones; returns whether there was one."""
         started = time.monotonic()
-        self._read_logs()
         self._raise_of_writer()
         slots = [slot for slot in self.slots.values() if slot.trial_id not in parked]
         if not slots:
+            self._read_logs()
             return False
         reading = time.monotonic()
         examples = self.examples.get([row for slot in slots for row in slot.step_rows()])
@@ -151,9 +151,10 @@ class Engine:
         rows = {slot: slot.rows(examples) for slot in slots}
         self.examples.prefetch([row for slot in slots for row in slot.coming_rows()])
         found = self.model.add_gradients([row for mine in rows.values() for row in mine], Slot.add_gradient)
+        self._read_logs()  # of the round before, while the device works on this one
         self._end_too_large(found)
         for slot, mine in rows.items():
-            if slot not in found.too_large:
+            if slot.trial_id in self.slots:
                 slot.end_micro_batch(mine, found.rows)
         evaluated = [slot for slot in slots if slot.control.should_evaluate]
         if evaluated:

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vlmtune.data.collate import collate
 from vlmtune.data.store import Meta
 from vlmtune.data.tokenize import IGNORED, Example
+from vlmtune.model.transfer import to_device
 
 PIXELS = "pixel_values"
 ROWS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
@@ -88,10 +88,5 @@ def batch_of(rows: Sequence[Row], meta: Meta, device: torch.device, dtype: torch
     length = bucket_length(max(len(example.input_ids) for example in examples))
     arrays = collate(filled, pad_token_id=meta.pad_token_id, per_row=meta.pixels.per_row, multiple=length)
     arrays["labels"][len(rows) :] = IGNORED
-    tensors = {name: on_device(array, device) for name, array in arrays.items() if ":" not in name}
+    tensors = {name: to_device(torch.from_numpy(array), device) for name, array in arrays.items() if ":" not in name}
     return meta.pixels.normalize(tensors, dtype)
-
-
-def on_device(array: np.ndarray, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -19,7 +19,7 @@ from vlmtune.packed.checkpoints import last_checkpoint, last_report
 from vlmtune.packed.engine import NO_ROW_FITS, Engine, Report
 from vlmtune.packed.setup import check_packable
 from vlmtune.packed.share import ALONE, Share
-from vlmtune.packed.trial import UnknownTrialError
+from vlmtune.packed.trial import NOTES, UnknownTrialError
 from vlmtune.training.gauges import Gauges
 from vlmtune.training.launch import Outcome, Progress, fit, worker_resources
 from vlmtune.training.run import watched
@@ -121,6 +121,8 @@ def _in_actor(settings: Settings, store: Store, folder: str, cluster: Cluster, p
             raise
         if report is not None:
             number += 1
+            for note in report[0].get(NOTES, ()):
+                _told(progress)(note)
             if report[1]:
                 return _outcome(report[0])
 
@@ -138,7 +140,7 @@ def _check_ended(metrics: dict[str, Any]) -> None:
 
 def _outcome(metrics: dict[str, Any]) -> Outcome:
     _check_ended(metrics)
-    kept = {name: value for name, value in metrics.items() if name not in ("checkpoint_path", "evaluation")}
+    kept = {name: value for name, value in metrics.items() if name not in ("checkpoint_path", "evaluation", NOTES)}
     return Outcome(kept, metrics["checkpoint_path"])
 
 

@@ -27,6 +27,7 @@ from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import Example, shorten
 from vlmtune.model.lora import initial_a
+from vlmtune.model.transfer import OnTheWay
 from vlmtune.packed.layers import Layout, Target
 from vlmtune.packed.optim import AdapterOptimizer
 from vlmtune.packed.passes import PIXELS, Row
@@ -117,7 +118,7 @@ class Slot:
         self.step: Step | None = None
         self.logged: list[Tensor] = []
         self.since_log = 0
-        self.unread: tuple[dict[str, float], Tensor] | None = None
+        self.unread: tuple[dict[str, float], OnTheWay] | None = None
         self.optimizer: AdapterOptimizer | None = None
 
     # The adapter
@@ -164,6 +165,7 @@ class Slot:
         if self.step is None:
             self.step = self._begin_step(examples)
         self.step.pictured |= any(PIXELS in example.tensors for example in cut)
+        self.meter.begin()
         self.meter.count(rows=len(cut), tokens=sum(len(example.input_ids) for example in cut))
         model, weight = self.settings.model, 1 / max(self.step.labelled, 1)
         # By the row's place in the step of all workers, so that it does not depend on their number.
@@ -222,7 +224,8 @@ class Slot:
         if self.ended and self.args.eval_strategy == IntervalStrategy.EPOCH and per_epoch:
             self.control.should_evaluate = True  # the part of an epoch that a number of steps leaves
         if self.control.should_log:
-            self.unread = {"learning_rate": rate, "epoch": self.state.epoch, "step": self.state.global_step}, torch.stack(self.logged)
+            numbers = {"learning_rate": rate, "epoch": self.state.epoch, "step": self.state.global_step}
+            self.unread = numbers, OnTheWay(torch.stack(self.logged))
             self.logged, self.control.should_log = [], False
         self.step, self.position = None, 0
         self.next, self.coming = self.coming, next(self.steps, [])
@@ -245,9 +248,9 @@ class Slot:
         """Log what the last step has left to be logged; returns whether loss and gradient are numbers still."""
         if self.unread is None:
             return True
-        numbers, tensor = self.unread
+        numbers, on_the_way = self.unread
         self.unread = None
-        steps = tensor.tolist()
+        steps = on_the_way.tolist()
         loss = sum(step[0] for step in steps) / len(steps)
         accuracy = sum(step[1] for step in steps) / max(sum(step[3] for step in steps), 1)
         logs = {"loss": loss, "grad_norm": steps[-1][2], **numbers, "mean_token_accuracy": accuracy}

@@ -20,6 +20,7 @@ from vlmtune.errors import UserError
 WAIT = 20.0  # seconds that one call waits in the engine
 PAUSE = 1.0  # between attempts to reach an engine that is starting again
 PATIENCE = 60.0  # seconds of such attempts, after which the trial looks for another engine
+NOTES = "notes"  # in a report: lines for whoever watches, of what its engine has noted since the last one
 FAILED = "failed"  # in a report: why a trial cannot be trained. Raised, Tune would begin it again as one whose process died
 
 

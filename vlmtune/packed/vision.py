@@ -16,7 +16,8 @@ from transformers.models.mllama.modeling_mllama import MllamaModel
 
 from vlmtune.data.collate import collate
 from vlmtune.data.store import Meta
-from vlmtune.packed.passes import PIXELS, Row, on_device
+from vlmtune.model.transfer import to_device
+from vlmtune.packed.passes import PIXELS, Row
 
 # Whose decoders take nothing of the tower but these features. That of Qwen3-VL, for one, reads inner layers too.
 FAMILIES = ("llava", "mllama", "qwen2_5_vl")
@@ -68,7 +69,8 @@ class VisionFeatures:
     def _computed(self, row: Row) -> Tensor:
         """`[N, D]` of all tokens of the row's pictures; of Mllama `[tiles, N, D]`."""
         arrays = collate([row.example], pad_token_id=self.meta.pad_token_id, per_row=self.meta.pixels.per_row)
-        batch = self.meta.pixels.normalize({name: on_device(arrays[name], self.device) for name in row.example.tensors}, self.dtype)
+        tensors = {name: to_device(torch.from_numpy(arrays[name]), self.device) for name in row.example.tensors}
+        batch = self.meta.pixels.normalize(tensors, self.dtype)
         if isinstance(self.model, MllamaModel):
             seen = self.model.vision_model(**{name: batch[name] for name in (PIXELS, "aspect_ratio_ids", "aspect_ratio_mask")})
             features: Tensor = self.model.multi_modal_projector(seen.last_hidden_state)

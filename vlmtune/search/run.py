@@ -21,6 +21,7 @@ from vlmtune.evaluation.objective import OBJECTIVES
 from vlmtune.flags import nearest
 from vlmtune.output import located
 from vlmtune.packed.trial import FAILED as TRIAL_FAILED
+from vlmtune.packed.trial import NOTES
 from vlmtune.search import results
 from vlmtune.search.charts import Trials
 from vlmtune.search.compare import Comparison, compare
@@ -255,6 +256,8 @@ class ShowTrials(tune.Callback):
         self._show(trials, trial, "running")
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        for note in result.get(NOTES, ()):
+            say(note)
         if result.get("step", math.inf) < result.get("max_steps", 0):
             self._show(trials, trial, "running", result)
 

@@ -46,6 +46,7 @@ class Meter:
         self.progress = progress
         self.events = event_file(runs_dir) if runs_dir is not None else None
         self.started = clock()
+        self.begun = False
         self.paused = self.waited = 0.0
         self.rows = self.tokens = 0
         self.last: dict[str, float] = {}
@@ -60,10 +61,13 @@ class Meter:
                 return
             yield batch
 
+    def begin(self) -> None:
+        """Training begins with the first of these calls: loading and the first fetch are none."""
+        if not self.begun:
+            self.begun, self.started, self.waited = True, self.clock() - self.paused, 0.0
+
     def count(self, *, rows: int, tokens: int) -> None:
-        if self.rows == 0:
-            self.started = self.clock() - self.paused  # loading and the first fetch are not training
-            self.waited = 0.0
+        """Rows that went through since the last call."""
         self.rows += rows
         self.tokens += tokens
 

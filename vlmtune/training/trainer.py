@@ -1,8 +1,9 @@
 """TRL's SFTTrainer over prepared rows: our order, our evaluation loss, float32 adapters, and steps that shrink when memory runs out."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from datasets import Dataset
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import IntervalStrategy
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -25,6 +27,7 @@ from vlmtune.evaluation.objective import Objective
 from vlmtune.model.head import label_scores, score_positions
 from vlmtune.model.lora import kept_in_fp32
 from vlmtune.model.memory import Plan
+from vlmtune.model.transfer import OnTheWay, to_device
 from vlmtune.training.report import Meter
 
 Batch = dict[str, torch.Tensor]
@@ -38,14 +41,32 @@ class Rows(Protocol):
 
 
 def average_gradients(parameters: list[torch.nn.Parameter], world: int) -> None:
-    """Average the gradients over the workers, in one message. One that no worker has stays absent, so its weight is left alone."""
-    there = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32, device=parameters[0].device)
-    dist.all_reduce(there, op=dist.ReduceOp.MAX)
-    used = [parameter for parameter, somewhere in zip(parameters, there.tolist(), strict=True) if somewhere]
-    flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in used])
+    """Average the gradients over the workers, in one message. One that no worker has stays absent, so its weight is left alone.
+
+    Waits for the device only on a worker that lacks a gradient, as of cross-attention in a step whose rows have no picture.
+    """
+    there = [parameter.grad is not None for parameter in parameters]
+    sizes = [parameter.numel() for parameter in parameters]
+    counts = to_device(torch.tensor(there, dtype=parameters[0].dtype), parameters[0].device)
+    flat = torch.cat([*(torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters), counts])
     dist.all_reduce(flat)
-    for parameter, gradient in zip(used, flat.div_(world).split([p.numel() for p in used]), strict=True):
-        parameter.grad = gradient.view_as(parameter)
+    *gradients, counts = flat.div_(world).split([*sizes, len(parameters)])
+    somewhere = there if all(there) else counts.tolist()
+    for parameter, gradient, used in zip(parameters, gradients, somewhere, strict=True):
+        parameter.grad = gradient.view_as(parameter) if used else None
+
+
+@dataclass(frozen=True)
+class Logged:
+    """What is logged of a step.
+
+    Attributes:
+        numbers: its loss, gradient norm, and tokens that were right and labelled; loss and tokens are those of `steps` steps.
+    """
+
+    numbers: OnTheWay
+    learning_rate: float
+    steps: int
 
 
 class BatchStream(IterableDataset):  # type: ignore[type-arg]
@@ -112,6 +133,7 @@ class AdapterTrainer(SFTTrainer):
         self.loss_type = str(args.loss_type)
         self.answered = torch.zeros(2, dtype=torch.int64, device=args.device)  # tokens: right, labelled; since the last log
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.recorded: Logged | None = None
 
     def get_train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
         def fetch(batches: list[MicroBatch]) -> Iterator[Batch]:
@@ -119,6 +141,11 @@ class AdapterTrainer(SFTTrainer):
             return self.meter.timed(self.rows(TRAIN, among_all, self.max_length))
 
         return DataLoader(BatchStream(self.order, self.rank, self.first_step, fetch), batch_size=None)
+
+    def _prepare_input(self, data: Any) -> Any:
+        if isinstance(data, torch.Tensor) and data.device.type == "cpu":
+            return to_device(data, self.args.device)
+        return super()._prepare_input(data)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         on_device: Batch = super()._prepare_inputs(inputs)
@@ -129,10 +156,12 @@ class AdapterTrainer(SFTTrainer):
 
         The loss is divided by the tokens of the whole step, so its parts add up to it, however many they are.
         """
-        self.meter.count(rows=len(inputs["input_ids"]), tokens=int(inputs["attention_mask"].sum()))
+        self.meter.begin()
         loss = self.gradients_of(model, inputs, num_items_in_batch)
         if self.order.world > 1 and self.accelerator.sync_gradients:
             average_gradients(self.trained, self.order.world)
+        self._log_recorded()  # the step before, while the device works on this one
+        self.meter.count(rows=len(inputs["input_ids"]), tokens=int(inputs["attention_mask"].sum()))
         return loss
 
     def gradients_of(self, model: Any, inputs: Batch, items: Any) -> torch.Tensor:
@@ -170,7 +199,7 @@ class AdapterTrainer(SFTTrainer):
             losses = losses * outputs.log_probs.exp().detach()
         self.answered += torch.stack([outputs.is_top1.sum(), outputs.label_mask.sum()])
         labelled = torch.as_tensor(num_items_in_batch).clamp(min=1)  # a worker that only keeps step with the others may have none
-        loss: torch.Tensor = losses.sum() / labelled.to(losses.device)
+        loss: torch.Tensor = losses.sum() / labelled.to(losses.device, non_blocking=True)
         return loss * self.order.world if self.args.average_tokens_across_devices else loss  # gradients are averaged
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
@@ -216,11 +245,41 @@ class AdapterTrainer(SFTTrainer):
                 self.evaluated_at_once = self._half(min(self.evaluated_at_once, len(batch["input_ids"])))
             torch.cuda.empty_cache()
 
+    def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: Any, *rest: Any, **more: Any) -> None:
+        """As transformers does it, but a step is logged when the next one is under way.
+
+        To read its numbers at once would leave the device without work until Python has come through the rest of the loop.
+        """
+        if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
+            self.control.should_log = False
+            self._record(tr_loss, grad_norm, more.get("learning_rate"))
+        if self.control.should_evaluate or self.control.should_save or self.state.global_step >= self.state.max_steps:
+            self._log_recorded()
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *rest, **more)
+
+    def _record(self, tr_loss: torch.Tensor, grad_norm: Any, learning_rate: float | None) -> None:
+        """Send the numbers of the last step, summed since the last log, on their way."""
+        loss = nested_gather(tr_loss, self.args.parallel_mode).mean()
+        norm = torch.as_tensor(math.nan if grad_norm is None else grad_norm, device=loss.device)
+        numbers = OnTheWay(torch.cat([torch.stack([loss.double(), norm.double()]), self.answered.double()]))
+        tr_loss.zero_()
+        self.answered.zero_()
+        rate = self._get_learning_rate() if learning_rate is None else learning_rate
+        self.recorded = Logged(numbers, rate, self.state.global_step - self._globalstep_last_logged)
+        self._globalstep_last_logged = self.state.global_step
+
+    def _log_recorded(self) -> None:
+        """Log the step that was recorded last, if it has not been."""
+        if self.recorded is None:
+            return
+        recorded, self.recorded = self.recorded, None
+        loss, norm, right, labelled = recorded.numbers.tolist()
+        self._total_loss_scalar += loss
+        self.store_flos()
+        logs = {"loss": loss / recorded.steps, "grad_norm": norm, "learning_rate": recorded.learning_rate}
+        self.log({**logs, "mean_token_accuracy": right / max(labelled, 1)})
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            right, labelled = self.answered.tolist()
-            logs["mean_token_accuracy"] = right / max(labelled, 1)
-            self.answered.zero_()
         super().log(logs, start_time)
         self.meter.log(logs, self.state.global_step, self.state.max_steps)
 
