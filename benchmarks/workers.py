@@ -22,6 +22,7 @@ import numpy as np
 from data import write_rows
 from events import event_times
 from train_step import LEARNING_RATE
+from versions import check_versions
 
 WARM_UP = 8  # steps: CUDA graphs are recorded in them
 BATCH = 8  # rows at a time on each GPU
@@ -62,6 +63,7 @@ def distance(one: Path, other: Path) -> float:
 
 
 def main() -> None:
+    check_versions()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])

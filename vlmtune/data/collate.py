@@ -49,7 +49,8 @@ class Pixels:
         if pixels is None or pixels.dtype != torch.uint8:
             return batch
         shape = (3, 1) if self.channels_last_dim else (3, 1, 1)
-        mean, std = (torch.tensor(values, device=pixels.device, dtype=torch.float32).view(shape) for values in (self.mean, self.std))
+        constants = (torch.tensor(values, dtype=torch.float32).view(shape) for values in (self.mean, self.std))
+        mean, std = (values.to(pixels.device, non_blocking=True) for values in constants)  # or they would wait for the device
         values = pixels.float()
         if self.channels_last_dim:
             values = ((values.unflatten(-1, (3, -1)) * self.scale - mean) / std).flatten(-2)

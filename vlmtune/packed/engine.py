@@ -197,7 +197,7 @@ class Engine:
         if not slots:
             return
         started = time.monotonic()
-        total = {slot: torch.zeros(2, dtype=torch.float64) for slot in slots}
+        total = {slot: torch.zeros(2, dtype=torch.float64, device=self.model.device) for slot in slots}
         every = [int(row) for row in self.store.rows_of(EVAL)]
         mine = every[self.share.rank :: self.share.world]
         for first in range(0, len(mine), EVALUATED_AT_ONCE):
@@ -209,12 +209,13 @@ class Engine:
             slots = [slot for slot in slots if slot not in found.too_large]
             for slot in slots:
                 labelled = sum(int((row.example.labels >= 0).sum()) for row in rows[slot])
-                losses = torch.stack([found.rows[id(row)][0] for row in rows[slot]]).double().sum().item()
-                total[slot] += torch.tensor([losses, labelled], dtype=torch.float64)
+                total[slot][0] += torch.stack([found.rows[id(row)][0] for row in rows[slot]]).double().sum()
+                total[slot][1] += labelled
+        sums = {slot: self.share.add_up(total[slot]).tolist() for slot in slots}
         answered = {slot: self._answer(slot, every) for slot in slots}
         seconds = time.monotonic() - started
         for slot in slots:
-            loss, labelled = self.share.add_up(total[slot].to(self.model.device)).tolist()
+            loss, labelled = sums[slot]
             self._report(slot, {"eval_loss": loss / labelled, **answered[slot], "eval_seconds": seconds / len(slots)})
 
     def _answer(self, slot: Slot, rows: Sequence[int]) -> dict[str, float]:

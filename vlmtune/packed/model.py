@@ -15,6 +15,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from vlmtune.data.store import Meta
 from vlmtune.model.head import score_positions
+from vlmtune.model.transfer import to_device
 from vlmtune.packed.layers import Layout, RowAdapters, Target, pack_layers
 from vlmtune.packed.loss import RowLosses, row_losses
 from vlmtune.packed.passes import Row, batch_of, bucket_length, bucket_rows, cut_passes, filled_up
@@ -79,7 +80,7 @@ class PackedModel:
 
         def run(part: Sequence[Row]) -> RowLosses:
             losses = self._forward(part, dropout=self.dropout)
-            weights = torch.tensor([row.weight for row in part], dtype=torch.float32, device=self.device)
+            weights = to_device(torch.tensor([row.weight for row in part], dtype=torch.float32), self.device)
             (losses.loss[: len(part)] * weights).sum().backward()
             gradients = self.buffers[bucket_rows(len(part))].gradients()
             self._drop_gradients()
@@ -152,7 +153,7 @@ class PackedModel:
         dft = [row.dft for row in part] + [False] * (bucket_rows(len(part)) - len(part))
         features = self.features.of(filled_up(part)) if part[0].pictured else None
         batch = batch_of(part, self.meta, self.device, self.dtype, pixels=features is None)
-        return row_losses(self.base, {**batch, **(features or {})}, torch.tensor(dft, device=self.device) if any(dft) else None)
+        return row_losses(self.base, {**batch, **(features or {})}, to_device(torch.tensor(dft), self.device) if any(dft) else None)
 
     def _bind(self, part: Sequence[Row], *, dropout: bool) -> None:
         """Lay the rows' adapters out, and point the layers at them. Rows that fill up have the last one's, and no gradient."""

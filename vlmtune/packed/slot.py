@@ -265,7 +265,7 @@ class Slot:
 
     def _full(self, value: float) -> Tensor:
         assert self.optimizer is not None
-        return torch.tensor(float(value), dtype=torch.float64, device=self.optimizer.flat.device)
+        return torch.full((), float(value), dtype=torch.float64, device=self.optimizer.flat.device)
 
     def _steps(self, step: int) -> Iterator[list[MicroBatch]]:
         """The micro-batches of each step from `step` on."""
