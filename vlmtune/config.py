@@ -122,7 +122,8 @@ class _Parser(HfArgumentParser):
                 action.type, action.choices = None, None
                 action.nargs = {"bool": "?", "list": "+"}.get(option.kind)
                 action.const = True if option.kind == "bool" else None
-            if action.dest in UNSUPPORTED:
+            switched_off = any(text == f"--no_{action.dest}" for text in action.option_strings)  # has the help of what it switches off
+            if action.dest in UNSUPPORTED or switched_off:
                 action.help = argparse.SUPPRESS
         for name, option in flags().items():  # transformers' parser makes these for switches that are on by default, not for auto
             if option.kind == "bool" and option.optional and name not in UNSUPPORTED:

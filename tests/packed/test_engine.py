@@ -93,6 +93,19 @@ def test_every_trial_is_what_it_would_be_alone(
     assert mine == theirs
 
 
+def test_adapters_of_cross_attention_alone_pass_over_steps_without_a_picture(
+    run_loop: RunLoop, stores: dict[str, Store], models: Path, tmp_path: Path
+):
+    options = {"lora_target_modules": r".*language_model.*cross_attn\.(q_proj|o_proj)", "quantization": "int8", "weight_decay": 0.1}
+    options |= {"per_device_train_batch_size": 1, "max_steps": 11}
+    values = values_of(stores["mixed mllama"], models / "mllama", **options)
+    packed = make_engine(values, stores["mixed mllama"], tmp_path)
+    packed.join("one", values)
+    packed.run()
+    packed.close()
+    assert_as_alone(packed, "one", run_loop("mixed mllama", **options))
+
+
 def test_one_joins_late_one_leaves_early_and_the_others_do_not_notice(
     run_loop: RunLoop, stores: dict[str, Store], models: Path, tmp_path: Path
 ):

@@ -20,7 +20,7 @@ from vlmtune.config import Settings
 from vlmtune.errors import ConfigError
 from vlmtune.packed.run import run_packed
 from vlmtune.search.run import search_adapter
-from vlmtune.search.runner import make_runner, unpackable
+from vlmtune.search.runner import make_runner, most_demanding, unpackable
 from vlmtune.search.space import Space
 from vlmtune.training.run import train_adapter
 
@@ -129,3 +129,20 @@ def test_what_keeps_a_search_from_packing_is_named(settings: Settings, changes: 
     chosen = make_runner(asked.replace(trial_runner="auto"), space, store, "out", cluster)
     assert chosen.kind == "isolated"
     assert reason in chosen.text
+
+
+def test_engines_plan_for_the_trial_that_asks_for_most(settings: Settings) -> None:
+    targets = [["q_proj"], ["q_proj", "down_proj"], ["k_proj", "v_proj"]]
+    asked = {
+        "lora_r": {"choice": [2, 16]},
+        "max_length": {"choice": [256, None, 128]},
+        "lora_dropout": {"uniform": [0.0, 0.3]},
+        "lora_target_modules": {"choice": targets},
+        "per_device_train_batch_size": {"choice": [1, 8, 2]},
+    }
+    largest = most_demanding(settings, Space.parse(asked, settings))
+    model = largest.model
+    assert (model.lora_r, largest.get("max_length"), model.lora_dropout, model.lora_target_modules) == (16, None, 0.3, targets[1])
+    assert largest.get("per_device_train_batch_size") == 8
+    same = most_demanding(settings, Space.parse({"learning_rate": {"uniform": [1e-4, 1e-3]}}, settings))
+    assert same == settings

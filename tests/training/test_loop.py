@@ -198,6 +198,16 @@ def test_text_alone_teaches_a_model_that_reads_pictures_by_cross_attention(run_l
     assert sum(losses[-11:]) < 0.8 * sum(losses[:11])
 
 
+def test_a_batch_without_a_picture_leaves_adapters_of_cross_attention_alone(run_loop: RunLoop, stores: dict[str, Store]):
+    options = {"lora_target_modules": r".*language_model.*cross_attn\.(q_proj|o_proj)", "learning_rate": 1e-2, "weight_decay": 0.1}
+    run = run_loop("mixed mllama", per_device_train_batch_size=1, max_steps=11, eval_steps=1, **options)
+    pictured = stores["mixed mllama"].column("image_tokens")[stores["mixed mllama"].rows_of("train")] > 0
+    seen = [bool(pictured[batch.rows[0]]) for batch in run.trained_on()[-11:]]
+    assert 0 < sum(seen) < 11
+    for step in range(2, 12):
+        assert (difference(run.adapter(step), run.adapter(step - 1)) > 0) == seen[step - 1]
+
+
 def test_long_rows_are_refused_or_left_out(run_loop: RunLoop, stores: dict[str, Store]):
     store = stores["mixed llava"]
     train = store.rows_of("train")

@@ -81,7 +81,8 @@ class PackedModel:
         def run(part: Sequence[Row]) -> RowLosses:
             losses = self._forward(part, dropout=self.dropout)
             weights = to_device(torch.tensor([row.weight for row in part], dtype=torch.float32), self.device)
-            (losses.loss[: len(part)] * weights).sum().backward()
+            if losses.loss.requires_grad:  # else the adapters are on cross-attention alone, and no row has a picture
+                (losses.loss[: len(part)] * weights).sum().backward()
             gradients = self.buffers[bucket_rows(len(part))].gradients()
             self._drop_gradients()
             first = 0

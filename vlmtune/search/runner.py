@@ -1,5 +1,6 @@
 """How the trials of a search run: packed, many over one frozen base on each GPU, or isolated, each in training workers of its own."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -98,13 +99,40 @@ def packed(settings: Settings, space: Space, store: Store, output_dir: str, clus
     at_once = min(total, search.max_concurrent_trials or each * count)
     count = min(count, at_once)
     each = -(-at_once // count)
-    rank = max(one.model.lora_r for one in _corners(settings, space))
-    engines, notes = start_engines(settings.to_dict(), store, count=count, trials=each, rank=rank, gpu=gpu)
+    largest = most_demanding(settings, space)
+    engines, notes = start_engines(largest.to_dict(), store, count=count, trials=each, rank=largest.model.lora_r, gpu=gpu)
     trainable = tune.with_parameters(PackedTrial, values=settings.to_dict(), engines=engines, output_dir=output_dir, point_key=POINT)
     where = f"{count} {'GPU' if gpu else 'CPU'}{'s' if count > 1 else ''}"
     text = f"packed, {at_once} at once over one frozen base on {where if count == 1 else f'each of {where}'}"
     return Runner(
         "packed", trainable, at_once, text, tuple(notes), reuse_processes=True, max_failures=PACKED_FAILURES, engines=tuple(engines)
+    )
+
+
+def most_demanding(settings: Settings, space: Space) -> Settings:
+    """The settings, with the values of the space's ends that ask for the most memory: what engines plan theirs for."""
+    from vlmtune.model.base import outline, read_config
+    from vlmtune.model.lora import target_modules
+
+    every = list(_corners(settings, space))
+    lengths = [one.get("max_length") for one in every]
+    targets = {json.dumps(one.model.lora_target_modules): one for one in every}
+    widest = settings
+    if len(targets) > 1:
+        model, remote = settings.model, settings.get("trust_remote_code")
+        empty = outline(read_config(model.base_model, revision=model.model_revision, trust_remote_code=remote), trust_remote_code=remote)
+
+        def adapted(one: Settings) -> int:
+            names = target_modules(empty, one.model.lora_target_modules, lora_vision=one.model.lora_vision)
+            return sum(layer.in_features + layer.out_features for layer in map(empty.get_submodule, names))
+
+        widest = max(targets.values(), key=adapted)
+    return settings.replace(
+        lora_r=max(one.model.lora_r for one in every),
+        lora_dropout=max(one.model.lora_dropout for one in every),
+        lora_target_modules=widest.model.lora_target_modules,
+        max_length=None if None in lengths else max(lengths),
+        per_device_train_batch_size=max(one.get("per_device_train_batch_size") for one in every),
     )
 
 

@@ -200,6 +200,8 @@ class AdapterTrainer(SFTTrainer):
         self.answered += torch.stack([outputs.is_top1.sum(), outputs.label_mask.sum()])
         labelled = torch.as_tensor(num_items_in_batch).clamp(min=1)  # a worker that only keeps step with the others may have none
         loss: torch.Tensor = losses.sum() / labelled.to(losses.device, non_blocking=True)
+        if not loss.requires_grad:  # adapters on cross-attention alone, and no row has a picture: a step that changes nothing
+            loss.requires_grad_()
         return loss * self.order.world if self.args.average_tokens_across_devices else loss  # gradients are averaged
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
