@@ -29,15 +29,17 @@ BATCH = 8  # rows at a time on each GPU
 
 
 def train(folder: str, work: Path, workers: int, rows: int, given: dict[str, str]) -> dict[str, Any]:
-    """One run of the command with steps of `rows` rows."""
+    """One run of the command with steps of `rows` rows, unless `given` says how many parts a step has."""
     out = work / f"out{workers}"
     batch = int(given.get("per_device_train_batch_size", BATCH))
+    parts = int(given.get("gradient_accumulation_steps", rows // (batch * workers)))
+    rows = parts * batch * workers
     options = {
         "model_name_or_path": folder, "data_path": f"{work}/data/rows.jsonl", "output_dir": str(out), "cache_dir": f"{work}/cache",
         "eval_strategy": "no", "num_train_epochs": "1", "eval_fraction": "0.02", "test_fraction": "0.02", "logging_steps": "1",
         "max_length": "640", "lora_r": "16", "lora_alpha": "32", "lora_dropout": "0.05", "learning_rate": str(LEARNING_RATE),
         "quantization": "nf4", "num_workers": str(workers), "per_device_train_batch_size": str(batch),
-        "gradient_accumulation_steps": str(rows // (batch * workers)), **given,
+        "gradient_accumulation_steps": str(parts), **given,
     }  # fmt: skip
     started = time.perf_counter()
     flags = [part for name, value in options.items() for part in (f"--{name}", value)]
