@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -249,15 +248,22 @@ def whole(folder: str, args: argparse.Namespace) -> dict[str, Any]:
     gpus = max(torch.cuda.device_count(), 1)
     whole = [number for number, trial in enumerate(reports) if trial[-1]["step"] == trial[-1]["max_steps"]]
     last = len(reports[whole[0]]) - 2
-    clock = max(times[number][last] for number in whole) - max(trial[0] for trial in times)
-    pairs = [pair for trial in reports for pair in pairwise(trial[: last + 1])]
-    trained = sum(trial[last]["step"] - trial[0]["step"] for trial in reports if len(trial) > last) * args.batch
-    engine = sum(after["seconds"] - before["seconds"] + after["eval_seconds"] for before, after in pairs)
+    window = max(trial[0] for trial in times), max(times[number][last] for number in whole)
+    clock = window[1] - window[0]
+    evaluating = [np.cumsum([report["eval_seconds"] for report in trial]) for trial in reports]
+    spent = [[report["seconds"] for report in trial] + seconds for trial, seconds in zip(reports, evaluating, strict=True)]
+    engine = sum(within(window, *curve) for curve in zip(times, spent, strict=True))
+    trained = args.batch * sum(within(window, at, [report["step"] for report in trial]) for at, trial in zip(times, reports, strict=True))
     return {
         "total_s": seconds, "rows": sum(trial[-1]["step"] for trial in reports) * args.batch, "ended": len(whole),
         "searching_s": max(max(trial) for trial in times) - min(min(trial) for trial in times),
         "clock_s": clock, "engine_s": engine, "added": clock * gpus / engine - 1, "gpus": gpus, "ms_a_row": clock / trained * 1e3,
     }  # fmt: skip
+
+
+def within(window: tuple[float, float], at: list[float], values: Any) -> float:
+    """By how much a trial's number grew in the window, straight between its reports; after its last one it counts as ended."""
+    return float(np.diff(np.interp(window, at, values))[0])
 
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -44,7 +44,7 @@ def train(folder: str, work: Path, workers: int, rows: int, given: dict[str, str
     started = time.perf_counter()
     flags = [part for name, value in options.items() for part in (f"--{name}", value)]
     subprocess.run([sys.executable, "ray_jobs/train.py", *flags], check=True, stdout=sys.stderr, cwd=Path(__file__).parents[1])
-    seconds = np.diff(event_times(out / "runs", "train/loss"))[WARM_UP:] / rows * 1e3
+    seconds = np.diff(event_times(out / "runs", "train/loss"))[WARM_UP:-1] / rows * 1e3  # the last step is logged sooner than others
     metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
     return {
         "workers": workers, "set": given, "rows_a_step": rows, "ms_a_row": statistics.median(seconds), "low": float(seconds.min()),

@@ -78,7 +78,8 @@ def test_a_trial_joins_once_reports_in_order_and_can_be_asked_again(actor: Engin
 
 
 def test_what_an_engine_notes_comes_once_with_the_next_report(actor: EngineActor, values: dict[str, Any], tmp_path: Path) -> None:
-    assert actor.start() == actor.notes
+    actor.start()
+    assert actor.news() == actor.notes
     actor.notes.append("out of GPU memory with 8 rows at a time")
     actor.join("one", values, str(tmp_path / "one"), str(tmp_path / "runs"))
     first, last = reports(actor, "one")
@@ -97,8 +98,8 @@ def test_trials_without_memory_wait_for_those_that_have_some(
         return plan_step(*args, packed=packed, **options)
 
     monkeypatch.setattr(setup, "plan_step", only_one_fits)
-    notes = actor.start()
-    assert notes[-1] == "Memory    is there for 1 of 2 trials at once; the others wait"
+    actor.start()
+    assert actor.notes[-1] == "Memory    is there for 1 of 2 trials at once; the others wait"
     assert actor.engine is not None
     take_in = actor.engine.join
     monkeypatch.setattr(actor.engine, "join", lambda *args: (take_in(*args), most.append(len(actor.engine.slots))))  # type: ignore[union-attr]
@@ -177,6 +178,7 @@ def test_a_report_that_comes_once_more_is_passed_over() -> None:
         trial = object.__new__(PackedTrial)
         trial.name, trial.values, trial.output_dir, trial.failure, trial.missed = "one", {}, "out", None, 0.0
         trial.reported = trial.taken = 0
+        trial.notes = []
         trial.engine = Restarted.options(num_cpus=0).remote()  # type: ignore[attr-defined]
         trial.engines = [trial.engine]
         assert [trial.step() for _ in range(3)] == [{"step": 2, "done": False}, {"step": 4, "done": False}, {"step": 6, "done": True}]

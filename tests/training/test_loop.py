@@ -83,7 +83,10 @@ def test_training_loss_is_that_of_its_type(run_loop: RunLoop, stores: dict[str, 
     assert run.losses() == pytest.approx([expected.item()], rel=1e-4)
 
 
-def test_a_step_is_logged_once_with_its_own_numbers(run_loop: RunLoop):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_step_is_logged_once_with_its_own_numbers(run_loop: RunLoop, ahead: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("vlmtune.training.trainer.runs_ahead", lambda device: ahead)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     options = {"max_steps": 5, "eval_steps": 2, "learning_rate": 1e-2, "lr_scheduler_type": "linear"}
     each, pairs = (run_loop("mixed llava", logging_steps=steps, **options) for steps in (1, 2))
     assert [(log["step"], "eval_loss" in log) for log in each.steps if {"loss", "eval_loss"} & log.keys()] == [

@@ -11,9 +11,16 @@ import torch
 from torch import Tensor
 
 
+def runs_ahead(device: torch.device) -> bool:
+    """Whether Python goes on while the device works."""
+    return device.type == "cuda"
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on `device`, which need not have come so far; to a GPU from pinned memory."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    """A tensor on `device`, which need not have come so far; from the CPU to a GPU by pinned memory."""
+    if runs_ahead(device) and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 class OnTheWay:

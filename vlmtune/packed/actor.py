@@ -40,8 +40,8 @@ ENGINE_CPUS = 0.9  # that an engine without a GPU asks Ray for, and one with a G
 class EngineActor:
     """See `Engine` for the arguments. The base is loaded at the first call that needs it, also after a restart."""
 
-    def __init__(self, values: dict[str, Any], store: Store, trials: int, rank: int) -> None:
-        self.values, self.store, self.trials, self.rank = values, store, trials, rank
+    def __init__(self, values: dict[str, Any], store: Store, trials: int, rank: int, largest: dict[str, Any] | None = None) -> None:
+        self.values, self.store, self.trials, self.rank, self.largest = values, store, trials, rank, largest
         self.changed = threading.Condition()
         self.notes: list[str] = []
         self.told = 0  # of the notes
@@ -53,17 +53,23 @@ class EngineActor:
         self.taken: dict[str, int] = {}
         self.asked: dict[str, float] = {}
 
-    def start(self) -> list[str]:
-        """Load the base and begin; returns what was noted on the way. What is noted later comes with the next report, as `NOTES`."""
+    def start(self) -> None:
+        """Load the base and begin."""
         with self.changed:
             if self.engine is None:
                 self.engine = Engine(
-                    self.values, self.store, trials=self.trials, rank=self.rank, deliver=self._deliver, note=self.notes.append
-                )
-                self.trials, self.told = self.engine.trials, len(self.notes)
+                    self.values, self.store, trials=self.trials, rank=self.rank, deliver=self._deliver, note=self.notes.append,
+                    largest=self.largest,
+                )  # fmt: skip
+                self.trials = self.engine.trials
                 self.training = in_background(partial(self._train, self.engine), "training")
                 self.training.add_done_callback(lambda _: self._notify())
-        return list(self.notes)
+
+    def news(self) -> list[str]:
+        """What was noted since it was told last. It comes with the next report, as `NOTES`, where nobody asks."""
+        with self.changed:
+            told, self.told = self.told, len(self.notes)
+            return self.notes[told:]
 
     def room(self, trial_id: str) -> tuple[bool, int]:
         """Whether the trial is here, and how many more trials are wanted.
@@ -142,9 +148,8 @@ class EngineActor:
     def _deliver(self, trial_id: str, report: Report) -> None:
         with self.changed:
             if trial_id in self.reports:
-                told, self.told = self.told, len(self.notes)
-                notes = {NOTES: self.notes[told : self.told]} if told < self.told else {}
-                self.reports[trial_id].append(replace(report, metrics={**report.metrics, **notes}))
+                notes = self.news()
+                self.reports[trial_id].append(replace(report, metrics={**report.metrics, NOTES: notes}) if notes else report)
             self.changed.notify_all()
 
     def _train(self, engine: Engine) -> None:
@@ -173,9 +178,9 @@ class EngineActor:
 
 
 def start_engines(
-    values: dict[str, Any], store: Store, *, count: int, trials: int, rank: int, gpu: bool
+    values: dict[str, Any], store: Store, *, count: int, trials: int, rank: int, gpu: bool, largest: dict[str, Any] | None = None
 ) -> tuple[list[ActorHandle[Any]], list[str]]:
-    """`count` engines, each with a GPU of its own or on CPUs, and what the first noted. They end with this process.
+    """`count` engines, each with a GPU of its own or on CPUs, and what they have noted. They end with this process.
 
     Those whose GPU something else holds take trials as soon as it is theirs.
 
@@ -184,7 +189,7 @@ def start_engines(
     """
     remote: Any = ray.remote(EngineActor)
     options = {"num_cpus": ENGINE_CPUS, "num_gpus": 1 if gpu else 0, "max_concurrency": CALLS_AT_ONCE, "max_restarts": MAX_RESTARTS}
-    engines = [remote.options(**options).remote(values, store, trials, rank) for _ in range(count)]
+    engines = [remote.options(**options).remote(values, store, trials, rank, largest) for _ in range(count)]
     starts = [engine.start.remote() for engine in engines]
     started = time.monotonic()
     if not ray.wait(starts, timeout=LATER)[0]:
@@ -192,11 +197,13 @@ def start_engines(
         ray.wait(starts)
     ready, waiting = ray.wait(starts, num_returns=count, timeout=max(LATER, time.monotonic() - started))
     try:
-        notes: list[str] = ray.get(ready)[0]
+        ray.get(ready)
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None
         raise
+    begun = [engine for engine, start in zip(engines, starts, strict=True) if start in ready]
+    notes = list(dict.fromkeys(note for noted in ray.get([engine.news.remote() for engine in begun]) for note in noted))
     if waiting:
         what = "GPU" if gpu else "CPU"
         notes.append(f"          {len(ready)} of {count} {what}s are free; trials use the others when they are")

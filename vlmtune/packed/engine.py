@@ -60,8 +60,9 @@ class Engine:
     Args:
         values: settings that all trials share.
         trials: how many shall train at once, and `rank`: the highest rank among them, for the plan of memory; `self.trials`: how many can.
-        deliver: takes a trial's reports by its id, in order, from another thread.
+        deliver: takes a trial's reports by its id, in order: the last one from another thread.
         share: this process's part, where several train the same trials; the first one delivers and writes.
+        largest: settings that ask for at least the memory of every trial, to plan for where it is there.
 
     Raises:
         DoesNotFitError: not even one row at a time would fit in the GPU's memory.
@@ -77,12 +78,14 @@ class Engine:
         deliver: Callable[[str, Report], None],
         note: Callable[[str], None],
         share: Share = ALONE,
+        largest: dict[str, Any] | None = None,
     ) -> None:
         self.share = share
         settings = Settings.from_dict(values)
         self.store, self.deliver, self.metric = store, deliver, settings.search.metric
         self.objective = Objective.of(settings)
-        self.model, self.trials = packed_model(settings, store, trials, rank, note)
+        planned = Settings.from_dict(largest) if largest is not None else None
+        self.model, self.trials = packed_model(settings, store, trials, rank, note, planned)
         self.operations = operations(self.model.base.get_decoder())
         name, revision, remote = settings.model.base_model, settings.model.model_revision, settings.get("trust_remote_code")
         self.empty = outline(read_config(name, revision=revision, trust_remote_code=remote), trust_remote_code=remote)
@@ -158,7 +161,9 @@ class Engine:
                 slot.end_micro_batch(mine, found.rows)
         evaluated = [slot for slot in slots if slot.control.should_evaluate]
         if evaluated:
-            self._read_logs()  # waits for the device: what it still has to do is training
+            self._read_logs()
+            if self.model.device.type == "cuda":
+                torch.cuda.synchronize(self.model.device)  # what it still has to do is training
         self._share_time(rows, time.monotonic() - started, waited)
         self._evaluate([slot for slot in evaluated if slot.trial_id in self.slots])
         return True
@@ -256,7 +261,8 @@ class Engine:
 
     def _end_too_large(self, found: Found) -> None:
         for slot in found.too_large:
-            self._end(slot, self._infeasible())
+            if slot.trial_id in self.slots:  # else its numbers have ended it just now
+                self._end(slot, self._infeasible())
 
     def _infeasible(self) -> dict[str, Any]:
         if self.share.world > 1:  # the others would wait for ever for its part of the step

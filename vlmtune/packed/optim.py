@@ -43,7 +43,9 @@ class AdapterOptimizer:
         parts = [self.gradient[: self.always], self.gradient[self.always :] if pictured else None]
         for parameter, part in zip(self.parameters, parts, strict=True):
             parameter.grad = part if len(parameter) else None
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm) if self.max_grad_norm else self.gradient.norm()
+        norm: Tensor = self.gradient.norm()
+        if self.max_grad_norm:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.max_grad_norm, norm)
         self.optimizer.step()
         self.schedule.step()
         self.gradient.zero_()

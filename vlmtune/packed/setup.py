@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError, DoesNotFitError
 from vlmtune.model.fast import without_vision_gradient
-from vlmtune.model.memory import halves
+from vlmtune.model.memory import Plan, halves
 from vlmtune.packed.model import PackedModel
 from vlmtune.packed.optim import OPTIMIZERS
 from vlmtune.packed.passes import ROWS, bucket_length
@@ -56,8 +57,24 @@ def check_packable(settings: Settings) -> None:
         raise ConfigError(f"--trial_runner packed: cannot train {reason}; use --trial_runner isolated")
 
 
-def packed_model(settings: Settings, store: Store, trials: int, rank: int, note: Callable[[str], None]) -> tuple[PackedModel, int]:
+@dataclass(frozen=True)
+class Passes:
+    """How an engine's passes are run: so many trials at once, at most `rows` rows of `longest` tokens, of `kept` training rows."""
+
+    plan: Plan
+    trials: int
+    rows: int
+    longest: int
+    kept: int
+
+
+def packed_model(
+    settings: Settings, store: Store, trials: int, rank: int, note: Callable[[str], None], largest: Settings | None = None
+) -> tuple[PackedModel, int]:
     """The base of the settings on this process's device, and how many trials of at most `rank` can train over it at once, up to `trials`.
+
+    Args:
+        largest: what to plan the memory for, if a GPU has so much; otherwise it is planned for the settings themselves.
 
     Raises:
         DoesNotFitError: not even one row at a time would fit in the GPU's memory.
@@ -65,33 +82,50 @@ def packed_model(settings: Settings, store: Store, trials: int, rank: int, note:
     transformers_logging.disable_progress_bar()
     gpu = torch.cuda.is_available() and not settings.get("use_cpu")
     device = torch.device("cuda" if gpu else "cpu")
-    kept = fitting_rows(store, settings.get("max_length"), "skip")
-    longest = bucket_length(_longest(settings, store, kept))
-    batch = settings.get("per_device_train_batch_size")
-    for at_once in halves(trials):
-        rows = min(ROWS[-1], max(1, min(at_once * batch, GOOD_TOKENS[device.type] // longest)))
-        load = {"packed": at_once, "rank": rank, "batch": rows, "length": longest}
-        try:
-            plan = plan_step(settings, store, kept, 1, note, runs=settings.search.num_samples, **load)
-            break
-        except DoesNotFitError:
-            if at_once == 1:
-                raise
-    if at_once < trials:
-        note(f"Memory    is there for {at_once} of {trials} trials at once; the others wait")
+    try:
+        passes = _plan(largest or settings, store, trials, rank, device, note)
+    except DoesNotFitError:
+        if largest is None:
+            raise
+        passes = _plan(settings, store, trials, settings.model.lora_r, device, note)
+        note("          not enough for the largest trial of the search space: such trials may end without result")
+    plan = passes.plan
+    if passes.trials < trials:
+        note(f"Memory    is there for {passes.trials} of {trials} trials at once; the others wait")
     base = frozen_base(settings, device, plan)
     without_vision_gradient(base)
     if plan.checkpointing:
         base.gradient_checkpointing_enable()
     layer_by_layer(base, plan)
-    every = len(kept) + len(store.rows_of(EVAL))
+    every = passes.kept + len(store.rows_of(EVAL))
     features = VisionFeatures(base, store.meta, rows=every, limit=plan.spare * FEATURES_SHARE if gpu else FEATURES)
-    model = PackedModel(base, store.meta, (plan.micro_batch if gpu else rows) * longest, note, features)
+    model = PackedModel(base, store.meta, (plan.micro_batch if gpu else passes.rows) * passes.longest, note, features)
     if gpu and not plan.checkpointing and settings.get("cuda_graphs") is not False:
         model.forget = record(base, model.leaves, note)
     if not gpu:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-    return model, at_once
+    return model, passes.trials
+
+
+def _plan(settings: Settings, store: Store, trials: int, rank: int, device: torch.device, note: Callable[[str], None]) -> Passes:
+    """Passes for as many trials as there is memory for.
+
+    Raises:
+        DoesNotFitError: there is none for one row of one trial.
+    """
+    kept = fitting_rows(store, settings.get("max_length"), "skip")
+    longest = bucket_length(_longest(settings, store, kept))
+    for at_once in halves(trials):
+        rows = min(ROWS[-1], max(1, min(at_once * settings.get("per_device_train_batch_size"), GOOD_TOKENS[device.type] // longest)))
+        load = {"packed": at_once, "rank": rank, "batch": rows, "length": longest}
+        try:
+            plan = plan_step(settings, store, kept, 1, note, runs=settings.search.num_samples, **load)
+        except DoesNotFitError:
+            if at_once == 1:
+                raise
+        else:
+            return Passes(plan, at_once, rows, longest, len(kept))
+    raise AssertionError
 
 
 def trials_at_once(settings: Settings, store: Store, device: str) -> int:

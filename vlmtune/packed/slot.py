@@ -166,7 +166,6 @@ class Slot:
             self.step = self._begin_step(examples)
         self.step.pictured |= any(PIXELS in example.tensors for example in cut)
         self.meter.begin()
-        self.meter.count(rows=len(cut), tokens=sum(len(example.input_ids) for example in cut))
         model, weight = self.settings.model, 1 / max(self.step.labelled, 1)
         # By the row's place in the step of all workers, so that it does not depend on their number.
         places = [(self.position + place) * self.share.world + self.share.rank for place in range(len(cut))]
@@ -201,6 +200,7 @@ class Slot:
     def end_micro_batch(self, rows: list[Row], found: dict[int, tuple[Tensor, Tensor]]) -> None:
         """Take the losses of the micro-batch; after the last one of a step, update the adapter."""
         assert self.step is not None and self.optimizer is not None
+        self.meter.count(rows=len(rows), tokens=sum(len(row.example.input_ids) for row in rows))
         if rows:
             losses, right = (torch.stack(parts) for parts in zip(*(found[id(row)] for row in rows), strict=True))
             self.step.loss = self.step.loss + losses.sum() * rows[0].weight

@@ -34,6 +34,7 @@ class PackedTrial(tune.Trainable):
     failure: str | None
     missed: float  # seconds since its engine answered last
     reported: int  # the step of its last report
+    notes: list[str]  # of its engine, to be passed on with the next report
 
     def setup(
         self,
@@ -72,9 +73,10 @@ class PackedTrial(tune.Trainable):
             if report is not None:
                 metrics, last = report
                 self.taken += 1
+                self.notes += metrics.get(NOTES, [])
                 if last or metrics["step"] > self.reported:  # an engine that died may report once more what it had not written
-                    self.reported = metrics.get("step", 0)
-                    return {**metrics, "done": last}
+                    self.reported, notes, self.notes = metrics.get("step", 0), self.notes, []
+                    return {**metrics, **({NOTES: notes} if notes else {}), "done": last}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Be another trial from now on, which spares the search a process."""
@@ -97,7 +99,7 @@ class PackedTrial(tune.Trainable):
         """Joining is left to the first step: Tune starts a trial again whose process ends in a step, and not one that has yet to begin."""
         self.name = self.trial_id
         self.values = {**self.shared, **config.get(self.point_key, config)}
-        self.engine, self.failure, self.reported = None, None, 0
+        self.engine, self.failure, self.reported, self.notes = None, None, 0, []
 
     def _join(self) -> None:
         """Join an engine; where none answers, wait for one."""

@@ -12,7 +12,7 @@ from ray import tune
 from vlmtune.cluster import Cluster
 from vlmtune.config import Settings
 from vlmtune.data.store import Store
-from vlmtune.errors import ConfigError
+from vlmtune.errors import ConfigError, ModelError
 from vlmtune.search.space import Space
 from vlmtune.search.trial import POINT, run_trial
 
@@ -100,7 +100,9 @@ def packed(settings: Settings, space: Space, store: Store, output_dir: str, clus
     count = min(count, at_once)
     each = -(-at_once // count)
     largest = most_demanding(settings, space)
-    engines, notes = start_engines(largest.to_dict(), store, count=count, trials=each, rank=largest.model.lora_r, gpu=gpu)
+    engines, notes = start_engines(
+        settings.to_dict(), store, count=count, trials=each, rank=largest.model.lora_r, gpu=gpu, largest=largest.to_dict()
+    )
     trainable = tune.with_parameters(PackedTrial, values=settings.to_dict(), engines=engines, output_dir=output_dir, point_key=POINT)
     where = f"{count} {'GPU' if gpu else 'CPU'}{'s' if count > 1 else ''}"
     text = f"packed, {at_once} at once over one frozen base on {where if count == 1 else f'each of {where}'}"
@@ -123,7 +125,10 @@ def most_demanding(settings: Settings, space: Space) -> Settings:
         empty = outline(read_config(model.base_model, revision=model.model_revision, trust_remote_code=remote), trust_remote_code=remote)
 
         def adapted(one: Settings) -> int:
-            names = target_modules(empty, one.model.lora_target_modules, lora_vision=one.model.lora_vision)
+            try:
+                names = target_modules(empty, one.model.lora_target_modules, lora_vision=one.model.lora_vision)
+            except ModelError:  # its trial says so
+                return 0
             return sum(layer.in_features + layer.out_features for layer in map(empty.get_submodule, names))
 
         widest = max(targets.values(), key=adapted)

@@ -22,12 +22,13 @@ from vlmtune.data.collate import parts
 from vlmtune.data.order import MicroBatch, Order, evaluation_order
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
+from vlmtune.data.tokenize import IGNORED
 from vlmtune.evaluation.generate import Read
 from vlmtune.evaluation.objective import Objective
 from vlmtune.model.head import label_scores, score_positions
 from vlmtune.model.lora import kept_in_fp32
 from vlmtune.model.memory import Plan
-from vlmtune.model.transfer import OnTheWay, to_device
+from vlmtune.model.transfer import OnTheWay, runs_ahead, to_device
 from vlmtune.training.report import Meter
 
 Batch = dict[str, torch.Tensor]
@@ -142,10 +143,18 @@ class AdapterTrainer(SFTTrainer):
 
         return DataLoader(BatchStream(self.order, self.rank, self.first_step, fetch), batch_size=None)
 
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
+        """The labelled tokens of a step, with `average_tokens_across_devices` on all workers: counted on the CPU, as they lie there."""
+        labelled = torch.stack([(batch["labels"][..., 1:] != IGNORED).sum() for batch in batch_samples]).sum()
+        if self.order.world > 1 and self.args.average_tokens_across_devices:
+            labelled = torch.as_tensor(self.accelerator.gather(to_device(labelled, device)[None])).sum()
+        return labelled
+
+    def store_flos(self) -> None:
+        """Nothing: transformers adds up its estimate over the workers, for which each logged step would wait for the device."""
+
     def _prepare_input(self, data: Any) -> Any:
-        if isinstance(data, torch.Tensor) and data.device.type == "cpu":
-            return to_device(data, self.args.device)
-        return super()._prepare_input(data)
+        return to_device(data, self.args.device) if isinstance(data, torch.Tensor) else super()._prepare_input(data)
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         on_device: Batch = super()._prepare_inputs(inputs)
@@ -199,7 +208,7 @@ class AdapterTrainer(SFTTrainer):
             losses = losses * outputs.log_probs.exp().detach()
         self.answered += torch.stack([outputs.is_top1.sum(), outputs.label_mask.sum()])
         labelled = torch.as_tensor(num_items_in_batch).clamp(min=1)  # a worker that only keeps step with the others may have none
-        loss: torch.Tensor = losses.sum() / labelled.to(losses.device, non_blocking=True)
+        loss: torch.Tensor = losses.sum() / to_device(labelled, losses.device)
         if not loss.requires_grad:  # adapters on cross-attention alone, and no row has a picture: a step that changes nothing
             loss.requires_grad_()
         return loss * self.order.world if self.args.average_tokens_across_devices else loss  # gradients are averaged
@@ -209,6 +218,8 @@ class AdapterTrainer(SFTTrainer):
 
         So its value does not depend on batch size, `max_length` or the number of workers.
         """
+        if runs_ahead(self.args.device):
+            torch.cuda.synchronize(self.args.device)  # what it still has to do is training
         started = time.monotonic()
         rows = len(self.store.rows_of(EVAL))
         batches = evaluation_order(rows, self.args.per_device_eval_batch_size, self.rank, self.order.world)
@@ -248,14 +259,15 @@ class AdapterTrainer(SFTTrainer):
             torch.cuda.empty_cache()
 
     def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: Any, *rest: Any, **more: Any) -> None:
-        """As transformers does it, but a step is logged when the next one is under way.
+        """As transformers does it, but a step is logged when the next one is under way, where the device works beside Python.
 
         To read its numbers at once would leave the device without work until Python has come through the rest of the loop.
         """
         if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
             self.control.should_log = False
             self._record(tr_loss, grad_norm, more.get("learning_rate"))
-        if self.control.should_evaluate or self.control.should_save or self.state.global_step >= self.state.max_steps:
+        ends = self.state.global_step >= self.state.max_steps
+        if self.control.should_evaluate or self.control.should_save or ends or not runs_ahead(self.args.device):
             self._log_recorded()
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *rest, **more)
 
@@ -277,7 +289,6 @@ class AdapterTrainer(SFTTrainer):
         recorded, self.recorded = self.recorded, None
         loss, norm, right, labelled = recorded.numbers.tolist()
         self._total_loss_scalar += loss
-        self.store_flos()
         logs = {"loss": loss / recorded.steps, "grad_norm": norm, "learning_rate": recorded.learning_rate}
         self.log({**logs, "mean_token_accuracy": right / max(labelled, 1)})
 
