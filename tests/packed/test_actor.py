@@ -111,6 +111,25 @@ def test_trials_without_memory_wait_for_those_that_have_some(
     assert most == [1, 1]
 
 
+def test_without_memory_for_the_largest_trial_the_others_are_trained(
+    values: dict[str, Any], stores: dict[str, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    plan_step = setup.plan_step
+
+    def only_small_ones_fit(*args: Any, rank: int, **options: Any) -> Any:
+        if rank > 8:
+            raise DoesNotFitError("injected")
+        return plan_step(*args, rank=rank, **options)
+
+    monkeypatch.setattr(setup, "plan_step", only_small_ones_fit)
+    actor = EngineActor({**values, "lora_r": 8}, stores["mall llava"], 2, 512, {**values, "lora_r": 512})
+    actor.join("one", values, str(tmp_path / "one"), str(tmp_path / "runs"))
+    assert [metrics["step"] for metrics in reports(actor, "one")] == [2, STEPS]
+    assert "not for the largest trial" in actor.notes[0]
+    with pytest.raises(DoesNotFitError):
+        EngineActor({**values, "lora_r": 512}, stores["mall llava"], 2, 512).start()
+
+
 def test_a_checkpoint_that_cannot_be_written_is_told_to_all(actor: EngineActor, values: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("where a folder should be")
     actor.join("one", {**values, "max_steps": 2}, str(tmp_path / "file" / "one"), str(tmp_path / "runs"))

@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from vlmtune.errors import ConfigError, DoesNotFitError
 from vlmtune.evaluation.metrics import METRICS
 from vlmtune.evaluation.objective import Objective
 from vlmtune.model.base import load_base
+from vlmtune.packed import engine
 from vlmtune.packed import model as packed_model
 from vlmtune.packed.layers import Layout, RowAdapters
 from vlmtune.packed.model import Found
@@ -316,6 +318,30 @@ def test_parked_trials_wait(stores: dict[str, Store], models: Path, tmp_path: Pa
         assert packed.engine.round(parked={"one"})
     assert [packed.engine.slots[name].state.global_step for name in ("one", "three")] == [0, 3]
     assert not packed.engine.round(parked={"one", "three"})
+
+
+def test_reports_do_not_wait_for_their_checkpoints_but_the_last(
+    stores: dict[str, Store], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write, open_disk, waited = engine.save_checkpoint, threading.Event(), []
+
+    def when_the_disk_is_open(*args: Any) -> None:
+        waited.append(open_disk.wait(60))
+        write(*args)
+
+    monkeypatch.setattr(engine, "save_checkpoint", when_the_disk_is_open)
+    packed = pack(stores["mall llava"], models / "llava", tmp_path, {"one": {"max_steps": 4, "eval_steps": 1}})
+    packed.run(until=lambda: len(packed.reports.get("one", [])) == engine.UNWRITTEN)
+    assert not list(tmp_path.rglob("report.json"))
+    opening = threading.Timer(1.0, open_disk.set)
+    opening.start()
+    packed.run(until=lambda: len(packed.reports["one"]) > engine.UNWRITTEN)
+    assert open_disk.is_set(), "a third copy of the adapter waited for the first to be written"
+    packed.run()
+    packed.close()
+    assert [report.metrics["step"] for report in packed.reports["one"]] == [1, 2, 3, 4]
+    assert [path.parent.name for path in tmp_path.rglob("report.json")] == ["checkpoint-4"]
+    assert all(waited)
 
 
 def test_seconds_of_all_trials_add_up(stores: dict[str, Store], models: Path, tmp_path: Path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,6 +42,7 @@ from vlmtune.training.setup import adapter_config, operations
 
 EVALUATED_AT_ONCE = 64  # rows of the evaluation set that are in memory at once
 WRITERS = 4  # checkpoints at once: a trial's last report waits for its own
+UNWRITTEN = 2  # checkpoints of a trial, each of which keeps adapter and averages in memory: a slower disk holds training up
 NO_ROW_FITS = "out of GPU memory with one row: give a smaller --max_length or --lora_r, or --quantization nf4"
 CACHED_BYTES = 2 * 2**30  # of examples that were read: all trials want the same rows
 
@@ -97,7 +98,7 @@ class Engine:
         self.writer = ThreadPoolExecutor(WRITERS, thread_name_prefix="checkpoints")
         self.saving = Lock()  # the processor is one for all
         self.writing: list[Future[None]] = []
-        self.last_write: dict[str, Future[None]] = {}  # of each trial: its reports go out in order
+        self.writes: dict[str, deque[Future[None]]] = defaultdict(partial(deque, maxlen=UNWRITTEN))  # the latest of each trial
 
     def slot(self, trial_id: str, values: dict[str, Any], *, runs_dir: str | None, checkpoint: str | None, **rest: Any) -> Slot:
         """A trial that is ready to `join`. Takes a second or less, and may be called from any thread.
@@ -170,8 +171,8 @@ class Engine:
 
     def settle(self, trial_id: str) -> None:
         """Wait for the checkpoints of a trial that has left; may be called from any thread."""
-        if (last := self.last_write.get(trial_id)) is not None:
-            last.exception()  # raised in the next round
+        for write in list(self.writes[trial_id]):
+            write.exception()  # raised in the next round
 
     def close(self) -> None:
         """Write what is left to be written."""
@@ -276,15 +277,18 @@ class Engine:
 
     def _submit(self, trial_id: str, work: Callable[[], None]) -> None:
         """Let a thread do what is left of a trial's report, after that of the one before."""
-        before = self.last_write.get(trial_id)  # handed in earlier, so it is under way already and cannot wait for this one
+        writes = self.writes[trial_id]
+        before = list(writes)[-1:]  # handed in earlier, so it is under way already and cannot wait for this one
+        if len(writes) == UNWRITTEN:
+            writes[0].exception()
 
         def run() -> None:
-            if before is not None:
-                before.result()
+            for write in before:
+                write.result()
             work()
 
-        self.last_write[trial_id] = self.writer.submit(run)
-        self.writing.append(self.last_write[trial_id])
+        writes.append(self.writer.submit(run))
+        self.writing.append(writes[-1])
 
     def _raise_of_writer(self) -> None:
         for done in [future for future in self.writing if future.done()]:

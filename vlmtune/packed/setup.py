@@ -88,7 +88,7 @@ def packed_model(
         if largest is None:
             raise
         passes = _plan(settings, store, trials, settings.model.lora_r, device, note)
-        note("          not enough for the largest trial of the search space: such trials may end without result")
+        note("          and not for the largest trial of the search space: trials that need more end as INFEASIBLE")
     plan = passes.plan
     if passes.trials < trials:
         note(f"Memory    is there for {passes.trials} of {trials} trials at once; the others wait")
