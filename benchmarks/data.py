@@ -3,6 +3,7 @@
     python benchmarks/data.py speed  [--rows 10000] [--pairs 3]    # against bare decode, resize, tokenise and write on the same cores
     python benchmarks/data.py memory [--rows 2000 20000]           # peak memory of all processes with a 500 MB object store
     python benchmarks/data.py inspect [--rows 4000] [--pairs 3]    # inspect_data.py against preparing, as whole commands
+    python benchmarks/data.py rows FOLDER [--rows 90] [--text 90]  # nothing but such rows, and some without a picture
 
 Rows have one 640x480 JPEG and a question and answer each; the processor is LLaVA-1.5's at full size (336 pixels). No weights are needed.
 """
@@ -45,10 +46,12 @@ def write_model(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
-def write_rows(folder: Path, rows: int, words: int = 0) -> Path:
+def write_rows(folder: Path, rows: int, words: int = 0, text: int = 0) -> Path:
     """`rows` photographs-like JPEGs (smooth colours, edges, some noise; about 60 kB each), all different, and a JSONL that names them.
 
-    `words`: so many are added to every question, all the same, and 40 to its answer.
+    Args:
+        words: so many are added to every question, all the same, and 40 to its answer.
+        text: so many rows more have 200 words and no picture.
     """
     (folder / "images").mkdir(parents=True)
     with multiprocessing.get_context("spawn").Pool() as pool:
@@ -60,6 +63,10 @@ def write_rows(folder: Path, rows: int, words: int = 0) -> Path:
             answer = f"{number % 10} people" + " here" * (40 if words else 0)
             turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
             lines.write(json.dumps({"image": f"images/{number:06d}.jpg", "conversations": turns}) + "\n")
+        for number in range(text):
+            question = " ".join(f"word{number * place % 97}" for place in range(200))
+            turns = [{"from": "human", "value": question}, {"from": "gpt", "value": f"{number % 7} of them"}]
+            lines.write(json.dumps({"conversations": turns}) + "\n")
     return path
 
 
@@ -253,8 +260,14 @@ def main() -> None:
         timed.add_argument("--rows", type=int, default=rows)
         timed.add_argument("--pairs", type=int, default=3)
     commands.add_parser("memory").add_argument("--rows", type=int, nargs="+", default=[2_000, 20_000])
+    mixed = commands.add_parser("rows")
+    mixed.add_argument("folder", type=Path)
+    mixed.add_argument("--rows", type=int, default=90)
+    mixed.add_argument("--text", type=int, default=90)
     args = parser.parse_args()
-    if args.what == "memory":
+    if args.what == "rows":
+        print(write_rows(args.folder, args.rows, words=40, text=args.text))
+    elif args.what == "memory":
         memory(args.rows)
     else:
         {"speed": speed, "inspect": inspect}[args.what](args.rows, args.pairs)
