@@ -244,7 +244,8 @@ def whole(folder: str, args: argparse.Namespace) -> dict[str, Any]:
         subprocess.run(command, check=True, stdout=sys.stderr, cwd=Path(__file__).parents[1])
         seconds = time.perf_counter() - started
         reports = [[json.loads(line) for line in file.read_text().splitlines()] for file in sorted(Path(out).glob("tune/*/result.json"))]
-        times = [event_times(Path(out) / "runs" / trial[0]["trial_id"], "eval_loss") for trial in reports]
+        # A trial that was stopped may have been evaluated once more before it was told.
+        times = [event_times(Path(out) / "runs" / trial[0]["trial_id"], "eval_loss")[: len(trial)] for trial in reports]
     gpus = max(torch.cuda.device_count(), 1)
     whole = [number for number, trial in enumerate(reports) if trial[-1]["step"] == trial[-1]["max_steps"]]
     last = len(reports[whole[0]]) - 2

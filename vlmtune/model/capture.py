@@ -106,7 +106,7 @@ class _Graphs:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             outputs, _ = pytree.tree_flatten(run(self.inputs))
-            if not outputs[0].requires_grad:  # of what is trained, nothing is on the way of these inputs
+            if trained and not outputs[0].requires_grad:  # of what is trained, nothing is on the way of these inputs
                 self.trained = trained = []
             if trained:
                 torch.autograd.grad(outputs[0], trained, torch.zeros_like(outputs[0]), allow_unused=True)
