@@ -5,7 +5,8 @@
 FOLDER holds LLaVA-1.5-7B (`benchmarks/full_size.py`). Every number of workers trains the same steps: 8 rows at a time on each GPU, and so
 many such parts a step that all steps have the rows of the largest number. Rows have a 640x480 JPEG and text, and are cut to 640 tokens.
 Printed are the median time of a step, by its row, with the fastest and slowest, the whole command's seconds, and the first number's time
-over each: the speed-up. How far the adapters are apart says something where dropout is 0 or the runner is packed.
+over each: the speed-up. How far the adapters are apart says something where dropout is 0 or the runner is packed. `--work` keeps rows and
+runs in a folder, where the next call finds the rows.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,14 @@ WARM_UP = 8  # steps: CUDA graphs are recorded in them
 BATCH = 8  # rows at a time on each GPU
 
 
-def train(folder: str, work: Path, workers: int, rows: int, given: dict[str, str]) -> dict[str, Any]:
+def train(folder: str, work: Path, data: Path, workers: int, rows: int, given: dict[str, str]) -> dict[str, Any]:
     """One run of the command with steps of `rows` rows, unless `given` says how many parts a step has."""
     out = work / f"out{workers}"
     batch = int(given.get("per_device_train_batch_size", BATCH))
     parts = int(given.get("gradient_accumulation_steps", rows // (batch * workers)))
     rows = parts * batch * workers
     options = {
-        "model_name_or_path": folder, "data_path": f"{work}/data/rows.jsonl", "output_dir": str(out), "cache_dir": f"{work}/cache",
+        "model_name_or_path": folder, "data_path": str(data), "output_dir": str(out), "cache_dir": f"{work}/cache",
         "eval_strategy": "no", "num_train_epochs": "1", "eval_fraction": "0.02", "test_fraction": "0.02", "logging_steps": "1",
         "max_length": "640", "lora_r": "16", "lora_alpha": "32", "lora_dropout": "0.05", "learning_rate": str(LEARNING_RATE),
         "quantization": "nf4", "num_workers": str(workers), "per_device_train_batch_size": str(batch),
@@ -72,14 +74,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1600)
     parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE", help="further options of train.py")
     parser.add_argument("--json")
+    parser.add_argument("--work", metavar="FOLDER")
     args = parser.parse_args()
     given = dict(option.split("=", 1) for option in args.set)
     rows = int(given.get("per_device_train_batch_size", BATCH)) * max(args.workers)
     first: dict[str, Any] | None = None
-    with tempfile.TemporaryDirectory() as work:
-        write_rows(Path(work) / "data", args.rows, words=900)
+    with nullcontext(args.work) if args.work else tempfile.TemporaryDirectory() as work:
+        data = Path(work) / f"rows{args.rows}" / "rows.jsonl"
+        if not data.exists():
+            write_rows(data.parent, args.rows, words=900)
         for workers in args.workers:
-            found = train(args.folder, Path(work), workers, rows, given)
+            found = train(args.folder, Path(work), data, workers, rows, given)
             first = first or found
             apart = distance(Path(work) / f"out{workers}", Path(work) / f"out{first['workers']}")
             print(
