@@ -10,7 +10,7 @@ from test_fast import batch, relative
 
 from vlmtune.demo.models import write_model
 from vlmtune.model.base import load_base
-from vlmtune.model.capture import CALLS_BEFORE, capture
+from vlmtune.model.capture import CALLS_BEFORE, capture, give_up
 from vlmtune.model.fast import lean_lora, parts, without_autocast, without_padding_mask, without_vision_gradient
 from vlmtune.model.lora import attach, lora_config, target_modules
 
@@ -81,6 +81,44 @@ def test_dropout_differs_from_step_to_step(tmp_path: Path):
     assert len(base.get_decoder().forward.graphs) == 1
 
 
+def test_what_has_no_room_is_not_recorded_and_what_was_recorded_gives_room(monkeypatch: pytest.MonkeyPatch):
+    module, failures = torch.nn.Linear(8, 8, device="cuda").train(), []
+    plain = module.forward
+    parameters = list(module.parameters())
+    capture(module, lambda: parameters, failures.append)
+
+    def run(rows: int) -> None:
+        for _ in range(CALLS_BEFORE + 1):
+            module(torch.ones(rows, 8, device="cuda")).sum().backward()
+
+    run(1)
+    assert len(module.forward.graphs) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "mem_get_info", lambda: (0, 0))
+        run(2**20)
+    assert len(module.forward.graphs) == 1
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert give_up(module)
+    assert not give_up(module)
+    assert module.forward == plain
+    assert failures == []
+
+
+def test_a_recording_that_runs_out_of_memory_is_no_failure():
+    class Hungry(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if torch.cuda.is_current_stream_capturing():
+                torch.empty(2**50, dtype=torch.uint8, device="cuda")
+            return x * 2
+
+    module, failures = Hungry().cuda().train(), []
+    capture(module, list, failures.append)
+    for _ in range(CALLS_BEFORE + 3):
+        assert module(torch.ones(8, device="cuda")).sum() == 16
+    assert failures == []
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+
+
 def test_a_part_that_cannot_be_recorded_goes_on_as_it_was():
     class Reads(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -93,3 +131,5 @@ def test_a_part_that_cannot_be_recorded_goes_on_as_it_was():
         assert module(torch.ones(8, device="cuda")).shape == (8,)
     assert len(failures) == 1
     assert failures[0].startswith("no CUDA graphs of Reads, steps are slower: ")
+    assert "previous error" not in failures[0], "the first error says what it was"
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()

@@ -74,12 +74,27 @@ def test_pictures_that_cross_attention_reads():
 
 
 @pytest.mark.parametrize(
-    ("capacity", "resident", "checkpointing", "micro_batch"),
-    [(139, True, False, 8), (30, True, False, 4), (17, False, False, 4), (8, False, True, 8)],
-)
-def test_the_fastest_plan_that_fits(capacity: float, resident: bool, checkpointing: bool, micro_batch: int):
+    ("capacity", "resident", "checkpointing", "micro_batch", "graphs"),
+    [
+        (139, True, False, 8, True), (50, True, False, 4, True), (30, True, False, 4, False), (17, False, False, 4, False),
+        (8, False, True, 8, False),
+    ],
+)  # fmt: skip
+def test_the_fastest_plan_that_fits(capacity: float, resident: bool, checkpointing: bool, micro_batch: int, graphs: bool):
     plan = choose(llava_7b(), STEP, capacity * GB)
-    assert (plan.resident, plan.checkpointing, plan.micro_batch) == (resident, checkpointing, micro_batch)
+    assert (plan.resident, plan.checkpointing, plan.micro_batch, plan.graphs) == (resident, checkpointing, micro_batch, graphs)
+
+
+def test_recorded_steps_need_memory_of_their_own():
+    """16 packed trials of one row on a GPU of 80 GB: 16 rows fit once, and 8 a second time for what is recorded."""
+    load = replace(STEP, batch=16, packed=16)
+    recorded, plain = choose(llava_7b(), load, 79 * GB), choose(llava_7b(), load, 79 * GB, graphs=False)
+    assert (recorded.micro_batch, plain.micro_batch) == (8, 16)
+    found = estimate(llava_7b(), load, recorded)
+    assert found.graphs == found.activations + found.temporary
+    assert found.reserved == found.total + found.graphs
+    assert found.text().endswith(f", CUDA graphs up to {found.graphs / GB:.1f} GB)")
+    assert estimate(llava_7b(), load, plain).graphs == 0
 
 
 def test_what_is_given_is_kept():

@@ -20,11 +20,14 @@ MAX_GRAPHS = 16
 OWN_THREAD = "thread_local"  # what may spoil a recording: another thread may wait for its copy of a checkpoint meanwhile
 
 
+NO_MORE_GRAPHS = "out of GPU memory: steps are not recorded as CUDA graphs any more, which makes short ones slower"
+PEAK = 1.25  # memory that a recording takes, against what it still has at the end of the forward pass
+
 Trained = Callable[[], Sequence[Tensor]]
 
 
-def capture(module: nn.Module, trained: Trained, on_failure: Callable[[str], None]) -> Callable[[], None]:
-    """Let calls of `module` in training replay CUDA graphs, in place; returns what forgets those that were recorded.
+def capture(module: nn.Module, trained: Trained, on_failure: Callable[[str], None]) -> None:
+    """Let calls of `module` in training replay CUDA graphs, in place.
 
     A call may have a backward pass through its first output to `trained`; it must be over before the next call of the same shape.
 
@@ -33,9 +36,23 @@ def capture(module: nn.Module, trained: Trained, on_failure: Callable[[str], Non
             module runs without gradient.
         on_failure: told in a line why recording failed; the module then goes on as it was.
     """
-    replayed = _Replayed(module, trained, on_failure)
-    module.forward = replayed
-    return replayed.forget
+    module.forward = _Replayed(module, trained, on_failure)
+
+
+def forget(module: nn.Module) -> None:
+    """Drop what was recorded of `module`, whose parameters lie elsewhere from now on."""
+    if isinstance(module.forward, _Replayed):
+        module.forward.forget()
+
+
+def give_up(model: nn.Module) -> bool:
+    """Drop all that was recorded in `model` and record nothing any more; returns whether there was something."""
+    there = False
+    for module in model.modules():
+        if isinstance(module.forward, _Replayed):
+            there |= bool(module.forward.graphs)
+            module.forward = module.forward.plain
+    return there
 
 
 class _Replayed:
@@ -70,23 +87,32 @@ class _Replayed:
                 )
                 return self.plain(*args, **kwargs)
 
-            self.pool = self.pool or torch.cuda.graph_pool_handle()
-            generator = torch.cuda.default_generators[tensors[0].device.index]
-            state = generator.clone_state()
-            try:
-                self.graphs[key] = _Graphs(run, tensors, trained, self.pool)
-            except torch.OutOfMemoryError:  # those that are there stay in use
-                generator.graphsafe_set_state(state)
-                self.most = len(self.graphs)
-                torch.cuda.empty_cache()
+            if (graphs := self._recorded(run, tensors, trained)) is None:
                 return self.plain(*args, **kwargs)
-            except RuntimeError as error:  # what CUDA and torch raise about an operation that cannot be recorded
-                generator.graphsafe_set_state(state)  # the one in use still waits for the recording's end
-                self.module.forward = self.plain
-                reason = " ".join(str(error).split()[:40])  # compilers begin with a line that says nothing
-                self.on_failure(f"no CUDA graphs of {type(self.module).__name__}, steps are slower: {reason}")
-                return self.plain(*args, **kwargs)
+            self.graphs[key] = graphs
         return self.graphs[key](tensors)
+
+    def _recorded(self, run: Callable[[list[Tensor]], Any], tensors: list[Tensor], trained: Sequence[Tensor]) -> _Graphs | None:
+        """The graphs of a call; None where there is no memory for them, or it cannot be recorded: then there will not be more of them."""
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
+        generator = torch.cuda.default_generators[tensors[0].device.index]
+        state, stream = generator.clone_state(), torch.cuda.current_stream()
+        try:
+            return _Graphs(run, tensors, trained, self.pool, room=max((graphs.kept for graphs in self.graphs.values()), default=0))
+        except RuntimeError as error:  # what CUDA and torch raise about an operation that cannot be recorded
+            torch.cuda.set_stream(stream)  # a recording that fails at its end leaves its own
+            generator.graphsafe_set_state(state)  # the one in use still waits for the recording's end
+            first = error
+            while isinstance(first.__context__, RuntimeError):  # the recording's end complains once more
+                first = first.__context__
+            if isinstance(first, torch.OutOfMemoryError):  # those that are there stay in use
+                self.most = len(self.graphs)
+            else:
+                self.module.forward = self.plain
+                reason = " ".join(str(first).split()[:40])  # compilers begin with a line that says nothing
+                self.on_failure(f"no CUDA graphs of {type(self.module).__name__}, steps are slower: {reason}")
+        torch.cuda.empty_cache()
+        return None
 
     def _can_replay(self, leaves: list[Any], tensors: list[Tensor], trained: Sequence[Tensor]) -> bool:
         simple = all(isinstance(leaf, Tensor | bool | int | float | str | type(None) | torch.dtype) for leaf in leaves)
@@ -97,21 +123,35 @@ class _Replayed:
 
 
 class _Graphs:
-    """The recorded forward pass for one shape of the inputs and, where there are trained parameters, its backward pass."""
+    """The recorded forward pass for one shape of the inputs and, where there are trained parameters, its backward pass.
 
-    def __init__(self, run: Callable[[list[Tensor]], Any], tensors: list[Tensor], trained: Sequence[Tensor], pool: Any) -> None:
+    Args:
+        pool: of memory, which recordings share: one is over before another is replayed.
+        room: bytes that those before have taken of it.
+
+    Raises:
+        torch.OutOfMemoryError: there is no memory for the recording; it has not been begun, since torch 2.11 to 2.13 never give free what
+            a recording that failed has taken (https://github.com/pytorch/pytorch/pull/190308).
+    """
+
+    def __init__(self, run: Callable[[list[Tensor]], Any], tensors: list[Tensor], trained: Sequence[Tensor], pool: Any, room: int) -> None:
         self.inputs = [tensor.detach().clone() for tensor in tensors]
         self.trained = trained
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
+            before = torch.cuda.memory_allocated()
             outputs, _ = pytree.tree_flatten(run(self.inputs))
+            self.kept = torch.cuda.memory_allocated() - before
             if trained and not outputs[0].requires_grad:  # of what is trained, nothing is on the way of these inputs
                 self.trained = trained = []
             if trained:
                 torch.autograd.grad(outputs[0], trained, torch.zeros_like(outputs[0]), allow_unused=True)
             del outputs
         torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.empty_cache()
+        if PEAK * (self.kept - room) > torch.cuda.mem_get_info()[0]:
+            raise torch.OutOfMemoryError("a recording would not fit")
         self.forward_graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.forward_graph, pool=pool, capture_error_mode=OWN_THREAD):
             result = run(self.inputs)

@@ -14,6 +14,7 @@ from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head
 
 from vlmtune.data.store import Meta
+from vlmtune.model.capture import NO_MORE_GRAPHS, forget, give_up
 from vlmtune.model.head import score_positions
 from vlmtune.model.transfer import to_device
 from vlmtune.packed.layers import Layout, RowAdapters, Target, pack_layers
@@ -50,7 +51,6 @@ class PackedModel:
         self.buffers: dict[int, RowAdapters] = {}
         self.bound: tuple[int, bool] | None = None
         self.dropout = False  # whether any trial has had one: the layers then always look
-        self.forget: Callable[[], None] = lambda: None  # steps that were recorded
 
     def leaves(self) -> list[Tensor]:
         """The adapters of the rows of the pass under way, in turn A and B of each layer: what its gradients are for."""
@@ -73,7 +73,7 @@ class PackedModel:
         self.layout = layout
         self.layers = pack_layers(self.base, [target.name for target in layout.targets])
         self.buffers, self.bound = {}, None
-        self.forget()
+        forget(self.base.get_decoder())
 
     def add_gradients(self, rows: Sequence[Row], add: Callable[[Any, Tensor], None]) -> Found:
         """Run rows forward and back. `add(owner, gradient)` gets the summed gradient `[P]` of each owner's rows in a pass."""
@@ -95,7 +95,7 @@ class PackedModel:
         self.base.train()
         if not self.dropout and any(row.rate for row in rows):
             self.dropout = True
-            self.forget()
+            forget(self.base.get_decoder())
         return self._in_passes(rows, run)
 
     def losses(self, rows: Sequence[Row]) -> Found:
@@ -131,7 +131,7 @@ class PackedModel:
                 continue
             except torch.OutOfMemoryError:
                 self._drop_gradients()
-            more = self.features.drop()
+            more = self.features.drop() or self._without_graphs()
             torch.cuda.empty_cache()
             if more:
                 waiting.insert(0, part)
@@ -144,6 +144,11 @@ class PackedModel:
             self.note(f"out of GPU memory with {len(part)} rows at a time: going on with {half}, every trial's step stays the same")
             waiting = [part[:half], part[half:], *waiting]
         return found
+
+    def _without_graphs(self) -> bool:
+        if there := give_up(self.base):
+            self.note(NO_MORE_GRAPHS)
+        return there
 
     def _drop_gradients(self) -> None:
         for leaf in self.leaves():

@@ -100,8 +100,8 @@ def packed_model(
     every = passes.kept + len(store.rows_of(EVAL))
     features = VisionFeatures(base, store.meta, rows=every, limit=plan.spare * FEATURES_SHARE if gpu else FEATURES)
     model = PackedModel(base, store.meta, (plan.micro_batch if gpu else passes.rows) * passes.longest, note, features)
-    if gpu and not plan.checkpointing and settings.get("cuda_graphs") is not False:
-        model.forget = record(base, model.leaves, note)
+    if plan.graphs:
+        record(base, model.leaves, note)
     if not gpu:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     return model, passes.trials

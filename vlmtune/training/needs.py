@@ -51,9 +51,9 @@ def gpu_memory(settings: Settings, store: Store) -> str:
     except ModelError:  # the preflight needs the processor alone; training says what is wrong with the model
         return ""
     quantized = load.quantization in ("nf4", "int8")
-    fast = estimate(model, load, Plan(resident=quantized, checkpointing=False, micro_batch=load.batch, compiled=True))
+    fast = estimate(model, load, Plan(resident=quantized, checkpointing=False, micro_batch=load.batch, compiled=True, graphs=True))
     small = estimate(model, load, Plan(resident=False, checkpointing=True, micro_batch=1, compiled=True))
-    return f"about {size_text(fast.total)} of a GPU at the fastest, {size_text(small.total)} at the least; batch size {load.batch}"
+    return f"about {size_text(fast.reserved)} of a GPU at the fastest, {size_text(small.total)} at the least; batch size {load.batch}"
 
 
 def vision_tokens(config: Any, image_tokens: int) -> tuple[bool, int]:

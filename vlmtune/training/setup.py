@@ -48,9 +48,10 @@ def plan_step(
         rows = steps * batch if steps > 0 else settings.get("num_train_epochs") * len(kept) / world
         compiled = seconds_of(model, runs * rows * load.length) > WORTH_COMPILING
     free = torch.cuda.mem_get_info()[0]
+    offload = settings.get("activation_offloading")
     plan = choose(
         model, load, free, resident=held, checkpointing=checkpointing, micro_batch=micro_batch, compiled=compiled,
-        offload=settings.get("activation_offloading"),
+        offload=offload, graphs=False if offload else settings.get("cuda_graphs"),
     )  # fmt: skip
     note(f"Memory    about {estimate(model, load, plan).text()} of {free / 2**30:.0f} GB: {plan_text(plan, load)}")
     return plan
@@ -127,8 +128,7 @@ def adapted_model(settings: Settings, args: TrainingArguments, plan: Plan, note:
         # A float32 base with bf16 asked for needs autocast. A graph must not be recorded under it: the casts that autocast keeps would be
         # replayed with the adapter's old values.
         plain = without_autocast(adapted) if base.dtype != torch.float32 else not (args.bf16 or args.fp16)
-        graphs = plain and settings.get("cuda_graphs") is not False
-        if graphs and not args.gradient_checkpointing and not args.activation_offloading:
+        if plain and plan.graphs:
             trained = [parameter for parameter in base.get_decoder().parameters() if parameter.requires_grad]
             record(base, lambda: trained, note)
     return adapted
@@ -142,11 +142,10 @@ def layer_by_layer(base: Any, plan: Plan, *, lora_vision: bool = False) -> bool:
     return checkpoints is not None
 
 
-def record(base: Any, trained: Trained, note: Callable[[str], None]) -> Callable[[], None]:
-    """Let the decoder, and what beside it has nothing to train, replay CUDA graphs; returns what forgets the decoder's."""
+def record(base: Any, trained: Trained, note: Callable[[str], None]) -> None:
+    """Let the decoder, and what beside it has nothing to train, replay CUDA graphs."""
     decoder, *beside = parts_of(base)
-    forget = capture(decoder, trained, note)
+    capture(decoder, trained, note)
     for part in beside:
         if not any(parameter.requires_grad for parameter in part.parameters()):  # a gradient may enter through any of its outputs
             capture(part, list, note)
-    return forget

@@ -25,6 +25,7 @@ from vlmtune.data.store import Store
 from vlmtune.data.tokenize import IGNORED
 from vlmtune.evaluation.generate import Read
 from vlmtune.evaluation.objective import Objective
+from vlmtune.model.capture import NO_MORE_GRAPHS, give_up
 from vlmtune.model.head import label_scores, score_positions
 from vlmtune.model.lora import kept_in_fp32
 from vlmtune.model.memory import Plan
@@ -180,7 +181,10 @@ class AdapterTrainer(SFTTrainer):
             try:
                 return self._run_parts(model, inputs, items)
             except torch.OutOfMemoryError:
-                self.micro_batch = self._half(min(self.micro_batch, len(inputs["input_ids"])))
+                if give_up(self.adapted):
+                    self.meter.note(NO_MORE_GRAPHS)
+                else:
+                    self.micro_batch = self._half(min(self.micro_batch, len(inputs["input_ids"])))
             for parameter, gradient in zip(self.trained, before, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
             torch.cuda.empty_cache()
