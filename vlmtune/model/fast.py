@@ -4,11 +4,13 @@
 - `without_vision_gradient`: no gradient and no stored activations for a vision tower that has nothing to train.
 - `without_autocast`: the whole model in the base's own dtype, where autocast would widen every norm.
 - `without_padding_mask`: rows padded on the right need no mask under causal attention, which lets attention use its fastest kernel.
+- `without_walks`: a step's bookkeeping touches what is trained, not thousands of modules.
 - `compile_layers`: `torch.compile` for each decoder layer, which fuses norms, rotary embedding, activation, casts and LoRA's additions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -110,6 +112,26 @@ def without_padding_mask(model: PreTrainedModel) -> None:
         return args, kwargs
 
     model.get_decoder().register_forward_pre_hook(leave_out, with_kwargs=True)
+
+
+def without_walks(model: PeftModel, trained: Sequence[nn.Parameter]) -> None:
+    """Let `model` change its mode only where it has another one, and clear gradients of `trained` alone, in place.
+
+    transformers' Trainer asks for both in every step, which takes Python some 10 ms for the 3,000 modules of a model of 7 billion weights.
+    """
+    whole = model.train
+
+    def train(mode: bool = True) -> PeftModel:
+        return model if model.training == mode else whole(mode)
+
+    def zero_grad(set_to_none: bool = True) -> None:
+        for parameter in trained:
+            if set_to_none:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad.zero_()
+
+    model.train, model.zero_grad = train, zero_grad  # type: ignore[method-assign]
 
 
 def compile_layers(model: PreTrainedModel, *, compiled: bool = True, checkpoints: Checkpoints | None = None) -> None:

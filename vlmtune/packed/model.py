@@ -85,14 +85,14 @@ class PackedModel:
                 (losses.loss[: len(part)] * weights).sum().backward()
             gradients = self.buffers[bucket_rows(len(part))].gradients()
             self._drop_gradients()
-            first = 0
-            for owner, group in groupby(part, key=lambda row: row.owner):
-                last = first + len(list(group))
-                add(owner, gradients[first:last].sum(0, dtype=torch.float32))
-                first = last
+            groups = {owner: len(list(group)) for owner, group in groupby(part, key=lambda row: row.owner)}
+            mine = gradients[: len(part)].split(list(groups.values()))
+            summed = [gradient.sum(0, dtype=torch.float32) for gradient in mine]  # all before the first is added: a pass may run again
+            for owner, gradient in zip(groups, summed, strict=True):
+                add(owner, gradient)
             return losses
 
-        self.base.train()
+        self._set_mode(training=True)
         if not self.dropout and any(row.rate for row in rows):
             self.dropout = True
             forget(self.base.get_decoder())
@@ -100,7 +100,7 @@ class PackedModel:
 
     def losses(self, rows: Sequence[Row]) -> Found:
         """The same without gradients and dropout, in evaluation mode."""
-        self.base.eval()
+        self._set_mode(training=False)
         with torch.no_grad():
             return self._in_passes(rows, partial(self._forward, dropout=False))
 
@@ -114,7 +114,7 @@ class PackedModel:
         for target, pair in zip(self.layout.targets, one.pairs, strict=True):
             self.layers[target.name].bind(one, pair)
         self.bound = None
-        self.base.eval()
+        self._set_mode(training=False)
         yield self.base
 
     def _in_passes(self, rows: Sequence[Row], run: Callable[[Sequence[Row]], RowLosses]) -> Found:
@@ -128,6 +128,7 @@ class PackedModel:
             try:
                 losses = run(part)
                 found.rows.update({id(row): (losses.loss[place].detach(), losses.right[place]) for place, row in enumerate(part)})
+                del losses  # else it would hold on to recorded steps that are to give way
                 continue
             except torch.OutOfMemoryError:
                 self._drop_gradients()
@@ -144,6 +145,10 @@ class PackedModel:
             self.note(f"out of GPU memory with {len(part)} rows at a time: going on with {half}, every trial's step stays the same")
             waiting = [part[:half], part[half:], *waiting]
         return found
+
+    def _set_mode(self, *, training: bool) -> None:
+        if self.base.training != training:  # a walk through thousands of modules
+            self.base.train(training)
 
     def _without_graphs(self) -> bool:
         if there := give_up(self.base):

@@ -26,6 +26,7 @@ from vlmtune.data.tokenize import IGNORED
 from vlmtune.evaluation.generate import Read
 from vlmtune.evaluation.objective import Objective
 from vlmtune.model.capture import NO_MORE_GRAPHS, give_up
+from vlmtune.model.fast import without_walks
 from vlmtune.model.head import label_scores, score_positions
 from vlmtune.model.lora import kept_in_fp32
 from vlmtune.model.memory import Plan
@@ -135,7 +136,9 @@ class AdapterTrainer(SFTTrainer):
         self.loss_type = str(args.loss_type)
         self.answered = torch.zeros(2, dtype=torch.int64, device=args.device)  # tokens: right, labelled; since the last log
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.trainable = torch.nn.ParameterList(self.trained)
         self.recorded: Logged | None = None
+        without_walks(model, self.trained)
 
     def get_train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
         def fetch(batches: list[MicroBatch]) -> Iterator[Batch]:
@@ -151,8 +154,18 @@ class AdapterTrainer(SFTTrainer):
             labelled = torch.as_tensor(self.accelerator.gather(to_device(labelled, device)[None])).sum()
         return labelled
 
+    def floating_point_ops(self, inputs: Any) -> int:
+        """None: transformers would count all weights in every step, and add its estimate up over the workers; the meter has its own."""
+        return 0
+
     def store_flos(self) -> None:
-        """Nothing: transformers adds up its estimate over the workers, for which each logged step would wait for the device."""
+        """Nothing, see there; each logged step would wait for the device."""
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        return super()._clip_grad_norm(self.trainable)  # type: ignore[no-untyped-call]
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        return super()._get_grad_norm(self.trainable, grad_norm)  # type: ignore[no-untyped-call]
 
     def _prepare_input(self, data: Any) -> Any:
         return to_device(data, self.args.device) if isinstance(data, torch.Tensor) else super()._prepare_input(data)
