@@ -211,7 +211,7 @@ class TrainingArguments(SFTConfig):
     )
     cuda_graphs: bool | None = field(
         default=None,
-        metadata=_help("Replay recorded steps, faster below a few thousand tokens; auto: on a GPU without checkpointing."),
+        metadata=_help("Replay recorded steps, faster below a few thousand tokens; auto: on a GPU with room for them."),
     )
     micro_batch_size: int | None = field(
         default=None,

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from vlmtune.data.processor import load_processor
 from vlmtune.demo.models import write_model
 from vlmtune.model.base import load_base
-from vlmtune.model.fast import LEAN, compile_layers, lean_lora, without_padding_mask, without_vision_gradient
+from vlmtune.model.fast import LEAN, compile_layers, lean_lora, without_padding_mask, without_vision_gradient, without_walks
 from vlmtune.model.lora import attach, lora_config, target_modules
 
 CPU = torch.device("cpu")
@@ -116,6 +116,25 @@ def test_dropout_is_applied_in_training_only(models: Path):
     first = model.train()(**inputs).loss
     assert model(**inputs).loss != first
     assert model.eval()(**inputs).loss == model(**inputs).loss
+
+
+def test_mode_and_gradients_are_as_after_a_walk(models: Path):
+    """Every module has the mode that the model was given last, and what is trained has no gradient after `zero_grad`."""
+    model, _ = adapted(models / "llava", "none", dropout=0.5)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    without_walks(model, trained)
+    for mode in (True, False, False, True, True):
+        assert model.train(mode) is model
+        assert {module.training for module in model.modules()} == {mode}
+    model.eval()
+    assert not any(module.training for module in model.modules())
+    inputs = batch(models / "llava")
+    model(**inputs).loss.backward()
+    assert all(parameter.grad is not None for parameter in trained)
+    model.zero_grad(set_to_none=False)
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in trained)
+    model.zero_grad()
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_dora_stays_with_peft(models: Path):

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from vlmtune.data.store import Store
 from vlmtune.data.stream import read_batches
 from vlmtune.errors import DataError
 from vlmtune.model.base import load_base
+from vlmtune.model.head import label_scores
 from vlmtune.model.lora import load_adapter
+from vlmtune.training import trainer
 
 RunLoop = Callable[..., Run]
 
@@ -152,6 +155,20 @@ def test_dropout_follows_the_seed(run_loop: RunLoop):
     adapters = [run_loop("mixed llava", max_steps=3, lora_dropout=dropout).adapter() for dropout in (0.3, 0.3, 0.0)]
     assert difference(adapters[0], adapters[1]) == 0
     assert difference(adapters[0], adapters[2]) > 1e-4
+
+
+def test_all_modules_train_in_a_step_and_none_in_an_evaluation(run_loop: RunLoop, monkeypatch: pytest.MonkeyPatch):
+    seen: list[tuple[bool, set[bool]]] = []  # by whether gradients are wanted
+
+    def scores(model: Any, batch: dict[str, torch.Tensor]) -> Any:
+        seen.append((torch.is_grad_enabled(), {module.training for module in model.modules()}))
+        return label_scores(model, batch)
+
+    monkeypatch.setattr(trainer, "label_scores", scores)
+    run_loop("mixed llava", max_steps=3, eval_steps=1)
+    assert [modes for wanted, modes in seen if wanted] == [{True}] * 3
+    assert {wanted for wanted, _ in seen} == {True, False}
+    assert all(modes == {wanted} for wanted, modes in seen)
 
 
 def test_every_epoch_has_each_row_once(run_loop: RunLoop):

@@ -18,8 +18,6 @@ LENGTH_MULTIPLE = 32
 CALLS_BEFORE = 3  # of a shape that run as they are, so that compilers and autotuners are done and rare shapes are never recorded
 MAX_GRAPHS = 16
 OWN_THREAD = "thread_local"  # what may spoil a recording: another thread may wait for its copy of a checkpoint meanwhile
-
-
 NO_MORE_GRAPHS = "out of GPU memory: steps are not recorded as CUDA graphs any more, which makes short ones slower"
 PEAK = 1.25  # memory that a recording takes, against what it still has at the end of the forward pass
 
@@ -111,6 +109,7 @@ class _Replayed:
                 self.module.forward = self.plain
                 reason = " ".join(str(first).split()[:40])  # compilers begin with a line that says nothing
                 self.on_failure(f"no CUDA graphs of {type(self.module).__name__}, steps are slower: {reason}")
+            del first  # whose traceback holds what the recording has made
         torch.cuda.empty_cache()
         return None
 

@@ -119,10 +119,14 @@ def without_walks(model: PeftModel, trained: Sequence[nn.Parameter]) -> None:
 
     transformers' Trainer asks for both in every step, which takes Python some 10 ms for the 3,000 modules of a model of 7 billion weights.
     """
-    whole = model.train
+    whole, given = model.train, None  # a new model's modules have different modes
 
     def train(mode: bool = True) -> PeftModel:
-        return model if model.training == mode else whole(mode)
+        nonlocal given
+        if mode != given:
+            whole(mode)
+            given = mode
+        return model
 
     def zero_grad(set_to_none: bool = True) -> None:
         for parameter in trained:
