@@ -9,14 +9,12 @@ left out; preparing the rows, loading and compiling come before and are stated b
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from data import write_rows
+from jobs import run_job
 from train_step import CASES, LEARNING_RATE, measure
 from versions import check_versions
 
@@ -31,12 +29,9 @@ def train(folder: str, rows: int, given: dict[str, str]) -> dict[str, Any]:
             "per_device_train_batch_size": "8", "max_length": "640", "lora_r": "16", "lora_alpha": "32", "lora_dropout": "0.05",
             "learning_rate": str(LEARNING_RATE), **given,
         }  # fmt: skip
-        flags = [part for name, value in options.items() for part in (f"--{name}", value)]
-        started = time.perf_counter()
-        root = Path(__file__).parents[1]
-        subprocess.run([sys.executable, "ray_jobs/train.py", *flags], check=True, stdout=sys.stderr, cwd=root)
+        seconds = run_job("train.py", options)
         metrics: dict[str, Any] = json.loads(Path(f"{work}/out/metrics.json").read_text())
-        return metrics | {"total_s": time.perf_counter() - started}
+        return metrics | {"total_s": seconds}
 
 
 def main() -> None:

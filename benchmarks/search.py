@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from events import event_times
+from jobs import event_times, run_job
 from train_step import CASES, _synchronize, measure
 from versions import check_versions
 
@@ -239,10 +239,7 @@ def whole(folder: str, args: argparse.Namespace) -> dict[str, Any]:
             "search_space": {"learning_rate": {"loguniform": [1e-6, 1e-3]}},
         }  # fmt: skip
         (Path(work) / "config.json").write_text(json.dumps(given))
-        started = time.perf_counter()
-        command = [sys.executable, "ray_jobs/tune.py", "--config", f"{work}/config.json"]
-        subprocess.run(command, check=True, stdout=sys.stderr, cwd=Path(__file__).parents[1])
-        seconds = time.perf_counter() - started
+        seconds = run_job("tune.py", {"config": f"{work}/config.json"})
         reports = [[json.loads(line) for line in file.read_text().splitlines()] for file in sorted(Path(out).glob("tune/*/result.json"))]
         # A trial that was stopped may have been evaluated once more before it was told.
         times = [event_times(Path(out) / "runs" / trial[0]["trial_id"], "eval_loss")[: len(trial)] for trial in reports]

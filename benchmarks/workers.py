@@ -12,17 +12,14 @@ runs in a folder, where the next call finds the rows.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from data import write_rows
-from events import event_times
+from jobs import event_times, run_job
 from train_step import LEARNING_RATE
 from versions import check_versions
 
@@ -40,17 +37,15 @@ def train(folder: str, work: Path, data: Path, workers: int, rows: int, given: d
         "model_name_or_path": folder, "data_path": str(data), "output_dir": str(out), "cache_dir": f"{work}/cache",
         "eval_strategy": "no", "num_train_epochs": "1", "eval_fraction": "0.02", "test_fraction": "0.02", "logging_steps": "1",
         "max_length": "640", "lora_r": "16", "lora_alpha": "32", "lora_dropout": "0.05", "learning_rate": str(LEARNING_RATE),
-        "quantization": "nf4", "num_workers": str(workers), "per_device_train_batch_size": str(batch),
+        "overwrite": "true", "quantization": "nf4", "num_workers": str(workers), "per_device_train_batch_size": str(batch),
         "gradient_accumulation_steps": str(parts), **given,
     }  # fmt: skip
-    started = time.perf_counter()
-    flags = [part for name, value in options.items() for part in (f"--{name}", value)]
-    subprocess.run([sys.executable, "ray_jobs/train.py", *flags], check=True, stdout=sys.stderr, cwd=Path(__file__).parents[1])
+    took = run_job("train.py", options)
     seconds = np.diff(event_times(out / "runs", "train/loss"))[WARM_UP:-1] / rows * 1e3  # the last step is logged sooner than others
     metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
     return {
         "workers": workers, "set": given, "rows_a_step": rows, "ms_a_row": statistics.median(seconds), "low": float(seconds.min()),
-        "high": float(seconds.max()), "total_s": time.perf_counter() - started, **metrics,
+        "high": float(seconds.max()), "total_s": took, **metrics,
     }  # fmt: skip
 
 
@@ -80,13 +75,18 @@ def main() -> None:
     rows = int(given.get("per_device_train_batch_size", BATCH)) * max(args.workers)
     first: dict[str, Any] | None = None
     with nullcontext(args.work) if args.work else tempfile.TemporaryDirectory() as work:
-        data = Path(work) / f"rows{args.rows}" / "rows.jsonl"
+        work = Path(work).absolute()
+        work.mkdir(parents=True, exist_ok=True)
+        data = work / f"rows{args.rows}" / "rows.jsonl"
         if not data.exists():
-            write_rows(data.parent, args.rows, words=900)
+            with tempfile.TemporaryDirectory(dir=work) as made:  # another call may be writing the same
+                write_rows(Path(made) / "rows", args.rows, words=900)
+                if not data.exists():
+                    (Path(made) / "rows").rename(data.parent)
         for workers in args.workers:
-            found = train(args.folder, Path(work), data, workers, rows, given)
+            found = train(args.folder, work, data, workers, rows, given)
             first = first or found
-            apart = distance(Path(work) / f"out{workers}", Path(work) / f"out{first['workers']}")
+            apart = distance(work / f"out{workers}", work / f"out{first['workers']}")
             print(
                 f"{workers} worker{'s' if workers > 1 else ' '}  {found['ms_a_row']:.2f} ms a row ({found['low']:.2f} to "
                 f"{found['high']:.2f})  {first['ms_a_row'] / found['ms_a_row']:.2f}x  {found['step']} steps, waiting for data "

@@ -114,7 +114,7 @@ def test_a_batch_that_does_not_fit_in_memory_goes_in_halves() -> None:
             raise torch.OutOfMemoryError
         return [one * 10 for one in examples]
 
-    assert in_memory(run, list(range(5))) == [0, 10, 20, 30, 40]
+    assert in_memory(run, list(range(5)), torch.nn.Module()) == [0, 10, 20, 30, 40]
     assert asked == [5, 2, 3, 1, 2]
     with pytest.raises(torch.OutOfMemoryError):
-        in_memory(lambda _: (_ for _ in ()).throw(torch.OutOfMemoryError()), [0])
+        in_memory(lambda _: (_ for _ in ()).throw(torch.OutOfMemoryError()), [0], torch.nn.Module())

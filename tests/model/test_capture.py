@@ -91,6 +91,7 @@ def test_what_has_no_room_is_not_recorded_and_what_was_recorded_gives_room(monke
         for _ in range(CALLS_BEFORE + 1):
             module(torch.ones(rows, 8, device="cuda")).sum().backward()
 
+    assert not give_up(module), "nothing was recorded, and what comes may have room"
     run(1)
     assert len(module.forward.graphs) == 1
     with monkeypatch.context() as patch:

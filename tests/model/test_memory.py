@@ -85,6 +85,13 @@ def test_the_fastest_plan_that_fits(capacity: float, resident: bool, checkpointi
     assert (plan.resident, plan.checkpointing, plan.micro_batch, plan.graphs) == (resident, checkpointing, micro_batch, graphs)
 
 
+def test_rows_are_not_split_below_2048_tokens_to_record_them():
+    """Two rows whose activations fit once: they are recorded where there happens to be room, and not one by one."""
+    for given in ({}, {"checkpointing": False}, {"micro_batch": 2}):
+        plan = choose(llava_7b(), replace(STEP, batch=2), 24 * GB, **given)
+        assert (plan.resident, plan.checkpointing, plan.micro_batch, plan.graphs) == (True, False, 2, False)
+
+
 def test_recorded_steps_need_memory_of_their_own():
     """16 packed trials of one row on a GPU of 80 GB: 16 rows fit once, and 8 a second time for what is recorded."""
     load = replace(STEP, batch=16, packed=16)

@@ -17,6 +17,7 @@ from torch import Tensor
 from vlmtune.data.collate import Pixels, collate, parts
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import IMAGE, SEQUENCE_TENSORS, TEMPLATE, TEXT, Example, RowEncoder
+from vlmtune.model.capture import give_up
 
 Read = Callable[[Store, Sequence[int]], list[Example]]
 Result = TypeVar("Result")
@@ -83,7 +84,7 @@ def generate(model: Any, tokenizer: Any, layout: Layout, examples: Sequence[Exam
         written = model.generate(**batch, generation_config=config)[:, batch["input_ids"].shape[1] :]
         return [tokenizer.decode(_until(row, ends), skip_special_tokens=True).strip() for row in written.tolist()]
 
-    return in_memory(run, examples)
+    return in_memory(run, examples, model)
 
 
 def likelihoods(model: Any, layout: Layout, examples: Sequence[Example]) -> list[tuple[float, int]]:
@@ -99,19 +100,22 @@ def likelihoods(model: Any, layout: Layout, examples: Sequence[Example]) -> list
         return [(float(part.sum()), len(part)) for part in losses.cpu().split(counts.tolist())]
 
     with torch.no_grad():
-        return in_memory(run, examples)
+        return in_memory(run, examples, model)
 
 
-def in_memory(run: Callable[[Sequence[Example]], list[Result]], examples: Sequence[Example]) -> list[Result]:
-    """`run` on all examples, or on one half after the other where they do not fit in the GPU's memory together."""
+def in_memory(run: Callable[[Sequence[Example]], list[Result]], examples: Sequence[Example], model: Any) -> list[Result]:
+    """`run` on all examples, or on one half after the other where they do not fit in the GPU's memory together.
+
+    For the last one, steps of `model` that were recorded in training give way.
+    """
     try:
         return run(examples)
     except torch.OutOfMemoryError:
-        if len(examples) == 1:
+        if len(examples) == 1 and not give_up(model):
             raise
     torch.cuda.empty_cache()
     middle = len(examples) // 2
-    return in_memory(run, examples[:middle]) + in_memory(run, examples[middle:])
+    return [found for part in (examples[:middle], examples[middle:]) if part for found in in_memory(run, part, model)]
 
 
 def padded_left(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -44,13 +44,13 @@ def forget(module: nn.Module) -> None:
 
 
 def give_up(model: nn.Module) -> bool:
-    """Drop all that was recorded in `model` and record nothing any more; returns whether there was something."""
-    there = False
-    for module in model.modules():
-        if isinstance(module.forward, _Replayed):
-            there |= bool(module.forward.graphs)
-            module.forward = module.forward.plain
-    return there
+    """Drop all that was recorded in `model`, if anything was, and record nothing any more; returns whether so."""
+    replayed = [forward for forward in (module.forward for module in model.modules()) if isinstance(forward, _Replayed)]
+    if not any(one.graphs for one in replayed):
+        return False  # what comes may be smaller, and have room
+    for one in replayed:
+        one.module.forward = one.plain
+    return True
 
 
 class _Replayed:
@@ -58,12 +58,14 @@ class _Replayed:
         self.module, self.plain, self.trained, self.on_failure = module, module.forward, trained, on_failure
         self.calls: Counter[Any] = Counter()
         self.graphs: dict[Any, _Graphs] = {}
+        self.refused: set[Any] = set()  # what had no room
         self.pool: Any = None
         self.most = MAX_GRAPHS
 
     def forget(self) -> None:
         self.graphs.clear()
         self.calls.clear()
+        self.refused.clear()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves, spec = pytree.tree_flatten((args, kwargs))
@@ -74,7 +76,7 @@ class _Replayed:
         key = (str(spec), *((leaf.shape, leaf.dtype, leaf.stride()) if isinstance(leaf, Tensor) else leaf for leaf in leaves))
         self.calls[key] += 1
         if key not in self.graphs:
-            if self.calls[key] <= CALLS_BEFORE or len(self.graphs) >= self.most:
+            if self.calls[key] <= CALLS_BEFORE or key in self.refused or len(self.graphs) >= self.most:
                 return self.plain(*args, **kwargs)
             places = [isinstance(leaf, Tensor) for leaf in leaves]
 
@@ -85,30 +87,44 @@ class _Replayed:
                 )
                 return self.plain(*args, **kwargs)
 
-            if (graphs := self._recorded(run, tensors, trained)) is None:
+            if (graphs := self._recorded(key, run, tensors, trained)) is None:
                 return self.plain(*args, **kwargs)
             self.graphs[key] = graphs
         return self.graphs[key](tensors)
 
-    def _recorded(self, run: Callable[[list[Tensor]], Any], tensors: list[Tensor], trained: Sequence[Tensor]) -> _Graphs | None:
-        """The graphs of a call; None where there is no memory for them, or it cannot be recorded: then there will not be more of them."""
+    def _recorded(self, key: Any, run: Callable[[list[Tensor]], Any], tensors: list[Tensor], trained: Sequence[Tensor]) -> _Graphs | None:
+        """The graphs of a call; None where it cannot be recorded, or has no memory for that.
+
+        A recording is begun only where there is memory: torch 2.11 to 2.13 never give free what one has taken that failed
+        (https://github.com/pytorch/pytorch/pull/190308).
+        """
         self.pool = self.pool or torch.cuda.graph_pool_handle()
         generator = torch.cuda.default_generators[tensors[0].device.index]
         state, stream = generator.clone_state(), torch.cuda.current_stream()
+        taken = max((other.kept for other in self.graphs.values()), default=0)
+        graphs: _Graphs | None = None
         try:
-            return _Graphs(run, tensors, trained, self.pool, room=max((graphs.kept for graphs in self.graphs.values()), default=0))
+            graphs = _Graphs(run, tensors, trained)
+            torch.cuda.empty_cache()
+            if graphs.needs(taken) <= torch.cuda.mem_get_info()[0]:
+                graphs.record(run, self.pool)
+                return graphs
+            self.refused.add(key)
         except RuntimeError as error:  # what CUDA and torch raise about an operation that cannot be recorded
             torch.cuda.set_stream(stream)  # a recording that fails at its end leaves its own
-            generator.graphsafe_set_state(state)  # the one in use still waits for the recording's end
+            if graphs is not None:
+                generator.graphsafe_set_state(state)  # the one in use still waits for the recording's end
             first = error
             while isinstance(first.__context__, RuntimeError):  # the recording's end complains once more
                 first = first.__context__
-            if isinstance(first, torch.OutOfMemoryError):  # those that are there stay in use
-                self.most = len(self.graphs)
-            else:
+            if not isinstance(first, torch.OutOfMemoryError):
                 self.module.forward = self.plain
                 reason = " ".join(str(first).split()[:40])  # compilers begin with a line that says nothing
                 self.on_failure(f"no CUDA graphs of {type(self.module).__name__}, steps are slower: {reason}")
+            elif graphs is None:
+                self.refused.add(key)
+            else:  # those that are there stay in use
+                self.most = len(self.graphs)
             del first  # whose traceback holds what the recording has made
         torch.cuda.empty_cache()
         return None
@@ -124,18 +140,15 @@ class _Replayed:
 class _Graphs:
     """The recorded forward pass for one shape of the inputs and, where there are trained parameters, its backward pass.
 
-    Args:
-        pool: of memory, which recordings share: one is over before another is replayed.
-        room: bytes that those before have taken of it.
+    Made with one run that is not recorded. `kept`: bytes that its activations take.
 
     Raises:
-        torch.OutOfMemoryError: there is no memory for the recording; it has not been begun, since torch 2.11 to 2.13 never give free what
-            a recording that failed has taken (https://github.com/pytorch/pytorch/pull/190308).
+        torch.OutOfMemoryError: that run finds no memory.
     """
 
-    def __init__(self, run: Callable[[list[Tensor]], Any], tensors: list[Tensor], trained: Sequence[Tensor], pool: Any, room: int) -> None:
-        self.inputs = [tensor.detach().clone() for tensor in tensors]
+    def __init__(self, run: Callable[[list[Tensor]], Any], tensors: list[Tensor], trained: Sequence[Tensor]) -> None:
         self.trained = trained
+        self.inputs = [tensor.detach().clone() for tensor in tensors]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -146,20 +159,25 @@ class _Graphs:
                 self.trained = trained = []
             if trained:
                 torch.autograd.grad(outputs[0], trained, torch.zeros_like(outputs[0]), allow_unused=True)
+            self.own = _bytes([*trained, *(leaf for leaf in outputs if isinstance(leaf, Tensor)), outputs[0]])
             del outputs
         torch.cuda.current_stream().wait_stream(side)
-        torch.cuda.empty_cache()
-        if PEAK * (self.kept - room) > torch.cuda.mem_get_info()[0]:
-            raise torch.OutOfMemoryError("a recording would not fit")
+
+    def needs(self, taken: int) -> float:
+        """Bytes that recording takes from the GPU, where recordings before have taken so many for activations, which all share."""
+        return PEAK * max(self.kept - taken, 0) + self.own
+
+    def record(self, run: Callable[[list[Tensor]], Any], pool: Any) -> None:
+        """Record, into a pool of memory which recordings share: one is over before another is replayed."""
         self.forward_graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.forward_graph, pool=pool, capture_error_mode=OWN_THREAD):
             result = run(self.inputs)
         outputs, self.spec = pytree.tree_flatten(result)
         self.outputs = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in outputs]
-        if trained:
+        if self.trained:
             self.upstream = torch.zeros_like(outputs[0])
             with torch.cuda.graph(self.backward_graph, pool=pool, capture_error_mode=OWN_THREAD):
-                gradients = torch.autograd.grad(outputs[0], trained, self.upstream, allow_unused=True)
+                gradients = torch.autograd.grad(outputs[0], self.trained, self.upstream, allow_unused=True)
                 self.used = [gradient is not None for gradient in gradients]
                 self.gradient = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
 
@@ -193,3 +211,7 @@ class _Replay(torch.autograd.Function):
         parts = iter(graphs.gradient.clone().split([parameter.numel() for parameter in used]))
         gradients = [next(parts).view_as(p) if there else None for p, there in zip(graphs.trained, graphs.used, strict=True)]
         return None, None, *gradients
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -90,8 +90,8 @@ class Load:
 class Plan:
     """How a step is run: which values the base holds, which activations are kept, and how many rows go through at once.
 
-    `graphs`: whether steps may be recorded as CUDA graphs (`model.capture`). `spare`: bytes of the GPU that it leaves free. `evaluated`: at
-    most so many rows are evaluated at once; None for as many as asked.
+    `graphs`: whether memory is left for recorded steps (`model.capture`) beside others; without, a step is recorded where there happens to
+    be room. `spare`: bytes of the GPU that are left. `evaluated`: at most so many rows are evaluated at once; None for as many as asked.
     """
 
     resident: bool
@@ -225,9 +225,12 @@ def choose(
     micro_batch: int | None = None,
     compiled: bool = True,
     offload: bool = False,
-    graphs: bool | None = None,
+    graphs: bool = True,
 ) -> Plan:
-    """The fastest plan that fits `capacity` bytes of GPU memory; what is not None is given. Checkpointed steps are never recorded.
+    """The fastest plan that fits `capacity` bytes of GPU memory; what is not None is given.
+
+    Args:
+        graphs: whether steps can be recorded. Those with checkpoints never are.
 
     Raises:
         DoesNotFitError: not even one row at a time fits, with the numbers and what would.
@@ -257,7 +260,7 @@ def _by_speed(
     micro_batch: int | None,
     compiled: bool,
     offload: bool,
-    graphs: bool | None,
+    graphs: bool,
 ) -> Iterator[Plan]:
     """Plans from the fastest to the smallest. Fewer rows at a time cost little down to about 2,000 tokens, then computing again less.
 
@@ -269,9 +272,10 @@ def _by_speed(
     residents = [resident] if resident is not None else [True, False] if dequantized else [False]
     for again in (False, True) if checkpointing is None else (checkpointing,):
         for held in residents:
-            for recorded in (False,) if again else (True, False) if graphs is None else (graphs,):
-                for size in large if not again and checkpointing is None else sizes:
-                    yield Plan(held, again, size, compiled, offload, recorded)
+            for size in large if not again and checkpointing is None else sizes:
+                if graphs and not again:
+                    yield from (Plan(held, again, less, compiled, offload, graphs=True) for less in (size, -(-size // 2)) if less in large)
+                yield Plan(held, again, size, compiled, offload)
 
 
 def halves(batch: int) -> Iterator[int]:

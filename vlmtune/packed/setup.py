@@ -21,6 +21,7 @@ from vlmtune.packed.model import PackedModel
 from vlmtune.packed.optim import OPTIMIZERS
 from vlmtune.packed.passes import ROWS, bucket_length
 from vlmtune.packed.vision import VisionFeatures
+from vlmtune.training.needs import recordable
 from vlmtune.training.setup import frozen_base, layer_by_layer, plan_step, record
 
 # Tokens of a pass that keep the device busy; more cost memory and bring little.
@@ -100,7 +101,7 @@ def packed_model(
     every = passes.kept + len(store.rows_of(EVAL))
     features = VisionFeatures(base, store.meta, rows=every, limit=plan.spare * FEATURES_SHARE if gpu else FEATURES)
     model = PackedModel(base, store.meta, (plan.micro_batch if gpu else passes.rows) * passes.longest, note, features)
-    if plan.graphs:
+    if gpu and recordable(settings, packed=True) and not plan.checkpointing:
         record(base, model.leaves, note)
     if not gpu:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))

@@ -44,6 +44,14 @@ def memory_of(settings: Settings, store: Store, kept: np.ndarray, *, multiple: i
     return shapes(empty, target_modules(empty, model.lora_target_modules, lora_vision=model.lora_vision)), load
 
 
+def recordable(settings: Settings, *, packed: bool = False) -> bool:
+    """Whether a GPU can record steps of these settings as CUDA graphs: see `training.setup.adapted_model`."""
+    model, get = settings.model, settings.get
+    autocast = model.dtype == "float32" and not packed and (get("bf16") is not False or bool(get("fp16")))
+    plain = not (model.use_dora or model.lora_modules_to_save or autocast)
+    return plain and not get("activation_offloading") and get("cuda_graphs") is not False
+
+
 def gpu_memory(settings: Settings, store: Store) -> str:
     """What a step takes on a GPU, at its fastest and at its smallest, in one line; empty where the model is not one to adapt."""
     try:
@@ -51,7 +59,8 @@ def gpu_memory(settings: Settings, store: Store) -> str:
     except ModelError:  # the preflight needs the processor alone; training says what is wrong with the model
         return ""
     quantized = load.quantization in ("nf4", "int8")
-    fast = estimate(model, load, Plan(resident=quantized, checkpointing=False, micro_batch=load.batch, compiled=True, graphs=True))
+    plan = Plan(resident=quantized, checkpointing=False, micro_batch=load.batch, compiled=True, graphs=recordable(settings))
+    fast = estimate(model, load, plan)
     small = estimate(model, load, Plan(resident=False, checkpointing=True, micro_batch=1, compiled=True))
     return f"about {size_text(fast.reserved)} of a GPU at the fastest, {size_text(small.total)} at the least; batch size {load.batch}"
 

@@ -18,7 +18,7 @@ from vlmtune.model.frozen import has_fp8
 from vlmtune.model.lora import attach, lora_config, target_modules
 from vlmtune.model.memory import WORTH_COMPILING, Plan, choose, estimate, plan_text, seconds_of
 from vlmtune.model.offload import Checkpoints
-from vlmtune.training.needs import memory_of
+from vlmtune.training.needs import memory_of, recordable
 
 
 def plan_step(
@@ -48,10 +48,9 @@ def plan_step(
         rows = steps * batch if steps > 0 else settings.get("num_train_epochs") * len(kept) / world
         compiled = seconds_of(model, runs * rows * load.length) > WORTH_COMPILING
     free = torch.cuda.mem_get_info()[0]
-    offload = settings.get("activation_offloading")
     plan = choose(
         model, load, free, resident=held, checkpointing=checkpointing, micro_batch=micro_batch, compiled=compiled,
-        offload=offload, graphs=False if offload else settings.get("cuda_graphs"),
+        offload=settings.get("activation_offloading"), graphs=recordable(settings, packed=load.packed > 0),
     )  # fmt: skip
     note(f"Memory    about {estimate(model, load, plan).text()} of {free / 2**30:.0f} GB: {plan_text(plan, load)}")
     return plan
@@ -128,7 +127,7 @@ def adapted_model(settings: Settings, args: TrainingArguments, plan: Plan, note:
         # A float32 base with bf16 asked for needs autocast. A graph must not be recorded under it: the casts that autocast keeps would be
         # replayed with the adapter's old values.
         plain = without_autocast(adapted) if base.dtype != torch.float32 else not (args.bf16 or args.fp16)
-        if plain and plan.graphs:
+        if plain and recordable(settings) and not plan.checkpointing:
             trained = [parameter for parameter in base.get_decoder().parameters() if parameter.requires_grad]
             record(base, lambda: trained, note)
     return adapted

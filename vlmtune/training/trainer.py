@@ -194,13 +194,16 @@ class AdapterTrainer(SFTTrainer):
             try:
                 return self._run_parts(model, inputs, items)
             except torch.OutOfMemoryError:
-                if give_up(self.adapted):
-                    self.meter.note(NO_MORE_GRAPHS)
-                else:
+                if not self._give_up_graphs():
                     self.micro_batch = self._half(min(self.micro_batch, len(inputs["input_ids"])))
             for parameter, gradient in zip(self.trained, before, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
             torch.cuda.empty_cache()
+
+    def _give_up_graphs(self) -> bool:
+        if there := give_up(self.adapted):
+            self.meter.note(NO_MORE_GRAPHS)
+        return there
 
     def _half(self, size: int) -> int:
         """Half as many rows, and a word about it; within the handling of an error, which is raised again where there is but one."""
@@ -272,7 +275,9 @@ class AdapterTrainer(SFTTrainer):
                     total += torch.stack([-outputs.log_probs.double().sum(), outputs.label_mask.sum().double()])
                 return total
             except torch.OutOfMemoryError:
-                self.evaluated_at_once = self._half(min(self.evaluated_at_once, len(batch["input_ids"])))
+                size = min(self.evaluated_at_once, len(batch["input_ids"]))
+                if size > 1 or not self._give_up_graphs():
+                    self.evaluated_at_once = self._half(size)
             torch.cuda.empty_cache()
 
     def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: Any, *rest: Any, **more: Any) -> None:
