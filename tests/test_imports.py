@@ -1,6 +1,8 @@
 """Imports run one way, and what prepares a row, a batch or a model does not import Ray."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,22 @@ def test_imports_run_one_way() -> None:
 
 def test_what_needs_no_cluster_does_not_import_ray() -> None:
     assert ray_imports(read_sources()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "left_out"),
+    [
+        ("vlmtune.packed.trial", "torch transformers"),
+        ("vlmtune.packed.actor", "torch transformers"),  # what is given an engine's handle imports its module
+        ("vlmtune.data.stream", "transformers peft bitsandbytes trl"),
+        ("vlmtune.search.trial", "transformers peft bitsandbytes trl"),
+    ],
+)
+def test_processes_that_only_drive_or_read_start_fast(module: str, left_out: str) -> None:
+    """A search starts several of them at once, and each of these libraries takes seconds and some 100 MB."""
+    code = f"import {module}, sys; print(*(name for name in {left_out.split()} if name in sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert found.stdout.split() == []
 
 
 def test_the_root_package_imports_nothing() -> None:

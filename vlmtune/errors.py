@@ -4,8 +4,9 @@ Every message is one plain line that names the file, line, field or option at fa
 points print it on stderr and leave with exit code 2; any other exception is a fault of ours and leaves with 1.
 """
 
+import difflib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
@@ -37,6 +38,12 @@ class DoesNotFitError(ResourceError):
 
 class DivergedError(UserError):
     """A run whose loss or gradient is no number any more."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A question with the known word that `word` may have been meant for, or nothing: the end of a message."""
+    close = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 @contextmanager

@@ -1,12 +1,10 @@
 """One option: its type, its limits, and how a value from the command line, from YAML or from code becomes one of it."""
 
 import dataclasses
-import difflib
 import json
 import math
 import re
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -14,7 +12,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vlmtune.arguments import ALIASES, GROUPS, plain_default
-from vlmtune.errors import ConfigError
+from vlmtune.errors import ConfigError, nearest
 from vlmtune.limits import LIMITS, UNSUPPORTED
 from vlmtune.yaml12 import YamlError, load_value
 
@@ -161,12 +159,6 @@ def flag(name: str, label: str | None = None) -> Flag:
         names = [known for known in flags() if known not in UNSUPPORTED] + list(ALIASES)
         raise ConfigError(f"{label or name}: there is no such option{nearest(name, names)}")
     return found
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A question with the known word that `word` may have been meant for, or nothing."""
-    close = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _kind(hint: Any) -> tuple[Kind, bool, tuple[str, ...]]:

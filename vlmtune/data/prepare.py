@@ -4,6 +4,8 @@ The driver lists pieces of the files; tasks on CPU workers read, tokenise and re
 pixels never cross the object store on the way in. What comes back to the driver is one small index line per row.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging
@@ -14,7 +16,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +24,6 @@ import ray
 import ray.data
 from ray.exceptions import RayTaskError
 
-from vlmtune.config import Settings
 from vlmtune.data.collate import Pixels, probe
 from vlmtune.data.facts import FACTS, facts_of, kind_of
 from vlmtune.data.formats import Piece, read_piece, scan
@@ -33,6 +34,9 @@ from vlmtune.data.split import EVAL, TRAIN, connected, split
 from vlmtune.data.store import BAD_ROWS, IMAGES, INDEX, Meta, Store, file_states, write_shard
 from vlmtune.data.tokenize import EncodeError, Example, RowEncoder, required_length
 from vlmtune.errors import ConfigError, DataError, UserError
+
+if TYPE_CHECKING:
+    from vlmtune.config import Settings
 
 ROWS_PER_SHARD = 64  # under a second of work at LLaVA's image size
 # A worker waits up to 0.1 s for its next task, so a task makes several shards, but for the first ones: few rows still reach all workers.
@@ -65,7 +69,7 @@ class Source:
     encoded: bool = True
 
     @classmethod
-    def of(cls, settings: Settings) -> "Source":
+    def of(cls, settings: Settings) -> Source:
         """The source that the settings of a run name.
 
         Raises:

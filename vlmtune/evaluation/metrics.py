@@ -14,10 +14,9 @@ from typing import Literal
 import numpy as np
 from rapidfuzz.distance import LCSseq, Levenshtein
 
-from vlmtune.errors import ConfigError
+from vlmtune.errors import ConfigError, nearest
 from vlmtune.evaluation.numbers import number
 from vlmtune.evaluation.text import normalize, words
-from vlmtune.flags import nearest
 
 RESAMPLES = 1000
 AT_ONCE = 50  # resamples in memory: 50 x groups numbers of 8 bytes

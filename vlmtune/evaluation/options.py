@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from vlmtune.arguments import ALIASES, GROUPS
-from vlmtune.errors import ConfigError
-from vlmtune.flags import flag, nearest
+from vlmtune.errors import ConfigError, nearest
+from vlmtune.flags import flag
 
 # Options of training that tell which base is loaded and how, and how many rows go through it at once.
 BASE = (

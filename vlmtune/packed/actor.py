@@ -2,6 +2,8 @@
 
 A call may come twice, because Ray or a trial that was started again repeats it: joining is by the trial's id, and reports are asked for by
 their number. An engine that died comes back empty, and its trials join again from their checkpoints.
+
+Every process that is given an engine's handle imports this module, each trial's too. So what imports torch is imported in methods.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import time
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
@@ -19,14 +21,14 @@ from ray.exceptions import RayTaskError
 
 from vlmtune.background import in_background
 from vlmtune.console import say
-from vlmtune.data.store import Store
 from vlmtune.errors import UserError
-from vlmtune.packed.checkpoints import last_checkpoint, last_report
-from vlmtune.packed.engine import Engine, Report
-from vlmtune.packed.slot import Slot
 from vlmtune.packed.trial import NOTES, UnknownTrialError
-from vlmtune.training.gauges import Gauges
-from vlmtune.training.launch import Progress
+
+if TYPE_CHECKING:
+    from vlmtune.data.store import Store
+    from vlmtune.packed.engine import Engine, Report
+    from vlmtune.packed.slot import Slot
+    from vlmtune.training.launch import Progress
 
 IDLE = 1.0  # seconds after which an engine without work looks whether its checkpoints were written
 AHEAD = 2  # reports that a trial may have unread before it waits: it trains on while the search decides about the last one
@@ -55,6 +57,8 @@ class EngineActor:
 
     def start(self) -> None:
         """Load the base and begin."""
+        from vlmtune.packed.engine import Engine
+
         with self.changed:
             if self.engine is None:
                 self.engine = Engine(
@@ -88,6 +92,10 @@ class EngineActor:
         Raises:
             UserError: its values cannot be trained.
         """
+        from vlmtune.packed.checkpoints import last_checkpoint, last_report
+        from vlmtune.packed.engine import Report
+        from vlmtune.training.gauges import Gauges
+
         self.start()
         with self.changed:
             if trial_id in self.reports and trial_id not in self.leaving:

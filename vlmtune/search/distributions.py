@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Protocol
 
-from vlmtune.errors import ConfigError
-from vlmtune.flags import Flag, nearest
+from vlmtune.errors import ConfigError, nearest
+from vlmtune.flags import Flag
 
 # Names, argument order and meaning are Ray Tune's; grid is its grid_search.
 NUMERIC = {

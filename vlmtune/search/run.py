@@ -16,9 +16,8 @@ from vlmtune.console import TrialTable, say, show
 from vlmtune.data.paths import filesystem
 from vlmtune.data.preflight import usable_max_lengths
 from vlmtune.data.store import Store
-from vlmtune.errors import INTERRUPTED, ConfigError, UserError
+from vlmtune.errors import INTERRUPTED, ConfigError, UserError, nearest
 from vlmtune.evaluation.objective import OBJECTIVES
-from vlmtune.flags import nearest
 from vlmtune.output import located
 from vlmtune.packed.trial import FAILED as TRIAL_FAILED
 from vlmtune.packed.trial import NOTES

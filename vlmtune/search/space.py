@@ -9,8 +9,8 @@ from typing import Any
 
 from vlmtune.arguments import DataArguments, SearchArguments
 from vlmtune.config import Settings
-from vlmtune.errors import ConfigError
-from vlmtune.flags import Flag, flag, flags, nearest
+from vlmtune.errors import ConfigError, nearest
+from vlmtune.flags import Flag, flag, flags
 from vlmtune.search.distributions import NUMERIC, Categorical, Distribution, Trial, read_categorical, read_numeric, unknown
 from vlmtune.search.expression import Expression
 
