@@ -2,8 +2,8 @@
 
 import pickle
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -24,6 +24,7 @@ from vlmtune.model.fast import lean_lora
 from vlmtune.model.lora import load_adapter
 
 ADAPTER, BASE = "adapter", "base"
+Files = dict[str, bytes]  # of a folder, by name
 BATCHES_PER_ACTOR = 4  # at least: starting an actor takes ten seconds
 BLOCK_BYTES = 1 << 16  # what one task hands to the next: rows flow on one by one where they have an image, dozens of texts together
 
@@ -32,37 +33,48 @@ BLOCK_BYTES = 1 << 16  # what one task hands to the next: rows flow on one by on
 class Job:
     """What the actors do, as plain values that pickle.
 
-    `adapter`: the files of an adapter by name, so that no node needs its folder; None for the base alone. `models`: ADAPTER, BASE or both,
-    in the order of the results. `likely`: whether the likelihood of references is wanted too.
+    `adapters`: the files of each adapter, by the name of its model, so that no node needs its folder. `models`: whose answers are wanted,
+    in the order of the results; one without an adapter is the base. `likely`: whether the likelihood of references is wanted too.
     """
 
     values: dict[str, Any]
-    adapter: dict[str, bytes] | None
+    adapters: dict[str, Files]
     models: tuple[str, ...]
     layout: Layout
     max_new_tokens: int
     likely: bool
 
 
-def load(values: dict[str, Any], adapter: dict[str, bytes] | None, device: Any) -> Any:
-    """The base of these settings on `device`, with the adapter of these files if there is one."""
-    base = base_of(Settings.from_dict(values), device)
-    if adapter is None:
-        return base.eval()
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in adapter.items():
-            (Path(folder) / name).write_bytes(content)
-        adapted = load_adapter(base, folder)
-    lean_lora(adapted)
-    return adapted
+def load(values: dict[str, Any], adapters: dict[str, Files], device: Any) -> Any:
+    """The base of these settings on `device`, with adapters of these names, if there are any, of which `answering_as` chooses one."""
+    model: Any = base_of(Settings.from_dict(values), device)
+    for name, files in adapters.items():
+        with tempfile.TemporaryDirectory() as folder:
+            for file, content in files.items():
+                (Path(folder) / file).write_bytes(content)
+            model = load_adapter(model, folder, name=name)
+    if adapters:
+        lean_lora(model)
+    return model.eval()
+
+
+@contextmanager
+def answering_as(model: Any, name: str, adapters: Container[str]) -> Iterator[None]:
+    """`model` with the adapter called `name` in the block; without any, where it has none of that name."""
+    if name in adapters:
+        model.set_adapter(name, inference_mode=True)
+        yield
+    else:
+        with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
+            yield
 
 
 class Answerer:
     """One actor. It loads the model with the first rows, so that what is wrong with it is told as an error of a row is."""
 
-    def __init__(self, job: Job, adapter: list[Any]) -> None:
-        """`adapter`: a reference to the job's in Ray's object store, in a list, so that Ray hands it on as it is."""
-        self.job, self.adapter = job, adapter
+    def __init__(self, job: Job, adapters: list[Any]) -> None:
+        """`adapters`: a reference to the job's in Ray's object store, in a list, so that Ray hands it on as it is."""
+        self.job, self.adapters = job, adapters
         self.model: Any = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
@@ -78,7 +90,7 @@ class Answerer:
             {"question": question(self.tokenizer, one), "reference": reference(self.tokenizer, one)} for one in examples
         ]
         for name in self.job.models if examples else ():
-            with self.model.disable_adapter() if name == BASE and self.adapted else nullcontext():
+            with answering_as(self.model, name, self.named):
                 texts = generate(
                     self.model, self.tokenizer, self.job.layout, examples, max_new_tokens=self.job.max_new_tokens, ends=self.ends
                 )
@@ -96,9 +108,9 @@ class Answerer:
             settings.model.base_model, revision=settings.model.model_revision, trust_remote_code=settings.get("trust_remote_code")
         )
         self.tokenizer = processor.tokenizer
-        adapter = ray.get(self.adapter[0])
-        self.adapted = adapter is not None
-        self.model = load(self.job.values, adapter, device)
+        adapters = ray.get(self.adapters[0])
+        self.named = set(adapters)
+        self.model = load(self.job.values, adapters, device)
         self.ends = end_tokens(self.model, processor)
 
 
@@ -128,7 +140,7 @@ def run(
     dataset.context.target_max_block_size = BLOCK_BYTES
     answered = dataset.flat_map(read, num_cpus=READ_CPUS).map_batches(
         Answerer,
-        fn_constructor_args=(replace(job, adapter=None), [ray.put(job.adapter)]),
+        fn_constructor_args=(replace(job, adapters={}), [ray.put(job.adapters)]),
         batch_size=batch,
         batch_format="numpy",
         num_cpus=WORKER_CPUS,

@@ -57,8 +57,8 @@ def evaluate(argv: Sequence[str], description: str) -> list[str]:
         say(line)
     models = (ADAPTER, BASE) if options.compare_base else (BASE,) if options.base_only else (ADAPTER,)
     job = Job(
-        settings.to_dict(), None if options.base_only else adapter_files(options.adapter), models, Layout.of(store), options.max_new_tokens,
-        likely=True,
+        settings.to_dict(), {} if options.base_only else {ADAPTER: adapter_files(options.adapter)}, models, Layout.of(store),
+        options.max_new_tokens, likely=True,
     )  # fmt: skip
     results = answered(job, store, rows, cluster)
     output.claim(folder, overwrite=settings.data.overwrite, kind=output.EVALUATION)

@@ -71,8 +71,9 @@ def predict(argv: Sequence[str], description: str) -> list[str]:
     processor: Any = load_processor(base[0], revision=base[1], trust_remote_code=base[2])
     pad = processor.tokenizer.pad_token_id
     pixels = probe(processor)
+    adapters = {} if options.base_only else {ADAPTER: adapter_files(options.adapter)}
     job = Job(
-        settings.to_dict(), None if options.base_only else adapter_files(options.adapter), (BASE if options.base_only else ADAPTER,),
+        settings.to_dict(), adapters, (BASE if options.base_only else ADAPTER,),
         Layout(pixels, processor.tokenizer.eos_token_id if pad is None else pad), options.max_new_tokens, likely=False,
     )  # fmt: skip
 

@@ -25,7 +25,6 @@ from transformers import PreTrainedModel, masking_utils
 
 from vlmtune.model.offload import Checkpoints
 
-ADAPTER = "default"
 RECOMPILE_LIMIT = 64  # training, evaluation and their batch sizes, each with a fixed and then a free length; torch's own limit is 8
 
 
@@ -38,12 +37,13 @@ class Lean:
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """`x` [..., in_features] to [..., out_features]."""
-        if self._disable_adapters or self.merged_adapters:
-            return self.base_layer(x, *args, **kwargs)  # type: ignore[no-any-return]
-        y = self.base_layer(x, *args, **kwargs)
-        a = self.lora_A[ADAPTER].weight.to(y.dtype)
-        b = (self.lora_B[ADAPTER].weight * self.scaling[ADAPTER]).to(y.dtype)
-        return y + nn.functional.linear(nn.functional.linear(self.lora_dropout[ADAPTER](x.to(y.dtype)), a), b)  # type: ignore[no-any-return]
+        name = self.active_adapters[0]
+        y: Tensor = self.base_layer(x, *args, **kwargs)
+        if self._disable_adapters or self.merged_adapters or name not in self.lora_A:
+            return y
+        a = self.lora_A[name].weight.to(y.dtype)
+        b = (self.lora_B[name].weight * self.scaling[name]).to(y.dtype)
+        return y + nn.functional.linear(nn.functional.linear(self.lora_dropout[name](x.to(y.dtype)), a), b)
 
 
 class LeanLinear(Lean, PeftLinear): ...
@@ -59,7 +59,7 @@ LEAN: dict[type, type] = {PeftLinear: LeanLinear, PeftLinear4bit: LeanLinear4bit
 
 
 def lean_lora(model: PeftModel) -> None:
-    """Let the plain LoRA layers of one adapter compute as `Lean` does, in place. DoRA and adapters with a bias stay PEFT's."""
+    """Let plain LoRA layers compute as `Lean` does, in place, one adapter at a time. DoRA and adapters with a bias stay PEFT's."""
     for module in model.modules():
         if type(module) in LEAN and isinstance(module, LoraLayer) and not module.lora_variant and not any(module.lora_bias.values()):
             module.__class__ = LEAN[type(module)]  # same attributes, other arithmetic

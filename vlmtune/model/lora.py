@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL_LINEAR = "all-linear"
+ADAPTER = "default"  # what PEFT calls an adapter that nobody names
 
 
 def target_modules(model: PreTrainedModel, names: list[str] | str | None, *, lora_vision: bool) -> list[str]:
@@ -145,15 +146,15 @@ def save_adapter(model: PeftModel, folder: str | Path) -> None:
     model.save_pretrained(str(folder), save_embedding_layers=False)
 
 
-def load_adapter(base: PreTrainedModel, folder: str | Path, *, trainable: bool = False) -> PeftModel:
+def load_adapter(base: PreTrainedModel | PeftModel, folder: str | Path, *, trainable: bool = False, name: str = ADAPTER) -> PeftModel:
     """The base with the adapter of a PEFT folder in float32, in evaluation mode; `trainable` makes its parameters require gradients.
 
-    The base is changed in place, also when loading fails half-way.
+    The base is changed in place, also when loading fails half-way. One that has an adapter gets another one, under another `name`.
 
     Raises:
         ModelError: the folder holds no LoRA adapter, a damaged one, or one that was made for another base.
     """
-    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
     from peft.utils.save_and_load import load_peft_weights
 
     folder = Path(folder)
@@ -164,10 +165,12 @@ def load_adapter(base: PreTrainedModel, folder: str | Path, *, trainable: bool =
         weights: Any = load_peft_weights(str(folder), device="cpu")
         config.inference_mode = not trainable
         made_for, config.base_model_name_or_path = config.base_model_name_or_path, None  # PEFT warns of a base that was moved
-        model: Any = get_peft_model(base, config)
-        model.peft_config["default"].base_model_name_or_path = made_for
-        result: Any = set_peft_model_state_dict(model, weights)
-    missing = [key for key in result.missing_keys if ".lora_" in key or ".modules_to_save." in key]
+        if isinstance(base, PeftModel):
+            base.add_adapter(name, config)
+        model: Any = base if isinstance(base, PeftModel) else get_peft_model(base, config, adapter_name=name)
+        model.peft_config[name].base_model_name_or_path = made_for
+        result: Any = set_peft_model_state_dict(model, weights, adapter_name=name)
+    missing = [key for key in result.missing_keys if (".lora_" in key or ".modules_to_save." in key) and name in key.split(".")]
     if missing or result.unexpected_keys:
         one = (missing or result.unexpected_keys)[0]
         what = "adapter_config.json asks for more tensors than are there" if missing else "it has tensors for layers that do not exist"

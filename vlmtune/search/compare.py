@@ -14,8 +14,7 @@ from vlmtune.data.paths import filesystem
 from vlmtune.data.split import TEST
 from vlmtune.data.store import Store
 from vlmtune.errors import UserError
-from vlmtune.evaluation.actors import ADAPTER, Job
-from vlmtune.evaluation.actors import BASE as BASE_MODEL
+from vlmtune.evaluation.actors import BASE, Job
 from vlmtune.evaluation.adapter import WEIGHTS
 from vlmtune.evaluation.evaluate import answered
 from vlmtune.evaluation.generate import Layout
@@ -26,7 +25,7 @@ from vlmtune.output import exists
 from vlmtune.search.results import reason
 
 MOST_ROWS = 500  # an interval of a share is then at most 9 points wide; more rows cost more than they tell
-BEST, OWN, BASE = "best", "own", "base"
+BEST, OWN = "best", "own"
 NO_TEST_ROWS = "the data has no test rows that a comparison with the base could use (--test_fraction)"
 
 
@@ -117,16 +116,11 @@ def chosen(test: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _answers(settings: Settings, store: Store, cluster: Cluster, rows: np.ndarray, best: str, own: str | None) -> list[Answered]:
-    def run(folder: str, models: tuple[str, ...]) -> list[dict[str, Any]]:
-        job = Job(settings.to_dict(), adapter_files(folder), models, Layout.of(store), NEW_TOKENS, likely=False)
-        return answered(job, store, rows, cluster)
-
-    tuned = run(best, (ADAPTER, BASE_MODEL))
-    said = [{BEST: result[ADAPTER]["answer"], BASE: result[BASE_MODEL]["answer"]} for result in tuned]
-    if own is not None:
-        said = [{**answers, OWN: result[ADAPTER]["answer"]} for answers, result in zip(said, run(own, (ADAPTER,)), strict=True)]
+    adapters = {BEST: adapter_files(best)} | ({OWN: adapter_files(own)} if own is not None else {})
+    job = Job(settings.to_dict(), adapters, (*adapters, BASE), Layout.of(store), NEW_TOKENS, likely=False)
     return [
-        Answered(int(row), result["question"], result["reference"], answers) for row, result, answers in zip(rows, tuned, said, strict=True)
+        Answered(int(row), result["question"], result["reference"], {model: result[model]["answer"] for model in job.models})
+        for row, result in zip(rows, answered(job, store, rows, cluster), strict=True)
     ]
 
 

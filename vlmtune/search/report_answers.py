@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from vlmtune.evaluation.actors import BASE
 from vlmtune.evaluation.metrics import METRICS, Estimate
 from vlmtune.page import section, table
-from vlmtune.search.compare import BASE, BEST, OWN, Answered, Comparison, shown, worst_first
+from vlmtune.search.compare import BEST, OWN, Answered, Comparison, shown, worst_first
 
 EXAMPLES = 20
 CUT = 400  # characters of a text in an example

@@ -1,0 +1,49 @@
+"""What answers rows: one base, and adapters beside each other on it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vlmtune.config import Settings
+from vlmtune.evaluation.actors import answering_as, load
+from vlmtune.model.base import load_base
+from vlmtune.model.lora import attach, lora_config, save_adapter, target_modules
+
+CPU = torch.device("cpu")
+
+
+def files_of(models: Path, folder: Path, *, rank: int, targets: list[str], **options: Any) -> dict[str, bytes]:
+    """An adapter with random values, as the files of its folder."""
+    base = load_base(str(models / "llava"), quantization="nf4", dtype="float32", device=CPU)
+    names = target_modules(base, targets, lora_vision=False)
+    model = attach(base, lora_config(base, r=rank, alpha=16, dropout=0.0, target_modules=names, **options), seed=rank)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(rank))
+    save_adapter(model, folder)
+    return {path.name: path.read_bytes() for path in folder.glob("adapter_*")}
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_adapters_beside_each_other_answer_as_each_alone(models: Path, tmp_path: Path, use_dora: bool) -> None:
+    adapters = {
+        "best": files_of(models, tmp_path / "best", rank=8, targets=["q_proj", "v_proj"], use_dora=use_dora),
+        "own": files_of(models, tmp_path / "own", rank=2, targets=["k_proj", "v_proj", "down_proj"]),
+    }
+    values = Settings.from_dict({"model_name_or_path": str(models / "llava"), "quantization": "nf4", "dtype": "float32"}).to_dict()
+    tokens = torch.arange(5, 21)[None]
+
+    def logits(model: Any, name: str, having: dict[str, Any]) -> torch.Tensor:
+        with torch.no_grad(), answering_as(model, name, having):
+            found: torch.Tensor = model(input_ids=tokens).logits
+        return found
+
+    alone = {name: logits(load(values, {name: files}, CPU), name, {name: files}) for name, files in adapters.items()}
+    alone["base"] = logits(load(values, {}, CPU), "base", {})
+    both = load(values, adapters, CPU)
+    for name in ("best", "base", "own", "best", "own", "base"):
+        assert torch.equal(logits(both, name, adapters), alone[name]), name
+    assert len({tuple(found.flatten().tolist()) for found in alone.values()}) == 3
