@@ -36,14 +36,14 @@ def test_adapters_beside_each_other_answer_as_each_alone(models: Path, tmp_path:
     values = Settings.from_dict({"model_name_or_path": str(models / "llava"), "quantization": "nf4", "dtype": "float32"}).to_dict()
     tokens = torch.arange(5, 21)[None]
 
-    def logits(model: Any, name: str, having: dict[str, Any]) -> torch.Tensor:
-        with torch.no_grad(), answering_as(model, name, having):
+    def logits(model: Any, name: str) -> torch.Tensor:
+        with torch.no_grad(), answering_as(model, name):
             found: torch.Tensor = model(input_ids=tokens).logits
         return found
 
-    alone = {name: logits(load(values, {name: files}, CPU), name, {name: files}) for name, files in adapters.items()}
-    alone["base"] = logits(load(values, {}, CPU), "base", {})
+    alone = {name: logits(load(values, {name: files}, CPU), name) for name, files in adapters.items()}
+    alone["base"] = logits(load(values, {}, CPU), "base")
     both = load(values, adapters, CPU)
     for name in ("best", "base", "own", "best", "own", "base"):
-        assert torch.equal(logits(both, name, adapters), alone[name]), name
+        assert torch.equal(logits(both, name), alone[name]), name
     assert len({tuple(found.flatten().tolist()) for found in alone.values()}) == 3

@@ -10,7 +10,7 @@ from test_fast import batch, relative
 
 from vlmtune.demo.models import write_model
 from vlmtune.model.base import load_base
-from vlmtune.model.capture import CALLS_BEFORE, capture, give_up
+from vlmtune.model.capture import CALLS_BEFORE, NO_MORE_GRAPHS, capture, stop_recording
 from vlmtune.model.fast import lean_lora, parts, without_autocast, without_padding_mask, without_vision_gradient
 from vlmtune.model.lora import attach, lora_config, target_modules
 
@@ -91,7 +91,7 @@ def test_what_has_no_room_is_not_recorded_and_what_was_recorded_gives_room(monke
         for _ in range(CALLS_BEFORE + 1):
             module(torch.ones(rows, 8, device="cuda")).sum().backward()
 
-    assert not give_up(module), "nothing was recorded, and what comes may have room"
+    assert not stop_recording(module), "nothing was recorded, and what comes may have room"
     run(1)
     assert len(module.forward.graphs) == 1
     with monkeypatch.context() as patch:
@@ -99,10 +99,11 @@ def test_what_has_no_room_is_not_recorded_and_what_was_recorded_gives_room(monke
         run(2**20)
     assert len(module.forward.graphs) == 1
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
-    assert give_up(module)
-    assert not give_up(module)
-    assert module.forward == plain
     assert failures == []
+    assert stop_recording(module)
+    assert not stop_recording(module)
+    assert module.forward == plain
+    assert failures == [NO_MORE_GRAPHS]
 
 
 def test_a_recording_that_runs_out_of_memory_is_no_failure():

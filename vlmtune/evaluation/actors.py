@@ -2,7 +2,7 @@
 
 import pickle
 import tempfile
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 import ray.data
+from peft import PeftModel
 
 from vlmtune.cluster import READ_CPUS, WORKER_CPUS, Cluster
 from vlmtune.config import Settings
@@ -59,14 +60,14 @@ def load(values: dict[str, Any], adapters: dict[str, Files], device: Any) -> Any
 
 
 @contextmanager
-def answering_as(model: Any, name: str, adapters: Container[str]) -> Iterator[None]:
+def answering_as(model: Any, name: str) -> Iterator[None]:
     """`model` with the adapter called `name` in the block; without any, where it has none of that name."""
-    if name in adapters:
+    adapted = isinstance(model, PeftModel)
+    known = adapted and name in model.peft_config
+    if known:
         model.set_adapter(name, inference_mode=True)
+    with model.disable_adapter() if adapted and not known else nullcontext():
         yield
-    else:
-        with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
-            yield
 
 
 class Answerer:
@@ -90,7 +91,7 @@ class Answerer:
             {"question": question(self.tokenizer, one), "reference": reference(self.tokenizer, one)} for one in examples
         ]
         for name in self.job.models if examples else ():
-            with answering_as(self.model, name, self.named):
+            with answering_as(self.model, name):
                 texts = generate(
                     self.model, self.tokenizer, self.job.layout, examples, max_new_tokens=self.job.max_new_tokens, ends=self.ends
                 )
@@ -108,9 +109,7 @@ class Answerer:
             settings.model.base_model, revision=settings.model.model_revision, trust_remote_code=settings.get("trust_remote_code")
         )
         self.tokenizer = processor.tokenizer
-        adapters = ray.get(self.adapters[0])
-        self.named = set(adapters)
-        self.model = load(self.job.values, adapters, device)
+        self.model = load(self.job.values, ray.get(self.adapters[0]), device)
         self.ends = end_tokens(self.model, processor)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from vlmtune.data.collate import Pixels, collate, parts
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import IMAGE, SEQUENCE_TENSORS, TEMPLATE, TEXT, Example, RowEncoder
-from vlmtune.model.capture import give_up
+from vlmtune.model.capture import stop_recording
 
 Read = Callable[[Store, Sequence[int]], list[Example]]
 Result = TypeVar("Result")
@@ -111,7 +111,7 @@ def in_memory(run: Callable[[Sequence[Example]], list[Result]], examples: Sequen
     try:
         return run(examples)
     except torch.OutOfMemoryError:
-        if len(examples) == 1 and not give_up(model):
+        if len(examples) == 1 and not stop_recording(model):
             raise
     torch.cuda.empty_cache()
     middle = len(examples) // 2

@@ -32,24 +32,25 @@ def capture(module: nn.Module, trained: Trained, on_failure: Callable[[str], Non
     Args:
         trained: gives the leaves in `module` that a call has gradients for, the same ones for the same shape of the inputs; with none, the
             module runs without gradient.
-        on_failure: told in a line why recording failed; the module then goes on as it was.
+        on_failure: told in a line why recording failed or stopped; the module then goes on as it was.
     """
     module.forward = _Replayed(module, trained, on_failure)
 
 
-def forget(module: nn.Module) -> None:
-    """Drop what was recorded of `module`, whose parameters lie elsewhere from now on."""
+def forget_graphs(module: nn.Module) -> None:
+    """Drop what was recorded of `module`, whose parameters lie elsewhere from now on; it is recorded anew."""
     if isinstance(module.forward, _Replayed):
         module.forward.forget()
 
 
-def give_up(model: nn.Module) -> bool:
-    """Drop all that was recorded in `model`, if anything was, and record nothing any more; returns whether so."""
+def stop_recording(model: nn.Module) -> bool:
+    """For want of memory, drop all that was recorded in `model`, if anything was, and record nothing any more; returns whether so."""
     replayed = [forward for forward in (module.forward for module in model.modules()) if isinstance(forward, _Replayed)]
     if not any(one.graphs for one in replayed):
         return False  # what comes may be smaller, and have room
     for one in replayed:
         one.module.forward = one.plain
+    replayed[0].on_failure(NO_MORE_GRAPHS)
     return True
 
 

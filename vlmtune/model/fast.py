@@ -117,7 +117,7 @@ def without_padding_mask(model: PreTrainedModel) -> None:
 def without_walks(model: PeftModel, trained: Sequence[nn.Parameter]) -> None:
     """Let `model` change its mode only where it has another one, and clear gradients of `trained` alone, in place.
 
-    transformers' Trainer asks for both in every step, which takes Python some 10 ms for the 3,000 modules of a model of 7 billion weights.
+    transformers' Trainer asks for both in every step, which takes Python some 10 ms for the 2,000 modules of LLaVA-1.5-7B with an adapter.
     """
     whole, given = model.train, None  # a new model's modules have different modes
 

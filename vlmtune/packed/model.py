@@ -14,7 +14,7 @@ from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head
 
 from vlmtune.data.store import Meta
-from vlmtune.model.capture import NO_MORE_GRAPHS, forget, give_up
+from vlmtune.model.capture import forget_graphs, stop_recording
 from vlmtune.model.head import score_positions
 from vlmtune.model.transfer import to_device
 from vlmtune.packed.layers import Layout, RowAdapters, Target, pack_layers
@@ -73,7 +73,7 @@ class PackedModel:
         self.layout = layout
         self.layers = pack_layers(self.base, [target.name for target in layout.targets])
         self.buffers, self.bound = {}, None
-        forget(self.base.get_decoder())
+        forget_graphs(self.base.get_decoder())
 
     def add_gradients(self, rows: Sequence[Row], add: Callable[[Any, Tensor], None]) -> Found:
         """Run rows forward and back. `add(owner, gradient)` gets the summed gradient `[P]` of each owner's rows in a pass."""
@@ -95,7 +95,7 @@ class PackedModel:
         self._set_mode(training=True)
         if not self.dropout and any(row.rate for row in rows):
             self.dropout = True
-            forget(self.base.get_decoder())
+            forget_graphs(self.base.get_decoder())
         return self._in_passes(rows, run)
 
     def losses(self, rows: Sequence[Row]) -> Found:
@@ -132,7 +132,7 @@ class PackedModel:
                 continue
             except torch.OutOfMemoryError:
                 self._drop_gradients()
-            more = self.features.drop() or self._without_graphs()
+            more = self.features.drop() or stop_recording(self.base)
             torch.cuda.empty_cache()
             if more:
                 waiting.insert(0, part)
@@ -149,11 +149,6 @@ class PackedModel:
     def _set_mode(self, *, training: bool) -> None:
         if self.base.training != training:  # a walk through thousands of modules
             self.base.train(training)
-
-    def _without_graphs(self) -> bool:
-        if there := give_up(self.base):
-            self.note(NO_MORE_GRAPHS)
-        return there
 
     def _drop_gradients(self) -> None:
         for leaf in self.leaves():

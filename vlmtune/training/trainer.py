@@ -25,7 +25,7 @@ from vlmtune.data.store import Store
 from vlmtune.data.tokenize import IGNORED
 from vlmtune.evaluation.generate import Read
 from vlmtune.evaluation.objective import Objective
-from vlmtune.model.capture import NO_MORE_GRAPHS, give_up
+from vlmtune.model.capture import stop_recording
 from vlmtune.model.fast import without_walks
 from vlmtune.model.head import label_scores, score_positions
 from vlmtune.model.lora import kept_in_fp32
@@ -194,16 +194,11 @@ class AdapterTrainer(SFTTrainer):
             try:
                 return self._run_parts(model, inputs, items)
             except torch.OutOfMemoryError:
-                if not self._give_up_graphs():
+                if not stop_recording(self.adapted):
                     self.micro_batch = self._half(min(self.micro_batch, len(inputs["input_ids"])))
             for parameter, gradient in zip(self.trained, before, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
             torch.cuda.empty_cache()
-
-    def _give_up_graphs(self) -> bool:
-        if there := give_up(self.adapted):
-            self.meter.note(NO_MORE_GRAPHS)
-        return there
 
     def _half(self, size: int) -> int:
         """Half as many rows, and a word about it; within the handling of an error, which is raised again where there is but one."""
@@ -276,7 +271,7 @@ class AdapterTrainer(SFTTrainer):
                 return total
             except torch.OutOfMemoryError:
                 size = min(self.evaluated_at_once, len(batch["input_ids"]))
-                if size > 1 or not self._give_up_graphs():
+                if size > 1 or not stop_recording(self.adapted):
                     self.evaluated_at_once = self._half(size)
             torch.cuda.empty_cache()
 
