@@ -100,7 +100,8 @@ def test_recorded_steps_need_memory_of_their_own():
     found = estimate(llava_7b(), load, recorded)
     assert found.graphs == found.activations + found.temporary
     assert found.reserved == found.total + found.graphs
-    assert found.text().endswith(f", CUDA graphs up to {found.graphs / GB:.1f} GB)")
+    assert found.text().startswith(f"{found.total / GB:.1f} GB (base")
+    assert found.text().endswith(f"), and up to {found.graphs / GB:.1f} GB for further CUDA graphs,")
     assert estimate(llava_7b(), load, plain).graphs == 0
 
 

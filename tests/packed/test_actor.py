@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -16,15 +18,18 @@ import ray
 from ray.exceptions import ActorUnavailableError
 from training_kit import values_of
 
+from vlmtune.background import in_background
 from vlmtune.data.store import Store
 from vlmtune.errors import DoesNotFitError
 from vlmtune.packed import setup
 from vlmtune.packed.actor import EngineActor
+from vlmtune.packed.engine import Report
 from vlmtune.packed.trial import NOTES, PackedTrial, UnknownTrialError
 
 pytestmark = pytest.mark.timeout(120)
 
 STEPS = 4
+REPORT = Report({"step": 2}, last=False)
 # Starts Ray and an engine that trains one trial, and waits to be killed.
 DRIVER = """
 import pickle, sys, time
@@ -75,6 +80,20 @@ def test_a_trial_joins_once_reports_in_order_and_can_be_asked_again(actor: Engin
     actor.join("one", values, str(tmp_path / "one"), str(tmp_path / "runs"))
     (last,) = reports(actor, "one")  # it had ended: its last checkpoint says how
     assert last["eval_loss"] == found[-1]["eval_loss"]
+
+
+def test_the_search_has_a_moment_to_stop_trials(actor: EngineActor) -> None:
+    actor.engine = engine = SimpleNamespace(slots={"one": None, "two": None}, seconds=60.0)  # type: ignore[assignment]
+    actor.reports, actor.taken = {"one": [REPORT], "two": [REPORT]}, {"one": 0, "two": 0}
+    actor.training = in_background(partial(actor._let_the_search_decide, engine), "training")  # type: ignore[arg-type]
+    actor.wait("one", 1, 0.0)
+    assert not actor._stopped(), "nothing is known of the other"
+    actor.leave("two")
+    actor.training.result(10)
+    engine.seconds, actor.taken["one"] = 0.2, 0
+    started = time.monotonic()
+    actor._let_the_search_decide(engine)  # type: ignore[arg-type]
+    assert 0.04 < time.monotonic() - started < 10, "a quarter of it: half of the rows of one of two trials"
 
 
 def test_what_an_engine_notes_comes_once_with_the_next_report(actor: EngineActor, values: dict[str, Any], tmp_path: Path) -> None:

@@ -125,8 +125,8 @@ class Estimate:
 
     def text(self) -> str:
         held, working = self.weights + self.adapters, self.activations + self.temporary
-        graphs = f", CUDA graphs up to {size_text(self.graphs)}" if self.graphs else ""
-        return f"{size_text(self.reserved)} (base and adapter {size_text(held)}, activations {size_text(working)}{graphs})"
+        graphs = f", and up to {size_text(self.graphs)} for further CUDA graphs," if self.graphs else ""
+        return f"{size_text(self.total)} (base and adapter {size_text(held)}, activations {size_text(working)}){graphs}"
 
 
 def shapes(outline: PreTrainedModel, targets: Sequence[str]) -> Shapes:

@@ -54,6 +54,7 @@ class EngineActor:
         self.reports: dict[str, list[Report]] = {}
         self.taken: dict[str, int] = {}
         self.asked: dict[str, float] = {}
+        self.reported = False  # since the last round began
 
     def start(self) -> None:
         """Load the base and begin."""
@@ -158,15 +159,32 @@ class EngineActor:
             if trial_id in self.reports:
                 notes = self.news()
                 self.reports[trial_id].append(replace(report, metrics={**report.metrics, NOTES: notes}) if notes else report)
+                self.reported = True
             self.changed.notify_all()
 
     def _train(self, engine: Engine) -> None:
         while True:
+            if engine.stopping and self.reported:
+                self._let_the_search_decide(engine)
             with self.changed:
+                self.reported = False
                 parked = self._let_in_and_out(engine)
                 if not engine.slots.keys() - parked:
                     self.changed.wait(timeout=IDLE)
             engine.round(parked)  # does nothing without a trial, but to raise what kept a checkpoint from being written
+
+    def _let_the_search_decide(self, engine: Engine) -> None:
+        """Wait until the trials that have reported are stopped or asked to go on, for at most half the time that their next rows take.
+
+        A trial that is stopped would train them for nothing.
+        """
+
+        def undecided() -> int:
+            return sum(len(self.reports.get(name, ())) > self.taken.get(name, 0) for name in engine.slots.keys() - self.leaving)
+
+        with self.changed:
+            limit = engine.seconds * undecided() / max(len(engine.slots), 1) / 2
+            self.changed.wait_for(lambda: not undecided(), timeout=limit)
 
     def _let_in_and_out(self, engine: Engine) -> set[str]:
         """Between rounds: trials that leave or join; returns those that wait until somebody takes their reports."""

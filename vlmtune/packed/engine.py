@@ -85,6 +85,7 @@ class Engine:
         settings = Settings.from_dict(values)
         self.store, self.deliver, self.metric = store, deliver, settings.search.metric
         self.objective = Objective.of(settings)
+        self.stopping = settings.search.early_stopping != "none"
         planned = Settings.from_dict(largest) if largest is not None else None
         self.model, self.trials = packed_model(settings, store, trials, rank, note, planned)
         self.operations = operations(self.model.base.get_decoder())
@@ -93,6 +94,7 @@ class Engine:
         self.pictured = pictured_layers(self.empty)
         self.processor = load_processor(name, revision=revision, trust_remote_code=remote)
         self.slots: dict[str, Slot] = {}
+        self.seconds = 0.0  # of the last round's training
         self.folders: dict[str, str] = {}
         self.examples = ExampleCache(store)
         self.writer = ThreadPoolExecutor(WRITERS, thread_name_prefix="checkpoints")
@@ -112,7 +114,9 @@ class Engine:
         check_packable(settings)
         names, config = adapter_config(settings, self.empty)
         targets = [self._target(name) for name in names]
-        return Slot(trial_id, values, self.store, targets, config, runs_dir=runs_dir, checkpoint=checkpoint, share=self.share, **rest)
+        slot = Slot(trial_id, values, self.store, targets, config, runs_dir=runs_dir, checkpoint=checkpoint, share=self.share, **rest)
+        slot.reserve(self.model.device)
+        return slot
 
     def join(self, slot: Slot, folder: str) -> None:
         """Let a trial take part from the next round on; its checkpoints go to `folder`. One that finds no memory ends as infeasible."""
@@ -185,6 +189,7 @@ class Engine:
 
     def _share_time(self, rows: dict[Slot, list[Row]], seconds: float, waited: float) -> None:
         """Charge every trial for its share of a round, by tokens, so that the seconds of all trials add up to the device's."""
+        self.seconds = seconds
         tokens = {slot: sum(bucket_length(len(row.example.input_ids)) for row in mine) for slot, mine in rows.items()}
         for slot, count in tokens.items():
             part = count / max(sum(tokens.values()), 1)  # of several workers, one may have no row in a round
@@ -220,9 +225,12 @@ class Engine:
         sums = {slot: self.share.add_up(total[slot]).tolist() for slot in slots}
         answered = {slot: self._answer(slot, every) for slot in slots}
         seconds = time.monotonic() - started
+        reports = {}
         for slot in slots:
             loss, labelled = sums[slot]
-            self._report(slot, {"eval_loss": loss / labelled, **answered[slot], "eval_seconds": seconds / len(slots)})
+            reports[slot] = self._report(slot, {"eval_loss": loss / labelled, **answered[slot], "eval_seconds": seconds / len(slots)})
+        for slot, report in reports.items():
+            self._keep(slot, report)
 
     def _answer(self, slot: Slot, rows: Sequence[int]) -> dict[str, float]:
         """The metric of a trial's answers, where the search is for one."""
@@ -233,22 +241,28 @@ class Engine:
             rank, world = self.share.rank, self.share.world
             return self.objective.measure(model, self.processor, self.store, read, last=slot.ended, rank=rank, world=world)
 
-    def _report(self, slot: Slot, metrics: dict[str, float]) -> None:
-        """Report a trial's evaluation; its checkpoint is written while the next rounds run.
+    def _report(self, slot: Slot, metrics: dict[str, float]) -> Report:
+        """Report a trial's evaluation, unless it is the last one, which waits for its checkpoint: that is what remains.
 
-        The search decides about a trial before its checkpoint is whole, so that one that is stopped trains on for a moment only; what an
-        engine that died has not written it trains, and reports, once more. The last report waits: its checkpoint is what remains.
+        The search decides about a trial while checkpoints are taken and written, so that one that is stopped hardly trains on; what an
+        engine that died has not written it trains, and reports, once more.
         """
         slot.control.should_evaluate = False
-        folder = f"{self.folders[slot.trial_id]}/checkpoint-{slot.state.global_step}"
-        report = Report({**slot.report(metrics), EVALUATION: slot.evaluation, "checkpoint_path": folder}, slot.ended)
+        report = Report({**slot.report(metrics), EVALUATION: slot.evaluation, "checkpoint_path": self._folder(slot)}, slot.ended)
+        if self.share.rank == 0 and not report.last:
+            self.deliver(slot.trial_id, report)
+        return report
+
+    def _keep(self, slot: Slot, report: Report) -> None:
+        """Take a checkpoint of a trial that was evaluated; it is written while the next rounds run."""
         if self.share.rank == 0:
             write = slot.save(self._save_processor)
-            if not report.last:
-                self.deliver(slot.trial_id, report)
-            self._submit(slot.trial_id, partial(self._write, slot, write, folder, report))
+            self._submit(slot.trial_id, partial(self._write, slot, write, self._folder(slot), report))
         if slot.ended:
             self.leave(slot.trial_id)
+
+    def _folder(self, slot: Slot) -> str:
+        return f"{self.folders[slot.trial_id]}/checkpoint-{slot.state.global_step}"
 
     def _write(self, slot: Slot, write: Callable[[Path], None], folder: str, report: Report) -> None:
         save_checkpoint(write, folder, report.metrics)

@@ -27,7 +27,7 @@ from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import Example, shorten
 from vlmtune.model.lora import initial_a
-from vlmtune.model.transfer import OnTheWay
+from vlmtune.model.transfer import OnTheWay, take_pinned
 from vlmtune.packed.layers import Layout, Target
 from vlmtune.packed.optim import AdapterOptimizer
 from vlmtune.packed.passes import PIXELS, Row
@@ -37,6 +37,7 @@ from vlmtune.training.setup import training_arguments
 
 ADAPTER, OPTIMIZER, STATE = "adapter_model.safetensors", "optimizer.pt", "trainer_state.json"
 PREFIX = "base_model.model."  # of the layers' names in PEFT's files
+COPIES = 3  # of a checkpoint, in numbers an adapter has: itself and AdamW's two averages
 
 
 @dataclass
@@ -120,8 +121,13 @@ class Slot:
         self.since_log = 0
         self.unread: tuple[dict[str, float], OnTheWay] | None = None
         self.optimizer: AdapterOptimizer | None = None
+        self.reserved: list[Tensor] = []
 
     # The adapter
+
+    def reserve(self, device: torch.device) -> None:
+        """Take the memory that the first checkpoint's copies need, in whichever thread has time for it."""
+        self.reserved = take_pinned(self.whole.size, COPIES, device)
 
     def lay_out(self, layout: Layout, device: torch.device) -> None:
         """Lay the adapter and its optimizer's state out in `layout`: from another layout, from the checkpoint, or anew."""
@@ -294,6 +300,7 @@ class Slot:
     def save(self, save_processor: Callable[[Path], None]) -> Callable[[Path], None]:
         """Take what a checkpoint holds as it is now; returns what writes it into a folder, which may be called while training goes on."""
         assert self.optimizer is not None
+        self.reserved = []  # for the copies below
         layout, state = self.layout, self.optimizer.state_dict()
         device = self.optimizer.flat.device
         # To pinned memory: training goes on while the copies are under way.
