@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,11 +124,28 @@ def test_trials_without_memory_wait_for_those_that_have_some(
     take_in = actor.engine.join
     monkeypatch.setattr(actor.engine, "join", lambda *args: (take_in(*args), most.append(len(actor.engine.slots))))  # type: ignore[union-attr]
     for name in ("one", "two"):
-        actor.join(name, values, str(tmp_path / name), str(tmp_path / "runs"))
-    assert actor.room("three") == (False, -1)
-    for name in ("one", "two"):
+        place = [name, values, str(tmp_path / name), str(tmp_path / "runs")]
+        assert actor.room(name, 30.0) == (False, 1), "one that has ended leaves its place"
+        assert actor.join(*place)
+        assert not actor.join("three", *place[1:])
+        assert actor.join(*place), "Ray may repeat a call"
+        assert actor.room("three") == (False, 0)
         assert [metrics["step"] for metrics in reports(actor, name)] == [2, STEPS]
     assert most == [1, 1]
+
+
+def test_trials_that_come_at_once_get_no_more_places_than_there_are(actor: EngineActor, values: dict[str, Any], tmp_path: Path) -> None:
+    actor.start()
+    names = [f"trial {number}" for number in range(6)]
+    with ThreadPoolExecutor(len(names)) as threads:
+        long = {**values, "max_steps": 1000}
+        taken = list(threads.map(lambda name: actor.join(name, long, str(tmp_path / name), str(tmp_path / "runs")), names))
+    assert sum(taken) == 2
+    here = [name for name, there in zip(names, taken, strict=True) if there]
+    assert [actor.room(name) for name in here] == [(True, 0)] * 2
+    for name in here:
+        actor.leave(name)
+    assert actor.room("another", 30.0) == (False, 2)
 
 
 def test_without_memory_for_the_largest_trial_the_others_are_trained(
@@ -184,7 +202,7 @@ class Engine:
     def __init__(self, room: int | None, seconds: float = 0) -> None:
         self.answer, self.seconds = room, seconds
 
-    def room(self, trial_id: str) -> tuple[bool, int]:
+    def room(self, trial_id: str, seconds: float = 0.0) -> tuple[bool, int]:
         time.sleep(self.seconds)
         if self.answer is None:
             raise OSError("its disk was full")
@@ -201,8 +219,9 @@ class Restarted:
     def room(self, trial_id: str) -> tuple[bool, int]:
         return True, 1
 
-    def join(self, *_: Any) -> None:
+    def join(self, *_: Any) -> bool:
         self.steps = [4, 6]
+        return True
 
     def wait(self, trial_id: str, number: int, seconds: float) -> tuple[dict[str, Any], bool]:
         if number >= len(self.steps):
@@ -234,6 +253,8 @@ def test_a_trial_joins_an_engine_that_answers(monkeypatch: pytest.MonkeyPatch) -
         ray.wait([engine.room.remote("one") for engine in (full, roomy, ended)], num_returns=3)  # their processes have started
         trial.name, trial.engines = "one", [full, gone, ended, roomy, slow]
         assert trial._roomiest() == roomy
+        trial.engines = [Engine.options(num_cpus=0).remote(0), gone]  # type: ignore[attr-defined]
+        assert trial._roomiest() is None
         trial.engines = [ended, gone]
         with pytest.raises(OSError, match="its disk was full"):
             trial._roomiest()

@@ -49,6 +49,7 @@ class EngineActor:
         self.told = 0  # of the notes
         self.engine: Engine | None = None
         self.training: Future[None] | None = None
+        self.coming: set[str] = set()  # those that have a place and are being made ready
         self.joining: dict[str, tuple[Slot, str]] = {}
         self.leaving: set[str] = set()
         self.reports: dict[str, list[Report]] = {}
@@ -76,46 +77,68 @@ class EngineActor:
             told, self.told = self.told, len(self.notes)
             return self.notes[told:]
 
-    def room(self, trial_id: str) -> tuple[bool, int]:
-        """Whether the trial is here, and how many more trials are wanted.
+    def room(self, trial_id: str, seconds: float = 0.0) -> tuple[bool, int]:
+        """Whether the trial is here, and for how many more there are places; if there is none, waits so long for one.
 
         Raises:
             Exception: what has ended the engine's thread.
         """
         with self.changed:
+            self.changed.wait_for(lambda: trial_id in self.reports or self._places() > 0 or self._stopped(), timeout=seconds)
             self._raise_of_training()
-            there = self.engine.slots.keys() | self.joining.keys() if self.engine is not None else set()
-            return trial_id in self.reports, self.trials - len(there - self.leaving)
+            return trial_id in self.reports, self._places()
 
-    def join(self, trial_id: str, values: dict[str, Any], folder: str, runs_dir: str, progress: Progress | None = None) -> None:
+    def join(self, trial_id: str, values: dict[str, Any], folder: str, runs_dir: str, progress: Progress | None = None) -> bool:
         """Take a trial in, from its last checkpoint in `folder` if there is one; one that is here already stays as it is.
+
+        Returns whether there was a place. Who asked for room before may come too late.
 
         Raises:
             UserError: its values cannot be trained.
         """
+        self.start()
+        with self.changed:
+            if trial_id in self.reports and trial_id not in self.leaving:
+                return True
+            self.changed.wait_for(lambda: trial_id not in self.leaving or self._stopped())
+            self._raise_of_training()
+            if trial_id not in self.coming and self._places() <= 0:
+                return False
+            self.coming.add(trial_id)
+        try:
+            self._make_ready(trial_id, values, folder, runs_dir, progress)
+        finally:
+            with self.changed:
+                self.coming.discard(trial_id)
+                self.changed.notify_all()
+        return True
+
+    def _make_ready(self, trial_id: str, values: dict[str, Any], folder: str, runs_dir: str, progress: Progress | None) -> None:
+        """Let the engine take a trial that is coming in before its next round; what has ended has its last report once more."""
         from vlmtune.packed.checkpoints import last_checkpoint, last_report
         from vlmtune.packed.engine import Report
         from vlmtune.training.gauges import Gauges
 
-        self.start()
-        with self.changed:
-            if trial_id in self.reports and trial_id not in self.leaving:
-                return
-            self.changed.wait_for(lambda: trial_id not in self.leaving or self._stopped())
-            self._raise_of_training()
         assert self.engine is not None
         self.engine.settle(trial_id)
-        last = last_report(folder)
+        last, slot = last_report(folder), None
         ended = last is not None and last["step"] >= last["max_steps"]
-        if last is None or not ended:
+        if not ended:
             with last_checkpoint(folder) as checkpoint:
                 slot = self.engine.slot(trial_id, values, runs_dir=runs_dir, checkpoint=checkpoint, progress=Gauges(trial_id, 0, progress))
-            with self.changed:
-                self.joining.setdefault(trial_id, (slot, folder))
         with self.changed:
+            if trial_id not in self.coming:  # it has left meanwhile, or came twice
+                if slot is not None:
+                    slot.meter.close()
+                return
+            if slot is not None:
+                self.joining[trial_id] = slot, folder
             self.reports[trial_id] = [Report(last, True)] if last is not None and ended else []
             self.taken[trial_id], self.asked[trial_id] = 0, time.monotonic()
-            self.changed.notify_all()
+
+    def _places(self) -> int:
+        there = self.coming | self.joining.keys() | (self.engine.slots.keys() if self.engine is not None else set())
+        return self.trials - len(there - self.leaving)
 
     def wait(self, trial_id: str, number: int, seconds: float) -> tuple[dict[str, Any], bool] | None:
         """The trial's report of this number, from 0, since it joined, and whether it is the last; None if it is not there in time.
@@ -137,7 +160,9 @@ class EngineActor:
     def leave(self, trial_id: str) -> None:
         """Let a trial go and forget it."""
         with self.changed:
-            self.joining.pop(trial_id, None)
+            self.coming.discard(trial_id)
+            if trial_id in self.joining:
+                self.joining.pop(trial_id)[0].meter.close()
             self.reports.pop(trial_id, None)
             if self.engine is not None and trial_id in self.engine.slots:
                 self.leaving.add(trial_id)
@@ -196,9 +221,8 @@ class EngineActor:
         for trial_id in forgotten:
             self.reports.pop(trial_id, None)  # whoever asks after all has to join again
         self.leaving.clear()
-        while self.joining and len(engine.slots) < self.trials:
-            trial_id = next(iter(self.joining))
-            engine.join(*self.joining.pop(trial_id))
+        while self.joining:
+            engine.join(*self.joining.pop(next(iter(self.joining))))
         self.changed.notify_all()
         return parked
 

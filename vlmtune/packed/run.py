@@ -106,8 +106,7 @@ def _in_actor(settings: Settings, store: Store, folder: str, cluster: Cluster, p
     while True:
         try:
             if not joined:
-                ray.get(engine.join.remote(NAME, settings.to_dict(), place, f"{folder}/runs", progress))
-                joined, number = True, 0
+                joined, number = ray.get(engine.join.remote(NAME, settings.to_dict(), place, f"{folder}/runs", progress)), 0
             report: Any = ray.get(engine.wait.remote(NAME, number, WAIT))  # as `EngineActor.wait`
         except ActorUnavailableError:
             joined = False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -102,13 +103,14 @@ class PackedTrial(tune.Trainable):
         self.engine, self.failure, self.reported, self.notes = None, None, 0, []
 
     def _join(self) -> None:
-        """Join an engine; where none answers, wait for one."""
+        """Join an engine that has a place; where none has one, or none answers, wait for it."""
+        folder, runs = f"{self.output_dir}/tune/train/{self.name}", f"{self.output_dir}/runs/{self.name}"
         while True:
             try:
-                self.engine, self.taken, self.missed = self._roomiest(), 0, 0.0
-                folder, runs = f"{self.output_dir}/tune/train/{self.name}", f"{self.output_dir}/runs/{self.name}"
-                ray.get(self.engine.join.remote(self.name, self.values, folder, runs))
-                return
+                engine = self._roomiest()
+                if engine is not None and ray.get(engine.join.remote(self.name, self.values, folder, runs)):
+                    self.engine, self.taken, self.missed = engine, 0, 0.0
+                    return
             except ray.exceptions.ActorUnavailableError:
                 time.sleep(PAUSE)
             except ray.exceptions.RayTaskError as error:
@@ -117,8 +119,10 @@ class PackedTrial(tune.Trainable):
                 self.failure = str(error.cause)
                 return
 
-    def _roomiest(self) -> ActorHandle[Any]:
+    def _roomiest(self) -> ActorHandle[Any] | None:
         """The engine that has the trial already, or else the one with most room, of those that answer: a node may be gone for good.
+
+        None if all are full, after a while in which one may have got a place.
 
         Raises:
             RayTaskError: what has ended the engines' threads, where it has ended all that answer.
@@ -126,13 +130,19 @@ class PackedTrial(tune.Trainable):
         """
         asked: list[Any] = [engine.room.remote(self.name) for engine in self.engines]
         answered, _ = ray.wait(asked, num_returns=len(asked), timeout=WAIT)
-        found: list[tuple[tuple[bool, int], int]] = []
+        found: list[tuple[tuple[bool, int], int, ActorHandle[Any]]] = []
         errors: list[Exception] = [ray.exceptions.ActorUnavailableError("no engine answers", None)]
         for call in answered:
+            number = asked.index(call)
+            spread = zlib.crc32(f"{self.name} {number}".encode())  # trials that come at once do not all choose the same one
             try:
-                found.append((ray.get(call), asked.index(call)))
+                found.append((ray.get(call), spread, self.engines[number]))
             except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
                 errors.append(error)
         if not found:
             raise errors[-1]
-        return self.engines[max(found)[1]]
+        (there, places), _, engine = max(found, key=lambda one: one[:2])
+        if there or places > 0:
+            return engine
+        ray.wait([engine.room.remote(self.name, WAIT) for *_, engine in found], timeout=WAIT)
+        return None

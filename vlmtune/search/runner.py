@@ -105,7 +105,8 @@ def packed(settings: Settings, space: Space, store: Store, output_dir: str, clus
     )
     trainable = tune.with_parameters(PackedTrial, values=settings.to_dict(), engines=engines, output_dir=output_dir, point_key=POINT)
     where = f"{count} {'GPU' if gpu else 'CPU'}{'s' if count > 1 else ''}"
-    text = f"packed, {at_once} at once over one frozen base on {where if count == 1 else f'each of {where}'}"
+    share = f", up to {each} of them" if count > 1 else ""
+    text = f"packed, {at_once} at once{share} over one frozen base on {where if count == 1 else f'each of {where}'}"
     return Runner(
         "packed", trainable, at_once, text, tuple(notes), reuse_processes=True, max_failures=PACKED_FAILURES, engines=tuple(engines)
     )
