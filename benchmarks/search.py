@@ -5,7 +5,7 @@
     python benchmarks/search.py FOLDER beside --batch 1 --trials 4 [--side plain]
     python benchmarks/search.py FOLDER equal --batch 1 --trials 4
     python benchmarks/search.py FOLDER whole --trials 16 --batch 1 [--early_stopping asha]
-    python benchmarks/search.py table FILE [FILE ...]
+    python benchmarks/search.py table FILE [FILE ...] [--figure FILE.svg]
 
 FOLDER holds a model of true size (`benchmarks/full_size.py`). `packed` trains so many trials in one engine, on random pictures with text,
 640 tokens a row (`--text` for 128 tokens without a picture). `plain` is one TRL run with gradient checkpointing, as people copy it;
@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from figure import write_figure
 from jobs import event_times, run_job
 from train_step import CASES, _synchronize, measure
 from versions import check_versions
@@ -268,9 +269,12 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).norm() / other.norm())
 
 
-def table(files: list[str]) -> None:
-    """All results of several calls, with their ratios."""
+def table(files: list[str], figure: str | None) -> None:
+    """All results of several calls, with their ratios; and as a picture those against plain trials, by the tokens of a trial's step."""
+    from vlmtune.search.charts import Plot, Scale
+
     rows = [json.loads(line) for file in files for line in Path(file).read_text().splitlines()]
+    lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if "ms_a_row" not in row or row["mode"] != "packed":
             continue
@@ -279,12 +283,22 @@ def table(files: list[str]) -> None:
         for name in ("plain", *beside):
             mode, side = ("beside", beside[name]) if name in beside else (name, None)
             found = [other["ms_a_row"] for other in same if other["mode"] == mode and side in (None, other["side"])]
-            ratios += f"  {min(found) / row['ms_a_row']:.2f}x {name}" if found else ""
+            ratio = min(found) / row["ms_a_row"] if found else 0.0
+            ratios += f"  {ratio:.2f}x {name}" if found else ""
+            if found and name == "plain":
+                arithmetic = "fp8 base" if "quantization=fp8" in row["set"] else "NF4's values"
+                lines.setdefault(arithmetic, []).append((row["batch"] * (128 if row["text"] else 640), ratio))
         kind = "text " if row["text"] else "pixels " if row["pixels"] else ""
         what = f"{row['trials']} x {row['batch']} {kind}{' '.join(row['set'])}"
         print(
             f"{what:32} {row['ms_a_row']:6.1f} ms a row  {row['share_of_matmul']:.0%} of the matmul rate  {row['peak_gb']:.1f} GB{ratios}"
         )
+    if figure:
+        points = [point for line in lines.values() for point in line]
+        tokens, ratios_of = zip(*points, strict=True)
+        name = "tokens of a trial's own step"
+        plot = Plot(Scale.of(tokens), Scale.of([0, *ratios_of]), name, "times as fast as plain trials one by one")
+        write_figure(figure, plot, {label: sorted(line) for label, line in lines.items()}, plot.y_name, dots=True)
 
 
 def main() -> None:
@@ -302,9 +316,10 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE")
     parser.add_argument("--early_stopping", default="none", choices=("none", "asha"), help="of whole")
     parser.add_argument("--json")
+    parser.add_argument("--figure", metavar="FILE.svg", help="of table")
     args = parser.parse_args()
     if args.folder == "table":
-        table(args.mode)
+        table(args.mode, args.figure)
         return
     mode = args.mode[0]
     found = {"packed": packed, "plain": plain, "beside": beside, "equal": equal, "whole": whole}[mode](args.folder, args)

@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from figure import write_figure
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 EVALUATIONS = 8  # of a run
@@ -332,33 +333,20 @@ def rank(variants: dict[str, Method], args: argparse.Namespace, curves: Curves) 
 
 def figure(args: argparse.Namespace, curves: Curves) -> None:
     """Median multiple of the best loss by compute spent, of each method, as an SVG file."""
-    from vlmtune.search.charts import HEIGHT, LEFT, TOP, WIDTH, Plot, Scale
+    from vlmtune.search.charts import Plot, Scale
 
     space, at_once = space_of(args.spaces[0], args.demo), args.at_once[len(args.at_once) // 2]
     floor, full = least(space, curves), args.trials * EVALUATIONS
-    colours = dict(zip(METHODS, ("#1a7f37", "#9a6700", "#0969da", "#8c959f"), strict=True))
     grid = list(range(EVALUATIONS, full + 1, EVALUATIONS // 2))
     lines: dict[str, list[tuple[float, float]]] = {}
     for label, method in METHODS.items():
         runs = [search(space, curves, method, at_once=at_once, seed=seed, trials=10**6, compute=full) for seed in range(args.seeds)]
         medians = [statistics.median(final([one for one in run if one[0] <= spent]) / floor for run in runs) for spent in grid]
-        lines[label] = [(spent / EVALUATIONS, value) for spent, value in zip(grid, medians, strict=True) if math.isfinite(value)]
+        points = [(spent / EVALUATIONS, value) for spent, value in zip(grid, medians, strict=True) if math.isfinite(value)]
+        lines[label] = [point for one, other in pairwise(points) for point in (one, (other[0], one[1]))] + points[-1:]
     values = [value for line in lines.values() for _, value in line]
     plot = Plot(Scale.of([0, args.trials]), Scale.of(values), "compute, in whole runs", "best so far, multiple of the least eval_loss")
-    marks = []
-    for place, (label, line) in enumerate(lines.items()):
-        steps = [point for one, other in pairwise(line) for point in (one, (other[0], one[1]))] + line[-1:]
-        marks.append(plot.line(steps, label, f"colour{place}"))
-        marks.append(f'<text x="{WIDTH - 20}" y="{30 + 18 * place}" text-anchor="end" fill="{colours[label]}">{label}</text>')
-    said = f"best eval_loss so far, multiple of the least ({at_once} trials at once)"
-    marks.append(f'<text x="{LEFT}" y="{TOP}">{said}</text>')
-    svg = plot.svg(marks).replace(
-        "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="12" fill="#57606a" '
-    )
-    for place, colour in enumerate(colours.values()):
-        svg = svg.replace(f"var(--colour{place})", colour)
-    background = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>'
-    Path(args.figure).write_text(svg.replace("var(--line)", "#d0d7de").replace("</title>", f"</title>{background}", 1))
+    write_figure(args.figure, plot, lines, f"best eval_loss so far, multiple of the least ({at_once} trials at once)")
 
 
 def main() -> None:

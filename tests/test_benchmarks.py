@@ -1,5 +1,6 @@
-"""The benchmarks' two sides run on tiny models, so that none is found broken on a lent GPU."""
+"""The benchmarks' two sides run on tiny models, so that none is found broken on a GPU."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from vlmtune.demo.models import write_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import search
 import train_step
 
 IN_FLOAT32 = {"quantization": "none", "dtype": "float32", "bf16": "false", "gradient_checkpointing": "auto"}
@@ -22,3 +24,18 @@ def test_both_sides_of_train_step_train_alike(family: str, tmp_path: Path):
     steps = train_step.WARM_UP + 2
     expected = train_step.plain(str(tmp_path), case, steps)["losses"]
     assert train_step.ours(str(tmp_path), case, steps)["losses"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_results_of_several_calls_become_a_table_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shared = {"text": False, "set": [], "pixels": False, "side": "ours", "peak_gb": 60.0, "share_of_matmul": 0.75, "trials": 16}
+    found = [("plain", 1, 450.0), ("packed", 1, 30.0), ("plain", 8, 90.0), ("packed", 8, 30.0), ("packed", 2, 30.0)]
+    files = []
+    for number, (mode, batch, seconds) in enumerate(found):
+        files.append(tmp_path / f"{number}.jsonl")
+        files[-1].write_text(json.dumps({**shared, "mode": mode, "batch": batch, "ms_a_row": seconds}) + "\n")
+    search.table([str(file) for file in files], str(tmp_path / "figure.svg"))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" GB")[2].strip() for line in lines] == ["15.00x plain", "3.00x plain", ""]
+    picture = (tmp_path / "figure.svg").read_text()
+    assert picture.count("<circle") == 2
+    assert "15.0 at 640" in picture

@@ -106,7 +106,8 @@ def _in_actor(settings: Settings, store: Store, folder: str, cluster: Cluster, p
     while True:
         try:
             if not joined:
-                joined, number = ray.get(engine.join.remote(NAME, settings.to_dict(), place, f"{folder}/runs", progress)), 0
+                call: Any = engine.join.remote(NAME, settings.to_dict(), place, f"{folder}/runs", progress)
+                joined, number = ray.get(call), 0
             report: Any = ray.get(engine.wait.remote(NAME, number, WAIT))  # as `EngineActor.wait`
         except ActorUnavailableError:
             joined = False
