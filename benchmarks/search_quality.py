@@ -75,17 +75,16 @@ def demo_settings(demo: Path, **flags: Any) -> Any:
 
 def train_part(points: list[dict[str, float]], values: dict[str, Any], store: Any, file: Path) -> None:
     """Train some points together in an engine of this process, and append their curves to `file`."""
-    from vlmtune.packed.engine import Engine
+    from vlmtune.packed.engine import Engine, Report
     from vlmtune.packed.slot import Slot
 
     class CurveEngine(Engine):
         """An engine that keeps evaluations and writes no checkpoints."""
 
-        def _report(self, slot: Slot, metrics: dict[str, float]) -> None:
-            slot.control.should_evaluate = False
+        def _keep(self, slot: Slot, report: Report) -> None:
             curve = curves[int(slot.trial_id)]
-            curve.append(round(metrics["eval_loss"], 6))
-            if slot.ended:
+            curve.append(round(report.metrics["eval_loss"], 6))
+            if report.last:
                 with file.open("a") as lines:
                     lines.write(json.dumps({**points[int(slot.trial_id)], "eval_loss": curve}) + "\n")
                 self.leave(slot.trial_id)

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from training_kit import values_of
 
+from vlmtune.data.store import Store
 from vlmtune.demo.models import write_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import search
+import search_quality
 import train_step
 
 IN_FLOAT32 = {"quantization": "none", "dtype": "float32", "bf16": "false", "gradient_checkpointing": "auto"}
@@ -24,6 +27,14 @@ def test_both_sides_of_train_step_train_alike(family: str, tmp_path: Path):
     steps = train_step.WARM_UP + 2
     expected = train_step.plain(str(tmp_path), case, steps)["losses"]
     assert train_step.ours(str(tmp_path), case, steps)["losses"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_search_benchmark_trains_its_curves(stores: dict[str, Store], models: Path, tmp_path: Path):
+    values = values_of(stores["mall llava"], models / "llava", max_steps=4, eval_steps=2)
+    points = [{"lora_r": 4, "learning_rate": 1e-3}, {"lora_r": 8, "learning_rate": 1e-2}]
+    search_quality.train_part(points, values, stores["mall llava"], tmp_path / "curves.jsonl")
+    found = {row["lora_r"]: row["eval_loss"] for row in search_quality.read_lines(tmp_path / "curves.jsonl")}
+    assert {rank: len(curve) for rank, curve in found.items()} == {4: 2, 8: 2}
 
 
 def test_results_of_several_calls_become_a_table_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -26,7 +26,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def take_pinned(numbers: int, count: int, device: torch.device) -> list[Tensor]:
     """Pinned memory for `count` copies of so many float32 numbers from a GPU; none for another device.
 
-    torch keeps what is given free for the next copies. To take it from the system costs some 20 ms for 64 MB.
+    torch keeps what is given free for the next copies of that size. To take it from the system costs some 20 ms for 64 MB.
     """
     return [torch.empty(numbers, pin_memory=True) for _ in range(count if runs_ahead(device) else 0)]
 

@@ -35,7 +35,7 @@ AHEAD = 2  # reports that a trial may have unread before it waits: it trains on 
 FORGOTTEN_AFTER = 600.0  # seconds in which nobody asked for a waiting trial: its process is gone for good
 MAX_RESTARTS = 8
 LATER = 30.0  # seconds that an engine may start after the first one, at least, before the search goes on without it
-CALLS_AT_ONCE = 256  # every trial waits in a call of its own
+CALLS_AT_ONCE = 256  # every trial waits in a call of its own, and those without a place in one or two at each engine
 ENGINE_CPUS = 0.9  # that an engine without a GPU asks Ray for, and one with a GPU: it keeps a core busy
 
 
@@ -49,6 +49,7 @@ class EngineActor:
         self.told = 0  # of the notes
         self.engine: Engine | None = None
         self.training: Future[None] | None = None
+        self.failure: UserError | None = None  # why it could not start
         self.coming: set[str] = set()  # those that have a place and are being made ready
         self.joining: dict[str, tuple[Slot, str]] = {}
         self.leaving: set[str] = set()
@@ -58,15 +59,24 @@ class EngineActor:
         self.reported = False  # since the last round began
 
     def start(self) -> None:
-        """Load the base and begin."""
+        """Load the base and begin.
+
+        Raises:
+            UserError: it cannot be loaded, or does not fit.
+        """
         from vlmtune.packed.engine import Engine
 
         with self.changed:
             if self.engine is None:
-                self.engine = Engine(
-                    self.values, self.store, trials=self.trials, rank=self.rank, deliver=self._deliver, note=self.notes.append,
-                    largest=self.largest,
-                )  # fmt: skip
+                try:
+                    self.engine = Engine(
+                        self.values, self.store, trials=self.trials, rank=self.rank, deliver=self._deliver, note=self.notes.append,
+                        largest=self.largest,
+                    )  # fmt: skip
+                except UserError as error:
+                    self.failure = error  # else it would look like the engine with most room
+                    raise
+                self.failure = None
                 self.trials = self.engine.trials
                 self.training = in_background(partial(self._train, self.engine), "training")
                 self.training.add_done_callback(lambda _: self._notify())
@@ -81,12 +91,18 @@ class EngineActor:
         """Whether the trial is here, and for how many more there are places; if there is none, waits so long for one.
 
         Raises:
-            Exception: what has ended the engine's thread.
+            Exception: what has ended the engine's thread, or kept it from starting.
         """
+
+        def here() -> bool:
+            return trial_id in self.reports or trial_id in self.coming
+
         with self.changed:
-            self.changed.wait_for(lambda: trial_id in self.reports or self._places() > 0 or self._stopped(), timeout=seconds)
+            self.changed.wait_for(lambda: here() or self._places() > 0 or self._stopped(), timeout=seconds)
             self._raise_of_training()
-            return trial_id in self.reports, self._places()
+            if self.failure is not None:
+                raise self.failure
+            return here(), self._places()
 
     def join(self, trial_id: str, values: dict[str, Any], folder: str, runs_dir: str, progress: Progress | None = None) -> bool:
         """Take a trial in, from its last checkpoint in `folder` if there is one; one that is here already stays as it is.
@@ -131,6 +147,7 @@ class EngineActor:
                 if slot is not None:
                     slot.meter.close()
                 return
+            self.coming.discard(trial_id)
             if slot is not None:
                 self.joining[trial_id] = slot, folder
             self.reports[trial_id] = [Report(last, True)] if last is not None and ended else []
@@ -205,16 +222,19 @@ class EngineActor:
         """
 
         def undecided() -> int:
-            return sum(len(self.reports.get(name, ())) > self.taken.get(name, 0) for name in engine.slots.keys() - self.leaving)
+            return sum(0 < self._unread(name) < AHEAD for name in engine.slots.keys() - self.leaving)
 
         with self.changed:
             limit = engine.seconds * undecided() / max(len(engine.slots), 1) / 2
             self.changed.wait_for(lambda: not undecided(), timeout=limit)
 
+    def _unread(self, trial_id: str) -> int:
+        """Reports that nobody has asked for; `AHEAD` of a trial that was forgotten."""
+        return len(self.reports[trial_id]) - self.taken[trial_id] if trial_id in self.reports else AHEAD
+
     def _let_in_and_out(self, engine: Engine) -> set[str]:
         """Between rounds: trials that leave or join; returns those that wait until somebody takes their reports."""
-        unread = {name: len(reports) - self.taken[name] for name, reports in self.reports.items()}
-        parked = {name for name in engine.slots if unread.get(name, AHEAD) >= AHEAD}
+        parked = {name for name in engine.slots if self._unread(name) >= AHEAD}
         forgotten = {name for name in parked if time.monotonic() - self.asked.get(name, 0.0) > FORGOTTEN_AFTER}
         for trial_id in self.leaving | forgotten:
             engine.leave(trial_id)

@@ -114,9 +114,7 @@ class Engine:
         check_packable(settings)
         names, config = adapter_config(settings, self.empty)
         targets = [self._target(name) for name in names]
-        slot = Slot(trial_id, values, self.store, targets, config, runs_dir=runs_dir, checkpoint=checkpoint, share=self.share, **rest)
-        slot.reserve(self.model.device)
-        return slot
+        return Slot(trial_id, values, self.store, targets, config, runs_dir=runs_dir, checkpoint=checkpoint, share=self.share, **rest)
 
     def join(self, slot: Slot, folder: str) -> None:
         """Let a trial take part from the next round on; its checkpoints go to `folder`. One that finds no memory ends as infeasible."""
@@ -124,7 +122,7 @@ class Engine:
         before = self.model.layout
         try:
             slot.lay_out(slot.whole, torch.device("cpu"))  # what does not even fit alone must not change the others' layout
-            if self.model.fit(slot.targets, slot.rank):
+            if anew := self.model.fit(slot.targets, slot.rank):
                 for other in self.slots.values():
                     other.lay_out(self.model.layout, self.model.device)
             slot.lay_out(self.model.layout, self.model.device)
@@ -138,6 +136,9 @@ class Engine:
             self._end(slot, self._infeasible())
             return
         self.slots[slot.trial_id], self.folders[slot.trial_id] = slot, folder
+        if self.share.rank == 0:
+            for one in self.slots.values() if anew else [slot]:
+                self.writer.submit(one.reserve)
 
     def leave(self, trial_id: str) -> None:
         """Let a trial go; nothing happens where it has gone already."""

@@ -125,9 +125,10 @@ class Slot:
 
     # The adapter
 
-    def reserve(self, device: torch.device) -> None:
-        """Take the memory that the first checkpoint's copies need, in whichever thread has time for it."""
-        self.reserved = take_pinned(self.whole.size, COPIES, device)
+    def reserve(self) -> None:
+        """Take the memory that the next checkpoint's copies need, in a thread that has time for it."""
+        assert self.optimizer is not None
+        self.reserved = take_pinned(len(self.optimizer.flat), COPIES, self.optimizer.flat.device)
 
     def lay_out(self, layout: Layout, device: torch.device) -> None:
         """Lay the adapter and its optimizer's state out in `layout`: from another layout, from the checkpoint, or anew."""

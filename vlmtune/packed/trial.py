@@ -19,6 +19,8 @@ from ray.actor import ActorHandle
 from vlmtune.errors import UserError
 
 WAIT = 20.0  # seconds that one call waits in the engine
+ANSWER = 1.0  # seconds in which an engine says whether it has room, where others have: it may be starting, or gone
+POLL = 2.0  # seconds that an engine without room is waited for
 PAUSE = 1.0  # between attempts to reach an engine that is starting again
 PATIENCE = 60.0  # seconds of such attempts, after which the trial looks for another engine
 NOTES = "notes"  # in a report: lines for whoever watches, of what its engine has noted since the last one
@@ -129,7 +131,8 @@ class PackedTrial(tune.Trainable):
             ActorUnavailableError: none answers.
         """
         asked: list[Any] = [engine.room.remote(self.name) for engine in self.engines]
-        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=WAIT)
+        ray.wait(asked, timeout=WAIT)
+        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=ANSWER)
         found: list[tuple[tuple[bool, int], int, ActorHandle[Any]]] = []
         errors: list[Exception] = [ray.exceptions.ActorUnavailableError("no engine answers", None)]
         for call in answered:
@@ -144,5 +147,5 @@ class PackedTrial(tune.Trainable):
         (there, places), _, engine = max(found, key=lambda one: one[:2])
         if there or places > 0:
             return engine
-        ray.wait([engine.room.remote(self.name, WAIT) for *_, engine in found], timeout=WAIT)
+        ray.wait([engine.room.remote(self.name, POLL) for *_, engine in found], timeout=WAIT)
         return None
