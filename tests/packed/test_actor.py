@@ -269,6 +269,29 @@ def test_a_trial_joins_an_engine_that_answers(monkeypatch: pytest.MonkeyPatch) -
         ray.shutdown()
 
 
+def test_a_trial_waits_for_a_place_where_all_are_taken(values: dict[str, Any], stores: dict[str, Store], tmp_path: Path) -> None:
+    ray.init(num_cpus=2, log_to_driver=False, logging_level="error")
+    try:
+        engine: Any = ray.remote(EngineActor).options(num_cpus=1, max_concurrency=16).remote(values, stores["mall llava"], 1, 8)
+        ray.get(engine.start.remote())
+
+        def steps(name: str) -> list[int]:
+            trial = object.__new__(PackedTrial)
+            trial.shared, trial.engines, trial.output_dir, trial.point_key = values, [engine], str(tmp_path), ""
+            trial._trial_info = SimpleNamespace(trial_id=name)  # type: ignore[assignment]
+            trial._begin({})
+            found = [trial.step()]
+            while not found[-1]["done"]:
+                found.append(trial.step())
+            trial.cleanup()
+            return [report["step"] for report in found]
+
+        with ThreadPoolExecutor(3) as threads:
+            assert list(threads.map(steps, ["one", "two", "three"])) == [[2, STEPS]] * 3
+    finally:
+        ray.shutdown()
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_no_engine_outlives_its_driver(values: dict[str, Any], stores: dict[str, Store], tmp_path: Path, how: signal.Signals) -> None:
