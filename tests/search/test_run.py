@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import PeftModel
+from ray.train.v2.api.exceptions import WorkerGroupError
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl.trainer.sft_config import SFTConfig
@@ -244,7 +245,10 @@ def test_refit_trains_the_winner_on_evaluation_rows_too_and_keeps_the_numbers_of
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_refit_that_cannot_be_trained_leaves_what_the_search_found(settings: Settings, mall: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("crash", [False, True])
+def test_a_refit_that_cannot_be_trained_leaves_what_the_search_found(
+    settings: Settings, mall: Path, tmp_path: Path, *, crash: bool
+) -> None:
     row = {"instruction": "How many?", "output": "two"}
     pictured = row | {"image": next((mall / "frames").iterdir()).name}
     for name, one in (("train", row), ("eval", pictured)):  # whose picture does not fit
@@ -252,12 +256,21 @@ def test_a_refit_that_cannot_be_trained_leaves_what_the_search_found(settings: S
     data = {"data_path": str(tmp_path / "train.jsonl"), "eval_data_path": str(tmp_path / "eval.jsonl"), "image_root": str(mall / "frames")}
     space = {"learning_rate": {"loguniform": [1e-4, 1e-2]}}
     changes = {"output_dir": str(tmp_path / "out"), "test_fraction": 0, "max_length": 18, "max_steps": 1, "num_samples": 1, "report": False}
+
+    def crashing(*_: Any) -> NoReturn:
+        raise WorkerGroupError("[Rank 0 Error Snippet]:\nAcceleratorError: an illegal memory access", {0: RuntimeError()})
+
     with pytest.MonkeyPatch.context() as patch:
         lines: list[str] = []
         patch.setattr("vlmtune.console.say", lines.append)
         patch.setattr("vlmtune.search.run.say", lines.append)
+        if crash:
+            patch.setattr("vlmtune.search.run.refit", crashing)
         summary = search_adapter(settings.replace(**data, **changes, search_space=space, refit=True))
-    assert "Refit     not done, the search's own adapter stays: 4 of 8 training rows do not fit max_length 18" in "\n".join(lines)
+    reason = "illegal memory access" if crash else "4 of 8 training rows do not fit max_length 18"
+    told = [line for line in lines if line.startswith("Refit     not done, the search's own adapter stays: ")]
+    assert len(told) == 1
+    assert reason in told[0]
     assert "trained once more" not in summary
     assert (tmp_path / "out" / "trials.parquet").is_file()
     assert "refit_rows" not in json.loads((tmp_path / "out" / "best" / "metrics.json").read_text())

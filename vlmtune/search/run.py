@@ -8,6 +8,8 @@ from typing import Any
 
 import pyarrow.fs as pafs
 from ray import tune
+from ray.exceptions import RayError
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from vlmtune import output, yaml12
 from vlmtune.cluster import Cluster, in_ray_job
@@ -178,8 +180,8 @@ def save_best(best: results.TrialRow, chosen: Settings, store: Store, folder: st
             checkpoint, store = refit(chosen, store, folder, cluster)
             metrics |= {"refit_rows": len(store.rows_of("train"))}
             runs = f"{folder}/tune/refit/runs"
-        except UserError as error:  # the search has its result
-            say(f"Refit     not done, the search's own adapter stays: {error}")
+        except (UserError, TrainingFailedError, RayError) as error:  # the search has its result
+            say(f"Refit     not done, the search's own adapter stays: {str(error).strip().splitlines()[-1]}")
     source, inner = filesystem(runs)
     target, out = filesystem(f"{folder}/best/runs")
     target.create_dir(out, recursive=True)
