@@ -19,9 +19,10 @@ from vlmtune.data.prepare import read_examples
 from vlmtune.data.processor import load_processor
 from vlmtune.data.store import Store
 from vlmtune.evaluation.objective import Objective
+from vlmtune.training.callbacks import ProbeLongest, Report, ReportAtEvaluation
 from vlmtune.training.report import Meter
 from vlmtune.training.setup import adapted_model, operations, plan_step, training_arguments
-from vlmtune.training.trainer import AdapterTrainer, ProbeLongest, Report, ReportAtEvaluation, Rows
+from vlmtune.training.trainer import AdapterTrainer, Rows
 
 
 def train(

@@ -12,9 +12,7 @@ import torch
 import torch.distributed as dist
 from datasets import Dataset
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import nested_gather
-from transformers.trainer_utils import IntervalStrategy
 from trl.trainer.sft_trainer import SFTTrainer
 
 from vlmtune.config import TrainingArguments
@@ -34,7 +32,6 @@ from vlmtune.model.transfer import OnTheWay, runs_ahead, to_device
 from vlmtune.training.report import Meter
 
 Batch = dict[str, torch.Tensor]
-Report = Callable[[dict[str, Any], str], None]
 
 
 class Rows(Protocol):
@@ -315,42 +312,3 @@ class AdapterTrainer(SFTTrainer):
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Checkpoints need no card; the finished adapter gets its own."""
-
-
-class ProbeLongest(TrainerCallback):
-    """Before the first step, tries the longest rows together, so that want of memory shows in seconds and not in the middle of the run."""
-
-    def __init__(self, trainer: AdapterTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        trainer = self.trainer
-        tokens = trainer.store.column("tokens")[trainer.store.rows_of(TRAIN)[trainer.kept]]
-        longest = trainer.kept[np.argsort(tokens, kind="stable")[-args.per_device_train_batch_size :]]
-        batch = next(iter(trainer.rows(TRAIN, [MicroBatch(tuple(int(row) for row in longest))], trainer.max_length)))
-        with torch.random.fork_rng(devices=[args.device]):
-            trainer.gradients_of(trainer.model_wrapped, batch, int((batch["labels"] >= 0).sum()))
-        trainer.adapted.zero_grad()
-        trainer.answered.zero_()
-
-
-class ReportAtEvaluation(TrainerCallback):
-    """Evaluate at the last step too, save after each evaluation, and report both together."""
-
-    def __init__(self, meter: Meter, report: Report) -> None:
-        self.meter, self.report = meter, report
-        self.metrics: dict[str, float] = {}
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
-        if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.EPOCH:  # else the epoch's end does it
-            control.should_evaluate = True
-        return control
-
-    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
-        self.metrics = kwargs["metrics"]
-        control.should_save = True
-        return control
-
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        progress = {"step": state.global_step, "max_steps": state.max_steps, "epoch": float(state.epoch or 0)}
-        self.report({**self.metrics, **progress, **self.meter.summary()}, f"{args.output_dir}/checkpoint-{state.global_step}")
