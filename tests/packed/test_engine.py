@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from packed_kit import Packed, make_engine
+from safetensors.torch import load_file
 from training_kit import Run, difference, values_of
 
 from vlmtune.config import Settings
@@ -27,7 +28,7 @@ from vlmtune.packed.layers import Layout, RowAdapters
 from vlmtune.packed.model import Found
 from vlmtune.packed.setup import not_packable
 from vlmtune.packed.share import Share
-from vlmtune.packed.slot import Slot
+from vlmtune.packed.slot import ADAPTER, OPTIMIZER, PREFIX, Slot
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -347,6 +348,36 @@ def test_reports_do_not_wait_for_their_checkpoints_but_the_last(
     assert [report.metrics["step"] for report in packed.reports["one"]] == [1, 2, 3, 4]
     assert [path.parent.name for path in tmp_path.rglob("report.json")] == ["checkpoint-4"]
     assert all(waited)
+
+
+def test_a_checkpoint_keeps_its_numbers_until_it_is_written(stores: dict[str, Store], models: Path, tmp_path: Path):
+    packed = pack(stores["mall llava"], models / "llava", tmp_path, {"one": {"max_steps": 6, "learning_rate": 1e-2}})
+    slot = packed.engine.slots["one"]
+    writes, expected = [], []
+    for step in range(3):
+        packed.engine.round()
+        writes.append(slot.save(lambda _: None))
+        assert slot.optimizer is not None
+        expected.append(slot.optimizer.flat.clone())
+        if step == 1:  # the first is written while the second waits, and the third takes its place
+            writes[0](made(tmp_path / "0"))
+    for step in (1, 2):
+        writes[step](made(tmp_path / str(step)))
+    for step, flat in enumerate(expected):
+        adapter = load_file(tmp_path / str(step) / ADAPTER)
+        pairs = slot.layout.unpack(flat, slot.names, slot.rank)
+        assert all(
+            torch.equal(adapter[f"{PREFIX}{name}.lora_{half}.weight"], pair[half == "B"]) for name, pair in pairs.items() for half in "AB"
+        )
+        averages = torch.load(tmp_path / str(step) / OPTIMIZER)["flat"]
+        assert averages["exp_avg"].abs().sum() > 0
+    assert not torch.equal(expected[0], expected[1])
+    assert len(slot.rooms) == 2, "memory for as many as there were at once"
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def test_seconds_of_all_trials_add_up(stores: dict[str, Store], models: Path, tmp_path: Path):

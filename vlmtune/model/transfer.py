@@ -23,12 +23,12 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-def take_pinned(numbers: int, count: int, device: torch.device) -> list[Tensor]:
-    """Pinned memory for `count` copies of so many float32 numbers from a GPU; none for another device.
+def room_for(flat: Tensor) -> Tensor:
+    """Memory on the CPU for a copy of `flat` that does not wait: pinned for a GPU's, of which 64 MB cost some 20 ms to take.
 
-    torch keeps what is given free for the next copies of that size. To take it from the system costs some 20 ms for 64 MB.
+    Keep it for the next copy. What is given free torch gives back to the system whenever a CUDA graph is recorded.
     """
-    return [torch.empty(numbers, pin_memory=True) for _ in range(count if runs_ahead(device) else 0)]
+    return torch.empty(flat.shape, dtype=flat.dtype, pin_memory=runs_ahead(flat.device))
 
 
 class OnTheWay:

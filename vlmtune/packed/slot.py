@@ -27,7 +27,7 @@ from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import Example, shorten
 from vlmtune.model.lora import initial_a
-from vlmtune.model.transfer import OnTheWay, take_pinned
+from vlmtune.model.transfer import OnTheWay, room_for
 from vlmtune.packed.layers import Layout, Target
 from vlmtune.packed.optim import AdapterOptimizer
 from vlmtune.packed.passes import PIXELS, Row
@@ -121,14 +121,23 @@ class Slot:
         self.since_log = 0
         self.unread: tuple[dict[str, float], OnTheWay] | None = None
         self.optimizer: AdapterOptimizer | None = None
-        self.reserved: list[Tensor] = []
+        self.rooms: list[list[Tensor]] = []  # for the copies of a checkpoint each, while none is written from them
 
     # The adapter
 
     def reserve(self) -> None:
         """Take the memory that the next checkpoint's copies need, in a thread that has time for it."""
         assert self.optimizer is not None
-        self.reserved = take_pinned(len(self.optimizer.flat), COPIES, self.optimizer.flat.device)
+        self.rooms = [[room_for(self.optimizer.flat) for _ in range(COPIES)]]
+
+    def _copies(self, flats: list[Tensor]) -> list[Tensor]:
+        """Copies on the CPU that have their numbers when the stream has come so far; give them back to `rooms` once they are written."""
+        rooms = self.rooms.pop() if self.rooms else []
+        rooms = [room for room in rooms if room.shape == flats[0].shape]  # else of another layout
+        rooms += [room_for(flat) for flat in flats[len(rooms) :]]
+        for room, flat in zip(rooms, flats, strict=False):
+            room.copy_(flat.detach(), non_blocking=True)
+        return rooms
 
     def lay_out(self, layout: Layout, device: torch.device) -> None:
         """Lay the adapter and its optimizer's state out in `layout`: from another layout, from the checkpoint, or anew."""
@@ -301,18 +310,19 @@ class Slot:
     def save(self, save_processor: Callable[[Path], None]) -> Callable[[Path], None]:
         """Take what a checkpoint holds as it is now; returns what writes it into a folder, which may be called while training goes on."""
         assert self.optimizer is not None
-        self.reserved = []  # for the copies below
         layout, state = self.layout, self.optimizer.state_dict()
         device = self.optimizer.flat.device
-        # To pinned memory: training goes on while the copies are under way.
-        flats = {name: _copied(flat) for name, flat in {**state["flat"], ADAPTER: self.optimizer.flat}.items()}
+        flats = {**state.pop("flat"), ADAPTER: self.optimizer.flat}
+        copies = self._copies(list(flats.values()))  # training goes on while they are under way
         copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+        names = list(flats)
+        del flats
         progress = json.dumps(asdict(self.state), indent=2)
 
         def write(folder: Path) -> None:
             if copied is not None:
                 copied.synchronize()
-            parts = {name: layout.unpack(flat, self.names, self.rank) for name, flat in flats.items()}
+            parts = {name: layout.unpack(copy, self.names, self.rank) for name, copy in zip(names, copies, strict=False)}
             adapter = parts.pop(ADAPTER)
             averages = {name: self.whole.pack(part) for name, part in parts.items()}
             self.lora_config.inference_mode = True
@@ -327,6 +337,7 @@ class Slot:
             save_processor(folder)
             torch.save({**state, "flat": averages}, folder / OPTIMIZER)
             (folder / STATE).write_text(progress)
+            self.rooms.append(copies)
 
         return write
 
@@ -336,8 +347,3 @@ class Slot:
             target, inner = filesystem(self.runs_dir)
             target.create_dir(inner, recursive=True)
             pafs.copy_files(self.local_runs, inner, destination_filesystem=target)
-
-
-def _copied(flat: Tensor) -> Tensor:
-    """A copy on the CPU; of a GPU's tensor, in pinned memory, which has its numbers when the stream has come so far."""
-    return flat.detach().to("cpu", non_blocking=True, copy=True)
