@@ -84,7 +84,7 @@ def test_a_trial_joins_once_reports_in_order_and_can_be_asked_again(actor: Engin
 
 
 def test_the_search_has_a_moment_to_stop_trials(actor: EngineActor) -> None:
-    actor.engine = engine = SimpleNamespace(slots=dict.fromkeys(("one", "two", "gone")), seconds=60.0)  # type: ignore[assignment]
+    actor.engine = engine = SimpleNamespace(slots=dict.fromkeys(("one", "two", "gone")), round_seconds=60.0)  # type: ignore[assignment]
     actor.reports, actor.taken = {"one": [REPORT], "two": [REPORT], "gone": [REPORT]}, {"one": 0, "two": 0, "gone": 1}
     actor.training = in_background(partial(actor._let_the_search_decide, engine), "training")  # type: ignore[arg-type]
     actor.wait("one", 1, 0.0)
@@ -93,7 +93,7 @@ def test_the_search_has_a_moment_to_stop_trials(actor: EngineActor) -> None:
     actor.training.result(10)
     actor.reports["gone"], actor.taken["gone"] = [REPORT, REPORT], 0
     actor._let_the_search_decide(engine)  # type: ignore[arg-type]  # it is parked, so there are no rows of it to wait for
-    engine.seconds, actor.taken["one"] = 0.2, 0
+    engine.round_seconds, actor.taken["one"] = 0.2, 0
     started = time.monotonic()
     actor._let_the_search_decide(engine)  # type: ignore[arg-type]
     assert 0.03 < time.monotonic() - started < 10, "a sixth of it: half of the rows of one of three trials"

@@ -371,7 +371,7 @@ def test_a_checkpoint_keeps_its_numbers_until_it_is_written(stores: dict[str, St
         averages = torch.load(tmp_path / str(step) / OPTIMIZER)["flat"]
         assert averages["exp_avg"].abs().sum() > 0
     assert not torch.equal(expected[0], expected[1])
-    assert len(slot.rooms) == 2, "memory for as many as there were at once"
+    assert len(slot.buffers) == 2, "memory for as many as there were at once"
 
 
 def made(folder: Path) -> Path:

@@ -23,7 +23,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-def room_for(flat: Tensor) -> Tensor:
+def host_buffer(flat: Tensor) -> Tensor:
     """Memory on the CPU for a copy of `flat` that does not wait: pinned for a GPU's, of which 64 MB cost some 20 ms to take.
 
     Keep it for the next copy. What is given free torch gives back to the system whenever a CUDA graph is recorded.

@@ -206,7 +206,7 @@ class EngineActor:
 
     def _train(self, engine: Engine) -> None:
         while True:
-            if engine.stopping and self.reported:
+            if engine.early_stopping and self.reported:
                 self._let_the_search_decide(engine)
             with self.changed:
                 self.reported = False
@@ -225,7 +225,7 @@ class EngineActor:
             return sum(0 < self._unread(name) < AHEAD for name in engine.slots.keys() - self.leaving)
 
         with self.changed:
-            limit = engine.seconds * undecided() / max(len(engine.slots), 1) / 2
+            limit = engine.round_seconds * undecided() / max(len(engine.slots), 1) / 2
             self.changed.wait_for(lambda: not undecided(), timeout=limit)
 
     def _unread(self, trial_id: str) -> int:

@@ -85,7 +85,7 @@ class Engine:
         settings = Settings.from_dict(values)
         self.store, self.deliver, self.metric = store, deliver, settings.search.metric
         self.objective = Objective.of(settings)
-        self.stopping = settings.search.early_stopping != "none"
+        self.early_stopping = settings.search.early_stopping != "none"
         planned = Settings.from_dict(largest) if largest is not None else None
         self.model, self.trials = packed_model(settings, store, trials, rank, note, planned)
         self.operations = operations(self.model.base.get_decoder())
@@ -94,7 +94,7 @@ class Engine:
         self.pictured = pictured_layers(self.empty)
         self.processor = load_processor(name, revision=revision, trust_remote_code=remote)
         self.slots: dict[str, Slot] = {}
-        self.seconds = 0.0  # of the last round's training
+        self.round_seconds = 0.0  # of the last one's training
         self.folders: dict[str, str] = {}
         self.examples = ExampleCache(store)
         self.writer = ThreadPoolExecutor(WRITERS, thread_name_prefix="checkpoints")
@@ -138,7 +138,7 @@ class Engine:
         self.slots[slot.trial_id], self.folders[slot.trial_id] = slot, folder
         if self.share.rank == 0:
             for one in self.slots.values() if anew else [slot]:
-                self.writer.submit(one.reserve)
+                self.writer.submit(one.reserve)  # what fails there fails again, and is told, where the checkpoint is taken
 
     def leave(self, trial_id: str) -> None:
         """Let a trial go; nothing happens where it has gone already."""
@@ -190,7 +190,7 @@ class Engine:
 
     def _share_time(self, rows: dict[Slot, list[Row]], seconds: float, waited: float) -> None:
         """Charge every trial for its share of a round, by tokens, so that the seconds of all trials add up to the device's."""
-        self.seconds = seconds
+        self.round_seconds = seconds
         tokens = {slot: sum(bucket_length(len(row.example.input_ids)) for row in mine) for slot, mine in rows.items()}
         for slot, count in tokens.items():
             part = count / max(sum(tokens.values()), 1)  # of several workers, one may have no row in a round

@@ -27,7 +27,7 @@ from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import Example, shorten
 from vlmtune.model.lora import initial_a
-from vlmtune.model.transfer import OnTheWay, room_for
+from vlmtune.model.transfer import OnTheWay, host_buffer
 from vlmtune.packed.layers import Layout, Target
 from vlmtune.packed.optim import AdapterOptimizer
 from vlmtune.packed.passes import PIXELS, Row
@@ -121,23 +121,23 @@ class Slot:
         self.since_log = 0
         self.unread: tuple[dict[str, float], OnTheWay] | None = None
         self.optimizer: AdapterOptimizer | None = None
-        self.rooms: list[list[Tensor]] = []  # for the copies of a checkpoint each, while none is written from them
+        self.buffers: list[list[Tensor]] = []  # for the copies of a checkpoint each, while none is written from them
 
     # The adapter
 
     def reserve(self) -> None:
         """Take the memory that the next checkpoint's copies need, in a thread that has time for it."""
         assert self.optimizer is not None
-        self.rooms = [[room_for(self.optimizer.flat) for _ in range(COPIES)]]
+        self.buffers = [[host_buffer(self.optimizer.flat) for _ in range(COPIES)]]
 
     def _copies(self, flats: list[Tensor]) -> list[Tensor]:
-        """Copies on the CPU that have their numbers when the stream has come so far; give them back to `rooms` once they are written."""
-        rooms = self.rooms.pop() if self.rooms else []
-        rooms = [room for room in rooms if room.shape == flats[0].shape]  # else of another layout
-        rooms += [room_for(flat) for flat in flats[len(rooms) :]]
-        for room, flat in zip(rooms, flats, strict=False):
-            room.copy_(flat.detach(), non_blocking=True)
-        return rooms
+        """Copies on the CPU that have their numbers when the stream has come so far; give them back to `buffers` once they are written."""
+        buffers = self.buffers.pop() if self.buffers else []
+        buffers = [buffer for buffer in buffers if buffer.shape == flats[0].shape]  # else of another layout
+        buffers += [host_buffer(flat) for flat in flats[len(buffers) :]]
+        for buffer, flat in zip(buffers, flats, strict=False):  # some optimizers keep no two averages
+            buffer.copy_(flat.detach(), non_blocking=True)
+        return buffers
 
     def lay_out(self, layout: Layout, device: torch.device) -> None:
         """Lay the adapter and its optimizer's state out in `layout`: from another layout, from the checkpoint, or anew."""
@@ -337,7 +337,7 @@ class Slot:
             save_processor(folder)
             torch.save({**state, "flat": averages}, folder / OPTIMIZER)
             (folder / STATE).write_text(progress)
-            self.rooms.append(copies)
+            self.buffers.append(copies)
 
         return write
 

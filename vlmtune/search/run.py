@@ -181,7 +181,7 @@ def save_best(best: results.TrialRow, chosen: Settings, store: Store, folder: st
             metrics |= {"refit_rows": len(store.rows_of("train"))}
             runs = f"{folder}/tune/refit/runs"
         except (UserError, TrainingFailedError, RayError) as error:  # the search has its result
-            say(f"Refit     not done, the search's own adapter stays: {str(error).strip().splitlines()[-1]}")
+            say(f"Refit     not done, the search's own adapter stays: {results.reason(str(error))}")
     source, inner = filesystem(runs)
     target, out = filesystem(f"{folder}/best/runs")
     target.create_dir(out, recursive=True)
