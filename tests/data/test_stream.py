@@ -1,7 +1,9 @@
 """The stream of micro-batches: what Ray Data reads ahead is, batch by batch, what this process reads."""
 
 import random
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from vlmtune.data.cache import prepare
 from vlmtune.data.order import MicroBatch, Order, evaluation_order
 from vlmtune.data.prepare import Source
 from vlmtune.data.store import Store
-from vlmtune.data.stream import Batch, read_batches, stream_batches
+from vlmtune.data.stream import LOOP_SECONDS, Batch, Paced, read_batches, stream_batches
 from vlmtune.data.tokenize import IGNORED
 from vlmtune.errors import DataError
 
@@ -111,3 +113,20 @@ def test_damage_is_told_as_it_is_in_a_task(store: Store, models: Path, mall: Pat
     assert type(refusal.value) is DataError
     assert "\n" not in str(refusal.value)
     assert f"delete {own.folder} to prepare again" in str(refusal.value)
+
+
+def test_a_full_stream_leaves_the_trainers_process_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While more is ready than there is room for, Ray Data's executor would ask its readers some 2,000 times a second."""
+    limits = ray.data.ExecutionResources(object_store_memory=1)
+    monkeypatch.setattr(ray.data.DataContext.get_current().execution_options, "resource_limits", limits)
+    steps = []
+    step = Paced.on_execution_step
+    monkeypatch.setattr(Paced, "on_execution_step", lambda self, executor: (steps.append(time.monotonic()), step(self, executor)))
+    batches = [MicroBatch((row % 8,)) for row in range(120)]
+    with closing(stream_batches(store, "train", batches, None)) as stream:
+        read = [next(stream)]
+        time.sleep(1)  # until the readers have all that there is room for
+        before, started = len(steps), time.monotonic()
+        time.sleep(1)
+        assert 3 <= len(steps) - before <= (time.monotonic() - started) / LOOP_SECONDS + 1
+        assert_same([*read, *stream], list(read_batches(store, "train", batches, None)))
