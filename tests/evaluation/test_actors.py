@@ -1,13 +1,20 @@
 """What answers rows: one base, and adapters beside each other on it."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
+from vlmtune.cluster import READ_TASKS, connect
 from vlmtune.config import Settings
-from vlmtune.evaluation.actors import answering_as, load
+from vlmtune.data.cache import prepare
+from vlmtune.data.prepare import Source
+from vlmtune.evaluation.actors import BASE, Job, answering_as, load, run
+from vlmtune.evaluation.generate import Layout
 from vlmtune.model.base import load_base
 from vlmtune.model.lora import attach, lora_config, save_adapter, target_modules
 
@@ -47,3 +54,27 @@ def test_adapters_beside_each_other_answer_as_each_alone(models: Path, tmp_path:
     for name in ("best", "base", "own", "best", "own", "base"):
         assert torch.equal(logits(both, name), alone[name]), name
     assert len({tuple(found.flatten().tolist()) for found in alone.values()}) == 3
+
+
+@pytest.mark.timeout(120)
+def test_few_processes_read(models: Path, mall: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them would start, for seconds and with half a gigabyte each, before the model that they read for."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    cluster = connect()
+    try:
+        store = prepare(Source(str(mall), str(models / "llava")), str(tmp_path / "cache"))
+        values = Settings.from_dict({"model_name_or_path": str(models / "llava"), "dtype": "float32", "use_cpu": True}).to_dict()
+        items = [{"number": number} for number in range(16)]
+
+        def read(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+            import pickle
+            import time
+
+            time.sleep(0.5)  # another one would start beside it
+            yield {"row": pickle.dumps((int(item["number"]), os.getpid())), "example": pickle.dumps(None)}
+
+        found = list(run(Job(values, {}, (BASE,), Layout.of(store), 4, likely=False), items, read, cluster))
+    finally:
+        ray.shutdown()
+    assert [number for (number, _), _ in found] == list(range(16))
+    assert len({pid for (_, pid), _ in found}) <= READ_TASKS

@@ -11,7 +11,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from safetensors.numpy import save as save_tensors
 from safetensors.torch import load as load_tensors
 
-from vlmtune.cluster import READ_CPUS
+from vlmtune.cluster import READ_CPUS, READ_TASKS
 from vlmtune.data.collate import collate
 from vlmtune.data.order import MicroBatch
 from vlmtune.data.prepare import plain_task_errors, quiet_ray_data, read_examples
@@ -21,8 +21,6 @@ from vlmtune.data.tokenize import shorten
 Batch = dict[str, torch.Tensor]
 
 BATCHES_PER_TASK = 8
-# A process that reads takes 0.5 GB; without a bound there is one for every READ_CPUS of the machine.
-READERS = 2
 AHEAD = 4  # micro-batches kept ready in the trainer's process
 LOOP_SECONDS = 0.02  # 4 % of a core, and 0.05 s of a short stream
 
@@ -79,7 +77,7 @@ def stream_batches(
     blocks = -(-len(items) // BATCHES_PER_TASK)
     given = ray.data.from_items(items, override_num_blocks=blocks)
     given.context.custom_execution_callback_classes = [Paced]
-    dataset = given.map(load, num_cpus=READ_CPUS, compute=ray.data.TaskPoolStrategy(size=READERS))
+    dataset = given.map(load, num_cpus=READ_CPUS, compute=ray.data.TaskPoolStrategy(size=min(READ_TASKS, blocks)))
     with plain_task_errors():
         for part in dataset.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=AHEAD):
             yield load_tensors(bytes(part["batch"][0]))

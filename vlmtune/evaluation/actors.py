@@ -13,7 +13,7 @@ import ray
 import ray.data
 from peft import PeftModel
 
-from vlmtune.cluster import READ_CPUS, WORKER_CPUS, Cluster
+from vlmtune.cluster import READ_CPUS, READ_TASKS, WORKER_CPUS, Cluster
 from vlmtune.config import Settings
 from vlmtune.console import without_stderr
 from vlmtune.data.prepare import plain_task_errors, quiet_ray_data
@@ -27,6 +27,7 @@ from vlmtune.model.lora import load_adapter
 ADAPTER, BASE = "adapter", "base"
 Files = dict[str, bytes]  # of a folder, by name
 BATCHES_PER_ACTOR = 4  # at least: starting an actor takes ten seconds
+READERS_PER_GPU = 4  # where images may have to come over a network
 BLOCK_BYTES = 1 << 16  # what one task hands to the next: rows flow on one by one where they have an image, dozens of texts together
 
 
@@ -137,7 +138,9 @@ def run(
         actors = min(actors, -(-rows // (batch * BATCHES_PER_ACTOR)))
     dataset = ray.data.from_items(list(items), override_num_blocks=len(items))
     dataset.context.target_max_block_size = BLOCK_BYTES
-    answered = dataset.flat_map(read, num_cpus=READ_CPUS).map_batches(
+    # A model on CPUs is slower than any reader, and shares them with it.
+    readers = min(READERS_PER_GPU * actors if gpu else READ_TASKS, len(items))
+    answered = dataset.flat_map(read, num_cpus=READ_CPUS, compute=ray.data.TaskPoolStrategy(size=readers)).map_batches(
         Answerer,
         fn_constructor_args=(replace(job, adapters={}), [ray.put(job.adapters)]),
         batch_size=batch,
