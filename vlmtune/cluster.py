@@ -20,7 +20,7 @@ OBJECT_STORE_BYTES = 2 * 2**30
 # them find room on two CPUs.
 WORKER_CPUS = 0.4
 READ_CPUS = 0.25
-# Such tasks at once for one trainer, or for models that answer on CPUs. Each takes a process of 0.5 GB that works for two seconds before its
+# Such tasks at once for a trainer, or for models that answer on CPUs. Each takes a process of 0.5 GB that works for two seconds before its
 # first row; without a bound there is one for every READ_CPUS of the cluster, and all of them before the model.
 READ_TASKS = 2
 SECONDS_TO_ANSWER = 10.0
