@@ -20,8 +20,8 @@ OBJECT_STORE_BYTES = 2 * 2**30
 # them find room on two CPUs.
 WORKER_CPUS = 0.4
 READ_CPUS = 0.25
-# Such tasks at once for a trainer, or for models that answer on CPUs. Each takes a process of 0.5 GB that works for two seconds before its
-# first row; without a bound there is one for every READ_CPUS of the cluster, and all of them before the model.
+# Such tasks at once for a trainer, or for models that answer on CPUs. Each takes a process of 0.5 GB that imports the libraries before its
+# first row; without a bound there is one for every READ_CPUS of the cluster, and all of them start beside the model.
 READ_TASKS = 2
 SECONDS_TO_ANSWER = 10.0
 LAUNCHED = Path.home() / "ray_bootstrap_config.yaml"  # `ray up` leaves it on the head, where a job's entry point runs

@@ -1,6 +1,8 @@
 """What answers rows: one base, and adapters beside each other on it."""
 
 import os
+import pickle
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,9 +69,6 @@ def test_few_processes_read(models: Path, mall: Path, tmp_path: Path, monkeypatc
         items = [{"number": number} for number in range(16)]
 
         def read(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-            import pickle
-            import time
-
             time.sleep(0.5)  # another one would start beside it
             yield {"row": pickle.dumps((int(item["number"]), os.getpid())), "example": pickle.dumps(None)}
 
