@@ -1,11 +1,16 @@
 """How fast are rows prepared, and does memory grow with their number?
 
-    python benchmarks/data.py speed  [--rows 10000] [--pairs 3]    # against bare decode, resize, tokenise and write on the same cores
-    python benchmarks/data.py memory [--rows 2000 20000]           # peak memory of all processes with a 500 MB object store
-    python benchmarks/data.py inspect [--rows 4000] [--pairs 3]    # inspect_data.py against preparing, as whole commands
-    python benchmarks/data.py rows FOLDER [--rows 90] [--text 90]  # nothing but such rows, and some without a picture
+    python benchmarks/data.py speed  [--rows 10000] [--pairs 3]    # against bare decode, resize, tokenise
+    and write on the same cores
+    python benchmarks/data.py memory [--rows 2000 20000]           # peak memory of all processes with a 500
+    MB object store
+    python benchmarks/data.py inspect [--rows 4000] [--pairs 3]    # inspect_data.py against preparing, as
+    whole commands
+    python benchmarks/data.py rows FOLDER [--rows 90] [--text 90]  # nothing but such rows, and some without
+    a picture
 
-Rows have one 640x480 JPEG and a question and answer each; the processor is LLaVA-1.5's at full size (336 pixels). No weights are needed.
+Rows have one 640x480 JPEG and a question and answer each; the processor is LLaVA-1.5's at full size (336
+pixels). No weights are needed.
 """
 
 import argparse
@@ -47,7 +52,8 @@ def write_model(folder: Path) -> None:
 
 
 def write_rows(folder: Path, rows: int, words: int = 0, text: int = 0) -> Path:
-    """`rows` photographs-like JPEGs (smooth colours, edges, some noise; about 60 kB each), all different, and a JSONL that names them.
+    """`rows` photographs-like JPEGs (smooth colours, edges, some noise; about 60 kB each), all different,
+    and a JSONL that names them.
 
     Args:
         words: so many are added to every question, all the same, and 40 to its answer.
@@ -81,7 +87,8 @@ def write_image(folder: Path, number: int) -> None:
 
 
 def bare(folder: str, model: str, out: str, floats: bool, numbers: list[int]) -> None:
-    """What has to be done at the least for some rows: decode, resize, tokenise, write. `floats`: the processor's own float32 pixels."""
+    """What has to be done at the least for some rows: decode, resize, tokenise, write. `floats`: the
+    processor's own float32 pixels."""
     from vlmtune.data.store import write_shard
     from vlmtune.data.tokenize import Example
 
@@ -94,7 +101,13 @@ def bare(folder: str, model: str, out: str, floats: bool, numbers: list[int]) ->
         features = processor(text=[text], images=[image], **options)
         ids = np.asarray(features["input_ids"][0], dtype=np.int32)
         pixels = np.asarray(features["pixel_values"])
-        examples.append(Example(ids, np.zeros(len(ids), np.uint8), {"pixel_values": pixels if floats else pixels.astype(np.uint8)}))
+        examples.append(
+            Example(
+                ids,
+                np.zeros(len(ids), np.uint8),
+                {"pixel_values": pixels if floats else pixels.astype(np.uint8)},
+            )
+        )
     write_shard(f"{out}/{numbers[0]:06d}.parquet", examples)
 
 
@@ -151,8 +164,12 @@ def speed(rows: int, pairs: int) -> None:
             seconds["bare float32"].append(timed_bare(pool, data.parent, top / "model", rows, floats=True))
     for label, values in seconds.items():
         each = f"{statistics.median(values) / rows * 1e3:.2f} ms a row"
-        print(f"{label:12} {statistics.median(values):7.1f} s ({min(values):.1f} to {max(values):.1f}), {each}")
-    print(f"prepare reaches {statistics.median(ratios):.0%} of bare ({min(ratios):.0%} to {max(ratios):.0%}) on {os.cpu_count()} cores")
+        print(
+            f"{label:12} {statistics.median(values):7.1f} s ({min(values):.1f} to {max(values):.1f}), {each}"
+        )
+    print(
+        f"prepare reaches {statistics.median(ratios):.0%} of bare ({min(ratios):.0%} to {max(ratios):.0%}) on {os.cpu_count()} cores"
+    )
 
 
 def peak_memory(command: list[str]) -> tuple[float, float]:
@@ -164,7 +181,10 @@ def peak_memory(command: list[str]) -> tuple[float, float]:
         nonlocal peak
         while not done.wait(SECONDS_BETWEEN_SAMPLES):
             total = 0
-            for member in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+            for member in [
+                psutil.Process(process.pid),
+                *psutil.Process(process.pid).children(recursive=True),
+            ]:
                 try:
                     total += member.memory_full_info().pss
                 except (psutil.NoSuchProcess, psutil.AccessDenied):
@@ -188,7 +208,9 @@ def memory(sizes: list[int]) -> None:
         write_model(top / "model")
         for rows in sizes:
             data = write_rows(top / f"data{rows}", rows)
-            peak, seconds = peak_memory([sys.executable, __file__, "pass", str(data), str(top / "model"), str(top / f"cache{rows}")])
+            peak, seconds = peak_memory(
+                [sys.executable, __file__, "pass", str(data), str(top / "model"), str(top / f"cache{rows}")]
+            )
             peaks.append(peak)
             print(f"{rows:6} rows: peak {peak:.2f} GB in all processes, {seconds:.0f} s", flush=True)
             shutil.rmtree(data.parent)
@@ -219,7 +241,9 @@ def inspect(rows: int, pairs: int) -> None:
             ratios.append(seconds[1] / seconds[0])
             shutil.rmtree(top / f"a{pair}")
             shutil.rmtree(top / f"b{pair}")
-    print(f"inspect_data.py takes {statistics.median(ratios):.2f} of preparing ({min(ratios):.2f} to {max(ratios):.2f}) for {rows} rows")
+    print(
+        f"inspect_data.py takes {statistics.median(ratios):.2f} of preparing ({min(ratios):.2f} to {max(ratios):.2f}) for {rows} rows"
+    )
 
 
 def only_prepare(data: str, model: str, cache: str) -> None:
@@ -253,7 +277,9 @@ def main() -> None:
     if sys.argv[1:2] == ["prepare"]:
         only_prepare(*sys.argv[2:])
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="what", required=True)
     for name, rows in (("speed", 10_000), ("inspect", 4_000)):
         timed = commands.add_parser(name)

@@ -3,8 +3,10 @@
     python -m vlmtune.demo
     python benchmarks/demo_base.py [--demo demo] [--learning_rates 4e-3 …] [--ranks 16 …] [--seeds 42 …]
 
-Trains with configs/demo.yaml as it stands and then with each rank and learning rate, in this process, by the loop that `train.py` runs,
-and answers the test rows greedily. A row is right when its whole answer is. About half a minute a run on one CPU core.
+Trains with configs/demo.yaml as it stands and then with each rank and learning rate, in this process, by the
+loop that `train.py` runs,
+and answers the test rows greedily. A row is right when its whole answer is. About half a minute a run on one
+CPU core.
 """
 
 import argparse
@@ -23,7 +25,7 @@ CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
 
 def settings_of(demo: Path, folder: str, flags: dict[str, float]) -> Any:
-    from vlmtune.config import parse
+    from vlmtune.config.settings import parse
 
     paths = {"data_path": demo / "mall", "model_name_or_path": demo / "llava", "output_dir": folder}
     options = [str(part) for name, value in {**paths, **flags}.items() for part in (f"--{name}", value)]
@@ -31,7 +33,8 @@ def settings_of(demo: Path, folder: str, flags: dict[str, float]) -> Any:
 
 
 def exact_match(model: Any, tokenizer: Any, store: Any, rows: list[int]) -> tuple[float, dict[str, float]]:
-    """The share of rows whose answer is right to the letter, of all and by language. Rows of one length are answered together."""
+    """The share of rows whose answer is right to the letter, of all and by language. Rows of one length are
+    answered together."""
     from vlmtune.data.collate import collate
     from vlmtune.data.tokenize import ANSWER
 
@@ -40,24 +43,39 @@ def exact_match(model: Any, tokenizer: Any, store: Any, rows: list[int]) -> tupl
         groups[len(example.prompt().input_ids)].append(example)
     right: dict[str, list[bool]] = defaultdict(list)
     for examples in groups.values():
-        batch = collate([example.prompt() for example in examples], pad_token_id=store.meta.pad_token_id, per_row=store.meta.pixels.per_row)
-        taken = {name: torch.from_numpy(batch[name]) for name in ("input_ids", "attention_mask", "pixel_values")}
+        batch = collate(
+            [example.prompt() for example in examples],
+            pad_token_id=store.meta.pad_token_id,
+            per_row=store.meta.pixels.per_row,
+        )
+        taken = {
+            name: torch.from_numpy(batch[name]) for name in ("input_ids", "attention_mask", "pixel_values")
+        }
         tensors = store.meta.pixels.normalize(taken)
         prompt = tensors["input_ids"].shape[1]
         with torch.no_grad():
             written = model.generate(**tensors, max_new_tokens=8, do_sample=False)[:, prompt:]
         for example, answer in zip(examples, written.tolist(), strict=True):
             wanted = tokenizer.decode(example.input_ids[example.kinds == ANSWER], skip_special_tokens=True)
-            right["ko" if "명" in wanted else "en"].append(tokenizer.decode(answer, skip_special_tokens=True) == wanted)
+            right["ko" if "명" in wanted else "en"].append(
+                tokenizer.decode(answer, skip_special_tokens=True) == wanted
+            )
     of_all = [answer for answers in right.values() for answer in answers]
-    return float(np.mean(of_all)), {language: round(float(np.mean(answers)), 3) for language, answers in sorted(right.items())}
+    return float(np.mean(of_all)), {
+        language: round(float(np.mean(answers)), 3) for language, answers in sorted(right.items())
+    }
 
 
 def base_and_adapter(settings: Any, folder: str | None) -> Any:
     from vlmtune.model.base import load_base
     from vlmtune.model.lora import load_adapter
 
-    base = load_base(settings.model.base_model, quantization=settings.model.base_quantization, dtype=None, device=torch.device("cpu"))
+    base = load_base(
+        settings.model.base_model,
+        quantization=settings.model.base_quantization,
+        dtype=None,
+        device=torch.device("cpu"),
+    )
     return load_adapter(base, folder) if folder else base
 
 
@@ -86,9 +104,13 @@ def main() -> int:
             tokenizer = load_processor(str(options.demo / "llava")).tokenizer  # type: ignore[attr-defined]
             rows = [int(row) for row in store.rows_of("test")]
             if not lines:
-                lines.append(("base alone", *exact_match(base_and_adapter(settings, None), tokenizer, store, rows), ""))
+                lines.append(
+                    ("base alone", *exact_match(base_and_adapter(settings, None), tokenizer, store, rows), "")
+                )
             name = f"seed {seed}, {flags or 'the config as it stands'}"
-            lines.append((name, *exact_match(base_and_adapter(settings, trained), tokenizer, store, rows), spent))
+            lines.append(
+                (name, *exact_match(base_and_adapter(settings, trained), tokenizer, store, rows), spent)
+            )
             for name, share, by_language, spent in lines[-2 if number == 0 else -1 :]:
                 print(f"{share:6.1%}  {by_language}  {name}  {spent}  ({len(rows)} test rows)", flush=True)
     return 0

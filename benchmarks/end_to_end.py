@@ -1,9 +1,12 @@
-"""How much slower are the steps of `ray_jobs/train.py`, fed from JPEG files through Ray, than bare steps on a batch in memory?
+"""How much slower are the steps of `ray_jobs/train.py`, fed from JPEG files through Ray, than bare steps on
+a batch in memory?
 
     python benchmarks/end_to_end.py FOLDER [--rows 2000] [--steps 30] [--set torch_compile=true] [--json FILE]
 
-FOLDER holds LLaVA-1.5-7B (`benchmarks/full_size.py`). Rows have a 640x480 JPEG and text, and are cut to the 640 tokens of the bare step's
-rows. The command's rows a second are those from its first step to its last, waiting for data and recording graphs included, evaluation
+FOLDER holds LLaVA-1.5-7B (`benchmarks/full_size.py`). Rows have a 640x480 JPEG and text, and are cut to the
+640 tokens of the bare step's
+rows. The command's rows a second are those from its first step to its last, waiting for data and recording
+graphs included, evaluation
 left out; preparing the rows, loading and compiling come before and are stated beside.
 """
 
@@ -24,11 +27,22 @@ def train(folder: str, rows: int, given: dict[str, str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as work:
         write_rows(Path(work), rows, words=900)
         options = {
-            "model_name_or_path": folder, "data_path": f"{work}/rows.jsonl", "output_dir": f"{work}/out", "cache_dir": f"{work}/cache",
-            "eval_strategy": "no", "num_train_epochs": "1", "eval_fraction": "0.02", "test_fraction": "0.02",
-            "per_device_train_batch_size": "8", "max_length": "640", "lora_r": "16", "lora_alpha": "32", "lora_dropout": "0.05",
-            "learning_rate": str(LEARNING_RATE), **given,
-        }  # fmt: skip
+            "model_name_or_path": folder,
+            "data_path": f"{work}/rows.jsonl",
+            "output_dir": f"{work}/out",
+            "cache_dir": f"{work}/cache",
+            "eval_strategy": "no",
+            "num_train_epochs": "1",
+            "eval_fraction": "0.02",
+            "test_fraction": "0.02",
+            "per_device_train_batch_size": "8",
+            "max_length": "640",
+            "lora_r": "16",
+            "lora_alpha": "32",
+            "lora_dropout": "0.05",
+            "learning_rate": str(LEARNING_RATE),
+            **given,
+        }
         seconds = run_job("train.py", options)
         metrics: dict[str, Any] = json.loads(Path(f"{work}/out/metrics.json").read_text())
         return metrics | {"total_s": seconds}
@@ -36,11 +50,15 @@ def train(folder: str, rows: int, given: dict[str, str]) -> dict[str, Any]:
 
 def main() -> None:
     check_versions()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder")
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=30, help="of the bare step")
-    parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE", help="further options of both")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="OPTION=VALUE", help="further options of both"
+    )
     parser.add_argument("--json")
     args = parser.parse_args()
     given = {"quantization": "nf4"} | dict(option.split("=", 1) for option in args.set)

@@ -3,11 +3,16 @@
     python benchmarks/equality.py FOLDER [--steps 6] [--batch 4] [--sides SIDE ...] [--json FILE]
     python benchmarks/equality.py FOLDER --sides "plain, float32, not quantised" "plain, float32" fp8
 
-FOLDER holds LLaVA-1.5-7B (`benchmarks/full_size.py`). Everybody trains float32 adapters from the same values on the same batches, another
-one in each step, without dropout. The first side is the plain stack with all arithmetic in float32; printed for each other one is how far
-it is from that: the largest relative difference of a step's loss, and relative norms of the difference of the first step's gradients, the
-last step's, and what training changed in the adapters. The plain stack's own distances, with two kernels of attention, are what rounding
-to bfloat16 costs anyone. The second command asks what NF4 and fp8, which round the weights in different ways, change in a model that is
+FOLDER holds LLaVA-1.5-7B (`benchmarks/full_size.py`). Everybody trains float32 adapters from the same values
+on the same batches, another
+one in each step, without dropout. The first side is the plain stack with all arithmetic in float32; printed
+for each other one is how far
+it is from that: the largest relative difference of a step's loss, and relative norms of the difference of
+the first step's gradients, the
+last step's, and what training changed in the adapters. The plain stack's own distances, with two kernels of
+attention, are what rounding
+to bfloat16 costs anyone. The second command asks what NF4 and fp8, which round the weights in different
+ways, change in a model that is
 not quantised.
 """
 
@@ -19,7 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 from train_step import CASES, SMALL, ours, plain
 from versions import check_versions
 
@@ -38,7 +47,8 @@ SIDES: dict[str, tuple[Any, dict[str, Any]]] = {
 
 @contextmanager
 def watched() -> Iterator[dict[str, list[torch.Tensor]]]:
-    """Collects, of whatever trains in this process, each step's gradients and the first and last weights, flat, on the CPU."""
+    """Collects, of whatever trains in this process, each step's gradients and the first and last weights,
+    flat, on the CPU."""
     found: dict[str, list[torch.Tensor]] = {"gradients": [], "weights": []}
 
     def parameters(optimizer: Optimizer) -> list[torch.Tensor]:
@@ -48,7 +58,9 @@ def watched() -> Iterator[dict[str, list[torch.Tensor]]]:
         return torch.cat([tensor.detach().float().cpu().flatten() for tensor in tensors])
 
     def before(optimizer: Optimizer, *_: Any) -> None:
-        found["gradients"].append(flat([parameter.grad for parameter in parameters(optimizer) if parameter.grad is not None]))
+        found["gradients"].append(
+            flat([parameter.grad for parameter in parameters(optimizer) if parameter.grad is not None])
+        )
         if not found["weights"]:
             found["weights"].append(flat(parameters(optimizer)))
 
@@ -67,19 +79,32 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 def main() -> None:
     check_versions()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument(
-        "--sides", nargs="+", default=list(SIDES)[:6], metavar="SIDE", help="the first is what the others are compared with"
+        "--sides",
+        nargs="+",
+        default=list(SIDES)[:6],
+        metavar="SIDE",
+        help="the first is what the others are compared with",
     )
     parser.add_argument("--json")
     args = parser.parse_args()
     reference: tuple[dict[str, list[torch.Tensor]], list[float]] | None = None
     for name in args.sides:
         side, options = SIDES[name]
-        case = {**CASES["llava-b8"], "batch": args.batch, "dropout": 0.0, "varied": True, "plain": options, "ours": options}
+        case = {
+            **CASES["llava-b8"],
+            "batch": args.batch,
+            "dropout": 0.0,
+            "varied": True,
+            "plain": options,
+            "ours": options,
+        }
         with watched() as found:
             losses = side(args.folder, case, args.steps)["losses"]
         reference = reference or (found, losses)
@@ -89,7 +114,9 @@ def main() -> None:
             "loss": max(abs(mine - other) / other for mine, other in zip(losses, their_losses, strict=True)),
             "first_gradient": distance(found["gradients"][0], theirs["gradients"][0]),
             "last_gradient": distance(found["gradients"][-1], theirs["gradients"][-1]),
-            "change": distance(found["weights"][1] - found["weights"][0], theirs["weights"][1] - theirs["weights"][0]),
+            "change": distance(
+                found["weights"][1] - found["weights"][0], theirs["weights"][1] - theirs["weights"][0]
+            ),
             "losses": losses,
         }
         print(json.dumps(row), flush=True)

@@ -3,23 +3,36 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vlmtune.search.charts import HEIGHT, LEFT, TOP, WIDTH, Plot
+from vlmtune.search.report.charts import HEIGHT, LEFT, TOP, WIDTH, Plot
 
 COLOURS = ("#1a7f37", "#9a6700", "#0969da", "#8c959f")
 
 
-def write_figure(file: str, plot: Plot, lines: Mapping[str, Sequence[tuple[float, float]]], said: str, *, dots: bool = False) -> None:
-    """Draw each line with its label, in turn in one of `COLOURS`; `dots`: mark its points too. `said` stands above."""
+def write_figure(
+    file: str,
+    plot: Plot,
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    said: str,
+    *,
+    dots: bool = False,
+) -> None:
+    """Draw each line with its label, in turn in one of `COLOURS`; `dots`: mark its points too. `said` stands
+    above."""
     marks = [f'<text x="{LEFT}" y="{TOP}">{said}</text>']
     for place, (label, line) in enumerate(lines.items()):
         colour = f"colour{place}"
         marks.append(plot.line(line, label, colour))
         marks += [plot.dot(x, y, f"{label}: {y:.1f} at {x:g}", colour, size=4) for x, y in line if dots]
-        marks.append(f'<text x="{WIDTH - 20}" y="{30 + 18 * place}" text-anchor="end" fill="{COLOURS[place]}">{label}</text>')
+        marks.append(
+            f'<text x="{WIDTH - 20}" y="{30 + 18 * place}" text-anchor="end" fill="{COLOURS[place]}">{label}</text>'
+        )
     svg = plot.svg(marks).replace(
-        "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="12" fill="#57606a" '
+        "<svg ",
+        '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="12" fill="#57606a" ',
     )
     for place, colour in enumerate(COLOURS):
         svg = svg.replace(f"var(--colour{place})", colour)
     background = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>'
-    Path(file).write_text(svg.replace("var(--line)", "#d0d7de").replace("</title>", f"</title>{background}", 1))
+    Path(file).write_text(
+        svg.replace("var(--line)", "#d0d7de").replace("</title>", f"</title>{background}", 1)
+    )

@@ -3,7 +3,8 @@
     python benchmarks/full_size.py llava-1.5-7b FOLDER
     python benchmarks/full_size.py llama-3.2-11b-vision FOLDER
 
-The shapes are those of llava-hf/llava-1.5-7b-hf and meta-llama/Llama-3.2-11B-Vision-Instruct; the tokenizer is the demo's small one, with
+The shapes are those of llava-hf/llava-1.5-7b-hf and meta-llama/Llama-3.2-11B-Vision-Instruct; the tokenizer
+is the demo's small one, with
 the family's special tokens. Weights are made on the GPU if there is one. 14 and 22 GB.
 """
 
@@ -20,31 +21,51 @@ from vlmtune.demo.models import write_model
 
 def llava(processor: tf.ProcessorMixin) -> tf.PreTrainedConfig:
     """LLaVA-1.5-7B: CLIP ViT-L/14 at 336 pixels, 576 image tokens, Llama 7B."""
-    processor.image_processor = tf.CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    processor.image_processor = tf.CLIPImageProcessorPil(
+        size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
+    )
     tokenizer = processor.tokenizer
     return tf.LlavaConfig(
         vision_config=tf.CLIPVisionConfig(
-            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14,
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            image_size=336,
+            patch_size=14,
             projection_dim=768,
         ),
         text_config=tf.LlamaConfig(
-            vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
-            num_key_value_heads=32, max_position_embeddings=4096, rms_norm_eps=1e-5, bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            vocab_size=32064,
+            hidden_size=4096,
+            intermediate_size=11008,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=32,
+            max_position_embeddings=4096,
+            rms_norm_eps=1e-5,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         ),
         image_token_index=processor.image_token_id,
         image_seq_length=576,
-    )  # fmt: skip
+    )
 
 
 def mllama(processor: tf.ProcessorMixin) -> tf.PreTrainedConfig:
-    """Llama-3.2-11B-Vision: up to four tiles of 560 pixels, 40 layers of which 8 read the image by cross-attention."""
-    processor.image_processor = tf.MllamaImageProcessorPil(size={"height": 560, "width": 560}, max_image_tiles=4)
+    """Llama-3.2-11B-Vision: up to four tiles of 560 pixels, 40 layers of which 8 read the image by
+    cross-attention."""
+    processor.image_processor = tf.MllamaImageProcessorPil(
+        size={"height": 560, "width": 560}, max_image_tiles=4
+    )
     tokenizer = processor.tokenizer
     return tf.MllamaConfig(
         vision_config=tf.MllamaVisionConfig(image_size=560),
         text_config=tf.MllamaTextConfig(
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         ),
         image_token_index=processor.image_token_id,
     )
@@ -69,14 +90,17 @@ def main() -> None:
     for name, parameter in model.named_parameters():
         if name.endswith(("gate", "gate_attn", "gate_ffn")):
             torch.nn.init.constant_(parameter, 0.5)  # shut gates would let no image through
-        # A layer adds little to what it is given, as in trained models: otherwise the layers amplify every rounding.
+        # A layer adds little to what it is given, as in trained models: otherwise the layers amplify every
+        # rounding.
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             parameter.data *= (2 * config.text_config.num_hidden_layers) ** -0.5
         if name.endswith("embed_tokens.weight"):
             parameter.data /= config.text_config.initializer_range
     model.save_pretrained(folder, max_shard_size="4GB")
     processor.save_pretrained(folder)
-    print(f"{folder}: {sum(parameter.numel() for parameter in model.parameters()) / 1e9:.2f} billion parameters")
+    print(
+        f"{folder}: {sum(parameter.numel() for parameter in model.parameters()) / 1e9:.2f} billion parameters"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Does a run on GPUs do what a run on the CPU does? Trains through Ray Train on as many GPUs as given and compares the ranks.
+"""Does a run on GPUs do what a run on the CPU does? Trains through Ray Train on as many GPUs as given and
+compares the ranks.
 
     python benchmarks/gpu_check.py MODEL_FOLDER DATA_PATH --workers 2 [--any_flag value of train.py]
 
-Prints a line: steps, seconds a step, peak memory, evaluation losses, whether all ranks hold the same adapter, and how far it moved.
+Prints a line: steps, seconds a step, peak memory, evaluation losses, whether all ranks hold the same
+adapter, and how far it moved.
 """
 
 import sys
@@ -17,7 +19,7 @@ from ray.train.torch import TorchTrainer
 from versions import check_versions
 
 from vlmtune.cluster import connect
-from vlmtune.config import parse
+from vlmtune.config.settings import parse
 from vlmtune.console import quiet
 from vlmtune.data.stream import stream_batches
 from vlmtune.output import located
@@ -52,9 +54,13 @@ def worker(config: dict[str, Any]) -> None:
         "eval_losses": [round(metrics["eval_loss"], 5) for metrics in reports],
         "ranks_agree": all(torch.equal(everyone[0], part) for part in everyone),
         "adapter_sum": float(digest.sum()),
-        "dtypes": sorted({str(parameter.dtype) for parameter in model.parameters() if parameter.requires_grad}),
+        "dtypes": sorted(
+            {str(parameter.dtype) for parameter in model.parameters() if parameter.requires_grad}
+        ),
     }
-    with tempfile.TemporaryDirectory() as folder:  # Ray Train keeps the metrics of reports that come with a checkpoint
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # Ray Train keeps the metrics of reports that come with a checkpoint
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
 
@@ -69,12 +75,22 @@ def main() -> None:
         worker,
         train_loop_config={"values": settings.to_dict(), "store": store},
         scaling_config=ScalingConfig(
-            num_workers=int(workers), use_gpu=cluster.gpus > 0, resources_per_worker=worker_resources(cluster.gpus > 0)
+            num_workers=int(workers),
+            use_gpu=cluster.gpus > 0,
+            resources_per_worker=worker_resources(cluster.gpus > 0),
         ),
     )
     metrics = trainer.fit().metrics or {}
     seconds = metrics["seconds"] / metrics["step"]
-    names = ("eval_losses", "ranks_agree", "adapter_sum", "dtypes", "data_wait_fraction", "tokens_per_second", "peak_memory")
+    names = (
+        "eval_losses",
+        "ranks_agree",
+        "adapter_sum",
+        "dtypes",
+        "data_wait_fraction",
+        "tokens_per_second",
+        "peak_memory",
+    )
     print(f"{metrics['step']} steps, {seconds:.3f} s a step", {name: metrics[name] for name in names})
 
 

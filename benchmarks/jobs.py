@@ -1,4 +1,5 @@
-"""A job by its command, and when it did what: what Tune and metrics.json tell of times is rounded or summed up."""
+"""A job by its command, and when it did what: what Tune and metrics.json tell of times is rounded or summed
+up."""
 
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 
 def run_job(script: str, options: Mapping[str, str]) -> float:
-    """Run `ray_jobs/script` with these options as flags; its lines go to stderr with the seconds since its start. Returns how long it took.
+    """Run `ray_jobs/script` with these options as flags; its lines go to stderr with the seconds since its
+    start. Returns how long it took.
 
     Raises:
         CalledProcessError: it ended with an error.
@@ -19,7 +21,9 @@ def run_job(script: str, options: Mapping[str, str]) -> float:
     flags = [part for name, value in options.items() for part in (f"--{name}", value)]
     command = [sys.executable, f"ray_jobs/{script}", *flags]
     root = Path(__file__).parents[1]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", cwd=root) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", cwd=root
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(f"{time.monotonic() - started:6.1f} s  {line}", end="", file=sys.stderr, flush=True)
@@ -34,7 +38,9 @@ def event_times(folder: Path, tag: str) -> list[float]:
     for file in sorted(folder.glob("events*")):
         data, place = file.read_bytes(), 0
         while place < len(data):
-            size = int.from_bytes(data[place : place + 8], "little")  # of an event, between two checksums of 4 bytes
+            size = int.from_bytes(
+                data[place : place + 8], "little"
+            )  # of an event, between two checksums of 4 bytes
             event = Event.FromString(data[place + 12 : place + 12 + size])
             found += [event.wall_time for value in event.summary.value if value.tag == tag]
             place += size + 16

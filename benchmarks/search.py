@@ -1,4 +1,5 @@
-"""How fast is a search over packed trials, against trials of the plain stack one by one and against isolated trials side by side?
+"""How fast is a search over packed trials, against trials of the plain stack one by one and against isolated
+trials side by side?
 
     python benchmarks/search.py FOLDER packed --cases 16x1 4x8 [--set quantization=fp8] [--json FILE]
     python benchmarks/search.py FOLDER plain --batch 1
@@ -7,12 +8,17 @@
     python benchmarks/search.py FOLDER whole --trials 16 --batch 1 [--early_stopping asha]
     python benchmarks/search.py table FILE [FILE ...] [--figure FILE.svg]
 
-FOLDER holds a model of true size (`benchmarks/full_size.py`). `packed` trains so many trials in one engine, on random pictures with text,
-640 tokens a row (`--text` for 128 tokens without a picture). `plain` is one TRL run with gradient checkpointing, as people copy it;
-`beside` as many of vlmtune's isolated training loops at once on the same GPU, or with `--side plain` of that TRL run. Printed is the
+FOLDER holds a model of true size (`benchmarks/full_size.py`). `packed` trains so many trials in one engine,
+on random pictures with text,
+640 tokens a row (`--text` for 128 tokens without a picture). `plain` is one TRL run with gradient
+checkpointing, as people copy it;
+`beside` as many of vlmtune's isolated training loops at once on the same GPU, or with `--side plain` of that
+TRL run. Printed is the
 time a row, start-up left out.
-`equal` compares packed adapters with those of isolated runs, and two isolated runs whose kernels differ with each other. `whole` runs
-`ray_jobs/tune.py` on 100 rows a trial, from command to end, and says what Tune, RPC and checkpoints add to the engine's time. `table`
+`equal` compares packed adapters with those of isolated runs, and two isolated runs whose kernels differ with
+each other. `whole` runs
+`ray_jobs/tune.py` on 100 rows a trial, from command to end, and says what Tune, RPC and checkpoints add to
+the engine's time. `table`
 joins results of several calls.
 """
 
@@ -38,7 +44,8 @@ ROWS = 100
 
 
 def write_rows(folder: Path, *, text: bool) -> Path:
-    """`ROWS` rows and 4 to evaluate on, longer than they will be cut to, with a random picture each unless `text`."""
+    """`ROWS` rows and 4 to evaluate on, longer than they will be cut to, with a random picture each unless
+    `text`."""
     from PIL import Image
 
     random = np.random.RandomState(0)
@@ -48,7 +55,9 @@ def write_rows(folder: Path, *, text: bool) -> Path:
         prompt, answer = (" ".join(random.choice(words, count)) for count in (900, 40))
         line = {"instruction": prompt, "output": answer}
         if not text:
-            Image.fromarray(random.randint(0, 255, (480, 640, 3), dtype=np.uint8)).save(folder / f"{row}.jpg", quality=80)
+            Image.fromarray(random.randint(0, 255, (480, 640, 3), dtype=np.uint8)).save(
+                folder / f"{row}.jpg", quality=80
+            )
             line["image"] = f"{row}.jpg"
         lines.append(json.dumps(line))
     (folder / "rows.jsonl").write_text("\n".join(lines))
@@ -63,22 +72,35 @@ def prepared_rows(folder: str, work: Path, *, text: bool) -> Any:
     from vlmtune.data.prepare import Source
 
     connect()
-    store = prepare(Source(str(write_rows(work, text=text)), folder, eval_fraction=0.04, test_fraction=0.03), str(work / "cache"))
+    store = prepare(
+        Source(str(write_rows(work, text=text)), folder, eval_fraction=0.04, test_fraction=0.03),
+        str(work / "cache"),
+    )
     ray.shutdown()
     return store
 
 
 def options(folder: str, args: argparse.Namespace, **more: Any) -> dict[str, Any]:
-    from vlmtune.config import Settings
+    from vlmtune.config.settings import Settings
 
     given = dict(option.split("=", 1) for option in args.set)
     return Settings.from_dict(
         {
-            "model_name_or_path": folder, "data_path": "rows", "quantization": "nf4", "per_device_train_batch_size": args.batch,
-            "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "max_length": 128 if args.text else 640, "learning_rate": 1e-4,
-            "eval_strategy": "no", "max_steps": args.rounds, **given, **more,
+            "model_name_or_path": folder,
+            "data_path": "rows",
+            "quantization": "nf4",
+            "per_device_train_batch_size": args.batch,
+            "lora_r": 16,
+            "lora_alpha": 32,
+            "lora_dropout": 0.05,
+            "max_length": 128 if args.text else 640,
+            "learning_rate": 1e-4,
+            "eval_strategy": "no",
+            "max_steps": args.rounds,
+            **given,
+            **more,
         }
-    ).to_dict()  # fmt: skip
+    ).to_dict()
 
 
 def packed(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -105,8 +127,19 @@ def packed(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                 engine.model.features.drop()
                 engine.model.features.limit = limit
                 note(f"{trials} x {batch}, {'pixels' if limit == 0 else 'kept features'}")
-                found.append({"trials": trials, "batch": batch, "pixels": limit == 0, **rounds(engine, folder, args, trials, batch)})
-                found[-1] |= {"load_s": loaded - started, "notes": notes, "features_gb": engine.model.features.size / 2**30}
+                found.append(
+                    {
+                        "trials": trials,
+                        "batch": batch,
+                        "pixels": limit == 0,
+                        **rounds(engine, folder, args, trials, batch),
+                    }
+                )
+                found[-1] |= {
+                    "load_s": loaded - started,
+                    "notes": notes,
+                    "features_gb": engine.model.features.size / 2**30,
+                }
     return found
 
 
@@ -129,11 +162,17 @@ def rounds(engine: Any, folder: str, args: argparse.Namespace, trials: int, batc
     tokens = rows * (128 if args.text else 640)
     middle = statistics.median(seconds[WARM_UP:])
     return {
-        "ms_a_row": middle / rows * 1e3, "low": min(seconds[WARM_UP:]) / rows * 1e3, "high": max(seconds[WARM_UP:]) / rows * 1e3,
-        "losses": losses, "join_s": (times[0] - started) / trials, "first_rounds_s": list(seconds[:WARM_UP]),
+        "ms_a_row": middle / rows * 1e3,
+        "low": min(seconds[WARM_UP:]) / rows * 1e3,
+        "high": max(seconds[WARM_UP:]) / rows * 1e3,
+        "losses": losses,
+        "join_s": (times[0] - started) / trials,
+        "first_rounds_s": list(seconds[:WARM_UP]),
         "peak_gb": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0,
-        "share_of_matmul": tokens / middle * engine.operations / matmul_rate() if torch.cuda.is_available() else 0.0,
-    }  # fmt: skip
+        "share_of_matmul": tokens / middle * engine.operations / matmul_rate()
+        if torch.cuda.is_available()
+        else 0.0,
+    }
 
 
 def matmul_rate() -> float:
@@ -152,7 +191,13 @@ def matmul_rate() -> float:
 def case_of(args: argparse.Namespace) -> dict[str, Any]:
     """The same rows as a case of `train_step.py`."""
     given = {"quantization": "nf4"} | dict(option.split("=", 1) for option in args.set)
-    return {**CASES["llava-b8"], "batch": args.batch, "image": not args.text, "tokens": 128 if args.text else 640, "ours": given}
+    return {
+        **CASES["llava-b8"],
+        "batch": args.batch,
+        "image": not args.text,
+        "tokens": 128 if args.text else 640,
+        "ours": given,
+    }
 
 
 def plain(folder: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -166,13 +211,21 @@ def plain(folder: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def beside(folder: str, args: argparse.Namespace) -> dict[str, Any]:
-    """`--trials` processes at once, each with a share of the GPU's memory; a row's time is that of all their rows together."""
+    """`--trials` processes at once, each with a share of the GPU's memory; a row's time is that of all their
+    rows together."""
     case = json.dumps(case_of(args))
     script = Path(__file__).with_name("train_step.py")
     command = [sys.executable, str(script), "--side", args.side, folder, case, "--steps", str(args.rounds)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(args.trials)]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(args.trials)
+    ]
     outputs = [process.communicate() for process in processes]
-    found = [json.loads(out.splitlines()[-1]) for (out, _), process in zip(outputs, processes, strict=True) if process.returncode == 0]
+    found = [
+        json.loads(out.splitlines()[-1])
+        for (out, _), process in zip(outputs, processes, strict=True)
+        if process.returncode == 0
+    ]
     if len(found) < args.trials:
         return {"error": next(err.strip().splitlines()[-1][:200] for _, err in outputs if err.strip())}
     rate = sum(args.batch / one["ms"] for one in found)
@@ -180,7 +233,8 @@ def beside(folder: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def equal(folder: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Relative distances of adapters after `--rounds` steps: packed against alone, and alone with one kernel against another."""
+    """Relative distances of adapters after `--rounds` steps: packed against alone, and alone with one kernel
+    against another."""
     from functools import partial
 
     from safetensors.torch import load_file
@@ -190,24 +244,38 @@ def equal(folder: str, args: argparse.Namespace) -> dict[str, Any]:
     from vlmtune.training.loop import train
 
     def flat(path: str) -> torch.Tensor:
-        return torch.cat([tensor.flatten() for _, tensor in sorted(load_file(f"{path}/adapter_model.safetensors").items())])
+        return torch.cat(
+            [tensor.flatten() for _, tensor in sorted(load_file(f"{path}/adapter_model.safetensors").items())]
+        )
 
     with tempfile.TemporaryDirectory() as work:
         store = prepared_rows(folder, Path(work), text=args.text)
-        values = [options(folder, args, learning_rate=1e-4 * (n + 1), lora_dropout=0, lora_r=4 * (n + 1)) for n in range(args.trials)]
+        values = [
+            options(folder, args, learning_rate=1e-4 * (n + 1), lora_dropout=0, lora_r=4 * (n + 1))
+            for n in range(args.trials)
+        ]
         alone: dict[tuple[int, str], torch.Tensor] = {}
         losses: dict[tuple[int, str], float] = {}
         for number, one in enumerate(values):
             for kernels in ("plain", "compiled"):
-                more = {"torch_compile": False, "cuda_graphs": False} if kernels == "plain" else {"torch_compile": True}
+                more = (
+                    {"torch_compile": False, "cuda_graphs": False}
+                    if kernels == "plain"
+                    else {"torch_compile": True}
+                )
                 reports: list[tuple[dict[str, Any], torch.Tensor]] = []
                 train(
-                    one | more, store, rows=partial(read_batches, store), work_dir=f"{work}/{kernels}{number}",
+                    one | more,
+                    store,
+                    rows=partial(read_batches, store),
+                    work_dir=f"{work}/{kernels}{number}",
                     report=lambda metrics, path: reports.append((metrics, flat(path))),  # noqa: B023
-                )  # fmt: skip
+                )
                 losses[number, kernels], alone[number, kernels] = reports[-1][0]["eval_loss"], reports[-1][1]
         got: dict[str, Report] = {}
-        engine = Engine(values[0], store, trials=args.trials, rank=4 * args.trials, deliver=got.__setitem__, note=print)
+        engine = Engine(
+            values[0], store, trials=args.trials, rank=4 * args.trials, deliver=got.__setitem__, note=print
+        )
         for number, one in enumerate(values):
             engine.join(engine.slot(f"t{number}", one, runs_dir=None, checkpoint=None), f"{work}/t{number}")
         while engine.round():
@@ -216,52 +284,93 @@ def equal(folder: str, args: argparse.Namespace) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for number in range(args.trials):
             metrics = got[f"t{number}"].metrics
-            mine, one, other = flat(metrics["checkpoint_path"]), alone[number, "plain"], alone[number, "compiled"]
+            mine, one, other = (
+                flat(metrics["checkpoint_path"]),
+                alone[number, "plain"],
+                alone[number, "compiled"],
+            )
             found[f"rank {4 * (number + 1)}"] = {
-                "packed_against_alone": _distance(mine, one), "alone_against_alone": _distance(other, one),
+                "packed_against_alone": _distance(mine, one),
+                "alone_against_alone": _distance(other, one),
                 "eval_loss": [metrics["eval_loss"], losses[number, "plain"], losses[number, "compiled"]],
-            }  # fmt: skip
+            }
     return found
 
 
 def whole(folder: str, args: argparse.Namespace) -> dict[str, Any]:
-    """A search by its command, and what Tune, RPC and checkpoints add to the engine's own time for training and evaluation.
+    """A search by its command, and what Tune, RPC and checkpoints add to the engine's own time for training
+    and evaluation.
 
-    That is taken from when all trials have had their first evaluation to when those that ran to their end have had their last but one: the
-    last ones wait for checkpoints that nothing hides. What a stopped trial trained until it was told so counts as added.
+    That is taken from when all trials have had their first evaluation to when those that ran to their end
+    have had their last but one: the
+    last ones wait for checkpoints that nothing hides. What a stopped trial trained until it was told so
+    counts as added.
     """
     with tempfile.TemporaryDirectory() as work:
         out = f"{work}/out"
-        shared = {name: value for name, value in options(folder, args).items() if name not in ("data_path", "max_steps", "eval_strategy")}
+        shared = {
+            name: value
+            for name, value in options(folder, args).items()
+            if name not in ("data_path", "max_steps", "eval_strategy")
+        }
         given = {
-            **shared, "data_path": str(write_rows(Path(work), text=args.text)), "image_root": work, "cache_dir": f"{work}/cache",
-            "eval_fraction": 0.04, "test_fraction": 0.03, "num_train_epochs": 1, "trial_runner": "packed", "num_samples": args.trials,
-            "max_concurrent_trials": args.trials, "early_stopping": args.early_stopping, "report": False, "output_dir": out,
+            **shared,
+            "data_path": str(write_rows(Path(work), text=args.text)),
+            "image_root": work,
+            "cache_dir": f"{work}/cache",
+            "eval_fraction": 0.04,
+            "test_fraction": 0.03,
+            "num_train_epochs": 1,
+            "trial_runner": "packed",
+            "num_samples": args.trials,
+            "max_concurrent_trials": args.trials,
+            "early_stopping": args.early_stopping,
+            "report": False,
+            "output_dir": out,
             "search_space": {"learning_rate": {"loguniform": [1e-6, 1e-3]}},
-        }  # fmt: skip
+        }
         (Path(work) / "config.json").write_text(json.dumps(given))
         seconds = run_job("tune.py", {"config": f"{work}/config.json"})
-        reports = [[json.loads(line) for line in file.read_text().splitlines()] for file in sorted(Path(out).glob("tune/*/result.json"))]
+        reports = [
+            [json.loads(line) for line in file.read_text().splitlines()]
+            for file in sorted(Path(out).glob("tune/*/result.json"))
+        ]
         # A trial that was stopped may have been evaluated once more before it was told.
-        times = [event_times(Path(out) / "runs" / trial[0]["trial_id"], "eval_loss")[: len(trial)] for trial in reports]
+        times = [
+            event_times(Path(out) / "runs" / trial[0]["trial_id"], "eval_loss")[: len(trial)]
+            for trial in reports
+        ]
     gpus = max(torch.cuda.device_count(), 1)
     whole = [number for number, trial in enumerate(reports) if trial[-1]["step"] == trial[-1]["max_steps"]]
     last = len(reports[whole[0]]) - 2
     window = max(trial[0] for trial in times), max(times[number][last] for number in whole)
     clock = window[1] - window[0]
     evaluating = [np.cumsum([report["eval_seconds"] for report in trial]) for trial in reports]
-    spent = [[report["seconds"] for report in trial] + seconds for trial, seconds in zip(reports, evaluating, strict=True)]
+    spent = [
+        [report["seconds"] for report in trial] + seconds
+        for trial, seconds in zip(reports, evaluating, strict=True)
+    ]
     engine = sum(within(window, *curve) for curve in zip(times, spent, strict=True))
-    trained = args.batch * sum(within(window, at, [report["step"] for report in trial]) for at, trial in zip(times, reports, strict=True))
+    trained = args.batch * sum(
+        within(window, at, [report["step"] for report in trial])
+        for at, trial in zip(times, reports, strict=True)
+    )
     return {
-        "total_s": seconds, "rows": sum(trial[-1]["step"] for trial in reports) * args.batch, "ended": len(whole),
+        "total_s": seconds,
+        "rows": sum(trial[-1]["step"] for trial in reports) * args.batch,
+        "ended": len(whole),
         "searching_s": max(max(trial) for trial in times) - min(min(trial) for trial in times),
-        "clock_s": clock, "engine_s": engine, "added": clock * gpus / engine - 1, "gpus": gpus, "ms_a_row": clock / trained * 1e3,
-    }  # fmt: skip
+        "clock_s": clock,
+        "engine_s": engine,
+        "added": clock * gpus / engine - 1,
+        "gpus": gpus,
+        "ms_a_row": clock / trained * 1e3,
+    }
 
 
 def within(window: tuple[float, float], at: list[float], values: Any) -> float:
-    """By how much a trial's number grew in the window, straight between its reports; after its last one it counts as ended."""
+    """By how much a trial's number grew in the window, straight between its reports; after its last one it
+    counts as ended."""
     return float(np.diff(np.interp(window, at, values))[0])
 
 
@@ -270,19 +379,26 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def table(files: list[str], figure: str | None) -> None:
-    """All results of several calls, with their ratios; and as a picture those against plain trials, by the tokens of a trial's step."""
-    from vlmtune.search.charts import Plot, Scale
+    """All results of several calls, with their ratios; and as a picture those against plain trials, by the
+    tokens of a trial's step."""
+    from vlmtune.search.report.charts import Plot, Scale
 
     rows = [json.loads(line) for file in files for line in Path(file).read_text().splitlines()]
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if "ms_a_row" not in row or row["mode"] != "packed":
             continue
-        same = [other for other in rows if "ms_a_row" in other and (other["batch"], other["text"]) == (row["batch"], row["text"])]
+        same = [
+            other
+            for other in rows
+            if "ms_a_row" in other and (other["batch"], other["text"]) == (row["batch"], row["text"])
+        ]
         ratios, beside = "", {"plain side by side": "plain", "ours side by side": "ours"}
         for name in ("plain", *beside):
             mode, side = ("beside", beside[name]) if name in beside else (name, None)
-            found = [other["ms_a_row"] for other in same if other["mode"] == mode and side in (None, other["side"])]
+            found = [
+                other["ms_a_row"] for other in same if other["mode"] == mode and side in (None, other["side"])
+            ]
             ratio = min(found) / row["ms_a_row"] if found else 0.0
             ratios += f"  {ratio:.2f}x {name}" if found else ""
             if found and name == "plain":
@@ -297,20 +413,34 @@ def table(files: list[str], figure: str | None) -> None:
         points = [point for line in lines.values() for point in line]
         tokens, ratios_of = zip(*points, strict=True)
         name = "tokens of a trial's own step"
-        plot = Plot(Scale.of(tokens), Scale.of([0, *ratios_of]), name, "times as fast as plain trials one by one")
-        write_figure(figure, plot, {label: sorted(line) for label, line in lines.items()}, plot.y_name, dots=True)
+        plot = Plot(
+            Scale.of(tokens), Scale.of([0, *ratios_of]), name, "times as fast as plain trials one by one"
+        )
+        write_figure(
+            figure, plot, {label: sorted(line) for label, line in lines.items()}, plot.y_name, dots=True
+        )
 
 
 def main() -> None:
     check_versions()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder")
     parser.add_argument("mode", nargs="+")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--trials", type=int, default=16)
-    parser.add_argument("--cases", nargs="*", default=[], metavar="TRIALSxBATCH", help="of packed, one after another in one engine")
+    parser.add_argument(
+        "--cases",
+        nargs="*",
+        default=[],
+        metavar="TRIALSxBATCH",
+        help="of packed, one after another in one engine",
+    )
     parser.add_argument("--rounds", type=int, default=16)
-    parser.add_argument("--pixels", action="store_true", help="packed: each case once more without features that are kept")
+    parser.add_argument(
+        "--pixels", action="store_true", help="packed: each case once more without features that are kept"
+    )
     parser.add_argument("--side", default="ours", choices=("ours", "plain"), help="of beside")
     parser.add_argument("--text", action="store_true")
     parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE")
@@ -322,7 +452,9 @@ def main() -> None:
         table(args.mode, args.figure)
         return
     mode = args.mode[0]
-    found = {"packed": packed, "plain": plain, "beside": beside, "equal": equal, "whole": whole}[mode](args.folder, args)
+    found = {"packed": packed, "plain": plain, "beside": beside, "equal": equal, "whole": whole}[mode](
+        args.folder, args
+    )
     for one in found if isinstance(found, list) else [found]:
         what = {name: getattr(args, name) for name in ("batch", "trials", "text", "set", "side")}
         row = json.dumps({"mode": mode, **what, **one})

@@ -1,4 +1,5 @@
-"""Does the search find better adapters than random search does, for the same number of trials and for the same training?
+"""Does the search find better adapters than random search does, for the same number of trials and for the
+same training?
 
     python -m vlmtune.demo
     python benchmarks/search_quality.py curves CURVES.jsonl [--demo demo] [--processes 2]
@@ -6,14 +7,20 @@
     python benchmarks/search_quality.py startup CURVES.jsonl [--seeds 20]
     python benchmarks/search_quality.py rungs CURVES.jsonl [--seeds 14]
 
-`curves` trains adapters for the demo's task at every point of a grid (`POINTS`) to their end, in engines of the packed runner, and appends
-the eval_loss of every evaluation of a run to the file; ended and given again, it goes on. The others run whole searches over these curves:
-Optuna's samplers and ASHA are those of vlmtune, called as Tune calls them, and only training is looked up, between two learning rates by
-interpolation. `compare` sets the default against random search, `startup` and `rungs` against itself with other options. All trials that
-run at once advance by one evaluation at a time, as in an engine; a slot that gets free is taken before the next. The unit of compute is one
+`curves` trains adapters for the demo's task at every point of a grid (`POINTS`) to their end, in engines of
+the packed runner, and appends
+the eval_loss of every evaluation of a run to the file; ended and given again, it goes on. The others run
+whole searches over these curves:
+Optuna's samplers and ASHA are those of vlmtune, called as Tune calls them, and only training is looked up,
+between two learning rates by
+interpolation. `compare` sets the default against random search, `startup` and `rungs` against itself with
+other options. All trials that
+run at once advance by one evaluation at a time, as in an engine; a slot that gets free is taken before the
+next. The unit of compute is one
 evaluation interval, an eighth of a run.
 
-A search's result is the eval_loss of its best trial that ran to its end, as a multiple of the best in the whole space. Methods are compared
+A search's result is the eval_loss of its best trial that ran to its end, as a multiple of the best in the
+whole space. Methods are compared
 in pairs by seed, with 95 % bootstrap intervals of the mean ratio.
 """
 
@@ -43,22 +50,33 @@ RATES = tuple(round(float(rate), 7) for rate in np.geomspace(3.2e-5, 2e-2, 15))
 # What the two shipped configs take, with their learning rates times 32 for a model 32 times narrower.
 OWN: dict[str, dict[str, Any]] = {
     "llava-1.5-7b.yaml": {"lora_r": 16, "lora_alpha": 32, "learning_rate": 4.5e-4},
-    "llama-3.2-11b-vision.yaml": {"lora_r": 8, "lora_alpha": 32, "learning_rate": 6.4e-4, "lora_dropout": 0.05},
+    "llama-3.2-11b-vision.yaml": {
+        "lora_r": 8,
+        "lora_alpha": 32,
+        "learning_rate": 6.4e-4,
+        "lora_dropout": 0.05,
+    },
 }
 # Every second rate first, so that a part of them serves already.
 POINTS: list[dict[str, Any]] = [
     *OWN.values(),
-    *({"lora_r": r, "lora_alpha": alpha, "learning_rate": rate} for rate in RATES[::2] + RATES[1::2] for r, alpha in SHAPES),
+    *(
+        {"lora_r": r, "lora_alpha": alpha, "learning_rate": rate}
+        for rate in RATES[::2] + RATES[1::2]
+        for r, alpha in SHAPES
+    ),
 ]
 # Where to search: as configs/demo.yaml stands, and as llava-1.5-7b.yaml does.
 SPACES: dict[str, dict[str, Any]] = {
     "demo": {},
     "llava": {
         "search_space": {
-            "lora_r": {"choice": [4, 8, 16, 32]}, "lora_alpha": {"expr": "2 * lora_r"}, "learning_rate": {"loguniform": [3.2e-5, 1.6e-2]},
+            "lora_r": {"choice": [4, 8, 16, 32]},
+            "lora_alpha": {"expr": "2 * lora_r"},
+            "learning_rate": {"loguniform": [3.2e-5, 1.6e-2]},
         },
     },
-}  # fmt: skip
+}
 
 Sampler = Callable[[int], optuna.samplers.BaseSampler]
 
@@ -67,10 +85,17 @@ Sampler = Callable[[int], optuna.samplers.BaseSampler]
 
 
 def demo_settings(demo: Path, **flags: Any) -> Any:
-    from vlmtune.config import parse
+    from vlmtune.config.settings import parse
 
-    paths = {"data_path": demo / "mall", "model_name_or_path": demo / "llava", "output_dir": "unused", "eval_steps": 1 / EVALUATIONS}
-    return parse(["--config", str(CONFIG), *(f"--{name}={value}" for name, value in {**paths, **flags}.items())])
+    paths = {
+        "data_path": demo / "mall",
+        "model_name_or_path": demo / "llava",
+        "output_dir": "unused",
+        "eval_steps": 1 / EVALUATIONS,
+    }
+    return parse(
+        ["--config", str(CONFIG), *(f"--{name}={value}" for name, value in {**paths, **flags}.items())]
+    )
 
 
 def train_part(points: list[dict[str, float]], values: dict[str, Any], store: Any, file: Path) -> None:
@@ -118,7 +143,15 @@ def train_curves(file: Path, demo: Path, processes: int) -> None:
         ray.shutdown()
         parts = [points[first::processes] for first in range(processes)]
         with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            list(pool.map(train_part, parts, [settings.to_dict()] * processes, [store] * processes, [file] * processes))
+            list(
+                pool.map(
+                    train_part,
+                    parts,
+                    [settings.to_dict()] * processes,
+                    [store] * processes,
+                    [file] * processes,
+                )
+            )
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
@@ -130,13 +163,19 @@ class Curves:
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
         self.own = {
-            name: next(row["eval_loss"] for row in rows if dict(row, eval_loss=None) == dict(own, eval_loss=None))
+            name: next(
+                row["eval_loss"] for row in rows if dict(row, eval_loss=None) == dict(own, eval_loss=None)
+            )
             for name, own in OWN.items()
         }
         self.rates: dict[tuple[int, int], list[float]] = {}
         self.losses: dict[tuple[int, int], np.ndarray] = {}
         for shape in SHAPES:
-            there = [row for row in rows if (row["lora_r"], row["lora_alpha"]) == shape and "lora_dropout" not in row]
+            there = [
+                row
+                for row in rows
+                if (row["lora_r"], row["lora_alpha"]) == shape and "lora_dropout" not in row
+            ]
             there.sort(key=lambda row: row["learning_rate"])
             self.rates[shape] = [row["learning_rate"] for row in there]
             self.losses[shape] = np.log([row["eval_loss"] for row in there])
@@ -178,7 +217,8 @@ METHODS = {
 def search(
     space: Any, curves: Curves, method: Method, *, at_once: int, seed: int, trials: int, compute: float
 ) -> list[tuple[int, int, float]]:
-    """Run one search; returns (compute spent, trials ended, best eval_loss of those that ran to their end) whenever one did.
+    """Run one search; returns (compute spent, trials ended, best eval_loss of those that ran to their end)
+    whenever one did.
 
     It ends after so many trials, or when so much compute is spent, trials under way included.
     """
@@ -236,8 +276,14 @@ def least(space: Any, curves: Curves) -> float:
     found = []
     for rank in space.distributions["lora_r"].ends:
         known = curves.rates[rank, 2 * rank]
-        rates = [low, high, *(rate for rate in known if low < rate < high)]  # between them, curves are straight lines
-        found += [curves.at({"lora_r": rank, "lora_alpha": 2 * rank, "learning_rate": rate})[-1] for rate in rates]
+        rates = [
+            low,
+            high,
+            *(rate for rate in known if low < rate < high),
+        ]  # between them, curves are straight lines
+        found += [
+            curves.at({"lora_r": rank, "lora_alpha": 2 * rank, "learning_rate": rate})[-1] for rate in rates
+        ]
     return float(min(found))
 
 
@@ -254,21 +300,37 @@ def interval(ratios: list[float]) -> str:
 
 
 def regrets(
-    space: Any, curves: Curves, method: Method, args: argparse.Namespace, *, at_once: int, trials: int, compute: float
+    space: Any,
+    curves: Curves,
+    method: Method,
+    args: argparse.Namespace,
+    *,
+    at_once: int,
+    trials: int,
+    compute: float,
 ) -> list[float]:
     floor = least(space, curves)
-    runs = [search(space, curves, method, at_once=at_once, seed=seed, trials=trials, compute=compute) for seed in range(args.seeds)]
+    runs = [
+        search(space, curves, method, at_once=at_once, seed=seed, trials=trials, compute=compute)
+        for seed in range(args.seeds)
+    ]
     return [final(run) / floor for run in runs]
 
 
 def compare(args: argparse.Namespace, curves: Curves) -> None:
-    """A table for each space and number of trials at once: multiples of the space's best loss, and how the default does against others."""
+    """A table for each space and number of trials at once: multiples of the space's best loss, and how the
+    default does against others."""
     full = args.trials * EVALUATIONS
-    budgets = {f"{args.trials} trials": (args.trials, math.inf), f"the compute of {args.trials} whole runs": (10**6, float(full))}
+    budgets = {
+        f"{args.trials} trials": (args.trials, math.inf),
+        f"the compute of {args.trials} whole runs": (10**6, float(full)),
+    }
     for name in args.spaces:
         space = space_of(name, args.demo)
         floor = least(space, curves)
-        fixed = " and ".join(f"{curve[-1] / floor:.1f} with {config}'s own values" for config, curve in curves.own.items())
+        fixed = " and ".join(
+            f"{curve[-1] / floor:.1f} with {config}'s own values" for config, curve in curves.own.items()
+        )
         print(f"\n{name}: the best eval_loss is {floor:.4f}; of it {fixed}, without a search")
         for at_once, (budget, (trials, compute)) in product(args.at_once, budgets.items()):
             print(f"  {at_once} at once, {budget}")
@@ -279,7 +341,11 @@ def compare(args: argparse.Namespace, curves: Curves) -> None:
             ours = next(iter(found.values()))
             for label, values in found.items():
                 quartiles = " ".join(f"{value:.3f}" for value in np.percentile(values, [25, 50, 75]))
-                against = "" if values is ours else interval([mine / theirs for mine, theirs in zip(ours, values, strict=True)])
+                against = (
+                    ""
+                    if values is ours
+                    else interval([mine / theirs for mine, theirs in zip(ours, values, strict=True)])
+                )
                 print(f"    {label:24} {quartiles}  {against}", flush=True)
 
 
@@ -311,16 +377,28 @@ def rungs() -> dict[str, Method]:
 
 
 def rank(variants: dict[str, Method], args: argparse.Namespace, curves: Curves) -> None:
-    """The geometric mean multiple of the best loss, over all spaces: for `--trials` trials, and for the compute of as many whole runs."""
+    """The geometric mean multiple of the best loss, over all spaces: for `--trials` trials, and for the
+    compute of as many whole runs."""
     budgets = [(args.trials, math.inf), (10**6, float(args.trials * EVALUATIONS))]
     columns = [(at_once, *budget) for budget in budgets for at_once in args.at_once]
-    print(f"{'trials at once, ' + str(args.trials) + ' trials | their compute':44}" + "".join(f"{at_once:7}" for at_once, *_ in columns))
+    print(
+        f"{'trials at once, ' + str(args.trials) + ' trials | their compute':44}"
+        + "".join(f"{at_once:7}" for at_once, *_ in columns)
+    )
     for label, method in variants.items():
         means = [
             statistics.geometric_mean(
                 value
                 for name in args.spaces
-                for value in regrets(space_of(name, args.demo), curves, method, args, at_once=at_once, trials=trials, compute=compute)
+                for value in regrets(
+                    space_of(name, args.demo),
+                    curves,
+                    method,
+                    args,
+                    at_once=at_once,
+                    trials=trials,
+                    compute=compute,
+                )
             )
             for at_once, trials, compute in columns
         ]
@@ -332,24 +410,45 @@ def rank(variants: dict[str, Method], args: argparse.Namespace, curves: Curves) 
 
 def figure(args: argparse.Namespace, curves: Curves) -> None:
     """Median multiple of the best loss by compute spent, of each method, as an SVG file."""
-    from vlmtune.search.charts import Plot, Scale
+    from vlmtune.search.report.charts import Plot, Scale
 
     space, at_once = space_of(args.spaces[0], args.demo), args.at_once[len(args.at_once) // 2]
     floor, full = least(space, curves), args.trials * EVALUATIONS
     grid = list(range(EVALUATIONS, full + 1, EVALUATIONS // 2))
     lines: dict[str, list[tuple[float, float]]] = {}
     for label, method in METHODS.items():
-        runs = [search(space, curves, method, at_once=at_once, seed=seed, trials=10**6, compute=full) for seed in range(args.seeds)]
-        medians = [statistics.median(final([one for one in run if one[0] <= spent]) / floor for run in runs) for spent in grid]
-        points = [(spent / EVALUATIONS, value) for spent, value in zip(grid, medians, strict=True) if math.isfinite(value)]
-        lines[label] = [point for one, other in pairwise(points) for point in (one, (other[0], one[1]))] + points[-1:]
+        runs = [
+            search(space, curves, method, at_once=at_once, seed=seed, trials=10**6, compute=full)
+            for seed in range(args.seeds)
+        ]
+        medians = [
+            statistics.median(final([one for one in run if one[0] <= spent]) / floor for run in runs)
+            for spent in grid
+        ]
+        points = [
+            (spent / EVALUATIONS, value)
+            for spent, value in zip(grid, medians, strict=True)
+            if math.isfinite(value)
+        ]
+        lines[label] = [
+            point for one, other in pairwise(points) for point in (one, (other[0], one[1]))
+        ] + points[-1:]
     values = [value for line in lines.values() for _, value in line]
-    plot = Plot(Scale.of([0, args.trials]), Scale.of(values), "compute, in whole runs", "best so far, multiple of the least eval_loss")
-    write_figure(args.figure, plot, lines, f"best eval_loss so far, multiple of the least ({at_once} trials at once)")
+    plot = Plot(
+        Scale.of([0, args.trials]),
+        Scale.of(values),
+        "compute, in whole runs",
+        "best so far, multiple of the least eval_loss",
+    )
+    write_figure(
+        args.figure, plot, lines, f"best eval_loss so far, multiple of the least ({at_once} trials at once)"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("mode", choices=("curves", "compare", "startup", "rungs"))
     parser.add_argument("file", type=Path)
     parser.add_argument("--demo", type=Path, default=Path("demo"))

@@ -2,11 +2,15 @@
 
     python benchmarks/train_step.py FOLDER CASE [CASE ...] [--steps 12] [--json FILE]
 
-FOLDER holds a model of true size (`benchmarks/full_size.py`). Each case runs TRL's SFTTrainer as people run it, and then vlmtune's own
-training loop, both on the same rows in a process of their own, and prints the median of the steps after the fourth.
+FOLDER holds a model of true size (`benchmarks/full_size.py`). Each case runs TRL's SFTTrainer as people run
+it, and then vlmtune's own
+training loop, both on the same rows in a process of their own, and prints the median of the steps after the
+fourth.
 
-The plain script: transformers + bitsandbytes + PEFT + TRL, adapters on the language model only (r=16, dropout 0.05, q, k, v, o), bf16; TRL
-casts the adapters to bf16 and that is left in. The vision tower's forward pass is part of every step on both sides.
+The plain script: transformers + bitsandbytes + PEFT + TRL, adapters on the language model only (r=16,
+dropout 0.05, q, k, v, o), bf16; TRL
+casts the adapters to bf16 and that is left in. The vision tower's forward pass is part of every step on both
+sides.
 """
 
 import argparse
@@ -31,21 +35,40 @@ WARM_UP = 4
 LABELLED = 40  # tokens a row
 LEARNING_RATE = 1e-5
 
-# What each case trains: rows a step, tokens a row, tiles of an image (0: text only), and the options of either side.
+# What each case trains: rows a step, tokens a row, tiles of an image (0: text only), and the options of
+# either side.
 NF4, INT8 = {"bits": 4, "checkpointing": True}, {"bits": 8, "checkpointing": True}
-SMALL = {"quantization": "nf4", "base_in_memory": "quantized", "gradient_checkpointing": True, "activation_offloading": True}
+SMALL = {
+    "quantization": "nf4",
+    "base_in_memory": "quantized",
+    "gradient_checkpointing": True,
+    "activation_offloading": True,
+}
 CASES: dict[str, dict[str, Any]] = {
     "llava-b8": {"batch": 8, "tokens": 640, "image": True, "plain": NF4, "ours": {"quantization": "nf4"}},
     "llava-b8-fp8": {"batch": 8, "tokens": 640, "image": True, "plain": NF4, "ours": {"quantization": "fp8"}},
     "llava-b8-small": {"batch": 8, "tokens": 640, "image": True, "plain": NF4, "ours": SMALL},
     "llava-b1": {"batch": 1, "tokens": 640, "image": True, "plain": NF4, "ours": {"quantization": "nf4"}},
-    "mllama-text": {"batch": 2, "tokens": 512, "image": False, "plain": INT8, "ours": {"quantization": "int8"}},
-    "mllama-image": {"batch": 2, "tokens": 512, "image": True, "plain": NF4 | {"checkpointing": False}, "ours": {"quantization": "int8"}},
+    "mllama-text": {
+        "batch": 2,
+        "tokens": 512,
+        "image": False,
+        "plain": INT8,
+        "ours": {"quantization": "int8"},
+    },
+    "mllama-image": {
+        "batch": 2,
+        "tokens": 512,
+        "image": True,
+        "plain": NF4 | {"checkpointing": False},
+        "ours": {"quantization": "int8"},
+    },
 }
 
 
 def example_batch(folder: str, case: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
-    """One batch of equal length: an image of random pixels (as many tiles as the processor makes of 1120x1120) and random words."""
+    """One batch of equal length: an image of random pixels (as many tiles as the processor makes of
+    1120x1120) and random words."""
     from PIL import Image
 
     from vlmtune.data.processor import load_processor
@@ -60,13 +83,17 @@ def example_batch(folder: str, case: dict[str, Any], seed: int = 0) -> dict[str,
         row = dict(processor(text=["what"], return_tensors="np"))
     ids = row.pop("input_ids")
     row.pop("attention_mask")
-    words = np.repeat(ids[:, -1:], batch, 0).repeat(tokens - ids.shape[1], 1) + random.randint(0, 50, (batch, tokens - ids.shape[1]))
+    words = np.repeat(ids[:, -1:], batch, 0).repeat(tokens - ids.shape[1], 1) + random.randint(
+        0, 50, (batch, tokens - ids.shape[1])
+    )
     out = {"input_ids": np.concatenate([np.repeat(ids, batch, 0), words], 1).astype(np.int64)}
     out["attention_mask"] = np.ones_like(out["input_ids"])
     out["labels"] = np.where(np.arange(tokens) < tokens - LABELLED, -100, out["input_ids"])
     if "cross_attention_mask" in row:
         mask = row.pop("cross_attention_mask")
-        row["cross_attention_mask"] = np.concatenate([mask, mask[:, -1:].repeat(tokens - mask.shape[1], 1)], 1)
+        row["cross_attention_mask"] = np.concatenate(
+            [mask, mask[:, -1:].repeat(tokens - mask.shape[1], 1)], 1
+        )
     return out | {name: np.repeat(value, batch, 0) for name, value in row.items()}
 
 
@@ -83,7 +110,8 @@ def batches(folder: str, case: dict[str, Any]) -> Callable[[int], dict[str, torc
 def plain(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
     """TRL as its own examples use it.
 
-    The case's plain side may have `same_start`, float32 adapters with the first values of vlmtune's, and another `dtype` to compute in.
+    The case's plain side may have `same_start`, float32 adapters with the first values of vlmtune's, and
+    another `dtype` to compute in.
     """
     from datasets import Dataset
     from peft import LoraConfig
@@ -94,18 +122,29 @@ def plain(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
 
     dtype = getattr(torch, case["plain"].get("dtype", "bfloat16"))
     quantization = {
-        4: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype),
+        4: BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        ),
         8: BitsAndBytesConfig(load_in_8bit=True),
         None: None,
     }[case["plain"]["bits"]]
     model: Any = AutoModelForImageTextToText.from_pretrained(
-        folder, quantization_config=quantization, dtype=dtype, device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+        folder,
+        quantization_config=quantization,
+        dtype=dtype,
+        device_map={"": 0 if torch.cuda.is_available() else "cpu"},
         attn_implementation=case["plain"].get("attention"),
-    )  # fmt: skip
+    )
     lora = LoraConfig(
-        r=16, lora_alpha=32, lora_dropout=case.get("dropout", 0.05), task_type="CAUSAL_LM",
+        r=16,
+        lora_alpha=32,
+        lora_dropout=case.get("dropout", 0.05),
+        task_type="CAUSAL_LM",
         target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)",
-    )  # fmt: skip
+    )
     keep: Any = nullcontext
     if case["plain"].get("same_start"):
         model, keep = attach(model, lora, seed=42), kept_in_fp32
@@ -127,17 +166,29 @@ def plain(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as out:
         args = SFTConfig(
-            output_dir=out, per_device_train_batch_size=case["batch"], max_steps=steps, bf16=dtype == torch.bfloat16,
-            report_to="none", save_strategy="no",
-            gradient_checkpointing=case["plain"]["checkpointing"], remove_unused_columns=False, disable_tqdm=True, max_length=None,
-            dataset_kwargs={"skip_prepare_dataset": True}, learning_rate=LEARNING_RATE, logging_steps=1,
+            output_dir=out,
+            per_device_train_batch_size=case["batch"],
+            max_steps=steps,
+            bf16=dtype == torch.bfloat16,
+            report_to="none",
+            save_strategy="no",
+            gradient_checkpointing=case["plain"]["checkpointing"],
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            max_length=None,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            learning_rate=LEARNING_RATE,
+            logging_steps=1,
             use_cpu=not torch.cuda.is_available(),
-        )  # fmt: skip
+        )
         with keep(model):
             trainer = SFTTrainer(
-                model, args=args, train_dataset=Dataset.from_dict({"row": list(range(case["batch"] * steps))}),
-                data_collator=collate, peft_config=None if case["plain"].get("same_start") else lora,
-            )  # fmt: skip
+                model,
+                args=args,
+                train_dataset=Dataset.from_dict({"row": list(range(case["batch"] * steps))}),
+                data_collator=collate,
+                peft_config=None if case["plain"].get("same_start") else lora,
+            )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Clock())
         trainer.train()
@@ -148,7 +199,7 @@ def ours(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
     """vlmtune's training loop, one worker, on rows that are already in memory."""
     from types import SimpleNamespace
 
-    from vlmtune.config import Settings
+    from vlmtune.config.settings import Settings
     from vlmtune.data.collate import Pixels
     from vlmtune.data.processor import load_processor
     from vlmtune.training.loop import train
@@ -175,22 +226,36 @@ def ours(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
             notes.append(numbers["note"])
         if "loss" in numbers and "eval_loss" not in numbers:
             losses.append(numbers["loss"])
-        if "loss" in numbers:  # its step is over; not waited for, or the device would have nothing to do meanwhile
+        if (
+            "loss" in numbers
+        ):  # its step is over; not waited for, or the device would have nothing to do meanwhile
             times.append(time.perf_counter())
 
     settings = Settings.from_dict(
         {
-            "model_name_or_path": folder, "data_path": "none", "per_device_train_batch_size": case["batch"], "max_steps": steps,
-            "lora_r": 16, "lora_alpha": 32, "lora_dropout": case.get("dropout", 0.05), "max_length": None, "learning_rate": LEARNING_RATE,
+            "model_name_or_path": folder,
+            "data_path": "none",
+            "per_device_train_batch_size": case["batch"],
+            "max_steps": steps,
+            "lora_r": 16,
+            "lora_alpha": 32,
+            "lora_dropout": case.get("dropout", 0.05),
+            "max_length": None,
+            "learning_rate": LEARNING_RATE,
             "eval_strategy": "no",
-            "per_device_eval_batch_size": case["batch"], **case["ours"],
+            "per_device_eval_batch_size": case["batch"],
+            **case["ours"],
         }
-    )  # fmt: skip
+    )
     with tempfile.TemporaryDirectory() as out:
         train(
-            settings.to_dict(), store, rows=lambda split, wanted, max_length: (batch_of(step) for step in range(len(wanted))),
-            report=lambda *_: None, work_dir=out, progress=progress,
-        )  # fmt: skip
+            settings.to_dict(),
+            store,
+            rows=lambda split, wanted, max_length: (batch_of(step) for step in range(len(wanted))),
+            report=lambda *_: None,
+            work_dir=out,
+            progress=progress,
+        )
     return {**_result(times), "notes": notes, "losses": losses}
 
 
@@ -199,9 +264,11 @@ def _result(times: list[float]) -> dict[str, Any]:
 
     seconds = np.diff(times)[WARM_UP - 1 : -1]  # the last step is logged sooner than others
     return {
-        "ms": statistics.median(seconds) * 1e3, "low": min(seconds) * 1e3, "high": max(seconds) * 1e3,
+        "ms": statistics.median(seconds) * 1e3,
+        "low": min(seconds) * 1e3,
+        "high": max(seconds) * 1e3,
         "peak_gb": peak_memory(),
-    }  # fmt: skip
+    }
 
 
 def _synchronize() -> None:
@@ -220,7 +287,9 @@ def measure(side: str, folder: str, case: dict[str, Any], steps: int) -> dict[st
     return {**json.loads(process.stdout.splitlines()[-1]), "total_s": time.perf_counter() - started}
 
 
-def show(name: str, label: str, found: dict[str, Any], rows: int, against: dict[str, Any] | None = None) -> None:
+def show(
+    name: str, label: str, found: dict[str, Any], rows: int, against: dict[str, Any] | None = None
+) -> None:
     if "ms" not in found:
         print(f"{name:16} {label:6} {found['error']}", flush=True)
         return
@@ -236,24 +305,34 @@ def show(name: str, label: str, found: dict[str, Any], rows: int, against: dict[
 
 def main() -> None:
     check_versions()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder")
     parser.add_argument("cases", nargs="+")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--only", choices=("plain", "ours"))
-    parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE", help="further options of vlmtune's side")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="OPTION=VALUE", help="further options of vlmtune's side"
+    )
     parser.add_argument("--json")
     args = parser.parse_args()
     if args.side:
-        print(json.dumps({"plain": plain, "ours": ours}[args.side](args.folder, json.loads(args.cases[0]), args.steps)))
+        print(
+            json.dumps(
+                {"plain": plain, "ours": ours}[args.side](args.folder, json.loads(args.cases[0]), args.steps)
+            )
+        )
         return
     results: dict[str, Any] = {}
     plain_runs: dict[str, Any] = {}
     for name in args.cases:
         case = CASES[name]
         case["ours"] |= dict(option.split("=", 1) for option in args.set)
-        same = json.dumps({**case, "ours": None})  # cases that differ on vlmtune's side alone share the plain run
+        same = json.dumps(
+            {**case, "ours": None}
+        )  # cases that differ on vlmtune's side alone share the plain run
         if args.only != "ours" and same not in plain_runs:
             plain_runs[same] = measure("plain", args.folder, case, args.steps)
             show(name, "plain", plain_runs[same], case["batch"])

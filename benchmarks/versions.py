@@ -1,4 +1,5 @@
-"""The libraries that a benchmark runs on: older ones than the project asks for make other figures, and no error."""
+"""The libraries that a benchmark runs on: older ones than the project asks for make other figures, and no
+error."""
 
 import sys
 import tomllib
@@ -15,5 +16,7 @@ def check_versions() -> None:
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     print(", ".join(f"{name} {version(name)}" for name in NAMED), file=sys.stderr, flush=True)
     for requirement in map(Requirement, project["dependencies"]):
-        if requirement.name in NAMED and not requirement.specifier.contains(version(requirement.name), prereleases=True):
+        if requirement.name in NAMED and not requirement.specifier.contains(
+            version(requirement.name), prereleases=True
+        ):
             sys.exit(f"{requirement.name} {version(requirement.name)} is here, and {requirement} is needed")

@@ -3,7 +3,8 @@
 python ray_jobs/eval.py --adapter out/demo/best --output_dir out/demo/eval [--compare_base | --base_only]
 python ray_jobs/eval.py --adapter DIR --data_path DATA --output_dir DIR [--split test]
 
-Without --data_path, on the test rows of the data that the adapter was trained with, which no training and no search has seen. Writes
+Without --data_path, on the test rows of the data that the adapter was trained with, which no training and no
+search has seen. Writes
 metrics.json, with intervals, and predictions.parquet.
 """
 

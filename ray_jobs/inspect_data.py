@@ -3,8 +3,10 @@
 python ray_jobs/inspect_data.py --config configs/demo.yaml [--output_dir DIR]
 python ray_jobs/inspect_data.py --data_path data.jsonl --model_name_or_path llava-hf/llava-1.5-7b-hf
 
-Needs the model's processor and tokenizer, no weights and no GPU. The rows that it prepares are kept for training. Leaves with exit code
-2 where training cannot work. --output_dir is where preflight.json and preflight.html go, by default OUTPUT_DIR-preflight.
+Needs the model's processor and tokenizer, no weights and no GPU. The rows that it prepares are kept for
+training. Leaves with exit code
+2 where training cannot work. --output_dir is where preflight.json and preflight.html go, by default
+OUTPUT_DIR-preflight.
 """
 
 import argparse
@@ -16,9 +18,9 @@ from vlmtune.errors import plain_user_errors
 
 def main() -> None:
     quiet()  # before the libraries are imported
-    from vlmtune.config import parse
-    from vlmtune.data.preflight_text import screen
-    from vlmtune.training.inspection import inspect_data
+    from vlmtune.config.settings import parse
+    from vlmtune.preflight.inspection import inspect_data
+    from vlmtune.preflight.text import screen
 
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--output_dir", "--output-dir")

@@ -1,6 +1,7 @@
 """Answer a question about every image of a folder, or the rows of a data file.
 
-python ray_jobs/predict.py --adapter out/demo/best --data_path FOLDER --question "How many people are there?" --output_dir out/answers
+python ray_jobs/predict.py --adapter out/demo/best --data_path FOLDER --question "How many people are there?"
+--output_dir out/answers
 python ray_jobs/predict.py --adapter DIR --data_path rows.jsonl --output_dir DIR [--format parquet]
 
 A run that was ended goes on when the same command is given again.

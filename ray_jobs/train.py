@@ -1,7 +1,8 @@
 """Train one LoRA adapter.
 
 python ray_jobs/train.py --config configs/llava-1.5-7b.yaml [--any_flag value]
-ray job submit --working-dir . -- python ray_jobs/train.py --config configs/llava-1.5-7b.yaml --output_dir /shared/out
+ray job submit --working-dir . -- python ray_jobs/train.py --config configs/llava-1.5-7b.yaml --output_dir
+/shared/out
 """
 
 from vlmtune.console import quiet, say
@@ -10,7 +11,7 @@ from vlmtune.errors import plain_user_errors
 
 def main() -> None:
     quiet()  # before the libraries are imported
-    from vlmtune.config import parse
+    from vlmtune.config.settings import parse
     from vlmtune.packed.run import run_packed
     from vlmtune.packed.setup import check_packable
     from vlmtune.training.run import train_adapter

@@ -1,7 +1,8 @@
 """Search for the best LoRA adapter.
 
 python ray_jobs/tune.py --config configs/demo.yaml [--any_flag value]
-ray job submit --working-dir . -- python ray_jobs/tune.py --config configs/llava-1.5-7b.yaml --output_dir /shared/out
+ray job submit --working-dir . -- python ray_jobs/tune.py --config configs/llava-1.5-7b.yaml --output_dir
+/shared/out
 """
 
 from vlmtune.console import quiet, say
@@ -10,7 +11,7 @@ from vlmtune.errors import plain_user_errors
 
 def main() -> None:
     quiet()  # before the libraries are imported
-    from vlmtune.config import parse
+    from vlmtune.config.settings import parse
     from vlmtune.search.run import search_adapter
 
     with plain_user_errors():

@@ -1,4 +1,5 @@
-"""What several modules test on and is slow to make: tiny models, sample pictures and prepared rows, written once a session. Nobody may
+"""What several modules test on and is slow to make: tiny models, sample pictures and prepared rows, written
+once a session. Nobody may
 change them."""
 
 import json
@@ -26,7 +27,8 @@ from vlmtune.training.loop import train
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model of each family, named after it; qwen2_5_vl only where torchvision is installed."""
+    """A folder with a tiny model of each family, named after it; qwen2_5_vl only where torchvision is
+    installed."""
     folder = tmp_path_factory.mktemp("models")
     for family in FAMILIES:
         if family != "qwen2_5_vl" or is_torchvision_available():
@@ -44,10 +46,14 @@ def mall(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stores(models: Path, mall: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Store]:
-    """`mall` pictures and `mixed` rows, 11 to train on and 5 to evaluate on, of which some have a picture; for each of two families."""
+    """`mall` pictures and `mixed` rows, 11 to train on and 5 to evaluate on, of which some have a picture;
+    for each of two families."""
     folder = tmp_path_factory.mktemp("prepared")
     rows = list(instruction_rows())[:32:2]
-    pictured = [{**row, "image": f"{mall}/frames/seq_{index:06d}.jpg"} if index % 3 == 1 else row for index, row in enumerate(rows)]
+    pictured = [
+        {**row, "image": f"{mall}/frames/seq_{index:06d}.jpg"} if index % 3 == 1 else row
+        for index, row in enumerate(rows)
+    ]
     for name, part in (("train", pictured[:11]), ("eval", pictured[11:])):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
@@ -57,10 +63,13 @@ def stores(models: Path, mall: Path, tmp_path_factory: pytest.TempPathFactory) -
         sources = {
             f"mall {family}": Source(str(mall), str(models / family), eval_fraction=0.2, test_fraction=0.0),
             f"mixed {family}": Source(
-                str(folder / "train.jsonl"), str(models / family), eval_data_path=str(folder / "eval.jsonl"), test_fraction=0.0,
+                str(folder / "train.jsonl"),
+                str(models / family),
+                eval_data_path=str(folder / "eval.jsonl"),
+                test_fraction=0.0,
                 image_root=str(mall / "frames"),
             ),
-        }  # fmt: skip
+        }
         made |= {name: prepare(source, str(folder / "cache")) for name, source in sources.items()}
     ray.shutdown()
     return made
@@ -77,14 +86,24 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def run_loop(stores: dict[str, Store], models: Path, tmp_path: Path, one_thread: None) -> Callable[..., Run]:
-    """Train on one of `stores`, recording what is asked for and reported. `interrupt` ends the run after the report of that step."""
+    """Train on one of `stores`, recording what is asked for and reported. `interrupt` ends the run after the
+    report of that step."""
     number = iter(range(100))
 
-    def run(name: str, *, go_on: Path | None = None, interrupt: int | None = None, blank: bool = False, **changes: Any) -> Run:
+    def run(
+        name: str,
+        *,
+        go_on: Path | None = None,
+        interrupt: int | None = None,
+        blank: bool = False,
+        **changes: Any,
+    ) -> Run:
         store = stores[name]
         result = Run(tmp_path / f"run-{next(number)}")
 
-        def rows(split: str, batches: Sequence[MicroBatch], max_length: int | None) -> Iterator[dict[str, torch.Tensor]]:
+        def rows(
+            split: str, batches: Sequence[MicroBatch], max_length: int | None
+        ) -> Iterator[dict[str, torch.Tensor]]:
             result.asked.extend((split, batch, max_length) for batch in batches)
             for batch in read_batches(store, split, batches, max_length):
                 if blank and "pixel_values" in batch:
@@ -97,11 +116,21 @@ def run_loop(stores: dict[str, Store], models: Path, tmp_path: Path, one_thread:
                 raise InterruptedRunError
 
         values = values_of(store, models / name.split()[1], **changes)
-        checkpoint = None if go_on is None else str(shutil.copytree(go_on, tmp_path / f"from-{next(number)}" / go_on.name))
+        checkpoint = (
+            None
+            if go_on is None
+            else str(shutil.copytree(go_on, tmp_path / f"from-{next(number)}" / go_on.name))
+        )
         work_dir = str(result.folder)
         try:
             result.model = train(
-                values, store, rows=rows, report=report, work_dir=work_dir, checkpoint=checkpoint, progress=result.steps.append
+                values,
+                store,
+                rows=rows,
+                report=report,
+                work_dir=work_dir,
+                checkpoint=checkpoint,
+                progress=result.steps.append,
             )
         except InterruptedRunError:
             assert interrupt is not None

@@ -23,7 +23,15 @@ IN_FLOAT32 = {"quantization": "none", "dtype": "float32", "bf16": "false", "grad
 def test_both_sides_of_train_step_train_alike(family: str, tmp_path: Path):
     write_model(family, tmp_path)
     plain = {"bits": None, "dtype": "float32", "checkpointing": False, "same_start": True}
-    case: dict[str, Any] = {"batch": 2, "tokens": 128, "image": True, "varied": True, "dropout": 0, "plain": plain, "ours": IN_FLOAT32}
+    case: dict[str, Any] = {
+        "batch": 2,
+        "tokens": 128,
+        "image": True,
+        "varied": True,
+        "dropout": 0,
+        "plain": plain,
+        "ours": IN_FLOAT32,
+    }
     steps = train_step.WARM_UP + 2
     expected = train_step.plain(str(tmp_path), case, steps)["losses"]
     assert train_step.ours(str(tmp_path), case, steps)["losses"] == pytest.approx(expected, rel=1e-3)
@@ -37,9 +45,25 @@ def test_the_search_benchmark_trains_its_curves(stores: dict[str, Store], models
     assert {rank: len(curve) for rank, curve in found.items()} == {4: 2, 8: 2}
 
 
-def test_results_of_several_calls_become_a_table_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    shared = {"text": False, "set": [], "pixels": False, "side": "ours", "peak_gb": 60.0, "share_of_matmul": 0.75, "trials": 16}
-    found = [("plain", 1, 450.0), ("packed", 1, 30.0), ("plain", 8, 90.0), ("packed", 8, 30.0), ("packed", 2, 30.0)]
+def test_results_of_several_calls_become_a_table_and_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    shared = {
+        "text": False,
+        "set": [],
+        "pixels": False,
+        "side": "ours",
+        "peak_gb": 60.0,
+        "share_of_matmul": 0.75,
+        "trials": 16,
+    }
+    found = [
+        ("plain", 1, 450.0),
+        ("packed", 1, 30.0),
+        ("plain", 8, 90.0),
+        ("packed", 8, 30.0),
+        ("packed", 2, 30.0),
+    ]
     files = []
     for number, (mode, batch, seconds) in enumerate(found):
         files.append(tmp_path / f"{number}.jsonl")

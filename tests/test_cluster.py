@@ -41,7 +41,11 @@ def test_four_workers_and_what_reads_for_them_fit_on_two_cpus():
     [
         (LAPTOP, 5, r"^--num_workers 5: this cluster's 2 CPUs have room for 4$"),
         (SERVER, 9, r"^--num_workers 9: one GPU each is needed, and this cluster has 8$"),
-        (Cluster(None, cpus=0.5, gpus=8, nodes=1), 1, r"^--num_workers 1: this cluster's 0.5 CPUs have room for 0$"),
+        (
+            Cluster(None, cpus=0.5, gpus=8, nodes=1),
+            1,
+            r"^--num_workers 1: this cluster's 0.5 CPUs have room for 0$",
+        ),
     ],
 )
 def test_too_many_workers_are_refused(cluster: Cluster, workers: int, message: str):
@@ -50,7 +54,8 @@ def test_too_many_workers_are_refused(cluster: Cluster, workers: int, message: s
 
 
 @pytest.mark.parametrize(
-    ("cluster", "workers", "trials"), [(LAPTOP, 1, 2), (LAPTOP, 4, 1), (SERVER, 1, 8), (SERVER, 2, 4), (SERVER, 16, 1)]
+    ("cluster", "workers", "trials"),
+    [(LAPTOP, 1, 2), (LAPTOP, 4, 1), (SERVER, 1, 8), (SERVER, 2, 4), (SERVER, 16, 1)],
 )
 def test_fitting_trials(cluster: Cluster, workers: int, trials: int):
     assert cluster.fitting_trials(workers, use_cpu=False) == trials
@@ -81,8 +86,14 @@ def test_nodes_that_may_come_count(tmp_path: Path):
 def test_an_address_where_no_ray_answers_is_one_plain_line():
     program = "from vlmtune.cluster import connect\nfrom vlmtune.errors import plain_user_errors\nwith plain_user_errors(): connect()"
     environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("error: RAY_ADDRESS=127.0.0.1:1: no Ray answers there (Connection refused)")
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .startswith("error: RAY_ADDRESS=127.0.0.1:1: no Ray answers there (Connection refused)")
+    )
     assert "Traceback" not in done.stderr
     assert done.stdout == ""

@@ -47,7 +47,9 @@ def test_the_head_has_no_gpu_and_workers_only_come_when_needed(cluster: dict[str
 
 
 def test_spot_comes_first_and_on_demand_is_the_same_machine(cluster: dict[str, Any]) -> None:
-    spot, on_demand = (copy.deepcopy(cluster["available_node_types"][name]) for name in ("gpu_spot", "gpu_on_demand"))
+    spot, on_demand = (
+        copy.deepcopy(cluster["available_node_types"][name]) for name in ("gpu_spot", "gpu_on_demand")
+    )
     assert spot["node_config"].pop("InstanceMarketOptions") == {"MarketType": "spot"}
     assert spot["node_config"] == on_demand["node_config"]
     assert spot["resources"] == on_demand["resources"]
@@ -82,5 +84,7 @@ def test_every_node_installs_the_tested_versions(cluster: dict[str, Any]) -> Non
 
 def test_the_head_comment_names_the_ray_that_is_installed() -> None:
     text = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
-    (version,) = re.findall(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    (version,) = re.findall(
+        r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert f"ray[default]=={version}" in text

@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trl.trainer.sft_config import SFTConfig
 
-from vlmtune.arguments import ALIASES, GROUPS, PRESET
-from vlmtune.config import Settings, TrainingArguments, parse
+from vlmtune.config.arguments import ALIASES, GROUPS, PRESET
+from vlmtune.config.flags import flags
+from vlmtune.config.limits import LIMITS, UNSUPPORTED
+from vlmtune.config.settings import Settings, TrainingArguments, parse
 from vlmtune.errors import ConfigError
-from vlmtune.flags import flags
-from vlmtune.limits import LIMITS, UNSUPPORTED
 
 ROOT = Path(__file__).parents[1]
 BASE = ["--data_path", "rows.jsonl", "--model_name_or_path", "some/model"]
@@ -25,7 +25,9 @@ def write(folder: Path, text: str) -> str:
 
 
 def from_yaml(folder: Path, text: str) -> Settings:
-    return parse(["--config", write(folder, f"data_path: rows.jsonl\nmodel_name_or_path: some/model\n{text}")])
+    return parse(
+        ["--config", write(folder, f"data_path: rows.jsonl\nmodel_name_or_path: some/model\n{text}")]
+    )
 
 
 def test_the_older_command_has_the_older_defaults() -> None:
@@ -92,7 +94,9 @@ VALUES: list[tuple[str, str, Any]] = [
 
 
 @pytest.mark.parametrize(("name", "text", "value"), VALUES)
-def test_a_value_means_the_same_in_yaml_and_as_a_flag(name: str, text: str, value: Any, tmp_path: Path) -> None:
+def test_a_value_means_the_same_in_yaml_and_as_a_flag(
+    name: str, text: str, value: Any, tmp_path: Path
+) -> None:
     real = ALIASES.get(name, name)
     for found in (
         parse([*BASE, f"--{name}", text]),
@@ -105,20 +109,39 @@ def test_a_value_means_the_same_in_yaml_and_as_a_flag(name: str, text: str, valu
 
 
 def test_quoted_numbers_and_lists_in_yaml(tmp_path: Path) -> None:
-    found = from_yaml(tmp_path, 'lora_r: "8"\nlora_target_modules: [q_proj, v_proj]\ngroup_by: "null hypothesis"\n')
-    assert (found.model.lora_r, found.model.lora_target_modules, found.data.group_by) == (8, ["q_proj", "v_proj"], "null hypothesis")
-    assert parse([*BASE, "--target_modules", "q_proj", "v_proj"]).model.lora_target_modules == ["q_proj", "v_proj"]
+    found = from_yaml(
+        tmp_path, 'lora_r: "8"\nlora_target_modules: [q_proj, v_proj]\ngroup_by: "null hypothesis"\n'
+    )
+    assert (found.model.lora_r, found.model.lora_target_modules, found.data.group_by) == (
+        8,
+        ["q_proj", "v_proj"],
+        "null hypothesis",
+    )
+    assert parse([*BASE, "--target_modules", "q_proj", "v_proj"]).model.lora_target_modules == [
+        "q_proj",
+        "v_proj",
+    ]
 
 
 def test_switches_on_the_command_line() -> None:
     found = parse([*BASE, "--overwrite", "--bf16", "--no_gradient_checkpointing"])
-    assert (found.data.overwrite, found.training["bf16"], found.training["gradient_checkpointing"]) == (True, True, False)
+    assert (found.data.overwrite, found.training["bf16"], found.training["gradient_checkpointing"]) == (
+        True,
+        True,
+        False,
+    )
     assert parse([*BASE, "--lora-r", "4"]).model.lora_r == 4
 
 
 def test_numbers_inside_the_search_space_are_numbers(tmp_path: Path) -> None:
-    found = from_yaml(tmp_path, "search_space:\n  learning_rate: {loguniform: [1e-5, 5E-4]}\n  num_workers: {choice: [2:8, no]}\n")
-    assert found.search.search_space == {"learning_rate": {"loguniform": [1e-5, 5e-4]}, "num_workers": {"choice": ["2:8", "no"]}}
+    found = from_yaml(
+        tmp_path,
+        "search_space:\n  learning_rate: {loguniform: [1e-5, 5E-4]}\n  num_workers: {choice: [2:8, no]}\n",
+    )
+    assert found.search.search_space == {
+        "learning_rate": {"loguniform": [1e-5, 5e-4]},
+        "num_workers": {"choice": ["2:8", "no"]},
+    }
     found = parse([*BASE, "--search_space", '{"lora_r": {"choice": [4, 8]}}'])
     assert found.search.search_space == {"lora_r": {"choice": [4, 8]}}
 
@@ -167,7 +190,9 @@ WRONG: list[tuple[str, str, tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(("name", "text", "parts"), WRONG)
-def test_a_wrong_value_is_named_with_its_place(name: str, text: str, parts: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_wrong_value_is_named_with_its_place(
+    name: str, text: str, parts: tuple[str, ...], tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError) as flagged:
         parse([*BASE, f"--{name}={text}"])
     with pytest.raises(ConfigError) as written:
@@ -234,15 +259,30 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (["--lora_r"], "--lora_r: expected one argument"),
         (["--lora_r", "--overwrite"], "--lora_r: expected one argument"),
         (["--config"], "--config: expected one argument"),
-        (["--config", "a.yaml", "--config", "b.yaml"], "--config: given 2 times (a.yaml, b.yaml); one file is read"),
-        (["--lora_rank", "4", "--lora_r", "8"], "--lora_rank: is another name of lora_r, which is given too; keep one"),
+        (
+            ["--config", "a.yaml", "--config", "b.yaml"],
+            "--config: given 2 times (a.yaml, b.yaml); one file is read",
+        ),
+        (
+            ["--lora_rank", "4", "--lora_r", "8"],
+            "--lora_rank: is another name of lora_r, which is given too; keep one",
+        ),
         (["--load_in_4bit", "--load_in_8bit"], "load_in_4bit and load_in_8bit: only one of them can be true"),
-        (["--load_in_4bit", "--quantization", "int8"], "load_in_4bit: means quantization nf4, but quantization is int8; keep one"),
-        (["--load_in_8bit", "--quantization", "none"], "load_in_8bit: means quantization int8, but quantization is none; keep one"),
+        (
+            ["--load_in_4bit", "--quantization", "int8"],
+            "load_in_4bit: means quantization nf4, but quantization is int8; keep one",
+        ),
+        (
+            ["--load_in_8bit", "--quantization", "none"],
+            "load_in_8bit: means quantization int8, but quantization is none; keep one",
+        ),
         (["--llm_int8"], "llm_int8: needs quantization int8, but quantization is none"),
         (["--bf16", "--fp16"], "bf16 and fp16: only one of them can be true"),
         (["--eval_steps", "none"], "eval_steps: has no value, but eval_strategy is steps"),
-        (["--eval_fraction", ".5", "--test_fraction", ".5"], "eval_fraction and test_fraction: together 1, which leaves nothing"),
+        (
+            ["--eval_fraction", ".5", "--test_fraction", ".5"],
+            "eval_fraction and test_fraction: together 1, which leaves nothing",
+        ),
     ],
 )
 def test_a_wrong_command_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -290,7 +330,12 @@ def test_replace_types_and_checks_as_flags_do() -> None:
     found = parse(BASE)
     other = found.replace(lora_r=4, learning_rate=1, lora_target_modules=["q_proj"], num_workers=2)
     assert (other.model.lora_r, other.training["learning_rate"], other.data.num_workers) == (4, 1.0, "2")
-    assert other.replace(lora_r=16, learning_rate=2e-5, lora_target_modules="q_proj,k_proj,v_proj,o_proj", num_workers="1") == found
+    assert (
+        other.replace(
+            lora_r=16, learning_rate=2e-5, lora_target_modules="q_proj,k_proj,v_proj,o_proj", num_workers="1"
+        )
+        == found
+    )
     assert found.model.lora_r == 16
     for name, value, message in [
         ("lora_r", 8.0, "lora_r: 8.0 is not a whole number"),
@@ -312,7 +357,11 @@ def test_settings_share_no_lists() -> None:
     other = found.replace(lora_r=4)
     assert isinstance(found.model.lora_target_modules, list)
     found.model.lora_target_modules.append("gate_proj")
-    assert other.model.lora_target_modules == parse(BASE).model.lora_target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert (
+        other.model.lora_target_modules
+        == parse(BASE).model.lora_target_modules
+        == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    )
 
 
 def test_settings_survive_dicts_files_and_pickles(tmp_path: Path) -> None:
@@ -322,29 +371,56 @@ def test_settings_survive_dicts_files_and_pickles(tmp_path: Path) -> None:
         assert Settings.from_dict(found.to_dict()) == found
         assert pickle.loads(pickle.dumps(found)) == found
         found.save(tmp_path / "saved.yaml")
-        assert Settings.load(tmp_path / "saved.yaml") == found == parse(["--config", str(tmp_path / "saved.yaml")])
+        assert (
+            Settings.load(tmp_path / "saved.yaml")
+            == found
+            == parse(["--config", str(tmp_path / "saved.yaml")])
+        )
         assert Settings.load(path) == found
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     text=st.one_of(
-        st.text(min_size=1), st.from_regex(r"[-+]?[0-9._:eE]+", fullmatch=True), st.sampled_from(["no", "1e5", "2:8", "0x1", "true"])
+        st.text(min_size=1),
+        st.from_regex(r"[-+]?[0-9._:eE]+", fullmatch=True),
+        st.sampled_from(["no", "1e5", "2:8", "0x1", "true"]),
     ),
     rate=st.floats(min_value=1e-300, max_value=1e300),
-    choice=st.lists(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text())),
+    choice=st.lists(
+        st.one_of(
+            st.none(),
+            st.booleans(),
+            st.integers(),
+            st.floats(allow_nan=False, allow_infinity=False),
+            st.text(),
+        )
+    ),
 )
-def test_saved_values_come_back_as_they_were(text: str, rate: float, choice: list[Any], tmp_path: Path) -> None:
+def test_saved_values_come_back_as_they_were(
+    text: str, rate: float, choice: list[Any], tmp_path: Path
+) -> None:
     text = text if text.strip().lower() not in ("", "none", "null", "~") else "column"
-    found = Settings.from_dict({"group_by": text, "learning_rate": rate, "search_space": {"lora_r": {"choice": choice}}})
+    found = Settings.from_dict(
+        {"group_by": text, "learning_rate": rate, "search_space": {"lora_r": {"choice": choice}}}
+    )
     found.save(tmp_path / "saved.yaml")
     assert Settings.load(tmp_path / "saved.yaml") == found
 
 
 def test_shipped_configs_hold_what_they_promise() -> None:
     llava = parse(["--config", str(ROOT / "configs/llava-1.5-7b.yaml")])
-    assert (llava.model.model_name_or_path, llava.model.base_quantization) == ("llava-hf/llava-1.5-7b-hf", "nf4")
-    names = ("learning_rate", "per_device_train_batch_size", "num_train_epochs", "gradient_accumulation_steps", "gradient_checkpointing")
+    assert (llava.model.model_name_or_path, llava.model.base_quantization) == (
+        "llava-hf/llava-1.5-7b-hf",
+        "nf4",
+    )
+    names = (
+        "learning_rate",
+        "per_device_train_batch_size",
+        "num_train_epochs",
+        "gradient_accumulation_steps",
+        "gradient_checkpointing",
+    )
     assert [llava.get(name) for name in names] == [1.4e-5, 8, 1.0, 1, None]
     llama = parse(["--config", str(ROOT / "configs/llama-3.2-11b-vision.yaml")])
     older = parse(["--data_path", "data.jsonl"])
@@ -354,7 +430,11 @@ def test_shipped_configs_hold_what_they_promise() -> None:
     batches = ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "num_train_epochs")
     assert [llama.get(name) for name in batches] == [2, 2, 512, 3.0]
     demo = parse(["--config", str(ROOT / "configs/demo.yaml")])
-    assert (demo.data.data_path, demo.model.model_name_or_path, demo.training["output_dir"]) == ("demo/mall", "demo/llava", "out/demo")
+    assert (demo.data.data_path, demo.model.model_name_or_path, demo.training["output_dir"]) == (
+        "demo/mall",
+        "demo/llava",
+        "out/demo",
+    )
 
 
 def test_tables_name_real_options_and_names_are_unique() -> None:
@@ -373,9 +453,18 @@ def test_every_default_is_accepted_as_a_value() -> None:
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
 def test_trl_takes_the_training_values(tmp_path: Path) -> None:
-    found = parse([*BASE, "--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false", "--lr_scheduler_kwargs", "{}"])
-    assert set(found.training) == {option.name for option in dataclasses.fields(TrainingArguments) if option.init}
+    found = parse(
+        [*BASE, "--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false", "--lr_scheduler_kwargs", "{}"]
+    )
+    assert set(found.training) == {
+        option.name for option in dataclasses.fields(TrainingArguments) if option.init
+    }
     own = {"cuda_graphs", "micro_batch_size"}
     assert own == set(found.training) - {option.name for option in dataclasses.fields(SFTConfig)}
     arguments = SFTConfig(**{name: value for name, value in found.training.items() if name not in own})
-    assert (arguments.eval_steps, arguments.logging_steps, arguments.report_to, arguments.remove_unused_columns) == (0.25, 1, [], False)
+    assert (
+        arguments.eval_steps,
+        arguments.logging_steps,
+        arguments.report_to,
+        arguments.remove_unused_columns,
+    ) == (0.25, 1, [], False)

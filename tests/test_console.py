@@ -13,7 +13,9 @@ REASON = "lora_target_modules: no linear layer is called 'no_such_proj'; there a
 def played(mode: str, *, columns: int = 80, terminal: bool = False) -> tuple[TrialTable, list[str]]:
     """A table after a small search, and the lines that it printed on the way."""
     printed = io.StringIO()
-    console = Console(width=columns, height=25, record=True, file=io.StringIO(), force_terminal=terminal, color_system=None)
+    console = Console(
+        width=columns, height=25, record=True, file=io.StringIO(), force_terminal=terminal, color_system=None
+    )
     table = TrialTable(NAMES, "eval_loss", mode, console)
     values = {"lora_r": 8, "lora_alpha": 16, "learning_rate": 2e-4, "max_length": 128}
     with contextlib.redirect_stdout(printed):
@@ -79,21 +81,42 @@ def test_a_terminal_gets_one_table_in_place_and_keeps_the_whole_of_it() -> None:
     table.close()
     table.close()
     shown = table.console.export_text().splitlines()
-    assert [line.replace("*", " ").split()[0] for line in shown[-8:]] == ["trial", "1", "2", "3", "4", "5", "6", "trial"]
+    assert [line.replace("*", " ").split()[0] for line in shown[-8:]] == [
+        "trial",
+        "1",
+        "2",
+        "3",
+        "4",
+        "5",
+        "6",
+        "trial",
+    ]
     assert table.live is None
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(2.385e-3, "0.00238"), (7.2773, "7.277"), (123456.0, "1.23e+05"), (8, "8"), (None, "None"), (["q_proj", "k_proj"], "q_proj,k_proj")],
+    [
+        (2.385e-3, "0.00238"),
+        (7.2773, "7.277"),
+        (123456.0, "1.23e+05"),
+        (8, "8"),
+        (None, "None"),
+        (["q_proj", "k_proj"], "q_proj,k_proj"),
+    ],
 )
 def test_values_are_short(value: object, text: str) -> None:
     assert show(value) == text
 
 
-def test_steps_of_a_run_are_printed_now_and_then_and_evaluations_always(capsys: pytest.CaptureFixture[str]) -> None:
+def test_steps_of_a_run_are_printed_now_and_then_and_evaluations_always(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     printer = StepPrinter()
     for step in range(1, 5):
         printer({"step": step, "max_steps": 4, "loss": 3.0, "learning_rate": 1e-4})
     printer({"step": 4, "max_steps": 4, "eval_loss": 2.5})
-    assert capsys.readouterr().out.splitlines() == ["step 1/4  loss 3.0000  learning_rate 0.0001", "step 4/4  eval_loss 2.5000"]
+    assert capsys.readouterr().out.splitlines() == [
+        "step 1/4  loss 3.0000  learning_rate 0.0001",
+        "step 4/4  eval_loss 2.5000",
+    ]

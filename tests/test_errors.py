@@ -12,7 +12,9 @@ from vlmtune.errors import DataError, plain_user_errors
         (KeyboardInterrupt(), 130, "Interrupted. The same command goes on with it.\n"),
     ],
 )
-def test_an_end_is_one_line_and_a_code(error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_end_is_one_line_and_a_code(
+    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended, plain_user_errors("The same command goes on with it."):
         raise error
     assert ended.value.code == code

@@ -11,10 +11,9 @@ ROOT = Path(__file__).parents[1]
 
 # A package may import those of a lower number, and itself.
 LAYERS = {
-    "vlmtune.errors": 0, "vlmtune.yaml12": 0, "vlmtune.page": 0, "vlmtune.background": 0,
-    "vlmtune.limits": 0, "vlmtune.arguments": 1, "vlmtune.console": 1, "vlmtune.cluster": 1, "vlmtune.flags": 2,
-    "vlmtune.config": 3, "vlmtune.data": 4, "vlmtune.output": 5, "vlmtune.model": 5, "vlmtune.evaluation": 6, "vlmtune.training": 7,
-    "vlmtune.packed": 8, "vlmtune.search": 9, "ray_jobs": 10,
+    "vlmtune.errors": 0, "vlmtune.page": 0, "vlmtune.background": 0, "vlmtune.storage": 0,
+    "vlmtune.console": 1, "vlmtune.cluster": 1, "vlmtune.config": 2, "vlmtune.data": 3, "vlmtune.output": 4, "vlmtune.model": 5,
+    "vlmtune.evaluation": 6, "vlmtune.training": 7, "vlmtune.packed": 8, "vlmtune.search": 9, "vlmtune.preflight": 10, "ray_jobs": 11,
 }  # fmt: skip
 DEMO_IMPORTS = {"vlmtune.errors", "vlmtune.data", "vlmtune.demo"}
 WITHOUT_RAY = (
@@ -34,14 +33,17 @@ def read_sources() -> dict[str, str]:
 
 
 def imported(source: str, module: str) -> set[str]:
-    """The full names that a module imports, wherever in it; `from a import b` counts as a.b, for b may be a module."""
+    """The full names that a module imports, wherever in it; `from a import b` counts as a.b, for b may be a
+    module."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = module.split(".")[: -node.level] if node.level else []
-            names |= {".".join([*base, *([node.module] if node.module else []), alias.name]) for alias in node.names}
+            names |= {
+                ".".join([*base, *([node.module] if node.module else []), alias.name]) for alias in node.names
+            }
     return names
 
 
@@ -54,7 +56,9 @@ def package_of(name: str) -> str | None:
 
 
 def may_import(importer: str | None, target: str) -> bool:
-    if importer is None or target == importer:  # the root package is looked at by `test_the_root_package_imports_nothing`
+    if (
+        importer is None or target == importer
+    ):  # the root package is looked at by `test_the_root_package_imports_nothing`
         return True
     if importer == "vlmtune.demo":
         return target in DEMO_IMPORTS
@@ -71,7 +75,8 @@ def broken_layers(sources: dict[str, str]) -> list[str]:
 
 
 def ray_imports(sources: dict[str, str]) -> list[str]:
-    """The modules of WITHOUT_RAY that import ray, themselves or through other modules of vlmtune and the packages that hold those."""
+    """The modules of WITHOUT_RAY that import ray, themselves or through other modules of vlmtune and the
+    packages that hold those."""
     found = []
     for module in sorted(name for name in sources if any(inside(name, wanted) for wanted in WITHOUT_RAY)):
         seen, waiting = set(), [module]
@@ -81,7 +86,9 @@ def ray_imports(sources: dict[str, str]) -> list[str]:
                 continue
             seen.add(current)
             names = imported(sources[current], current)
-            found += [f"{module} imports {name} in {current}" for name in sorted(names) if inside(name, "ray")]
+            found += [
+                f"{module} imports {name} in {current}" for name in sorted(names) if inside(name, "ray")
+            ]
             for name in {*names, current}:
                 parts = name.split(".")
                 waiting += [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
@@ -114,12 +121,18 @@ def test_processes_that_only_drive_or_read_start_fast(module: str, left_out: str
 
 def test_the_root_package_imports_nothing() -> None:
     sources = read_sources()
-    assert not [name for name in imported(sources["vlmtune"], "vlmtune") if inside(name, "vlmtune") or inside(name, "ray")]
+    assert not [
+        name
+        for name in imported(sources["vlmtune"], "vlmtune")
+        if inside(name, "vlmtune") or inside(name, "ray")
+    ]
 
 
 def test_every_package_has_its_layer() -> None:
     known = [*LAYERS, "vlmtune.demo", "vlmtune"]
-    assert {module for module in read_sources() if package_of(module) is None and module not in known} == set()
+    assert {
+        module for module in read_sources() if package_of(module) is None and module not in known
+    } == set()
 
 
 @pytest.mark.parametrize(
@@ -130,13 +143,15 @@ def test_every_package_has_its_layer() -> None:
         ("vlmtune.data.order", "from ..search import tuner", True),
         ("vlmtune.data.order", "from .split import split", False),
         ("vlmtune.model.base", "def load():\n    from vlmtune.training.loop import run", True),
-        ("vlmtune.model.base", "from vlmtune.errors import ModelError\nfrom vlmtune.data.tokenize import encode", False),
+        (
+            "vlmtune.model.base",
+            "from vlmtune.errors import ModelError\nfrom vlmtune.data.tokenize import encode",
+            False,
+        ),
         ("vlmtune.training.loop", "import vlmtune.packed.engine", True),
         ("vlmtune.evaluation.metrics", "from vlmtune.search.results import table", True),
         ("vlmtune.search.space", "from vlmtune.config import SearchArguments", False),
         ("vlmtune.config", "from vlmtune.errors import ConfigError", False),
-        ("vlmtune.config", "from vlmtune.flags import flags", False),
-        ("vlmtune.flags", "from vlmtune.config import parse", True),
         ("vlmtune.config", "from vlmtune.data.formats import read", True),
         ("vlmtune.errors", "import vlmtune.config", True),
         ("vlmtune.search.tuner", "import ray_jobs.train", True),
@@ -160,7 +175,13 @@ def test_a_broken_layer_is_found(module: str, source: str, broken: bool) -> None
         ({"vlmtune.packed.optim": "import ray.tune"}, True),
         ({"vlmtune.packed.engine": "import ray"}, False),
         ({"vlmtune.data.prepare": "import ray", "vlmtune.data.order": ""}, False),
-        ({"vlmtune.data.prepare": "import ray", "vlmtune.data.order": "from vlmtune.data.prepare import rows"}, True),
+        (
+            {
+                "vlmtune.data.prepare": "import ray",
+                "vlmtune.data.order": "from vlmtune.data.prepare import rows",
+            },
+            True,
+        ),
         ({"vlmtune.data": "import ray", "vlmtune.data.order": ""}, True),
     ],
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmtune import output
+from vlmtune import output, storage
 from vlmtune.errors import ConfigError
 
 
@@ -19,7 +19,11 @@ def fill(folder: Path, *names: str) -> Path:
 
 
 def content(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_a_place_is_absolute_or_a_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -33,7 +37,9 @@ def test_a_place_is_absolute_or_a_uri(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("path", ["out", "./out", "../out"])
 def test_a_relative_place_is_refused_in_a_ray_job(path: str):
-    with pytest.raises(ConfigError, match=r"^--output_dir .*out: inside a Ray job give an absolute path or a URI"):
+    with pytest.raises(
+        ConfigError, match=r"^--output_dir .*out: inside a Ray job give an absolute path or a URI"
+    ):
         output.place(path, in_job=True)
     with pytest.raises(ConfigError, match=r"^--storage_path .*out: inside a Ray job"):
         output.place(path, in_job=True, flag="--storage_path")
@@ -46,8 +52,13 @@ def test_a_uri_that_cannot_be_opened_is_refused(path: str):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("files", [(), ("config.yaml",), ("search.yaml", "trials.parquet"), ("config.yaml", "metrics.json", "runs/events")])
-def test_an_absent_or_empty_folder_and_with_overwrite_a_run_of_ours_is_claimed(tmp_path: Path, files: tuple[str, ...]):
+@pytest.mark.parametrize(
+    "files",
+    [(), ("config.yaml",), ("search.yaml", "trials.parquet"), ("config.yaml", "metrics.json", "runs/events")],
+)
+def test_an_absent_or_empty_folder_and_with_overwrite_a_run_of_ours_is_claimed(
+    tmp_path: Path, files: tuple[str, ...]
+):
     output.claim(str(tmp_path / "absent" / "out"), overwrite=False)
     assert list((tmp_path / "absent" / "out").iterdir()) == []
     folder = fill(tmp_path / "out", *files)
@@ -60,7 +71,10 @@ def test_an_absent_or_empty_folder_and_with_overwrite_a_run_of_ours_is_claimed(t
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (("config.yaml", "metrics.json"), r"holds a finished run; choose another folder, or replace it with --overwrite"),
+        (
+            ("config.yaml", "metrics.json"),
+            r"holds a finished run; choose another folder, or replace it with --overwrite",
+        ),
         (("search.yaml", "trials.parquet"), r"holds a finished run"),
         (("config.yaml",), r"holds an unfinished run; .*--overwrite, or go on with it: --resume "),
         (("search.yaml", "tune/state.json"), r"holds an unfinished run"),
@@ -98,7 +112,10 @@ def test_what_no_run_wrote_is_never_deleted(tmp_path: Path, files: tuple[str, ..
 
 def test_a_file_is_no_place(tmp_path: Path):
     (tmp_path / "out").write_text("mine")
-    for path, message in ((tmp_path / "out", "is a file, not a folder"), (tmp_path / "out" / "sub", f"{tmp_path}/out is a file")):
+    for path, message in (
+        (tmp_path / "out", "is a file, not a folder"),
+        (tmp_path / "out" / "sub", f"{tmp_path}/out is a file"),
+    ):
         with pytest.raises(ConfigError, match=f"^--cache_dir {path}: {message}"):
             output.place(str(path), in_job=False, flag="--cache_dir")
     with pytest.raises(ConfigError, match="is a file, not a folder"):
@@ -108,14 +125,18 @@ def test_a_file_is_no_place(tmp_path: Path):
 
 def test_a_write_replaces_whole_or_not_at_all(tmp_path: Path):
     path = tmp_path / "new" / "metrics.json"
-    assert not output.exists(str(path))
-    output.write_json(str(path), {"loss": 1.5, "text": "사람", "path": tmp_path})
-    assert json.loads(output.read_text(path.as_uri())) == {"loss": 1.5, "text": "사람", "path": str(tmp_path)}
+    assert not storage.exists(str(path))
+    storage.write_json(str(path), {"loss": 1.5, "text": "사람", "path": tmp_path})
+    assert json.loads(storage.read_text(path.as_uri())) == {
+        "loss": 1.5,
+        "text": "사람",
+        "path": str(tmp_path),
+    }
     with pytest.raises(UnicodeEncodeError):
-        output.write_text(str(path), "half \ud800")
+        storage.write_text(str(path), "half \ud800")
     assert json.loads(path.read_text(encoding="utf-8"))["loss"] == 1.5
-    output.write_text(str(path), "other")
+    storage.write_text(str(path), "other")
     assert path.read_text() == "other"
     assert [entry.name for entry in path.parent.iterdir()] == ["metrics.json"]
-    assert output.exists(str(path))
-    assert not output.exists(str(path.parent))
+    assert storage.exists(str(path))
+    assert not storage.exists(str(path.parent))

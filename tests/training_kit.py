@@ -1,4 +1,5 @@
-"""What tests of training share beside fixtures: the settings of a small run, what it left behind, and how adapters are compared."""
+"""What tests of training share beside fixtures: the settings of a small run, what it left behind, and how
+adapters are compared."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from vlmtune.config import Settings
+from vlmtune.config.settings import Settings
 from vlmtune.data.order import MicroBatch
 from vlmtune.data.store import Store
 
@@ -58,5 +59,11 @@ def values_of(store: Store, model: Path, **changes: Any) -> dict[str, Any]:
         "learning_rate": 1e-3,
         "lora_dropout": 0.0,
     }
-    values = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "max_length": None, "data_path": store.folder, **changes}
+    values = {
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "max_length": None,
+        "data_path": store.folder,
+        **changes,
+    }
     return Settings.from_dict(base).replace(gradient_checkpointing=False, **values).to_dict()

@@ -11,7 +11,8 @@ T = TypeVar("T")
 def in_background(work: Callable[[], T], name: str) -> "Future[T]":
     """Run `work` in a daemon thread called `name`; what it returns or raises is the future's.
 
-    An executor's threads are waited for when Python exits, so that one which never ends keeps its process, and a GPU, for ever.
+    An executor's threads are waited for when Python exits, so that one which never ends keeps its process,
+    and a GPU, for ever.
     """
     future: Future[T] = Future()
 

@@ -12,19 +12,25 @@ import yaml
 
 from vlmtune.errors import ConfigError, ResourceError
 
-# The object store of a Ray that we start ourselves. Micro-batches stream through it; nothing stays. Given outright, because Ray takes a
+# The object store of a Ray that we start ourselves. Micro-batches stream through it; nothing stays. Given
+# outright, because Ray takes a
 # share of the memory that it sees, and some machines show little of theirs until it is used.
 OBJECT_STORE_BYTES = 2 * 2**30
 
-# CPUs that a training worker counts for, and a task that reads rows for it. Less than one, so that four workers and the tasks that feed
+# CPUs that a training worker counts for, and a task that reads rows for it. Less than one, so that four
+# workers and the tasks that feed
 # them find room on two CPUs.
 WORKER_CPUS = 0.4
 READ_CPUS = 0.25
-# Such tasks at once for a trainer, or for models that answer on CPUs. Each takes a process of 0.5 GB that imports the libraries before its
-# first row; without a bound there is one for every READ_CPUS of the cluster, and all of them start beside the model.
+# Such tasks at once for a trainer, or for models that answer on CPUs. Each takes a process of 0.5 GB that
+# imports the libraries before its
+# first row; without a bound there is one for every READ_CPUS of the cluster, and all of them start beside
+# the model.
 READ_TASKS = 2
 SECONDS_TO_ANSWER = 10.0
-LAUNCHED = Path.home() / "ray_bootstrap_config.yaml"  # `ray up` leaves it on the head, where a job's entry point runs
+LAUNCHED = (
+    Path.home() / "ray_bootstrap_config.yaml"
+)  # `ray up` leaves it on the head, where a job's entry point runs
 
 WORKER_ENV = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -49,10 +55,14 @@ class Cluster:
     def check_workers(self, workers: int, use_cpu: bool) -> None:
         """Raises ResourceError where `workers` cannot be placed even when nothing else runs."""
         if self.gpus > 0 and not use_cpu and workers > self.gpus:
-            raise ResourceError(f"--num_workers {workers}: one GPU each is needed, and this cluster has {self.gpus:g}")
+            raise ResourceError(
+                f"--num_workers {workers}: one GPU each is needed, and this cluster has {self.gpus:g}"
+            )
         most = int((self.cpus - READ_CPUS) / WORKER_CPUS)
         if workers > most:
-            raise ResourceError(f"--num_workers {workers}: this cluster's {self.cpus:g} CPUs have room for {most}")
+            raise ResourceError(
+                f"--num_workers {workers}: this cluster's {self.cpus:g} CPUs have room for {most}"
+            )
 
     def fitting_trials(self, workers: int, use_cpu: bool) -> int:
         """How many trials of `workers` workers run side by side."""
@@ -72,7 +82,11 @@ def connect() -> Cluster:
         ConfigError: if RAY_ADDRESS names a cluster that does not answer.
     """
     os.environ |= {name: value for name, value in WORKER_ENV.items() if name not in os.environ}
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": dict(WORKER_ENV)}}
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": {"env_vars": dict(WORKER_ENV)},
+    }
     address = os.environ.get("RAY_ADDRESS")
     if address is not None:
         _check_answers(address)
@@ -83,7 +97,9 @@ def connect() -> Cluster:
         # "local", or Ray would join whatever ran on this machine last, alive or not.
         own = {"address": "local", "include_dashboard": True, "object_store_memory": OBJECT_STORE_BYTES}
         ours: dict[str, Any] = {} if address is not None else own
-        context = ray.init(**options, **ours, ignore_reinit_error=True)  # a process may train several adapters
+        context = ray.init(
+            **options, **ours, ignore_reinit_error=True
+        )  # a process may train several adapters
     except (ConnectionError, RuntimeError) as error:
         where = f"RAY_ADDRESS={address}" if address else "this machine"
         raise ConfigError(f"cannot reach or start Ray on {where}: {str(error).splitlines()[0]}") from error
@@ -96,19 +112,28 @@ def connect() -> Cluster:
 
 
 def autoscaled(file: Path) -> tuple[dict[str, float], int]:
-    """The most CPUs and GPUs, and nodes, that a cluster can have by the launcher's `file`; nothing where there is none.
+    """The most CPUs and GPUs, and nodes, that a cluster can have by the launcher's `file`; nothing where
+    there is none.
 
-    Ray has no call for it: its own answer stays empty, and a head without a GPU then looks like a cluster without one.
+    Ray has no call for it: its own answer stays empty, and a head without a GPU then looks like a cluster
+    without one.
     """
     if not file.is_file():
         return {}, 0
     config = yaml.safe_load(file.read_text())
-    types, limit = dict(config["available_node_types"]), int(config.get("max_workers", 2))  # the launcher's default
+    types, limit = (
+        dict(config["available_node_types"]),
+        int(config.get("max_workers", 2)),
+    )  # the launcher's default
     head = types.pop(config["head_node_type"])
-    counts = [(one.get("resources", {}), min(int(one.get("max_workers", limit)), limit)) for one in types.values()]
+    counts = [
+        (one.get("resources", {}), min(int(one.get("max_workers", limit)), limit)) for one in types.values()
+    ]
     most = {}
     for name in ("CPU", "GPU"):
-        each = sorted((float(resources.get(name, 0)) for resources, count in counts for _ in range(count)), reverse=True)
+        each = sorted(
+            (float(resources.get(name, 0)) for resources, count in counts for _ in range(count)), reverse=True
+        )
         most[name] = float(head.get("resources", {}).get(name, 0)) + sum(each[:limit])
     return most, 1 + min(limit, sum(count for _, count in counts))
 
@@ -121,4 +146,6 @@ def _check_answers(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=SECONDS_TO_ANSWER).close()
     except OSError as error:
-        raise ConfigError(f"RAY_ADDRESS={address}: no Ray answers there ({error.strerror or error}); correct it, or unset it") from None
+        raise ConfigError(
+            f"RAY_ADDRESS={address}: no Ray answers there ({error.strerror or error}); correct it, or unset it"
+        ) from None

@@ -1,4 +1,5 @@
-"""What a person sees while a run goes on: few plain lines, and a live table where the terminal can show one."""
+"""What a person sees while a run goes on: few plain lines, and a live table where the terminal can show
+one."""
 
 import atexit
 import logging
@@ -23,7 +24,8 @@ SECONDS_BETWEEN_LINES = 5.0  # of a run's steps, where they are printed line by 
 
 
 def quiet() -> None:
-    """Keep the libraries' own chatter out of the console; call it before they are imported. It stays in Ray's log files."""
+    """Keep the libraries' own chatter out of the console; call it before they are imported. It stays in
+    Ray's log files."""
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", NOTED_BY_RAY)
     for name in ("ray", "ray.data", "optuna", "transformers", "datasets", "accelerate", "trl", "peft"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -81,14 +83,18 @@ class StepPrinter:
 class TrialTable:
     """The trials of a search by their number: one live table in a terminal, a line per change elsewhere."""
 
-    def __init__(self, names: list[str], metric: str, mode: str = "min", console: Console | None = None) -> None:
+    def __init__(
+        self, names: list[str], metric: str, mode: str = "min", console: Console | None = None
+    ) -> None:
         self.names, self.metric, self.sign = names, metric, 1 if mode == "min" else -1
         self.rows: dict[int, dict[str, Any]] = {}
         self.console = console or Console()
         self.live = Live(console=self.console, refresh_per_second=2) if self.console.is_terminal else None
         if self.live is not None:
             self.live.start()
-            atexit.register(self.close)  # an exception that Tune lets through would leave the terminal without a cursor
+            atexit.register(
+                self.close
+            )  # an exception that Tune lets through would leave the terminal without a cursor
 
     def update(self, number: int, *, state: str, **values: Any) -> None:
         """Set what is known of a trial: its state, values, step, max_steps, the metric, seconds, error."""
@@ -120,9 +126,13 @@ class TrialTable:
 
     def table(self, height: int | None = None) -> Group:
         """The table with a row per trial; of more than `height` lines, the last ones and the best."""
-        table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)  # four options and these fit into 80 columns
+        table = Table(
+            box=None, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False
+        )  # four options and these fit into 80 columns
         for name in ("trial", "state", *self.names, "step", self.metric, "sec"):
-            table.add_column(name, justify="left" if name == "state" else "right", overflow="fold", no_wrap=name == "state")
+            table.add_column(
+                name, justify="left" if name == "state" else "right", overflow="fold", no_wrap=name == "state"
+            )
         best, numbers = self.best(), sorted(self.rows)
         failed = [number for number in numbers if "error" in self.rows[number]]
         if height is not None:
@@ -137,7 +147,11 @@ class TrialTable:
             mark, style = ("* ", "bold green") if number == best else ("", "")
             table.add_row(f"{mark}{number}", row["state"], *cells, style=style)
         return Group(
-            table, *(Text(f"trial {number}: {self.rows[number]['error']}", overflow="ellipsis", no_wrap=True) for number in failed)
+            table,
+            *(
+                Text(f"trial {number}: {self.rows[number]['error']}", overflow="ellipsis", no_wrap=True)
+                for number in failed
+            ),
         )
 
     def close(self) -> None:

@@ -1,7 +1,9 @@
 """What can go wrong because of what a user gave us, as exceptions that cross process boundaries.
 
-Every message is one plain line that names the file, line, field or option at fault and, where one exists, the way out. The entry
-points print it on stderr and leave with exit code 2; any other exception is a fault of ours and leaves with 1.
+Every message is one plain line that names the file, line, field or option at fault and, where one exists,
+the way out. The entry
+points print it on stderr and leave with exit code 2; any other exception is a fault of ours and leaves with
+1.
 """
 
 import difflib
@@ -33,7 +35,8 @@ class ResourceError(UserError):
 
 
 class DoesNotFitError(ResourceError):
-    """A run that would not fit in the memory of its GPU. In a search that is a trial without a result, not the search's end."""
+    """A run that would not fit in the memory of its GPU. In a search that is a trial without a result, not
+    the search's end."""
 
 
 class DivergedError(UserError):
@@ -41,14 +44,16 @@ class DivergedError(UserError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A question with the known word that `word` may have been meant for, or nothing: the end of a message."""
+    """A question with the known word that `word` may have been meant for, or nothing: the end of a
+    message."""
     close = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 @contextmanager
 def plain_user_errors(way_on: str = "") -> Iterator[None]:
-    """Around an entry point: a UserError becomes one line on stderr and exit code 2, Ctrl-C one line, with `way_on`, and 130."""
+    """Around an entry point: a UserError becomes one line on stderr and exit code 2, Ctrl-C one line, with
+    `way_on`, and 130."""
     try:
         yield
     except KeyboardInterrupt:

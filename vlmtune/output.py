@@ -1,17 +1,15 @@
 """Places on disk or in object storage: claimed before a run, never half-written, never somebody else's."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow.fs as pafs
 
 from vlmtune.cluster import in_ray_job
-from vlmtune.config import Settings
-from vlmtune.data.paths import absolute, filesystem, one_line, scheme
+from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError
+from vlmtune.storage import PART, absolute, filesystem, one_line, scheme
 
 # Files whose presence shows that a folder was written by train.py or tune.py, and that the run in it ended.
 OURS = ("config.yaml", "search.yaml")
@@ -24,15 +22,16 @@ PROCESSOR = (  # the names under which transformers saves a processor and its to
     "processor_config.json sentencepiece.bpe.model special_tokens_map.json spiece.model tokenizer.json tokenizer.model "
     "tokenizer_config.json video_preprocessor_config.json vocab.json vocab.txt"
 )
-PART = ".part"  # ends the name of a file that is being written
 KNOWN = {*OURS, *FINISHED, *RESULTS.split(), *PREFLIGHT.split(), *PROCESSOR.split()}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a folder holds that one kind of command wrote: a file that marks it as such, those that show its end, and all else.
+    """What a folder holds that one kind of command wrote: a file that marks it as such, those that show its
+    end, and all else.
 
-    `known` None: whatever lies beside the mark is the command's. `way_on`: how to go on with an unfinished one.
+    `known` None: whatever lies beside the mark is the command's. `way_on`: how to go on with an unfinished
+    one.
     """
 
     marks: tuple[str, ...]
@@ -42,19 +41,25 @@ class Kind:
 
 
 RUN = Kind(OURS, FINISHED, frozenset(KNOWN), ", or go on with it: --resume {folder}")
-EVALUATION = Kind(("eval.yaml",), ("metrics.json",), frozenset({"eval.yaml", "metrics.json", "predictions.parquet"}))
+EVALUATION = Kind(
+    ("eval.yaml",), ("metrics.json",), frozenset({"eval.yaml", "metrics.json", "predictions.parquet"})
+)
 PREDICTION = Kind(
-    ("predict.yaml",), ("predictions.jsonl", "predictions.parquet"),
-    frozenset({"predict.yaml", "predictions.jsonl", "predictions.parquet", "parts"}), ", or go on with it: without --overwrite",
-)  # fmt: skip
+    ("predict.yaml",),
+    ("predictions.jsonl", "predictions.parquet"),
+    frozenset({"predict.yaml", "predictions.jsonl", "predictions.parquet", "parts"}),
+    ", or go on with it: without --overwrite",
+)
 EXPORT = Kind(("export.yaml",), ("export.yaml",), None)
 
 
 def place(path: str, *, in_job: bool, flag: str = "--output_dir") -> str:
-    """The path as it will be printed and handed to workers: absolute, or a URI of a file system that pyarrow opens.
+    """The path as it will be printed and handed to workers: absolute, or a URI of a file system that pyarrow
+    opens.
 
     Raises:
-        ConfigError: for a relative path inside a Ray job, whose working directory is deleted with the job, or for such a file system.
+        ConfigError: for a relative path inside a Ray job, whose working directory is deleted with the job,
+        or for such a file system.
     """
     if not scheme(path) and in_job and not Path(path).is_absolute():
         raise ConfigError(
@@ -68,17 +73,10 @@ def place(path: str, *, in_job: bool, flag: str = "--output_dir") -> str:
         whole = Path(path).absolute()
         there = next(one for one in (whole, *whole.parents) if one.exists())
         if not there.is_dir():
-            raise ConfigError(f"{flag} {path}: {'is' if there == whole else f'{there} is'} a file, not a folder")
+            raise ConfigError(
+                f"{flag} {path}: {'is' if there == whole else f'{there} is'} a file, not a folder"
+            )
     return absolute(path)
-
-
-def share(folder: Path | str) -> None:
-    """Give the files of a folder the mode that new files have here: safetensors leaves its own to their owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for file in Path(folder).iterdir():
-        if file.is_file():
-            file.chmod(0o666 & ~mask)
 
 
 def check_free(folder: str, *, overwrite: bool, kind: Kind = RUN) -> None:
@@ -95,14 +93,22 @@ def check_free(folder: str, *, overwrite: bool, kind: Kind = RUN) -> None:
         return
     names = {entry.base_name for entry in fs.get_file_info(pafs.FileSelector(inner))}
     if names and not names & set(kind.marks):
-        raise ConfigError(f"--output_dir {folder}: is not empty and holds no run of vlmtune; choose another folder")
-    if foreign := sorted(name for name in names if kind.known is not None and name.removesuffix(PART) not in kind.known):
-        raise ConfigError(f"--output_dir {folder}: holds {foreign[0]}, which no run of vlmtune wrote; move it, or choose another folder")
+        raise ConfigError(
+            f"--output_dir {folder}: is not empty and holds no run of vlmtune; choose another folder"
+        )
+    if foreign := sorted(
+        name for name in names if kind.known is not None and name.removesuffix(PART) not in kind.known
+    ):
+        raise ConfigError(
+            f"--output_dir {folder}: holds {foreign[0]}, which no run of vlmtune wrote; move it, or choose another folder"
+        )
     if names and not overwrite:
         finished = bool(names & set(kind.finished))
         state = "holds a finished run" if finished else "holds an unfinished run"
         resume = "" if finished else kind.way_on.format(folder=folder)
-        raise ConfigError(f"--output_dir {folder}: {state}; choose another folder, or replace it with --overwrite{resume}")
+        raise ConfigError(
+            f"--output_dir {folder}: {state}; choose another folder, or replace it with --overwrite{resume}"
+        )
 
 
 def claim(folder: str, *, overwrite: bool, kind: Kind = RUN) -> None:
@@ -116,37 +122,16 @@ def claim(folder: str, *, overwrite: bool, kind: Kind = RUN) -> None:
     fs.delete_dir_contents(inner)
 
 
-def exists(path: str) -> bool:
-    """Whether there is a file of this path or URI."""
-    fs, inner = filesystem(path)
-    return bool(fs.get_file_info(inner).type == pafs.FileType.File)
-
-
-def read_text(path: str) -> str:
-    fs, inner = filesystem(path)
-    with fs.open_input_stream(inner) as stream:
-        return bytes(stream.read()).decode()
-
-
-def write_text(path: str, text: str) -> None:
-    """Write a text file in one move: it is either there whole or not at all."""
-    content = text.encode()
-    fs, inner = filesystem(path)
-    fs.create_dir(inner.rpartition("/")[0], recursive=True)
-    with fs.open_output_stream(f"{inner}{PART}") as stream:
-        stream.write(content)
-    fs.move(f"{inner}{PART}", inner)
-
-
-def write_json(path: str, values: dict[str, Any]) -> None:
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n")
-
-
 def located(settings: Settings) -> Settings:
-    """The settings with every local path in them made absolute: workers run in other directories, and so may who repeats the run."""
+    """The settings with every local path in them made absolute: workers run in other directories, and so may
+    who repeats the run."""
     paths = {"model_name_or_path": settings.model.base_model}
     paths |= {name: settings.get(name) for name in ("data_path", "eval_data_path", "image_root")}
-    local = {name: str(Path(path).absolute()) for name, path in paths.items() if path is not None and Path(path).exists()}
+    local = {
+        name: str(Path(path).absolute())
+        for name, path in paths.items()
+        if path is not None and Path(path).exists()
+    }
     return settings.replace(**local)
 
 

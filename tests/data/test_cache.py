@@ -59,9 +59,14 @@ def source(mall: Path, models: Path) -> Iterator[Source]:
 def test_no_cache_gives_the_same_batches_without_pixels_on_disk(source: Source, tmp_path: Path) -> None:
     cached = prepare(source, str(tmp_path / "a"))
     raw = prepare(Source(**{**vars(source), "encoded": False}), str(tmp_path / "b"))
-    size = {store.folder: sum(path.stat().st_size for path in Path(store.folder).glob("rows-*")) for store in (cached, raw)}
+    size = {
+        store.folder: sum(path.stat().st_size for path in Path(store.folder).glob("rows-*"))
+        for store in (cached, raw)
+    }
     assert size[raw.folder] < size[cached.folder] / 5
-    assert raw.index.drop_columns(["row_group", "offset"]).equals(cached.index.drop_columns(["row_group", "offset"]))
+    assert raw.index.drop_columns(["row_group", "offset"]).equals(
+        cached.index.drop_columns(["row_group", "offset"])
+    )
     order = Order(rows=len(cached.rows_of("train")), per_device=4, accumulation=1, world=1, seed=3)
     batches = order.epoch(0, 0)[:5]
     for kept, read, streamed in zip(
@@ -78,7 +83,9 @@ def test_no_cache_gives_the_same_batches_without_pixels_on_disk(source: Source, 
 
 def test_no_cache_notices_an_image_that_went_away(source: Source, mall: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(mall, tmp_path / "mall")
-    store = prepare(Source(**{**vars(source), "data_path": str(copy), "encoded": False}), str(tmp_path / "cache"))
+    store = prepare(
+        Source(**{**vars(source), "data_path": str(copy), "encoded": False}), str(tmp_path / "cache")
+    )
     shutil.rmtree(copy / "frames")
     with pytest.raises(DataError, match=r"image .*: .* \(it could be read when the run began\)"):
         read_examples(store, [0])

@@ -20,16 +20,25 @@ PICTURE = {"type": "image"}
 families = pytest.mark.parametrize(
     "family",
     [
-        "llava", "mllama", "smolvlm",
-        pytest.param("qwen2_5_vl", marks=[
-            pytest.mark.gpu, pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed"),
-        ]),
+        "llava",
+        "mllama",
+        "smolvlm",
+        pytest.param(
+            "qwen2_5_vl",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed"),
+            ],
+        ),
     ],
-)  # fmt: skip
+)
 
 
 def turn(role: str, *parts: Any) -> Message:
-    return {"role": role, "content": [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]}
+    return {
+        "role": role,
+        "content": [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts],
+    }
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -39,7 +48,10 @@ def picture(width: int, height: int) -> Image.Image:
 ROWS = {
     "a": ([turn("user", PICTURE, "How many?"), turn("assistant", "5")], [picture(90, 60)]),
     "b": (
-        [turn("user", PICTURE, "and", PICTURE, "Which is busier, and why?"), turn("assistant", "The second.")],
+        [
+            turn("user", PICTURE, "and", PICTURE, "Which is busier, and why?"),
+            turn("assistant", "The second."),
+        ],
         [picture(40, 130), picture(70, 71)],
     ),
     "t": ([turn("user", "What is a beam?"), turn("assistant", "A member that carries a floor.")], []),
@@ -57,7 +69,9 @@ def kit(folder: Path, floats: bool = False) -> tuple[RowEncoder, Pixels]:
     return RowEncoder(processor, raw_pixels=pixels.raw), pixels
 
 
-def batched(encoder: RowEncoder, pixels: Pixels, examples: list[Example], **options: Any) -> dict[str, torch.Tensor]:
+def batched(
+    encoder: RowEncoder, pixels: Pixels, examples: list[Example], **options: Any
+) -> dict[str, torch.Tensor]:
     pad = encoder.tokenizer.pad_token_id
     batch = collate(examples, pad_token_id=pad, per_row=pixels.per_row, **options)
     return next(parts({name: torch.from_numpy(value) for name, value in batch.items()}, len(examples)))
@@ -86,7 +100,9 @@ def processed(encoder: RowEncoder, mix: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("stored", ["found", "floats"])
 def test_rows_one_by_one_equal_the_whole_batch(models: Path, family: str, mix: str, stored: str) -> None:
     if family == "mllama" and is_torchvision_available() and "t" in mix and set(mix) != {"t"}:
-        pytest.skip("with torchvision, Mllama's own processor loses the rows without an image of a mixed batch")
+        pytest.skip(
+            "with torchvision, Mllama's own processor loses the rows without an image of a mixed batch"
+        )
     encoder, pixels = kit(models / family, floats=stored == "floats")
     batch = batched(encoder, pixels, encoded(encoder, mix))
     ours, own = pixels.normalize(batch), processed(encoder, mix)
@@ -95,7 +111,9 @@ def test_rows_one_by_one_equal_the_whole_batch(models: Path, family: str, mix: s
         assert ours[name].shape == expected.shape, name
         if name == "pixel_values":
             torch.testing.assert_close(ours[name], expected.float(), atol=1e-5, rtol=0)
-        elif name == "cross_attention_mask":  # the processor also lets padding see the images; nothing reads what padding sees
+        elif (
+            name == "cross_attention_mask"
+        ):  # the processor also lets padding see the images; nothing reads what padding sees
             seen = own["attention_mask"].bool()
             assert torch.equal(ours[name][seen], expected[seen])
             assert not ours[name][~seen].any()
@@ -116,8 +134,12 @@ def test_probe_finds_that_resized_uint8_will_do(models: Path, family: str) -> No
 @pytest.mark.parametrize(
     "image_processor",
     [
-        CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, do_rescale=False),
-        CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, do_normalize=False),
+        CLIPImageProcessorPil(
+            size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, do_rescale=False
+        ),
+        CLIPImageProcessorPil(
+            size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, do_normalize=False
+        ),
         EfficientNetImageProcessorPil(size={"height": 56, "width": 56}, include_top=True),  # normalises twice
         EfficientNetImageProcessorPil(
             size={"height": 56, "width": 56}, rescale_offset=True, include_top=False
@@ -155,7 +177,9 @@ def test_labels_are_those_of_the_rows(models: Path, family: str, mix: str) -> No
 @families
 def test_a_filler_has_no_labels_and_is_otherwise_the_same(models: Path, family: str) -> None:
     encoder, pixels = kit(models / family)
-    batch, filler = (batched(encoder, pixels, encoded(encoder, "a"), filler=filler) for filler in (False, True))
+    batch, filler = (
+        batched(encoder, pixels, encoded(encoder, "a"), filler=filler) for filler in (False, True)
+    )
     assert (filler.pop("labels") == IGNORED).all()
     assert (batch.pop("labels") != IGNORED).any()
     for name, value in batch.items():

@@ -48,7 +48,9 @@ def png_of_size(width: int, height: int) -> bytes:
     """A PNG whose header promises a size that its few bytes do not hold."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
@@ -62,9 +64,18 @@ def turned(orientation: int, form: str = "JPEG") -> bytes:
 
 @pytest.mark.parametrize(
     ("form", "options", "slack"),
-    [("PNG", {}, 0), ("BMP", {}, 0), ("TIFF", {}, 0), ("WEBP", {"lossless": True}, 0), ("PPM", {}, 0), ("JPEG", {"quality": 95}, 60)],
+    [
+        ("PNG", {}, 0),
+        ("BMP", {}, 0),
+        ("TIFF", {}, 0),
+        ("WEBP", {"lossless": True}, 0),
+        ("PPM", {}, 0),
+        ("JPEG", {"quality": 95}, 60),
+    ],
 )
-def test_every_file_format_gives_the_pixels(form: str, options: dict[str, Any], slack: int, tmp_path: Path) -> None:
+def test_every_file_format_gives_the_pixels(
+    form: str, options: dict[str, Any], slack: int, tmp_path: Path
+) -> None:
     path = tmp_path / "wrong.extension"
     path.write_bytes(encoded(COLOURS, form, **options))
     image = load_image(str(path))
@@ -119,7 +130,14 @@ def test_transparent_parts_are_white(kind: str) -> None:
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
 def test_animation_gives_its_first_frame(form: str) -> None:
     frames = [Image.new("RGB", (12, 12), colour) for colour in ("red", "green", "blue")]
-    data = encoded(frames[0], form, save_all=True, append_images=frames[1:], duration=50, **({"lossless": True} if form == "WEBP" else {}))
+    data = encoded(
+        frames[0],
+        form,
+        save_all=True,
+        append_images=frames[1:],
+        duration=50,
+        **({"lossless": True} if form == "WEBP" else {}),
+    )
     assert far(load_image(data), frames[0]) <= 2
 
 
@@ -136,7 +154,9 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = load_image(encoded(base, "JPEG", quality=95, exif=exif))
-    corner = {1: (2, 2), 2: (29, 2), 3: (29, 13), 4: (2, 13), 5: (2, 2), 6: (13, 2), 7: (13, 29), 8: (2, 29)}[orientation]
+    corner = {1: (2, 2), 2: (29, 2), 3: (29, 13), 4: (2, 13), 5: (2, 2), 6: (13, 2), 7: (13, 29), 8: (2, 29)}[
+        orientation
+    ]
     assert image.size == ((32, 16) if orientation < 5 else (16, 32))
     red, green, _ = image.getpixel(corner)
     assert red > 200
@@ -150,7 +170,9 @@ def test_exif_orientation_is_applied_once_in_other_formats(form: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
 def test_broken_exif_does_not_spoil_the_picture() -> None:
-    data = encoded(Image.new("RGB", (20, 10), "blue"), "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage")
+    data = encoded(
+        Image.new("RGB", (20, 10), "blue"), "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage"
+    )
     assert load_image(data).size == (20, 10)
 
 
@@ -177,7 +199,10 @@ REFUSED = {
     "zero size": (b"P6 0 10 255 ", "not an image"),
     "1×1": (encoded(Image.new("RGB", (1, 1)), "PNG"), "1×1 pixels: too small to show anything"),
     "3 high": (encoded(Image.new("RGB", (40, 3)), "PNG"), "40×3 pixels: too small to show anything"),
-    "ribbon": (encoded(Image.new("RGB", (805, 4)), "PNG"), "805×4 pixels: one side is over 200 times the other"),
+    "ribbon": (
+        encoded(Image.new("RGB", (805, 4)), "PNG"),
+        "805×4 pixels: one side is over 200 times the other",
+    ),
     "float TIFF": (encoded(Image.new("F", (8, 8), 0.5), "TIFF"), "32-bit numbers without a known range"),
 }
 
@@ -240,7 +265,10 @@ def test_content_hash_follows_pixels_only() -> None:
     other = COLOURS.copy()
     other.putpixel((39, 19), (0, 0, 1))
     grey, wide = Image.new("L", (6, 4)), Image.new("RGB", (6, 4))
-    hashes = {content_hash(image) for image in (COLOURS, other, grey, wide, wide.resize((4, 6)), wide.resize((8, 3)))}
+    hashes = {
+        content_hash(image)
+        for image in (COLOURS, other, grey, wide, wide.resize((4, 6)), wide.resize((8, 3)))
+    }
     assert len(hashes) == 6
 
 

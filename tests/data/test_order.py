@@ -1,4 +1,5 @@
-"""The order of rows: every row once an epoch, the same rows a step for any number of workers, and never another one."""
+"""The order of rows: every row once an epoch, the same rows a step for any number of workers, and never
+another one."""
 
 from dataclasses import replace
 from itertools import chain
@@ -59,7 +60,9 @@ def test_an_elastic_run_that_lacks_workers_makes_the_same_steps() -> None:
         assert elastic.passes_per_step == -(-24 // (2 * world))
         for step in range(3):
             rows = chain.from_iterable(rows_of(elastic.step(1, step, rank)) for rank in range(world))
-            assert sorted(rows) == sorted(chain.from_iterable(rows_of(whole.step(1, step, rank)) for rank in range(4)))
+            assert sorted(rows) == sorted(
+                chain.from_iterable(rows_of(whole.step(1, step, rank)) for rank in range(4))
+            )
             assert len({len(elastic.step(1, step, rank)) for rank in range(world)}) == 1
 
 
@@ -115,13 +118,17 @@ def test_resumed_at_any_step_the_rest_is_the_same(order: Order, data: st.DataObj
 @thorough
 @given(orders, st.integers(0, 3))
 def test_the_order_depends_on_seed_and_epoch_alone(order: Order, epoch: int) -> None:
-    other = replace(order, per_device=order.per_device + 1, accumulation=order.accumulation + 1, world=order.world + 1)
+    other = replace(
+        order, per_device=order.per_device + 1, accumulation=order.accumulation + 1, world=order.world + 1
+    )
     assert order.permutation(epoch).tolist() == other.permutation(epoch).tolist()
 
 
 def test_epochs_and_seeds_differ() -> None:
     order = Order(rows=50, per_device=1, accumulation=1, world=1, seed=1)
-    permutations = {tuple(replace(order, seed=seed).permutation(epoch)) for seed in (1, 2, 3) for epoch in (0, 1, 2)}
+    permutations = {
+        tuple(replace(order, seed=seed).permutation(epoch)) for seed in (1, 2, 3) for epoch in (0, 1, 2)
+    }
     assert len(permutations) == 9
 
 

@@ -1,4 +1,5 @@
-"""Files of every format → prepared rows, through real Ray Data: decoded again, made once, refused plainly, never half there."""
+"""Files of every format → prepared rows, through real Ray Data: decoded again, made once, refused plainly,
+never half there."""
 
 import json
 import os
@@ -61,7 +62,12 @@ def write_pictures(folder: Path, number: int = len(COUNTS)) -> list[str]:
 
 
 def write_lines(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n" for row in rows), "utf-8")
+    path.write_text(
+        "".join(
+            (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n" for row in rows
+        ),
+        "utf-8",
+    )
     return path
 
 
@@ -95,7 +101,9 @@ def frames_folder(folder: Path) -> Path:
         number = int(Path(image).stem)
         (folder / image).rename(folder / "frames" / f"seq_{number + 1:06d}.png")
     (folder / "messages.txt").write_text("USER: How many people?\nASSISTANT: {count} people", "utf-8")
-    (folder / "labels.csv").write_text("id,count\n" + "".join(f"{id},{count}\n" for id, count in enumerate(COUNTS, 1)))
+    (folder / "labels.csv").write_text(
+        "id,count\n" + "".join(f"{id},{count}\n" for id, count in enumerate(COUNTS, 1))
+    )
     return folder
 
 
@@ -109,7 +117,12 @@ def messages_json(folder: Path) -> Path:
     for number, row in enumerate(counted(folder)):
         typed = [{"type": "image"}, {"type": "text", "text": "How many people?"}]
         question = {"role": "user", "content": typed if number % 2 else "<image>\nHow many people?"}
-        rows.append({"messages": [question, {"role": "assistant", "content": row["output"]}], "images": [row["image"]]})
+        rows.append(
+            {
+                "messages": [question, {"role": "assistant", "content": row["output"]}],
+                "images": [row["image"]],
+            }
+        )
     path = folder / "data.json"
     path.write_text(json.dumps(rows))
     return path
@@ -120,7 +133,10 @@ def sharegpt_json(folder: Path) -> Path:
         {
             "id": str(number),
             "image": row["image"],
-            "conversations": [{"from": "human", "value": "<image>\nHow many people?"}, {"from": "gpt", "value": row["output"]}],
+            "conversations": [
+                {"from": "human", "value": "<image>\nHow many people?"},
+                {"from": "gpt", "value": row["output"]},
+            ],
         }
         for number, row in enumerate(counted(folder))
     ]
@@ -136,7 +152,10 @@ def parquet_paths(folder: Path) -> Path:
 
 
 def parquet_bytes(folder: Path) -> Path:
-    rows = [{**row, "image": {"bytes": (folder / row["image"]).read_bytes(), "path": None}} for row in counted(folder)]
+    rows = [
+        {**row, "image": {"bytes": (folder / row["image"]).read_bytes(), "path": None}}
+        for row in counted(folder)
+    ]
     shutil.rmtree(folder / "images")
     path = folder / "data.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path)
@@ -146,36 +165,61 @@ def parquet_bytes(folder: Path) -> Path:
 def saved_dataset(folder: Path) -> Path:
     rows = [{**row, "image": picture(number)} for number, row in enumerate(counted(folder))]
     shutil.rmtree(folder / "images")
-    features = datasets.Features({"instruction": datasets.Value("string"), "output": datasets.Value("string"), "image": datasets.Image()})
+    features = datasets.Features(
+        {
+            "instruction": datasets.Value("string"),
+            "output": datasets.Value("string"),
+            "image": datasets.Image(),
+        }
+    )
     datasets.Dataset.from_list(rows, features=features).save_to_disk(folder / "saved")
     return folder / "saved"
 
 
-FORMATS = [frames_folder, instruction_jsonl, messages_json, sharegpt_json, parquet_paths, parquet_bytes, saved_dataset]
+FORMATS = [
+    frames_folder,
+    instruction_jsonl,
+    messages_json,
+    sharegpt_json,
+    parquet_paths,
+    parquet_bytes,
+    saved_dataset,
+]
 
 
 @pytest.mark.parametrize("write", FORMATS)
 def test_a_format_from_files_to_labels(tmp_path: Path, llava: str, write: Callable[[Path], Path]) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
-    store = prepare(Source(str(write(folder)), llava, eval_fraction=0.25, test_fraction=0.25), str(tmp_path / "cache"))
+    store = prepare(
+        Source(str(write(folder)), llava, eval_fraction=0.25, test_fraction=0.25), str(tmp_path / "cache")
+    )
     encoder = RowEncoder(load_processor(llava), raw_pixels=True)
     assert answers(store, encoder) == [[f" {count} people</s>"] for count in COUNTS]
     assert sorted(store.column("split")) == ["eval"] * 2 + ["test"] * 2 + ["train"] * 4
-    question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many people?"}]}]
+    question = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many people?"}]}
+    ]
     for number, example in enumerate(store.read(range(store.meta.rows))):
-        shown = [*question, {"role": "assistant", "content": [{"type": "text", "text": f"{COUNTS[number]} people"}]}]
+        shown = [
+            *question,
+            {"role": "assistant", "content": [{"type": "text", "text": f"{COUNTS[number]} people"}]},
+        ]
         expected = encoder.encode(shown, [picture(number)])
         assert np.array_equal(example.input_ids, expected.input_ids)
         assert example.tensors["pixel_values"].dtype == np.uint8
-        assert np.array_equal(example.tensors["pixel_values"], expected.tensors["pixel_values"]), "the row's own picture"
+        assert np.array_equal(example.tensors["pixel_values"], expected.tensors["pixel_values"]), (
+            "the row's own picture"
+        )
 
 
 def test_the_sample_frames_in_two_languages(tmp_path: Path, mall: Path, llava: str) -> None:
     store = prepare(Source(str(mall), llava, eval_fraction=0.2, test_fraction=0.2), str(tmp_path))
     labels = [line.split(",")[1] for line in (mall / "labels.csv").read_text().splitlines()[1:]]
     assert MESSAGES.count("{count}") == 2
-    assert answers(store, RowEncoder(load_processor(llava))) == [[text] for n in labels for text in (f" {n}</s>", f" {n}명</s>")]
+    assert answers(store, RowEncoder(load_processor(llava))) == [
+        [text] for n in labels for text in (f" {n}</s>", f" {n}명</s>")
+    ]
     on = defaultdict(set)
     for source, side in sides(store).items():
         on[source.split(" (dialogue")[0]].add(side)
@@ -183,13 +227,19 @@ def test_the_sample_frames_in_two_languages(tmp_path: Path, mall: Path, llava: s
     assert all(len(found) == 1 for found in on.values()), "both questions about a frame stand on one side"
 
 
-@pytest.mark.parametrize(("family", "answer"), [("mllama", "{}<|eot_id|>"), ("smolvlm", " {}<end_of_utterance>")])
+@pytest.mark.parametrize(
+    ("family", "answer"), [("mllama", "{}<|eot_id|>"), ("smolvlm", " {}<end_of_utterance>")]
+)
 def test_other_families_and_many_turns(tmp_path: Path, models: Path, family: str, answer: str) -> None:
     image = write_pictures(tmp_path / "images", 2)
     talk = ["<image>\nHow many?", "세 명", "And here? <image>", "Nobody.", "Sure?", "Yes."]
-    messages = [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(talk)]
+    messages = [
+        {"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(talk)
+    ]
     asked = [{"role": "user", "content": "What is a beam?"}, {"role": "assistant", "content": "A member."}]
-    path = write_lines(tmp_path / "data.jsonl", [{"messages": messages, "images": image}, {"messages": asked}])
+    path = write_lines(
+        tmp_path / "data.jsonl", [{"messages": messages, "images": image}, {"messages": asked}]
+    )
     model = str(models / family)
     store = prepare(Source(str(path), model, eval_fraction=0, test_fraction=0), str(tmp_path / "cache"))
     found = answers(store, RowEncoder(load_processor(model)))
@@ -201,14 +251,25 @@ def test_rows_lie_in_the_order_of_their_sources(tmp_path: Path, llava: str) -> N
     """Many tasks, the first of which have the most to do."""
     folder = tmp_path / "data"
     images = write_pictures(folder / "images", 90)
-    first = [{"instruction": "How many?", "output": f"a{number}", "image": image} for number, image in enumerate(images)]
+    first = [
+        {"instruction": "How many?", "output": f"a{number}", "image": image}
+        for number, image in enumerate(images)
+    ]
     write_lines(folder / "a.jsonl", first)
-    write_lines(folder / "b.jsonl", [{"instruction": f"b{number}?", "output": f"b{number}"} for number in range(200)])
+    write_lines(
+        folder / "b.jsonl", [{"instruction": f"b{number}?", "output": f"b{number}"} for number in range(200)]
+    )
     write_lines(folder / "c.jsonl", [{"instruction": "c?", "output": "c0"}])
     store = prepare(Source(str(folder), llava), str(tmp_path / "cache"))
-    expected = [f"{folder}/{name}.jsonl:{line + 1}" for name, rows in (("a", 90), ("b", 200), ("c", 1)) for line in range(rows)]
+    expected = [
+        f"{folder}/{name}.jsonl:{line + 1}"
+        for name, rows in (("a", 90), ("b", 200), ("c", 1))
+        for line in range(rows)
+    ]
     assert store.column("source").tolist() == expected
-    texts = [f" {name}{number}</s>" for name, rows in (("a", 90), ("b", 200), ("c", 1)) for number in range(rows)]
+    texts = [
+        f" {name}{number}</s>" for name, rows in (("a", 90), ("b", 200), ("c", 1)) for number in range(rows)
+    ]
     assert answers(store, RowEncoder(load_processor(llava))) == [[text] for text in texts]
     assert len(set(store.column("shard"))) > 3
 
@@ -230,7 +291,9 @@ def test_prepared_once_and_found_again(tmp_path: Path, llava: str) -> None:
     assert files_of(again) == before
     assert [path.name for path in cache.iterdir()] == [Path(first.folder).name]
     moved = shutil.copytree(llava, tmp_path / "moved")
-    assert prepare(Source(source.data_path, str(moved)), str(cache)).folder == first.folder, "the same processor in another place"
+    assert prepare(Source(source.data_path, str(moved)), str(cache)).folder == first.folder, (
+        "the same processor in another place"
+    )
 
 
 def change_data(folder: Path) -> None:
@@ -250,9 +313,7 @@ def change_processor(folder: Path) -> None:
 
 
 def change_template(folder: Path) -> None:
-    template = (
-        "{% for m in messages %}{{ m.role }}> {% for p in m.content %}{{ p.text if p.text else '<image>' }}{% endfor %}\n{% endfor %}"
-    )
+    template = "{% for m in messages %}{{ m.role }}> {% for p in m.content %}{{ p.text if p.text else '<image>' }}{% endfor %}\n{% endfor %}"
     (folder / "model" / "chat_template.jinja").write_text(template)
 
 
@@ -262,19 +323,29 @@ def change_tokenizer(folder: Path) -> None:
     processor.save_pretrained(folder / "model")
 
 
-@pytest.mark.parametrize("change", [change_data, change_image, change_processor, change_template, change_tokenizer])
+@pytest.mark.parametrize(
+    "change", [change_data, change_image, change_processor, change_template, change_tokenizer]
+)
 def test_a_change_makes_a_new_store(tmp_path: Path, llava: str, change: Callable[[Path], None]) -> None:
     shutil.copytree(llava, tmp_path / "model")
     source = Source(str(instruction_jsonl(tmp_path)), str(tmp_path / "model"))
     old = prepare(source, str(tmp_path / "cache"))
-    before = [(example.input_ids.tolist(), example.tensors["pixel_values"].tolist()) for example in old.read(range(8))]
+    before = [
+        (example.input_ids.tolist(), example.tensors["pixel_values"].tolist())
+        for example in old.read(range(8))
+    ]
     change(tmp_path)
     new = prepare(source, str(tmp_path / "cache"))
     assert new.folder != old.folder
     if change is not change_processor:  # normalisation comes after the store
-        assert [(example.input_ids.tolist(), example.tensors["pixel_values"].tolist()) for example in new.read(range(8))] != before
+        assert [
+            (example.input_ids.tolist(), example.tensors["pixel_values"].tolist())
+            for example in new.read(range(8))
+        ] != before
     assert prepare(source, str(tmp_path / "cache")).folder == new.folder
-    assert Store(old.folder).read([0])[0].input_ids.tolist() == before[0][0], "a run that reads the old one goes on"
+    assert Store(old.folder).read([0])[0].input_ids.tolist() == before[0][0], (
+        "a run that reads the old one goes on"
+    )
 
 
 # --- bad rows ---
@@ -295,7 +366,9 @@ def bad_rows(folder: Path) -> tuple[Path, dict[int, str]]:
         ({**ask, "output": 5}, "'output' must be a non-empty string, not a number"),
     ]
     lines = [line for pair in zip(good, [row for row, _ in bad], strict=False) for line in pair] + good[7:]
-    return write_lines(folder / "data.jsonl", lines), {2 * index + 2: reason for index, (_, reason) in enumerate(bad)}
+    return write_lines(folder / "data.jsonl", lines), {
+        2 * index + 2: reason for index, (_, reason) in enumerate(bad)
+    }
 
 
 def test_bad_rows_stop_with_the_first_five_named(tmp_path: Path, llava: str) -> None:
@@ -342,9 +415,13 @@ def test_nothing_but_bad_rows_cannot_be_skipped(tmp_path: Path, llava: str) -> N
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
-def test_a_file_that_breaks_off_inside_a_task_is_one_plain_line(tmp_path: Path, llava: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_breaks_off_inside_a_task_is_one_plain_line(
+    tmp_path: Path, llava: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "data.parquet"
-    pq.write_table(pa.table({"instruction": ["a"] * 50, "output": [str(number) for number in range(50)]}), path)
+    pq.write_table(
+        pa.table({"instruction": ["a"] * 50, "output": [str(number) for number in range(50)]}), path
+    )
     content = path.read_bytes()
     path.write_bytes(content[:4] + b"\xff" * 40 + content[44:])  # the pages, not the footer that a scan reads
     with pytest.raises(DataError) as refusal:
@@ -373,7 +450,8 @@ def test_sides_follow_the_content_not_the_order_of_rows(tmp_path: Path, llava: s
     other = write_lines(tmp_path / "shuffled.jsonl", shuffled)
     one, two = (prepare(Source(str(file), llava), str(tmp_path / "cache")) for file in (path, other))
     by_text = [
-        {row["output"]: side for row, side in zip(order, sides(s).values(), strict=True)} for order, s in ((rows, one), (shuffled, two))
+        {row["output"]: side for row, side in zip(order, sides(s).values(), strict=True)}
+        for order, s in ((rows, one), (shuffled, two))
     ]
     assert by_text[0] == by_text[1]
     assert set(by_text[0].values()) == {"train", "eval", "test"}
@@ -382,7 +460,9 @@ def test_sides_follow_the_content_not_the_order_of_rows(tmp_path: Path, llava: s
 
 
 def test_group_by_keeps_a_camera_on_one_side(tmp_path: Path, mall: Path, llava: str) -> None:
-    store = prepare(Source(str(mall), llava, group_by="camera", eval_fraction=0.2, test_fraction=0.2), str(tmp_path))
+    store = prepare(
+        Source(str(mall), llava, group_by="camera", eval_fraction=0.2, test_fraction=0.2), str(tmp_path)
+    )
     lines = [line.split(",") for line in (mall / "labels.csv").read_text().splitlines()[1:]]
     camera = {f"seq_{int(number):06d}": name for number, _, name in lines}
     on = defaultdict(set)
@@ -403,8 +483,13 @@ def test_too_few_groups_for_the_sides(tmp_path: Path, llava: str) -> None:
 
 def test_evaluation_data_of_its_own(tmp_path: Path, llava: str) -> None:
     rows = counted(tmp_path)
-    train, held = write_lines(tmp_path / "train.jsonl", rows[:5]), write_lines(tmp_path / "eval.jsonl", rows[5:])
-    store = prepare(Source(str(train), llava, eval_data_path=str(held), test_fraction=0.2), str(tmp_path / "cache"))
+    train, held = (
+        write_lines(tmp_path / "train.jsonl", rows[:5]),
+        write_lines(tmp_path / "eval.jsonl", rows[5:]),
+    )
+    store = prepare(
+        Source(str(train), llava, eval_data_path=str(held), test_fraction=0.2), str(tmp_path / "cache")
+    )
     assert store.column("split")[5:].tolist() == ["eval"] * 3
     assert sorted(store.column("split")[:5]) == ["test"] + ["train"] * 4
 
@@ -415,7 +500,9 @@ def test_evaluation_data_with_an_image_that_is_trained_on(tmp_path: Path, llava:
     picture(2).save(tmp_path / "images" / "copy.bmp")
     train = write_lines(tmp_path / "train.jsonl", rows[:5])
     held = write_lines(tmp_path / "eval.jsonl", [*rows[5:], {**rows[5], "image": "images/copy.bmp"}])
-    with pytest.raises(DataError, match=rf"{train}:3: the same image or group is also in {held}; remove it from one"):
+    with pytest.raises(
+        DataError, match=rf"{train}:3: the same image or group is also in {held}; remove it from one"
+    ):
         prepare(Source(str(train), llava, eval_data_path=str(held), test_fraction=0), str(tmp_path / "cache"))
     assert not list((tmp_path / "cache").glob("*.part"))
 
@@ -441,7 +528,11 @@ def test_two_that_prepare_the_same_data_at_once(tmp_path: Path, llava: str) -> N
         thread.join()
     assert not failed
     encoder = RowEncoder(load_processor(llava))
-    assert answers(made[0], encoder) == answers(made[1], encoder) == [[f" {count} people</s>"] for count in COUNTS]
+    assert (
+        answers(made[0], encoder)
+        == answers(made[1], encoder)
+        == [[f" {count} people</s>"] for count in COUNTS]
+    )
     assert sides(made[0]) == sides(made[1])
     assert prepare(source, cache).folder in {store.folder for store in made}
     assert not list(Path(cache).glob("*.part"))

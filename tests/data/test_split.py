@@ -1,4 +1,5 @@
-"""Who stands on which side: by content and seed alone, no group on two sides, as many rows as were asked for."""
+"""Who stands on which side: by content and seed alone, no group on two sides, as many rows as were asked
+for."""
 
 from collections import Counter, defaultdict
 
@@ -11,7 +12,9 @@ from vlmtune.errors import DataError
 
 thorough = settings(max_examples=150, deadline=None, derandomize=True)
 # Rows that name up to three of twelve images: chains of shared images form.
-row_keys = st.lists(st.lists(st.sampled_from("abcdefghijkl"), min_size=1, max_size=3), min_size=1, max_size=12)
+row_keys = st.lists(
+    st.lists(st.sampled_from("abcdefghijkl"), min_size=1, max_size=3), min_size=1, max_size=12
+)
 
 
 def test_rows_that_share_an_image_are_one_group() -> None:
@@ -72,7 +75,11 @@ def test_single_rows_are_split_exactly() -> None:
 
 
 def test_a_small_share_is_at_least_one_row() -> None:
-    assert Counter(split(list("abcde"), eval_fraction=0.01, test_fraction=0.01, seed=42)) == {TRAIN: 3, EVAL: 1, TEST: 1}
+    assert Counter(split(list("abcde"), eval_fraction=0.01, test_fraction=0.01, seed=42)) == {
+        TRAIN: 3,
+        EVAL: 1,
+        TEST: 1,
+    }
 
 
 def test_nothing_is_held_out_unasked() -> None:
@@ -89,7 +96,9 @@ def test_the_split_is_frozen() -> None:
 
 def test_seeds_differ() -> None:
     groups = [f"{number:03d}" for number in range(60)]
-    assert len({tuple(split(groups, eval_fraction=0.2, test_fraction=0.2, seed=seed)) for seed in range(5)}) == 5
+    assert (
+        len({tuple(split(groups, eval_fraction=0.2, test_fraction=0.2, seed=seed)) for seed in range(5)}) == 5
+    )
 
 
 def test_a_larger_eval_share_keeps_the_test_rows() -> None:
@@ -99,9 +108,12 @@ def test_a_larger_eval_share_keeps_the_test_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "eval_fraction", "test_fraction"), [("aaaa", 0.1, 0.0), ("ab", 0.1, 0.1), ("aaab", 0.0, 0.9), ("a", 0.2, 0.2)]
+    ("groups", "eval_fraction", "test_fraction"),
+    [("aaaa", 0.1, 0.0), ("ab", 0.1, 0.1), ("aaab", 0.0, 0.9), ("a", 0.2, 0.2)],
 )
-def test_a_side_that_would_be_empty_is_an_error(groups: str, eval_fraction: float, test_fraction: float) -> None:
+def test_a_side_that_would_be_empty_is_an_error(
+    groups: str, eval_fraction: float, test_fraction: float
+) -> None:
     message = f"{len(groups)} rows in {len(set(groups))} groups .* no row for train: give more data, or a smaller --eval_fraction"
     with pytest.raises(DataError, match=message):
         split(list(groups), eval_fraction=eval_fraction, test_fraction=test_fraction, seed=42)

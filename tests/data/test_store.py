@@ -34,7 +34,9 @@ META = Meta(
 def example(row: int) -> Example:
     """Rows of all lengths; every third is text alone, the others have uint8 pixels and an integer mask."""
     draw = np.random.RandomState(row)
-    kinds = np.repeat([TEMPLATE, IMAGE, TEXT, TEMPLATE, ANSWER, TEXT, ANSWER], draw.randint(1, 9, 7)).astype(np.uint8)
+    kinds = np.repeat([TEMPLATE, IMAGE, TEXT, TEMPLATE, ANSWER, TEXT, ANSWER], draw.randint(1, 9, 7)).astype(
+        np.uint8
+    )
     tensors: dict[str, np.ndarray] = {}
     if row % 3:
         pixels = draw.randint(0, 256, (row % 4 + 1, 3, 14, 14)).astype(np.uint8)
@@ -49,8 +51,14 @@ def write_store(folder: Path) -> Path:
     for start in range(0, ROWS, PER_SHARD):
         rows = range(start, min(start + PER_SHARD, ROWS))
         shard = f"rows-{start:05d}.parquet"
-        for row, (group, offset) in zip(rows, write_shard(str(folder / shard), [example(row) for row in rows]), strict=True):
-            line = {"source": f"data.jsonl:{row + 1}", "split": "eval" if row % 5 == 0 else "train", "number": row}
+        for row, (group, offset) in zip(
+            rows, write_shard(str(folder / shard), [example(row) for row in rows]), strict=True
+        ):
+            line = {
+                "source": f"data.jsonl:{row + 1}",
+                "split": "eval" if row % 5 == 0 else "train",
+                "number": row,
+            }
             index.append({**line, "shard": shard, "row_group": group, "offset": offset})
     pq.write_table(pa.Table.from_pylist(index, schema=INDEX), folder / "index.parquet")
     pq.write_table(pa.Table.from_pylist([], schema=IMAGES), folder / "images.parquet")
@@ -164,10 +172,14 @@ def test_a_damaged_shard_is_a_data_error(tmp_path: Path, damage: Callable[[Path]
 
 @pytest.mark.parametrize("name", ["meta.json", "index.parquet"])
 @pytest.mark.parametrize("damage", [truncate, empty, Path.unlink])
-def test_a_store_that_cannot_be_opened_is_a_data_error(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+def test_a_store_that_cannot_be_opened_is_a_data_error(
+    tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
     folder = write_store(tmp_path / "key.1")
     damage(folder / name)
-    with pytest.raises(DataError, match=f"{folder / name} cannot be read .*: delete {folder} to prepare again"):
+    with pytest.raises(
+        DataError, match=f"{folder / name} cannot be read .*: delete {folder} to prepare again"
+    ):
         Store(str(folder))
 
 

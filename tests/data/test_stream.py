@@ -32,7 +32,13 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", params=["llava", "mllama"])
-def store(request: pytest.FixtureRequest, cluster: None, models: Path, mall: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+def store(
+    request: pytest.FixtureRequest,
+    cluster: None,
+    models: Path,
+    mall: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Store:
     return prepare(Source(str(mall), str(models / request.param)), str(tmp_path_factory.mktemp("cache")))
 
 
@@ -62,7 +68,9 @@ def test_batches_have_the_rows_that_the_order_names(store: Store) -> None:
     rows = store.rows_of("train")
     ids = [example.input_ids for example in store.read(rows)]
     choose = random.Random(1)
-    batches = [MicroBatch(tuple(choose.choices(range(len(rows)), k=1 if index % 7 else 16))) for index in range(60)]
+    batches = [
+        MicroBatch(tuple(choose.choices(range(len(rows)), k=1 if index % 7 else 16))) for index in range(60)
+    ]
     for batch, tensors in zip(batches, stream_batches(store, "train", batches, None), strict=True):
         for row, found, mask in zip(batch.rows, tensors["input_ids"], tensors["attention_mask"], strict=True):
             assert found[mask.bool()].tolist() == ids[row].tolist()
@@ -84,7 +92,9 @@ def test_evaluation_rows_of_every_rank(store: Store) -> None:
     read = list(read_batches(store, "eval", batches, None))
     assert_same(list(stream_batches(store, "eval", batches, None)), read)
     trained = sum(int((batch["labels"] != IGNORED).sum()) for batch in read)
-    assert trained == sum(int((example.labels != IGNORED).sum()) for example in store.read(store.rows_of("eval")))
+    assert trained == sum(
+        int((example.labels != IGNORED).sum()) for example in store.read(store.rows_of("eval"))
+    )
 
 
 def test_resumed_in_the_middle_the_stream_goes_on(store: Store) -> None:
@@ -94,7 +104,9 @@ def test_resumed_in_the_middle_the_stream_goes_on(store: Store) -> None:
 
 
 def test_no_batch_is_an_empty_stream(store: Store) -> None:
-    assert list(stream_batches(store, "train", [], None)) == list(read_batches(store, "train", [], None)) == []
+    assert (
+        list(stream_batches(store, "train", [], None)) == list(read_batches(store, "train", [], None)) == []
+    )
 
 
 def test_lengths_are_padded_to_a_multiple(store: Store) -> None:
@@ -115,13 +127,20 @@ def test_damage_is_told_as_it_is_in_a_task(store: Store, models: Path, mall: Pat
     assert f"delete {own.folder} to prepare again" in str(refusal.value)
 
 
-def test_a_full_stream_leaves_the_trainers_process_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While more is ready than there is room for, Ray Data's executor would ask its readers some 2,000 times a second."""
+def test_a_full_stream_leaves_the_trainers_process_alone(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While more is ready than there is room for, Ray Data's executor would ask its readers some 2,000 times
+    a second."""
     limits = ray.data.ExecutionResources(object_store_memory=1)
     monkeypatch.setattr(ray.data.DataContext.get_current().execution_options, "resource_limits", limits)
     steps = []
     step = Paced.on_execution_step
-    monkeypatch.setattr(Paced, "on_execution_step", lambda self, executor: (steps.append(time.monotonic()), step(self, executor)))
+    monkeypatch.setattr(
+        Paced,
+        "on_execution_step",
+        lambda self, executor: (steps.append(time.monotonic()), step(self, executor)),
+    )
     batches = [MicroBatch((row % 8,)) for row in range(120)]
     with closing(stream_batches(store, "train", batches, None)) as stream:
         read = [next(stream)]

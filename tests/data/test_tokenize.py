@@ -1,4 +1,5 @@
-"""Which tokens are trained on, seen by decoding them, for every family and template; and what shortening keeps."""
+"""Which tokens are trained on, seen by decoding them, for every family and template; and what shortening
+keeps."""
 
 from functools import cache
 from itertools import pairwise
@@ -31,7 +32,8 @@ from vlmtune.data.tokenize import (
 Message = dict[str, Any]
 PICTURE = {"type": "image"}
 
-# The form of the template that llava-hf/llava-1.5-7b-hf ships: a space after each text, no end token, images first.
+# The form of the template that llava-hf/llava-1.5-7b-hf ships: a space after each text, no end token, images
+# first.
 PUBLIC_LLAVA = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
@@ -57,14 +59,23 @@ SETUPS = {
 
 
 def turn(role: str, *parts: Any) -> Message:
-    return {"role": role, "content": [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]}
+    return {
+        "role": role,
+        "content": [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts],
+    }
 
 
 CONVERSATIONS: dict[str, list[Message]] = {
     "one turn": [turn("user", PICTURE, "How many people?"), turn("assistant", "There are five people.")],
     "a number": [turn("user", PICTURE, "How many people?"), turn("assistant", "5")],
-    "Korean": [turn("user", PICTURE, "이 사진에 사람이 몇 명 있습니까?"), turn("assistant", "모두 7명입니다. 😀")],
-    "text only": [turn("user", "What is a beam?"), turn("assistant", "A horizontal member.\nIt carries the floor.")],
+    "Korean": [
+        turn("user", PICTURE, "이 사진에 사람이 몇 명 있습니까?"),
+        turn("assistant", "모두 7명입니다. 😀"),
+    ],
+    "text only": [
+        turn("user", "What is a beam?"),
+        turn("assistant", "A horizontal member.\nIt carries the floor."),
+    ],
     "system and three turns": [
         turn("system", "Answer with a number."),
         turn("user", "Look.", PICTURE, "How many?"),
@@ -113,7 +124,11 @@ def encoder_for(models: Path, setup: str) -> RowEncoder:
 
 
 def texts_of(messages: list[Message], *roles: str) -> list[str]:
-    return [" ".join(part["text"] for part in m["content"] if part["type"] == "text") for m in messages if m["role"] in roles]
+    return [
+        " ".join(part["text"] for part in m["content"] if part["type"] == "text")
+        for m in messages
+        if m["role"] in roles
+    ]
 
 
 def runs(positions: np.ndarray) -> list[np.ndarray]:
@@ -122,7 +137,10 @@ def runs(positions: np.ndarray) -> list[np.ndarray]:
 
 
 def decoded(encoder: RowEncoder, example: Example, kind: int) -> list[str]:
-    return [encoder.tokenizer.decode(example.input_ids[run]) for run in runs(np.flatnonzero(example.kinds == kind))]
+    return [
+        encoder.tokenizer.decode(example.input_ids[run])
+        for run in runs(np.flatnonzero(example.kinds == kind))
+    ]
 
 
 def letters(texts: list[str]) -> str:
@@ -131,7 +149,9 @@ def letters(texts: list[str]) -> str:
 
 @every_setup
 @every_conversation
-def test_loss_is_on_the_answers_and_their_end_tokens_alone(models: Path, setup: str, conversation: str) -> None:
+def test_loss_is_on_the_answers_and_their_end_tokens_alone(
+    models: Path, setup: str, conversation: str
+) -> None:
     encoder, messages = encoder_for(models, setup), CONVERSATIONS[conversation]
     images = pictures(messages)
     example = encoder.encode(messages, images)
@@ -149,7 +169,12 @@ def test_tokens_and_tensors_are_the_processors_own(models: Path, setup: str, con
     images, text = pictures(messages), encoder.chat_text(messages)
     example = encoder.encode(messages, images)
     begins = text.startswith(encoder.tokenizer.bos_token)
-    own = encoder.processor(text=[text], **({"images": images} if images else {}), add_special_tokens=not begins, return_tensors="np")
+    own = encoder.processor(
+        text=[text],
+        **({"images": images} if images else {}),
+        add_special_tokens=not begins,
+        return_tensors="np",
+    )
     assert np.array_equal(example.input_ids, own.pop("input_ids")[0])
     assert own.pop("attention_mask").all()
     assert example.tensors.keys() == own.keys()
@@ -159,7 +184,12 @@ def test_tokens_and_tensors_are_the_processors_own(models: Path, setup: str, con
     assert placeholders.any() == bool(images)
     assert (example.kinds[placeholders] == IMAGE).all()
     marks = set(encoder.tokenizer.convert_ids_to_tokens(example.input_ids[example.kinds == IMAGE].tolist()))
-    tiles = {mark for mark in marks if mark.startswith("<row_")} | {"<global-img>", "<fake_token_around_image>", "Ċ", "ĊĊ"}
+    tiles = {mark for mark in marks if mark.startswith("<row_")} | {
+        "<global-img>",
+        "<fake_token_around_image>",
+        "Ċ",
+        "ĊĊ",
+    }
     assert marks - {encoder.processor.image_token} <= (tiles if setup == "smolvlm" else set())
     assert example.image_tokens == (example.kinds == IMAGE).sum()
 
@@ -175,20 +205,38 @@ def test_text_begins_with_one_bos(models: Path, setup: str, conversation: str) -
 @every_setup
 @every_conversation
 def test_prompt_is_what_the_processor_generates_from(models: Path, setup: str, conversation: str) -> None:
-    """The same tokens as `apply_chat_template(add_generation_prompt=True)` on the messages before the last answer."""
+    """The same tokens as `apply_chat_template(add_generation_prompt=True)` on the messages before the last
+    answer."""
     encoder, messages = encoder_for(models, setup), CONVERSATIONS[conversation]
     images = pictures(messages)
     given_images = iter(images)
     before = [
-        {**message, "content": [{**part, "image": next(given_images)} if part == PICTURE else part for part in message["content"]]}
+        {
+            **message,
+            "content": [
+                {**part, "image": next(given_images)} if part == PICTURE else part
+                for part in message["content"]
+            ],
+        }
         for message in messages[:-1]
     ]
     template = encoder.processor.chat_template or BUILTIN_TEMPLATE
-    if setup in ("llava", "llava, public template", "llava, template with BOS"):  # as trained: earlier answers have their end token
-        template = template.replace("{% generation %}{{ content['text'] + ' '}}", "{% generation %}{{ content['text'] + '</s> '}}")
+    if setup in (
+        "llava",
+        "llava, public template",
+        "llava, template with BOS",
+    ):  # as trained: earlier answers have their end token
+        template = template.replace(
+            "{% generation %}{{ content['text'] + ' '}}", "{% generation %}{{ content['text'] + '</s> '}}"
+        )
         template = template.replace("{{ ' ' }}", "{{ '</s> ' if message['role'] == 'assistant' else ' ' }}")
     own = encoder.processor.apply_chat_template(
-        before, chat_template=template, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="np"
+        before,
+        chat_template=template,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="np",
     )
     prompt = encoder.encode(messages, images).prompt()
     assert np.array_equal(prompt.input_ids, own.pop("input_ids")[0])
@@ -203,12 +251,20 @@ def test_an_answer_in_two_parts_has_one_end(models: Path, setup: str) -> None:
     encoder = encoder_for(models, setup)
     example = encoder.encode([turn("user", "Who?"), turn("assistant", "Two men", "and a child")], [])
     answers = decoded(encoder, example, ANSWER)
-    assert [letters([answer]) for answer in answers] == [letters([SETUPS[setup][2].format("Two men and a child")])]
+    assert [letters([answer]) for answer in answers] == [
+        letters([SETUPS[setup][2].format("Two men and a child")])
+    ]
 
 
 @pytest.mark.parametrize(
     ("family", "token"),
-    [("llava", "</s>"), ("llava", "<image>"), ("mllama", "<|eot_id|>"), ("mllama", "<|start_header_id|>"), ("smolvlm", "<row_1_col_2>")],
+    [
+        ("llava", "</s>"),
+        ("llava", "<image>"),
+        ("mllama", "<|eot_id|>"),
+        ("mllama", "<|start_header_id|>"),
+        ("smolvlm", "<row_1_col_2>"),
+    ],
 )
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])
 def test_special_tokens_in_a_text_are_refused(models: Path, family: str, token: str, role: str) -> None:
@@ -222,12 +278,21 @@ PARTS = "{% for p in m.content %}{{ '<image>' if p.type == 'image' else p.text }
 BODY = "{% for m in messages %}{{ m.role }}: " + PARTS + "\n{% endfor %}"
 REFUSED = {
     "rewrites": (BODY.replace("p.text", "p.text | replace('r', 'R')"), "rewrites the text"),
-    "drops a role": (BODY.replace("in messages", "in messages if m.role != 'system'"), "leaves out or reorders"),
+    "drops a role": (
+        BODY.replace("in messages", "in messages if m.role != 'system'"),
+        "leaves out or reorders",
+    ),
     "reorders": (BODY.replace("in messages", "in messages | reverse"), "leaves out or reorders"),
     "repeats": (BODY + "{{ messages[0].content[0].text }}", "leaves out or reorders"),
     "shows no image": (BODY.replace("<image>", ""), "for text alone"),
-    "wants plain strings": ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "for text alone"),
-    "raises": ("{{ raise_exception('No system message, please.') }}", "refuses this conversation: No system message, please"),
+    "wants plain strings": (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+        "for text alone",
+    ),
+    "raises": (
+        "{{ raise_exception('No system message, please.') }}",
+        "refuses this conversation: No system message, please",
+    ),
 }
 
 
@@ -265,8 +330,13 @@ SIZES = st.tuples(st.integers(8, 130), st.integers(8, 130))
 def conversations(draw: st.DrawFn) -> tuple[list[Message], list[Image.Image]]:
     messages = [turn("system", draw(WORDS))] if draw(st.booleans()) else []
     for _ in range(draw(st.integers(1, 3))):
-        question = draw(st.permutations([PICTURE] * draw(st.integers(0, 2)) + draw(st.lists(WORDS, max_size=2))))
-        messages += [turn("user", *(question or [draw(WORDS)])), turn("assistant", *draw(st.lists(WORDS, min_size=1, max_size=2)))]
+        question = draw(
+            st.permutations([PICTURE] * draw(st.integers(0, 2)) + draw(st.lists(WORDS, max_size=2)))
+        )
+        messages += [
+            turn("user", *(question or [draw(WORDS)])),
+            turn("assistant", *draw(st.lists(WORDS, min_size=1, max_size=2))),
+        ]
     number = sum(part == PICTURE for message in messages for part in message["content"])
     return messages, [picture(*draw(SIZES), seed=index) for index in range(number)]
 
@@ -280,13 +350,20 @@ families = pytest.mark.parametrize(
         ]),
     ],
 )  # fmt: skip
-thorough = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+thorough = settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 @families
 @thorough
 @given(data=st.data())
-def test_shortening_keeps_images_and_what_is_nearest_to_the_answer(models: Path, family: str, data: st.DataObject) -> None:
+def test_shortening_keeps_images_and_what_is_nearest_to_the_answer(
+    models: Path, family: str, data: st.DataObject
+) -> None:
     messages, images = data.draw(conversations())
     encoder = encoder_of(models / family)
     example = encoder.encode(messages, images)
@@ -318,7 +395,9 @@ def test_shortening_keeps_images_and_what_is_nearest_to_the_answer(models: Path,
 @families
 @thorough
 @given(data=st.data())
-def test_required_length_is_the_smallest_that_is_accepted(models: Path, family: str, data: st.DataObject) -> None:
+def test_required_length_is_the_smallest_that_is_accepted(
+    models: Path, family: str, data: st.DataObject
+) -> None:
     messages, images = data.draw(conversations())
     example = encoder_of(models / family).encode(messages, images)
     needed = required_length(example)
@@ -335,7 +414,10 @@ def test_a_row_that_fits_stays_as_it_is(models: Path) -> None:
 
 def test_question_and_answer_share_what_is_left(models: Path) -> None:
     encoder = encoder_of(models / "llava")
-    example = encoder.encode([turn("user", PICTURE, "abc " * 40 + "the end?"), turn("assistant", "So it is. " + "xyz " * 40)], [picture()])
+    example = encoder.encode(
+        [turn("user", PICTURE, "abc " * 40 + "the end?"), turn("assistant", "So it is. " + "xyz " * 40)],
+        [picture()],
+    )
     short = shorten(example, required_length(example) - 1 + 20)
     assert (short.kinds == TEXT).sum() == 10
     assert (short.kinds == ANSWER).sum() == 10

@@ -18,23 +18,43 @@ from vlmtune.demo.scenes import KOREAN_TERMS, write_mall
 from vlmtune.errors import ModelError
 
 needs_torchvision = pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed")
-families = pytest.mark.parametrize("family", ["llava", "mllama", "smolvlm", pytest.param("qwen2_5_vl", marks=needs_torchvision)])
+families = pytest.mark.parametrize(
+    "family", ["llava", "mllama", "smolvlm", pytest.param("qwen2_5_vl", marks=needs_torchvision)]
+)
 
 LANGUAGE_MODEL = r".*(language_model|text_model)\..*\.(q_proj|k_proj|v_proj|o_proj)"
 SPECIAL = {
     "llava": ["<s>", "</s>", "<unk>", "<pad>", "<image>"],
     "mllama": [
-        "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>",
-        "<|finetune_right_pad_id|>", "<|python_tag|>", "<|image|>",
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|finetune_right_pad_id|>",
+        "<|python_tag|>",
+        "<|image|>",
     ],
     "smolvlm": [
-        "<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<image>", "<global-img>",
-        "<row_1_col_1>", "<row_6_col_6>",
+        "<|im_start|>",
+        "<end_of_utterance>",
+        "<fake_token_around_image>",
+        "<image>",
+        "<global-img>",
+        "<row_1_col_1>",
+        "<row_6_col_6>",
     ],
     "qwen2_5_vl": [
-        "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|endoftext|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
     ],
-}  # fmt: skip
+}
 PROMPTS = {  # what the family's template makes of QUESTION and ANSWER
     "llava": "USER: <image>\nHow many? ASSISTANT: 7</s>",
     "mllama": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n<|image|>How many?<|eot_id|>"
@@ -69,9 +89,12 @@ def batch(folder: Path, images: list[Image.Image]) -> dict[str, torch.Tensor]:
     processor: Any = AutoProcessor.from_pretrained(folder)
     text = PROMPTS[folder.name]
     inputs = processor(
-        text=[text] * len(images), images=[[image] for image in images], return_tensors="pt", padding=True,
+        text=[text] * len(images),
+        images=[[image] for image in images],
+        return_tensors="pt",
+        padding=True,
         add_special_tokens=not text.startswith(processor.tokenizer.bos_token or "<|"),
-    )  # fmt: skip
+    )
     image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == image_token, -100)
     return {**inputs, "labels": labels}
@@ -80,16 +103,29 @@ def batch(folder: Path, images: list[Image.Image]) -> dict[str, torch.Tensor]:
 def load(folder: Path, quantization: str = "none") -> Any:
     configs = {
         "none": None,
-        "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
-        "int8": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["vision_model", "visual", "multi_modal_projector", "lm_head"]),
+        "nf4": BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+        ),
+        "int8": BitsAndBytesConfig(
+            load_in_8bit=True,
+            llm_int8_skip_modules=["vision_model", "visual", "multi_modal_projector", "lm_head"],
+        ),
     }
-    return AutoModelForImageTextToText.from_pretrained(folder, quantization_config=configs[quantization], device_map={"": "cpu"})
+    return AutoModelForImageTextToText.from_pretrained(
+        folder, quantization_config=configs[quantization], device_map={"": "cpu"}
+    )
 
 
 @families
 def test_a_folder_is_small_and_whole(models: Path, family: str) -> None:
     files = {path.name: path.stat().st_size for path in (models / family).iterdir()}
-    assert {"config.json", "generation_config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= set(files)
+    assert {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "tokenizer.json",
+    } <= set(files)
     assert sum(files.values()) < 2e6
     assert ("chat_template.jinja" in files) == (family != "llava")
 
@@ -143,13 +179,17 @@ def test_chat_template(models: Path, family: str) -> None:
 @families
 def test_bos_stands_once(models: Path, images: list[Image.Image], family: str) -> None:
     processor: Any = AutoProcessor.from_pretrained(models / family)
-    bos = {"llava": "<s>", "mllama": "<|begin_of_text|>", "smolvlm": "<|im_start|>", "qwen2_5_vl": None}[family]
+    bos = {"llava": "<s>", "mllama": "<|begin_of_text|>", "smolvlm": "<|im_start|>", "qwen2_5_vl": None}[
+        family
+    ]
     assert processor.tokenizer.bos_token == bos
     if family == "llava":
         ids = processor(text=PROMPTS[family], images=images[0])["input_ids"][0]
     else:
         content = [{"type": "image", "image": images[0]}, {"type": "text", "text": "How many?"}]
-        ids = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=True, return_dict=True)["input_ids"][0]
+        ids = processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=True, return_dict=True
+        )["input_ids"][0]
     assert bos is None or (ids[0] == processor.tokenizer.bos_token_id and list(ids).count(ids[0]) == 1)
 
 
@@ -181,7 +221,9 @@ def test_weights_start_untrained_but_alive(models: Path, images: list[Image.Imag
 
 @families
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
-def test_lora_trains_on_images(models: Path, images: list[Image.Image], family: str, quantization: str) -> None:
+def test_lora_trains_on_images(
+    models: Path, images: list[Image.Image], family: str, quantization: str
+) -> None:
     model, inputs = load(models / family, quantization), batch(models / family, images)
     projections = [module for name, module in model.named_modules() if re.fullmatch(LANGUAGE_MODEL, name)]
     layer = {"none": torch.nn.Linear, "nf4": Linear4bit, "int8": Linear8bitLt}[quantization]
@@ -195,29 +237,41 @@ def test_lora_trains_on_images(models: Path, images: list[Image.Image], family: 
         loss = model(**inputs).loss
         loss.backward()
         losses.append(loss.item())
-        gradients = {name: weight.grad.abs().max().item() for name, weight in weights.items() if weight.grad is not None}
+        gradients = {
+            name: weight.grad.abs().max().item()
+            for name, weight in weights.items()
+            if weight.grad is not None
+        }
         optimizer.step()
         optimizer.zero_grad()
     assert losses[-1] < losses[0] - 0.3
     assert gradients.keys() == weights.keys()
-    assert all(0 < gradient < math.inf for gradient in gradients.values()), gradients  # Mllama's cross-attention among them
+    assert all(0 < gradient < math.inf for gradient in gradients.values()), (
+        gradients
+    )  # Mllama's cross-attention among them
 
 
 @families
-def test_generation_stops_at_the_familys_end_tokens(models: Path, images: list[Image.Image], family: str) -> None:
+def test_generation_stops_at_the_familys_end_tokens(
+    models: Path, images: list[Image.Image], family: str
+) -> None:
     model, inputs = load(models / family), batch(models / family, images[:1])
     tokenizer = AutoTokenizer.from_pretrained(models / family)
     ends = model.generation_config.eos_token_id
     assert tokenizer.eos_token_id in (ends if isinstance(ends, list) else [ends])
     assert model.generation_config.pad_token_id == tokenizer.pad_token_id is not None
-    ids = model.generate(**{name: value for name, value in inputs.items() if name != "labels"}, max_new_tokens=3)
+    ids = model.generate(
+        **{name: value for name, value in inputs.items() if name != "labels"}, max_new_tokens=3
+    )
     assert 1 <= ids.shape[1] - inputs["input_ids"].shape[1] <= 3
 
 
 def test_mllamas_image_token_is_beyond_the_output_layer(models: Path) -> None:
     model = load(models / "mllama")
     assert model.config.image_token_index == model.config.text_config.vocab_size == model.lm_head.out_features
-    assert model.config.image_token_index == AutoTokenizer.from_pretrained(models / "mllama").vocab["<|image|>"]
+    assert (
+        model.config.image_token_index == AutoTokenizer.from_pretrained(models / "mllama").vocab["<|image|>"]
+    )
 
 
 def test_the_tokenizer_learns_the_texts_it_is_given(tmp_path: Path) -> None:
@@ -234,7 +288,9 @@ def test_an_unknown_family_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
-def test_qwen_without_torchvision_is_refused_plainly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_qwen_without_torchvision_is_refused_plainly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ModelError, match="torchvision"):
         write_model("qwen2_5_vl", tmp_path / "qwen")
     assert main(["--output_dir", str(tmp_path), "--family", "qwen2_5_vl"]) == 2

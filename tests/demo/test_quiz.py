@@ -16,14 +16,22 @@ def asked(pictures: int, questions: int) -> list[tuple[list[Thing], str, str]]:
 
 def test_people_and_the_mall_are_in_no_question_about_a_picture() -> None:
     rows = asked(300, 12)
-    sums = re.compile(r"How many people are (\d) people and (\d) more people\?|사람 (\d)명에 (\d)명을 더하면 몇 명입니까\?")
-    about = [(question, answer) for _, question, answer in rows if re.search("people|person|사람|명", question + answer)]
+    sums = re.compile(
+        r"How many people are (\d) people and (\d) more people\?|사람 (\d)명에 (\d)명을 더하면 몇 명입니까\?"
+    )
+    about = [
+        (question, answer)
+        for _, question, answer in rows
+        if re.search("people|person|사람|명", question + answer)
+    ]
     assert about
     for question, answer in about:
         found = sums.fullmatch(question)
         assert found, question
         assert int(answer.removesuffix("명")) == sum(int(number) for number in found.groups() if number)
-    assert not [question for _, question, _ in rows if re.search("mall|쇼핑|frame|CCTV|visitor|사람들|손님", question)]
+    assert not [
+        question for _, question, _ in rows if re.search("mall|쇼핑|frame|CCTV|visitor|사람들|손님", question)
+    ]
 
 
 def test_counts_are_right_in_both_languages() -> None:
@@ -33,7 +41,9 @@ def test_counts_are_right_in_both_languages() -> None:
         if match := re.fullmatch(r"How many (\w+) do you see\?", question):
             name = match[1]
             number = (
-                len(things) if name == "things" else sum(thing.kind is not None and quiz._plural(thing.kind) == name for thing in things)
+                len(things)
+                if name == "things"
+                else sum(thing.kind is not None and quiz._plural(thing.kind) == name for thing in things)
             )
             assert answer == str(number)
             english_rows += 1
@@ -59,10 +69,21 @@ def test_what_is_not_there_is_none_and_what_is_unclear_is_not_asked() -> None:
 def test_sides_and_sizes() -> None:
     things = [Thing("cup", "red", (5, 40, 15, 50)), Thing("house", "blue", (60, 10, 100, 60))]
     answers = {quiz.far_side(things, Random(seed)) for seed in range(100)}
-    assert {("Which thing is farthest on the left?", "cup"), ("가장 오른쪽에 있는 것은 무엇입니까?", "집")} <= answers
-    assert {turn and turn[1] for turn in (quiz.largest(things, Random(seed)) for seed in range(20))} == {"house", "집"}
+    assert {
+        ("Which thing is farthest on the left?", "cup"),
+        ("가장 오른쪽에 있는 것은 무엇입니까?", "집"),
+    } <= answers
+    assert {turn and turn[1] for turn in (quiz.largest(things, Random(seed)) for seed in range(20))} == {
+        "house",
+        "집",
+    }
 
 
 def test_korean_particles_follow_the_last_sound() -> None:
-    assert [quiz._with(word, "이", "가") for word in ("원", "네모", "별", "나무")] == ["원이", "네모가", "별이", "나무가"]
+    assert [quiz._with(word, "이", "가") for word in ("원", "네모", "별", "나무")] == [
+        "원이",
+        "네모가",
+        "별이",
+        "나무가",
+    ]
     assert [quiz._with(word, "을", "를") for word in ("3명", "2대", "4권")] == ["3명을", "2대를", "4권을"]

@@ -59,8 +59,13 @@ def test_seed_0_keeps_its_labels(tmp_path: Path) -> None:
     """The demo's rows are part of what its figures are measured on: they change only on purpose."""
     scenes.write_mall(tmp_path, frames=6)
     assert [(row["count"], row["camera"]) for row in labels(tmp_path)] == [
-        ("6", "west_hall"), ("1", "entrance"), ("2", "entrance"), ("1", "entrance"), ("4", "entrance"), ("5", "food_court"),
-    ]  # fmt: skip
+        ("6", "west_hall"),
+        ("1", "entrance"),
+        ("2", "entrance"),
+        ("1", "entrance"),
+        ("4", "entrance"),
+        ("5", "food_court"),
+    ]
 
 
 @pytest.mark.parametrize("number", [1, 5, 9])
@@ -85,9 +90,13 @@ def test_each_person_is_seen_in_the_picture() -> None:
     people = scenes._place_people(9, camera, Random(1))
     whole = scenes._draw_frame(scenery, camera, people, Random(2))
     for person in people:
-        without = scenes._draw_frame(scenery, camera, [other for other in people if other is not person], Random(2))
+        without = scenes._draw_frame(
+            scenery, camera, [other for other in people if other is not person], Random(2)
+        )
         left, top, right, bottom = (round(edge / scenes.OVERSAMPLING) for edge in person.box(camera))
-        change = ImageStat.Stat(ImageChops.difference(whole, without).crop((left, top, right, bottom)).convert("L"))
+        change = ImageStat.Stat(
+            ImageChops.difference(whole, without).crop((left, top, right, bottom)).convert("L")
+        )
         assert change.mean[0] > 5.0  # of 255
 
 
@@ -97,12 +106,20 @@ def test_instructions_are_short_real_rows_in_two_languages(tmp_path: Path) -> No
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 60
     assert all(list(row) == ["instruction", "input", "output"] for row in rows)
-    assert all(isinstance(value, str) and value == value.strip() and 0 < len(value) < 120 for row in rows for value in row.values())
+    assert all(
+        isinstance(value, str) and value == value.strip() and 0 < len(value) < 120
+        for row in rows
+        for value in row.values()
+    )
     assert sum(bool(re.search("[가-힣]", row["output"])) for row in rows) == 30
     assert len({row["output"] for row in rows}) == 60
     scenes.write_instructions(tmp_path / "again.jsonl")
     scenes.write_instructions(tmp_path / "other.jsonl", seed=1)
-    assert path.read_bytes() == (tmp_path / "again.jsonl").read_bytes() != (tmp_path / "other.jsonl").read_bytes()
+    assert (
+        path.read_bytes()
+        == (tmp_path / "again.jsonl").read_bytes()
+        != (tmp_path / "other.jsonl").read_bytes()
+    )
 
 
 def test_nothing_half_written_is_left(mall: Path, tmp_path: Path) -> None:
@@ -110,7 +127,9 @@ def test_nothing_half_written_is_left(mall: Path, tmp_path: Path) -> None:
     assert not [*mall.rglob("*.part"), *tmp_path.rglob("*.part")]
 
 
-def test_the_command_writes_what_is_missing_and_keeps_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_what_is_missing_and_keeps_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--output_dir", str(tmp_path / "demo")]
     assert main(arguments) == 0
     written = capsys.readouterr().out

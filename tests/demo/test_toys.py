@@ -20,8 +20,15 @@ def test_pictures_hold_every_number_kind_and_colour_of_things_that_can_be_seen()
     assert {len(things) for things in drawn} == set(range(MAX_THINGS + 1))
     assert {thing.kind for thing in everything} == {*KINDS, None}
     assert {thing.colour for thing in everything} == set(COLOURS)
-    assert all(-WIDTH / 4 < thing.middle[0] < WIDTH * 1.25 and 0 < thing.middle[1] < HEIGHT for thing in everything)
-    hidden = [overlap(one.box, other.box) for things in drawn for at, one in enumerate(things) for other in things[:at]]
+    assert all(
+        -WIDTH / 4 < thing.middle[0] < WIDTH * 1.25 and 0 < thing.middle[1] < HEIGHT for thing in everything
+    )
+    hidden = [
+        overlap(one.box, other.box)
+        for things in drawn
+        for at, one in enumerate(things)
+        for other in things[:at]
+    ]
     assert sum(share > 0.5 for share in hidden) < 0.01 * len(hidden)
 
 

@@ -30,14 +30,27 @@ def base(folder: Path) -> Any:
 def answers(base: Any, folder: Path, pictures: list[Image.Image], question: str) -> list[str]:
     processor: Any = load_processor(str(folder))
     text = f"USER: <image>\n{question} ASSISTANT:"
-    inputs = processor(text=[text] * len(pictures), images=[[picture] for picture in pictures], return_tensors="pt")
+    inputs = processor(
+        text=[text] * len(pictures), images=[[picture] for picture in pictures], return_tensors="pt"
+    )
     ids = base.generate(**inputs, max_new_tokens=6, do_sample=False)
-    return [text.strip() for text in processor.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)]
+    return [
+        text.strip()
+        for text in processor.tokenizer.batch_decode(
+            ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+    ]
 
 
 def test_the_folder_is_a_whole_copy_of_at_most_8_mb(folder: Path) -> None:
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert {"config.json", "generation_config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= set(files)
+    assert {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "tokenizer.json",
+    } <= set(files)
     assert files == {path.name: path.read_bytes() for path in BASE.iterdir()}
     assert sum(map(len, files.values())) <= 8e6
 

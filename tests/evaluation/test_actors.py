@@ -12,7 +12,7 @@ import ray
 import torch
 
 from vlmtune.cluster import READ_TASKS, connect
-from vlmtune.config import Settings
+from vlmtune.config.settings import Settings
 from vlmtune.data.cache import prepare
 from vlmtune.data.prepare import Source
 from vlmtune.evaluation.actors import BASE, Job, answering_as, load, run
@@ -23,11 +23,15 @@ from vlmtune.model.lora import attach, lora_config, save_adapter, target_modules
 CPU = torch.device("cpu")
 
 
-def files_of(models: Path, folder: Path, *, rank: int, targets: list[str], **options: Any) -> dict[str, bytes]:
+def files_of(
+    models: Path, folder: Path, *, rank: int, targets: list[str], **options: Any
+) -> dict[str, bytes]:
     """An adapter with random values, as the files of its folder."""
     base = load_base(str(models / "llava"), quantization="nf4", dtype="float32", device=CPU)
     names = target_modules(base, targets, lora_vision=False)
-    model = attach(base, lora_config(base, r=rank, alpha=16, dropout=0.0, target_modules=names, **options), seed=rank)
+    model = attach(
+        base, lora_config(base, r=rank, alpha=16, dropout=0.0, target_modules=names, **options), seed=rank
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -37,12 +41,16 @@ def files_of(models: Path, folder: Path, *, rank: int, targets: list[str], **opt
 
 
 @pytest.mark.parametrize("use_dora", [False, True])
-def test_adapters_beside_each_other_answer_as_each_alone(models: Path, tmp_path: Path, use_dora: bool) -> None:
+def test_adapters_beside_each_other_answer_as_each_alone(
+    models: Path, tmp_path: Path, use_dora: bool
+) -> None:
     adapters = {
         "best": files_of(models, tmp_path / "best", rank=8, targets=["q_proj", "v_proj"], use_dora=use_dora),
         "own": files_of(models, tmp_path / "own", rank=2, targets=["k_proj", "v_proj", "down_proj"]),
     }
-    values = Settings.from_dict({"model_name_or_path": str(models / "llava"), "quantization": "nf4", "dtype": "float32"}).to_dict()
+    values = Settings.from_dict(
+        {"model_name_or_path": str(models / "llava"), "quantization": "nf4", "dtype": "float32"}
+    ).to_dict()
     tokens = torch.arange(5, 21)[None]
 
     def logits(model: Any, name: str) -> torch.Tensor:
@@ -59,13 +67,18 @@ def test_adapters_beside_each_other_answer_as_each_alone(models: Path, tmp_path:
 
 
 @pytest.mark.timeout(120)
-def test_few_processes_read(models: Path, mall: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More of them would start, for seconds and with half a gigabyte each, before the model that they read for."""
+def test_few_processes_read(
+    models: Path, mall: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them would start, for seconds and with half a gigabyte each, before the model that they read
+    for."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     cluster = connect()
     try:
         store = prepare(Source(str(mall), str(models / "llava")), str(tmp_path / "cache"))
-        values = Settings.from_dict({"model_name_or_path": str(models / "llava"), "dtype": "float32", "use_cpu": True}).to_dict()
+        values = Settings.from_dict(
+            {"model_name_or_path": str(models / "llava"), "dtype": "float32", "use_cpu": True}
+        ).to_dict()
         items = [{"number": number} for number in range(16)]
 
         def read(item: dict[str, Any]) -> Iterator[dict[str, Any]]:

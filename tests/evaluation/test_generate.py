@@ -1,4 +1,5 @@
-"""Answers and likelihoods of rows in a batch are those of each row alone, and those that plain transformers gives."""
+"""Answers and likelihoods of rows in a batch are those of each row alone, and those that plain transformers
+gives."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,15 @@ from vlmtune.data.collate import probe
 from vlmtune.data.images import load_image
 from vlmtune.data.processor import load_processor
 from vlmtune.data.tokenize import Example, RowEncoder
-from vlmtune.evaluation.generate import Layout, end_tokens, generate, in_memory, likelihoods, question, reference
+from vlmtune.evaluation.generate import (
+    Layout,
+    end_tokens,
+    generate,
+    in_memory,
+    likelihoods,
+    question,
+    reference,
+)
 from vlmtune.model.base import load_base
 from vlmtune.model.fast import without_padding_mask
 from vlmtune.model.lora import attach, lora_config, target_modules
@@ -20,19 +29,43 @@ FAMILIES = [("llava", "nf4"), ("mllama", "int8"), ("smolvlm", "none")]
 
 
 def turn(role: str, *parts: Any) -> dict[str, Any]:
-    return {"role": role, "content": [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]}
+    return {
+        "role": role,
+        "content": [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts],
+    }
 
 
 ROWS = [  # messages, number of pictures, question, reference
     ([turn("user", PICTURE, "How many?"), turn("assistant", "5")], 1, "How many?", "5"),
-    ([turn("user", "What is a beam, and its use?"), turn("assistant", "거푸집")], 0, "What is a beam, and its use?", "거푸집"),
     (
-        [turn("user", PICTURE, "몇 명 있습니까?"), turn("assistant", "세 명"), turn("user", "And who?"), turn("assistant", "Nobody.")],
-        1, "And who?", "Nobody.",
+        [turn("user", "What is a beam, and its use?"), turn("assistant", "거푸집")],
+        0,
+        "What is a beam, and its use?",
+        "거푸집",
     ),
-    ([turn("system", "Count."), turn("user", PICTURE, "one ", PICTURE, "two"), turn("assistant", "3 people.")], 2, "one two", "3 people."),
+    (
+        [
+            turn("user", PICTURE, "몇 명 있습니까?"),
+            turn("assistant", "세 명"),
+            turn("user", "And who?"),
+            turn("assistant", "Nobody."),
+        ],
+        1,
+        "And who?",
+        "Nobody.",
+    ),
+    (
+        [
+            turn("system", "Count."),
+            turn("user", PICTURE, "one ", PICTURE, "two"),
+            turn("assistant", "3 people."),
+        ],
+        2,
+        "one two",
+        "3 people.",
+    ),
     ([turn("user", "?"), turn("assistant", "y")], 0, "?", "y"),
-]  # fmt: skip
+]
 
 
 class Kit:
@@ -44,13 +77,19 @@ class Kit:
         self.layout = Layout(probe(self.processor), self.tokenizer.pad_token_id)
         self.encoder = encoder = RowEncoder(self.processor, raw_pixels=self.layout.pixels.raw)
         pictures = [load_image(str(path)) for path in sorted(frames.iterdir())[:2]]
-        self.examples: list[Example] = [encoder.encode(messages, pictures[:count]) for messages, count, _, _ in ROWS]
+        self.examples: list[Example] = [
+            encoder.encode(messages, pictures[:count]) for messages, count, _, _ in ROWS
+        ]
         self.pictures = pictures
-        self.model: Any = load_base(str(folder), quantization=quantization, dtype="float32", device=torch.device("cpu")).eval()  # type: ignore[arg-type]
+        self.model: Any = load_base(
+            str(folder), quantization=quantization, dtype="float32", device=torch.device("cpu")
+        ).eval()  # type: ignore[arg-type]
         self.ends = end_tokens(self.model, self.processor)
 
     def answer(self, *examples: Example, tokens: int = 6) -> list[str]:
-        return generate(self.model, self.tokenizer, self.layout, examples, max_new_tokens=tokens, ends=self.ends)
+        return generate(
+            self.model, self.tokenizer, self.layout, examples, max_new_tokens=tokens, ends=self.ends
+        )
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family[0])
@@ -66,9 +105,18 @@ def test_a_batch_answers_as_each_row_alone(kit: Kit) -> None:
 
 
 def test_it_answers_as_plain_transformers(kit: Kit) -> None:
-    text = kit.processor.apply_chat_template(ROWS[0][0][:1], add_generation_prompt=True, chat_template=kit.encoder.chat_template)
-    inputs = kit.processor(images=[[kit.pictures[0]]], text=[text], return_tensors="pt", add_special_tokens=not text.startswith("<"))
-    written = kit.model.generate(**inputs, max_new_tokens=6, do_sample=False, eos_token_id=kit.ends)[0, inputs["input_ids"].shape[1] :]
+    text = kit.processor.apply_chat_template(
+        ROWS[0][0][:1], add_generation_prompt=True, chat_template=kit.encoder.chat_template
+    )
+    inputs = kit.processor(
+        images=[[kit.pictures[0]]],
+        text=[text],
+        return_tensors="pt",
+        add_special_tokens=not text.startswith("<"),
+    )
+    written = kit.model.generate(**inputs, max_new_tokens=6, do_sample=False, eos_token_id=kit.ends)[
+        0, inputs["input_ids"].shape[1] :
+    ]
     assert kit.answer(kit.examples[0]) == [kit.tokenizer.decode(written, skip_special_tokens=True).strip()]
 
 
@@ -93,11 +141,14 @@ def test_question_and_reference_are_the_words_of_the_row(kit: Kit) -> None:
 
 
 def test_a_model_in_training_answers_the_same_and_trains_on(models: Path, mall: Path) -> None:
-    """What training does to a model, dropout, gradient checkpointing and the missing padding mask, does not reach its answers."""
+    """What training does to a model, dropout, gradient checkpointing and the missing padding mask, does not
+    reach its answers."""
     kit = Kit(models / "llava", mall / "frames", "nf4")
     expected = kit.answer(*kit.examples)
     targets = target_modules(kit.model, None, lora_vision=False)
-    kit.model = attach(kit.model, lora_config(kit.model, r=4, alpha=8, dropout=0.5, target_modules=targets), seed=0)
+    kit.model = attach(
+        kit.model, lora_config(kit.model, r=4, alpha=8, dropout=0.5, target_modules=targets), seed=0
+    )
     without_padding_mask(kit.model.get_base_model())
     kit.model.activation_checkpointing_enable({"use_reentrant": False})
     assert kit.answer(*kit.examples) == expected  # a fresh adapter changes nothing

@@ -1,4 +1,5 @@
-"""Each metric on the examples of the paper or package that it is from, and intervals against what theory says."""
+"""Each metric on the examples of the paper or package that it is from, and intervals against what theory
+says."""
 
 import math
 
@@ -6,7 +7,18 @@ import numpy as np
 import pytest
 
 from vlmtune.errors import ConfigError
-from vlmtune.evaluation.metrics import METRICS, Row, anls, check_metrics, estimates, exact_match, normalized_match, rouge_l, score, token_f1
+from vlmtune.evaluation.metrics import (
+    METRICS,
+    Row,
+    anls,
+    check_metrics,
+    estimates,
+    exact_match,
+    normalized_match,
+    rouge_l,
+    score,
+    token_f1,
+)
 
 
 def test_exact_and_normalized_match() -> None:
@@ -45,7 +57,11 @@ def test_token_f1(answer: str, reference: str, expected: float) -> None:
         ("testing", "testing one two", 0.5),  # rouge-score's own tests
         ("two one testing", "testing one two", 1 / 3),
         ("", "testing", 0.0),
-        ("거푸집은 임시 틀입니다", "거푸집은 콘크리트의 임시 틀입니다.", 6 / 7),  # rouge-score's tokenizer finds no word here
+        (
+            "거푸집은 임시 틀입니다",
+            "거푸집은 콘크리트의 임시 틀입니다.",
+            6 / 7,
+        ),  # rouge-score's tokenizer finds no word here
     ],
 )
 def test_rouge_l(answer: str, reference: str, expected: float) -> None:
@@ -74,7 +90,12 @@ def test_numbers_of_answers() -> None:
     answers = ["4", "There are three.", "nothing to see", "5"]
     values = {name: score(answers, references, name) for name in ("mae", "rmse", "within_1", "number_rate")}
     # The last reference tells no number and has no say; the third answer counts as 0.
-    assert values == {"mae": 11 / 3, "rmse": pytest.approx(math.sqrt(101 / 3)), "within_1": 2 / 3, "number_rate": 2 / 3}
+    assert values == {
+        "mae": 11 / 3,
+        "rmse": pytest.approx(math.sqrt(101 / 3)),
+        "within_1": 2 / 3,
+        "number_rate": 2 / 3,
+    }
     assert math.isnan(score(["3"], ["a cat"], "mae"))
 
 
@@ -86,7 +107,10 @@ def test_perplexity_is_of_all_tokens_not_of_rows() -> None:
 
 def test_an_unknown_metric_is_named_with_the_nearest() -> None:
     check_metrics(list(METRICS))
-    with pytest.raises(ConfigError, match=r"exact_mach: there is no such metric; there are exact_match, .*; did you mean exact_match\?"):
+    with pytest.raises(
+        ConfigError,
+        match=r"exact_mach: there is no such metric; there are exact_match, .*; did you mean exact_match\?",
+    ):
         check_metrics(["mae", "exact_mach"])
 
 
@@ -104,7 +128,9 @@ def test_the_interval_is_that_of_a_binomial() -> None:
 
 
 def test_rows_of_one_picture_do_not_count_as_independent() -> None:
-    right = np.repeat(np.arange(100) % 5 > 0, 4)  # the same 400 rows, four to a picture: the standard error doubles
+    right = np.repeat(
+        np.arange(100) % 5 > 0, 4
+    )  # the same 400 rows, four to a picture: the standard error doubles
     (alone,) = estimates([answered(right)], [str(row) for row in range(400)], ["exact_match"])
     (grouped,) = estimates([answered(right)], [str(row // 4) for row in range(400)], ["exact_match"])
     widths = [entry["exact_match"].high - entry["exact_match"].low for entry in (alone, grouped)]
@@ -114,8 +140,12 @@ def test_rows_of_one_picture_do_not_count_as_independent() -> None:
 def test_a_difference_is_paired() -> None:
     first = np.arange(200) % 2 == 0
     second = first & (np.arange(200) >= 10)  # worse in 5 rows, equal in all others
-    adapter, base, difference = estimates([answered(first), answered(second)], [str(row) for row in range(200)], ["exact_match", "mae"])
-    assert difference["exact_match"].value == pytest.approx(adapter["exact_match"].value - base["exact_match"].value)
+    adapter, base, difference = estimates(
+        [answered(first), answered(second)], [str(row) for row in range(200)], ["exact_match", "mae"]
+    )
+    assert difference["exact_match"].value == pytest.approx(
+        adapter["exact_match"].value - base["exact_match"].value
+    )
     assert 0 <= difference["exact_match"].low < 0.025 < difference["exact_match"].high < 0.06
     assert difference["mae"].value == pytest.approx(-0.1)
 

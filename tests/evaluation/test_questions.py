@@ -28,7 +28,10 @@ def test_images_of_a_folder_in_order_and_its_folders(tmp_path: Path) -> None:
 def test_images_without_a_question_and_questions_without_images(tmp_path: Path, mall: Path) -> None:
     with pytest.raises(ConfigError, match=r"--question is missing: .*frames holds images and no questions"):
         pieces_of(str(mall / "frames"), None)
-    with pytest.raises(DataError, match=rf"--data_path {tmp_path}: there is no image \(\.jpg, .*so there is nothing to ask about"):
+    with pytest.raises(
+        DataError,
+        match=rf"--data_path {tmp_path}: there is no image \(\.jpg, .*so there is nothing to ask about",
+    ):
         pieces_of(str(tmp_path), "How many?")
     with pytest.raises(DataError, match="holds nothing"):
         pieces_of(str(tmp_path), None)
@@ -40,7 +43,12 @@ def test_a_damaged_image_is_a_row_with_a_reason(tmp_path: Path, mall: Path, mode
     (tmp_path / "1.jpg").write_bytes((mall / "frames" / "seq_000001.jpg").read_bytes())
     (tmp_path / "2.jpg").write_bytes(b"no picture")
     (good, example), (bad, nothing) = asked(pieces_of(str(tmp_path), "How many?"), models / "llava")
-    assert (good.source, good.images, good.error, good.has_reference) == (f"{tmp_path}/1.jpg", [f"{tmp_path}/1.jpg"], None, False)
+    assert (good.source, good.images, good.error, good.has_reference) == (
+        f"{tmp_path}/1.jpg",
+        [f"{tmp_path}/1.jpg"],
+        None,
+        False,
+    )
     assert example.image_tokens > 0
     assert nothing is None
     assert bad.error.startswith("not an image")
@@ -56,7 +64,9 @@ def test_a_damaged_image_is_a_row_with_a_reason(tmp_path: Path, mall: Path, mode
         ({"prompt": [{"role": "user", "content": "How many?"}]}, "completion"),
     ],
 )
-def test_rows_without_an_answer_are_asked(record: dict[str, Any], field: str, tmp_path: Path, models: Path) -> None:
+def test_rows_without_an_answer_are_asked(
+    record: dict[str, Any], field: str, tmp_path: Path, models: Path
+) -> None:
     assert complete(record)[field] != record.get(field)
     (tmp_path / "d.jsonl").write_text(json.dumps(record) + "\n")
     ((row, example),) = asked(pieces_of(str(tmp_path / "d.jsonl"), None), models / "llava")

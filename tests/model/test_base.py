@@ -55,17 +55,23 @@ def test_base_is_frozen_and_quantised_but_for_the_head(models: Path, family: str
     model = load_base(str(models / family), quantization=quantization, dtype="bfloat16", device=CPU)
     kind = {"none": nn.Linear, "nf4": Linear4bit, "int8": Int8Linear}[quantization]
     head = model.get_output_embeddings()
-    assert {type(module) for module in model.modules() if isinstance(module, nn.Linear) and module is not head} == {kind}
+    assert {
+        type(module) for module in model.modules() if isinstance(module, nn.Linear) and module is not head
+    } == {kind}
     assert type(head) is nn.Linear
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    assert {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()} == {
+        torch.bfloat16
+    }
     assert model.config.use_cache is False
     assert model.config.get_text_config().use_cache is False
     assert model.get_input_embeddings().weight.device == CPU
 
 
 @pytest.mark.parametrize(("quantization", "relative_error"), [("nf4", 0.12), ("int8", 0.01)])
-def test_quantised_weights_are_the_files_within_their_precision(models: Path, quantization: str, relative_error: float):
+def test_quantised_weights_are_the_files_within_their_precision(
+    models: Path, quantization: str, relative_error: float
+):
     plain = load_base(str(models / "llava"), quantization="none", dtype="float32", device=CPU)
     quantised = load_base(str(models / "llava"), quantization=quantization, dtype="float32", device=CPU)
     name = "model.language_model.layers.1.mlp.down_proj"
@@ -75,7 +81,9 @@ def test_quantised_weights_are_the_files_within_their_precision(models: Path, qu
 
 def test_nested_quantisation_is_a_choice(models: Path):
     for nested in (True, False):
-        model = load_base(str(models / "llava"), quantization="nf4", dtype=None, device=CPU, nested_quant=nested)
+        model = load_base(
+            str(models / "llava"), quantization="nf4", dtype=None, device=CPU, nested_quant=nested
+        )
         states = [module.weight.quant_state for module in model.modules() if isinstance(module, Linear4bit)]
         assert {(state.nested, state.quant_type) for state in states} == {(nested, "nf4")}
 
@@ -95,7 +103,9 @@ def test_dtype(models: Path, llava: Path):
     edit_json(llava / "config.json", dtype="bfloat16")
     model = load_base(str(llava), quantization="nf4", dtype="auto", device=CPU)
     assert model.dtype == torch.bfloat16
-    assert {module.compute_dtype for module in model.modules() if isinstance(module, Linear4bit)} == {torch.bfloat16}
+    assert {module.compute_dtype for module in model.modules() if isinstance(module, Linear4bit)} == {
+        torch.bfloat16
+    }
 
 
 def test_a_quantised_folder_loads_as_what_it_is_and_as_nothing_else(models: Path, tmp_path: Path):
@@ -106,10 +116,18 @@ def test_a_quantised_folder_loads_as_what_it_is_and_as_nothing_else(models: Path
         expected[quantization] = dequantize_weight(layer)
         model.save_pretrained(tmp_path / quantization)
     for quantization, weight in expected.items():
-        again = load_base(str(tmp_path / quantization), quantization=quantization, dtype="bfloat16", device=CPU)
-        assert {module.compute_dtype for module in again.modules() if isinstance(module, Linear4bit)} <= {torch.bfloat16}
-        assert torch.equal(dequantize_weight(again.get_submodule("model.language_model.layers.0.mlp.up_proj")), weight)
-    with pytest.raises(ModelError, match=r"is stored in nf4, so .* --quantization int8: use --quantization nf4$"):
+        again = load_base(
+            str(tmp_path / quantization), quantization=quantization, dtype="bfloat16", device=CPU
+        )
+        assert {module.compute_dtype for module in again.modules() if isinstance(module, Linear4bit)} <= {
+            torch.bfloat16
+        }
+        assert torch.equal(
+            dequantize_weight(again.get_submodule("model.language_model.layers.0.mlp.up_proj")), weight
+        )
+    with pytest.raises(
+        ModelError, match=r"is stored in nf4, so .* --quantization int8: use --quantization nf4$"
+    ):
         load_base(str(tmp_path / "nf4"), quantization="int8", dtype=None, device=CPU)
     with pytest.raises(ModelError, match="is stored in int8"):
         load_base(str(tmp_path / "int8"), quantization="none", dtype=None, device=CPU)
@@ -122,7 +140,8 @@ def test_a_foreign_quantisation_is_refused(llava: Path):
 
 
 def refused(folder: Path, message: str) -> None:
-    """Both the check before a GPU is taken and the loading itself refuse the folder, in one line that names it."""
+    """Both the check before a GPU is taken and the loading itself refuse the folder, in one line that names
+    it."""
     with pytest.raises(ModelError, match=message) as early:
         check_model(str(folder))
     with pytest.raises(ModelError, match=message):
@@ -148,7 +167,9 @@ def test_weights_with_a_broken_header(llava: Path):
 
 
 def test_a_missing_shard(models: Path, llava: Path):
-    load_base(str(models / "llava"), quantization="none", dtype=None, device=CPU).save_pretrained(llava, max_shard_size="500KB")
+    load_base(str(models / "llava"), quantization="none", dtype=None, device=CPU).save_pretrained(
+        llava, max_shard_size="500KB"
+    )
     (llava / "model.safetensors").unlink(missing_ok=True)
     shards = sorted(llava.glob("model-*.safetensors"))
     assert len(shards) > 1
@@ -167,14 +188,20 @@ def test_a_missing_tensor_is_not_made_up(llava: Path):
     state = load_file(llava / "model.safetensors")
     del state["language_model.model.layers.1.mlp.up_proj.weight"]
     save_file(state, llava / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"is incomplete: 1 tensors are in no weight file, for example .*layers\.1\.mlp\.up_proj"):
+    with pytest.raises(
+        ModelError,
+        match=r"is incomplete: 1 tensors are in no weight file, for example .*layers\.1\.mlp\.up_proj",
+    ):
         load_base(str(llava), quantization="none", dtype=None, device=CPU)
 
 
 def test_weights_of_another_shape(llava: Path):
     config = json.loads((llava / "config.json").read_text())
     edit_json(llava / "config.json", text_config={**config["text_config"], "intermediate_size": 192})
-    with pytest.raises(ModelError, match=r"does not fit its own config.json: .* is \[64, 128\] in the weights, \[64, 192\] by the config"):
+    with pytest.raises(
+        ModelError,
+        match=r"does not fit its own config.json: .* is \[64, 128\] in the weights, \[64, 192\] by the config",
+    ):
         load_base(str(llava), quantization="none", dtype=None, device=CPU)
 
 
@@ -193,7 +220,9 @@ def test_an_unknown_architecture(llava: Path):
 
 
 def test_a_model_with_code_of_its_own(llava: Path):
-    edit_json(llava / "config.json", model_type="lava", auto_map={"AutoConfig": "configuration_lava.LavaConfig"})
+    edit_json(
+        llava / "config.json", model_type="lava", auto_map={"AutoConfig": "configuration_lava.LavaConfig"}
+    )
     (llava / "configuration_lava.py").write_text("raise SystemExit('this code must not run')")
     refused(llava, "brings its own Python code: .* --trust_remote_code")
 
@@ -204,7 +233,9 @@ def test_an_adapter_given_as_a_base(tmp_path: Path):
 
 
 def test_a_text_model(models: Path, tmp_path: Path):
-    config = LlamaConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=300)
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=300
+    )
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     refused(tmp_path, "is no vision-language model .*'llama'")
     for file in ("tokenizer.json", "tokenizer_config.json"):
@@ -222,10 +253,15 @@ def test_a_folder_without_processor(llava: Path):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Answers as the Hub does for a gated model, one that does not exist, and one without the revision that was asked for."""
+    """Answers as the Hub does for a gated model, one that does not exist, and one without the revision that
+    was asked for."""
 
     def do_GET(self) -> None:
-        answers = {"gated": (403, "GatedRepo"), "absent": (404, "RepoNotFound"), "known": (404, "RevisionNotFound")}
+        answers = {
+            "gated": (403, "GatedRepo"),
+            "absent": (404, "RepoNotFound"),
+            "known": (404, "RevisionNotFound"),
+        }
         status, code = next(answer for model, answer in answers.items() if f"/someone/{model}" in self.path)
         self.send_response(status)
         self.send_header("X-Error-Code", code)
@@ -267,16 +303,24 @@ for name in sys.argv[1:]:
 def ask(tmp_path: Path, names: list[str], **environment: str) -> list[str]:
     """What a fresh process, which reads the Hub's address at import, says about the names, two lines each."""
     root = str(Path(__file__).parents[2])
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and not key.lower().endswith("_proxy")}
+    inherited = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith("HF_") and not key.lower().endswith("_proxy")
+    }
     env = {**inherited, "HF_HOME": str(tmp_path), "PYTHONPATH": root, **environment}
-    done = subprocess.run([sys.executable, "-c", ASK, *names], env=env, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, *names], env=env, capture_output=True, text=True, check=True, timeout=120
+    )
     lines = done.stdout.splitlines()
     assert len(lines) == 2 * len(names), done.stdout
     return lines
 
 
 def test_what_the_hub_refuses(hub: str, tmp_path: Path):
-    lines = ask(tmp_path, ["someone/gated", "someone/absent", "someone/known", "no/such/folder"], HF_ENDPOINT=hub)
+    lines = ask(
+        tmp_path, ["someone/gated", "someone/absent", "someone/known", "no/such/folder"], HF_ENDPOINT=hub
+    )
     for index, words in enumerate(
         [
             ["someone/gated is gated", "https://huggingface.co/someone/gated", "`hf auth login`", "HF_TOKEN"],

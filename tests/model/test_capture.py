@@ -11,10 +11,19 @@ from test_fast import batch, relative
 from vlmtune.demo.models import write_model
 from vlmtune.model.base import load_base
 from vlmtune.model.capture import CALLS_BEFORE, NO_MORE_GRAPHS, capture, stop_recording
-from vlmtune.model.fast import lean_lora, parts, without_autocast, without_padding_mask, without_vision_gradient
+from vlmtune.model.fast import (
+    lean_lora,
+    parts,
+    without_autocast,
+    without_padding_mask,
+    without_vision_gradient,
+)
 from vlmtune.model.lora import attach, lora_config, target_modules
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU"),
+]
 
 
 def fast_model(folder: Path, quantization: str, dropout: float) -> tuple[Any, Any]:
@@ -38,7 +47,9 @@ def padded(inputs: dict[str, torch.Tensor], more: int) -> dict[str, torch.Tensor
     for name, fill in (("input_ids", 0), ("attention_mask", 0), ("labels", -100)):
         out[name] = torch.nn.functional.pad(out[name], (0, more), value=fill)
     if "cross_attention_mask" in out:
-        out["cross_attention_mask"] = torch.nn.functional.pad(out["cross_attention_mask"], (0, 0, 0, 0, 0, more))
+        out["cross_attention_mask"] = torch.nn.functional.pad(
+            out["cross_attention_mask"], (0, 0, 0, 0, 0, more)
+        )
     return out
 
 
@@ -63,7 +74,11 @@ def test_replayed_steps_equal_plain_ones(tmp_path: Path, family: str, quantizati
             torch.testing.assert_close(losses[1].detach(), losses[0].detach(), rtol=1e-3, atol=0)
             del loss, losses  # a graph of autograd that is still held would tie the parameters to this stream
         found, expected = (
-            {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+            {
+                name: parameter.grad
+                for name, parameter in model.named_parameters()
+                if parameter.grad is not None
+            }
             for model in (recorded, plain)
         )
         assert relative(found, expected) < 2e-2

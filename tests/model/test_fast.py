@@ -10,7 +10,14 @@ from transformers import AutoConfig
 from vlmtune.data.processor import load_processor
 from vlmtune.demo.models import write_model
 from vlmtune.model.base import load_base
-from vlmtune.model.fast import LEAN, compile_layers, lean_lora, without_padding_mask, without_vision_gradient, without_walks
+from vlmtune.model.fast import (
+    LEAN,
+    compile_layers,
+    lean_lora,
+    without_padding_mask,
+    without_vision_gradient,
+    without_walks,
+)
 from vlmtune.model.lora import attach, lora_config, target_modules
 
 CPU = torch.device("cpu")
@@ -43,8 +50,13 @@ def batch(folder: Path) -> dict[str, torch.Tensor]:
     processor: Any = load_processor(str(folder))
     processor.tokenizer.padding_side = "right"
     pixels = np.random.RandomState(0).randint(0, 255, (2, 40, 60, 3), dtype=np.uint8)
-    texts = [f"{processor.image_token}how many?", f"{processor.image_token}how many people are there in this picture?"]
-    features = processor(text=texts, images=[[Image.fromarray(image)] for image in pixels], padding=True, return_tensors="pt")
+    texts = [
+        f"{processor.image_token}how many?",
+        f"{processor.image_token}how many people are there in this picture?",
+    ]
+    features = processor(
+        text=texts, images=[[Image.fromarray(image)] for image in pixels], padding=True, return_tensors="pt"
+    )
     labels = features["input_ids"].clone()
     labels[features["attention_mask"] == 0] = -100
     labels[:, : labels.shape[1] // 2] = -100
@@ -56,7 +68,11 @@ def step(model: Any, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dic
     model.zero_grad()
     loss = model(**inputs).loss
     loss.backward()
-    return loss.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return loss.detach(), {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def relative(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
@@ -90,7 +106,9 @@ def test_values_held_once_are_the_quantised_ones(models: Path, quantization: str
     inputs = batch(models / "llava")
     quantised, _ = adapted(models / "llava", quantization)
     held, base = adapted(models / "llava", quantization, resident=True)
-    assert {type(module).__name__ for module in base.modules()}.isdisjoint({"Linear4bit", "Linear8bitLt", "Int8Linear"})
+    assert {type(module).__name__ for module in base.modules()}.isdisjoint(
+        {"Linear4bit", "Linear8bitLt", "Int8Linear"}
+    )
     loss, gradients = step(quantised.train(), inputs)
     found_loss, found = step(held.train(), inputs)
     torch.testing.assert_close(found_loss, loss, rtol=1e-6, atol=0)
@@ -105,7 +123,9 @@ def test_fp8_stays_near_the_unquantised_model(models: Path):
     assert any(type(module).__name__ == "Fp8Linear" for module in base.get_decoder().modules())
     found_loss, found = step(fp8.train(), inputs)
     torch.testing.assert_close(found_loss, loss, rtol=0.02, atol=0)
-    assert relative(found, gradients) < 0.25  # three bits of mantissa: 4 % a product, through four layers and back
+    assert (
+        relative(found, gradients) < 0.25
+    )  # three bits of mantissa: 4 % a product, through four layers and back
 
 
 def test_dropout_is_applied_in_training_only(models: Path):
@@ -119,7 +139,8 @@ def test_dropout_is_applied_in_training_only(models: Path):
 
 
 def test_mode_and_gradients_are_as_after_a_walk(models: Path):
-    """Every module has the mode that the model was given last, and what is trained has no gradient after `zero_grad`."""
+    """Every module has the mode that the model was given last, and what is trained has no gradient after
+    `zero_grad`."""
     model, _ = adapted(models / "llava", "none", dropout=0.5)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     without_walks(model, trained)
@@ -139,7 +160,14 @@ def test_mode_and_gradients_are_as_after_a_walk(models: Path):
 
 def test_dora_stays_with_peft(models: Path):
     base = load_base(str(models / "llava"), quantization="none", dtype="float32", device=CPU)
-    config = lora_config(base, r=4, alpha=8, dropout=0.0, target_modules=target_modules(base, None, lora_vision=False), use_dora=True)
+    config = lora_config(
+        base,
+        r=4,
+        alpha=8,
+        dropout=0.0,
+        target_modules=target_modules(base, None, lora_vision=False),
+        use_dora=True,
+    )
     model = attach(base, config, seed=0)
     lean_lora(model)
     assert not any(type(module) in LEAN.values() for module in model.modules())
@@ -147,7 +175,9 @@ def test_dora_stays_with_peft(models: Path):
 
 def test_an_adapted_vision_tower_keeps_its_gradient(models: Path):
     base = load_base(str(models / "llava"), quantization="none", dtype="float32", device=CPU)
-    config = lora_config(base, r=4, alpha=8, dropout=0.0, target_modules=target_modules(base, None, lora_vision=True))
+    config = lora_config(
+        base, r=4, alpha=8, dropout=0.0, target_modules=target_modules(base, None, lora_vision=True)
+    )
     model = attach(base, config, seed=0)
     without_vision_gradient(base)
     _, gradients = step(model.train(), batch(models / "llava"))

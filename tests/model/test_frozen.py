@@ -46,7 +46,9 @@ def test_int8_is_rows_times_their_scale_over_127():
     assert torch.equal(dequantize_weight(layer, torch.bfloat16), dequantize_weight(layer).bfloat16())
 
 
-@pytest.mark.parametrize("shape", [(WIDTH,), (5, WIDTH), (2, 5, WIDTH), (2, 3, 5, WIDTH), (2, 2, 3, 5, WIDTH)])
+@pytest.mark.parametrize(
+    "shape", [(WIDTH,), (5, WIDTH), (2, 5, WIDTH), (2, 3, 5, WIDTH), (2, 2, 3, 5, WIDTH)]
+)
 @pytest.mark.parametrize("training", [True, False])
 def test_int8_forward_and_input_gradient(shape: tuple[int, ...], training: bool):
     layer = int8_layer().train(training)
@@ -97,7 +99,9 @@ def test_int8_computes_in_the_dtype_of_the_activations():
     x = torch.randn(4, WIDTH, dtype=torch.bfloat16)
     y = layer(x)
     assert y.dtype == torch.bfloat16
-    assert torch.equal(y, nn.functional.linear(x, dequantize_weight(layer, torch.bfloat16), layer.bias.bfloat16()))
+    assert torch.equal(
+        y, nn.functional.linear(x, dequantize_weight(layer, torch.bfloat16), layer.bias.bfloat16())
+    )
     assert layer.bias.dtype == torch.float32  # bitsandbytes' own forward would have cast it in place
 
 
@@ -182,12 +186,15 @@ def test_nf4_is_the_matmul_with_its_dequantised_weight(dtype: torch.dtype):
     y = layer(x)
     y.sum().backward()
     tolerance = {torch.float32: 2e-6, torch.bfloat16: 2e-2}[dtype]
-    torch.testing.assert_close(y, nn.functional.linear(x, weight, layer.bias.to(dtype)), rtol=0, atol=tolerance)
+    torch.testing.assert_close(
+        y, nn.functional.linear(x, weight, layer.bias.to(dtype)), rtol=0, atol=tolerance
+    )
     torch.testing.assert_close(x.grad, torch.ones_like(y) @ weight, rtol=0, atol=4 * tolerance)
 
 
 def test_nf4_trains_after_an_evaluation():
-    """bitsandbytes on a CPU with AVX512-BF16 would repack the weight in the evaluation, with other values and no backward pass."""
+    """bitsandbytes on a CPU with AVX512-BF16 would repack the weight in the evaluation, with other values
+    and no backward pass."""
     layer = nf4_layer()
     packed, weight = layer.weight.data.clone(), dequantize_weight(layer)
     x = torch.randn(4, WIDTH)

@@ -1,4 +1,5 @@
-"""LoRA on tiny vision-language models: where it goes, what it starts from, how it trains, and that it comes back from a folder."""
+"""LoRA on tiny vision-language models: where it goes, what it starts from, how it trains, and that it comes
+back from a folder."""
 
 import json
 import math
@@ -19,7 +20,16 @@ from vlmtune.demo.models import write_model
 from vlmtune.errors import ModelError
 from vlmtune.model.base import load_base
 from vlmtune.model.frozen import Int8Linear, dequantize_weight
-from vlmtune.model.lora import attach, initial_a, kept_in_fp32, load_adapter, lora_config, save_adapter, target_modules, to_fp32
+from vlmtune.model.lora import (
+    attach,
+    initial_a,
+    kept_in_fp32,
+    load_adapter,
+    lora_config,
+    save_adapter,
+    target_modules,
+    to_fp32,
+)
 
 CPU = torch.device("cpu")
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -44,13 +54,18 @@ def base_of(models: Path, family: str, quantization: str = "none", dtype: str = 
     return load_base(str(models / family), quantization=quantization, dtype=dtype, device=CPU)
 
 
-def adapted(base: PreTrainedModel, *, r: int = 4, seed: int = 0, lora_vision: bool = False, **options: object) -> PeftModel:
+def adapted(
+    base: PreTrainedModel, *, r: int = 4, seed: int = 0, lora_vision: bool = False, **options: object
+) -> PeftModel:
     targets = target_modules(base, None, lora_vision=lora_vision)
-    return attach(base, lora_config(base, r=r, alpha=8, dropout=0.0, target_modules=targets, **options), seed=seed)
+    return attach(
+        base, lora_config(base, r=r, alpha=8, dropout=0.0, target_modules=targets, **options), seed=seed
+    )
 
 
 def batch_of(models: Path, family: str) -> dict[str, Tensor]:
-    """Two questions about two pictures, with as many rectangles as the answer says; every token but padding is trained on."""
+    """Two questions about two pictures, with as many rectangles as the answer says; every token but padding
+    is trained on."""
     images = []
     for count in (2, 5):
         image = Image.new("RGB", (56, 56), "white")
@@ -59,9 +74,13 @@ def batch_of(models: Path, family: str) -> dict[str, Tensor]:
         images.append([image])
     processor = load_processor(str(models / family))
     texts = [PROMPTS[family].format(count) for count in (2, 5)]
-    batch = dict(processor(images=images, text=texts, return_tensors="pt", padding=True, add_special_tokens=False))
+    batch = dict(
+        processor(images=images, text=texts, return_tensors="pt", padding=True, add_special_tokens=False)
+    )
     vocabulary = base_of(models, family).get_output_embeddings().weight.shape[0]
-    ignored = (batch["attention_mask"] == 0) | (batch["input_ids"] >= vocabulary)  # Mllama's image token has no output
+    ignored = (batch["attention_mask"] == 0) | (
+        batch["input_ids"] >= vocabulary
+    )  # Mllama's image token has no output
     batch["labels"] = batch["input_ids"].masked_fill(ignored, -100)
     return batch
 
@@ -90,7 +109,9 @@ def test_default_targets_are_the_language_models_attention(models: Path):
 def test_mllama_targets_self_and_cross_attention(models: Path):
     targets = target_modules(base_of(models, "mllama"), None, lora_vision=False)
     kinds = ["self_attn", "cross_attn", "self_attn", "cross_attn"]
-    assert targets == [f"model.language_model.layers.{i}.{kind}.{name}" for i, kind in enumerate(kinds) for name in ATTENTION]
+    assert targets == [
+        f"model.language_model.layers.{i}.{kind}.{name}" for i, kind in enumerate(kinds) for name in ATTENTION
+    ]
 
 
 def test_smolvlm_calls_its_language_model_text_model(models: Path):
@@ -101,16 +122,26 @@ def test_smolvlm_calls_its_language_model_text_model(models: Path):
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_names_in_a_list(models: Path, quantization: str):
     base = base_of(models, "llava", quantization)
-    assert target_modules(base, ["self_attn.q_proj"], lora_vision=False) == [f"{layer}.q_proj" for layer in LLAVA_LAYERS]
-    assert target_modules(base, [f"{LLAVA_LAYERS[1]}.v_proj"], lora_vision=False) == [f"{LLAVA_LAYERS[1]}.v_proj"]
+    assert target_modules(base, ["self_attn.q_proj"], lora_vision=False) == [
+        f"{layer}.q_proj" for layer in LLAVA_LAYERS
+    ]
+    assert target_modules(base, [f"{LLAVA_LAYERS[1]}.v_proj"], lora_vision=False) == [
+        f"{LLAVA_LAYERS[1]}.v_proj"
+    ]
     assert target_modules(base, "q_proj", lora_vision=False) == [f"{layer}.q_proj" for layer in LLAVA_LAYERS]
 
 
 def test_vision_joins_when_asked(models: Path):
     base = base_of(models, "llava")
-    vision = [name for name in target_modules(base, ["q_proj", "out_proj"], lora_vision=True) if "language_model" not in name]
+    vision = [
+        name
+        for name in target_modules(base, ["q_proj", "out_proj"], lora_vision=True)
+        if "language_model" not in name
+    ]
     assert sorted(vision) == [
-        f"model.vision_tower.encoder.layers.{i}.self_attn.{name}" for i in range(3) for name in ("out_proj", "q_proj")
+        f"model.vision_tower.encoder.layers.{i}.self_attn.{name}"
+        for i in range(3)
+        for name in ("out_proj", "q_proj")
     ]
 
 
@@ -137,15 +168,24 @@ def test_a_pattern_is_matched_on_full_names(models: Path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["wq"], "no linear layer is called 'wq'; there are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"),
+        (
+            ["wq"],
+            "no linear layer is called 'wq'; there are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
+        ),
         (["q_proj", "wq"], "no linear layer is called 'wq'"),
         ("wq", "no linear layer is called 'wq'"),
         (["embed_tokens"], "no linear layer is called 'embed_tokens'"),
         (["out_proj"], "'out_proj' is found in the vision tower only: add --lora_vision"),
-        (r"(q|v)_proj", "matches no linear layer; a pattern must match a whole name such as model.language_model.layers.0"),
+        (
+            r"(q|v)_proj",
+            "matches no linear layer; a pattern must match a whole name such as model.language_model.layers.0",
+        ),
         ("q_proj,k_proj", "matches no linear layer"),
         (r".*(q_proj", "is neither a layer's name nor a regular expression"),
-        (r".*q_proj", "reaches the vision tower (model.vision_tower.encoder.layers.0.self_attn.q_proj): add --lora_vision"),
+        (
+            r".*q_proj",
+            "reaches the vision tower (model.vision_tower.encoder.layers.0.self_attn.q_proj): add --lora_vision",
+        ),
     ],
 )
 def test_targets_that_cannot_be(models: Path, names: list[str] | str, message: str):
@@ -165,7 +205,8 @@ def test_attach_trains_lora_alone_in_fp32(models: Path, quantization: str):
     assert len(parameters) == 2 * 4 * 2
     assert all(".language_model." in name and ".lora_" in name for name in parameters)
     assert {parameter.dtype for parameter in parameters.values()} == {torch.float32}
-    # Width 64; k and v have 2 of 4 heads: A is 4 x 64 everywhere, B is 64 x 4 for q and o, 32 x 4 for k and v.
+    # Width 64; k and v have 2 of 4 heads: A is 4 x 64 everywhere, B is 64 x 4 for q and o, 32 x 4 for k and
+    # v.
     assert sum(parameter.numel() for parameter in parameters.values()) == 2 * 4 * (4 * 64 + 2 * 64 + 2 * 32)
 
 
@@ -195,7 +236,9 @@ def test_initial_values_depend_on_seed_and_name_alone(models: Path):
     a = [value for name, value in first.items() if "lora_A" in name]
     assert len({tuple(value.flatten().tolist()) for value in a}) == len(a)
     stacked = torch.stack(a)
-    assert 0.99 / 8 < stacked.abs().max() < 1 / 8  # uniform within 1 / sqrt(64), as PEFT's kaiming_uniform_(a=sqrt(5))
+    assert (
+        0.99 / 8 < stacked.abs().max() < 1 / 8
+    )  # uniform within 1 / sqrt(64), as PEFT's kaiming_uniform_(a=sqrt(5))
     assert abs(stacked.std().item() - 1 / 8 / math.sqrt(3)) < 0.003
 
 
@@ -234,8 +277,12 @@ def test_fp32_comes_back(models: Path):
     cast()
     to_fp32(model)
     assert all(value.dtype == torch.float32 for value in trainable(model).values())
-    assert all(torch.equal(value, before[name].bfloat16().float()) for name, value in trainable(model).items())
-    assert {name: value.dtype for name, value in model.named_parameters() if not value.requires_grad} == frozen
+    assert all(
+        torch.equal(value, before[name].bfloat16().float()) for name, value in trainable(model).items()
+    )
+    assert {
+        name: value.dtype for name, value in model.named_parameters() if not value.requires_grad
+    } == frozen
 
 
 # How it trains
@@ -243,7 +290,9 @@ def test_fp32_comes_back(models: Path):
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 @pytest.mark.parametrize("family", list(PROMPTS))
-def test_training_with_images_lowers_the_loss_and_leaves_the_base(models: Path, family: str, quantization: str):
+def test_training_with_images_lowers_the_loss_and_leaves_the_base(
+    models: Path, family: str, quantization: str
+):
     model = adapted(base_of(models, family, quantization)).train()
     if quantization == "int8":
         assert any(isinstance(module, Int8Linear) for module in model.modules())
@@ -258,7 +307,11 @@ def test_training_with_images_lowers_the_loss_and_leaves_the_base(models: Path, 
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.3, losses
-    assert all(torch.equal(value, frozen[name]) for name, value in model.named_parameters() if not value.requires_grad)
+    assert all(
+        torch.equal(value, frozen[name])
+        for name, value in model.named_parameters()
+        if not value.requires_grad
+    )
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
@@ -301,7 +354,11 @@ def test_cross_attention_adapters_train_only_with_an_image(models: Path):
     give_b_values(model)
     tokens = load_processor(str(models / "mllama"))(text=["How many people? 2 people"], return_tensors="pt")
     model(**tokens, labels=tokens["input_ids"]).loss.backward()
-    with_gradient = {name for name, value in trainable(model).items() if value.grad is not None and value.grad.abs().max() > 0}
+    with_gradient = {
+        name
+        for name, value in trainable(model).items()
+        if value.grad is not None and value.grad.abs().max() > 0
+    }
     assert with_gradient == {name for name in trainable(model) if ".self_attn." in name}
 
 
@@ -361,13 +418,21 @@ def test_plain_peft_loads_what_was_saved(models: Path, tmp_path: Path, family: s
         assert torch.equal(ours(**batch).logits, logits)
 
 
-@pytest.mark.parametrize(("family", "below"), [("llava", "language_model"), ("mllama", "language_model"), ("smolvlm", "text_model")])
+@pytest.mark.parametrize(
+    ("family", "below"),
+    [("llava", "language_model"), ("mllama", "language_model"), ("smolvlm", "text_model")],
+)
 def test_the_saved_config_is_compact_and_portable(models: Path, tmp_path: Path, family: str, below: str):
     save_adapter(adapted(base_of(models, family)), tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["target_modules"] == rf"model\.{below}\..*\.(k_proj|o_proj|q_proj|v_proj)"
     assert config["base_model_name_or_path"] == str(models / family)
-    assert (config["r"], config["lora_alpha"], config["task_type"], config["peft_type"]) == (4, 8, "CAUSAL_LM", "LORA")
+    assert (config["r"], config["lora_alpha"], config["task_type"], config["peft_type"]) == (
+        4,
+        8,
+        "CAUSAL_LM",
+        "LORA",
+    )
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
 
@@ -377,15 +442,24 @@ def test_the_saved_config_is_compact_and_portable(models: Path, tmp_path: Path, 
     [
         (["gate_proj", "o_proj"], False, ["gate_proj", "o_proj"]),
         (["q_proj"], True, ["q_proj"]),
-        (r"model\.language_model\.layers\.1\.self_attn\.q_proj", False, ["model.language_model.layers.1.self_attn.q_proj"]),
+        (
+            r"model\.language_model\.layers\.1\.self_attn\.q_proj",
+            False,
+            ["model.language_model.layers.1.self_attn.q_proj"],
+        ),
     ],
 )
-def test_targets_are_written_as_short_as_they_can_be(models: Path, names: list[str] | str, lora_vision: bool, written: list[str]):
+def test_targets_are_written_as_short_as_they_can_be(
+    models: Path, names: list[str] | str, lora_vision: bool, written: list[str]
+):
     base = base_of(models, "llava")
     targets = target_modules(base, names, lora_vision=lora_vision)
     config = lora_config(base, r=2, alpha=2, dropout=0.0, target_modules=targets)
     assert sorted(config.target_modules) == written
-    layers = {name.removeprefix("base_model.model.").split(".lora_")[0] for name in trainable(attach(base, config, seed=0))}
+    layers = {
+        name.removeprefix("base_model.model.").split(".lora_")[0]
+        for name in trainable(attach(base, config, seed=0))
+    }
     assert layers == set(targets)
 
 
@@ -404,8 +478,13 @@ def test_a_loaded_adapter_is_frozen_unless_asked(models: Path, saved: Path):
 
 def test_saving_what_was_loaded_keeps_the_base_it_was_made_for(models: Path, saved: Path, tmp_path: Path):
     moved = Path(shutil.copytree(models / "llava", tmp_path / "elsewhere"))
-    save_adapter(load_adapter(load_base(str(moved), quantization="none", dtype=None, device=CPU), saved), tmp_path / "again")
-    configs = [json.loads((folder / "adapter_config.json").read_text()) for folder in (saved, tmp_path / "again")]
+    save_adapter(
+        load_adapter(load_base(str(moved), quantization="none", dtype=None, device=CPU), saved),
+        tmp_path / "again",
+    )
+    configs = [
+        json.loads((folder / "adapter_config.json").read_text()) for folder in (saved, tmp_path / "again")
+    ]
     assert configs[0] == configs[1]
 
 
@@ -476,9 +555,15 @@ def test_an_adapter_that_lacks_tensors_or_has_more(models: Path, saved: Path):
     tensors = load_file(weights)
     name = f"base_model.model.{LLAVA_LAYERS[1]}.k_proj.lora_A.weight"
     save_file({key: value for key, value in tensors.items() if key != name}, weights)
-    refused(base_of(models, "llava"), saved, r"asks for more tensors than are there, for example .*layers\.1\.self_attn\.k_proj")
+    refused(
+        base_of(models, "llava"),
+        saved,
+        r"asks for more tensors than are there, for example .*layers\.1\.self_attn\.k_proj",
+    )
     save_file({**tensors, name.replace("layers.1", "layers.7"): tensors[name].clone()}, weights)
-    refused(base_of(models, "llava"), saved, r"tensors for layers that do not exist, for example .*layers\.7\.")
+    refused(
+        base_of(models, "llava"), saved, r"tensors for layers that do not exist, for example .*layers\.7\."
+    )
 
 
 def test_an_adapter_of_another_base(models: Path, saved: Path, tmp_path: Path):

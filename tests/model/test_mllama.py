@@ -13,19 +13,28 @@ from vlmtune.model.base import load_base
 
 def test_rows_with_and_without_pictures_do_not_see_each_other(models: Path, mall: Path):
     encoder = RowEncoder(load_processor(str(models / "mllama")))
-    model = load_base(str(models / "mllama"), quantization="none", dtype="float32", device=torch.device("cpu"))
+    model = load_base(
+        str(models / "mllama"), quantization="none", dtype="float32", device=torch.device("cpu")
+    )
     ask, picture = [{"type": "text", "text": "How many people?"}], [{"type": "image"}]
     answer = {"role": "assistant", "content": [{"type": "text", "text": "5"}]}
     with Image.open(mall / "frames" / "seq_000001.jpg") as image:
         shown = image.convert("RGB")
-    rows = [encoder.encode([{"role": "user", "content": picture * count + ask}, answer], [shown] * count) for count in (1, 0, 2)]
+    rows = [
+        encoder.encode([{"role": "user", "content": picture * count + ask}, answer], [shown] * count)
+        for count in (1, 0, 2)
+    ]
 
     def logits(*examples) -> torch.Tensor:
         batch = collate(examples, pad_token_id=0, per_row=True)
         with torch.no_grad():
-            return model(**{name: torch.from_numpy(value) for name, value in batch.items() if name != "labels"}).logits
+            return model(
+                **{name: torch.from_numpy(value) for name, value in batch.items() if name != "labels"}
+            ).logits
 
     for mix in (rows, rows[:2], rows[::2]):
         together = logits(*mix)
         for index, row in enumerate(mix):
-            torch.testing.assert_close(together[index, : len(row.input_ids)], logits(row)[0], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                together[index, : len(row.input_ids)], logits(row)[0], rtol=1e-4, atol=1e-4
+            )

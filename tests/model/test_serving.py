@@ -39,8 +39,12 @@ def test_what_it_refuses(changes: dict[str, Any], reason: str) -> None:
 
 
 def test_layers_beside_the_language_model_and_strange_tensors() -> None:
-    assert "model.vision_tower.q_proj" in refused("base_model.model.model.vision_tower.q_proj.lora_A.weight")[0]
-    assert refused("base_model.model.x.magnitude") == ["it does not know the tensor base_model.model.x.magnitude"]
+    assert (
+        "model.vision_tower.q_proj" in refused("base_model.model.model.vision_tower.q_proj.lora_A.weight")[0]
+    )
+    assert refused("base_model.model.x.magnitude") == [
+        "it does not know the tensor base_model.model.x.magnitude"
+    ]
 
 
 def test_ranks_are_rounded_up_to_what_the_option_takes() -> None:

@@ -27,7 +27,9 @@ class Packed:
         self.steps.setdefault(name, [])
         folder = f"{self.folder}/{name}"
         with last_checkpoint(folder) as checkpoint:
-            slot = self.engine.slot(name, values, runs_dir=None, checkpoint=checkpoint, progress=self.steps[name].append)
+            slot = self.engine.slot(
+                name, values, runs_dir=None, checkpoint=checkpoint, progress=self.steps[name].append
+            )
         self.engine.join(slot, folder)
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
@@ -44,7 +46,9 @@ class Packed:
         return [step["loss"] for step in self.steps[name] if "loss" in step]
 
 
-def make_engine(values: dict[str, Any], store: Store, folder: Path, *, trials: int = 4, rank: int = 8) -> Packed:
+def make_engine(
+    values: dict[str, Any], store: Store, folder: Path, *, trials: int = 4, rank: int = 8
+) -> Packed:
     """An engine for `values` whose trials' checkpoints go below `folder`."""
     reports: dict[str, list[Report]] = {}
     notes: list[str] = []
@@ -52,4 +56,10 @@ def make_engine(values: dict[str, Any], store: Store, folder: Path, *, trials: i
     def deliver(name: str, report: Report) -> None:
         reports.setdefault(name, []).append(report)
 
-    return Packed(Engine(values, store, trials=trials, rank=rank, deliver=deliver, note=notes.append), folder, reports, {}, notes)
+    return Packed(
+        Engine(values, store, trials=trials, rank=rank, deliver=deliver, note=notes.append),
+        folder,
+        reports,
+        {},
+        notes,
+    )

@@ -67,7 +67,9 @@ def reports(actor: EngineActor, name: str) -> Iterator[dict[str, Any]]:
         yield metrics
 
 
-def test_a_trial_joins_once_reports_in_order_and_can_be_asked_again(actor: EngineActor, values: dict[str, Any], tmp_path: Path) -> None:
+def test_a_trial_joins_once_reports_in_order_and_can_be_asked_again(
+    actor: EngineActor, values: dict[str, Any], tmp_path: Path
+) -> None:
     with pytest.raises(UnknownTrialError):
         actor.wait("one", 0, 0.1)
     for _ in range(2):  # Ray may repeat a call
@@ -85,7 +87,10 @@ def test_a_trial_joins_once_reports_in_order_and_can_be_asked_again(actor: Engin
 
 def test_the_search_has_a_moment_to_stop_trials(actor: EngineActor) -> None:
     actor.engine = engine = SimpleNamespace(slots=dict.fromkeys(("one", "two", "gone")), round_seconds=60.0)  # type: ignore[assignment]
-    actor.reports, actor.taken = {"one": [REPORT], "two": [REPORT], "gone": [REPORT]}, {"one": 0, "two": 0, "gone": 1}
+    actor.reports, actor.taken = (
+        {"one": [REPORT], "two": [REPORT], "gone": [REPORT]},
+        {"one": 0, "two": 0, "gone": 1},
+    )
     actor.training = in_background(partial(actor._let_the_search_decide, engine), "training")  # type: ignore[arg-type]
     actor.wait("one", 1, 0.0)
     assert not actor._stopped(), "nothing is known of the other"
@@ -99,7 +104,9 @@ def test_the_search_has_a_moment_to_stop_trials(actor: EngineActor) -> None:
     assert 0.03 < time.monotonic() - started < 10, "a sixth of it: half of the rows of one of three trials"
 
 
-def test_what_an_engine_notes_comes_once_with_the_next_report(actor: EngineActor, values: dict[str, Any], tmp_path: Path) -> None:
+def test_what_an_engine_notes_comes_once_with_the_next_report(
+    actor: EngineActor, values: dict[str, Any], tmp_path: Path
+) -> None:
     actor.start()
     assert actor.news() == actor.notes
     actor.notes.append("out of GPU memory with 8 rows at a time")
@@ -124,7 +131,9 @@ def test_trials_without_memory_wait_for_those_that_have_some(
     assert actor.notes[-1] == "Memory    is there for 1 of 2 trials at once; the others wait"
     assert actor.engine is not None
     take_in = actor.engine.join
-    monkeypatch.setattr(actor.engine, "join", lambda *args: (take_in(*args), most.append(len(actor.engine.slots))))  # type: ignore[union-attr]
+    monkeypatch.setattr(
+        actor.engine, "join", lambda *args: (take_in(*args), most.append(len(actor.engine.slots)))
+    )  # type: ignore[union-attr]
     for name in ("one", "two"):
         place = [name, values, str(tmp_path / name), str(tmp_path / "runs")]
         assert actor.room(name, 30.0) == (False, 1), "one that has ended leaves its place"
@@ -136,12 +145,18 @@ def test_trials_without_memory_wait_for_those_that_have_some(
     assert most == [1, 1]
 
 
-def test_trials_that_come_at_once_get_no_more_places_than_there_are(actor: EngineActor, values: dict[str, Any], tmp_path: Path) -> None:
+def test_trials_that_come_at_once_get_no_more_places_than_there_are(
+    actor: EngineActor, values: dict[str, Any], tmp_path: Path
+) -> None:
     actor.start()
     names = [f"trial {number}" for number in range(6)]
     with ThreadPoolExecutor(len(names)) as threads:
         long = {**values, "max_steps": 1000}
-        taken = list(threads.map(lambda name: actor.join(name, long, str(tmp_path / name), str(tmp_path / "runs")), names))
+        taken = list(
+            threads.map(
+                lambda name: actor.join(name, long, str(tmp_path / name), str(tmp_path / "runs")), names
+            )
+        )
     assert sum(taken) == 2
     here = [name for name, there in zip(names, taken, strict=True) if there]
     assert [actor.room(name) for name in here] == [(True, 0)] * 2
@@ -151,7 +166,11 @@ def test_trials_that_come_at_once_get_no_more_places_than_there_are(actor: Engin
 
 
 def test_without_memory_for_the_largest_trial_the_others_are_trained(
-    values: dict[str, Any], stores: dict[str, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+    values: dict[str, Any],
+    stores: dict[str, Store],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    one_thread: None,
 ) -> None:
     plan_step = setup.plan_step
 
@@ -166,12 +185,17 @@ def test_without_memory_for_the_largest_trial_the_others_are_trained(
     assert [metrics["step"] for metrics in reports(actor, "one")] == [2, STEPS]
     assert "not for the largest trial" in actor.notes[0]
     actor = EngineActor({**values, "lora_r": 512}, stores["mall llava"], 2, 512)
-    for call in (actor.start, partial(actor.room, "one")):  # else it would look like the engine with most room
+    for call in (
+        actor.start,
+        partial(actor.room, "one"),
+    ):  # else it would look like the engine with most room
         with pytest.raises(DoesNotFitError):
             call()
 
 
-def test_a_checkpoint_that_cannot_be_written_is_told_to_all(actor: EngineActor, values: dict[str, Any], tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_written_is_told_to_all(
+    actor: EngineActor, values: dict[str, Any], tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("where a folder should be")
     actor.join("one", {**values, "max_steps": 2}, str(tmp_path / "file" / "one"), str(tmp_path / "runs"))
     with pytest.raises(OSError, match="file"):
@@ -242,7 +266,11 @@ def test_a_report_that_comes_once_more_is_passed_over() -> None:
         trial.notes = []
         trial.engine = Restarted.options(num_cpus=0).remote()  # type: ignore[attr-defined]
         trial.engines = [trial.engine]
-        assert [trial.step() for _ in range(3)] == [{"step": 2, "done": False}, {"step": 4, "done": False}, {"step": 6, "done": True}]
+        assert [trial.step() for _ in range(3)] == [
+            {"step": 2, "done": False},
+            {"step": 4, "done": False},
+            {"step": 6, "done": True},
+        ]
     finally:
         ray.shutdown()
 
@@ -252,9 +280,13 @@ def test_a_trial_joins_an_engine_that_answers(monkeypatch: pytest.MonkeyPatch) -
     ray.init(num_cpus=2, log_to_driver=False, logging_level="error")
     try:
         trial = object.__new__(PackedTrial)
-        full, roomy, ended, slow = (Engine.options(num_cpus=0).remote(*given) for given in ((1,), (2,), (None,), (9, 60)))  # type: ignore[attr-defined]
+        full, roomy, ended, slow = (
+            Engine.options(num_cpus=0).remote(*given) for given in ((1,), (2,), (None,), (9, 60))
+        )  # type: ignore[attr-defined]
         gone = Engine.options(num_cpus=0, resources={"no such node": 1}).remote(9)  # type: ignore[attr-defined]
-        ray.wait([engine.room.remote("one") for engine in (full, roomy, ended)], num_returns=3)  # their processes have started
+        ray.wait(
+            [engine.room.remote("one") for engine in (full, roomy, ended)], num_returns=3
+        )  # their processes have started
         trial.name, trial.engines = "one", [full, gone, ended, roomy, slow]
         assert trial._roomiest() == roomy
         trial.engines = [Engine.options(num_cpus=0).remote(0), gone]  # type: ignore[attr-defined]
@@ -269,15 +301,26 @@ def test_a_trial_joins_an_engine_that_answers(monkeypatch: pytest.MonkeyPatch) -
         ray.shutdown()
 
 
-def test_a_trial_waits_for_a_place_where_all_are_taken(values: dict[str, Any], stores: dict[str, Store], tmp_path: Path) -> None:
+def test_a_trial_waits_for_a_place_where_all_are_taken(
+    values: dict[str, Any], stores: dict[str, Store], tmp_path: Path
+) -> None:
     ray.init(num_cpus=2, log_to_driver=False, logging_level="error")
     try:
-        engine: Any = ray.remote(EngineActor).options(num_cpus=1, max_concurrency=16).remote(values, stores["mall llava"], 1, 8)
+        engine: Any = (
+            ray.remote(EngineActor)
+            .options(num_cpus=1, max_concurrency=16)
+            .remote(values, stores["mall llava"], 1, 8)
+        )
         ray.get(engine.start.remote())
 
         def steps(name: str) -> list[int]:
             trial = object.__new__(PackedTrial)
-            trial.shared, trial.engines, trial.output_dir, trial.point_key = values, [engine], str(tmp_path), ""
+            trial.shared, trial.engines, trial.output_dir, trial.point_key = (
+                values,
+                [engine],
+                str(tmp_path),
+                "",
+            )
             trial._trial_info = SimpleNamespace(trial_id=name)  # type: ignore[assignment]
             trial._begin({})
             found = [trial.step()]
@@ -294,7 +337,9 @@ def test_a_trial_waits_for_a_place_where_all_are_taken(values: dict[str, Any], s
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_no_engine_outlives_its_driver(values: dict[str, Any], stores: dict[str, Store], tmp_path: Path, how: signal.Signals) -> None:
+def test_no_engine_outlives_its_driver(
+    values: dict[str, Any], stores: dict[str, Store], tmp_path: Path, how: signal.Signals
+) -> None:
     driver = subprocess.Popen([sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert driver.stdin is not None
     assert driver.stdout is not None

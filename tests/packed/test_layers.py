@@ -12,13 +12,18 @@ RANKS = (1, 3, 8, 16)
 TARGETS = [Target("deep.q", 24, 40), Target("cross.k", 40, 24, pictured=True), Target("o", 40, 24)]
 
 
-def random_adapter(rank: int, seed: int, targets: list[Target] = TARGETS) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def random_adapter(
+    rank: int, seed: int, targets: list[Target] = TARGETS
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
-    return {target.name: (random(rank, target.in_features), random(target.out_features, rank)) for target in targets}
+    return {
+        target.name: (random(rank, target.in_features), random(target.out_features, rank))
+        for target in targets
+    }
 
 
 @pytest.mark.parametrize("rank", RANKS)
@@ -26,7 +31,11 @@ def test_an_adapter_comes_out_of_its_flat_vector_as_it_went_in(rank: int) -> Non
     layout, adapter = Layout(TARGETS, 16), random_adapter(rank, 0)
     found = layout.unpack(layout.pack(adapter), [target.name for target in TARGETS], rank)
     assert found.keys() == adapter.keys()
-    assert all(torch.equal(mine, given) for name in adapter for mine, given in zip(found[name], adapter[name], strict=True))
+    assert all(
+        torch.equal(mine, given)
+        for name in adapter
+        for mine, given in zip(found[name], adapter[name], strict=True)
+    )
 
 
 def test_layers_that_only_pictures_reach_lie_behind_the_others() -> None:
@@ -130,14 +139,21 @@ def test_dropout_is_right_in_distribution_and_a_function_of_key_layer_and_place_
     y = dropped(x, key, number, threshold, boost)
     zero = y == 0
     torch.testing.assert_close(zero.float().mean((1, 2)), rate, atol=3e-3, rtol=0)
-    torch.testing.assert_close(zero.float().mean(1)[0], torch.full((256,), 0.1), atol=0.05, rtol=0)  # five standard deviations
+    torch.testing.assert_close(
+        zero.float().mean(1)[0], torch.full((256,), 0.1), atol=0.05, rtol=0
+    )  # five standard deviations
     torch.testing.assert_close(y.mean((1, 2)), x.mean((1, 2)), rtol=5e-3, atol=0)
     assert torch.equal(y[2], x[2])
     alone = dropped(x[1:2], key[1:2], number, threshold[1:2], boost[1:2])
     assert torch.equal(alone[0], y[1]), "it does not depend on the row's neighbours"
-    for changed in (dropped(x, key + 1, number, threshold, boost), dropped(x, key, number + 1, threshold, boost)):
+    for changed in (
+        dropped(x, key + 1, number, threshold, boost),
+        dropped(x, key, number + 1, threshold, boost),
+    ):
         both = (changed == 0)[0] & zero[0]
-        assert abs(float(both.float().mean()) - 0.01) < 2e-3, "other keys and other layers have zeros of their own"
+        assert abs(float(both.float().mean()) - 0.01) < 2e-3, (
+            "other keys and other layers have zeros of their own"
+        )
 
 
 def test_compiled_dropout_is_the_same() -> None:
@@ -155,4 +171,6 @@ def test_layers_are_wrapped_once() -> None:
     assert again["1.0"] is first["1.0"] is model[1][0]
     assert isinstance(model[0], PackedLinear)
     other = pack_layers(nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4))), ["0", "1.0"])
-    assert other["1.0"].number == first["1.0"].number != other["0"].number, "dropout does not depend on which other layers have adapters"
+    assert other["1.0"].number == first["1.0"].number != other["0"].number, (
+        "dropout does not depend on which other layers have adapters"
+    )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import Trainer, get_scheduler
 
-from vlmtune.config import Settings
+from vlmtune.config.settings import Settings
 from vlmtune.packed.layers import Layout, Target
 from vlmtune.packed.optim import OPTIMIZERS, AdapterOptimizer
 from vlmtune.training.setup import training_arguments
@@ -14,7 +14,14 @@ STEPS = 6
 
 
 def arguments(tmp_path, **options):
-    values = {"use_cpu": True, "learning_rate": 1e-2, "weight_decay": 0.1, "warmup_steps": 2, "lr_scheduler_type": "cosine", **options}
+    values = {
+        "use_cpu": True,
+        "learning_rate": 1e-2,
+        "weight_decay": 0.1,
+        "warmup_steps": 2,
+        "lr_scheduler_type": "cosine",
+        **options,
+    }
     return training_arguments(Settings.from_dict(values), str(tmp_path), checkpointing=False)
 
 
@@ -47,7 +54,9 @@ def test_it_does_what_the_trainer_does_with_the_matrices(tmp_path, optim: str, c
         schedule.step()
         torch.testing.assert_close(norm, expected)
         assert not mine.gradient.any()
-    torch.testing.assert_close(mine.flat, torch.cat([matrix.detach().flatten() for matrix in matrices]), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        mine.flat, torch.cat([matrix.detach().flatten() for matrix in matrices]), rtol=1e-6, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)

@@ -39,7 +39,9 @@ def test_a_bucket_of_rows_holds_them_and_little_more(rows: int):
     st.lists(st.tuples(st.integers(0, 4), st.integers(1, 700), st.booleans()), min_size=1, max_size=80),
     st.integers(1, 4000),
 )
-def test_passes_hold_every_row_once_and_no_row_pays_for_a_longer_one(drawn: list[tuple[int, int, bool]], tokens: int):
+def test_passes_hold_every_row_once_and_no_row_pays_for_a_longer_one(
+    drawn: list[tuple[int, int, bool]], tokens: int
+):
     rows = [row(str(owner), length, picture=picture) for owner, length, picture in sorted(drawn)]
     passes = list(cut_passes(rows, tokens))
     assert sorted(id(one) for part in passes for one in part) == sorted(map(id, rows))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from training_kit import Adapter, difference, values_of
 
 from vlmtune.cluster import Cluster, connect
-from vlmtune.config import Settings
+from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
 from vlmtune.errors import DivergedError
 from vlmtune.packed import run as packed_run
@@ -23,11 +23,17 @@ from vlmtune.training.launch import Outcome
 
 pytestmark = pytest.mark.timeout(240)
 
-# Of eleven rows, so that the last step leaves a worker without one; of which some have a picture, for cross-attention's adapters.
+# Of eleven rows, so that the last step leaves a worker without one; of which some have a picture, for
+# cross-attention's adapters.
 NAME = "mixed mllama"
 OPTIONS: dict[str, Any] = {
-    "quantization": "int8", "num_train_epochs": 2, "eval_steps": 2, "learning_rate": 1e-2, "lora_dropout": 0.1, "trial_runner": "packed",
-}  # fmt: skip
+    "quantization": "int8",
+    "num_train_epochs": 2,
+    "eval_steps": 2,
+    "learning_rate": 1e-2,
+    "lora_dropout": 0.1,
+    "trial_runner": "packed",
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +53,9 @@ def adapter_of(outcome: Outcome) -> Adapter:
 
 
 @pytest.fixture(scope="module")
-def alone(stores: dict[str, Store], models: Path, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, list[Any]]:
+def alone(
+    stores: dict[str, Store], models: Path, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Outcome, list[Any]]:
     """In this process, in steps of 4 rows."""
     folder = tmp_path_factory.mktemp("alone")
     steps: list[dict[str, Any]] = []
@@ -55,10 +63,13 @@ def alone(stores: dict[str, Store], models: Path, cluster: Cluster, tmp_path_fac
     return run_packed(settings, stores[NAME], str(folder), cluster, steps.append), steps
 
 
-def test_a_run_that_diverges_is_one_plain_line(stores: dict[str, Store], models: Path, cluster: Cluster, tmp_path: Path) -> None:
+def test_a_run_that_diverges_is_one_plain_line(
+    stores: dict[str, Store], models: Path, cluster: Cluster, tmp_path: Path
+) -> None:
     settings = settings_of(stores, models, num_workers="0").replace(learning_rate=1e38)
     with pytest.raises(
-        DivergedError, match=r"^the loss or its gradient is no number any more at step \d of \d+: give a smaller --learning_rate$"
+        DivergedError,
+        match=r"^the loss or its gradient is no number any more at step \d of \d+: give a smaller --learning_rate$",
     ):
         run_packed(settings, stores[NAME], str(tmp_path), cluster, lambda _: None)
 
@@ -88,7 +99,12 @@ def test_two_workers_make_the_steps_of_one(
 
 @pytest.mark.heavy
 def test_a_worker_that_dies_is_made_up_for_from_the_last_checkpoint(
-    stores: dict[str, Store], models: Path, cluster: Cluster, alone: tuple[Outcome, list[Any]], tmp_path: Path, monkeypatch: Any
+    stores: dict[str, Store],
+    models: Path,
+    cluster: Cluster,
+    alone: tuple[Outcome, list[Any]],
+    tmp_path: Path,
+    monkeypatch: Any,
 ):
     settings = settings_of(stores, models, num_workers="2", per_device_train_batch_size=2)
     monkeypatch.setattr(packed_run, "_worker", dies_once(str(tmp_path / "died")))
@@ -98,7 +114,10 @@ def test_a_worker_that_dies_is_made_up_for_from_the_last_checkpoint(
     assert difference(adapter_of(outcome), adapter_of(alone[0])) < 1e-5
     logged = [step["step"] for step in steps if "loss" in step]
     assert logged.count(min(logged)) == 1, "it does not begin anew"
-    assert json.loads(Path(f"{outcome.checkpoint}/report.json").read_text())["step"] == outcome.metrics["max_steps"]
+    assert (
+        json.loads(Path(f"{outcome.checkpoint}/report.json").read_text())["step"]
+        == outcome.metrics["max_steps"]
+    )
 
 
 def dies_once(mark: str) -> Any:

@@ -32,7 +32,8 @@ TRIALS: dict[str, dict[str, Any]] = {
 def run(
     rows: str, stores: dict[str, Store], models: Path, folder: Path, limit: float | None = None, **shared: Any
 ) -> tuple[Packed, list[int]]:
-    """Two trials over `rows`, and how many rows went through the vision tower in each of its calls. `limit`: of the features' bytes."""
+    """Two trials over `rows`, and how many rows went through the vision tower in each of its calls. `limit`:
+    of the features' bytes."""
     name = rows.split()[1]
     packed = make_engine(values_of(stores[rows], models / name, **shared), stores[rows], folder)
     if limit is not None:
@@ -40,7 +41,8 @@ def run(
     calls: list[int] = []
     tower = getattr(packed.engine.model.base.base_model, TOWER[name])
     tower.register_forward_hook(
-        lambda _, args, kwargs, __: calls.append(len(args[0] if args else kwargs["pixel_values"])), with_kwargs=True
+        lambda _, args, kwargs, __: calls.append(len(args[0] if args else kwargs["pixel_values"])),
+        with_kwargs=True,
     )
     for trial, values in TRIALS.items():
         packed.join(trial, values_of(stores[rows], models / name, **shared, **values))
@@ -50,7 +52,9 @@ def run(
 
 
 @pytest.mark.parametrize("rows", ["mall llava", "mixed llava", "mixed mllama"])
-def test_training_with_kept_features_is_training_with_pixels(rows: str, stores: dict[str, Store], models: Path, tmp_path: Path):
+def test_training_with_kept_features_is_training_with_pixels(
+    rows: str, stores: dict[str, Store], models: Path, tmp_path: Path
+):
     kept, once = run(rows, stores, models, tmp_path / "kept")
     pixels, again = run(rows, stores, models, tmp_path / "pixels", limit=0)
     features = kept.engine.model.features
@@ -79,7 +83,9 @@ def test_rows_without_room_are_computed_each_time_and_where_most_have_none_pixel
         assert difference(other.adapter("a"), all_kept.adapter("a")) < 1e-5
 
 
-def test_they_go_first_when_memory_runs_out(stores: dict[str, Store], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_they_go_first_when_memory_runs_out(
+    stores: dict[str, Store], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     roomy, _ = run("mall llava", stores, models, tmp_path / "roomy")
     gradients, asked = RowAdapters.gradients, []
 
@@ -104,17 +110,29 @@ def test_features_of_pictures_of_different_size(stores: dict[str, Store]) -> Non
     base = tf.Qwen2_5_VLForConditionalGeneration(
         tf.Qwen2_5_VLConfig(
             text_config={
-                "hidden_size": width, "intermediate_size": width, "num_attention_heads": 4, "num_key_value_heads": 2,
-                "num_hidden_layers": 2, "vocab_size": 50,
+                "hidden_size": width,
+                "intermediate_size": width,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "num_hidden_layers": 2,
+                "vocab_size": 50,
                 "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
             },
             vision_config={
-                "hidden_size": width, "intermediate_size": width, "depth": 2, "num_heads": 4, "out_hidden_size": width, "window_size": 56,
+                "hidden_size": width,
+                "intermediate_size": width,
+                "depth": 2,
+                "num_heads": 4,
+                "out_hidden_size": width,
+                "window_size": 56,
                 "fullatt_block_indexes": [1],
             },
-            image_token_id=picture, video_token_id=8, vision_start_token_id=9, vision_end_token_id=10,
+            image_token_id=picture,
+            video_token_id=8,
+            vision_start_token_id=9,
+            vision_end_token_id=10,
         )
-    )  # fmt: skip
+    )
     meta = replace(stores["mall llava"].meta, pixels=Pixels(raw=False), pad_token_id=0)
     rows = [pictured_row(number, side, picture) for number, side in enumerate((2, 4, 4))]
     features = VisionFeatures(base, meta, rows=3, limit=1e9)
@@ -135,9 +153,10 @@ def pictured_row(number: int, side: int, picture: int) -> Row:
     kinds = np.where(ids >= 20, ANSWER, IMAGE).astype(np.uint8)
     random = np.random.RandomState(number)
     tensors = {
-        "pixel_values": random.randn(side * side, 3 * 2 * 14 * 14).astype(np.float32), "image_grid_thw": np.array([[1, side, side]]),
+        "pixel_values": random.randn(side * side, 3 * 2 * 14 * 14).astype(np.float32),
+        "image_grid_thw": np.array([[1, side, side]]),
         "mm_token_type_ids": (ids == picture).astype(np.int64)[None],
-    }  # fmt: skip
+    }
     return Row(number, number, Example(ids, kinds, tensors), torch.zeros(0), 1.0)
 
 

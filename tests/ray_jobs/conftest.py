@@ -8,14 +8,15 @@ import ray
 import torch
 
 from vlmtune.cluster import connect
-from vlmtune.config import parse
+from vlmtune.config.settings import parse
 from vlmtune.demo.scenes import write_instructions
 from vlmtune.training.run import train_adapter
 
 
 @pytest.fixture(scope="session")
 def adapters(models: Path, mall: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """An adapter on a tiny LLaVA in NF4, of the mall's pictures, and one on a tiny Mllama in 8 bits, of text rows."""
+    """An adapter on a tiny LLaVA in NF4, of the mall's pictures, and one on a tiny Mllama in 8 bits, of text
+    rows."""
     folder = tmp_path_factory.mktemp("adapters")
     write_instructions(folder / "rows.jsonl")
     kinds = {"llava": ("nf4", mall, "1e-2"), "mllama": ("int8", folder / "rows.jsonl", "1e-3")}
@@ -26,7 +27,9 @@ def adapters(models: Path, mall: Path, tmp_path_factory: pytest.TempPathFactory)
         torch.set_num_threads(1)
         for family, (quantization, data, rate) in kinds.items():
             options = f"--data_path {data} --model_name_or_path {models / family} --quantization {quantization} --learning_rate {rate}"
-            options += f" --output_dir {folder / family} --num_workers 0 --max_steps 8 --eval_strategy no --use_cpu"
+            options += (
+                f" --output_dir {folder / family} --num_workers 0 --max_steps 8 --eval_strategy no --use_cpu"
+            )
             train_adapter(parse(options.split()))
         torch.set_num_threads(threads)
         ray.shutdown()
@@ -35,7 +38,8 @@ def adapters(models: Path, mall: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def one_ray(adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One Ray and one cache for a module, because a start costs seconds; the cache has what the adapters were trained on."""
+    """One Ray and one cache for a module, because a start costs seconds; the cache has what the adapters
+    were trained on."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(adapters["llava"].parent / "cache"))
         yield

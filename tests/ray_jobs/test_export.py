@@ -1,4 +1,5 @@
-"""`export.py`: a merged model that plain transformers loads and that computes what base and adapter do, and the adapter as one file."""
+"""`export.py`: a merged model that plain transformers loads and that computes what base and adapter do, and
+the adapter as one file."""
 
 import json
 import os
@@ -24,10 +25,24 @@ def run(*options: Any) -> list[str]:
     return export([str(option) for option in options], "")
 
 
-def test_the_command_merges_llava_and_writes_the_state_dict(adapters: dict[str, Path], models: Path, tmp_path: Path) -> None:
-    program = [sys.executable, str(ROOT / "ray_jobs" / "export.py"), "--adapter", str(adapters["llava"]), "--merge", "--state_dict"]
+def test_the_command_merges_llava_and_writes_the_state_dict(
+    adapters: dict[str, Path], models: Path, tmp_path: Path
+) -> None:
+    program = [
+        sys.executable,
+        str(ROOT / "ray_jobs" / "export.py"),
+        "--adapter",
+        str(adapters["llava"]),
+        "--merge",
+        "--state_dict",
+    ]
     done = subprocess.run(
-        [*program, "--output_dir", "out", "--use_cpu"], cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, check=False
+        [*program, "--output_dir", "out", "--use_cpu"],
+        cwd=tmp_path,
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     merged, checked, adapter, vllm = done.stdout.splitlines()
@@ -36,16 +51,28 @@ def test_the_command_merges_llava_and_writes_the_state_dict(adapters: dict[str, 
     assert checked.startswith("Checked   logits differ by ")
     assert "(tolerance 0.0001)" in checked
     assert adapter == f"Adapter   {out}/lora_adapter_state_dict.pt"
-    assert vllm == f"vLLM      vllm serve {models / 'llava'} --enable-lora --lora-modules tuned={adapters['llava']}"
+    assert (
+        vllm
+        == f"vLLM      vllm serve {models / 'llava'} --enable-lora --lora-modules tuned={adapters['llava']}"
+    )
 
-    assert len({file.stat().st_mode for file in out.iterdir()}) == 1, "others may read the weights as they may read the rest"
+    assert len({file.stat().st_mode for file in out.iterdir()}) == 1, (
+        "others may read the weights as they may read the rest"
+    )
 
     model = AutoModelForImageTextToText.from_pretrained(out)
     base = AutoModelForImageTextToText.from_pretrained(models / "llava")
-    assert AutoProcessor.from_pretrained(out).tokenizer.get_vocab() == AutoProcessor.from_pretrained(models / "llava").tokenizer.get_vocab()
+    assert (
+        AutoProcessor.from_pretrained(out).tokenizer.get_vocab()
+        == AutoProcessor.from_pretrained(models / "llava").tokenizer.get_vocab()
+    )
     ours, theirs = dict(model.named_parameters()), dict(base.named_parameters())
     differing = [name for name in theirs if not torch.equal(ours[name], theirs[name])]
-    assert differing == [name for name in theirs if "language_model" in name and any(f".{part}_proj" in name for part in "qkvo")]
+    assert differing == [
+        name
+        for name in theirs
+        if "language_model" in name and any(f".{part}_proj" in name for part in "qkvo")
+    ]
     assert model.config.text_config.use_cache
     saved = torch.load(out / "lora_adapter_state_dict.pt", weights_only=True)
     expected = load_file(adapters["llava"] / "adapter_model.safetensors")
@@ -53,7 +80,9 @@ def test_the_command_merges_llava_and_writes_the_state_dict(adapters: dict[str, 
     assert all(torch.equal(saved[name], expected[name]) for name in expected)
 
 
-def test_mllama_trained_in_8_bits_merges_into_full_precision_and_vllm_does_not_take_it(adapters: dict[str, Path], tmp_path: Path) -> None:
+def test_mllama_trained_in_8_bits_merges_into_full_precision_and_vllm_does_not_take_it(
+    adapters: dict[str, Path], tmp_path: Path
+) -> None:
     lines = run("--adapter", adapters["mllama"], "--merge", "--output_dir", tmp_path / "out", "--use_cpu")
     assert lines[1].startswith("Checked   logits differ by ")
     assert lines[-1].startswith("vLLM      would not take the adapter as it is: Llama-3.2-Vision left vLLM")
@@ -63,32 +92,65 @@ def test_mllama_trained_in_8_bits_merges_into_full_precision_and_vllm_does_not_t
 
 
 def test_half_precision_has_its_own_tolerance(adapters: dict[str, Path], tmp_path: Path) -> None:
-    lines = run("--adapter", adapters["llava"], "--merge", "--output_dir", tmp_path / "out", "--use_cpu", "--dtype", "bfloat16")
+    lines = run(
+        "--adapter",
+        adapters["llava"],
+        "--merge",
+        "--output_dir",
+        tmp_path / "out",
+        "--use_cpu",
+        "--dtype",
+        "bfloat16",
+    )
     assert "(tolerance 0.05)" in lines[1]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_a_merge_that_went_wrong_is_not_left_behind(adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merge_that_went_wrong_is_not_left_behind(
+    adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(module.TOLERANCES, "float32", 0.0)
-    with pytest.raises(RuntimeError, match="does not compute what base and adapter do, and was deleted: logits differ by"):
+    with pytest.raises(
+        RuntimeError, match="does not compute what base and adapter do, and was deleted: logits differ by"
+    ):
         run("--adapter", adapters["llava"], "--merge", "--output_dir", tmp_path / "out", "--use_cpu")
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_bad_input_is_one_plain_line_and_nothing_is_written(adapters: dict[str, Path], models: Path, tmp_path: Path) -> None:
-    four_bits = load_base(str(models / "llava"), quantization="nf4", dtype="float32", device=torch.device("cpu"))
+def test_bad_input_is_one_plain_line_and_nothing_is_written(
+    adapters: dict[str, Path], models: Path, tmp_path: Path
+) -> None:
+    four_bits = load_base(
+        str(models / "llava"), quantization="nf4", dtype="float32", device=torch.device("cpu")
+    )
     four_bits.save_pretrained(tmp_path / "nf4")
     AutoProcessor.from_pretrained(models / "llava").save_pretrained(tmp_path / "nf4")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     cases: list[tuple[list[Any], type[Exception], str]] = [
         ([], ConfigError, "nothing to export: give --merge, --state_dict, or both"),
-        (["--merge", "--quantization", "nf4"], ConfigError, "--quantization nf4: an adapter is merged into full-precision weights only"),
-        (["--merge", "--model_name_or_path", tmp_path / "nf4"], ModelError, "nf4 is stored quantised, and an adapter is merged into full-"),
+        (
+            ["--merge", "--quantization", "nf4"],
+            ConfigError,
+            "--quantization nf4: an adapter is merged into full-precision weights only",
+        ),
+        (
+            ["--merge", "--model_name_or_path", tmp_path / "nf4"],
+            ModelError,
+            "nf4 is stored quantised, and an adapter is merged into full-",
+        ),
         (["--merge", "--model_name_or_path", models / "mllama"], ModelError, "does not fit the base"),
         (["--state_dict", "--adapter", tmp_path], ModelError, "is no adapter"),
-        (["--merge", "--output_dir", tmp_path / "full"], ConfigError, "is not empty and holds no run of vlmtune"),
-        (["--merge", "--output_dir", adapters["llava"], "--overwrite"], ConfigError, "is not empty and holds no run of vlmtune"),
+        (
+            ["--merge", "--output_dir", tmp_path / "full"],
+            ConfigError,
+            "is not empty and holds no run of vlmtune",
+        ),
+        (
+            ["--merge", "--output_dir", adapters["llava"], "--overwrite"],
+            ConfigError,
+            "is not empty and holds no run of vlmtune",
+        ),
     ]
     for options, error, message in cases:
         with pytest.raises(error, match=message) as caught:

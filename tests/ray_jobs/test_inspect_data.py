@@ -1,4 +1,5 @@
-"""`inspect_data.py` as a person runs it: what it prints and writes, its exit codes, and that it needs neither weights nor network."""
+"""`inspect_data.py` as a person runs it: what it prints and writes, its exit codes, and that it needs
+neither weights nor network."""
 
 import http.server
 import json
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from vlmtune.config import parse
+from vlmtune.config.settings import parse
 from vlmtune.training.run import prepared
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +72,9 @@ def test_it_reports_without_weights_or_network_and_warms_training(
         f"data_path: {mall}\nmodel_name_or_path: {weightless}\noutput_dir: out\nmax_length: 128\n"
         "search_space:\n  max_length: {choice: [24, 128]}\n"
     )
-    done = run("--config", "x.yaml", cwd=tmp_path, cache=tmp_path / "cache", HF_ENDPOINT=address, HF_HUB_OFFLINE="0")
+    done = run(
+        "--config", "x.yaml", cwd=tmp_path, cache=tmp_path / "cache", HF_ENDPOINT=address, HF_HUB_OFFLINE="0"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert asked == []
@@ -85,7 +88,11 @@ def test_it_reports_without_weights_or_network_and_warms_training(
     assert lines[-1] == f"Report    {folder}/preflight.html and preflight.json"
     assert not (tmp_path / "out").exists()
     report = json.loads((folder / "preflight.json").read_text())
-    assert (report["ready"], report["rows"], report["split"]) == (True, 48, {"train": 36, "eval": 6, "test": 6})
+    assert (report["ready"], report["rows"], report["split"]) == (
+        True,
+        48,
+        {"train": 36, "eval": 6, "test": 6},
+    )
     assert "data:image/jpeg;base64," in (folder / "preflight.html").read_text()
 
     # Training finds what was prepared here: nothing is read again, so no Ray is needed either.
@@ -96,11 +103,23 @@ def test_it_reports_without_weights_or_network_and_warms_training(
 
 
 def test_bad_rows_are_all_shown_and_exit_with_2(mall: Path, weightless: Path, tmp_path: Path) -> None:
-    rows = [{"image": f"frames/seq_{number:06d}.jpg", "instruction": "How many?", "output": str(number)} for number in range(1, 13)]
+    rows = [
+        {"image": f"frames/seq_{number:06d}.jpg", "instruction": "How many?", "output": str(number)}
+        for number in range(1, 13)
+    ]
     rows += [{"image": "frames/none.jpg", "instruction": "How many?", "output": "1"}]
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = ("--data_path", str(data), "--image_root", str(mall), "--model_name_or_path", str(weightless), "--output_dir", "here")
+    arguments = (
+        "--data_path",
+        str(data),
+        "--image_root",
+        str(mall),
+        "--model_name_or_path",
+        str(weightless),
+        "--output_dir",
+        "here",
+    )
     done = run(*arguments, cwd=tmp_path, cache=tmp_path / "cache")
     assert done.returncode == 2
     assert f"image {mall}/frames/none.jpg: there is no such file"[:80] in done.stdout
@@ -111,7 +130,14 @@ def test_bad_rows_are_all_shown_and_exit_with_2(mall: Path, weightless: Path, tm
 
 
 def test_what_cannot_be_read_at_all_is_one_line_and_2(weightless: Path, tmp_path: Path) -> None:
-    done = run("--data_path", "nowhere.jsonl", "--model_name_or_path", str(weightless), cwd=tmp_path, cache=tmp_path / "cache")
+    done = run(
+        "--data_path",
+        "nowhere.jsonl",
+        "--model_name_or_path",
+        str(weightless),
+        cwd=tmp_path,
+        cache=tmp_path / "cache",
+    )
     assert done.returncode == 2
     assert done.stderr == "error: nowhere.jsonl: no such file or folder\n"
     assert list(tmp_path.iterdir()) == []

@@ -47,11 +47,31 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
     }
     subprocess.run(["ray", "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
     port, dashboard, client, agent = free_ports(4)
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as temporary:  # sockets have short names only
+    with tempfile.TemporaryDirectory(
+        prefix="ray", dir="/tmp", ignore_cleanup_errors=True
+    ) as temporary:  # sockets have short names only
         started = subprocess.Popen(
             [
-                *("ray", "start", "--head", "--block", "--num-cpus", "2", "--object-store-memory", str(2**29), "--temp-dir", temporary),
-                *("--port", str(port), "--dashboard-port", str(dashboard), "--ray-client-server-port", str(client)),
+                *(
+                    "ray",
+                    "start",
+                    "--head",
+                    "--block",
+                    "--num-cpus",
+                    "2",
+                    "--object-store-memory",
+                    str(2**29),
+                    "--temp-dir",
+                    temporary,
+                ),
+                *(
+                    "--port",
+                    str(port),
+                    "--dashboard-port",
+                    str(dashboard),
+                    "--ray-client-server-port",
+                    str(client),
+                ),
                 *("--dashboard-agent-listen-port", str(agent), "--include-dashboard", "true"),
             ],
             env=environment,
@@ -94,7 +114,19 @@ def wait_for(address: str) -> None:
 
 def submit(head: tuple[str, dict[str, str]], *arguments: str) -> subprocess.CompletedProcess[str]:
     address, environment = head
-    job = ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--", "python", "ray_jobs/tune.py", *arguments]
+    job = [
+        "ray",
+        "job",
+        "submit",
+        "--address",
+        address,
+        "--working-dir",
+        ".",
+        "--",
+        "python",
+        "ray_jobs/tune.py",
+        *arguments,
+    ]
     return subprocess.run(job, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -106,8 +138,18 @@ def test_without_the_token_nothing_is_run(head: tuple[str, dict[str, str]]) -> N
     assert "AuthenticationError" in refused.stderr
 
 
-def test_a_relative_output_folder_is_refused_inside_a_job(head: tuple[str, dict[str, str]], models: Path, mall: Path) -> None:
-    job = submit(head, "--config", "configs/demo.yaml", "--data_path", str(mall), "--model_name_or_path", str(models / "llava"))
+def test_a_relative_output_folder_is_refused_inside_a_job(
+    head: tuple[str, dict[str, str]], models: Path, mall: Path
+) -> None:
+    job = submit(
+        head,
+        "--config",
+        "configs/demo.yaml",
+        "--data_path",
+        str(mall),
+        "--model_name_or_path",
+        str(models / "llava"),
+    )
     printed = job.stdout + job.stderr
     assert job.returncode == 1
     assert "error: --output_dir out/demo: inside a Ray job give an absolute path or a URI" in printed
@@ -115,10 +157,19 @@ def test_a_relative_output_folder_is_refused_inside_a_job(head: tuple[str, dict[
     assert "Traceback" not in printed.split("error: --output_dir")[0]
 
 
-def test_the_demo_runs_as_a_job(head: tuple[str, dict[str, str]], models: Path, mall: Path, tmp_path: Path) -> None:
+def test_the_demo_runs_as_a_job(
+    head: tuple[str, dict[str, str]], models: Path, mall: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     # The demo's own files are ignored by git, and Ray uploads no file that git ignores.
-    paths = ["--data_path", str(mall), "--model_name_or_path", str(models / "llava"), "--output_dir", str(out)]
+    paths = [
+        "--data_path",
+        str(mall),
+        "--model_name_or_path",
+        str(models / "llava"),
+        "--output_dir",
+        str(out),
+    ]
     job = submit(head, "--config", "configs/demo.yaml", *paths, "--num_samples", "2", "--max_steps", "2")
     printed = job.stdout + job.stderr
     assert job.returncode == 0, printed
@@ -126,5 +177,12 @@ def test_the_demo_runs_as_a_job(head: tuple[str, dict[str, str]], models: Path, 
     assert f"Adapter   {out}/best" in printed
     rows = pq.read_table(out / "trials.parquet").to_pylist()
     assert len(rows) == 2 and rows[0]["state"] == "COMPLETE"
-    assert {entry.name for entry in out.iterdir()} == {"best", "report.html", "trials.parquet", "search.yaml", "runs", "tune"}
+    assert {entry.name for entry in out.iterdir()} == {
+        "best",
+        "report.html",
+        "trials.parquet",
+        "search.yaml",
+        "runs",
+        "tune",
+    }
     assert (out / "best" / "adapter_model.safetensors").exists()

@@ -30,9 +30,22 @@ def lines_of(file: Path) -> list[dict[str, Any]]:
 
 
 def test_every_image_is_answered_once_though_the_run_was_ended(
-    adapters: dict[str, Path], mall: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    adapters: dict[str, Path],
+    mall: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    options = ("--adapter", adapters["llava"], "--data_path", mall / "frames", "--question", "How many?", "--max_new_tokens", 3)
+    options = (
+        "--adapter",
+        adapters["llava"],
+        "--data_path",
+        mall / "frames",
+        "--question",
+        "How many?",
+        "--max_new_tokens",
+        3,
+    )
     out = tmp_path / "out"
     monkeypatch.setattr(module, "ROWS_PER_PART", 5)
     written = []
@@ -50,7 +63,10 @@ def test_every_image_is_answered_once_though_the_run_was_ended(
     parts = [out / "parts" / name for name in ("000000-000000000004.jsonl", "000000-000000000009.jsonl")]
     assert sorted((out / "parts").iterdir()) == parts
     before = [line for part in parts for line in lines_of(part)]
-    with pytest.raises(ConfigError, match=rf"--output_dir {out}: holds predictions that were begun with another question; choose"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"--output_dir {out}: holds predictions that were begun with another question; choose",
+    ):
         run(*options, "--output_dir", out, "--question", "Who?")
 
     capsys.readouterr()
@@ -59,13 +75,19 @@ def test_every_image_is_answered_once_though_the_run_was_ended(
     rows = lines_of(out / "predictions.jsonl")
     assert [row["source"] for row in rows] == [str(path) for path in sorted((mall / "frames").iterdir())]
     assert rows[:10] == before
-    assert all(row["question"] == "How many?" and row["reference"] is None and row["error"] is None for row in rows)
+    assert all(
+        row["question"] == "How many?" and row["reference"] is None and row["error"] is None for row in rows
+    )
     assert {path.name for path in out.iterdir()} == {"predict.yaml", "predictions.jsonl"}
-    with pytest.raises(ConfigError, match="holds a finished run; choose another folder, or replace it with --overwrite"):
+    with pytest.raises(
+        ConfigError, match="holds a finished run; choose another folder, or replace it with --overwrite"
+    ):
         run(*options, "--output_dir", out)
 
 
-def test_rows_with_and_without_answers_and_bad_ones_stay_in_their_order(adapters: dict[str, Path], mall: Path, tmp_path: Path) -> None:
+def test_rows_with_and_without_answers_and_bad_ones_stay_in_their_order(
+    adapters: dict[str, Path], mall: Path, tmp_path: Path
+) -> None:
     rows = [
         {"instruction": "How many?", "image": "frames/seq_000001.jpg"},
         {"instruction": "What is a beam?", "output": "A member."},
@@ -74,10 +96,22 @@ def test_rows_with_and_without_answers_and_bad_ones_stay_in_their_order(adapters
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"text": 1}\n')
     (line,) = run(
-        *("--adapter", adapters["mllama"], "--data_path", tmp_path / "rows.jsonl", "--image_root", mall, "--output_dir", tmp_path / "out"),
+        *(
+            "--adapter",
+            adapters["mllama"],
+            "--data_path",
+            tmp_path / "rows.jsonl",
+            "--image_root",
+            mall,
+            "--output_dir",
+            tmp_path / "out",
+        ),
         *("--format", "parquet", "--max_new_tokens", 3, "--use_cpu", "--per_device_eval_batch_size", 2),
     )
-    assert line == f"Answers   {tmp_path}/out/predictions.parquet: 5 rows; 2 could not be answered, see their error"
+    assert (
+        line
+        == f"Answers   {tmp_path}/out/predictions.parquet: 5 rows; 2 could not be answered, see their error"
+    )
     found = pq.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()
     assert [row["source"] for row in found] == [f"{tmp_path}/rows.jsonl:{number}" for number in range(1, 6)]
     assert [row["question"] for row in found] == ["How many?", "What is a beam?", None, "And a column?", None]
@@ -88,16 +122,26 @@ def test_rows_with_and_without_answers_and_bad_ones_stay_in_their_order(adapters
     assert "no known row format" in found[4]["error"]
 
 
-def test_bad_input_is_one_plain_line_and_nothing_is_written(adapters: dict[str, Path], mall: Path, models: Path, tmp_path: Path) -> None:
+def test_bad_input_is_one_plain_line_and_nothing_is_written(
+    adapters: dict[str, Path], mall: Path, models: Path, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     cases: list[tuple[list[Any], type[Exception], str]] = [
         ([], ConfigError, "--data_path is missing"),
         (["--data_path", tmp_path / "empty", "--question", "?"], DataError, "there is no image"),
         (["--data_path", tmp_path / "empty"], DataError, "empty holds nothing"),
         (["--data_path", mall / "frames"], ConfigError, "--question is missing"),
-        (["--data_path", mall / "frames", "--question", "?", "--format", "csv"], ConfigError, "--format: invalid choice: 'csv'"),
+        (
+            ["--data_path", mall / "frames", "--question", "?", "--format", "csv"],
+            ConfigError,
+            "--format: invalid choice: 'csv'",
+        ),
         (["--data_path", mall, "--adapter", tmp_path / "empty"], ModelError, "empty is no adapter"),
-        (["--data_path", mall, "--model_name_or_path", models / "mllama"], ModelError, "does not fit the base"),
+        (
+            ["--data_path", mall, "--model_name_or_path", models / "mllama"],
+            ModelError,
+            "does not fit the base",
+        ),
     ]
     for options, error, message in cases:
         with pytest.raises(error, match=message) as caught:
@@ -113,7 +157,14 @@ def test_a_killed_process_goes_on(adapters: dict[str, Path], mall: Path, tmp_pat
         for frame in (mall / "frames").iterdir():
             (tmp_path / "images" / str(number)).mkdir(parents=True, exist_ok=True)
             os.link(frame, tmp_path / "images" / str(number) / frame.name)
-    program = [sys.executable, str(ROOT / "ray_jobs" / "predict.py"), "--adapter", str(adapters["llava"]), "--data_path", "images"]
+    program = [
+        sys.executable,
+        str(ROOT / "ray_jobs" / "predict.py"),
+        "--adapter",
+        str(adapters["llava"]),
+        "--data_path",
+        "images",
+    ]
     program += ["--question", "How many?", "--output_dir", "out", "--max_new_tokens", "32", "--use_cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (tmp_path / "log").open("w") as log:
@@ -131,4 +182,6 @@ def test_a_killed_process_goes_on(adapters: dict[str, Path], mall: Path, tmp_pat
     assert (done.returncode, done.stderr) == (0, "")
     assert "going on with what is there" in done.stdout
     rows = lines_of(tmp_path / "out" / "predictions.jsonl")
-    assert [row["source"] for row in rows] == sorted(str(path) for path in (tmp_path / "images").rglob("*.jpg"))
+    assert [row["source"] for row in rows] == sorted(
+        str(path) for path in (tmp_path / "images").rglob("*.jpg")
+    )

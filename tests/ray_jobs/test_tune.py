@@ -50,13 +50,26 @@ search_space:
 """,
         encoding="utf-8",
     )
-    return [sys.executable, "ray_jobs/tune.py", "--config", str(config), "--output_dir", str(tmp_path / "out")]
+    return [
+        sys.executable,
+        "ray_jobs/tune.py",
+        "--config",
+        str(config),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return {**kept, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "100", "TUNE_GLOBAL_CHECKPOINT_S": "1"}
+    return {
+        **kept,
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "100",
+        "TUNE_GLOBAL_CHECKPOINT_S": "1",
+    }
 
 
 def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -68,7 +81,9 @@ def test_a_killed_search_leaves_no_process_and_goes_on_with_every_trial_counted_
     command: list[str], environment: dict[str, str], tmp_path: Path, runner: str
 ) -> None:
     folder, steps = tmp_path / "out", STEPS[runner]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True) as killed:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as killed:
         assert killed.stdout is not None
         begun = []
         for line in killed.stdout:
@@ -85,7 +100,12 @@ def test_a_killed_search_leaves_no_process_and_goes_on_with_every_trial_counted_
     assert alive == [], "the Ray that a search starts ends with it"
 
     resumed = subprocess.run(
-        [*command[:2], "--resume", str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [*command[:2], "--resume", str(folder)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (resumed.returncode, resumed.stderr) == (0, "")
     rows = pq.read_table(folder / "trials.parquet").to_pylist()
@@ -107,9 +127,21 @@ def test_a_killed_search_leaves_no_process_and_goes_on_with_every_trial_counted_
 
 
 @pytest.mark.parametrize("runner", ["packed"])
-def test_a_mistake_is_one_line_and_exit_code_2(command: list[str], environment: dict[str, str], tmp_path: Path) -> None:
-    failed = subprocess.run([*command, "--metric", "eval_los"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    command: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    failed = subprocess.run(
+        [*command, "--metric", "eval_los"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert failed.returncode == 2
-    assert failed.stderr.startswith("error: --metric eval_los: no trial reports it") and len(failed.stderr.splitlines()) == 1
+    assert (
+        failed.stderr.startswith("error: --metric eval_los: no trial reports it")
+        and len(failed.stderr.splitlines()) == 1
+    )
     assert failed.stdout == ""
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,5 @@
-"""What searching was worth on test rows: which rows, which metrics, what is said where there is no answer, and a tiny real comparison."""
+"""What searching was worth on test rows: which rows, which metrics, what is said where there is no answer,
+and a tiny real comparison."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,25 @@ import torch
 from training_kit import values_of
 
 from vlmtune.cluster import connect
-from vlmtune.config import Settings
+from vlmtune.config.settings import Settings
 from vlmtune.data.cache import prepare
 from vlmtune.data.prepare import Source
 from vlmtune.data.store import Store
 from vlmtune.model.base import load_base
 from vlmtune.model.lora import attach, lora_config, save_adapter, target_modules
-from vlmtune.search.compare import BASE, BEST, MOST_ROWS, NO_TEST_ROWS, OWN, Answered, Comparison, chosen, compare, comparison, worst_first
+from vlmtune.search.compare import (
+    BASE,
+    BEST,
+    MOST_ROWS,
+    NO_TEST_ROWS,
+    OWN,
+    Answered,
+    Comparison,
+    chosen,
+    compare,
+    comparison,
+    worst_first,
+)
 
 
 def answered(row: int, reference: str, **answers: str) -> Answered:
@@ -35,8 +48,15 @@ GROUPS = ["a", "b", "c", "d"]
 def test_numbers_are_compared_by_their_errors() -> None:
     found = comparison(COUNTS, GROUPS, 4, 0)
     assert found.metrics == ["exact_match", "mae", "within_1"]
-    assert {model: values["exact_match"].value for model, values in found.models.items()} == {BASE: 0.25, OWN: 0.5, BEST: 0.75}
-    assert {other: values["exact_match"].value for other, values in found.over.items()} == {BASE: 0.5, OWN: 0.25}
+    assert {model: values["exact_match"].value for model, values in found.models.items()} == {
+        BASE: 0.25,
+        OWN: 0.5,
+        BEST: 0.75,
+    }
+    assert {other: values["exact_match"].value for other, values in found.over.items()} == {
+        BASE: 0.5,
+        OWN: 0.25,
+    }
     assert found.models[BEST]["mae"].value == pytest.approx(0.5)
     low, high = found.over[BASE]["exact_match"].low, found.over[BASE]["exact_match"].high
     assert low is not None and high is not None and low <= 0.5 <= high
@@ -48,11 +68,17 @@ def test_numbers_are_compared_by_their_errors() -> None:
 
 
 def test_texts_are_compared_by_their_words_and_a_search_whose_best_is_its_first_has_two_models() -> None:
-    rows = [answered(0, "a red door", base="a door", best="a red door"), answered(1, "no", base="yes", best="no")]
+    rows = [
+        answered(0, "a red door", base="a door", best="a red door"),
+        answered(1, "no", base="yes", best="no"),
+    ]
     found = comparison(rows, ["a", "b"], 9, 0)
     assert found.metrics == ["exact_match", "token_f1"]
     assert set(found.models) == {BEST, BASE} and set(found.over) == {BASE}
-    assert found.line() == "2 of the 9 rows that no trial saw: exact match 0.0 % → 100.0 %; token f1 33.3 % → 100.0 %"
+    assert (
+        found.line()
+        == "2 of the 9 rows that no trial saw: exact match 0.0 % → 100.0 %; token f1 33.3 % → 100.0 %"
+    )
 
 
 def test_worst_first_is_by_the_best_adapters_error() -> None:
@@ -72,10 +98,15 @@ def test_many_test_rows_are_drawn_from_the_same_way_each_time() -> None:
 
 
 @pytest.fixture(scope="module")
-def held_out(models: Path, mall: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, Settings]]:
+def held_out(
+    models: Path, mall: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Store, Settings]]:
     """A store with a few test rows, and settings to answer them with."""
     connect()
-    store = prepare(Source(str(mall), str(models / "llava"), eval_fraction=0.2, test_fraction=0.1), str(tmp_path_factory.mktemp("cache")))
+    store = prepare(
+        Source(str(mall), str(models / "llava"), eval_fraction=0.2, test_fraction=0.1),
+        str(tmp_path_factory.mktemp("cache")),
+    )
     yield store, Settings.from_dict(values_of(store, models / "llava"))
     ray.shutdown()
 
@@ -101,17 +132,25 @@ def test_base_and_adapters_answer_every_test_row(held_out: tuple[Store, Settings
     assert isinstance(found, Comparison)
     rows = store.rows_of("test").tolist()
     assert [row.row for row in found.rows] == rows and found.total == len(rows) > 1
-    assert all(row.answers[BEST] == row.answers[OWN] for row in found.rows), "one adapter, from a folder and from a URI"
+    assert all(row.answers[BEST] == row.answers[OWN] for row in found.rows), (
+        "one adapter, from a folder and from a URI"
+    )
     assert any(row.answers[BEST] != row.answers[BASE] for row in found.rows)
     assert all(row.question and row.reference for row in found.rows)
 
 
-def test_an_adapter_that_cannot_answer_is_said_and_ends_nothing(held_out: tuple[Store, Settings], tmp_path: Path) -> None:
+def test_an_adapter_that_cannot_answer_is_said_and_ends_nothing(
+    held_out: tuple[Store, Settings], tmp_path: Path
+) -> None:
     store, settings = held_out
     found = compare(settings, store, connect(), str(tmp_path), None)
     assert isinstance(found, str)
-    assert found.startswith("the test rows could not be answered: ") and "adapter" in found and "\n" not in found
+    assert (
+        found.startswith("the test rows could not be answered: ") and "adapter" in found and "\n" not in found
+    )
 
 
-def test_nothing_is_compared_without_test_rows(held_out: tuple[Store, Settings], stores: dict[str, Store]) -> None:
+def test_nothing_is_compared_without_test_rows(
+    held_out: tuple[Store, Settings], stores: dict[str, Store]
+) -> None:
     assert compare(held_out[1], stores["mall llava"], connect(), "nowhere", None) == NO_TEST_ROWS

@@ -1,4 +1,5 @@
-"""A packed search whose engine and whose trials' processes are killed: every trial ends once, with the adapter that it would have had."""
+"""A packed search whose engine and whose trials' processes are killed: every trial ends once, with the
+adapter that it would have had."""
 
 import os
 import signal
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from training_kit import difference
 
 from vlmtune.cluster import Cluster
-from vlmtune.config import Settings
+from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError
 from vlmtune.packed.run import run_packed
 from vlmtune.search.run import search_adapter
@@ -53,7 +54,8 @@ def settings(models: Path, mall: Path, machine: None) -> Settings:
 
 
 def kill(name: str) -> bool:
-    """Kill a process of this test's Ray by what it does, an actor's class and method; returns whether there was one."""
+    """Kill a process of this test's Ray by what it does, an actor's class and method; returns whether there
+    was one."""
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # Ray's processes come and go
             if f"ray::{name}" in " ".join(process.cmdline()):
@@ -72,7 +74,9 @@ def when(there: Callable[[], bool], act: Callable[[], bool], done: list[bool]) -
     done.append(time.monotonic() < end)
 
 
-def test_a_killed_engine_and_a_killed_trial_lose_and_repeat_nothing(settings: Settings, tmp_path: Path) -> None:
+def test_a_killed_engine_and_a_killed_trial_lose_and_repeat_nothing(
+    settings: Settings, tmp_path: Path
+) -> None:
     folder = tmp_path / "out"
 
     def checkpoints() -> int:
@@ -82,10 +86,14 @@ def test_a_killed_engine_and_a_killed_trial_lose_and_repeat_nothing(settings: Se
         return len(list((folder / "runs").iterdir())) == 4
 
     worked: list[bool] = []
-    # The trial dies in the middle, and under the name that Tune gives it; tests/search/test_tuner.py kills one between two trials.
+    # The trial dies in the middle, and under the name that Tune gives it; tests/search/test_tuner.py kills
+    # one between two trials.
     killers = [
         threading.Thread(target=when, args=(lambda: checkpoints() >= 1, lambda: kill("EngineActor"), worked)),
-        threading.Thread(target=when, args=(lambda: bool(worked) and all_joined(), lambda: kill("ResourceTrainable.train"), worked)),
+        threading.Thread(
+            target=when,
+            args=(lambda: bool(worked) and all_joined(), lambda: kill("ResourceTrainable.train"), worked),
+        ),
     ]
     for killer in killers:
         killer.start()
@@ -100,11 +108,15 @@ def test_a_killed_engine_and_a_killed_trial_lose_and_repeat_nothing(settings: Se
         (rank, rate, "COMPLETE", STEPS) for rank in (2, 4) for rate in RATES
     ]
     for row in rows:
-        assert [path.parent.name for path in (folder / "tune" / "train" / row["trial_id"]).glob("*/report.json")] == [f"checkpoint-{STEPS}"]
+        assert [
+            path.parent.name for path in (folder / "tune" / "train" / row["trial_id"]).glob("*/report.json")
+        ] == [f"checkpoint-{STEPS}"]
     best = Settings.load(folder / "best" / "config.yaml")
     assert best.search.trial_runner == "packed"
     train_adapter(best.replace(output_dir=str(tmp_path / "alone"), num_workers="0"), {"packed": run_packed})
-    adapters = [load_file(path / "adapter_model.safetensors") for path in (folder / "best", tmp_path / "alone")]
+    adapters = [
+        load_file(path / "adapter_model.safetensors") for path in (folder / "best", tmp_path / "alone")
+    ]
     assert difference(*adapters) < 1e-5, "as if nothing had happened, its dropout too"
 
 
@@ -118,7 +130,9 @@ def test_a_killed_engine_and_a_killed_trial_lose_and_repeat_nothing(settings: Se
         ({"search_space": {"optim": {"choice": ["adamw_torch", "adafactor"]}}}, "optim adafactor"),
     ],
 )
-def test_what_keeps_a_search_from_packing_is_named(settings: Settings, changes: dict[str, Any], reason: str) -> None:
+def test_what_keeps_a_search_from_packing_is_named(
+    settings: Settings, changes: dict[str, Any], reason: str
+) -> None:
     asked = settings.replace(**changes)
     space = Space.parse(asked.search.search_space or {}, asked)
     assert reason in (unpackable(asked, space) or "")
@@ -142,7 +156,12 @@ def test_engines_plan_for_the_trial_that_asks_for_most(settings: Settings) -> No
     }
     largest = most_demanding(settings, Space.parse(asked, settings))
     model = largest.model
-    assert (model.lora_r, largest.get("max_length"), model.lora_dropout, model.lora_target_modules) == (16, None, 0.3, targets[1])
+    assert (model.lora_r, largest.get("max_length"), model.lora_dropout, model.lora_target_modules) == (
+        16,
+        None,
+        0.3,
+        targets[1],
+    )
     assert largest.get("per_device_train_batch_size") == 8
     same = most_demanding(settings, Space.parse({"learning_rate": {"uniform": [1e-4, 1e-3]}}, settings))
     assert same == settings

@@ -1,4 +1,5 @@
-"""The report's page on made-up trials: what it says, that it needs nothing else, and that no text of the data becomes part of it."""
+"""The report's page on made-up trials: what it says, that it needs nothing else, and that no text of the
+data becomes part of it."""
 
 import re
 from dataclasses import replace
@@ -7,12 +8,12 @@ from typing import Any
 import pytest
 from page_kit import Links
 
-from vlmtune.config import Settings
-from vlmtune.search.charts import Scale, Trials
+from vlmtune.config.settings import Settings
 from vlmtune.search.compare import BASE, BEST, OWN, Answered, comparison
-from vlmtune.search.importance import ENOUGH, importances
-from vlmtune.search.report import Report, page, seconds_of
-from vlmtune.search.report_answers import EXAMPLES
+from vlmtune.search.report.answers import EXAMPLES
+from vlmtune.search.report.charts import Scale, Trials
+from vlmtune.search.report.importance import ENOUGH, importances
+from vlmtune.search.report.page import Report, page, seconds_of
 from vlmtune.search.results import COMPLETE, FAILED, INFEASIBLE, PRUNED, TrialRow
 
 PIXEL = "data:image/jpeg;base64,AAAA"
@@ -24,7 +25,11 @@ def trial(number: int, rate: float, state: str = COMPLETE, **metrics: Any) -> Tr
     known = {"eval_loss": abs(rate - 1e-3) * 100 + 0.1, "step": step, "max_steps": 8, "seconds": 5.0 * step}
     if state in (FAILED, INFEASIBLE):
         known = {}
-    values = {"learning_rate": rate, "lora_r": 4 * (1 + number % 2), "lora_target_modules": ["q_proj"] if number % 3 else "all-linear"}
+    values = {
+        "learning_rate": rate,
+        "lora_r": 4 * (1 + number % 2),
+        "lora_target_modules": ["q_proj"] if number % 3 else "all-linear",
+    }
     return TrialRow(f"t{number}", values, state, {**known, **metrics})
 
 
@@ -32,16 +37,27 @@ def trial(number: int, rate: float, state: str = COMPLETE, **metrics: Any) -> Tr
 def rows() -> list[TrialRow]:
     rates = [1e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 3e-4, 8e-4, 4e-2, 6e-2]
     states = [COMPLETE] * 3 + [PRUNED] * 5 + [FAILED, INFEASIBLE]
-    return [trial(number, rate, state) for number, (rate, state) in enumerate(zip(rates, states, strict=True))]
+    return [
+        trial(number, rate, state) for number, (rate, state) in enumerate(zip(rates, states, strict=True))
+    ]
 
 
 @pytest.fixture
 def report(rows: list[TrialRow]) -> Report:
     answers = [
-        Answered(row, f"<script>alert({row})</script>", "3", {BASE: "<img src=x>", OWN: "2", BEST: "3" if row % 4 else "7"})
+        Answered(
+            row,
+            f"<script>alert({row})</script>",
+            "3",
+            {BASE: "<img src=x>", OWN: "2", BEST: "3" if row % 4 else "7"},
+        )
         for row in range(30)
     ]
-    curves = {row.trial_id: [(2.0, row.metrics["eval_loss"] + 0.1), (4.0, row.metrics["eval_loss"])] for row in rows if row.metrics}
+    curves = {
+        row.trial_id: [(2.0, row.metrics["eval_loss"] + 0.1), (4.0, row.metrics["eval_loss"])]
+        for row in rows
+        if row.metrics
+    }
     return Report(
         settings=Settings.from_dict({"data_path": "<b>mall</b>", "model_name_or_path": "base"}),
         trials=Trials(rows, curves, {"eval_loss": "min"}, rows[1], rows[0]),
@@ -59,7 +75,10 @@ def report(rows: list[TrialRow]) -> Report:
 def test_the_answer_comes_first(report: Report) -> None:
     text = page(report)
     first = text[text.index("<main>") : text.index("<section>")]
-    assert "30 rows that no trial saw: exact match 0.0 % → 73.3 % (the config&#x27;s own values: 0.0 %); off by" in first
+    assert (
+        "30 rows that no trial saw: exact match 0.0 % → 73.3 % (the config&#x27;s own values: 0.0 %); off by"
+        in first
+    )
     assert "The best of 10 trials is number 2: learning_rate 0.001, lora_r 8" in first
     assert "exact match against the base alone: +73.3 points (+" in first
     assert "3 complete, 5 pruned, 1 failed, 1 infeasible" in first
@@ -78,7 +97,9 @@ def test_the_page_needs_nothing_but_itself_and_holds_no_markup_of_the_data(repor
 
 def test_it_shows_how_the_best_was_found_and_how_to_repeat_it(report: Report) -> None:
     text = page(report)
-    assert text.count("<svg") == 2 + 3 + 1, "history, curves, a slice of each searched option, and all of them together"
+    assert text.count("<svg") == 2 + 3 + 1, (
+        "history, curves, a slice of each searched option, and all of them together"
+    )
     assert "PED-ANOVA (Optuna): eval_loss at a trial&#x27;s first evaluation, 8 trials" in text
     assert "python ray_jobs/train.py --config /out/best/config.yaml --output_dir NEW_FOLDER" in text
     assert "key-of-the-data" in text and "100 train, 10 eval, 30 test" in text and "torch 2" in text

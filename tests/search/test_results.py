@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlmtune.config import Settings
+from vlmtune.config.settings import Settings
 from vlmtune.search import results
 from vlmtune.search.results import TrialRow
 
@@ -37,12 +37,18 @@ def test_state(metrics: dict[str, Any] | None, failed: bool, state: str) -> None
 @pytest.mark.parametrize(
     ("traceback", "reason"),
     [
-        ('ray::f()\n  File "a.py", line 2\n    raise x\nvlmtune.errors.ModelError: there is no such layer', "there is no such layer"),
+        (
+            'ray::f()\n  File "a.py", line 2\n    raise x\nvlmtune.errors.ModelError: there is no such layer',
+            "there is no such layer",
+        ),
         (
             "Training failed due to worker errors:\n[Rank 0]:\nTraceback (most recent call last):\nValueError: two\nlines of it\n",
             "ValueError: two",
         ),
-        ("ray.exceptions.ActorDiedError: The actor died\n\tclass_name: Worker\n", "ray.exceptions.ActorDiedError: The actor died"),
+        (
+            "ray.exceptions.ActorDiedError: The actor died\n\tclass_name: Worker\n",
+            "ray.exceptions.ActorDiedError: The actor died",
+        ),
         ("KeyError\n", "KeyError"),
         ("", "no reason is known"),
     ],
@@ -75,23 +81,51 @@ def test_the_table_keeps_types_where_trials_have_no_numbers(tmp_path: Path) -> N
     names = ["lora_r", "max_length", "lora_target_modules"]
     results.write_table(rows, names, str(tmp_path), {"eval_loss": "min"})
     table = pq.read_table(tmp_path / "trials.parquet")
-    assert table.column_names == ["trial_id", *names, "state", "eval_loss", "steps", "seconds", "tokens_per_second", "peak_memory"]
+    assert table.column_names == [
+        "trial_id",
+        *names,
+        "state",
+        "eval_loss",
+        "steps",
+        "seconds",
+        "tokens_per_second",
+        "peak_memory",
+    ]
     assert table.schema.field("steps").type == table.schema.field("lora_r").type == pa.int64()
     assert table.to_pylist() == [
         {
-            "trial_id": "a", "lora_r": 8, "max_length": None, "lora_target_modules": '["q_proj"]', "state": "COMPLETE", "eval_loss": 3.0,
-            "steps": 8, "seconds": 1.5, "tokens_per_second": 100.0, "peak_memory": 0.5,
+            "trial_id": "a",
+            "lora_r": 8,
+            "max_length": None,
+            "lora_target_modules": '["q_proj"]',
+            "state": "COMPLETE",
+            "eval_loss": 3.0,
+            "steps": 8,
+            "seconds": 1.5,
+            "tokens_per_second": 100.0,
+            "peak_memory": 0.5,
         },
         {
-            "trial_id": "b", "lora_r": 4, "max_length": 64, "lora_target_modules": "all-linear", "state": "FAILED", "eval_loss": None,
-            "steps": None, "seconds": None, "tokens_per_second": None, "peak_memory": None,
+            "trial_id": "b",
+            "lora_r": 4,
+            "max_length": 64,
+            "lora_target_modules": "all-linear",
+            "state": "FAILED",
+            "eval_loss": None,
+            "steps": None,
+            "seconds": None,
+            "tokens_per_second": None,
+            "peak_memory": None,
         },
-    ]  # fmt: skip
+    ]
 
 
 def test_another_metric_has_a_column_too() -> None:
     rows = [TrialRow("a", {"lora_r": 8}, results.COMPLETE, {**ENDED, "eval_loss": 2.0, "train_loss": 1.0})]
-    assert results.table(rows, ["lora_r"], {"train_loss": "min"}).column_names[-2:] == ["peak_memory", "train_loss"]
+    assert results.table(rows, ["lora_r"], {"train_loss": "min"}).column_names[-2:] == [
+        "peak_memory",
+        "train_loss",
+    ]
     assert results.table(rows, ["lora_r"], {"seconds": "min"}).column_names.count("seconds") == 1
 
 
@@ -104,17 +138,35 @@ def test_the_settings_of_a_trial_are_the_configs_with_its_values() -> None:
 def test_the_front_holds_whom_nobody_beats() -> None:
     found = [(1.0, 9.0), (2.0, 3.0), (2.0, 4.0), (3.0, 3.0), (4.0, 1.0), (math.nan, 0.0), (2.0, 3.0)]
     rows = [
-        results.TrialRow(f"t{number}", {"lora_r": number}, results.COMPLETE, {"eval_loss": loss, "seconds": seconds})
+        results.TrialRow(
+            f"t{number}", {"lora_r": number}, results.COMPLETE, {"eval_loss": loss, "seconds": seconds}
+        )
         for number, (loss, seconds) in enumerate(found)
     ]
-    rows.append(results.TrialRow("stopped", {"lora_r": 9}, results.PRUNED, {"eval_loss": 0.0, "seconds": 0.0}))
+    rows.append(
+        results.TrialRow("stopped", {"lora_r": 9}, results.PRUNED, {"eval_loss": 0.0, "seconds": 0.0})
+    )
     objectives = {"eval_loss": "min", "seconds": "min"}
-    assert [row.trial_id for row in results.front_of(rows, objectives)] == ["t0", "t1", "t4", "t6"], "equals stand side by side"
+    assert [row.trial_id for row in results.front_of(rows, objectives)] == ["t0", "t1", "t4", "t6"], (
+        "equals stand side by side"
+    )
     assert [row.trial_id for row in results.front_of(rows, {"eval_loss": "min", "seconds": "max"})] == ["t0"]
-    assert results.table(rows, ["lora_r"], objectives)["pareto"].to_pylist() == [True, True, False, False, True, False, True, False]
+    assert results.table(rows, ["lora_r"], objectives)["pareto"].to_pylist() == [
+        True,
+        True,
+        False,
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
     assert "pareto" not in results.table(rows, ["lora_r"], {"eval_loss": "min"}).column_names
 
 
-@pytest.mark.parametrize(("name", "mode"), [("eval_loss", "min"), ("seconds", "min"), ("rows_per_second", "max"), ("exact_match", "max")])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("eval_loss", "min"), ("seconds", "min"), ("rows_per_second", "max"), ("exact_match", "max")],
+)
 def test_which_way_a_number_is_better(name: str, mode: str) -> None:
     assert results.mode_of(name) == mode

@@ -1,4 +1,5 @@
-"""Whole searches with a tiny LLaVA on a Ray with two CPUs. Each takes its time, so that many tests look at the same one."""
+"""Whole searches with a tiny LLaVA on a Ray with two CPUs. Each takes its time, so that many tests look at
+the same one."""
 
 import json
 import math
@@ -16,7 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl.trainer.sft_config import SFTConfig
 
 from vlmtune.cluster import Cluster, connect
-from vlmtune.config import Settings
+from vlmtune.config.settings import Settings
 from vlmtune.data.cache import USED
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError
@@ -72,7 +73,9 @@ def runner(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def found(settings: Settings, runner: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[dict[str, Any]]]:
+def found(
+    settings: Settings, runner: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str, list[dict[str, Any]]]:
     """A search of three trials, two at a time: its folder, its summary, its table."""
     folder = tmp_path_factory.mktemp("search") / "out"
     space = {
@@ -86,7 +89,9 @@ def found(settings: Settings, runner: str, tmp_path_factory: pytest.TempPathFact
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SFTConfig, "__post_init__", refuse)
         patch.setattr(torch.cuda, "_lazy_init", refuse)
-        summary = search_adapter(settings.replace(output_dir=str(folder), num_samples=3, search_space=space, trial_runner=runner))
+        summary = search_adapter(
+            settings.replace(output_dir=str(folder), num_samples=3, search_space=space, trial_runner=runner)
+        )
     assert files_of(before) == made, "trials share the rows that were prepared before them"
     assert {entry.name for entry in Path(cache_folder(settings)).iterdir()} == {Path(before).name}
     return folder, summary, pq.read_table(folder / "trials.parquet").to_pylist()
@@ -94,9 +99,21 @@ def found(settings: Settings, runner: str, tmp_path_factory: pytest.TempPathFact
 
 def test_the_output_folder_is_laid_out_as_promised(found: tuple[Path, str, list[dict[str, Any]]]) -> None:
     folder, _, rows = found
-    assert {entry.name for entry in folder.iterdir()} == {"best", "trials.parquet", "report.html", "search.yaml", "runs", "tune"}
+    assert {entry.name for entry in folder.iterdir()} == {
+        "best",
+        "trials.parquet",
+        "report.html",
+        "search.yaml",
+        "runs",
+        "tune",
+    }
     best = {entry.name for entry in (folder / "best").iterdir()}
-    assert best >= {"adapter_config.json", "adapter_model.safetensors", "processor_config.json", "tokenizer.json"}
+    assert best >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "processor_config.json",
+        "tokenizer.json",
+    }
     assert best >= {"config.yaml", "metrics.json", "README.md", "runs"}
     assert {entry.name for entry in (folder / "runs").iterdir()} == {row["trial_id"] for row in rows}
     assert all(list((folder / "runs" / row["trial_id"]).glob("events.out.tfevents.*")) for row in rows)
@@ -107,8 +124,18 @@ def test_the_table_has_a_row_per_trial(found: tuple[Path, str, list[dict[str, An
     _, _, rows = found
     assert len({row["trial_id"] for row in rows}) == len(rows) == 3
     assert list(rows[0]) == ["trial_id", "lora_r", "lora_alpha", "learning_rate", "max_length", *MEASURED]
-    first = {name: rows[0][name] for name in ("lora_r", "lora_alpha", "learning_rate", "max_length", "state", "steps")}
-    assert first == {"lora_r": 4, "lora_alpha": 8, "learning_rate": 5e-3, "max_length": 128, "state": "COMPLETE", "steps": 4}
+    first = {
+        name: rows[0][name]
+        for name in ("lora_r", "lora_alpha", "learning_rate", "max_length", "state", "steps")
+    }
+    assert first == {
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "learning_rate": 5e-3,
+        "max_length": 128,
+        "state": "COMPLETE",
+        "steps": 4,
+    }
     assert all(row["lora_alpha"] == 2 * row["lora_r"] for row in rows)
     for row in rows:
         assert row["state"] in ("COMPLETE", "PRUNED")
@@ -120,11 +147,15 @@ def best_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return min((row for row in rows if row["state"] == "COMPLETE"), key=lambda row: row["eval_loss"])
 
 
-def test_the_summary_names_the_best_trial_and_where_things_are(found: tuple[Path, str, list[dict[str, Any]]]) -> None:
+def test_the_summary_names_the_best_trial_and_where_things_are(
+    found: tuple[Path, str, list[dict[str, Any]]],
+) -> None:
     folder, summary, rows = found
     best = best_row(rows)
     lines = summary.splitlines()
-    assert lines[1].startswith(f"Best      trial {rows.index(best) + 1} of 3: eval_loss {best['eval_loss']:.4g}")
+    assert lines[1].startswith(
+        f"Best      trial {rows.index(best) + 1} of 3: eval_loss {best['eval_loss']:.4g}"
+    )
     assert f"(the config's own values: {rows[0]['eval_loss']:.4g})" in lines[1]
     assert f"Adapter   {folder}/best" in lines
     assert f"Report    {folder}/report.html" in lines
@@ -141,10 +172,15 @@ def test_base_own_values_and_best_are_compared_on_test_rows_wherever_they_are_to
     assert (test["rows"], test["of"]) == (count, count)
     assert set(test["models"]) == {"best", "base"} | ({"own"} if best_row(rows) is not rows[0] else set())
     assert set(test["models"]["best"]) == {"exact_match", "mae", "within_1"}
-    before, after = (f"{100 * test['models'][model]['exact_match']['value']:.1f} %" for model in ("base", "best"))
+    before, after = (
+        f"{100 * test['models'][model]['exact_match']['value']:.1f} %" for model in ("base", "best")
+    )
     (line,) = (line for line in summary.splitlines() if line.startswith("Test "))
     assert line.startswith(f"Test      {count} rows that no trial saw: exact match {before} → {after}")
-    assert f"| exact match, {count} test rows | {after} (base: {before}) |" in (folder / "best" / "README.md").read_text()
+    assert (
+        f"| exact match, {count} test rows | {after} (base: {before}) |"
+        in (folder / "best" / "README.md").read_text()
+    )
     page = (folder / "report.html").read_text()
     assert escape(line.removeprefix("Test      ")) in page
     assert page.count("<figure>") == min(count, 20) == page.count("data:image/jpeg")
@@ -154,16 +190,22 @@ def test_best_repeats_alone_with_the_same_loss_at_any_length_that_cuts_nothing(
     found: tuple[Path, str, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
     folder, _, rows = found
-    settings = Settings.load(folder / "best" / "config.yaml").replace(num_workers="0", output_dir=str(tmp_path / "alone"), max_length=512)
+    settings = Settings.load(folder / "best" / "config.yaml").replace(
+        num_workers="0", output_dir=str(tmp_path / "alone"), max_length=512
+    )
     train_adapter(settings, {"packed": run_packed})
     alone = json.loads((tmp_path / "alone" / "metrics.json").read_text())["eval_loss"]
     assert alone == pytest.approx(best_row(rows)["eval_loss"], rel=1e-5)
-    ours, theirs = (load_file(path / "adapter_model.safetensors") for path in (folder / "best", tmp_path / "alone"))
+    ours, theirs = (
+        load_file(path / "adapter_model.safetensors") for path in (folder / "best", tmp_path / "alone")
+    )
     assert ours.keys() == theirs.keys()
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
 
 
-def test_best_loads_with_plain_peft_and_changes_the_answer(found: tuple[Path, str, list[dict[str, Any]]], models: Path) -> None:
+def test_best_loads_with_plain_peft_and_changes_the_answer(
+    found: tuple[Path, str, list[dict[str, Any]]], models: Path
+) -> None:
     folder, _, _ = found
     base = AutoModelForImageTextToText.from_pretrained(models / "llava")
     inputs = AutoProcessor.from_pretrained(folder / "best")(text="How many people?", return_tensors="pt")
@@ -177,9 +219,13 @@ def test_best_loads_with_plain_peft_and_changes_the_answer(found: tuple[Path, st
 def grid(
     settings: Settings, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str, list[dict[str, Any]], str]:
-    """A grid of which one trial trains, one does not fit in memory and two raise, refitted: as above, and what was printed."""
+    """A grid of which one trial trains, one does not fit in memory and two raise, refitted: as above, and
+    what was printed."""
     folder = tmp_path_factory.mktemp("grid") / "out"
-    space = {"lora_r": {"grid": [4, ENOUGH]}, "lora_target_modules": {"grid": [["q_proj", "v_proj"], ["no_such_proj"]]}}
+    space = {
+        "lora_r": {"grid": [4, ENOUGH]},
+        "lora_target_modules": {"grid": [["q_proj", "v_proj"], ["no_such_proj"]]},
+    }
     with pytest.MonkeyPatch.context() as patch:
         lines: list[str] = []
         patch.setattr("vlmtune.console.say", lines.append)
@@ -208,25 +254,37 @@ def test_a_grid_runs_every_combination_in_order(grid: tuple[Path, str, list[dict
     ]
 
 
-def test_a_trial_that_does_not_fit_is_infeasible_and_one_that_raises_failed(grid: tuple[Path, str, list[dict[str, Any]], str]) -> None:
+def test_a_trial_that_does_not_fit_is_infeasible_and_one_that_raises_failed(
+    grid: tuple[Path, str, list[dict[str, Any]], str],
+) -> None:
     _, summary, rows, printed = grid
     assert [row["state"] for row in rows] == ["COMPLETE", "FAILED", "INFEASIBLE", "FAILED"]
     assert "Trials    1 complete, 2 failed, 1 infeasible" in summary.splitlines()
-    assert not [line for line in summary.splitlines() if line.startswith(("Test", "Report"))], "it was left out"
+    assert not [line for line in summary.splitlines() if line.startswith(("Test", "Report"))], (
+        "it was left out"
+    )
     failed = [line for line in printed.splitlines() if line.startswith("trial   2  failed")]
     assert len(failed) == 1
     assert "lora_target_modules: no linear layer is called 'no_such_proj'" in failed[0]
 
 
-def test_several_objectives_are_told_with_their_front(grid: tuple[Path, str, list[dict[str, Any]], str]) -> None:
+def test_several_objectives_are_told_with_their_front(
+    grid: tuple[Path, str, list[dict[str, Any]], str],
+) -> None:
     _, summary, rows, _ = grid
     assert "Front     trial 1: none is better in all of eval_loss, seconds" in summary.splitlines()
     assert [row["pareto"] for row in rows] == [True, False, False, False]
 
 
-def test_what_a_search_is_for_is_said_before_it(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_search_is_for_is_said_before_it(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked = settings.replace(more_metrics=["seconds", "rows_per_second"])
-    announce(asked, Space.parse({"lora_r": {"choice": [4, 8]}}, asked), Cluster(dashboard=None, cpus=2, gpus=0, nodes=1))
+    announce(
+        asked,
+        Space.parse({"lora_r": {"choice": [4, 8]}}, asked),
+        Cluster(dashboard=None, cpus=2, gpus=0, nodes=1),
+    )
     assert "objectives: min eval_loss, min seconds, max rows_per_second" in capsys.readouterr().out
 
 
@@ -240,7 +298,9 @@ def test_refit_trains_the_winner_on_evaluation_rows_too_and_keeps_the_numbers_of
     assert metrics["eval_loss"] == rows[0]["eval_loss"]
     assert metrics["refit_rows"] == whole
     assert f"trained once more on the {whole} rows of train and eval" in summary
-    (searched,) = (folder / "tune" / "train" / rows[0]["trial_id"]).glob("checkpoint[_-]*/adapter_model.safetensors")
+    (searched,) = (folder / "tune" / "train" / rows[0]["trial_id"]).glob(
+        "checkpoint[_-]*/adapter_model.safetensors"
+    )
     before, after = load_file(searched), load_file(folder / "best" / "adapter_model.safetensors")
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
@@ -252,10 +312,23 @@ def test_a_refit_that_cannot_be_trained_leaves_what_the_search_found(
     row = {"instruction": "How many?", "output": "two"}
     pictured = row | {"image": next((mall / "frames").iterdir()).name}
     for name, one in (("train", row), ("eval", pictured)):  # whose picture does not fit
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(one | {"input": str(number)}) for number in range(4)))
-    data = {"data_path": str(tmp_path / "train.jsonl"), "eval_data_path": str(tmp_path / "eval.jsonl"), "image_root": str(mall / "frames")}
+        (tmp_path / f"{name}.jsonl").write_text(
+            "\n".join(json.dumps(one | {"input": str(number)}) for number in range(4))
+        )
+    data = {
+        "data_path": str(tmp_path / "train.jsonl"),
+        "eval_data_path": str(tmp_path / "eval.jsonl"),
+        "image_root": str(mall / "frames"),
+    }
     space = {"learning_rate": {"loguniform": [1e-4, 1e-2]}}
-    changes = {"output_dir": str(tmp_path / "out"), "test_fraction": 0, "max_length": 18, "max_steps": 1, "num_samples": 1, "report": False}
+    changes = {
+        "output_dir": str(tmp_path / "out"),
+        "test_fraction": 0,
+        "max_length": 18,
+        "max_steps": 1,
+        "num_samples": 1,
+        "report": False,
+    }
 
     def crashing(*_: Any) -> NoReturn:
         text = "Traceback (most recent call last):\nAcceleratorError: CUDA error: an illegal memory access\nCompile with TORCH_USE_CUDA_DSA"
@@ -268,7 +341,11 @@ def test_a_refit_that_cannot_be_trained_leaves_what_the_search_found(
         if crash:
             patch.setattr("vlmtune.search.run.refit", crashing)
         summary = search_adapter(settings.replace(**data, **changes, search_space=space, refit=True))
-    reason = "AcceleratorError: CUDA error: an illegal memory access" if crash else "4 of 8 training rows do not fit max_length 18"
+    reason = (
+        "AcceleratorError: CUDA error: an illegal memory access"
+        if crash
+        else "4 of 8 training rows do not fit max_length 18"
+    )
     told = [line for line in lines if line.startswith("Refit     not done")]
     assert len(told) == 1
     assert told[0].startswith(f"Refit     not done, the search's own adapter stays: {reason}")
@@ -293,7 +370,9 @@ def test_a_search_without_a_trial_that_ends_leaves_with_one_reason(
     settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     space = {"lora_r": {"choice": [4, 8]}}
-    hurried = settings.replace(output_dir=str(tmp_path / "out"), num_samples=2, search_space=space, time_budget_s=1)
+    hurried = settings.replace(
+        output_dir=str(tmp_path / "out"), num_samples=2, search_space=space, time_budget_s=1
+    )
     with pytest.raises(SystemExit) as exit_:
         search_adapter(hurried)
     assert exit_.value.code == 1
@@ -307,7 +386,10 @@ def test_a_search_without_a_trial_that_ends_leaves_with_one_reason(
     ("changes", "message"),
     [
         ({"metric": "eval_los"}, "--metric eval_los: no trial reports it.*did you mean eval_loss"),
-        ({"metric": "exact_match"}, "--metric exact_match: of answers the larger is the better; add --mode max"),
+        (
+            {"metric": "exact_match"},
+            "--metric exact_match: of answers the larger is the better; add --mode max",
+        ),
         ({"more_metrics": ["second"]}, "--more_metrics second: no trial reports it.*did you mean seconds"),
         ({"more_metrics": ["eval_loss"]}, "--more_metrics eval_loss: is an objective already"),
         ({"num_workers": "0"}, "--num_workers 0: a search trains in workers"),
@@ -315,14 +397,18 @@ def test_a_search_without_a_trial_that_ends_leaves_with_one_reason(
         ({"resume": "nowhere"}, "--resume .*/nowhere: no search is there"),
     ],
 )
-def test_what_a_search_refuses(settings: Settings, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_what_a_search_refuses(
+    settings: Settings, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     given = {"output_dir": str(tmp_path / "out"), "search_space": {"lora_r": {"choice": [4, 8]}}, **changes}
     with pytest.raises(ConfigError, match=message):
         search_adapter(settings.replace(**given))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_search_that_has_ended_is_not_resumed(found: tuple[Path, str, list[dict[str, Any]]], settings: Settings) -> None:
+def test_a_search_that_has_ended_is_not_resumed(
+    found: tuple[Path, str, list[dict[str, Any]]], settings: Settings
+) -> None:
     with pytest.raises(ConfigError, match="this search has ended"):
         search_adapter(settings.replace(resume=str(found[0])))
 

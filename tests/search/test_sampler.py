@@ -6,7 +6,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from vlmtune.config import Settings
+from vlmtune.config.settings import Settings
 from vlmtune.search.sampler import CONSTRAINT, TrialSearch
 from vlmtune.search.space import Space
 from vlmtune.training.report import EVALUATION
@@ -26,7 +26,13 @@ def search(seed: int = 0, mode: str = "min") -> TrialSearch:
 
 def report(loss: float, evaluation: int, step: int) -> dict[str, Any]:
     # Tune's own count differs where an interrupted trial has gone on.
-    return {"eval_loss": loss, EVALUATION: evaluation, "training_iteration": 1, "step": step, "max_steps": MOST_STEPS}
+    return {
+        "eval_loss": loss,
+        EVALUATION: evaluation,
+        "training_iteration": 1,
+        "step": step,
+        "max_steps": MOST_STEPS,
+    }
 
 
 def loss_of(values: dict[str, Any]) -> float:
@@ -96,7 +102,8 @@ def test_a_failed_trial_that_runs_again_leaves_its_first_answer() -> None:
 
 
 def proposals_that_do_not_fit(*, told: bool, mode: str = "min") -> int:
-    """Of 40 trials after 20, how many have the rank that does not fit in memory but would be the best; `told`: as infeasible or FAIL."""
+    """Of 40 trials after 20, how many have the rank that does not fit in memory but would be the best;
+    `told`: as infeasible or FAIL."""
     searcher = search(seed=1, mode=mode)
     found = 0
     for number in range(60):
@@ -116,7 +123,10 @@ def proposals_that_do_not_fit(*, told: bool, mode: str = "min") -> int:
 
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_the_region_of_infeasible_trials_is_avoided(mode: str) -> None:
-    infeasible, failed = proposals_that_do_not_fit(told=True, mode=mode), proposals_that_do_not_fit(told=False, mode=mode)
+    infeasible, failed = (
+        proposals_that_do_not_fit(told=True, mode=mode),
+        proposals_that_do_not_fit(told=False, mode=mode),
+    )
     assert infeasible < failed
     assert infeasible <= 10
 
@@ -148,12 +158,16 @@ def test_a_restored_study_goes_on_as_if_it_had_not_been_interrupted(tmp_path: Pa
     second = search(seed=9)
     second.restore(str(tmp_path / "state.pkl"))
     assert begun == whole[:12]
-    assert [trial.state for trial in second._ot_study.trials] == [TrialState.COMPLETE] * 12 + [TrialState.FAIL]
+    assert [trial.state for trial in second._ot_study.trials] == [TrialState.COMPLETE] * 12 + [
+        TrialState.FAIL
+    ]
     assert run(second, 13, 16) == run(first, 13, 16)
 
 
 def test_with_several_objectives_the_study_has_them_all_and_a_stopped_trial_has_no_values() -> None:
-    searcher = TrialSearch(Space.parse(SPACE, OWN), metric="eval_loss", mode="min", seed=0, more={"rows_per_second": "max"})
+    searcher = TrialSearch(
+        Space.parse(SPACE, OWN), metric="eval_loss", mode="min", seed=0, more={"rows_per_second": "max"}
+    )
     for trial_id in ("ended", "stopped", "diverged", "no memory"):
         searcher.suggest(trial_id)
         searcher.on_trial_result(trial_id, {**report(3.0, 1, 3), "rows_per_second": 5.0})
@@ -168,5 +182,7 @@ def test_with_several_objectives_the_study_has_them_all_and_a_stopped_trial_has_
         assert trial_of(searcher, trial_id).values is None
     for number in range(12):  # past the start-up trials, so that TPE sorts all of them
         assert searcher.suggest(str(number)) is not None
-        searcher.on_trial_complete(str(number), result={**report(float(number), 4, MOST_STEPS), "rows_per_second": 1.0 * number})
+        searcher.on_trial_complete(
+            str(number), result={**report(float(number), 4, MOST_STEPS), "rows_per_second": 1.0 * number}
+        )
     assert len(searcher._ot_study.best_trials) > 1

@@ -11,13 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.tune.search.optuna import OptunaSearch
 
-from vlmtune.config import Settings, parse
+from vlmtune.config.flags import flags
+from vlmtune.config.settings import Settings, parse
 from vlmtune.errors import ConfigError
-from vlmtune.flags import flags
 from vlmtune.search.space import FIXED, Space
 
 ROOT = Path(__file__).parents[2]
-OWN = Settings.from_dict({"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4, "max_length": 512, "lora_dropout": 0.05})
+OWN = Settings.from_dict(
+    {"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4, "max_length": 512, "lora_dropout": 0.05}
+)
 SPACE = {
     "lora_r": {"choice": [4, 8, 16]},
     "lora_alpha": {"expr": "2 * lora_r"},
@@ -32,7 +34,8 @@ def quiet() -> None:
 
 
 def run(space: Space, trials: int, seed: int = 0) -> list[dict[str, Any]]:
-    """The values of the first trials that a TPE sampler draws where smaller learning rates and ranks are better."""
+    """The values of the first trials that a TPE sampler draws where smaller learning rates and ranks are
+    better."""
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
     study.enqueue_trial(space.enqueued())
     drawn = []
@@ -77,7 +80,12 @@ DRAWS: list[tuple[str, dict[str, list[float]], type, Callable[[Any], bool]]] = [
     ("lora_dropout", {"quniform": [0.0, 0.3, 0.1]}, float, lambda v: v in (0.0, 0.1, 0.2, 0.3)),
     ("lora_r", {"quniform": [4, 16, 4]}, int, lambda v: v in (4, 8, 12, 16)),
     ("learning_rate", {"loguniform": [1e-6, 1e-3]}, float, lambda v: 1e-6 <= v <= 1e-3),
-    ("learning_rate", {"qloguniform": [1e-5, 5e-4, 1e-5]}, float, lambda v: v in {float(f"{n}e-5") for n in range(1, 51)}),
+    (
+        "learning_rate",
+        {"qloguniform": [1e-5, 5e-4, 1e-5]},
+        float,
+        lambda v: v in {float(f"{n}e-5") for n in range(1, 51)},
+    ),
     ("lora_r", {"qloguniform": [4, 64, 4]}, int, lambda v: v in range(4, 65, 4)),
     ("lora_r", {"randint": [2, 5]}, int, lambda v: v in (2, 3, 4)),
     ("lora_r", {"lograndint": [1, 5]}, int, lambda v: v in (1, 2, 3, 4)),
@@ -98,7 +106,9 @@ def test_drawn_values_are_of_the_options_type_and_in_the_distribution(
 def test_bounds_are_tunes() -> None:
     drawn = {values["lora_r"] for values in run(Space.parse({"lora_r": {"randint": [2, 4]}}, OWN), 40)[1:]}
     assert drawn == {2, 3}
-    drawn = {values["lora_r"] for values in run(Space.parse({"lora_r": {"quniform": [2, 4, 2]}}, OWN), 40)[1:]}
+    drawn = {
+        values["lora_r"] for values in run(Space.parse({"lora_r": {"quniform": [2, 4, 2]}}, OWN), 40)[1:]
+    }
     assert drawn == {2, 4}
 
 
@@ -110,7 +120,9 @@ def test_bounds_are_tunes() -> None:
     log=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_quantised_values_are_multiples_within_the_bounds(quantum: float, low: int, more: int, log: bool, seed: int) -> None:
+def test_quantised_values_are_multiples_within_the_bounds(
+    quantum: float, low: int, more: int, log: bool, seed: int
+) -> None:
     exact = Fraction(str(quantum))
     bounds = [float(exact * low), float(exact * (low + more))]
     space = Space.parse({"weight_decay": {"qloguniform" if log else "quniform": [*bounds, quantum]}}, OWN)
@@ -125,11 +137,20 @@ def test_quantised_values_are_multiples_within_the_bounds(quantum: float, low: i
 def test_lists_and_missing_values_can_be_chosen() -> None:
     names = [["q_proj"], ["q_proj", "v_proj"], "all-linear"]
     space = Space.parse(
-        {"target_modules": {"choice": names}, "max_length": {"choice": [512, None]}, "use_rslora": {"choice": [True, False]}}, OWN
+        {
+            "target_modules": {"choice": names},
+            "max_length": {"choice": [512, None]},
+            "use_rslora": {"choice": [True, False]},
+        },
+        OWN,
     )
     assert space.outside == {"lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
     drawn = run(space, 30)
-    assert drawn[0] == {"lora_target_modules": OWN.model.lora_target_modules, "max_length": 512, "use_rslora": False}
+    assert drawn[0] == {
+        "lora_target_modules": OWN.model.lora_target_modules,
+        "max_length": 512,
+        "use_rslora": False,
+    }
     assert all(values["lora_target_modules"] in names for values in drawn[1:])
     assert {values["max_length"] for values in drawn} == {512, None}
     assert all(OWN.replace(**values) for values in drawn)
@@ -137,7 +158,13 @@ def test_lists_and_missing_values_can_be_chosen() -> None:
 
 def test_constants_are_applied_not_searched() -> None:
     space = Space.parse(
-        {"lora_r": 4, "lora_dropout": {"choice": [0.1]}, "lora_alpha": {"expr": "2 * lora_r"}, "max_steps": {"randint": [1, 9]}}, OWN
+        {
+            "lora_r": 4,
+            "lora_dropout": {"choice": [0.1]},
+            "lora_alpha": {"expr": "2 * lora_r"},
+            "max_steps": {"randint": [1, 9]},
+        },
+        OWN,
     )
     assert space.names == ["lora_alpha", "max_steps"]
     first, second = run(space, 2)
@@ -147,7 +174,9 @@ def test_constants_are_applied_not_searched() -> None:
 
 
 def test_grids_are_listed_with_the_own_values_first() -> None:
-    space = Space.parse({"lora_r": {"grid": [4, 8]}, "max_length": {"grid": [256, 512]}, "use_rslora": True}, OWN)
+    space = Space.parse(
+        {"lora_r": {"grid": [4, 8]}, "max_length": {"grid": [256, 512]}, "use_rslora": True}, OWN
+    )
     assert space.is_grid
     assert space.names == ["lora_r", "max_length"]
     points = [(point["lora_r"], point["max_length"]) for point in space.grid()]
@@ -162,9 +191,18 @@ def test_a_grid_without_the_own_values_keeps_its_order() -> None:
 
 
 def test_every_end_is_a_corner_however_large_the_space() -> None:
-    many = {name: {"choice": [0.0, 0.1, 0.2, 0.3]} for name in ("lora_dropout", "weight_decay", "max_grad_norm", "adam_beta1")}
+    many = {
+        name: {"choice": [0.0, 0.1, 0.2, 0.3]}
+        for name in ("lora_dropout", "weight_decay", "max_grad_norm", "adam_beta1")
+    }
     space = Space.parse(
-        {"use_dora": {"choice": [False, True]}, "lora_r": {"choice": [4, 8, 16, 32]}, **many, "lora_alpha": {"choice": [1, 2, 4, 8]}}, OWN
+        {
+            "use_dora": {"choice": [False, True]},
+            "lora_r": {"choice": [4, 8, 16, 32]},
+            **many,
+            "lora_alpha": {"choice": [1, 2, 4, 8]},
+        },
+        OWN,
     )
     corners = list(space.corners())
     assert any(corner["use_dora"] for corner in corners)
@@ -211,7 +249,11 @@ def test_expressions(text: str, value: int) -> None:
 
 
 def test_expressions_may_need_each_other_in_any_order() -> None:
-    raw = {"max_steps": {"expr": "lora_alpha * 2"}, "lora_alpha": {"expr": "lora_r * 2"}, "lora_r": {"choice": [2, 3]}}
+    raw = {
+        "max_steps": {"expr": "lora_alpha * 2"},
+        "lora_alpha": {"expr": "lora_r * 2"},
+        "lora_r": {"choice": [2, 3]},
+    }
     for values in run(Space.parse(raw, OWN), 10)[1:]:
         assert list(values) == ["max_steps", "lora_alpha", "lora_r"]
         assert values["max_steps"] == 2 * values["lora_alpha"] == 4 * values["lora_r"]
@@ -221,15 +263,27 @@ def test_expressions_may_need_each_other_in_any_order() -> None:
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({}, "search_space: is empty"),
     ({"lora_rr": {"choice": [1, 2]}}, "search_space: lora_rr: there is no such option; did you mean lora_r?"),
-    ({"lora_r": {"chioce": [1, 2]}}, "search_space: lora_r: there is no distribution 'chioce'; did you mean choice?"),
+    (
+        {"lora_r": {"chioce": [1, 2]}},
+        "search_space: lora_r: there is no distribution 'chioce'; did you mean choice?",
+    ),
     ({"lora_r": {"choice": []}}, "search_space: lora_r: choice takes a list of values"),
-    ({"lora_r": {"choice": 8}}, "search_space: lora_r: choice takes a list of values, as in {choice: [8, 16]}, not 8"),
+    (
+        {"lora_r": {"choice": 8}},
+        "search_space: lora_r: choice takes a list of values, as in {choice: [8, 16]}, not 8",
+    ),
     ({"lora_r": {"choice": [8, 8]}}, "search_space: lora_r: choice holds 8 twice"),
     ({"lora_r": {"choice": [8, 8.5]}}, "search_space: lora_r: choice: 8.5 is not a whole number"),
     ({"lora_r": {"choice": [0, 8]}}, "search_space: lora_r: choice: 0 must be at least 1"),
-    ({"lora_r": [4, 8]}, "search_space: lora_r: [4, 8] is a list; to search these values write {choice: [...]}"),
+    (
+        {"lora_r": [4, 8]},
+        "search_space: lora_r: [4, 8] is a list; to search these values write {choice: [...]}",
+    ),
     ({"lora_r": {}}, "search_space: lora_r: must hold one distribution"),
-    ({"lora_r": {"choice": [4, 8], "grid": [4]}}, "search_space: lora_r: must hold one distribution, as in {choice: [8, 16]}, not 2"),
+    (
+        {"lora_r": {"choice": [4, 8], "grid": [4]}},
+        "search_space: lora_r: must hold one distribution, as in {choice: [8, 16]}, not 2",
+    ),
     ({"lora_r": 4.5}, "search_space: lora_r: 4.5 is not a whole number"),
     ({"lora_r": None}, "search_space: lora_r: has no value"),
     (
@@ -238,7 +292,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     ({"lora_r": {"loguniform": [4, 8]}}, "search_space: lora_r: loguniform draws fractions"),
     ({"lora_r": {"quniform": [4, 8, 0.5]}}, "search_space: lora_r: quniform needs whole numbers here"),
-    ({"lora_r": {"randint": [4, 8, 2]}}, "search_space: lora_r: randint takes 2 numbers, [lower, upper], not [4, 8, 2]"),
+    (
+        {"lora_r": {"randint": [4, 8, 2]}},
+        "search_space: lora_r: randint takes 2 numbers, [lower, upper], not [4, 8, 2]",
+    ),
     ({"lora_r": {"randint": [0, 8]}}, "search_space: lora_r: randint: 0 must be at least 1"),
     ({"lora_r": {"lograndint": [0, 8]}}, "search_space: lora_r: lograndint's lower bound 0 must be above 0"),
     ({"learning_rate": {"uniform": [1e-4]}}, "search_space: learning_rate: uniform takes 2 numbers"),
@@ -249,27 +306,66 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "search_space: learning_rate: uniform's lower bound 0.001 must be below its upper bound 0.0001",
     ),
     ({"learning_rate": {"uniform": [1e-4, 1e-4]}}, "search_space: learning_rate: uniform's lower bound"),
-    ({"learning_rate": {"uniform": [0.1, math.inf]}}, "search_space: learning_rate: uniform: Infinity is not a number"),
-    ({"learning_rate": {"uniform": [math.nan, 1]}}, "search_space: learning_rate: uniform: NaN is not a number"),
-    ({"learning_rate": {"loguniform": [0, 1e-4]}}, "search_space: learning_rate: loguniform's lower bound 0 must be above 0"),
-    ({"lora_dropout": {"quniform": [0, 0.5, 0]}}, "search_space: lora_dropout: quniform's quantum 0 must be above 0"),
+    (
+        {"learning_rate": {"uniform": [0.1, math.inf]}},
+        "search_space: learning_rate: uniform: Infinity is not a number",
+    ),
+    (
+        {"learning_rate": {"uniform": [math.nan, 1]}},
+        "search_space: learning_rate: uniform: NaN is not a number",
+    ),
+    (
+        {"learning_rate": {"loguniform": [0, 1e-4]}},
+        "search_space: learning_rate: loguniform's lower bound 0 must be above 0",
+    ),
+    (
+        {"lora_dropout": {"quniform": [0, 0.5, 0]}},
+        "search_space: lora_dropout: quniform's quantum 0 must be above 0",
+    ),
     (
         {"lora_dropout": {"quniform": [0.05, 0.5, 0.1]}},
         "search_space: lora_dropout: quniform's bounds 0.05 and 0.5 must be multiples of its quantum 0.1",
     ),
-    ({"lora_dropout": {"uniform": [0, 1]}}, "search_space: lora_dropout: uniform: 1 must be at least 0 and below 1"),
+    (
+        {"lora_dropout": {"uniform": [0, 1]}},
+        "search_space: lora_dropout: uniform: 1 must be at least 0 and below 1",
+    ),
     ({"lr_scheduler_type": {"uniform": [0, 1]}}, "search_space: lr_scheduler_type: uniform draws numbers"),
-    ({"lr_scheduler_type": {"choice": ["linear", "cosin"]}}, "search_space: lr_scheduler_type: choice: 'cosin' is not one of"),
-    ({"max_length": {"choice": [8, 9]}, "max_seq_length": 8}, "search_space: max_seq_length: is another name of max_length"),
-    ({"lora_r": {"grid": [4, 8]}, "max_steps": {"randint": [1, 9]}}, "search_space: max_steps: is drawn, but lora_r is a grid"),
-    ({"data_path": {"choice": ["a", "b"]}}, "search_space: data_path: cannot be searched, as all trials share the same prepared rows"),
+    (
+        {"lr_scheduler_type": {"choice": ["linear", "cosin"]}},
+        "search_space: lr_scheduler_type: choice: 'cosin' is not one of",
+    ),
+    (
+        {"max_length": {"choice": [8, 9]}, "max_seq_length": 8},
+        "search_space: max_seq_length: is another name of max_length",
+    ),
+    (
+        {"lora_r": {"grid": [4, 8]}, "max_steps": {"randint": [1, 9]}},
+        "search_space: max_steps: is drawn, but lora_r is a grid",
+    ),
+    (
+        {"data_path": {"choice": ["a", "b"]}},
+        "search_space: data_path: cannot be searched, as all trials share the same prepared rows",
+    ),
     ({"num_samples": 8}, "search_space: num_samples: cannot be searched, as it describes the search itself"),
-    ({"model_name_or_path": "a"}, "search_space: model_name_or_path: cannot be searched, as all trials share one frozen base"),
+    (
+        {"model_name_or_path": "a"},
+        "search_space: model_name_or_path: cannot be searched, as all trials share one frozen base",
+    ),
     ({"quantization": {"choice": ["nf4", "int8"]}}, "search_space: quantization: cannot be searched"),
     ({"output_dir": "a"}, "search_space: output_dir: cannot be searched"),
-    ({"eval_steps": {"choice": [0.25, 0.5]}}, "search_space: eval_steps: cannot be searched, as all trials are evaluated alike"),
-    ({"seed": {"randint": [0, 9]}}, "search_space: seed: cannot be searched, as all trials see the same split"),
-    ({"packing": {"choice": [True, False]}}, "search_space: packing: choice: vlmtune does not take this option"),
+    (
+        {"eval_steps": {"choice": [0.25, 0.5]}},
+        "search_space: eval_steps: cannot be searched, as all trials are evaluated alike",
+    ),
+    (
+        {"seed": {"randint": [0, 9]}},
+        "search_space: seed: cannot be searched, as all trials see the same split",
+    ),
+    (
+        {"packing": {"choice": [True, False]}},
+        "search_space: packing: choice: vlmtune does not take this option",
+    ),
     ({"lora_alpha": {"expr": 16}}, "search_space: lora_alpha: an expr is a text"),
     ({"lora_alpha": {"expr": "2 *"}}, 'search_space: lora_alpha: expr "2 *" does not parse: invalid syntax'),
     ({"lora_alpha": {"expr": "x = 2"}}, 'search_space: lora_alpha: expr "x = 2" does not parse'),
@@ -281,9 +377,18 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"lora_alpha": {"expr": "lora_r.real"}}, "lora_r.real is not allowed"),
     ({"lora_alpha": {"expr": "[1, 2][0]"}}, "is not allowed"),
     ({"lora_alpha": {"expr": "max(key=1)"}}, "is not allowed"),
-    ({"lora_alpha": {"expr": "lora_alpha + 1"}}, "search_space: lora_alpha: its expr needs its own value: lora_alpha → lora_alpha"),
-    ({"lora_r": {"expr": "lora_alpha"}, "lora_alpha": {"expr": "lora_r"}}, "needs its own value: lora_r → lora_alpha → lora_r"),
-    ({"lora_alpha": {"expr": "lora_r / 3"}}, 'search_space: lora_alpha: expr "lora_r / 3" where lora_r is 8: 2.66'),
+    (
+        {"lora_alpha": {"expr": "lora_alpha + 1"}},
+        "search_space: lora_alpha: its expr needs its own value: lora_alpha → lora_alpha",
+    ),
+    (
+        {"lora_r": {"expr": "lora_alpha"}, "lora_alpha": {"expr": "lora_r"}},
+        "needs its own value: lora_r → lora_alpha → lora_r",
+    ),
+    (
+        {"lora_alpha": {"expr": "lora_r / 3"}},
+        'search_space: lora_alpha: expr "lora_r / 3" where lora_r is 8: 2.66',
+    ),
     ({"lora_alpha": {"expr": "lora_r - 8"}}, 'expr "lora_r - 8" where lora_r is 8: 0 must be at least 1'),
     ({"lora_alpha": {"expr": "1 / (lora_r - 8)"}}, "has no value where lora_r is 8: division by zero"),
     ({"lora_alpha": {"expr": "(0 - lora_r) ** 0.5"}}, "has no value where lora_r is 8"),
@@ -294,7 +399,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"lora_alpha": {"expr": "2 * data_path"}}, "has no value where data_path is None"),
     ({"lora_alpha": {"expr": "1 +" * 400 + "1"}}, "is too long"),
     ({"lora_alpha": {"expr": "-" * 499 + "1"}}, "search_space: lora_alpha"),
-    ({"lora_alpha": {"expr": "3 * lora_r / 4"}, "lora_r": {"choice": [4, 8, 10]}}, "where lora_r is 10: 7.5 is not a whole number"),
+    (
+        {"lora_alpha": {"expr": "3 * lora_r / 4"}, "lora_r": {"choice": [4, 8, 10]}},
+        "where lora_r is 10: 7.5 is not a whole number",
+    ),
 ]
 
 
@@ -308,7 +416,9 @@ def test_a_wrong_space_is_named_with_its_option(raw: dict[str, Any], message: st
 
 
 def test_an_expression_that_fails_between_the_ends_says_where() -> None:
-    space = Space.parse({"lora_r": {"randint": [4, 9]}, "lora_alpha": {"expr": "lora_r / 2 + 2 / (lora_r - 6)"}}, OWN)
+    space = Space.parse(
+        {"lora_r": {"randint": [4, 9]}, "lora_alpha": {"expr": "lora_r / 2 + 2 / (lora_r - 6)"}}, OWN
+    )
     with pytest.raises(ConfigError, match=r"where lora_r is (5|6|7)"):
         run(space, 60)
 
@@ -344,7 +454,9 @@ def test_pickling_keeps_the_meaning() -> None:
 
 
 def suggested(space: Space, seed: int) -> list[dict[str, Any]]:
-    search = OptunaSearch(space=space, metric="eval_loss", mode="min", seed=seed, points_to_evaluate=[space.enqueued()])
+    search = OptunaSearch(
+        space=space, metric="eval_loss", mode="min", seed=seed, points_to_evaluate=[space.enqueued()]
+    )
     found = []
     for number in range(12):
         values = search.suggest(str(number))
@@ -355,14 +467,20 @@ def suggested(space: Space, seed: int) -> list[dict[str, Any]]:
 
 
 def test_ray_suggests_the_same_values_for_the_same_seed(tmp_path: Path) -> None:
-    space = Space.parse({**SPACE, "target_modules": {"choice": [["q_proj"], ["v_proj"]]}, "weight_decay": 0.1}, OWN)
+    space = Space.parse(
+        {**SPACE, "target_modules": {"choice": [["q_proj"], ["v_proj"]]}, "weight_decay": 0.1}, OWN
+    )
     first, *others = suggested(space, seed=1)
     assert first == {**space.own, "weight_decay": 0.1}
-    assert all(values["lora_alpha"] == 2 * values["lora_r"] and values["weight_decay"] == 0.1 for values in others)
+    assert all(
+        values["lora_alpha"] == 2 * values["lora_r"] and values["weight_decay"] == 0.1 for values in others
+    )
     assert all(values["lora_target_modules"] in (["q_proj"], ["v_proj"]) for values in others)
     assert suggested(pickle.loads(pickle.dumps(space)), seed=1) == [first, *others]
     assert suggested(space, seed=2)[1:] != others
-    search = OptunaSearch(space=space, metric="eval_loss", mode="min", seed=1, points_to_evaluate=[space.enqueued()])
+    search = OptunaSearch(
+        space=space, metric="eval_loss", mode="min", seed=1, points_to_evaluate=[space.enqueued()]
+    )
     search.save(str(tmp_path / "search.pkl"))
     again = OptunaSearch(space=space, metric="eval_loss", mode="min")
     again.restore(str(tmp_path / "search.pkl"))

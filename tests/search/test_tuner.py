@@ -18,7 +18,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
 from vlmtune.cluster import Cluster, connect
-from vlmtune.config import Settings
+from vlmtune.config.settings import Settings
 from vlmtune.errors import DoesNotFitError
 from vlmtune.search import results
 from vlmtune.search.runner import Runner, isolated
@@ -46,7 +46,8 @@ def machine() -> Iterator[None]:
 
 
 def made_trial() -> Callable[[dict[str, Any]], None]:
-    """Its loss is its learning rate, and falls alike in all; the fourth trial diverges and the fifth raises."""
+    """Its loss is its learning rate, and falls alike in all; the fourth trial diverges and the fifth
+    raises."""
 
     # Inside another function, so that it is pickled as a whole: Ray's workers cannot import this module.
     def trial(config: dict[str, Any]) -> None:
@@ -54,14 +55,18 @@ def made_trial() -> Callable[[dict[str, Any]], None]:
         if number == 4:
             raise ValueError("a trial that raises")
         for step in (2, 4, 6, 8):
-            loss = math.nan if number == 3 and step > 2 else config["learning_rate"] - step / 100 - (number == 3)
+            loss = (
+                math.nan if number == 3 and step > 2 else config["learning_rate"] - step / 100 - (number == 3)
+            )
             tune.report({"eval_loss": loss, "step": step, "max_steps": STEPS, EVALUATION: step // 2})
 
     return trial
 
 
 @pytest.fixture(scope="module")
-def found(machine: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[results.TrialRow], list[optuna.trial.FrozenTrial]]:
+def found(
+    machine: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[results.TrialRow], list[optuna.trial.FrozenTrial]]:
     """What a search of trials that run one at a time says of them, and what Optuna does."""
     space = Space.parse(SPACE, OWN)
     searcher = TrialSearch(space, metric="eval_loss", mode="min", seed=0)
@@ -79,7 +84,9 @@ def found(machine: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[list
     grid = tune.Tuner(
         tune.with_resources(made_trial(), {"cpu": TRIAL_CPUS}),
         tune_config=config,
-        run_config=tune.RunConfig(storage_path=storage, verbose=0, stop=partial(diverged, metric="eval_loss")),
+        run_config=tune.RunConfig(
+            storage_path=storage, verbose=0, stop=partial(diverged, metric="eval_loss")
+        ),
     ).fit()
     return results.rows_of(grid), searcher._ot_study.trials
 
@@ -108,7 +115,13 @@ def made_killed_trial(mark: Path) -> type[tune.Trainable]:
 
     class KilledTrial(tune.Trainable):
         def step(self) -> dict[str, Any]:
-            return {"eval_loss": point(self.config)["learning_rate"], "step": STEPS, "max_steps": STEPS, EVALUATION: 1, "done": True}
+            return {
+                "eval_loss": point(self.config)["learning_rate"],
+                "step": STEPS,
+                "max_steps": STEPS,
+                EVALUATION: 1,
+                "done": True,
+            }
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             if not mark.exists():
@@ -125,10 +138,21 @@ def made_killed_trial(mark: Path) -> type[tune.Trainable]:
     return KilledTrial
 
 
-@pytest.mark.parametrize("values", [{"grid": [0.1, 0.2, 0.3]}, {"uniform": [0.1, 0.3]}], ids=["grid", "optuna"])
-def test_a_process_killed_while_it_takes_on_a_trial_loses_none(values: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "values", [{"grid": [0.1, 0.2, 0.3]}, {"uniform": [0.1, 0.3]}], ids=["grid", "optuna"]
+)
+def test_a_process_killed_while_it_takes_on_a_trial_loses_none(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
     settings = OWN.replace(search_space={"learning_rate": values}, early_stopping="none", num_samples=3)
-    runner = Runner("packed", made_killed_trial(tmp_path / "killed"), at_once=1, text="", reuse_processes=True, max_failures=1)
+    runner = Runner(
+        "packed",
+        made_killed_trial(tmp_path / "killed"),
+        at_once=1,
+        text="",
+        reuse_processes=True,
+        max_failures=1,
+    )
     space = Space.parse(settings.search.search_space, settings)
     grid = run_search(settings, space, str(tmp_path), tune.Callback(), runner, resume=False)
     assert (tmp_path / "killed").exists()
@@ -188,7 +212,9 @@ def test_asha_knows_the_own_values_of_a_search_with_constants() -> None:
 
 def test_nobody_is_stopped_before_half_of_its_run_however_long_that_is() -> None:
     settings = OWN.replace(grace_period=0.5, reduction_factor=3)
-    scheduler = Asha(Space.parse(SPACE, settings), settings.search.grace_period, settings.search.reduction_factor)
+    scheduler = Asha(
+        Space.parse(SPACE, settings), settings.search.grace_period, settings.search.reduction_factor
+    )
     scheduler.set_search_properties("eval_loss", "min")
     decisions: dict[int, list[str]] = {}
     for number, (loss, steps) in enumerate([(1.0, 8), (2.0, 8), (9.0, 40)]):
@@ -196,7 +222,9 @@ def test_nobody_is_stopped_before_half_of_its_run_however_long_that_is() -> None
         controller: Any = None  # ASHA asks it for nothing
         scheduler.on_trial_add(controller, trial)
         decisions[number] = [
-            scheduler.on_trial_result(controller, trial, {"eval_loss": loss, "step": steps * part // 4, "max_steps": steps})
+            scheduler.on_trial_result(
+                controller, trial, {"eval_loss": loss, "step": steps * part // 4, "max_steps": steps}
+            )
             for part in (1, 2)
         ]
     assert decisions[0] == ["CONTINUE", "CONTINUE"]
@@ -217,7 +245,9 @@ def test_nobody_is_stopped_before_half_of_its_run_however_long_that_is() -> None
         (None, {"step": 15, "max_steps": 15, "epoch": 2.9999}, 3),
     ],
 )
-def test_evaluations_are_numbered_by_the_share_of_the_run(eval_steps: float | None, metrics: dict[str, Any], number: int) -> None:
+def test_evaluations_are_numbered_by_the_share_of_the_run(
+    eval_steps: float | None, metrics: dict[str, Any], number: int
+) -> None:
     assert evaluation(metrics, eval_steps) == number
 
 
@@ -232,7 +262,9 @@ def test_what_counts_as_out_of_memory() -> None:
 
 
 @pytest.mark.parametrize(("workers", "at_once"), [("1", 2), ("2", 1), ("1:2", 1)])
-def test_as_many_isolated_trials_run_at_once_as_their_largest_number_of_workers_allows(workers: str, at_once: int) -> None:
+def test_as_many_isolated_trials_run_at_once_as_their_largest_number_of_workers_allows(
+    workers: str, at_once: int
+) -> None:
     cluster = Cluster(dashboard=None, cpus=2, gpus=0, nodes=1)
     store: Any = None
     assert isolated(OWN.replace(num_workers=workers), store, "out", cluster, None).at_once == at_once

@@ -33,13 +33,20 @@ class Worker:
 
 def test_numbers_of_a_step_reach_the_metrics_page(node: str) -> None:
     worker: Any = Worker.remote()
-    assert ray.get(worker.show.remote()) == [{"loss": 2.5, "tokens_per_second": 1234.0, "step": 3}, {"note": "nothing to show"}]
+    assert ray.get(worker.show.remote()) == [
+        {"loss": 2.5, "tokens_per_second": 1234.0, "step": 3},
+        {"note": "nothing to show"},
+    ]
     end = time.monotonic() + 60
     lines: list[str] = []
     while not lines and time.monotonic() < end:
         time.sleep(1)
         with urllib.request.urlopen(node) as page:
-            lines = [line for line in page.read().decode().splitlines() if line.startswith("ray_vlmtune_tokens_per_second{")]
+            lines = [
+                line
+                for line in page.read().decode().splitlines()
+                if line.startswith("ray_vlmtune_tokens_per_second{")
+            ]
     assert len(lines) == 1
     assert 'run="trial-7"' in lines[0]
     assert 'worker="1"' in lines[0]

@@ -1,4 +1,5 @@
-"""One run in this process, on one Ray Train worker and on several: the same rows, the same adapter; and what happens when a worker dies."""
+"""One run in this process, on one Ray Train worker and on several: the same rows, the same adapter; and what
+happens when a worker dies."""
 
 import json
 import os
@@ -22,9 +23,15 @@ from vlmtune.training import launch
 from vlmtune.training.launch import Outcome, last_checkpoint, run_in_process, run_on_ray
 
 ROWS = 11
-# Mllama on rows of which some have a picture: the adapters of its cross-attention get no gradient from the others. int8, with dropout off.
+# Mllama on rows of which some have a picture: the adapters of its cross-attention get no gradient from the
+# others. int8, with dropout off.
 NAME = "mixed mllama"
-OPTIONS: dict[str, Any] = {"quantization": "int8", "num_train_epochs": 2, "eval_steps": 2, "learning_rate": 1e-2}
+OPTIONS: dict[str, Any] = {
+    "quantization": "int8",
+    "num_train_epochs": 2,
+    "eval_steps": 2,
+    "learning_rate": 1e-2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +47,8 @@ def adapter_of(outcome: Outcome) -> Adapter:
 
 
 def recording(folder: Path) -> Callable[[dict[str, Any]], None]:
-    """`launch.worker`, which also writes what each rank was given for training and the adapter that it ends with to `folder`."""
+    """`launch.worker`, which also writes what each rank was given for training and the adapter that it ends
+    with to `folder`."""
 
     def worker(config: dict[str, Any]) -> None:
         from vlmtune.training import launch, loop
@@ -50,18 +58,27 @@ def recording(folder: Path) -> Callable[[dict[str, Any]], None]:
         examples = config["store"].read(config["store"].rows_of("train").tolist())
         known = {tuple(example.input_ids.tolist()): row for row, example in enumerate(examples)}
 
-        def stream_batches(store: Store, split: str, *args: Any, **options: Any) -> Iterator[dict[str, torch.Tensor]]:
+        def stream_batches(
+            store: Store, split: str, *args: Any, **options: Any
+        ) -> Iterator[dict[str, torch.Tensor]]:
             for batch in stream(store, split, *args, **options):
                 if split == "train":
-                    ids = [row[mask.bool()].tolist() for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+                    ids = [
+                        row[mask.bool()].tolist()
+                        for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+                    ]
                     filler = bool((batch["labels"] < 0).all())
                     with (folder / f"{rank}.jsonl").open("a") as file:
-                        file.write(json.dumps({"rows": [known[tuple(row)] for row in ids], "filler": filler}) + "\n")
+                        file.write(
+                            json.dumps({"rows": [known[tuple(row)] for row in ids], "filler": filler}) + "\n"
+                        )
                 yield batch
 
         def train_and_save(*args: Any, **options: Any) -> Any:
             model = train(*args, **options)
-            weights = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+            weights = {
+                name: value.detach() for name, value in model.named_parameters() if value.requires_grad
+            }
             torch.save(weights, folder / f"{rank}.pt")
             return model
 
@@ -104,7 +121,10 @@ def test_workers_share_the_rows_and_agree_on_the_adapter(
     assert {name: outcome.metrics[name] for name in same} == {name: in_process.metrics[name] for name in same}
     assert outcome.metrics["eval_loss"] == pytest.approx(in_process.metrics["eval_loss"], rel=1e-6)
 
-    given = [[json.loads(line) for line in (tmp_path / f"{rank}.jsonl").read_text().splitlines()] for rank in range(workers)]
+    given = [
+        [json.loads(line) for line in (tmp_path / f"{rank}.jsonl").read_text().splitlines()]
+        for rank in range(workers)
+    ]
     order = Order(rows=ROWS, per_device=4 // workers, accumulation=1, world=workers, seed=42)
     for epoch in range(2):
         batches = [rank[epoch * 3 : epoch * 3 + 3] for rank in given]
@@ -114,12 +134,16 @@ def test_workers_share_the_rows_and_agree_on_the_adapter(
             [list(batch.rows) for batch in order.epoch(epoch, rank)] for rank in range(workers)
         ]
     assert all(len(rank) == 6 for rank in given)
-    assert list((tmp_path / "runs").glob("events.out.tfevents.*"))  # given as a URI: written by the worker, then copied
+    assert list(
+        (tmp_path / "runs").glob("events.out.tfevents.*")
+    )  # given as a URI: written by the worker, then copied
 
 
 @pytest.mark.heavy
 @pytest.mark.timeout(240)
-def test_a_run_goes_on_after_a_worker_died(in_process: Outcome, cluster: Cluster, stores: dict[str, Store], models: Path, tmp_path: Path):
+def test_a_run_goes_on_after_a_worker_died(
+    in_process: Outcome, cluster: Cluster, stores: dict[str, Store], models: Path, tmp_path: Path
+):
     died, steps = tmp_path / "died", tmp_path / "steps"
 
     def die_once(logs: dict[str, float]) -> None:
@@ -127,19 +151,28 @@ def test_a_run_goes_on_after_a_worker_died(in_process: Outcome, cluster: Cluster
             file.write(f"{logs['step']:g} " if "loss" in logs else "")
         if logs["step"] == 3 and not died.exists():
             died.touch()
-            while not (tmp_path / "storage/run/checkpoint_manager_snapshot.json").exists():  # Ray takes up a report in the background
+            while not (
+                tmp_path / "storage/run/checkpoint_manager_snapshot.json"
+            ).exists():  # Ray takes up a report in the background
                 time.sleep(0.1)
             os._exit(1)
 
     values = values_of(stores[NAME], models / "mllama", per_device_train_batch_size=2, **OPTIONS)
-    options = {"use_gpu": False, "storage_path": str(tmp_path / "storage"), "name": "run", "runs_dir": str(tmp_path / "runs")}
+    options = {
+        "use_gpu": False,
+        "storage_path": str(tmp_path / "storage"),
+        "name": "run",
+        "runs_dir": str(tmp_path / "runs"),
+    }
     outcome = run_on_ray(values, stores[NAME], workers=2, progress=die_once, **options)
     assert died.exists()
     assert steps.read_text().split() == ["1", "2", "3", "3", "4", "5", "6"]  # from the checkpoint of step 2
     assert difference(adapter_of(outcome), adapter_of(in_process)) < 1e-5
     assert outcome.metrics["eval_loss"] == pytest.approx(in_process.metrics["eval_loss"], rel=1e-6)
 
-    again = run_on_ray(values, stores[NAME], workers=2, progress=die_once, **options)  # as after a crash behind the last step
+    again = run_on_ray(
+        values, stores[NAME], workers=2, progress=die_once, **options
+    )  # as after a crash behind the last step
     assert steps.read_text().split()[7:] == []
     assert again == outcome
 
@@ -149,12 +182,21 @@ def test_a_mistake_of_the_user_is_raised_as_such_and_not_tried_again(
     cluster: Cluster, stores: dict[str, Store], models: Path, tmp_path: Path
 ):
     values = values_of(stores[NAME], models / "mllama", max_length=8)
-    options = {"use_gpu": False, "storage_path": str(tmp_path), "name": "run", "runs_dir": str(tmp_path / "runs")}
-    with pytest.raises(DataError, match=r"training rows do not fit max_length 8 .*17 keeps a word of each answer"):
+    options = {
+        "use_gpu": False,
+        "storage_path": str(tmp_path),
+        "name": "run",
+        "runs_dir": str(tmp_path / "runs"),
+    }
+    with pytest.raises(
+        DataError, match=r"training rows do not fit max_length 8 .*17 keeps a word of each answer"
+    ):
         run_on_ray(values, stores[NAME], workers=1, **options)
 
 
-def test_a_run_in_process_keeps_one_checkpoint_and_goes_on_from_it(stores: dict[str, Store], models: Path, tmp_path: Path):
+def test_a_run_in_process_keeps_one_checkpoint_and_goes_on_from_it(
+    stores: dict[str, Store], models: Path, tmp_path: Path
+):
     class StopError(Exception):
         pass
 
@@ -163,7 +205,9 @@ def test_a_run_in_process_keeps_one_checkpoint_and_goes_on_from_it(stores: dict[
             raise StopError
 
     steps: list[dict[str, float]] = []
-    values = values_of(stores["mixed llava"], models / "llava", eval_steps=1, num_train_epochs=2, lora_dropout=0.1)
+    values = values_of(
+        stores["mixed llava"], models / "llava", eval_steps=1, num_train_epochs=2, lora_dropout=0.1
+    )
     whole = run_in_process(values, stores["mixed llava"], str(tmp_path / "whole"))
     with pytest.raises(StopError):
         run_in_process(values, stores["mixed llava"], str(tmp_path / "parts"), progress=stop)
@@ -175,10 +219,14 @@ def test_a_run_in_process_keeps_one_checkpoint_and_goes_on_from_it(stores: dict[
     assert [log["step"] for log in steps if "loss" in log] == [4, 5, 6]
     assert difference(adapter_of(parts), adapter_of(whole)) == 0
     assert [path.name for path in folder.iterdir()] == ["checkpoint-6"]
-    assert run_in_process(values, stores["mixed llava"], str(tmp_path / "parts"), progress=steps.append) == parts
+    assert (
+        run_in_process(values, stores["mixed llava"], str(tmp_path / "parts"), progress=steps.append) == parts
+    )
 
 
-def test_batches_are_padded_to_a_multiple(stores: dict[str, Store], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_batches_are_padded_to_a_multiple(
+    stores: dict[str, Store], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     lengths = []
     read = launch.read_batches
 

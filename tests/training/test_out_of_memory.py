@@ -17,7 +17,8 @@ OPTIONS = {"quantization": "none", "max_steps": 3, "learning_rate": 1e-2, "per_d
 
 
 def fail_above(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
-    """Let steps of more than `most` rows at a time run out of memory after their backward pass; returns the sizes that were tried."""
+    """Let steps of more than `most` rows at a time run out of memory after their backward pass; returns the
+    sizes that were tried."""
     tried: list[int] = []
     whole = AdapterTrainer._run_parts
 
@@ -34,7 +35,9 @@ def fail_above(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
 
 @pytest.mark.parametrize("name", ["mixed llava", "mixed mllama"])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_out_of_memory_leaves_the_step_as_it_is(run_loop: RunLoop, monkeypatch: pytest.MonkeyPatch, name: str, accumulation: int):
+def test_out_of_memory_leaves_the_step_as_it_is(
+    run_loop: RunLoop, monkeypatch: pytest.MonkeyPatch, name: str, accumulation: int
+):
     options = OPTIONS | {"gradient_accumulation_steps": accumulation}
     undisturbed = run_loop(name, **options)
     tried = fail_above(monkeypatch, 1)
@@ -55,7 +58,9 @@ def test_one_row_that_does_not_fit_ends_the_run(run_loop: RunLoop, monkeypatch: 
         run_loop("mixed llava", **OPTIONS)
 
 
-def test_an_evaluation_that_does_not_fit_is_the_same_evaluation(run_loop: RunLoop, monkeypatch: pytest.MonkeyPatch):
+def test_an_evaluation_that_does_not_fit_is_the_same_evaluation(
+    run_loop: RunLoop, monkeypatch: pytest.MonkeyPatch
+):
     options = OPTIONS | {"per_device_eval_batch_size": 5}
     undisturbed = run_loop("mixed llava", **options)
     prepare = AdapterTrainer._prepare_inputs
@@ -67,7 +72,9 @@ def test_an_evaluation_that_does_not_fit_is_the_same_evaluation(run_loop: RunLoo
 
     monkeypatch.setattr(AdapterTrainer, "_prepare_inputs", limited)
     run = run_loop("mixed llava", **options)
-    assert [report["eval_loss"] for report in run.reports] == pytest.approx([r["eval_loss"] for r in undisturbed.reports], rel=1e-5)
+    assert [report["eval_loss"] for report in run.reports] == pytest.approx(
+        [r["eval_loss"] for r in undisturbed.reports], rel=1e-5
+    )
     assert [step["note"].split(":")[1] for step in run.steps if "note" in step] == [
         " going on with 3, the step stays the same",
         " going on with 2, the step stays the same",
@@ -90,7 +97,13 @@ def test_a_gpu_that_is_too_small_for_the_batch(tmp_path: Path, capsys: pytest.Ca
 
     write_model("llava", tmp_path)
     case: dict[str, Any] = {"batch": 256, "tokens": 128, "image": True}
-    options = {"dtype": "float32", "bf16": "false", "cuda_graphs": "false", "torch_compile": "false", "gradient_checkpointing": "false"}
+    options = {
+        "dtype": "float32",
+        "bf16": "false",
+        "cuda_graphs": "false",
+        "torch_compile": "false",
+        "gradient_checkpointing": "false",
+    }
     case["ours"] = options | {"lora_dropout": "0"}
     torch.cuda.empty_cache()
     roomy = train_step.ours(str(tmp_path), case, 6)
@@ -101,7 +114,9 @@ def test_a_gpu_that_is_too_small_for_the_batch(tmp_path: Path, capsys: pytest.Ca
         capped = train_step.ours(str(tmp_path), case, 6)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert any("out of GPU memory with 256 rows at a time: going on with 128" in note for note in capped["notes"])
+    assert any(
+        "out of GPU memory with 256 rows at a time: going on with 128" in note for note in capped["notes"]
+    )
     assert capped["losses"] == pytest.approx(roomy["losses"], rel=1e-4)
 
 

@@ -10,7 +10,8 @@ from vlmtune.training.report import Meter, peak_memory
 
 
 def scalars(folder: Path) -> dict[tuple[str, int], float]:
-    """The scalars of a run's event files, read record by record: an 8-byte length, its 4-byte checksum, the event, a 4-byte checksum."""
+    """The scalars of a run's event files, read record by record: an 8-byte length, its 4-byte checksum, the
+    event, a 4-byte checksum."""
     found = {}
     for path in folder.glob("events.out.tfevents.*"):
         data = path.read_bytes()
@@ -60,7 +61,9 @@ def test_curves_and_progress(tmp_path: Path):
     meter.log({"loss": 2.0, "learning_rate": 0.5, "note": "text"}, 1, 3)
     meter.log({"eval_loss": 1.5}, 2, 3)
     assert meter.summary()["train_loss"] == 2.0
-    early = scalars(tmp_path / "runs")  # a summary comes with each report: what was logged by then can be seen
+    early = scalars(
+        tmp_path / "runs"
+    )  # a summary comes with each report: what was logged by then can be seen
     meter.log({"loss": 1.0}, 3, 3)
     assert meter.summary()["train_loss"] == 1.0
     meter.close()

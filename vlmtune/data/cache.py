@@ -1,6 +1,7 @@
 """The cache folder of prepared stores: find one, make one, keep within a size.
 
-CACHE_DIR/<key>.<run>/         a finished store, see `store.py`; `used` in it is touched whenever a run takes it
+CACHE_DIR/<key>.<run>/         a finished store, see `store.py`; `used` in it is touched whenever a run takes
+it
 CACHE_DIR/<key>.<run>.part/    one that is being made, or was when its maker was killed
 """
 
@@ -10,11 +11,11 @@ from collections.abc import Iterator
 
 import pyarrow.fs as pafs
 
-from vlmtune.data.paths import filesystem
 from vlmtune.data.prepare import Source, fingerprint, make
 from vlmtune.data.processor import load_processor
 from vlmtune.data.store import Store
 from vlmtune.errors import DataError
+from vlmtune.storage import filesystem
 
 USED = "used"
 KEPT_SECONDS = 24 * 3600  # a store is never deleted so soon after its last use: a search may still read it
@@ -39,17 +40,25 @@ def prepare(source: Source, cache_dir: str, *, size_gb: float | None = None) -> 
 
 
 def find_or_make(source: Source, cache_dir: str, *, size_gb: float | None = None) -> Store:
-    """The prepared store of `source` under `cache_dir`, whether it can be trained on or not: see `Store.refusal`.
+    """The prepared store of `source` under `cache_dir`, whether it can be trained on or not: see
+    `Store.refusal`.
 
-    It is found there by its key, and used if the image files that its rows name are as they were; else it is made by Ray Data and then
+    It is found there by its key, and used if the image files that its rows name are as they were; else it is
+    made by Ray Data and then
     put there in one move. Raises DataError where the data as a whole cannot be read, and ModelError.
     """
     pieces = source.pieces()
-    processor = load_processor(source.model, revision=source.revision, trust_remote_code=source.trust_remote_code)
+    processor = load_processor(
+        source.model, revision=source.revision, trust_remote_code=source.trust_remote_code
+    )
     key = fingerprint(source, pieces, processor)
     cache, inner = filesystem(cache_dir)
     cache.create_dir(inner, recursive=True)
-    stores = (Store(folder) for folder in sorted(_folders(cache_dir)) if f"/{key}." in folder and Store.exists(folder))
+    stores = (
+        Store(folder)
+        for folder in sorted(_folders(cache_dir))
+        if f"/{key}." in folder and Store.exists(folder)
+    )
     store = next((store for store in stores if store.images_unchanged()), None)
     if store is None:
         making = f"{cache_dir}/{key}.{uuid.uuid4().hex[:8]}{PART}"
@@ -71,7 +80,8 @@ def find_or_make(source: Source, cache_dir: str, *, size_gb: float | None = None
 
 
 def keep_within(cache_dir: str, size_gb: float) -> None:
-    """Delete what has not been used for longest until the cache holds at most `size_gb` (2**30 bytes), whatever is left of killed runs too.
+    """Delete what has not been used for longest until the cache holds at most `size_gb` (2**30 bytes),
+    whatever is left of killed runs too.
 
     What was used within the last day stays, even above the size.
     """
@@ -96,5 +106,9 @@ def _folders(cache_dir: str) -> Iterator[str]:
 
 def _size_and_use(cache: pafs.FileSystem, inner: str) -> tuple[int, float]:
     """(bytes, time of the last change in seconds) of a folder; `used` is changed at every use."""
-    files = [entry for entry in cache.get_file_info(pafs.FileSelector(inner, recursive=True)) if entry.type == pafs.FileType.File]
+    files = [
+        entry
+        for entry in cache.get_file_info(pafs.FileSelector(inner, recursive=True))
+        if entry.type == pafs.FileType.File
+    ]
     return sum(entry.size for entry in files), max((entry.mtime_ns / 1e9 for entry in files), default=0.0)

@@ -1,6 +1,7 @@
 """Examples → one padded batch, and the normalisation of its pixels on the device.
 
-A processor called on a whole batch pads ids, tiles and masks in its own way. `collate` gives the same tensors from rows that were
+A processor called on a whole batch pads ids, tiles and masks in its own way. `collate` gives the same
+tensors from rows that were
 processed one by one, so that rows can be prepared once and mixed in any batch.
 """
 
@@ -14,19 +15,23 @@ from PIL import Image
 
 from vlmtune.data.tokenize import IGNORED, SEQUENCE_TENSORS, Example, RowEncoder
 
-# Before the name of a tensor whose first dimension is not the row: how much of it belongs to each row, shape `[B]`.
+# Before the name of a tensor whose first dimension is not the row: how much of it belongs to each row, shape
+# `[B]`.
 COUNTS = "rows:"
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """How a processor's image tensors are stored, stacked and normalised; found by `probe`, kept with the prepared rows.
+    """How a processor's image tensors are stored, stacked and normalised; found by `probe`, kept with the
+    prepared rows.
 
     Attributes:
         raw: stored as resized uint8 and normalised here; else stored as the processor's own floats.
         scale, mean, std: `(pixel * scale - mean) / std` for each of the three channels.
-        channels_last_dim: channels are the outer part of the last dimension (Qwen's flattened patches), not dimension -3.
-        per_row: dimension 0 of the image tensors is the row (Mllama, Idefics3), not the image or patch (LLaVA, Qwen).
+        channels_last_dim: channels are the outer part of the last dimension (Qwen's flattened patches), not
+        dimension -3.
+        per_row: dimension 0 of the image tensors is the row (Mllama, Idefics3), not the image or patch
+        (LLaVA, Qwen).
     """
 
     raw: bool
@@ -43,14 +48,21 @@ class Pixels:
     def from_dict(cls, values: dict[str, Any]) -> "Pixels":
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
-    def normalize(self, batch: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-        """The batch with `pixel_values` as the processor itself would give them: normalised, and zero where there is no image."""
+    def normalize(
+        self, batch: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32
+    ) -> dict[str, torch.Tensor]:
+        """The batch with `pixel_values` as the processor itself would give them: normalised, and zero where
+        there is no image."""
         pixels = batch.get("pixel_values")
         if pixels is None or pixels.dtype != torch.uint8:
             return batch
         shape = (3, 1) if self.channels_last_dim else (3, 1, 1)
-        constants = (torch.tensor(values, dtype=torch.float32).view(shape) for values in (self.mean, self.std))
-        mean, std = (values.to(pixels.device, non_blocking=True) for values in constants)  # or they would wait for the device
+        constants = (
+            torch.tensor(values, dtype=torch.float32).view(shape) for values in (self.mean, self.std)
+        )
+        mean, std = (
+            values.to(pixels.device, non_blocking=True) for values in constants
+        )  # or they would wait for the device
         values = pixels.float()
         if self.channels_last_dim:
             values = ((values.unflatten(-1, (3, -1)) * self.scale - mean) / std).flatten(-2)
@@ -59,8 +71,11 @@ class Pixels:
         return {**batch, "pixel_values": (values * self._present(batch)).to(dtype)}
 
     def _present(self, batch: dict[str, torch.Tensor]) -> torch.Tensor | float:
-        """1 where a pixel belongs to an image and 0 in tiles and borders that only pad, in a shape that broadcasts over the pixels."""
-        if "aspect_ratio_mask" in batch:  # [rows, images, tiles]; its first tile is also set for images that are not there
+        """1 where a pixel belongs to an image and 0 in tiles and borders that only pad, in a shape that
+        broadcasts over the pixels."""
+        if (
+            "aspect_ratio_mask" in batch
+        ):  # [rows, images, tiles]; its first tile is also set for images that are not there
             there = batch["aspect_ratio_mask"].bool() & (batch["aspect_ratio_ids"] > 0)[..., None]
             return there[..., None, None, None].float()
         if "pixel_attention_mask" in batch:  # [rows, images, height, width]
@@ -71,7 +86,8 @@ class Pixels:
 def probe(processor: Any) -> Pixels:
     """Find out by trying how this processor's pixels can be stored and stacked.
 
-    Resized uint8 pixels are used only if normalising them here gives the processor's own floats on two images of different shape.
+    Resized uint8 pixels are used only if normalising them here gives the processor's own floats on two
+    images of different shape.
     """
     images = [drawn_image(90, 60), drawn_image(50, 130)]
     as_given = RowEncoder(processor)
@@ -82,9 +98,15 @@ def probe(processor: Any) -> Pixels:
     per_row = len(together["pixel_values"]) == 2
     whole = Pixels(raw=False, per_row=per_row)
     image_processor = processor.image_processor
-    if not (getattr(image_processor, "do_normalize", False) and getattr(image_processor, "do_rescale", False)):
+    if not (
+        getattr(image_processor, "do_normalize", False) and getattr(image_processor, "do_rescale", False)
+    ):
         return whole
-    scale, mean, std = float(image_processor.rescale_factor), tuple(image_processor.image_mean), tuple(image_processor.image_std)
+    scale, mean, std = (
+        float(image_processor.rescale_factor),
+        tuple(image_processor.image_mean),
+        tuple(image_processor.image_std),
+    )
     try:
         raw_row = RowEncoder(processor, raw_pixels=True).encode(messages[1], images)
     except ValueError:  # resized pixels are not whole numbers: keep floats
@@ -113,7 +135,8 @@ def collate(
         multiple: pad the length to a multiple of this many tokens.
 
     Returns:
-        `input_ids`, `attention_mask`, `labels` of shape `[B, T]` int64, the model's other tensors, and `COUNTS` of those of them that
+        `input_ids`, `attention_mask`, `labels` of shape `[B, T]` int64, the model's other tensors, and
+        `COUNTS` of those of them that
         are not one to a row; `parts` takes these out again.
     """
     length = -(-max(len(example.input_ids) for example in examples) // multiple) * multiple
@@ -129,17 +152,28 @@ def collate(
         if name in SEQUENCE_TENSORS:
             batch[name] = _concatenate([_lengthen(part, length) for part in _with_blanks(parts)])
         else:
-            batch[name] = _concatenate(_with_blanks(parts) if per_row else [part for part in parts if part is not None])
+            batch[name] = _concatenate(
+                _with_blanks(parts) if per_row else [part for part in parts if part is not None]
+            )
             if not per_row:
-                batch[COUNTS + name] = np.array([0 if part is None else len(part) for part in parts], dtype=np.int64)
-    if "aspect_ratio_mask" in batch:  # as Mllama's processor does: its attention needs a tile even where there is no image
+                batch[COUNTS + name] = np.array(
+                    [0 if part is None else len(part) for part in parts], dtype=np.int64
+                )
+    if (
+        "aspect_ratio_mask" in batch
+    ):  # as Mllama's processor does: its attention needs a tile even where there is no image
         batch["aspect_ratio_mask"][..., 0] = 1
     return batch
 
 
 def parts(batch: dict[str, torch.Tensor], size: int) -> Iterator[dict[str, torch.Tensor]]:
-    """The batch as the model takes it, `size` rows at a time; all of them in one part where `size` is large enough."""
-    ends = {name.removeprefix(COUNTS): [0, *counts.cumsum(0).tolist()] for name, counts in batch.items() if name.startswith(COUNTS)}
+    """The batch as the model takes it, `size` rows at a time; all of them in one part where `size` is large
+    enough."""
+    ends = {
+        name.removeprefix(COUNTS): [0, *counts.cumsum(0).tolist()]
+        for name, counts in batch.items()
+        if name.startswith(COUNTS)
+    }
     rows = len(batch["input_ids"])
     for first in range(0, rows, size):
         last = min(first + size, rows)
@@ -176,16 +210,27 @@ def _lengthen(part: np.ndarray, length: int) -> np.ndarray:
 def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
     """Join along dimension 0 after padding every other dimension with zeros to the largest."""
     largest = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
-    gaps = [[(0, 0)] + [(0, most - size) for most, size in zip(largest, part.shape[1:], strict=True)] for part in parts]
-    padded = [np.pad(part, gap) if any(after for _, after in gap) else part for part, gap in zip(parts, gaps, strict=True)]
+    gaps = [
+        [(0, 0)] + [(0, most - size) for most, size in zip(largest, part.shape[1:], strict=True)]
+        for part in parts
+    ]
+    padded = [
+        np.pad(part, gap) if any(after for _, after in gap) else part
+        for part, gap in zip(parts, gaps, strict=True)
+    ]
     return np.concatenate(padded)
 
 
 def drawn_image(width: int, height: int) -> Image.Image:
     """A picture with a gradient in every channel, so that wrong channels, scales and borders show."""
     y, x = np.mgrid[0:height, 0:width]
-    return Image.fromarray(np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], axis=-1).astype(np.uint8))
+    return Image.fromarray(
+        np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], axis=-1).astype(np.uint8)
+    )
 
 
 def _question(images: int) -> dict[str, Any]:
-    return {"role": "user", "content": [{"type": "image"}] * images + [{"type": "text", "text": "what is this"}]}
+    return {
+        "role": "user",
+        "content": [{"type": "image"}] * images + [{"type": "text", "text": "what is this"}],
+    }

@@ -1,4 +1,5 @@
-"""What the preflight tells of rows and training has no use for: noted while a row is prepared, because reading twice costs double."""
+"""What the preflight tells of rows and training has no use for: noted while a row is prepared, because
+reading twice costs double."""
 
 import hashlib
 import re
@@ -22,7 +23,9 @@ FACTS = pa.schema(
 )
 
 
-def facts_of(messages: Sequence[dict[str, Any]], images: Sequence[Image.Image], hashes: Sequence[str]) -> dict[str, Any]:
+def facts_of(
+    messages: Sequence[dict[str, Any]], images: Sequence[Image.Image], hashes: Sequence[str]
+) -> dict[str, Any]:
     """The facts of one conversation, but for its format. `hashes` are the images' `content_hash`es."""
     asked = [message for message in messages if message["role"] != "assistant"]
     return {

@@ -1,4 +1,5 @@
-"""Data files of every understood format → conversation rows: `scan` cuts them in pieces, `read_piece` reads one anywhere."""
+"""Data files of every understood format → conversation rows: `scan` cuts them in pieces, `read_piece` reads
+one anywhere."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -12,10 +13,11 @@ from pyarrow import fs
 
 from vlmtune.data.frames import Dialogue, Frame, frame_conversations, scan_frames
 from vlmtune.data.hub import dataset_records, load_dataset
+from vlmtune.data.image_paths import ImageRules, RowError
 from vlmtune.data.jsonfiles import BLOCK_BYTES, ArrayReader, StrictDecoder, read_lines, split_lines
-from vlmtune.data.paths import ImageRules, RowError, absolute, filesystem, join, one_line, parent, scheme
 from vlmtune.data.records import FIELDS, REQUIRED, Found, conversation, group_of
 from vlmtune.errors import DataError
+from vlmtune.storage import absolute, filesystem, join, one_line, parent, scheme
 
 UNDERSTOOD = (
     "a folder with frames/, messages.txt and labels.csv; .jsonl, .json or .parquet files of instruction, messages or LLaVA rows; "
@@ -33,9 +35,12 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 class Piece:
     """One part of the data that any process can read by itself; plain values only.
 
-    `format`: frames, jsonl, json, parquet, saved (a dataset folder) or hub. `path`: absolute path or URI; `shown`: the name that the
-    user gave. `start`, `stop`: bytes of a JSONL file, rows of a dataset; `start` alone is a row group of Parquet. `first`: the number
-    of the first line (from 1) or row (from 0). `version`: the fingerprint of a dataset, which its path does not show.
+    `format`: frames, jsonl, json, parquet, saved (a dataset folder) or hub. `path`: absolute path or URI;
+    `shown`: the name that the
+    user gave. `start`, `stop`: bytes of a JSONL file, rows of a dataset; `start` alone is a row group of
+    Parquet. `first`: the number
+    of the first line (from 1) or row (from 0). `version`: the fingerprint of a dataset, which its path does
+    not show.
     """
 
     format: str
@@ -59,9 +64,11 @@ def scan(
     allow_outside_paths: bool = False,
     allow_remote_images: bool = False,
 ) -> list[Piece]:
-    """Recognises what `data_path` (a file, folder, URI or hub name) holds and cuts it in pieces, in the order of its rows.
+    """Recognises what `data_path` (a file, folder, URI or hub name) holds and cuts it in pieces, in the
+    order of its rows.
 
-    Costs one pass over JSONL files to count lines; other files are opened, not read. Image paths start from the folder of the file
+    Costs one pass over JSONL files to count lines; other files are opened, not read. Image paths start from
+    the folder of the file
     that names them, or from `image_root`; those of a frames folder always from the folder itself.
     Raises DataError where the data as a whole cannot be read. Single bad rows come from `read_piece`.
     """
@@ -71,12 +78,16 @@ def scan(
         system, inner = filesystem(path)
         info = system.get_file_info(inner)
         folder = path if info.type == fs.FileType.Directory else parent(path)
-        rules = ImageRules(absolute(image_root) if image_root else folder, allow_outside_paths, allow_remote_images)
+        rules = ImageRules(
+            absolute(image_root) if image_root else folder, allow_outside_paths, allow_remote_images
+        )
         whole = Piece("", path, shown, rules, group_by)
         if image_root:
             _check_folder(rules.root, image_root)
         if info.type == fs.FileType.Directory:
-            return _scan_folder(whole, [entry.base_name for entry in system.get_file_info(fs.FileSelector(inner))])
+            return _scan_folder(
+                whole, [entry.base_name for entry in system.get_file_info(fs.FileSelector(inner))]
+            )
         if info.type == fs.FileType.File:
             return _scan_file(whole)
         return _scan_hub(whole, image_root)
@@ -87,8 +98,10 @@ def scan(
 def read_piece(piece: Piece) -> Iterator[dict[str, Any]]:
     """The rows of `piece`, one at a time, as {"source", "messages", "images", "group", "error"}.
 
-    A bad row has its reason in `error`, and empty messages and images. `images` holds absolute paths, URIs or encoded bytes, in the
-    order of the image parts of `messages`. Raises DataError where the file has become unreadable since `scan`.
+    A bad row has its reason in `error`, and empty messages and images. `images` holds absolute paths, URIs
+    or encoded bytes, in the
+    order of the image parts of `messages`. Raises DataError where the file has become unreadable since
+    `scan`.
     """
     try:
         for found in READERS[piece.format](piece):
@@ -113,7 +126,9 @@ def _scan_folder(whole: Piece, names: list[str]) -> list[Piece]:
         return _scan_dataset(replace(whole, format="saved"))
     files = sorted(name for name in names if _suffix(name) in KINDS and not name.startswith((".", "_")))
     if "messages.txt" in names and files:
-        raise DataError(f"{whole.shown} holds both messages.txt and {files[0]}: give the one to read its own folder")
+        raise DataError(
+            f"{whole.shown} holds both messages.txt and {files[0]}: give the one to read its own folder"
+        )
     if "messages.txt" in names or ("frames" in names and not files):
         if "messages.txt" not in names:
             raise DataError(
@@ -121,11 +136,15 @@ def _scan_folder(whole: Piece, names: list[str]) -> list[Piece]:
             )
         return _scan_frames(whole)
     if not files:
-        raise DataError(f"{whole.shown} holds {_listed(names)}, no data that is understood. Understood: {UNDERSTOOD}")
+        raise DataError(
+            f"{whole.shown} holds {_listed(names)}, no data that is understood. Understood: {UNDERSTOOD}"
+        )
     pieces = [piece for name in files for piece in _scan_file(_inside(whole, name))]
     first = {piece.format: piece.shown for piece in reversed(pieces)}
     if len(first) > 1:
-        raise DataError(f"{whole.shown} mixes formats: {' and '.join(sorted(first.values()))}; give one of the files, or convert them")
+        raise DataError(
+            f"{whole.shown} mixes formats: {' and '.join(sorted(first.values()))}; give one of the files, or convert them"
+        )
     return pieces
 
 
@@ -138,7 +157,10 @@ def _scan_file(whole: Piece) -> list[Piece]:
     if kind == "json":
         return [replace(whole, format="json")]
     with _open(whole.path) as file:
-        return [replace(whole, format="jsonl", start=start, stop=stop, first=line) for start, stop, line in split_lines(file, BLOCK_BYTES)]
+        return [
+            replace(whole, format="jsonl", start=start, stop=stop, first=line)
+            for start, stop, line in split_lines(file, BLOCK_BYTES)
+        ]
 
 
 def _recognise(head: bytes, shown: str) -> str:
@@ -159,10 +181,14 @@ def _recognise(head: bytes, shown: str) -> str:
     if text.startswith(b"[") and not (named == "jsonl" and one_a_line):
         return "json"
     if named == "json" and not one_a_line and len(head) < HEAD_BYTES:
-        raise DataError(f"{shown} is neither an array of rows, [{{…}}, …], nor one row a line: put its rows in [ ]")
+        raise DataError(
+            f"{shown} is neither an array of rows, [{{…}}, …], nor one row a line: put its rows in [ ]"
+        )
     if named or text.startswith(b"{"):
         return "jsonl"
-    raise DataError(f"{shown} is no format that is understood; it begins with {head[:16]!r}. Understood: {UNDERSTOOD}")
+    raise DataError(
+        f"{shown} is no format that is understood; it begins with {head[:16]!r}. Understood: {UNDERSTOOD}"
+    )
 
 
 def _parses(line: bytes) -> bool:
@@ -176,7 +202,10 @@ def _parses(line: bytes) -> bool:
 def _scan_frames(whole: Piece) -> list[Piece]:
     dialogues, frames = scan_frames(whole.path, whole.shown, whole.group_by)
     piece = replace(whole, format="frames", rules=replace(whole.rules, root=whole.path), dialogues=dialogues)
-    return [replace(piece, frames=tuple(frames[at : at + FRAMES_PER_PIECE])) for at in range(0, len(frames), FRAMES_PER_PIECE)]
+    return [
+        replace(piece, frames=tuple(frames[at : at + FRAMES_PER_PIECE]))
+        for at in range(0, len(frames), FRAMES_PER_PIECE)
+    ]
 
 
 def _scan_parquet(whole: Piece) -> list[Piece]:
@@ -186,16 +215,27 @@ def _scan_parquet(whole: Piece) -> list[Piece]:
     if not sum(sizes):
         raise DataError(f"{whole.shown} has no rows: nothing to learn from")
     firsts = accumulate(sizes, initial=0)
-    return [replace(whole, format="parquet", start=group, first=first) for group, first in zip(range(len(sizes)), firsts, strict=False)]
+    return [
+        replace(whole, format="parquet", start=group, first=first)
+        for group, first in zip(range(len(sizes)), firsts, strict=False)
+    ]
 
 
 def _scan_hub(whole: Piece, image_root: str | None) -> list[Piece]:
-    """A dataset of the hub, where nothing of this name lies here. Its images may lie in the download cache, unless `image_root` is set."""
+    """A dataset of the hub, where nothing of this name lies here. Its images may lie in the download cache,
+    unless `image_root` is set."""
     missing = f"{whole.shown}: no such file or folder"
-    if scheme(whole.path) or _suffix(whole.shown) in {*KINDS, ".csv", ".txt"} or not HUB_NAME.fullmatch(whole.shown):
+    if (
+        scheme(whole.path)
+        or _suffix(whole.shown) in {*KINDS, ".csv", ".txt"}
+        or not HUB_NAME.fullmatch(whole.shown)
+    ):
         raise DataError(missing)
     owner = whole.shown.partition("/")[0]
-    if owner != whole.shown and filesystem(owner)[0].get_file_info(absolute(owner)).type == fs.FileType.Directory:
+    if (
+        owner != whole.shown
+        and filesystem(owner)[0].get_file_info(absolute(owner)).type == fs.FileType.Directory
+    ):
         raise DataError(f"{missing} in {owner}/")
     import datasets
 
@@ -203,7 +243,9 @@ def _scan_hub(whole: Piece, image_root: str | None) -> list[Piece]:
     try:
         return _scan_dataset(replace(whole, format="hub", path=whole.shown, rules=rules))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{missing} here, and no Hugging Face dataset of that name could be loaded: {one_line(error)}") from error
+        raise DataError(
+            f"{missing} here, and no Hugging Face dataset of that name could be loaded: {one_line(error)}"
+        ) from error
 
 
 def _scan_dataset(whole: Piece) -> list[Piece]:
@@ -213,7 +255,10 @@ def _scan_dataset(whole: Piece) -> list[Piece]:
         raise DataError(f"{whole.shown} has no rows: nothing to learn from")
     starts = range(0, len(data), ROWS_PER_PIECE)
     whole = replace(whole, version=str(data._fingerprint))
-    return [replace(whole, start=start, stop=min(start + ROWS_PER_PIECE, len(data)), first=start) for start in starts]
+    return [
+        replace(whole, start=start, stop=min(start + ROWS_PER_PIECE, len(data)), first=start)
+        for start in starts
+    ]
 
 
 def _check_columns(names: list[str], whole: Piece) -> None:
@@ -221,7 +266,9 @@ def _check_columns(names: list[str], whole: Piece) -> None:
         wanted = ", ".join(fields[0] for fields in REQUIRED.values())
         raise DataError(f"{whole.shown} has none of the columns {wanted}; it has: {', '.join(names)}")
     if whole.group_by and whole.group_by not in names:
-        raise DataError(f"--group_by {whole.group_by}: {whole.shown} has no such column; it has: {', '.join(names)}")
+        raise DataError(
+            f"--group_by {whole.group_by}: {whole.shown} has no such column; it has: {', '.join(names)}"
+        )
 
 
 def _read_jsonl(piece: Piece) -> Iterator[Found]:
@@ -242,7 +289,9 @@ def _read_parquet(piece: Piece) -> Iterator[Found]:
     with _open(piece.path) as file, pq.ParquetFile(file, buffer_size=1 << 20) as table:
         columns = [name for name in table.schema_arrow.names if name in (*FIELDS, piece.group_by)]
         number = piece.first
-        for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=[piece.start], columns=columns, use_threads=False):
+        for batch in table.iter_batches(
+            ROWS_AT_ONCE, row_groups=[piece.start], columns=columns, use_threads=False
+        ):
             for record in batch.to_pylist():
                 yield Found(f"{piece.shown} row {number}", record, record)
                 number += 1
@@ -286,4 +335,8 @@ def _suffix(name: str) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(sorted(names)[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") if names else "nothing"
+    return (
+        ", ".join(sorted(names)[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        if names
+        else "nothing"
+    )

@@ -1,4 +1,5 @@
-"""A frames folder: frames/*.jpg, dialogues of messages.txt, and labels.csv that fills their `{column}` placeholders."""
+"""A frames folder: frames/*.jpg, dialogues of messages.txt, and labels.csv that fills their `{column}`
+placeholders."""
 
 import csv
 import io
@@ -9,20 +10,29 @@ from dataclasses import dataclass, replace
 
 from pyarrow import fs
 
-from vlmtune.data.paths import RowError, filesystem, join
+from vlmtune.data.image_paths import RowError
 from vlmtune.data.records import IMAGE_MARK, Found, check_order
 from vlmtune.errors import DataError
+from vlmtune.storage import filesystem, join
 
 IMAGE_COLUMNS = ("image", "file", "filename", "file_name", "frame", "path", "id")
 SUFFIXES = (".jpg", ".jpeg", ".png")
-SPEAKERS = {"user": "user", "사용자": "user", "assistant": "assistant", "어시스턴트": "assistant", "system": "system", "시스템": "system"}
+SPEAKERS = {
+    "user": "user",
+    "사용자": "user",
+    "assistant": "assistant",
+    "어시스턴트": "assistant",
+    "system": "system",
+    "시스템": "system",
+}
 TURN = re.compile(rf"\s*({'|'.join(SPEAKERS)})\s*[:\uff1a]\s*(.*)", re.IGNORECASE)
 PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
 @dataclass(frozen=True)
 class Line:
-    """A turn of a dialogue as written in messages.txt. `number`: the line that it begins on; `columns`: what it needs of labels.csv."""
+    """A turn of a dialogue as written in messages.txt. `number`: the line that it begins on; `columns`: what
+    it needs of labels.csv."""
 
     role: str
     text: str
@@ -35,7 +45,8 @@ Dialogue = tuple[Line, ...]
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame with its label row (None: it has none), or, where `error` says so, a label row that has no frame.
+    """A frame with its label row (None: it has none), or, where `error` says so, a label row that has no
+    frame.
 
     `version`: size in bytes and time of change, so that a changed frame makes another piece.
     """
@@ -48,12 +59,16 @@ class Frame:
 
 
 def scan_frames(folder: str, shown: str, group_by: str | None) -> tuple[tuple[Dialogue, ...], list[Frame]]:
-    """The dialogues and all frames of `folder` (an absolute path or URI, called `shown` in messages), in name order; bad label rows last.
+    """The dialogues and all frames of `folder` (an absolute path or URI, called `shown` in messages), in
+    name order; bad label rows last.
 
-    Raises DataError where no frame could be used: a file that is missing or cannot be read, no dialogue, a placeholder without its column.
+    Raises DataError where no frame could be used: a file that is missing or cannot be read, no dialogue, a
+    placeholder without its column.
     """
     frames = _list_frames(folder, shown)
-    dialogues = parse_dialogues(_read_text(join(folder, "messages.txt"), f"{shown}/messages.txt"), f"{shown}/messages.txt")
+    dialogues = parse_dialogues(
+        _read_text(join(folder, "messages.txt"), f"{shown}/messages.txt"), f"{shown}/messages.txt"
+    )
     labels_name = f"{shown}/labels.csv"
     needed = [(column, line) for dialogue in dialogues for line in dialogue for column in line.columns]
     if not _exists(join(folder, "labels.csv")):
@@ -72,30 +87,39 @@ def scan_frames(folder: str, shown: str, group_by: str | None) -> tuple[tuple[Di
                 f"{shown}/messages.txt:{line.number}: labels.csv has no column {column!r} for {{{column}}}; it has: {', '.join(columns)}"
             )
     if group_by and group_by not in columns:
-        raise DataError(f"--group_by {group_by}: {labels_name} has no such column; it has: {', '.join(columns)}")
+        raise DataError(
+            f"--group_by {group_by}: {labels_name} has no such column; it has: {', '.join(columns)}"
+        )
     return dialogues, _match(frames, columns, rows, shown)
 
 
 def frame_conversations(frames: Sequence[Frame], dialogues: Sequence[Dialogue]) -> Iterator[Found]:
-    """A record for each frame and dialogue, in that order; one with an error for a frame or label row that cannot be used."""
+    """A record for each frame and dialogue, in that order; one with an error for a frame or label row that
+    cannot be used."""
     for frame in frames:
         if frame.error:
             yield Found(frame.source, error=frame.error)
             continue
         usable = [
-            number for number, dialogue in enumerate(dialogues) if frame.labels is not None or not any(line.columns for line in dialogue)
+            number
+            for number, dialogue in enumerate(dialogues)
+            if frame.labels is not None or not any(line.columns for line in dialogue)
         ]
         for number in usable:
             source = frame.source if len(dialogues) == 1 else f"{frame.source} (dialogue {number + 1})"
             yield _fill(dialogues[number], frame, source)
         if len(usable) < len(dialogues):
-            yield Found(frame.source, error="the frame has no row in labels.csv: add one, or take the frame away")
+            yield Found(
+                frame.source, error="the frame has no row in labels.csv: add one, or take the frame away"
+            )
 
 
 def parse_dialogues(text: str, shown: str) -> tuple[Dialogue, ...]:
-    """The dialogues of a messages.txt: turns begin `USER:`, `ASSISTANT:` or `SYSTEM:`, go on over the next lines, and end at a blank line.
+    """The dialogues of a messages.txt: turns begin `USER:`, `ASSISTANT:` or `SYSTEM:`, go on over the next
+    lines, and end at a blank line.
 
-    Raises DataError, with the line, for text outside a turn, turns in no sensible order, stray braces, and a file without a dialogue.
+    Raises DataError, with the line, for text outside a turn, turns in no sensible order, stray braces, and a
+    file without a dialogue.
     """
     dialogues: list[list[tuple[str, str, int]]] = [[]]
     for number, line in enumerate(text.split("\n"), 1):
@@ -110,7 +134,9 @@ def parse_dialogues(text: str, shown: str) -> tuple[Dialogue, ...]:
         else:
             raise DataError(f"{shown}:{number}: text outside a turn; begin the line with USER: or ASSISTANT:")
     if not dialogues[0]:
-        raise DataError(f"{shown} holds no dialogue: write a line that begins USER: and one that begins ASSISTANT:")
+        raise DataError(
+            f"{shown} holds no dialogue: write a line that begins USER: and one that begins ASSISTANT:"
+        )
     return tuple(_check(turns, shown) for turns in dialogues if turns)
 
 
@@ -119,22 +145,30 @@ def _check(turns: list[tuple[str, str, int]], shown: str) -> Dialogue:
         check_order([(f"{shown}:{number}", role) for role, _, number in turns])
     except RowError as error:
         message = str(error)
-        raise DataError(message if message.startswith(shown) else f"{shown}:{turns[0][2]}: {message}") from error
+        raise DataError(
+            message if message.startswith(shown) else f"{shown}:{turns[0][2]}: {message}"
+        ) from error
     if (marks := sum(text.count(IMAGE_MARK) for _, text, _ in turns)) > 1:
-        raise DataError(f"{shown}:{turns[0][2]}: the dialogue has {marks} {IMAGE_MARK} marks; a frame is one image")
+        raise DataError(
+            f"{shown}:{turns[0][2]}: the dialogue has {marks} {IMAGE_MARK} marks; a frame is one image"
+        )
     for role, text, number in turns:
         if not text:
             raise DataError(f"{shown}:{number}: the {role} turn is empty")
         if role != "user" and IMAGE_MARK in text:
             raise DataError(f"{shown}:{number}: only a user turn may hold an {IMAGE_MARK} mark")
-    return tuple(Line(role, text, number, _columns(text, f"{shown}:{number}")) for role, text, number in turns)
+    return tuple(
+        Line(role, text, number, _columns(text, f"{shown}:{number}")) for role, text, number in turns
+    )
 
 
 def _columns(text: str, place: str) -> tuple[str, ...]:
     found = [match for match in PLACEHOLDER.finditer(text) if match.group() not in ("{{", "}}")]
     for match in found:
         if not (match.group(1) or "").strip():
-            raise DataError(f"{place}: {match.group()!r} is no placeholder; write {{{{ and }}}} for braces that stay as they are")
+            raise DataError(
+                f"{place}: {match.group()!r} is no placeholder; write {{{{ and }}}} for braces that stay as they are"
+            )
     return tuple(match.group(1).strip() for match in found)
 
 
@@ -151,29 +185,49 @@ def _fill(dialogue: Dialogue, frame: Frame, source: str) -> Found:
     return Found(source, {"messages": turns, "image": f"frames/{frame.name}"}, labels)
 
 
-def _match(frames: list[Frame], columns: list[str], rows: list[tuple[int, list[str]]], shown: str) -> list[Frame]:
+def _match(
+    frames: list[Frame], columns: list[str], rows: list[tuple[int, list[str]]], shown: str
+) -> list[Frame]:
     """Each frame with its label row; then the label rows that have none."""
     lower = {column.lower(): number for number, column in reversed(list(enumerate(columns)))}
     key = next((lower[name] for name in IMAGE_COLUMNS if name in lower), None)
     if key is None:
-        raise DataError(f"{shown}/labels.csv names no image: it needs a column {', '.join(IMAGE_COLUMNS)}; it has: {', '.join(columns)}")
+        raise DataError(
+            f"{shown}/labels.csv names no image: it needs a column {', '.join(IMAGE_COLUMNS)}; it has: {', '.join(columns)}"
+        )
     known = _index([frame.name for frame in frames])
     labels: dict[str, tuple[int, dict[str, str]]] = {}
     bad = []
     for number, row in rows:
         source = f"{shown}/labels.csv:{number}"
         if len(row) != len(columns):
-            bad.append(Frame(source, error=f"{len(row)} fields where the header has {len(columns)}: put quotes round text with commas"))
+            bad.append(
+                Frame(
+                    source,
+                    error=f"{len(row)} fields where the header has {len(columns)}: put quotes round text with commas",
+                )
+            )
             continue
         found = _find(known, row[key])
         if len(found) != 1:
-            several = f"fits {len(found)} frames ({', '.join(found[:3])}): name the file" if found else f"has no frame in {shown}/frames"
+            several = (
+                f"fits {len(found)} frames ({', '.join(found[:3])}): name the file"
+                if found
+                else f"has no frame in {shown}/frames"
+            )
             bad.append(Frame(source, error=f"{columns[key]} {row[key]!r} {several}"))
         elif found[0] in labels:
-            bad.append(Frame(source, error=f"frame {found[0]} has a row already, on line {labels[found[0]][0]}: keep one"))
+            bad.append(
+                Frame(
+                    source,
+                    error=f"frame {found[0]} has a row already, on line {labels[found[0]][0]}: keep one",
+                )
+            )
         else:
             labels[found[0]] = (number, dict(zip(columns, row, strict=True)))
-    return [replace(frame, labels=labels[frame.name][1]) if frame.name in labels else frame for frame in frames] + bad
+    return [
+        replace(frame, labels=labels[frame.name][1]) if frame.name in labels else frame for frame in frames
+    ] + bad
 
 
 def _index(names: list[str]) -> Mapping[str | int, list[str]]:
@@ -196,10 +250,13 @@ def _find(known: Mapping[str | int, list[str]], value: str) -> list[str]:
 
 
 def _read_table(text: str, shown: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header of a CSV text, and its rows with the number of the line each begins on. Its separator is `,` `;` or a tab."""
+    """The header of a CSV text, and its rows with the number of the line each begins on. Its separator is
+    `,` `;` or a tab."""
     header = text.partition("\n")[0]
     separator = max(",;\t", key=header.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True
+    )
     rows, line = [], 1
     try:
         for row in reader:
@@ -223,8 +280,12 @@ def _list_frames(folder: str, shown: str) -> list[Frame]:
     files = {info.base_name: info for info in inside if info.type == fs.FileType.File}
     names = sorted(name for name in files if name.lower().endswith(SUFFIXES) and not name.startswith("."))
     if not names:
-        raise DataError(f"{shown}/frames holds no image that ends in {', '.join(SUFFIXES)} (files there: {len(files)})")
-    return [Frame(f"{shown}/frames/{name}", name, f"{files[name].size} {files[name].mtime_ns}") for name in names]
+        raise DataError(
+            f"{shown}/frames holds no image that ends in {', '.join(SUFFIXES)} (files there: {len(files)})"
+        )
+    return [
+        Frame(f"{shown}/frames/{name}", name, f"{files[name].size} {files[name].mtime_ns}") for name in names
+    ]
 
 
 def _exists(path: str) -> bool:

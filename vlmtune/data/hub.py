@@ -1,4 +1,5 @@
-"""The Hugging Face Hub: whether it can be reached, and datasets, by name or saved folder, as records whose images are still encoded."""
+"""The Hugging Face Hub: whether it can be reached, and datasets, by name or saved folder, as records whose
+images are still encoded."""
 
 import os
 import socket
@@ -16,7 +17,8 @@ SECONDS_TO_ANSWER = 5.0
 
 @cache
 def stay_offline_unless_reachable() -> None:
-    """Let huggingface_hub, here and in processes that start from here, use its cache alone where nothing answers at the Hub.
+    """Let huggingface_hub, here and in processes that start from here, use its cache alone where nothing
+    answers at the Hub.
 
     It would try every file of a model for 25 seconds, with ten lines each, before it looks into its cache.
     """
@@ -26,14 +28,17 @@ def stay_offline_unless_reachable() -> None:
         return
     hub = urlsplit(constants.ENDPOINT)
     try:
-        socket.create_connection((hub.hostname, hub.port or (80 if hub.scheme == "http" else 443)), timeout=SECONDS_TO_ANSWER).close()
+        socket.create_connection(
+            (hub.hostname, hub.port or (80 if hub.scheme == "http" else 443)), timeout=SECONDS_TO_ANSWER
+        ).close()
     except OSError:
         os.environ["HF_HUB_OFFLINE"] = "1"
         constants.HF_HUB_OFFLINE = True
 
 
 def load_dataset(path: str, shown: str, *, from_hub: bool) -> Any:
-    """The `train` split of the hub's dataset `path`, downloaded unless it lies in the cache; or of a folder that `save_to_disk` wrote.
+    """The `train` split of the hub's dataset `path`, downloaded unless it lies in the cache; or of a folder
+    that `save_to_disk` wrote.
 
     Raises DataError for a saved folder without this split, and what `datasets` raises.
     """
@@ -46,7 +51,9 @@ def load_dataset(path: str, shown: str, *, from_hub: bool) -> Any:
     if not isinstance(data, datasets.DatasetDict):
         return data
     if "train" not in data:
-        raise DataError(f"{shown} has no split 'train' (it has: {', '.join(data)}): give the folder of the split to read")
+        raise DataError(
+            f"{shown} has no split 'train' (it has: {', '.join(data)}): give the folder of the split to read"
+        )
     return data["train"]
 
 

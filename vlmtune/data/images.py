@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 from PIL import Image
 
-from vlmtune.data.paths import filesystem, one_line, scheme
+from vlmtune.storage import filesystem, one_line, scheme
 
 MIN_SIDE = 4  # pixels; a smaller picture shows nothing a model could learn from
 MAX_ASPECT = 200
@@ -64,13 +64,17 @@ class ImageError(ValueError):
 
 
 def load_image(ref: str | bytes, *, max_pixels: int = 100_000_000, timeout: float = 20.0) -> Image.Image:
-    """The first frame of an image file, upright (EXIF orientation applied), RGB, 8 bits a channel; transparency lies on white.
+    """The first frame of an image file, upright (EXIF orientation applied), RGB, 8 bits a channel;
+    transparency lies on white.
 
-    `ref`: encoded bytes, a path, a URI that pyarrow opens, or an http(s) URL; whether a row may name it is decided before
-    (`ImageRules`). `max_pixels` is checked before decoding; Pillow's own limit of 179 million pixels stands above it.
+    `ref`: encoded bytes, a path, a URI that pyarrow opens, or an http(s) URL; whether a row may name it is
+    decided before
+    (`ImageRules`). `max_pixels` is checked before decoding; Pillow's own limit of 179 million pixels stands
+    above it.
     `timeout`: seconds that a web server may be silent.
 
-    Raises ImageError for a file that is missing, empty, damaged or no image, and for sizes that are useless or dangerous.
+    Raises ImageError for a file that is missing, empty, damaged or no image, and for sizes that are useless
+    or dangerous.
     """
     try:
         with _open(ref, max_bytes=8 * max_pixels, timeout=timeout) as file:
@@ -82,9 +86,11 @@ def load_image(ref: str | bytes, *, max_pixels: int = 100_000_000, timeout: floa
 
 
 def content_hash(image: Image.Image) -> str:
-    """32 hex digits of XXH3 over mode, size and pixels: the same for the same pixels, whatever file format they came in.
+    """32 hex digits of XXH3 over mode, size and pixels: the same for the same pixels, whatever file format
+    they came in.
 
-    XXH3, because a cryptographic hash takes 1.4 ms for 640x480 pixels, a fifth of what preparing the row takes; this one 0.1 ms.
+    XXH3, because a cryptographic hash takes 1.4 ms for 640x480 pixels, a fifth of what preparing the row
+    takes; this one 0.1 ms.
     """
     digest = xxhash.xxh3_128(f"{image.mode} {image.width} {image.height} ".encode())
     digest.update(np.asarray(image).data)
@@ -122,14 +128,20 @@ def _decode(file: IO[bytes], max_pixels: int) -> Image.Image:
     try:
         image = Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"more pixels than the limit of {max_pixels:,}: it may be a decompression bomb; make it smaller") from error
+        raise ImageError(
+            f"more pixels than the limit of {max_pixels:,}: it may be a decompression bomb; make it smaller"
+        ) from error
     except DAMAGED as error:
         raise ImageError(_describe(file)) from error
     with image:
         _check_size(image.width, image.height, max_pixels)
         try:
             image.load()
-            upright = _to_rgb(image).transpose(UPRIGHT[turn]) if (turn := _orientation(image)) in UPRIGHT else _to_rgb(image)
+            upright = (
+                _to_rgb(image).transpose(UPRIGHT[turn])
+                if (turn := _orientation(image)) in UPRIGHT
+                else _to_rgb(image)
+            )
             upright.format = image.format  # Pillow's copies forget it
             return upright
         except ImageError:
@@ -167,7 +179,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _deep_to_rgb(image: Image.Image) -> Image.Image:
-    """Greys of 16 bits to 8 bits by scale: Pillow's own conversion clips them, which turns most of the picture white."""
+    """Greys of 16 bits to 8 bits by scale: Pillow's own conversion clips them, which turns most of the
+    picture white."""
     pixels = np.asarray(image)
     if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
         raise ImageError("its pixels are 32-bit numbers without a known range: save it with 8 or 16 bits")

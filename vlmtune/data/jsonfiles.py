@@ -1,4 +1,5 @@
-"""JSONL and JSON array files as a stream of records: strict about what JSON allows, bounded in memory, and with the place of each fault."""
+"""JSONL and JSON array files as a stream of records: strict about what JSON allows, bounded in memory, and
+with the place of each fault."""
 
 import codecs
 import io
@@ -20,12 +21,15 @@ class StrictDecoder:
 
     def __init__(self) -> None:
         self._faults: list[str] = []
-        self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._faults_of_constant)
+        self._decoder = json.JSONDecoder(
+            object_pairs_hook=self._object, parse_constant=self._faults_of_constant
+        )
 
     def decode(self, text: str, start: int = 0) -> tuple[Any, int, str | None]:
         """The value that begins at `start`, the index after it, and what is wrong with it although it parses.
 
-        Raises json.JSONDecodeError, ValueError for a number with thousands of digits, and RecursionError for deep nesting.
+        Raises json.JSONDecodeError, ValueError for a number with thousands of digits, and RecursionError for
+        deep nesting.
         """
         self._faults.clear()
         value, end = self._decoder.raw_decode(text, start)
@@ -44,7 +48,8 @@ class StrictDecoder:
 
 
 def split_lines(file: IO[bytes], block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, int, int]]:
-    """Byte ranges of about `block_bytes` that end where lines end: (start, stop, number of the first line). One pass, a block in memory."""
+    """Byte ranges of about `block_bytes` that end where lines end: (start, stop, number of the first line).
+    One pass, a block in memory."""
     start = position = 0
     line = 1
     while block := file.read(block_bytes):
@@ -57,8 +62,11 @@ def split_lines(file: IO[bytes], block_bytes: int = BLOCK_BYTES) -> Iterator[tup
         yield start, position, line
 
 
-def read_lines(file: IO[bytes], shown: str, start: int, stop: int, line: int, max_bytes: int = MAX_ROW_BYTES) -> Iterator[Found]:
-    """The records of a JSONL file from byte `start`, where line number `line` begins, to `stop`. Blank lines are counted, not given."""
+def read_lines(
+    file: IO[bytes], shown: str, start: int, stop: int, line: int, max_bytes: int = MAX_ROW_BYTES
+) -> Iterator[Found]:
+    """The records of a JSONL file from byte `start`, where line number `line` begins, to `stop`. Blank lines
+    are counted, not given."""
     file.seek(start)
     reader = io.BufferedReader(file, 1 << 20)  # type: ignore[type-var]
     decoder = StrictDecoder()
@@ -73,7 +81,10 @@ def read_lines(file: IO[bytes], shown: str, start: int, stop: int, line: int, ma
                 position += len(rest)
                 if rest.endswith(b"\n"):
                     break
-            yield Found(source, error=f"the line is longer than {max_bytes // 10**6} MB: keep images in files, not in the text")
+            yield Found(
+                source,
+                error=f"the line is longer than {max_bytes // 10**6} MB: keep images in files, not in the text",
+            )
             continue
         text = text.removeprefix(BOM) if position == len(text) else text
         if text.strip():
@@ -107,7 +118,8 @@ class ArrayReader:
         self._line, self._column = 1, 0  # where self._text begins in the file
 
     def __iter__(self) -> Iterator[Found]:
-        """Yields an item each. Text that is no JSON gives one last item with the error, because nothing after it can be made out."""
+        """Yields an item each. Text that is no JSON gives one last item with the error, because nothing
+        after it can be made out."""
         decoder = StrictDecoder()
         number = 0
         try:
@@ -124,9 +136,14 @@ class ArrayReader:
         except json.JSONDecodeError as error:
             column = error.colno + (self._column if error.lineno == 1 else 0)
             reason = f"not JSON at line {self._line + error.lineno - 1}, column {column}: {error.msg}"
-            yield Found(f"{self._shown}[{number}]", error=f"{reason}; nothing after it in this file can be read")
+            yield Found(
+                f"{self._shown}[{number}]", error=f"{reason}; nothing after it in this file can be read"
+            )
         except (ValueError, RecursionError) as error:
-            yield Found(f"{self._shown}[{number}]", error=f"{_unreadable(error)}; nothing after it in this file can be read")
+            yield Found(
+                f"{self._shown}[{number}]",
+                error=f"{_unreadable(error)}; nothing after it in this file can be read",
+            )
 
     def _item(self, decoder: StrictDecoder) -> tuple[Any, str | None]:
         self._peek()
@@ -159,7 +176,8 @@ class ArrayReader:
                 return ""
 
     def _more(self) -> bool:
-        """Drops what was read and adds as much as is left, so that long items are not decoded too often. False at the end."""
+        """Drops what was read and adds as much as is left, so that long items are not decoded too often.
+        False at the end."""
         if self._ended:
             return False
         block = self._file.read(max(READ_BYTES, len(self._text) - self._at))
@@ -172,4 +190,8 @@ class ArrayReader:
 
 
 def _unreadable(error: Exception) -> str:
-    return "objects or lists nested too deep" if isinstance(error, RecursionError) else f"JSON that cannot be read: {error}"
+    return (
+        "objects or lists nested too deep"
+        if isinstance(error, RecursionError)
+        else f"JSON that cannot be read: {error}"
+    )

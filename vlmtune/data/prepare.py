@@ -1,7 +1,10 @@
-"""Ray Data: files → rows → prepared store, once per dataset and processor; and the stream of micro-batches out of it.
+"""Ray Data: files → rows → prepared store, once per dataset and processor; and the stream of micro-batches
+out of it.
 
-The driver lists pieces of the files; tasks on CPU workers read, tokenise and resize them and write the store's shards themselves, so that
-pixels never cross the object store on the way in. What comes back to the driver is one small index line per row.
+The driver lists pieces of the files; tasks on CPU workers read, tokenise and resize them and write the
+store's shards themselves, so that
+pixels never cross the object store on the way in. What comes back to the driver is one small index line per
+row.
 """
 
 from __future__ import annotations
@@ -28,18 +31,19 @@ from vlmtune.data.collate import Pixels, probe
 from vlmtune.data.facts import FACTS, facts_of, kind_of
 from vlmtune.data.formats import Piece, read_piece, scan
 from vlmtune.data.images import ImageError, content_hash, load_image
-from vlmtune.data.paths import filesystem, scheme
 from vlmtune.data.processor import load_processor
 from vlmtune.data.split import EVAL, TRAIN, connected, split
 from vlmtune.data.store import BAD_ROWS, IMAGES, INDEX, Meta, Store, file_states, write_shard
 from vlmtune.data.tokenize import EncodeError, Example, RowEncoder, required_length
 from vlmtune.errors import ConfigError, DataError, UserError
+from vlmtune.storage import filesystem, scheme
 
 if TYPE_CHECKING:
-    from vlmtune.config import Settings
+    from vlmtune.config.settings import Settings
 
 ROWS_PER_SHARD = 64  # under a second of work at LLaVA's image size
-# A worker waits up to 0.1 s for its next task, so a task makes several shards, but for the first ones: few rows still reach all workers.
+# A worker waits up to 0.1 s for its next task, so a task makes several shards, but for the first ones: few
+# rows still reach all workers.
 SHARDS_PER_TASK = 8
 SMALL_TASKS_PER_CPU = 2
 # The files are read while every CPU encodes, and no more tasks encode than there are CPUs.
@@ -48,9 +52,11 @@ FEED_CPUS, ENCODE_CPUS = 0.1, 0.95
 
 @dataclass(frozen=True)
 class Source:
-    """Which data is prepared and how; plain values. Everything here that changes a prepared row is part of the store's key.
+    """Which data is prepared and how; plain values. Everything here that changes a prepared row is part of
+    the store's key.
 
-    `encoded`: whether the store holds token ids and pixels, or, for `--no_cache`, the rows as they were read, to be encoded at every use.
+    `encoded`: whether the store holds token ids and pixels, or, for `--no_cache`, the rows as they were
+    read, to be encoded at every use.
     """
 
     data_path: str
@@ -97,7 +103,12 @@ class Source:
 
     def pieces(self) -> list[Piece]:
         """The pieces of the training data and then of the evaluation data."""
-        return [piece for path in (self.data_path, self.eval_data_path) if path is not None for piece in self._scan(path)]
+        return [
+            piece
+            for path in (self.data_path, self.eval_data_path)
+            if path is not None
+            for piece in self._scan(path)
+        ]
 
     def first_eval_piece(self) -> int | None:
         """The number of the first piece that comes from `eval_data_path`."""
@@ -115,13 +126,21 @@ class Source:
 
 @lru_cache(maxsize=2)
 def _encoder(model: str, revision: str, trust_remote_code: bool, raw_pixels: bool, key: str) -> RowEncoder:
-    """One encoder a worker process: loading a processor costs a second, a row a few milliseconds. `key`: a changed one is loaded again."""
-    return RowEncoder(load_processor(model, revision=revision, trust_remote_code=trust_remote_code), raw_pixels=raw_pixels)
+    """One encoder a worker process: loading a processor costs a second, a row a few milliseconds. `key`: a
+    changed one is loaded again."""
+    return RowEncoder(
+        load_processor(model, revision=revision, trust_remote_code=trust_remote_code), raw_pixels=raw_pixels
+    )
 
 
 def fingerprint(source: Source, pieces: Sequence[Piece], processor: Any) -> str:
-    """The store's key: changes with a data file, the processor, its template, or an option that changes rows."""
-    options = {name: value for name, value in asdict(source).items() if name not in ("model", "revision", "on_bad_row")}
+    """The store's key: changes with a data file, the processor, its template, or an option that changes
+    rows."""
+    options = {
+        name: value
+        for name, value in asdict(source).items()
+        if name not in ("model", "revision", "on_bad_row")
+    }
     parts = {
         "format": 3,
         "options": options,
@@ -131,7 +150,9 @@ def fingerprint(source: Source, pieces: Sequence[Piece], processor: Any) -> str:
         "template": processor.chat_template or processor.tokenizer.chat_template,
         "tokenizer": hashlib.blake2b(processor.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
     }
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=12).hexdigest()
+    return hashlib.blake2b(
+        json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=12
+    ).hexdigest()
 
 
 def read_examples(store: Store, rows: Sequence[int]) -> list[Example]:
@@ -159,12 +180,15 @@ def quiet_ray_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # not wrapped, see `plain_task_errors`
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it prints the traceback of an error that it raises as well
+    logging.getLogger("ray.data").setLevel(
+        logging.CRITICAL
+    )  # it prints the traceback of an error that it raises as well
 
 
 @contextmanager
 def plain_task_errors() -> Iterator[None]:
-    """Around a Ray Data run: a UserError of one of its tasks is raised as it was there, one line, without what Ray adds to it."""
+    """Around a Ray Data run: a UserError of one of its tasks is raised as it was there, one line, without
+    what Ray adds to it."""
     try:
         yield
     except RayTaskError as error:
@@ -193,7 +217,9 @@ def make(source: Source, pieces: Sequence[Piece], processor: Any, folder: str, k
         while some := list(islice(rows, ROWS_PER_SHARD)):
             yield {"lines": json.dumps(encode_shard(encoder, task["piece"], some), ensure_ascii=False)}
 
-    def encode_shard(encoder: RowEncoder, piece: int, rows: list[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
+    def encode_shard(
+        encoder: RowEncoder, piece: int, rows: list[tuple[int, dict[str, Any]]]
+    ) -> list[dict[str, Any]]:
         lines: list[dict[str, Any]] = []
         kept: list[Example | bytes] = []
         for number, row in rows:
@@ -211,17 +237,33 @@ def make(source: Source, pieces: Sequence[Piece], processor: Any, folder: str, k
 
     numbers = [{"piece": index} for index in range(len(pieces))]
     dataset = ray.data.from_items(numbers, override_num_blocks=len(pieces))
-    dataset.context.target_max_block_size = 1  # byte: each thing that `read` yields goes on at once, as a task of its own
+    dataset.context.target_max_block_size = (
+        1  # byte: each thing that `read` yields goes on at once, as a task of its own
+    )
     encoded = dataset.flat_map(read, num_cpus=FEED_CPUS).flat_map(encode, num_cpus=ENCODE_CPUS)
     with plain_task_errors():
         lines = [line for row in encoded.iter_rows() for line in json.loads(row["lines"])]
-    _finish(source, sorted(lines, key=lambda line: (line["piece"], line["number"])), processor, pixels, folder, key)
+    _finish(
+        source,
+        sorted(lines, key=lambda line: (line["piece"], line["number"])),
+        processor,
+        pixels,
+        folder,
+        key,
+    )
 
 
 def _encode_row(encoder: RowEncoder, row: dict[str, Any]) -> tuple[dict[str, Any], Example | None]:
     """The index line of one row, and the row itself unless it is bad."""
     names = [reference for reference in row["images"] if isinstance(reference, str)]
-    line: dict[str, Any] = {"source": row["source"], "images": names, "error": None, "shard": None, "row_group": 0, "offset": 0}
+    line: dict[str, Any] = {
+        "source": row["source"],
+        "images": names,
+        "error": None,
+        "shard": None,
+        "row_group": 0,
+        "offset": 0,
+    }
     if row["error"] is not None:
         return {**line, "error": row["error"], "kind": kind_of(row["error"])}, None
     try:
@@ -235,7 +277,8 @@ def _encode_row(encoder: RowEncoder, row: dict[str, Any]) -> tuple[dict[str, Any
         return {**line, "error": str(error), "kind": kind_of(str(error))}, None
     hashes = [content_hash(image) for image in images]
     line |= {
-        "keys": (hashes or [_prompt_hash(row["messages"])]) + ([f"group {row['group']}"] if row["group"] is not None else []),
+        "keys": (hashes or [_prompt_hash(row["messages"])])
+        + ([f"group {row['group']}"] if row["group"] is not None else []),
         "tokens": len(example.input_ids),
         "image_tokens": example.image_tokens,
         "answer_tokens": int((example.labels >= 0).sum()),
@@ -247,12 +290,21 @@ def _encode_row(encoder: RowEncoder, row: dict[str, Any]) -> tuple[dict[str, Any
 
 def _prompt_hash(messages: list[dict[str, Any]]) -> str:
     """The content of a row without images, for the split: its first question."""
-    texts = [part["text"] for message in messages if message["role"] == "user" for part in message["content"] if part["type"] == "text"]
+    texts = [
+        part["text"]
+        for message in messages
+        if message["role"] == "user"
+        for part in message["content"]
+        if part["type"] == "text"
+    ]
     return hashlib.blake2b(" ".join(" ".join(texts[:1]).split()).encode(), digest_size=8).hexdigest()
 
 
-def _finish(source: Source, lines: list[dict[str, Any]], processor: Any, pixels: Pixels, folder: str, key: str) -> None:
-    """Write the bad rows, the index and, last, the meta file, which also says why the good rows cannot be trained on, if so."""
+def _finish(
+    source: Source, lines: list[dict[str, Any]], processor: Any, pixels: Pixels, folder: str, key: str
+) -> None:
+    """Write the bad rows, the index and, last, the meta file, which also says why the good rows cannot be
+    trained on, if so."""
     bad = [line for line in lines if line["error"] is not None]
     good = [line for line in lines if line["error"] is None]
     fs, inner = filesystem(folder)
@@ -271,7 +323,12 @@ def _finish(source: Source, lines: list[dict[str, Any]], processor: Any, pixels:
     images = sorted({image for line in lines for image in line["images"]})
     states = [{"path": path, "state": state} for path, state in file_states(images)]
     # A download that failed may work the next time: `images_unchanged` never finds this state again.
-    states += [{"path": path, "state": "not there"} for line in bad for path in line["images"] if scheme(path) in ("http", "https")]
+    states += [
+        {"path": path, "state": "not there"}
+        for line in bad
+        for path in line["images"]
+        if scheme(path) in ("http", "https")
+    ]
     for name, rows, schema in (("images", states, IMAGES), ("facts", good, FACTS), ("index", good, INDEX)):
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), f"{inner}/{name}.parquet", filesystem=fs)
     pad = processor.tokenizer.pad_token_id
@@ -283,23 +340,37 @@ def _finish(source: Source, lines: list[dict[str, Any]], processor: Any, pixels:
         bad_rows=len(bad),
         problem=problem,
         encoded=source.encoded,
-        processor={"model": source.model, "revision": source.revision, "trust_remote_code": source.trust_remote_code},
+        processor={
+            "model": source.model,
+            "revision": source.revision,
+            "trust_remote_code": source.trust_remote_code,
+        },
     )
     with fs.open_output_stream(f"{inner}/meta.json") as stream:
         stream.write(json.dumps(meta.to_dict(), indent=2).encode())
 
 
 def _sides(source: Source, lines: list[dict[str, Any]], groups: list[str]) -> list[str]:
-    """The split of each row. Rows of `eval_data_path` are the evaluation set; no group of theirs may be trained on."""
+    """The split of each row. Rows of `eval_data_path` are the evaluation set; no group of theirs may be
+    trained on."""
     first_eval = source.first_eval_piece()
     if first_eval is None:
-        return split(groups, eval_fraction=source.eval_fraction, test_fraction=source.test_fraction, seed=source.seed)
+        return split(
+            groups, eval_fraction=source.eval_fraction, test_fraction=source.test_fraction, seed=source.seed
+        )
     own = [index for index, line in enumerate(lines) if line["piece"] < first_eval]
-    sides = split([groups[index] for index in own], eval_fraction=0.0, test_fraction=source.test_fraction, seed=source.seed)
+    sides = split(
+        [groups[index] for index in own],
+        eval_fraction=0.0,
+        test_fraction=source.test_fraction,
+        seed=source.seed,
+    )
     out = [EVAL] * len(lines)
     for index, side in zip(own, sides, strict=True):
         out[index] = side
     held_out = {group for group, side in zip(groups, out, strict=True) if side == EVAL}
     if shared := next((lines[index] for index in own if groups[index] in held_out), None):
-        raise DataError(f"{shared['source']}: the same image or group is also in {source.eval_data_path}; remove it from one of them")
+        raise DataError(
+            f"{shared['source']}: the same image or group is also in {source.eval_data_path}; remove it from one of them"
+        )
     return out

@@ -67,7 +67,9 @@ def _explain(error: Exception, name: str, revision: str) -> str:
         return f"{name} is a LoRA adapter, not a base model: give the base that its adapter_config.json names"
     if caused_by(GatedRepoError):
         page = f"https://huggingface.co/{name}"
-        return f"{name} is gated: accept its licence on {page}, then log in with `hf auth login` or set HF_TOKEN"
+        return (
+            f"{name} is gated: accept its licence on {page}, then log in with `hf auth login` or set HF_TOKEN"
+        )
     if caused_by(RevisionNotFoundError):
         return f"{name} has no revision {revision!r}: see the model's page for its branches, tags and commits"
     if caused_by(RepositoryNotFoundError):

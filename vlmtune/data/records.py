@@ -1,4 +1,5 @@
-"""One raw record, in any of the understood shapes → one conversation with its images, or the reason why it is none."""
+"""One raw record, in any of the understood shapes → one conversation with its images, or the reason why it
+is none."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from vlmtune.data.paths import ImageRules, RowError
+from vlmtune.data.image_paths import ImageRules, RowError
 
 Part = dict[str, Any]
 Message = dict[str, Any]
@@ -20,12 +21,24 @@ REQUIRED = {
     "prompt/completion": ("prompt", "completion"),
     "instruction": ("instruction", "output"),
 }
-FIELDS = ("messages", "conversations", "prompt", "completion", "instruction", "input", "output", "system", "image", "images")
+FIELDS = (
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+    "instruction",
+    "input",
+    "output",
+    "system",
+    "image",
+    "images",
+)
 
 
 @dataclass(frozen=True)
 class Found:
-    """A record as a reader found it. `source`: its place for people; `labels`: where its group is looked up; `error`: why it is bad."""
+    """A record as a reader found it. `source`: its place for people; `labels`: where its group is looked up;
+    `error`: why it is bad."""
 
     source: str
     record: Any = None
@@ -35,7 +48,8 @@ class Found:
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation. `field`: where it stands in the record; image parts may carry their own reference in `image`."""
+    """One turn of a conversation. `field`: where it stands in the record; image parts may carry their own
+    reference in `image`."""
 
     field: str
     role: str
@@ -43,9 +57,11 @@ class Turn:
 
 
 def conversation(record: Any, rules: ImageRules) -> tuple[list[Message], list[str | bytes]]:
-    """`record` as messages of typed parts, and its images (paths, URIs or encoded bytes) in the order of the image parts.
+    """`record` as messages of typed parts, and its images (paths, URIs or encoded bytes) in the order of the
+    image parts.
 
-    `<image>` marks become image parts where they stand; images without any mark stand before the first user text.
+    `<image>` marks become image parts where they stand; images without any mark stand before the first user
+    text.
     Raises RowError, naming the field, for everything that could not be trained on as it is meant.
     """
     if not isinstance(record, Mapping):
@@ -61,7 +77,8 @@ def conversation(record: Any, rules: ImageRules) -> tuple[list[Message], list[st
 
 
 def group_of(labels: Any, group_by: str) -> str:
-    """The value of the `group_by` field of a row. Raises RowError where it is missing, empty or no plain value."""
+    """The value of the `group_by` field of a row. Raises RowError where it is missing, empty or no plain
+    value."""
     value = labels.get(group_by)
     if value is None or value == "":
         raise RowError(f"field {group_by!r} (--group_by) is missing or empty: give every row its group")
@@ -71,20 +88,29 @@ def group_of(labels: Any, group_by: str) -> str:
 
 
 def check_order(turns: Sequence[tuple[str, str]]) -> None:
-    """Holds (place, role) pairs to: perhaps one system turn, then user and assistant in turns, an assistant at the end. Raises RowError."""
+    """Holds (place, role) pairs to: perhaps one system turn, then user and assistant in turns, an assistant
+    at the end. Raises RowError."""
     spoken = [turn for turn in turns if turn[1] != "system"]
     if not spoken:
-        raise RowError("the conversation has no turns" if not turns else "the conversation has only a system turn")
+        raise RowError(
+            "the conversation has no turns" if not turns else "the conversation has only a system turn"
+        )
     for field, role in turns[1:]:
         if role == "system":
             raise RowError(f"{field} is a system turn: only the first turn may be one")
     if spoken[0][1] != "user":
-        raise RowError(f"{spoken[0][0]} is an assistant turn with no user turn before it: begin with the user")
+        raise RowError(
+            f"{spoken[0][0]} is an assistant turn with no user turn before it: begin with the user"
+        )
     for (_, before), (field, role) in pairwise(spoken):
         if before == role:
-            raise RowError(f"{field} is a second {role} turn in a row: join the two, or add the turn between them")
+            raise RowError(
+                f"{field} is a second {role} turn in a row: join the two, or add the turn between them"
+            )
     if spoken[-1][1] != "assistant":
-        raise RowError(f"{spoken[-1][0]}, the last turn, is the user's: end with an assistant turn, there is nothing to learn after it")
+        raise RowError(
+            f"{spoken[-1][0]}, the last turn, is the user's: end with an assistant turn, there is nothing to learn after it"
+        )
 
 
 def check_text(text: Any, field: str) -> str:
@@ -95,7 +121,9 @@ def check_text(text: Any, field: str) -> str:
     if broken and "\udc80" <= broken.group() <= "\udcff":
         raise RowError(f"{field} holds bytes that are not UTF-8: save the file as UTF-8")
     if broken:
-        raise RowError(f"{field} holds half a character (\\u{ord(broken.group()):04x} without its pair): write the character whole")
+        raise RowError(
+            f"{field} holds half a character (\\u{ord(broken.group()):04x} without its pair): write the character whole"
+        )
     return text
 
 
@@ -122,7 +150,8 @@ def kind(value: Any) -> str:
         (Mapping, "an object"),
     )
     return next(
-        (name for form, name in names if isinstance(value, form)), "a list" if isinstance(value, Sequence) else type(value).__name__
+        (name for form, name in names if isinstance(value, form)),
+        "a list" if isinstance(value, Sequence) else type(value).__name__,
     )
 
 
@@ -149,12 +178,17 @@ def _instruction(record: Mapping[str, Any]) -> list[Turn]:
     if extra is not None and check_text(extra, "'input'").strip():
         question = f"{question}\n{extra}"
     answer = _filled(record["output"], "'output'")
-    return [Turn("'instruction'", "user", split_marks(question)), Turn("'output'", "assistant", split_marks(answer))]
+    return [
+        Turn("'instruction'", "user", split_marks(question)),
+        Turn("'output'", "assistant", split_marks(answer)),
+    ]
 
 
 def _filled(value: Any, field: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise RowError(f"{field} must be a non-empty string, not {kind(value) if not isinstance(value, str) else 'an empty one'}")
+        raise RowError(
+            f"{field} must be a non-empty string, not {kind(value) if not isinstance(value, str) else 'an empty one'}"
+        )
     return check_text(value, field)
 
 
@@ -192,7 +226,9 @@ def _typed_part(part: Any, field: str) -> list[Part]:
     if form == "image":
         own = next((part[key] for key in ("image", "path", "url") if part.get(key) is not None), None)
         return [{"type": "image"} if own is None else {"type": "image", "image": own, "field": field}]
-    raise RowError(f'{field} must be {{"type": "text", "text": …}} or {{"type": "image", "image": …}}, not {form or kind(part)}')
+    raise RowError(
+        f'{field} must be {{"type": "text", "text": …}} or {{"type": "image", "image": …}}, not {form or kind(part)}'
+    )
 
 
 def _record_images(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -208,7 +244,8 @@ def _record_images(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _place_images(turns: list[Turn], images: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """All images in the order of their parts; with no image part at all, puts parts for them before the first user text."""
+    """All images in the order of their parts; with no image part at all, puts parts for them before the
+    first user text."""
     parts = [part for turn in turns for part in turn.parts if part["type"] == "image"]
     if not parts:
         first = next(turn for turn in turns if turn.role == "user")
@@ -220,15 +257,20 @@ def _place_images(turns: list[Turn], images: list[tuple[str, Any]]) -> list[tupl
             f"{_count(marks, IMAGE_MARK + ' mark')} but {_count(len(images), 'image')}: give each image one mark, or no marks at all"
         )
     following = iter(images)
-    return [(f"{part['field']}.image", part["image"]) if "image" in part else next(following) for part in parts]
+    return [
+        (f"{part['field']}.image", part["image"]) if "image" in part else next(following) for part in parts
+    ]
 
 
 def _check_turn(turn: Turn) -> None:
     if turn.role != "user" and any(part["type"] == "image" for part in turn.parts):
-        raise RowError(f"{turn.field} is a turn of the {turn.role} and holds an image: only user turns may show one")
+        raise RowError(
+            f"{turn.field} is a turn of the {turn.role} and holds an image: only user turns may show one"
+        )
     if not turn.parts:
         raise RowError(
-            f"{turn.field} is empty" + (": there is nothing to learn" if turn.role == "assistant" else ": say or show something")
+            f"{turn.field} is empty"
+            + (": there is nothing to learn" if turn.role == "assistant" else ": say or show something")
         )
 
 

@@ -1,4 +1,5 @@
-"""A few rows of the data as a person sees them, with small pictures, for the preflight's page and a search's report."""
+"""A few rows of the data as a person sees them, with small pictures, for the preflight's page and a search's
+report."""
 
 import base64
 import io
@@ -12,8 +13,8 @@ import numpy as np
 
 from vlmtune.data.formats import Piece, read_piece
 from vlmtune.data.images import ImageError, load_image
-from vlmtune.data.paths import scheme
 from vlmtune.data.store import Store
+from vlmtune.storage import scheme
 
 SAMPLES = 12
 IMAGES = 3  # of one row
@@ -33,12 +34,19 @@ class Sample:
 
 
 def samples(store: Store, pieces: Sequence[Piece]) -> list[Sample]:
-    """Rows at even distances, those with images if there are any. Reads the pieces that hold them up to the last one."""
+    """Rows at even distances, those with images if there are any. Reads the pieces that hold them up to the
+    last one."""
     facts = store.facts()
     hashes = facts.column("image_hashes").to_pylist()
-    first_of = {tuple(images): row for row, images in reversed(list(enumerate(hashes))) if images}  # each picture once
+    first_of = {
+        tuple(images): row for row, images in reversed(list(enumerate(hashes))) if images
+    }  # each picture once
     rows = sorted(first_of.values()) or list(range(store.meta.rows))
-    chosen = [rows[place] for place in np.unique(np.linspace(0, len(rows) - 1, SAMPLES).astype(int))] if rows else []
+    chosen = (
+        [rows[place] for place in np.unique(np.linspace(0, len(rows) - 1, SAMPLES).astype(int))]
+        if rows
+        else []
+    )
     return samples_of(store, pieces, chosen)
 
 
@@ -49,7 +57,9 @@ def samples_of(store: Store, pieces: Sequence[Piece], chosen: Sequence[int]) -> 
     return [_sample(store, row, found[place]) for row, place in zip(chosen, places, strict=True)]
 
 
-def _read(pieces: Sequence[Piece], places: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+def _read(
+    pieces: Sequence[Piece], places: Sequence[tuple[int, int]]
+) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
     """The rows at these (piece, number), each piece read once."""
     wanted = defaultdict(set)
     for piece, number in places:
@@ -62,8 +72,12 @@ def _read(pieces: Sequence[Piece], places: Sequence[tuple[int, int]]) -> Iterato
 
 def _sample(store: Store, row: int, found: dict[str, Any]) -> Sample:
     turns = [(message["role"], _text(message["content"])) for message in found["messages"]]
-    pictures = [picture for reference in found["images"][:IMAGES] if (picture := _picture(reference)) is not None]
-    return Sample(found["source"], str(store.column("split")[row]), int(store.column("tokens")[row]), turns, pictures)
+    pictures = [
+        picture for reference in found["images"][:IMAGES] if (picture := _picture(reference)) is not None
+    ]
+    return Sample(
+        found["source"], str(store.column("split")[row]), int(store.column("tokens")[row]), turns, pictures
+    )
 
 
 def _text(content: Sequence[dict[str, Any]]) -> str:
@@ -71,7 +85,8 @@ def _text(content: Sequence[dict[str, Any]]) -> str:
 
 
 def _picture(reference: str | bytes) -> str | None:
-    """A small JPEG as a data URI; None for one that would have to be downloaded again, or that has just gone."""
+    """A small JPEG as a data URI; None for one that would have to be downloaded again, or that has just
+    gone."""
     if isinstance(reference, str) and scheme(reference) in ("http", "https"):
         return None
     try:

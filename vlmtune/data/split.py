@@ -1,6 +1,7 @@
 """Train, eval and test: which group of rows stands on which side.
 
-Rows that share an image, or a value of the `--group_by` column, form a group, and a group never stands on two sides. Which side it takes
+Rows that share an image, or a value of the `--group_by` column, form a group, and a group never stands on
+two sides. Which side it takes
 depends on the seed and the content alone.
 """
 
@@ -14,7 +15,8 @@ TRAIN, EVAL, TEST = "train", "eval", "test"
 
 
 def connected(keys: Sequence[Sequence[str]]) -> list[str]:
-    """The group of each row, named by the least of its keys: rows that share a key, directly or through others, are one group."""
+    """The group of each row, named by the least of its keys: rows that share a key, directly or through
+    others, are one group."""
     parent: dict[str, str] = {}
 
     def root(key: str) -> str:
@@ -34,7 +36,8 @@ def connected(keys: Sequence[Sequence[str]]) -> list[str]:
 
 
 def split(groups: Sequence[str], *, eval_fraction: float, test_fraction: float, seed: int) -> list[str]:
-    """The side of each row: groups in the order of a seeded hash fill the test set, then the evaluation set, and the rest is trained on.
+    """The side of each row: groups in the order of a seeded hash fill the test set, then the evaluation set,
+    and the rest is trained on.
 
     Raises:
         DataError: if a side that was asked for, or the training set, would be empty.
@@ -42,7 +45,9 @@ def split(groups: Sequence[str], *, eval_fraction: float, test_fraction: float, 
     members: dict[str, list[int]] = defaultdict(list)
     for row, group in enumerate(groups):
         members[group].append(row)
-    shuffled = sorted(members, key=lambda group: hashlib.blake2b(f"{seed}:{group}".encode(), digest_size=16).digest())
+    shuffled = sorted(
+        members, key=lambda group: hashlib.blake2b(f"{seed}:{group}".encode(), digest_size=16).digest()
+    )
     sides = [TRAIN] * len(groups)
     rest = iter(shuffled)
     for side, fraction in ((TEST, test_fraction), (EVAL, eval_fraction)):

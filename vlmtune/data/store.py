@@ -1,4 +1,5 @@
-"""The prepared store: rows that were tokenised and resized once, in Parquet, readable at random by any trial on any node.
+"""The prepared store: rows that were tokenised and resized once, in Parquet, readable at random by any trial
+on any node.
 
 FOLDER/rows-*.parquet     what `Example` holds, in row groups of about a megabyte
 FOLDER/index.parquet      a line per row: where it is, its split, source and lengths
@@ -26,15 +27,22 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from vlmtune.data.collate import Pixels
-from vlmtune.data.paths import filesystem, one_line, scheme
 from vlmtune.data.tokenize import Example
 from vlmtune.errors import DataError
+from vlmtune.storage import filesystem, one_line, scheme
 
 BAD_ROWS = "bad_rows.jsonl"
 SHOWN_BAD_ROWS = 5  # in a message
-ROW_GROUP_BYTES = 1 << 20  # what one random read fetches: a few LLaVA images (0.34 MB each), thousands of text rows
+ROW_GROUP_BYTES = (
+    1 << 20
+)  # what one random read fetches: a few LLaVA images (0.34 MB each), thousands of text rows
 ROWS = pa.schema(
-    [("input_ids", pa.list_(pa.int32())), ("segments", pa.list_(pa.int32())), ("tensors", pa.binary()), ("record", pa.binary())],
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("segments", pa.list_(pa.int32())),
+        ("tensors", pa.binary()),
+        ("record", pa.binary()),
+    ],
 )
 INDEX = pa.schema(
     [
@@ -57,7 +65,8 @@ IMAGES = pa.schema([("path", pa.string()), ("state", pa.string())])
 
 
 def file_states(paths: Sequence[str]) -> list[tuple[str, str]]:
-    """(path, size and time of the last change) of each file; a web address has no state that could be asked for cheaply."""
+    """(path, size and time of the last change) of each file; a web address has no state that could be asked
+    for cheaply."""
     states = []
     for service, names in groupby(paths, key=scheme):
         group = list(names)
@@ -65,15 +74,24 @@ def file_states(paths: Sequence[str]) -> list[tuple[str, str]]:
             continue
         fs = filesystem(group[0])[0]
         infos = fs.get_file_info([filesystem(path)[1] for path in group])
-        states += [(path, f"{info.type.name} {info.size} {info.mtime_ns}") for path, info in zip(group, infos, strict=True)]
+        states += [
+            (path, f"{info.type.name} {info.size} {info.mtime_ns}")
+            for path, info in zip(group, infos, strict=True)
+        ]
     return states
 
 
 def write_shard(path: str, kept: Sequence[Example | bytes]) -> list[tuple[int, int]]:
-    """Write examples, or records of rows as they were read, as one Parquet file; returns (row group, offset in it) of each."""
+    """Write examples, or records of rows as they were read, as one Parquet file; returns (row group, offset
+    in it) of each."""
     fs, inner = filesystem(path)
     places: list[tuple[int, int]] = []
-    options = {"compression": "lz4", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
+    options = {
+        "compression": "lz4",
+        "use_dictionary": False,
+        "write_statistics": False,
+        "write_page_checksum": True,
+    }
     with fs.open_output_stream(inner) as stream, pq.ParquetWriter(stream, ROWS, **options) as writer:
         for group, rows in enumerate(_row_groups(kept)):
             writer.write_table(pa.Table.from_pylist(rows, schema=ROWS))
@@ -115,8 +133,10 @@ def _run_lengths(kinds: np.ndarray) -> list[int]:
 class Meta:
     """What all rows of a store share. `key` names the data, processor and options they were made of.
 
-    `problem`: why its rows cannot be trained on, bad rows apart; None if they can. `encoded`: whether it holds token ids and pixels, or
-    rows as they were read (`records`). `processor`: the model, revision and trust_remote_code that encode them.
+    `problem`: why its rows cannot be trained on, bad rows apart; None if they can. `encoded`: whether it
+    holds token ids and pixels, or
+    rows as they were read (`records`). `processor`: the model, revision and trust_remote_code that encode
+    them.
     """
 
     key: str
@@ -150,7 +170,12 @@ class Store:
         with self._plain_damage("index.parquet"):
             self.index = pq.read_table(f"{inner}/index.parquet", filesystem=fs)
         self._splits = self.index.column("split").to_numpy(zero_copy_only=False)
-        self._places = list(zip(*(self.index.column(name).to_pylist() for name in ("shard", "row_group", "offset")), strict=True))
+        self._places = list(
+            zip(
+                *(self.index.column(name).to_pylist() for name in ("shard", "row_group", "offset")),
+                strict=True,
+            )
+        )
 
     def __reduce__(self) -> tuple[type, tuple[str]]:
         return Store, (self.folder,)
@@ -162,14 +187,16 @@ class Store:
         return bool(found.type == pafs.FileType.File)
 
     def images_unchanged(self) -> bool:
-        """Whether the image files that the rows were made of are as they were then; asks for their state, not for their content."""
+        """Whether the image files that the rows were made of are as they were then; asks for their state,
+        not for their content."""
         fs, inner = filesystem(self.folder)
         with self._plain_damage("images.parquet"):
             known = pq.read_table(f"{inner}/images.parquet", filesystem=fs).to_pydict()
         return file_states(known["path"]) == list(zip(known["path"], known["state"], strict=True))
 
     def refusal(self, on_bad_row: str, *, named: bool = True) -> str | None:
-        """Why these rows must not be trained on with `on_bad_row` "error" or "skip", in one line; None if they may.
+        """Why these rows must not be trained on with `on_bad_row` "error" or "skip", in one line; None if
+        they may.
 
         `named`: with the first bad rows and their reasons.
         """
@@ -179,7 +206,8 @@ class Store:
         return bad if self.meta.rows else f"{self.meta.problem}; {bad}"
 
     def bad_rows(self) -> Iterator[dict[str, str]]:
-        """The rows that were left out, as {"source", "reason", "kind"}; `kind` is the reason without numbers and paths."""
+        """The rows that were left out, as {"source", "reason", "kind"}; `kind` is the reason without numbers
+        and paths."""
         fs, inner = filesystem(self.folder)
         with self._plain_damage(BAD_ROWS), fs.open_input_file(f"{inner}/{BAD_ROWS}") as stream:
             yield from map(json.loads, io.BufferedReader(stream))
@@ -231,20 +259,31 @@ class Store:
         count = f"{self.meta.bad_rows} of {self.meta.bad_rows + self.meta.rows} rows are bad; --on_bad_row skip goes on without them"
         if not named:
             return count
-        shown = "; ".join(f"{row['source']}: {row['reason']}" for row in islice(self.bad_rows(), SHOWN_BAD_ROWS))
-        more = f"; and {self.meta.bad_rows - SHOWN_BAD_ROWS} more" if self.meta.bad_rows > SHOWN_BAD_ROWS else ""
+        shown = "; ".join(
+            f"{row['source']}: {row['reason']}" for row in islice(self.bad_rows(), SHOWN_BAD_ROWS)
+        )
+        more = (
+            f"; and {self.meta.bad_rows - SHOWN_BAD_ROWS} more" if self.meta.bad_rows > SHOWN_BAD_ROWS else ""
+        )
         return f"{shown}{more} ({count})"
 
     def _row_group(self, shard: str, group: int) -> list[dict[str, Any]]:
         with self._plain_damage(shard):
-            columns = _open_shard(f"{self.folder}/{shard}").read_row_group(group, use_threads=False).to_pydict()
+            columns = (
+                _open_shard(f"{self.folder}/{shard}").read_row_group(group, use_threads=False).to_pydict()
+            )
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     @contextmanager
     def _plain_damage(self, name: str) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, KeyError, SafetensorError) as error:  # pyarrow's and json's errors are ValueErrors
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            SafetensorError,
+        ) as error:  # pyarrow's and json's errors are ValueErrors
             raise DataError(
                 f"prepared rows {self.folder}/{name} cannot be read ({one_line(error)}): delete {self.folder} to prepare again"
             ) from error
@@ -253,11 +292,14 @@ class Store:
 @lru_cache(maxsize=256)
 def _open_shard(path: str) -> pq.ParquetFile:
     fs, inner = filesystem(path)
-    # A file that reads ahead (`pre_buffer`) keeps what it has read: 1.3 MB a shard, for as long as the shard is open.
+    # A file that reads ahead (`pre_buffer`) keeps what it has read: 1.3 MB a shard, for as long as the shard
+    # is open.
     return pq.ParquetFile(fs.open_input_file(inner), page_checksum_verification=True, pre_buffer=False)
 
 
 def _example(row: dict[str, Any]) -> Example:
     kinds, lengths = np.asarray(row["segments"], dtype=np.int64).reshape(-1, 2).T
     tensors = load_tensors(row["tensors"]) if row["tensors"] is not None else {}
-    return Example(np.asarray(row["input_ids"], dtype=np.int32), np.repeat(kinds, lengths).astype(np.uint8), tensors)
+    return Example(
+        np.asarray(row["input_ids"], dtype=np.int32), np.repeat(kinds, lengths).astype(np.uint8), tensors
+    )

@@ -1,4 +1,5 @@
-"""The stream of micro-batches out of a prepared store, in the order that `order.py` gives: read, cut, collated ahead of training."""
+"""The stream of micro-batches out of a prepared store, in the order that `order.py` gives: read, cut,
+collated ahead of training."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -26,9 +27,11 @@ LOOP_SECONDS = 0.02  # 4 % of a core, and 0.05 s of a short stream
 
 
 class Paced(ExecutionCallback):
-    """Makes the loop of Ray Data's executor, a thread of the trainer's process, run once in `LOOP_SECONDS` and not more often.
+    """Makes the loop of Ray Data's executor, a thread of the trainer's process, run once in `LOOP_SECONDS`
+    and not more often.
 
-    When the readers have more ready than there is room for, it asks them some 2,000 times a second. That takes Python's lock from the
+    When the readers have more ready than there is room for, it asks them some 2,000 times a second. That
+    takes Python's lock from the
     trainer: steps of LLaVA-1.5-7B, which wait for no data, took twice as long.
     """
 
@@ -43,24 +46,47 @@ class Paced(ExecutionCallback):
 def load_batch(
     store: Store, rows: np.ndarray, batch: MicroBatch, max_length: int | None, multiple: int | None = None
 ) -> dict[str, np.ndarray]:
-    """One collated micro-batch, padded to a `multiple` of tokens. `rows` are the store's row numbers of the split, which `batch.rows`
+    """One collated micro-batch, padded to a `multiple` of tokens. `rows` are the store's row numbers of the
+    split, which `batch.rows`
     counts in."""
-    examples = [shorten(example, max_length) for example in read_examples(store, [int(rows[row]) for row in batch.rows])]
+    examples = [
+        shorten(example, max_length)
+        for example in read_examples(store, [int(rows[row]) for row in batch.rows])
+    ]
     meta = store.meta
-    return collate(examples, pad_token_id=meta.pad_token_id, per_row=meta.pixels.per_row, filler=batch.filler, multiple=multiple or 1)
+    return collate(
+        examples,
+        pad_token_id=meta.pad_token_id,
+        per_row=meta.pixels.per_row,
+        filler=batch.filler,
+        multiple=multiple or 1,
+    )
 
 
 def read_batches(
-    store: Store, split: str, batches: Sequence[MicroBatch], max_length: int | None, *, multiple: int | None = None
+    store: Store,
+    split: str,
+    batches: Sequence[MicroBatch],
+    max_length: int | None,
+    *,
+    multiple: int | None = None,
 ) -> Iterator[Batch]:
     """The micro-batches, read in this process without Ray."""
     rows = store.rows_of(split)
     for batch in batches:
-        yield {name: torch.from_numpy(value) for name, value in load_batch(store, rows, batch, max_length, multiple).items()}
+        yield {
+            name: torch.from_numpy(value)
+            for name, value in load_batch(store, rows, batch, max_length, multiple).items()
+        }
 
 
 def stream_batches(
-    store: Store, split: str, batches: Sequence[MicroBatch], max_length: int | None, *, multiple: int | None = None
+    store: Store,
+    split: str,
+    batches: Sequence[MicroBatch],
+    max_length: int | None,
+    *,
+    multiple: int | None = None,
 ) -> Iterator[Batch]:
     """The same micro-batches, read and collated by Ray Data tasks that run ahead of the caller."""
     if not batches:
@@ -77,7 +103,9 @@ def stream_batches(
     blocks = -(-len(items) // BATCHES_PER_TASK)
     given = ray.data.from_items(items, override_num_blocks=blocks)
     given.context.custom_execution_callback_classes = [Paced]
-    dataset = given.map(load, num_cpus=READ_CPUS, compute=ray.data.TaskPoolStrategy(size=min(READ_TASKS, blocks)))
+    dataset = given.map(
+        load, num_cpus=READ_CPUS, compute=ray.data.TaskPoolStrategy(size=min(READ_TASKS, blocks))
+    )
     with plain_task_errors():
         for part in dataset.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=AHEAD):
             yield load_tensors(bytes(part["batch"][0]))

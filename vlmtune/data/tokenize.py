@@ -1,7 +1,9 @@
 """Conversation → token ids, segments and pixels, through the model's own processor and chat template.
 
-Where the template ends and a person's text begins is found by rendering the conversation twice: once with a mark in place of each
-text, which shows the template's own pieces, and once as it is, which proves that the template only put the texts in. So the loss mask is
+Where the template ends and a person's text begins is found by rendering the conversation twice: once with a
+mark in place of each
+text, which shows the template's own pieces, and once as it is, which proves that the template only put the
+texts in. So the loss mask is
 right for every template, with or without `{% generation %}` marks.
 """
 
@@ -36,7 +38,8 @@ BUILTIN_TEMPLATE = """\
 
 
 class EncodeError(ValueError):
-    """A conversation that this model's template or tokenizer cannot take; the message is the reason for a bad row."""
+    """A conversation that this model's template or tokenizer cannot take; the message is the reason for a
+    bad row."""
 
 
 @dataclass
@@ -46,8 +49,10 @@ class Example:
     Attributes:
         input_ids: `[T]` int32, image placeholders included.
         kinds: `[T]` uint8, what each token is: TEMPLATE, IMAGE, TEXT or ANSWER. Loss is on ANSWER.
-        tensors: what else the model takes, as its processor gives it for a batch of one row: `pixel_values` (uint8 where the store holds
-            resized pixels), image sizes and masks, and SEQUENCE_TENSORS of shape `[1, T, ...]`. Empty for text-only rows of most models.
+        tensors: what else the model takes, as its processor gives it for a batch of one row: `pixel_values`
+        (uint8 where the store holds
+            resized pixels), image sizes and masks, and SEQUENCE_TENSORS of shape `[1, T, ...]`. Empty for
+            text-only rows of most models.
     """
 
     input_ids: np.ndarray
@@ -67,7 +72,10 @@ class Example:
 
     def take(self, kept: np.ndarray) -> "Example":
         """The tokens at `kept` (rising positions), with every tensor that runs along them."""
-        tensors = {name: value[:, kept] if name in SEQUENCE_TENSORS else value for name, value in self.tensors.items()}
+        tensors = {
+            name: value[:, kept] if name in SEQUENCE_TENSORS else value
+            for name, value in self.tensors.items()
+        }
         return Example(self.input_ids[kept], self.kinds[kept], tensors)
 
     def prompt(self) -> "Example":
@@ -79,7 +87,8 @@ class Example:
 
 
 def required_length(example: Example) -> int:
-    """The smallest `max_length` that holds the row's images, the template around them and one trained token."""
+    """The smallest `max_length` that holds the row's images, the template around them and one trained
+    token."""
     first = int(np.argmax(example.kinds == ANSWER))
     return int((_protected(example.kinds, first)).sum()) + 1
 
@@ -87,8 +96,10 @@ def required_length(example: Example) -> int:
 def shorten(example: Example, max_length: int | None) -> Example:
     """Cut text, never image tokens, so that at most `max_length` tokens remain.
 
-    Kept: every image token and the template before the first answer; then the start of the first answer, up to half of what is left or
-    more where the question is short; then the end of the question, nearest to the answer; then whole what follows, as far as it goes.
+    Kept: every image token and the template before the first answer; then the start of the first answer, up
+    to half of what is left or
+    more where the question is short; then the end of the question, nearest to the answer; then whole what
+    follows, as far as it goes.
 
     Raises:
         ValueError: if `max_length` is below `required_length(example)`.
@@ -97,7 +108,9 @@ def shorten(example: Example, max_length: int | None) -> Example:
     if max_length is None or length <= max_length:
         return example
     if max_length < required_length(example):
-        raise ValueError(f"max_length {max_length} cannot hold this row: its images and template alone need {required_length(example)}")
+        raise ValueError(
+            f"max_length {max_length} cannot hold this row: its images and template alone need {required_length(example)}"
+        )
     first = int(np.argmax(example.kinds == ANSWER))
     keep = _protected(example.kinds, first)
     budget = max_length - int(keep.sum())
@@ -124,7 +137,8 @@ class RowEncoder:
 
     Args:
         processor: a transformers processor with a tokenizer, and an image processor where the model has eyes.
-        raw_pixels: keep `pixel_values` as resized uint8, to be normalised on the device (see `collate.Pixels`).
+        raw_pixels: keep `pixel_values` as resized uint8, to be normalised on the device (see
+        `collate.Pixels`).
     """
 
     def __init__(self, processor: Any, *, raw_pixels: bool = False) -> None:
@@ -135,16 +149,21 @@ class RowEncoder:
         self.image_token_id = processor.image_token_id
         # Conversations of one shape have one outline; rendering one costs 0.2 ms.
         self._outline = lru_cache(maxsize=1024)(lambda marked: self._apply(json.loads(marked)))
-        # The named ones are not all: Llama's headers and Idefics' tile marks are special by their entry in the vocabulary alone.
+        # The named ones are not all: Llama's headers and Idefics' tile marks are special by their entry in
+        # the vocabulary alone.
         special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         special |= set(self.tokenizer.all_special_tokens)
-        self._special = re.compile("|".join(re.escape(token) for token in sorted(special, key=lambda token: (-len(token), token))))
+        self._special = re.compile(
+            "|".join(re.escape(token) for token in sorted(special, key=lambda token: (-len(token), token)))
+        )
 
     def encode(self, messages: Sequence[dict[str, Any]], images: Sequence[Image.Image]) -> Example:
-        """Tokenise one conversation whose content is typed parts, with its images in the order of the image parts.
+        """Tokenise one conversation whose content is typed parts, with its images in the order of the image
+        parts.
 
         Raises:
-            EncodeError: where the texts hold the model's special tokens, or the template changes or leaves out a text.
+            EncodeError: where the texts hold the model's special tokens, or the template changes or leaves
+            out a text.
         """
         text, spans = self._render(messages)
         options = {"do_rescale": False, "do_normalize": False} if images and self.raw_pixels else {}
@@ -170,11 +189,22 @@ class RowEncoder:
         """The conversation as the text that the processor is given."""
         return self._render(messages)[0]
 
-    def _kinds(self, ids: np.ndarray, offsets: np.ndarray, spans: list[tuple[int, int, int]], replaced: list[dict[str, Any]]) -> np.ndarray:
-        """What each token is, from where its characters lie. `spans` are (kind, start, end) before images were expanded."""
+    def _kinds(
+        self,
+        ids: np.ndarray,
+        offsets: np.ndarray,
+        spans: list[tuple[int, int, int]],
+        replaced: list[dict[str, Any]],
+    ) -> np.ndarray:
+        """What each token is, from where its characters lie. `spans` are (kind, start, end) before images
+        were expanded."""
         kinds = np.full(len(ids), TEMPLATE, dtype=np.uint8)
         for kind, start, end in spans:
-            shift = sum((r["new_span"][1] - r["new_span"][0]) - (r["span"][1] - r["span"][0]) for r in replaced if r["span"][1] <= start)
+            shift = sum(
+                (r["new_span"][1] - r["new_span"][0]) - (r["span"][1] - r["span"][0])
+                for r in replaced
+                if r["span"][1] <= start
+            )
             kinds[_overlap(offsets, start + shift, end + shift)] = kind
         for image in replaced:
             kinds[_overlap(offsets, *image["new_span"])] = IMAGE
@@ -186,28 +216,44 @@ class RowEncoder:
         return bos is not None and text.startswith(bos)
 
     def _render(self, messages: Sequence[dict[str, Any]]) -> tuple[str, list[tuple[int, int, int]]]:
-        """The conversation's text up to the end of its last answer, and (kind, start, end) of every text in it, in characters."""
-        texts = [(turn, part["text"]) for turn, message in enumerate(messages) for part in message["content"] if part["type"] == "text"]
+        """The conversation's text up to the end of its last answer, and (kind, start, end) of every text in
+        it, in characters."""
+        texts = [
+            (turn, part["text"])
+            for turn, message in enumerate(messages)
+            for part in message["content"]
+            if part["type"] == "text"
+        ]
         for _, text in texts:
             if found := self._special.search(text):
-                raise EncodeError(f"the text contains {found.group()!r}, a special token of this model: remove it")
+                raise EncodeError(
+                    f"the text contains {found.group()!r}, a special token of this model: remove it"
+                )
         marked = self._outline(json.dumps(_marked(messages)))
         pieces = re.split(r"vlmtune(\d+)text", marked)
         if [int(number) for number in pieces[1::2]] != list(range(len(texts))):
-            raise EncodeError("the chat template leaves out or reorders parts of this conversation (a role that it does not know?)")
+            raise EncodeError(
+                "the chat template leaves out or reorders parts of this conversation (a role that it does not know?)"
+            )
         images = sum(part["type"] == "image" for message in messages for part in message["content"])
         if marked.count(self.processor.image_token) != images or "'type': 'text'" in marked:
-            raise EncodeError("the chat template is one for text alone: it shows content of typed parts, or its images, wrongly")
+            raise EncodeError(
+                "the chat template is one for text alone: it shows content of typed parts, or its images, wrongly"
+            )
         whole = self._apply(messages)
         for prepare in (str, str.strip):  # Llama's templates strip each text
             filled = [prepare(text) for _, text in texts]
             if whole == _join(pieces, filled):
                 break
         else:
-            raise EncodeError("the chat template rewrites the text of this conversation, so that its answers cannot be told apart")
+            raise EncodeError(
+                "the chat template rewrites the text of this conversation, so that its answers cannot be told apart"
+            )
         return self._assemble(pieces[0::2], [(turn, messages[turn]["role"]) for turn, _ in texts], filled)
 
-    def _assemble(self, template: list[str], turns: list[tuple[int, str]], texts: list[str]) -> tuple[str, list[tuple[int, int, int]]]:
+    def _assemble(
+        self, template: list[str], turns: list[tuple[int, str]], texts: list[str]
+    ) -> tuple[str, list[tuple[int, int, int]]]:
         """Join template and texts, closing each answer with an end token where the template has none.
 
         `turns`: (number, role) of the turn that each text belongs to.
@@ -219,7 +265,9 @@ class RowEncoder:
             _, role = turn
             start = len(out) - (self._unprompted(out) if role == "assistant" else 0)
             out += text
-            if role == "assistant" and turn == following:  # what stands between two texts of one answer is part of it
+            if (
+                role == "assistant" and turn == following
+            ):  # what stands between two texts of one answer is part of it
                 out, after = out + after, ""
             elif role == "assistant":
                 closing = self._closing(after)
@@ -233,11 +281,13 @@ class RowEncoder:
         return (out[:end_of_answers] if end_of_answers else out), spans
 
     def _needs_bos(self, first_piece: str) -> bool:
-        """Mllama's processor puts a missing BOS into the text itself, which would shift every offset: put it there before."""
+        """Mllama's processor puts a missing BOS into the text itself, which would shift every offset: put it
+        there before."""
         return bool(vars(self.processor).get("bos_token")) and not self._starts_with_bos(first_piece)
 
     def _unprompted(self, before: str) -> int:
-        """How much white space before an answer is not in the generation prompt, so that the model has to write it: part of the answer."""
+        """How much white space before an answer is not in the generation prompt, so that the model has to
+        write it: part of the answer."""
         written = before.rstrip()
         opening = self._opening
         if not opening.strip() or not written.endswith(opening.rstrip()):
@@ -251,13 +301,16 @@ class RowEncoder:
         return self._apply(question, add_generation_prompt=True).removeprefix(self._apply(question))
 
     def _closing(self, after: str) -> int | None:
-        """How much of the template's text behind an answer closes it: white space and one special token, or None."""
+        """How much of the template's text behind an answer closes it: white space and one special token, or
+        None."""
         found = self._special.match(after, len(after) - len(after.lstrip()))
         return None if found is None or found.group() == self.processor.image_token else found.end()
 
     def _apply(self, messages: Sequence[dict[str, Any]], **options: bool) -> str:
         try:
-            rendered: str = self.processor.apply_chat_template(list(messages), chat_template=self.chat_template, tokenize=False, **options)
+            rendered: str = self.processor.apply_chat_template(
+                list(messages), chat_template=self.chat_template, tokenize=False, **options
+            )
         except jinja2.TemplateError as error:
             raise EncodeError(f"the chat template refuses this conversation: {error}") from error
         return rendered
@@ -270,7 +323,8 @@ def _marked(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             "role": message["role"],
             "content": [
-                {"type": "text", "text": f"vlmtune{next(numbers)}text"} if part["type"] == "text" else part for part in message["content"]
+                {"type": "text", "text": f"vlmtune{next(numbers)}text"} if part["type"] == "text" else part
+                for part in message["content"]
             ],
         }
         for message in messages

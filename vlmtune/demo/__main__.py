@@ -1,6 +1,7 @@
 """python -m vlmtune.demo [--output_dir demo] [--family llava mllama smolvlm qwen2_5_vl]
 
-Write sample files and tiny models to try vlmtune on: a LLaVA that was trained on other pictures, the other families with random weights.
+Write sample files and tiny models to try vlmtune on: a LLaVA that was trained on other pictures, the other
+families with random weights.
 What is already there and whole stays as it is.
 """
 
@@ -19,20 +20,45 @@ FAMILIES = ("llava", "mllama", "smolvlm", "qwen2_5_vl")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write what `arguments` (by default the command line) ask for and return the exit code: 0, or 2 where something cannot be written."""
+    """Write what `arguments` (by default the command line) ask for and return the exit code: 0, or 2 where
+    something cannot be written."""
     parser = argparse.ArgumentParser(
-        prog="python -m vlmtune.demo", description="Write sample files and tiny models to try vlmtune on.", allow_abbrev=False
+        prog="python -m vlmtune.demo",
+        description="Write sample files and tiny models to try vlmtune on.",
+        allow_abbrev=False,
     )
-    parser.add_argument("--output_dir", type=Path, default=Path("demo"), help="folder to write to (default: demo)")
-    parser.add_argument("--family", nargs="+", choices=FAMILIES, default=["llava"], help="tiny models to write (default: llava)")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("demo"), help="folder to write to (default: demo)"
+    )
+    parser.add_argument(
+        "--family",
+        nargs="+",
+        choices=FAMILIES,
+        default=["llava"],
+        help="tiny models to write (default: llava)",
+    )
     options = parser.parse_args(arguments)
     folder: Path = options.output_dir
     try:
         mall = partial(write_mall, frames=FRAMES)
-        _write(folder / "mall", "labels.csv", mall, f"{FRAMES} pictures of a mall with the number of people in them")
-        _write(folder / "instructions.jsonl", "", write_instructions, "60 questions and answers about construction terms")
+        _write(
+            folder / "mall",
+            "labels.csv",
+            mall,
+            f"{FRAMES} pictures of a mall with the number of people in them",
+        )
+        _write(
+            folder / "instructions.jsonl",
+            "",
+            write_instructions,
+            "60 questions and answers about construction terms",
+        )
         for family in options.family:
-            what = "a small trained llava model" if family == "llava" else f"a tiny {family} model with random weights"
+            what = (
+                "a small trained llava model"
+                if family == "llava"
+                else f"a tiny {family} model with random weights"
+            )
             _write(folder / family, "config.json", partial(_write_model, family), what)
     except UserError as error:
         print(error, file=sys.stderr)

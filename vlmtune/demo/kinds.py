@@ -12,7 +12,8 @@ COLOURS: dict[str, Colour] = {
 
 @dataclass(frozen=True)
 class Part:
-    """An ellipse ("o"), a rectangle ("r") or a polygon ("p") within the unit square, in the thing's colour times `shade` or its own."""
+    """An ellipse ("o"), a rectangle ("r") or a polygon ("p") within the unit square, in the thing's colour
+    times `shade` or its own."""
 
     form: str
     points: tuple[tuple[float, float], ...]
@@ -22,18 +23,23 @@ class Part:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a thing can be: width over height, and parts from back to front. `stands`: it can be put on the ground of a yard."""
+    """What a thing can be: width over height, and parts from back to front. `stands`: it can be put on the
+    ground of a yard."""
 
     aspect: float
     parts: tuple[Part, ...]
     stands: bool = True
 
 
-def ellipse(left: float, top: float, right: float, bottom: float, shade: float = 1.0, colour: Colour | None = None) -> Part:
+def ellipse(
+    left: float, top: float, right: float, bottom: float, shade: float = 1.0, colour: Colour | None = None
+) -> Part:
     return Part("o", ((left, top), (right, bottom)), shade, colour)
 
 
-def rectangle(left: float, top: float, right: float, bottom: float, shade: float = 1.0, colour: Colour | None = None) -> Part:
+def rectangle(
+    left: float, top: float, right: float, bottom: float, shade: float = 1.0, colour: Colour | None = None
+) -> Part:
     return Part("r", ((left, top), (right, bottom)), shade, colour)
 
 
@@ -43,8 +49,28 @@ def polygon(*points: tuple[float, float], shade: float = 1.0, colour: Colour | N
 
 _o, _r, _p = ellipse, rectangle, polygon
 WOOD, DARK, GLASS, PALE = (120, 82, 52), (50, 50, 56), (160, 195, 210), (232, 222, 200)
-_STAR = ((0.5, 0.0), (0.62, 0.36), (1.0, 0.38), (0.7, 0.61), (0.81, 1.0), (0.5, 0.77), (0.19, 1.0), (0.3, 0.61), (0.0, 0.38), (0.38, 0.36))
-_MOON = ((0.9, 0.0), (0.4, 0.05), (0.0, 0.5), (0.4, 0.95), (0.9, 1.0), (0.55, 0.75), (0.45, 0.5), (0.55, 0.25))
+_STAR = (
+    (0.5, 0.0),
+    (0.62, 0.36),
+    (1.0, 0.38),
+    (0.7, 0.61),
+    (0.81, 1.0),
+    (0.5, 0.77),
+    (0.19, 1.0),
+    (0.3, 0.61),
+    (0.0, 0.38),
+    (0.38, 0.36),
+)
+_MOON = (
+    (0.9, 0.0),
+    (0.4, 0.05),
+    (0.0, 0.5),
+    (0.4, 0.95),
+    (0.9, 1.0),
+    (0.55, 0.75),
+    (0.45, 0.5),
+    (0.55, 0.25),
+)
 
 KINDS: dict[str, Kind] = {
     "circle": Kind(1.0, (_o(0, 0, 1, 1),), stands=False),

@@ -1,6 +1,8 @@
-"""What the demo's base model is trained on, as arrays: pictures of toys, conversations about them in token ids, and what is in each patch.
+"""What the demo's base model is trained on, as arrays: pictures of toys, conversations about them in token
+ids, and what is in each patch.
 
-Rows are laid out as `vlmtune.data.tokenize` lays out LLaVA-1.5's: `<s>USER: <image>\\nQUESTION ASSISTANT: ANSWER</s> USER: …`.
+Rows are laid out as `vlmtune.data.tokenize` lays out LLaVA-1.5's: `<s>USER: <image>\\nQUESTION ASSISTANT:
+ANSWER</s> USER: …`.
 """
 
 import mmap
@@ -19,7 +21,11 @@ from vlmtune.demo.quiz import ask
 from vlmtune.demo.toys import HEIGHT, WIDTH, Thing, draw_toys
 
 GRID = 8  # patches along each side of a picture, whatever its shape
-VARIANTS, TURNS, LENGTH = 4, 3, 64  # conversations about a picture, questions in each, tokens behind the image
+VARIANTS, TURNS, LENGTH = (
+    4,
+    3,
+    64,
+)  # conversations about a picture, questions in each, tokens behind the image
 MOST = 3  # things in one patch that are told apart
 IGNORED = -100  # the label of what is not trained on
 
@@ -32,9 +38,11 @@ class Lessons:
 
     Attributes:
         pictures: uint8 `[N, 84, 112, 3]`.
-        ids, labels: int16 `[N, V, T]`, the tokens behind the image, padded with 0, and those among them that are answers.
+        ids, labels: int16 `[N, V, T]`, the tokens behind the image, padded with 0, and those among them that
+        are answers.
         number: uint8 `[N, P]`, things whose middle lies in the patch, up to MOST.
-        kind, colour: int16 `[N, P]`, index into NAMES (len(NAMES): no name) and COLOURS of the one in front, or IGNORED.
+        kind, colour: int16 `[N, P]`, index into NAMES (len(NAMES): no name) and COLOURS of the one in front,
+        or IGNORED.
     """
 
     pictures: np.ndarray
@@ -66,7 +74,8 @@ def _shared(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def make_lessons(number: int, tokenizer: Any, *, seed: int = 0, processes: int | None = None) -> Lessons:
-    """Draw `number` pictures and ask about them, on all cores: about 2.5 ms of one core for a picture, 29 KB of memory.
+    """Draw `number` pictures and ask about them, on all cores: about 2.5 ms of one core for a picture, 29 KB
+    of memory.
 
     The same seed gives the same lessons, on however many cores.
     """
@@ -81,7 +90,9 @@ def make_lessons(number: int, tokenizer: Any, *, seed: int = 0, processes: int |
     if workers == 1:
         fill(0, 1)
         return lessons
-    context = multiprocessing.get_context("fork")  # the arrays, and a function within a function, reach the children only so
+    context = multiprocessing.get_context(
+        "fork"
+    )  # the arrays, and a function within a function, reach the children only so
     children = [context.Process(target=fill, args=(first, workers)) for first in range(workers)]
     for child in children:
         child.start()

@@ -1,7 +1,10 @@
-"""Tiny vision-language models with random weights, as ordinary Hugging Face folders under 2 MB, to run every path without a download.
+"""Tiny vision-language models with random weights, as ordinary Hugging Face folders under 2 MB, to run every
+path without a download.
 
-Each has its family's real architecture, special tokens, processor and chat format; only the sizes are small. Every width is a multiple
-of 64, the block size of NF4. Weights have unit gain instead of a trained model's spread, so that LoRA can learn from features that are
+Each has its family's real architecture, special tokens, processor and chat format; only the sizes are small.
+Every width is a multiple
+of 64, the block size of NF4. Weights have unit gain instead of a trained model's spread, so that LoRA can
+learn from features that are
 random but carry the input.
 """
 
@@ -98,9 +101,11 @@ QWEN_TEMPLATE = """\
 
 
 def write_model(family: str, folder: Path | str, *, seed: int = 0, texts: list[str] | None = None) -> None:
-    """Write a tiny model of one of `FAMILIES`, its tokenizer trained on `texts` (by default that of the sample files), to `folder`.
+    """Write a tiny model of one of `FAMILIES`, its tokenizer trained on `texts` (by default that of the
+    sample files), to `folder`.
 
-    `config.json` comes last: a folder that has it is whole. Raises ModelError for an unknown family, and for qwen2_5_vl where torchvision,
+    `config.json` comes last: a folder that has it is whole. Raises ModelError for an unknown family, and for
+    qwen2_5_vl where torchvision,
     which its processor needs, is not installed.
     """
     builders = {"llava": _llava, "mllama": _mllama, "smolvlm": _smolvlm, "qwen2_5_vl": _qwen2_5_vl}
@@ -121,9 +126,11 @@ def write_model(family: str, folder: Path | str, *, seed: int = 0, texts: list[s
 def byte_level_tokenizer(
     texts: list[str], first: list[str], last: list[str], *, add_bos: bool = False, **roles: str
 ) -> tf.PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer whose special tokens stand `first` and `last` in the vocabulary, as the family has them.
+    """A byte-level BPE tokenizer whose special tokens stand `first` and `last` in the vocabulary, as the
+    family has them.
 
-    `add_bos` puts the BOS token before every text that is tokenized with special tokens; `roles` name the bos_token, eos_token, ….
+    `add_bos` puts the BOS token before every text that is tokenized with special tokens; `roles` name the
+    bos_token, eos_token, ….
     """
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.normalizer = normalizers.NFC()
@@ -133,68 +140,127 @@ def byte_level_tokenizer(
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=VOCABULARY - len(last), special_tokens=first, initial_alphabet=alphabet, show_progress=False)
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY - len(last),
+            special_tokens=first,
+            initial_alphabet=alphabet,
+            show_progress=False,
+        ),
     )
     bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in last])
     if add_bos:
         bos = roles["bos_token"]
-        bpe.post_processor = processors.TemplateProcessing(single=f"{bos}:0 $A:0", special_tokens=[(bos, bpe.token_to_id(bos))])
+        bpe.post_processor = processors.TemplateProcessing(
+            single=f"{bos}:0 $A:0", special_tokens=[(bos, bpe.token_to_id(bos))]
+        )
     others = [token for token in first + last if token not in roles.values()]
     return tf.PreTrainedTokenizerFast(
-        tokenizer_object=bpe, extra_special_tokens=others, clean_up_tokenization_spaces=False, model_max_length=4096, **roles
+        tokenizer_object=bpe,
+        extra_special_tokens=others,
+        clean_up_tokenization_spaces=False,
+        model_max_length=4096,
+        **roles,
     )
 
 
 def _llava(texts: list[str]) -> tuple[tf.PreTrainedModel, tf.ProcessorMixin]:
     """LLaVA-1.5: CLIP at 56x56 pixels in 14x14 patches gives 16 image tokens. No chat template."""
     tokenizer = byte_level_tokenizer(
-        texts, ["<unk>", "<s>", "</s>"], ["<image>", "<pad>"], add_bos=True,
-        unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>", padding_side="left",
-    )  # fmt: skip
+        texts,
+        ["<unk>", "<s>", "</s>"],
+        ["<image>", "<pad>"],
+        add_bos=True,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        padding_side="left",
+    )
     tokens = token_ids(tokenizer)
     config = tf.LlavaConfig(
-        text_config=tf.LlamaConfig(**TEXT, num_hidden_layers=2, vocab_size=len(tokenizer), rms_norm_eps=1e-5, **tokens),
+        text_config=tf.LlamaConfig(
+            **TEXT, num_hidden_layers=2, vocab_size=len(tokenizer), rms_norm_eps=1e-5, **tokens
+        ),
         vision_config=tf.CLIPVisionConfig(
-            **VISION, num_hidden_layers=3, num_attention_heads=4, image_size=56, patch_size=14, projection_dim=WIDTH
+            **VISION,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=56,
+            patch_size=14,
+            projection_dim=WIDTH,
         ),
         image_token_index=tokenizer.vocab["<image>"],
         image_seq_length=16,
         **tokens,
     )
     images = tf.CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
-    processor = tf.LlavaProcessor(images, tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1)
+    processor = tf.LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
     return with_generation(tf.LlavaForConditionalGeneration(config), **tokens), processor
 
 
 def _mllama(texts: list[str]) -> tuple[tf.PreTrainedModel, tf.ProcessorMixin]:
     """Llama-3.2-Vision: up to four tiles of 28x28 pixels, read by the cross-attention of layers 1 and 3.
 
-    As in the family, the image token's id is the first beyond the output layer, and both the template and the tokenizer write the BOS
+    As in the family, the image token's id is the first beyond the output layer, and both the template and
+    the tokenizer write the BOS
     token: templated text is to be tokenized without special tokens.
     """
     last = [
-        "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>",
-        "<|eot_id|>", "<|python_tag|>", "<|image|>",
-    ]  # fmt: skip
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|finetune_right_pad_id|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eom_id|>",
+        "<|eot_id|>",
+        "<|python_tag|>",
+        "<|image|>",
+    ]
     tokenizer = byte_level_tokenizer(
-        texts, [], last, add_bos=True, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>", pad_token="<|finetune_right_pad_id|>"
+        texts,
+        [],
+        last,
+        add_bos=True,
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+        pad_token="<|finetune_right_pad_id|>",
     )
     tokens = token_ids(tokenizer)
     ends = [tokenizer.vocab[token] for token in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")]
     image_token = tokenizer.vocab["<|image|>"]
     config = tf.MllamaConfig(
         text_config=tf.MllamaTextConfig(
-            **TEXT, num_hidden_layers=4, cross_attention_layers=[1, 3], vocab_size=image_token, **{**tokens, "eos_token_id": ends}
+            **TEXT,
+            num_hidden_layers=4,
+            cross_attention_layers=[1, 3],
+            vocab_size=image_token,
+            **{**tokens, "eos_token_id": ends},
         ),
         vision_config=tf.MllamaVisionConfig(
-            **VISION, num_hidden_layers=2, num_global_layers=1, attention_heads=4, image_size=28, patch_size=14, max_num_tiles=4,
-            intermediate_layers_indices=[0, 1], vision_output_dim=3 * WIDTH,
+            **VISION,
+            num_hidden_layers=2,
+            num_global_layers=1,
+            attention_heads=4,
+            image_size=28,
+            patch_size=14,
+            max_num_tiles=4,
+            intermediate_layers_indices=[0, 1],
+            vision_output_dim=3 * WIDTH,
         ),
         image_token_index=image_token,
-    )  # fmt: skip
+    )
     model = tf.MllamaForConditionalGeneration(config)
     for name, parameter in model.named_parameters():
-        if "gate" in name.rsplit(".", 1)[-1]:  # gates start shut: no image would reach the text, nor a gradient the cross-attention
+        if (
+            "gate" in name.rsplit(".", 1)[-1]
+        ):  # gates start shut: no image would reach the text, nor a gradient the cross-attention
             torch.nn.init.constant_(parameter, 0.5)
     images = tf.MllamaImageProcessorPil(size={"height": 28, "width": 28}, max_image_tiles=4)
     processor = tf.MllamaProcessor(images, tokenizer, chat_template=MLLAMA_TEMPLATE)
@@ -205,60 +271,101 @@ def _smolvlm(texts: list[str]) -> tuple[tf.PreTrainedModel, tf.ProcessorMixin]:
     """SmolVLM (Idefics3): the image in tiles of 32x32 pixels and once whole, 4 image tokens each."""
     grid = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
     tokenizer = byte_level_tokenizer(
-        texts, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        texts,
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         ["<global-img>", *grid, "<fake_token_around_image>", "<image>", "<end_of_utterance>"],
-        bos_token="<|im_start|>", eos_token="<end_of_utterance>", pad_token="<|im_end|>", unk_token="<|endoftext|>",
-    )  # fmt: skip
+        bos_token="<|im_start|>",
+        eos_token="<end_of_utterance>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+    )
     tokens = token_ids(tokenizer)
     config = tf.Idefics3Config(
-        text_config=tf.LlamaConfig(**TEXT, num_hidden_layers=2, vocab_size=len(tokenizer), rms_norm_eps=1e-5, **tokens),
+        text_config=tf.LlamaConfig(
+            **TEXT, num_hidden_layers=2, vocab_size=len(tokenizer), rms_norm_eps=1e-5, **tokens
+        ),
         vision_config={
-            **VISION, "model_type": "idefics3_vision", "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8,
+            **VISION,
+            "model_type": "idefics3_vision",
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": 32,
+            "patch_size": 8,
         },
         image_token_id=tokenizer.vocab["<image>"],
         scale_factor=2,
-    )  # fmt: skip
+    )
     images = tf.Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
     processor = tf.Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=SMOLVLM_TEMPLATE)
     return with_generation(tf.Idefics3ForConditionalGeneration(config), **tokens), processor
 
 
 def _qwen2_5_vl(texts: list[str]) -> tuple[tf.PreTrainedModel, tf.ProcessorMixin]:
-    """Qwen2.5-VL: 14x14 pixel patches merged by four, of images scaled to 28x28 … 112x112 pixels, 1 to 16 image tokens."""
+    """Qwen2.5-VL: 14x14 pixel patches merged by four, of images scaled to 28x28 … 112x112 pixels, 1 to 16
+    image tokens."""
     if not is_torchvision_available():
         raise ModelError(
             "The processor of qwen2_5_vl needs torchvision, which is not installed (on a machine with a GPU: pip install torchvision)."
         )
     last = [
-        "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>",
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|vision_pad|>",
+        "<|image_pad|>",
         "<|video_pad|>",
-    ]  # fmt: skip
+    ]
     tokenizer = byte_level_tokenizer(texts, [], last, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     ids = {token: tokenizer.vocab[token] for token in last}
-    tokens = {"bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]}
+    tokens = {
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+    }
     config = tf.Qwen2_5_VLConfig(
         text_config={
-            **TEXT, **tokens, "num_hidden_layers": 2, "vocab_size": len(tokenizer),
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},  # half of a head's 16
+            **TEXT,
+            **tokens,
+            "num_hidden_layers": 2,
+            "vocab_size": len(tokenizer),
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "mrope_section": [2, 3, 3],
+            },  # half of a head's 16
         },
         vision_config={
-            **VISION, "depth": 2, "num_heads": 4, "out_hidden_size": WIDTH, "window_size": 56, "fullatt_block_indexes": [1],
+            **VISION,
+            "depth": 2,
+            "num_heads": 4,
+            "out_hidden_size": WIDTH,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
         },
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
-    )  # fmt: skip
+    )
     pixels = {"shortest_edge": 28 * 28, "longest_edge": 112 * 112}
     processor = tf.Qwen2_5_VLProcessor(
-        tf.Qwen2VLImageProcessor(size=pixels), tokenizer, tf.Qwen2VLVideoProcessor(size=pixels), chat_template=QWEN_TEMPLATE
+        tf.Qwen2VLImageProcessor(size=pixels),
+        tokenizer,
+        tf.Qwen2VLVideoProcessor(size=pixels),
+        chat_template=QWEN_TEMPLATE,
     )
     ends = {"eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]]}
     return with_generation(tf.Qwen2_5_VLForConditionalGeneration(config), **{**tokens, **ends}), processor
 
 
 def token_ids(tokenizer: tf.PreTrainedTokenizerFast) -> dict[str, Any]:
-    return {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    return {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
 
 
 def with_generation(model: tf.PreTrainedModel, **tokens: Any) -> tf.PreTrainedModel:

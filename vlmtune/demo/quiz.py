@@ -1,6 +1,8 @@
-"""Questions and answers, English and Korean, about the pictures of `toys`: what the demo's base model is trained on.
+"""Questions and answers, English and Korean, about the pictures of `toys`: what the demo's base model is
+trained on.
 
-Nobody is asked about people in a picture. The words for people and their numbers are learnt from sums alone ("2 people and 3 more people"),
+Nobody is asked about people in a picture. The words for people and their numbers are learnt from sums alone
+("2 people and 3 more people"),
 so that an adapter has the vocabulary to answer with and everything else to learn.
 """
 
@@ -21,7 +23,16 @@ KOREAN = {
     "train": "기차", "key": "열쇠", "apple": "사과", "bell": "종",
 }  # fmt: skip
 ABSENT = tuple(name for name in KOREAN if name not in NAMES)  # never drawn: their number is 0
-COUNTERS = {"car": "대", "fish": "마리", "elephant": "마리", "cat": "마리", "bird": "마리", "horse": "마리", "book": "권", "train": "대"}
+COUNTERS = {
+    "car": "대",
+    "fish": "마리",
+    "elephant": "마리",
+    "cat": "마리",
+    "bird": "마리",
+    "horse": "마리",
+    "book": "권",
+    "train": "대",
+}
 KOREAN_COLOURS = {
     "red": "빨간색", "blue": "파란색", "yellow": "노란색", "green": "초록색", "white": "하얀색", "black": "검은색", "purple": "보라색",
     "orange": "주황색",
@@ -40,7 +51,12 @@ PICTURES = (("picture", "그림"), ("picture", "사진"), ("image", "이미지")
 def ask(things: list[Thing], rng: Random) -> Turn:
     """One question about a picture with these things in it, and the answer."""
     named = all(thing.kind for thing in things)
-    kinds: list[tuple[Question, int]] = [(count_kind, 5), (count_all, 2 if named else 6), (is_there, 1), (add, 1)]
+    kinds: list[tuple[Question, int]] = [
+        (count_kind, 5),
+        (count_all, 2 if named else 6),
+        (is_there, 1),
+        (add, 1),
+    ]
     if things and named:
         kinds += [(count_colour, 2), (count_both, 1), (colour_of, 1), (far_side, 1), (largest, 1), (more, 1)]
     questions, weights = [question for question, _ in kinds], [weight for _, weight in kinds]
@@ -70,7 +86,10 @@ def count_both(things: list[Thing], rng: Random) -> Turn:
     one, other = rng.choice(things), rng.choice(things)
     assert one.kind is not None
     number = sum((thing.kind, thing.colour) == (one.kind, other.colour) for thing in things)
-    plural, korean = f"{other.colour} {_plural(one.kind)}", f"{KOREAN_COLOURS[other.colour]} {KOREAN[one.kind]}"
+    plural, korean = (
+        f"{other.colour} {_plural(one.kind)}",
+        f"{KOREAN_COLOURS[other.colour]} {KOREAN[one.kind]}",
+    )
     return _how_many(plural, korean, COUNTERS.get(one.kind, "개"), number, rng)
 
 
@@ -98,7 +117,9 @@ def far_side(things: list[Thing], rng: Random) -> Turn | None:
     ordered = sorted(things, key=distance)
     if len(ordered) < 2 or distance(ordered[-1]) - distance(ordered[-2]) < 4:  # pixels
         return None
-    return _name_it(f"Which thing is farthest {english}?", f"가장 {korean}에 있는 것은 무엇입니까?", ordered[-1], rng)
+    return _name_it(
+        f"Which thing is farthest {english}?", f"가장 {korean}에 있는 것은 무엇입니까?", ordered[-1], rng
+    )
 
 
 def largest(things: list[Thing], rng: Random) -> Turn | None:
@@ -135,11 +156,14 @@ def add(things: list[Thing], rng: Random) -> Turn:
 
 
 def vocabulary(samples: int = 4000) -> list[str]:
-    """Texts with every word of the questions and answers, about as often as they come: for the tokenizer to learn."""
+    """Texts with every word of the questions and answers, about as often as they come: for the tokenizer to
+    learn."""
     rng = Random("vocabulary")
     texts = []
     for _ in range(samples):
-        things = [Thing(rng.choice(NAMES), rng.choice(list(COLOURS)), _box(rng)) for _ in range(rng.randint(1, 4))]
+        things = [
+            Thing(rng.choice(NAMES), rng.choice(list(COLOURS)), _box(rng)) for _ in range(rng.randint(1, 4))
+        ]
         question, answer = ask(things, rng)
         texts.append(f"USER: {question} ASSISTANT: {answer}")
     return texts
@@ -169,7 +193,10 @@ def _how_many(plural: str, korean: str, counter: str, number: int, rng: Random) 
     if form == 2:
         return f"Count the {plural}.", str(number)
     if form == 3:
-        return f"이 {korean_picture}에 {_with(korean, '이', '가')} 몇 {counter} 있습니까?", f"{number}{counter}"
+        return (
+            f"이 {korean_picture}에 {_with(korean, '이', '가')} 몇 {counter} 있습니까?",
+            f"{number}{counter}",
+        )
     return f"{_with(korean, '은', '는')} 몇 {counter}입니까?", f"{number}{counter}"
 
 

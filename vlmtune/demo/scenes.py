@@ -1,6 +1,8 @@
-"""Sample files to try vlmtune on: drawn pictures of a mall with a known number of people, and questions about construction terms.
+"""Sample files to try vlmtune on: drawn pictures of a mall with a known number of people, and questions
+about construction terms.
 
-All choices come from `random.Random`, whose numbers are the same on every machine, so that a seed always gives the same rows.
+All choices come from `random.Random`, whose numbers are the same on every machine, so that a seed always
+gives the same rows.
 """
 
 import csv
@@ -22,7 +24,9 @@ FOCAL_LENGTH = 96.0  # pixels
 CAMERA_HEIGHT = 3.0  # metres above the floor
 HALL_HALF_WIDTH, HALL_NEAR, HALL_FAR, HALL_HEIGHT = 4.0, 4.0, 16.0, 5.0  # metres
 BAY = 3.0  # metres of wall that one shop takes
-MAX_PEOPLE = 6  # one digit, so that an answer is one token in most vocabularies; more would hide each other in so small a frame
+# one digit, so that an answer is one token in most vocabularies; more would hide each other in so small a
+# frame
+MAX_PEOPLE = 6
 NOISE = 0.06  # share of sensor noise in a frame
 
 MESSAGES = """\
@@ -39,12 +43,20 @@ SHIRTS: list[Colour] = [
 TROUSERS: list[Colour] = [(34, 38, 56), (62, 62, 66), (92, 78, 62), (44, 66, 104), (24, 24, 26)]
 SKIN: list[Colour] = [(242, 206, 176), (224, 178, 142), (172, 122, 86), (112, 76, 54)]
 HAIR: list[Colour] = [(28, 22, 20), (70, 46, 30), (122, 84, 48), (150, 146, 142)]
-SIGNS: list[Colour] = [(206, 58, 60), (44, 104, 178), (58, 146, 92), (228, 164, 46), (122, 70, 150), (36, 148, 156)]
+SIGNS: list[Colour] = [
+    (206, 58, 60),
+    (44, 104, 178),
+    (58, 146, 92),
+    (228, 164, 46),
+    (122, 70, 150),
+    (36, 148, 156),
+]
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A fixed camera: where its vanishing point lies in the frame (pixels) and what its part of the mall looks like."""
+    """A fixed camera: where its vanishing point lies in the frame (pixels) and what its part of the mall
+    looks like."""
 
     name: str
     vanishing_point: Point
@@ -52,9 +64,12 @@ class Camera:
     floor: Colour
 
     def project(self, x: float, y: float, z: float) -> Point:
-        """The pixel, of the oversampled picture, of a place x metres right of the hall's middle, y above the floor and z away."""
+        """The pixel, of the oversampled picture, of a place x metres right of the hall's middle, y above the
+        floor and z away."""
         left, top = self.vanishing_point
-        return (left + FOCAL_LENGTH * x / z) * OVERSAMPLING, (top + FOCAL_LENGTH * (CAMERA_HEIGHT - y) / z) * OVERSAMPLING
+        return (left + FOCAL_LENGTH * x / z) * OVERSAMPLING, (
+            top + FOCAL_LENGTH * (CAMERA_HEIGHT - y) / z
+        ) * OVERSAMPLING
 
 
 CAMERAS = [
@@ -88,7 +103,8 @@ class Person:
 def write_mall(folder: Path | str, frames: int = 96, seed: int = 0) -> None:
     """Write `frames` pictures of 112x84 pixels, their counts and two example dialogues, as a frames folder.
 
-    The folder then holds `frames/seq_000001.jpg` …, `messages.txt` and `labels.csv` (columns id, count, camera). The CSV comes last:
+    The folder then holds `frames/seq_000001.jpg` …, `messages.txt` and `labels.csv` (columns id, count,
+    camera). The CSV comes last:
     a folder that has it is whole.
     """
     folder = Path(folder)
@@ -109,13 +125,16 @@ def write_mall(folder: Path | str, frames: int = 96, seed: int = 0) -> None:
 
 
 def write_instructions(path: Path | str, seed: int = 0) -> None:
-    """Write the 60 questions about construction terms, Korean and English in the seed's order, as instruction JSONL."""
+    """Write the 60 questions about construction terms, Korean and English in the seed's order, as
+    instruction JSONL."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = list(instruction_rows())
     Random(seed).shuffle(rows)
     unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    unfinished.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     unfinished.replace(path)
 
 
@@ -127,7 +146,8 @@ def instruction_rows() -> Iterator[dict[str, str]]:
 
 
 def sample_texts() -> list[str]:
-    """All text of the sample files, with the words that prompts add: what a tokenizer for them should know."""
+    """All text of the sample files, with the words that prompts add: what a tokenizer for them should
+    know."""
     dialogues = [MESSAGES.format(count=count) for count in range(10)]
     return [
         *dialogues,
@@ -143,7 +163,12 @@ def _place_people(number: int, camera: Camera, rng: Random) -> list[Person]:
         candidates = [_somebody(camera, rng) for _ in range(40)]
         taken = [_widened(person.box(camera)) for person in people]
         people.append(
-            min(candidates, key=lambda candidate: max((_overlap(_widened(candidate.box(camera)), box) for box in taken), default=0.0))
+            min(
+                candidates,
+                key=lambda candidate: max(
+                    (_overlap(_widened(candidate.box(camera)), box) for box in taken), default=0.0
+                ),
+            )
         )
     return sorted(people, key=lambda person: -person.z)
 
@@ -182,18 +207,36 @@ def _draw_frame(scenery: Image.Image, camera: Camera, people: list[Person], rng:
 
 
 def _draw_scenery(camera: Camera, rng: Random) -> Image.Image:
-    """The empty hall: tiled floor, shops along both walls, an entrance at the far end, plants. Size: the oversampled frame's."""
+    """The empty hall: tiled floor, shops along both walls, an entrance at the far end, plants. Size: the
+    oversampled frame's."""
     picture = Image.new("RGB", (WIDTH * OVERSAMPLING, HEIGHT * OVERSAMPLING), _shade(camera.wall, 1.12))
     draw = ImageDraw.Draw(picture)
     for depth in range(int(HALL_FAR), 1, -1):
         for column in range(int(-HALL_HALF_WIDTH), int(HALL_HALF_WIDTH)):
             corners = [(column, depth), (column + 1, depth), (column + 1, depth - 1), (column, depth - 1)]
             tone = (0.93 if (column + depth) % 2 else 1.0) * (1.06 - 0.012 * depth)  # the far end is darker
-            draw.polygon([camera.project(x, 0.0, z) for x, z in corners], _shade(camera.floor, tone), _shade(camera.floor, tone * 0.9))
-    far = [(-HALL_HALF_WIDTH, 0.0), (HALL_HALF_WIDTH, 0.0), (HALL_HALF_WIDTH, HALL_HEIGHT), (-HALL_HALF_WIDTH, HALL_HEIGHT)]
+            draw.polygon(
+                [camera.project(x, 0.0, z) for x, z in corners],
+                _shade(camera.floor, tone),
+                _shade(camera.floor, tone * 0.9),
+            )
+    far = [
+        (-HALL_HALF_WIDTH, 0.0),
+        (HALL_HALF_WIDTH, 0.0),
+        (HALL_HALF_WIDTH, HALL_HEIGHT),
+        (-HALL_HALF_WIDTH, HALL_HEIGHT),
+    ]
     draw.polygon([camera.project(x, y, HALL_FAR) for x, y in far], _shade(camera.wall, 0.9))
-    _draw_panel(draw, [camera.project(x, y, HALL_FAR) for x, y in [(-1.8, 0), (1.8, 0), (1.8, 2.4), (-1.8, 2.4)]], (150, 178, 190))
-    _draw_panel(draw, [camera.project(x, y, HALL_FAR) for x, y in [(-2.4, 2.8), (2.4, 2.8), (2.4, 3.5), (-2.4, 3.5)]], rng.choice(SIGNS))
+    _draw_panel(
+        draw,
+        [camera.project(x, y, HALL_FAR) for x, y in [(-1.8, 0), (1.8, 0), (1.8, 2.4), (-1.8, 2.4)]],
+        (150, 178, 190),
+    )
+    _draw_panel(
+        draw,
+        [camera.project(x, y, HALL_FAR) for x, y in [(-2.4, 2.8), (2.4, 2.8), (2.4, 3.5), (-2.4, 3.5)]],
+        rng.choice(SIGNS),
+    )
     for side in (-HALL_HALF_WIDTH, HALL_HALF_WIDTH):
         for bay in range(int((HALL_FAR - HALL_NEAR) / BAY)):
             _draw_shop(draw, camera, side, HALL_FAR - bay * BAY, rng)
@@ -205,7 +248,10 @@ def _draw_shop(draw: ImageDraw.ImageDraw, camera: Camera, side: float, far: floa
     """One bay of a side wall that ends `far` metres away: wall, lit window, sign."""
 
     def quad(start: float, end: float, bottom: float, top: float) -> list[Point]:
-        return [camera.project(side, y, far - z) for z, y in ((start, bottom), (end, bottom), (end, top), (start, top))]
+        return [
+            camera.project(side, y, far - z)
+            for z, y in ((start, bottom), (end, bottom), (end, top), (start, top))
+        ]
 
     draw.polygon(quad(0.0, BAY, 0.0, HALL_HEIGHT), _shade(camera.wall, 0.82))
     _draw_panel(draw, quad(0.3, BAY - 0.3, 0.15, 2.3), _shade((236, 224, 180), rng.uniform(0.75, 1.05)))
@@ -220,7 +266,13 @@ def _draw_plant(draw: ImageDraw.ImageDraw, camera: Camera, x: float, z: float, r
     for _ in range(14):
         leaf, height, radius = x + rng.uniform(-0.3, 0.3), rng.uniform(0.6, 1.4), rng.uniform(0.12, 0.24)
         colour = (rng.randint(30, 70), rng.randint(96, 146), rng.randint(40, 76))
-        draw.ellipse([camera.project(leaf - radius, height + radius, z), camera.project(leaf + radius, height - radius, z)], colour)
+        draw.ellipse(
+            [
+                camera.project(leaf - radius, height + radius, z),
+                camera.project(leaf + radius, height - radius, z),
+            ],
+            colour,
+        )
     pot = [(x - 0.22, 0.5), (x + 0.22, 0.5), (x + 0.16, 0.0), (x - 0.16, 0.0)]
     draw.polygon([camera.project(across, up, z) for across, up in pot], (142, 92, 62))
 
@@ -240,7 +292,11 @@ def _draw_person(draw: ImageDraw.ImageDraw, person: Person, camera: Camera) -> N
     draw.rounded_rectangle(box(-0.2, 0.83, 0.2, 0.47), pixels * 0.08, person.shirt)
     draw.rectangle(box(-0.05, 0.86, 0.05, 0.82), person.skin)  # neck
     draw.ellipse(box(-0.115, 0.99, 0.115, 0.84), person.skin)
-    draw.pieslice(box(-0.125, 1.0, 0.125, 0.85), *((0, 360) if person.seen_from_behind else (180, 360)), fill=person.hair)
+    draw.pieslice(
+        box(-0.125, 1.0, 0.125, 0.85),
+        *((0, 360) if person.seen_from_behind else (180, 360)),
+        fill=person.hair,
+    )
 
 
 def _shade(colour: Colour, factor: float) -> Colour:
@@ -248,8 +304,16 @@ def _shade(colour: Colour, factor: float) -> Colour:
     return red, green, blue
 
 
-KOREAN_QUESTIONS = ["다음 건설 용어를 설명하세요.", "건설 현장에서 이 말은 무슨 뜻입니까?", "이 용어의 뜻을 한 문장으로 쓰세요."]
-ENGLISH_QUESTIONS = ["Explain this construction term.", "What does this word mean on a building site?", "Define this term in one sentence."]
+KOREAN_QUESTIONS = [
+    "다음 건설 용어를 설명하세요.",
+    "건설 현장에서 이 말은 무슨 뜻입니까?",
+    "이 용어의 뜻을 한 문장으로 쓰세요.",
+]
+ENGLISH_QUESTIONS = [
+    "Explain this construction term.",
+    "What does this word mean on a building site?",
+    "Define this term in one sentence.",
+]
 
 KOREAN_TERMS = {
     "거푸집": "콘크리트가 굳을 때까지 모양을 잡아 주는 임시 틀입니다.",

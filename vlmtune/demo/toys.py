@@ -1,7 +1,9 @@
 """Pictures of toys: what the demo's base model learns to see and to count before anybody adapts it.
 
-A picture shows up to nine things. Most are of a named kind (a star, a lamp, …), the others are stacks of random parts that have no name.
-They lie on a plain or patterned ground, or stand in a yard that is seen in perspective, with things in the back that do not count. No
+A picture shows up to nine things. Most are of a named kind (a star, a lamp, …), the others are stacks of
+random parts that have no name.
+They lie on a plain or patterned ground, or stand in a yard that is seen in perspective, with things in the
+back that do not count. No
 picture shows people or the demo's mall: those are left for the adapter to learn.
 """
 
@@ -23,7 +25,8 @@ MAX_OVERLAP = 0.35  # of the smaller of two things: whatever is counted can be s
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing of a picture: its kind (None: it has no name), its colour and the box that it takes (pixels of the picture)."""
+    """One thing of a picture: its kind (None: it has no name), its colour and the box that it takes (pixels
+    of the picture)."""
 
     kind: str | None
     colour: str
@@ -58,7 +61,8 @@ def draw_toys(rng: Random) -> tuple[Image.Image, list[Thing]]:
 
 
 def _choose(yard: bool, rng: Random) -> list[tuple[str | None, str, float]]:
-    """What is in the picture: kind, colour and aspect of each thing. Few kinds and few colours, so that there is much to count."""
+    """What is in the picture: kind, colour and aspect of each thing. Few kinds and few colours, so that
+    there is much to count."""
     names = rng.sample(STANDING if yard else NAMES, rng.randint(1, 3))
     colours = rng.sample(list(COLOURS), rng.choice((1, 2, 3, 8)))
     nameless = rng.choice((0.0, 0.0, 0.3, 1.0))  # share of things without a name
@@ -75,7 +79,8 @@ def _choose(yard: bool, rng: Random) -> list[tuple[str | None, str, float]]:
 
 
 def _place(things: list[Thing], aspect: float, horizon: float | None, rng: Random) -> Box:
-    """The box of another thing: the first of some random places where it hides nothing, else the freest of them."""
+    """The box of another thing: the first of some random places where it hides nothing, else the freest of
+    them."""
     best: tuple[float, Box] | None = None
     for _ in range(30):
         box = _anywhere(aspect, rng) if horizon is None else _standing(aspect, horizon, rng)
@@ -96,7 +101,8 @@ def _anywhere(aspect: float, rng: Random) -> Box:
 
 
 def _standing(aspect: float, horizon: float, rng: Random) -> Box:
-    """On the ground: the nearer to the lower edge, the larger. Things are 0.8 to 1.3 of a man's height, the camera is at 3 m or so."""
+    """On the ground: the nearer to the lower edge, the larger. Things are 0.8 to 1.3 of a man's height, the
+    camera is at 3 m or so."""
     foot = horizon + (HEIGHT - 4 - horizon) * rng.uniform(0.2, 1.0)
     height = max(9.0, (foot - horizon) * rng.uniform(0.45, 0.72)) / max(1.0, aspect) ** 0.5
     width = height * aspect
@@ -116,7 +122,10 @@ def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, yard: bool, rng: Random
     left, top, right, bottom = (edge * OVERSAMPLING for edge in thing.box)
     width, height = right - left, bottom - top
     if yard and rng.random() < 0.6:
-        draw.ellipse((left - width * 0.05, bottom - height * 0.05, right + width * 0.1, bottom + height * 0.05), (90, 88, 84))
+        draw.ellipse(
+            (left - width * 0.05, bottom - height * 0.05, right + width * 0.1, bottom + height * 0.05),
+            (90, 88, 84),
+        )
     colour = _jitter(COLOURS[thing.colour], rng, 14)
     for part in KINDS[thing.kind].parts if thing.kind else _stack(rng):
         points = [(left + x * width, top + y * height) for x, y in part.points]
@@ -130,7 +139,8 @@ def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, yard: bool, rng: Random
 
 
 def _stack(rng: Random) -> list[Part]:
-    """A thing without a name: two to five random parts on top of each other, one of them in the thing's colour."""
+    """A thing without a name: two to five random parts on top of each other, one of them in the thing's
+    colour."""
     number = rng.randint(2, 5)
     cuts = [0.0, *sorted(rng.uniform(0.12, 0.88) for _ in range(number - 1)), 1.0]
     parts = []
@@ -139,14 +149,19 @@ def _stack(rng: Random) -> list[Part]:
         own = None if at == number // 2 else _jitter(rng.choice(list(COLOURS.values())), rng, 40)
         left, right = middle - half, middle + half
         if rng.random() < 0.15:  # two beside each other
-            parts += [rectangle(left, top, middle - 0.05, bottom, 1, own), rectangle(middle + 0.05, top, right, bottom, 1, own)]
+            parts += [
+                rectangle(left, top, middle - 0.05, bottom, 1, own),
+                rectangle(middle + 0.05, top, right, bottom, 1, own),
+            ]
         elif rng.random() < 0.4:
             parts.append(ellipse(left, max(0.0, top - 0.03), right, min(1.0, bottom + 0.03), 1, own))
         elif rng.random() < 0.5:
             parts.append(rectangle(left, top, right, bottom, 1, own))
         else:
             top_left, top_right = middle - half * rng.random(), middle + half * rng.random()
-            parts.append(polygon((top_left, top), (top_right, top), (right, bottom), (left, bottom), colour=own))
+            parts.append(
+                polygon((top_left, top), (top_right, top), (right, bottom), (left, bottom), colour=own)
+            )
     return parts
 
 
@@ -160,11 +175,16 @@ def _draw_ground(draw: ImageDraw.ImageDraw, rng: Random) -> None:
     if pattern == "bands":
         slope = rng.uniform(-60, 60)
         for at in range(-step * 4, width + step * 4, 2 * step):
-            draw.polygon([(at, 0), (at + step, 0), (at + step + slope, height), (at + slope, height)], _shade(base, 0.93))
+            draw.polygon(
+                [(at, 0), (at + step, 0), (at + step + slope, height), (at + slope, height)],
+                _shade(base, 0.93),
+            )
     elif pattern == "tiles":
         for row in range(height // step + 1):
             for column in range(row % 2, width // step + 1, 2):
-                draw.rectangle((column * step, row * step, (column + 1) * step, (row + 1) * step), _shade(base, 0.93))
+                draw.rectangle(
+                    (column * step, row * step, (column + 1) * step, (row + 1) * step), _shade(base, 0.93)
+                )
     elif pattern == "stains":
         for _ in range(12):
             x, y, size = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(10, 60)
@@ -172,7 +192,8 @@ def _draw_ground(draw: ImageDraw.ImageDraw, rng: Random) -> None:
 
 
 def _draw_yard(draw: ImageDraw.ImageDraw, horizon: float, rng: Random) -> None:
-    """A ground in perspective below the horizon; above it, and at both sides, walls and boards that are no things."""
+    """A ground in perspective below the horizon; above it, and at both sides, walls and boards that are no
+    things."""
     width, height, line = WIDTH * OVERSAMPLING, HEIGHT * OVERSAMPLING, horizon * OVERSAMPLING
     floor, wall = _muted(rng), _muted(rng)
     draw.rectangle((0, 0, width, height), wall)
@@ -190,20 +211,29 @@ def _draw_yard(draw: ImageDraw.ImageDraw, horizon: float, rng: Random) -> None:
             _draw_side(draw, side, (vanishing, line), _muted(rng), rng)
 
 
-def _draw_tiles(draw: ImageDraw.ImageDraw, to: tuple[float, float], line: float, floor: Colour, rng: Random) -> None:
+def _draw_tiles(
+    draw: ImageDraw.ImageDraw, to: tuple[float, float], line: float, floor: Colour, rng: Random
+) -> None:
     """Every other tile of a floor whose lines run to the point `to`, below `line`."""
     height, tone = HEIGHT * OVERSAMPLING, rng.uniform(0.86, 1.08)
     step, row, bottom = rng.uniform(20, 60), 0, float(height)
     while bottom > line + 4 and row < 14:
         top = to[1] + (bottom - to[1]) * rng.uniform(0.74, 0.84)
         for column in range(-7 - row % 2, 8, 2):
-            ends = [(column * step, bottom), ((column + 1) * step, bottom), ((column + 1) * step, top), (column * step, top)]
+            ends = [
+                (column * step, bottom),
+                ((column + 1) * step, bottom),
+                ((column + 1) * step, top),
+                (column * step, top),
+            ]
             corners = [(to[0] + x * (y - to[1]) / (height - to[1]), y) for x, y in ends]
             draw.polygon([(x, max(y, line)) for x, y in corners], _shade(floor, tone))
         row, bottom = row + 1, top
 
 
-def _draw_side(draw: ImageDraw.ImageDraw, side: float, to: tuple[float, float], colour: Colour, rng: Random) -> None:
+def _draw_side(
+    draw: ImageDraw.ImageDraw, side: float, to: tuple[float, float], colour: Colour, rng: Random
+) -> None:
     """A wall along the left or right edge with some boards on it."""
 
     def at(along: float, up: float) -> tuple[float, float]:
@@ -216,7 +246,11 @@ def _draw_side(draw: ImageDraw.ImageDraw, side: float, to: tuple[float, float], 
     for _ in range(rng.randint(0, 4)):
         start, low = rng.uniform(0, end - 0.1), rng.uniform(0.05, 0.7)
         length, tall = rng.uniform(0.05, 0.15), rng.uniform(0.1, 0.4)
-        _draw_board(draw, [at(start, low), at(start + length, low), at(start + length, low + tall), at(start, low + tall)], rng)
+        _draw_board(
+            draw,
+            [at(start, low), at(start + length, low), at(start + length, low + tall), at(start, low + tall)],
+            rng,
+        )
 
 
 def _draw_board(draw: ImageDraw.ImageDraw, corners: list[tuple[float, float]], rng: Random) -> None:

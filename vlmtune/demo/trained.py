@@ -1,4 +1,5 @@
-"""The demo's trained base: a LLaVA of 3.8 MB that counts drawn toys and has never seen people. `pretrain` made it."""
+"""The demo's trained base: a LLaVA of 3.8 MB that counts drawn toys and has never seen people. `pretrain`
+made it."""
 
 import shutil
 from pathlib import Path

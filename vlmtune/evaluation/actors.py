@@ -1,4 +1,5 @@
-"""Answers by Ray Data actors, one to a GPU or some CPUs, in the order of the rows; tasks on CPU workers read ahead of them."""
+"""Answers by Ray Data actors, one to a GPU or some CPUs, in the order of the rows; tasks on CPU workers read
+ahead of them."""
 
 import pickle
 import tempfile
@@ -14,7 +15,7 @@ import ray.data
 from peft import PeftModel
 
 from vlmtune.cluster import READ_CPUS, READ_TASKS, WORKER_CPUS, Cluster
-from vlmtune.config import Settings
+from vlmtune.config.settings import Settings
 from vlmtune.console import without_stderr
 from vlmtune.data.prepare import plain_task_errors, quiet_ray_data
 from vlmtune.data.processor import load_processor
@@ -28,15 +29,19 @@ ADAPTER, BASE = "adapter", "base"
 Files = dict[str, bytes]  # of a folder, by name
 BATCHES_PER_ACTOR = 4  # at least: starting an actor takes ten seconds
 READERS_PER_GPU = 8  # a photograph of 12 megapixels takes 0.2 s, one of 640x480 5 ms
-BLOCK_BYTES = 1 << 16  # what one task hands to the next: rows flow on one by one where they have an image, dozens of texts together
+BLOCK_BYTES = (
+    1 << 16
+)  # what one task hands to the next: rows flow on one by one where they have an image, dozens of texts together
 
 
 @dataclass(frozen=True)
 class Job:
     """What the actors do, as plain values that pickle.
 
-    `adapters`: the files of each adapter, by the name of its model, so that no node needs its folder. `models`: whose answers are wanted,
-    in the order of the results; one without an adapter is the base. `likely`: whether the likelihood of references is wanted too.
+    `adapters`: the files of each adapter, by the name of its model, so that no node needs its folder.
+    `models`: whose answers are wanted,
+    in the order of the results; one without an adapter is the base. `likely`: whether the likelihood of
+    references is wanted too.
     """
 
     values: dict[str, Any]
@@ -48,7 +53,8 @@ class Job:
 
 
 def load(values: dict[str, Any], adapters: dict[str, Files], device: Any) -> Any:
-    """The base of these settings on `device`, with adapters of these names, if there are any, of which `answering_as` chooses one."""
+    """The base of these settings on `device`, with adapters of these names, if there are any, of which
+    `answering_as` chooses one."""
     model: Any = base_of(Settings.from_dict(values), device)
     for name, files in adapters.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -72,31 +78,47 @@ def answering_as(model: Any, name: str) -> Iterator[None]:
 
 
 class Answerer:
-    """One actor. It loads the model with the first rows, so that what is wrong with it is told as an error of a row is."""
+    """One actor. It loads the model with the first rows, so that what is wrong with it is told as an error
+    of a row is."""
 
     def __init__(self, job: Job, adapters: list[Any]) -> None:
-        """`adapters`: a reference to the job's in Ray's object store, in a list, so that Ray hands it on as it is."""
+        """`adapters`: a reference to the job's in Ray's object store, in a list, so that Ray hands it on as
+        it is."""
         self.job, self.adapters = job, adapters
         self.model: Any = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """`row`: what tells a row, `example`: its `Example` or None, both pickled → `result`: a pickled dict of plain values, or None."""
+        """`row`: what tells a row, `example`: its `Example` or None, both pickled → `result`: a pickled dict
+        of plain values, or None."""
         if self.model is None:
             self._load()
         given: list[Example | None] = [pickle.loads(example) for example in batch["example"]]
         found = iter(self._answer([example for example in given if example is not None]))
-        return {"row": list(batch["row"]), "result": [pickle.dumps(None if example is None else next(found)) for example in given]}
+        return {
+            "row": list(batch["row"]),
+            "result": [pickle.dumps(None if example is None else next(found)) for example in given],
+        }
 
     def _answer(self, examples: list[Example]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = [
-            {"question": question(self.tokenizer, one), "reference": reference(self.tokenizer, one)} for one in examples
+            {"question": question(self.tokenizer, one), "reference": reference(self.tokenizer, one)}
+            for one in examples
         ]
         for name in self.job.models if examples else ():
             with answering_as(self.model, name):
                 texts = generate(
-                    self.model, self.tokenizer, self.job.layout, examples, max_new_tokens=self.job.max_new_tokens, ends=self.ends
+                    self.model,
+                    self.tokenizer,
+                    self.job.layout,
+                    examples,
+                    max_new_tokens=self.job.max_new_tokens,
+                    ends=self.ends,
                 )
-                likely = likelihoods(self.model, self.job.layout, examples) if self.job.likely else [(0.0, 0)] * len(examples)
+                likely = (
+                    likelihoods(self.model, self.job.layout, examples)
+                    if self.job.likely
+                    else [(0.0, 0)] * len(examples)
+                )
             for row, text, (nll, tokens) in zip(found, texts, likely, strict=True):
                 row[name] = {"answer": text, "nll": nll, "tokens": tokens}
         return found
@@ -107,7 +129,9 @@ class Answerer:
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
         settings = Settings.from_dict(self.job.values)
         processor: Any = load_processor(
-            settings.model.base_model, revision=settings.model.model_revision, trust_remote_code=settings.get("trust_remote_code")
+            settings.model.base_model,
+            revision=settings.model.model_revision,
+            trust_remote_code=settings.get("trust_remote_code"),
         )
         self.tokenizer = processor.tokenizer
         self.model = load(self.job.values, ray.get(self.adapters[0]), device)
@@ -126,7 +150,8 @@ def run(
 
     Args:
         items: what `read` takes, one after the other, in a task each.
-        read: gives {"row", "example"} for each row, on a CPU worker: what tells the row, and its `Example`, or None for one that cannot be
+        read: gives {"row", "example"} for each row, on a CPU worker: what tells the row, and its `Example`,
+        or None for one that cannot be
             answered, whose result is None; both pickled.
         rows: how many there are, if that is known.
     """
@@ -140,7 +165,9 @@ def run(
     dataset.context.target_max_block_size = BLOCK_BYTES
     # On CPUs model and readers share them, and the model needs most.
     readers = min(READERS_PER_GPU * actors if gpu else READ_TASKS, len(items))
-    answered = dataset.flat_map(read, num_cpus=READ_CPUS, compute=ray.data.TaskPoolStrategy(size=readers)).map_batches(
+    answered = dataset.flat_map(
+        read, num_cpus=READ_CPUS, compute=ray.data.TaskPoolStrategy(size=readers)
+    ).map_batches(
         Answerer,
         fn_constructor_args=(replace(job, adapters={}), [ray.put(job.adapters)]),
         batch_size=batch,
@@ -151,7 +178,8 @@ def run(
     )
     with plain_task_errors():
         found = iter(answered.iter_rows())
-        with without_stderr():  # Ray calls it an error that the pool's actors could not be started anew once this process has ended
+        # Ray calls it an error that the pool's actors could not be started anew once this process has ended
+        with without_stderr():
             first = next(found, None)
         for row in [] if first is None else chain([first], found):
             yield pickle.loads(row["row"]), pickle.loads(row["result"])

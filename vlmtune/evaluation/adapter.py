@@ -1,14 +1,15 @@
-"""An adapter's folder: the settings that it was trained with, whether it fits its base, and the files that PEFT needs of it."""
+"""An adapter's folder: the settings that it was trained with, whether it fits its base, and the files that
+PEFT needs of it."""
 
 import json
 import warnings
 from pathlib import Path
 
-from vlmtune.config import Settings
-from vlmtune.data.paths import absolute
+from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError
 from vlmtune.model.base import check_model, outline
 from vlmtune.model.lora import check_adapter_folder, load_adapter
+from vlmtune.storage import absolute
 
 WEIGHTS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
@@ -50,13 +51,18 @@ def _trained_with(folder: str) -> Settings:
 
 
 def check_fit(settings: Settings, folder: str) -> None:
-    """Raises ModelError where the base cannot be loaded or the adapter is not for it: names, shapes, ranks. Reads no base weights."""
+    """Raises ModelError where the base cannot be loaded or the adapter is not for it: names, shapes, ranks.
+    Reads no base weights."""
     trust = settings.get("trust_remote_code")
-    config = check_model(settings.model.base_model, revision=settings.model.model_revision, trust_remote_code=trust)
+    config = check_model(
+        settings.model.base_model, revision=settings.model.model_revision, trust_remote_code=trust
+    )
     model = outline(config, trust_remote_code=trust)
     model.name_or_path = settings.model.base_model
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")  # the shapes are what is looked at
+        warnings.filterwarnings(
+            "ignore", message=".*copying from a non-meta parameter"
+        )  # the shapes are what is looked at
         load_adapter(model, folder)
 
 

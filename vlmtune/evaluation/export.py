@@ -1,4 +1,5 @@
-"""What `ray_jobs/export.py` calls: a merged model, checked against base and adapter; the adapter as one file; what vLLM takes of it."""
+"""What `ray_jobs/export.py` calls: a merged model, checked against base and adapter; the adapter as one
+file; what vLLM takes of it."""
 
 import argparse
 import json
@@ -7,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmtune import output, yaml12
+from vlmtune import output, storage
 from vlmtune.cluster import in_ray_job
-from vlmtune.config import Settings
+from vlmtune.config import yaml12
+from vlmtune.config.settings import Settings
 from vlmtune.console import say
 from vlmtune.data.collate import drawn_image, probe
 from vlmtune.data.formats import read_piece, scan
@@ -25,13 +27,15 @@ from vlmtune.model.lora import language_prefix, load_adapter
 from vlmtune.model.serving import DEFAULT_RANK, max_lora_rank, refusals
 
 STATE_DICT = "lora_adapter_state_dict.pt"
-# Of the logits' difference, relative to their spread: what rounding the merged weights once to the type that they are stored in may do.
+# Of the logits' difference, relative to their spread: what rounding the merged weights once to the type that
+# they are stored in may do.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How near two models' logits are: root mean square of the difference over the spread of the logits, and equal next tokens of all."""
+    """How near two models' logits are: root mean square of the difference over the spread of the logits, and
+    equal next tokens of all."""
 
     difference: float
     tolerance: float
@@ -49,7 +53,8 @@ def export(argv: Sequence[str], description: str) -> list[str]:
     """Run the command line; returns what to print.
 
     Raises:
-        UserError: for whatever is wrong with the options, the adapter or its base, before anything is written.
+        UserError: for whatever is wrong with the options, the adapter or its base, before anything is
+        written.
         RuntimeError: the merged model does not compute what base and adapter do; it is not left behind.
     """
     options, given = read(argv, description, (*BASE, "output_dir", "overwrite"), _add_options)
@@ -57,7 +62,9 @@ def export(argv: Sequence[str], description: str) -> list[str]:
         raise ConfigError("nothing to export: give --merge, --state_dict, or both")
     quantization = given.pop("quantization", "none")
     if quantization != "none":
-        raise ConfigError(f"--quantization {quantization}: an adapter is merged into full-precision weights only; leave it out")
+        raise ConfigError(
+            f"--quantization {quantization}: an adapter is merged into full-precision weights only; leave it out"
+        )
     settings = output.located(adapter_settings(options.adapter, given))
     folder = output.place(settings.get("output_dir"), in_job=in_ray_job())
     if "://" in folder:
@@ -74,19 +81,30 @@ def export(argv: Sequence[str], description: str) -> list[str]:
     if options.state_dict:
         lines.append(f"Adapter   {state_dict(options.adapter, folder)}")
     facts = {"adapter": options.adapter, "base_model": settings.model.base_model, "merged": options.merge}
-    output.write_text(f"{folder}/export.yaml", yaml12.dump(facts))
+    storage.write_text(f"{folder}/export.yaml", yaml12.dump(facts))
     return [*lines, *serving(settings, options.adapter)]
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--merge", action="store_true", help="Write the base with the adapter merged into it, in full precision.")
-    parser.add_argument("--state_dict", "--state-dict", action="store_true", help=f"Write the adapter's tensors as {STATE_DICT}.")
+    parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="Write the base with the adapter merged into it, in full precision.",
+    )
+    parser.add_argument(
+        "--state_dict",
+        "--state-dict",
+        action="store_true",
+        help=f"Write the adapter's tensors as {STATE_DICT}.",
+    )
 
 
 def check_full_precision(settings: Settings) -> None:
     """Raises ModelError for a base whose weights are stored quantised."""
     name = settings.model.base_model
-    config: Any = read_config(name, revision=settings.model.model_revision, trust_remote_code=settings.get("trust_remote_code"))
+    config: Any = read_config(
+        name, revision=settings.model.model_revision, trust_remote_code=settings.get("trust_remote_code")
+    )
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
             f"{name} is stored quantised, and an adapter is merged into full-precision weights only: give the model that it was made from "
@@ -95,9 +113,11 @@ def check_full_precision(settings: Settings) -> None:
 
 
 def merge(settings: Settings, adapter: str, folder: str) -> Agreement:
-    """Write the full-precision base with the adapter merged into it, its processor beside it; read it again and compare.
+    """Write the full-precision base with the adapter merged into it, its processor beside it; read it again
+    and compare.
 
-    The base is loaded in the type that it is stored in, or in --dtype; on a GPU if there is one. Memory: the model once.
+    The base is loaded in the type that it is stored in, or in --dtype; on a GPU if there is one. Memory: the
+    model once.
 
     Raises:
         RuntimeError: the two differ by more than the tolerance.
@@ -108,7 +128,9 @@ def merge(settings: Settings, adapter: str, folder: str) -> Agreement:
     logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() and not settings.get("use_cpu") else "cpu")
     source = (settings.model.model_revision, settings.get("trust_remote_code"))
-    processor: Any = load_processor(settings.model.base_model, revision=source[0], trust_remote_code=source[1])
+    processor: Any = load_processor(
+        settings.model.base_model, revision=source[0], trust_remote_code=source[1]
+    )
     example, layout = _prompt(settings, processor)
     base = _load(settings, settings.model.base_model, *source, device)
     adapted: Any = load_adapter(base, adapter)
@@ -118,14 +140,16 @@ def merge(settings: Settings, adapter: str, folder: str) -> Agreement:
     merged.config.use_cache = merged.config.get_text_config().use_cache = True  # off only for training
     merged.save_pretrained(folder)
     processor.save_pretrained(folder)
-    output.share(folder)
+    storage.apply_umask(folder)
     del base, adapted, merged
     found = _logits(_load(settings, folder, "main", source[1], device), layout, example)
     agreement = compare(found, wanted, TOLERANCES[dtype])
     if not agreement.difference <= agreement.tolerance:
         for path in Path(folder).iterdir():
             path.unlink()
-        raise RuntimeError(f"the merged model does not compute what base and adapter do, and was deleted: {agreement.text()}")
+        raise RuntimeError(
+            f"the merged model does not compute what base and adapter do, and was deleted: {agreement.text()}"
+        )
     return agreement
 
 
@@ -163,7 +187,9 @@ def _prompt(settings: Settings, processor: Any) -> tuple[Example, Layout]:
     pixels = probe(processor)
     encoder = RowEncoder(processor, raw_pixels=pixels.raw)
     tokenizer = processor.tokenizer
-    layout = Layout(pixels, tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+    layout = Layout(
+        pixels, tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    )
     for row in _rows(settings):
         try:
             return encoder.encode(row["messages"], [load_image(image) for image in row["images"]]), layout
@@ -179,7 +205,9 @@ def _rows(settings: Settings) -> Iterator[dict[str, Any]]:
     """The good rows of the adapter's data, none where it is no longer there."""
     data = settings.data
     try:
-        rules = {name: settings.get(name) for name in ("image_root", "allow_outside_paths", "allow_remote_images")}
+        rules = {
+            name: settings.get(name) for name in ("image_root", "allow_outside_paths", "allow_remote_images")
+        }
         for piece in scan(data.data_path, **rules) if data.data_path else ():
             yield from (row for row in read_piece(piece) if row["error"] is None)
     except DataError as error:
@@ -187,7 +215,8 @@ def _rows(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def state_dict(adapter: str, folder: str) -> str:
-    """Write the adapter's tensors, under the names of adapter_model.safetensors, for torch.load; returns the path."""
+    """Write the adapter's tensors, under the names of adapter_model.safetensors, for torch.load; returns the
+    path."""
     import torch
 
     path = f"{folder}/{STATE_DICT}"
@@ -208,9 +237,13 @@ def serving(settings: Settings, adapter: str) -> list[str]:
     config = read_config(base, revision=settings.model.model_revision, trust_remote_code=trust)
     prefix = language_prefix(outline(config, trust_remote_code=trust))
     adapter_config = json.loads((Path(adapter) / "adapter_config.json").read_bytes())
-    reasons = refusals(adapter_config, [*_tensors(adapter)], model_type=config.model_type, language_prefix=prefix)
+    reasons = refusals(
+        adapter_config, [*_tensors(adapter)], model_type=config.model_type, language_prefix=prefix
+    )
     if reasons:
         return [f"vLLM      would not take the adapter as it is: {reason}" for reason in reasons]
     rank = max_lora_rank(adapter_config["r"])
     option = "" if rank is None or rank <= DEFAULT_RANK else f" --max-lora-rank {rank}"
-    return [f"vLLM      vllm serve {base} --enable-lora{option} --lora-modules tuned={Path(adapter).absolute()}"]
+    return [
+        f"vLLM      vllm serve {base} --enable-lora{option} --lora-modules tuned={Path(adapter).absolute()}"
+    ]

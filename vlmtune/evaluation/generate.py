@@ -1,6 +1,8 @@
-"""Greedy answers to prepared rows, and how likely the model holds their references; in this process, on a model that is there.
+"""Greedy answers to prepared rows, and how likely the model holds their references; in this process, on a
+model that is there.
 
-A row's prompt is all that comes before its last answer. Prompts of a batch are padded on the left: every answer begins at the same place.
+A row's prompt is all that comes before its last answer. Prompts of a batch are padded on the left: every
+answer begins at the same place.
 """
 
 from __future__ import annotations
@@ -55,40 +57,64 @@ def answers(
 
     Args:
         model: a transformers model, or one with PEFT adapters, which then count; on any device.
-        read: gives the examples of rows; `data.prepare.read_examples` where the store may hold rows that are not encoded.
+        read: gives the examples of rows; `data.prepare.read_examples` where the store may hold rows that are
+        not encoded.
     """
     layout, ends = Layout.of(store), end_tokens(model, processor)
     texts: list[str] = []
     with evaluating(model):
         for start in range(0, len(rows), batch_size):
             examples = read(store, rows[start : start + batch_size])
-            texts += generate(model, processor.tokenizer, layout, examples, max_new_tokens=max_new_tokens, ends=ends)
+            texts += generate(
+                model, processor.tokenizer, layout, examples, max_new_tokens=max_new_tokens, ends=ends
+            )
     return texts
 
 
-def generate(model: Any, tokenizer: Any, layout: Layout, examples: Sequence[Example], *, max_new_tokens: int, ends: list[int]) -> list[str]:
-    """The answers to one batch of rows, without special tokens and white space around them; of half a batch after the other where memory
+def generate(
+    model: Any,
+    tokenizer: Any,
+    layout: Layout,
+    examples: Sequence[Example],
+    *,
+    max_new_tokens: int,
+    ends: list[int],
+) -> list[str]:
+    """The answers to one batch of rows, without special tokens and white space around them; of half a batch
+    after the other where memory
     is short."""
     from transformers import GenerationConfig
 
     # Every choice that the model's own generation config could make otherwise is made here.
     plain: Any = GenerationConfig
     config = plain(
-        do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, max_new_tokens=max_new_tokens, use_cache=True,
-        eos_token_id=ends, pad_token_id=layout.pad_token_id, temperature=1.0, top_p=1.0, top_k=50,
-    )  # fmt: skip
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        max_new_tokens=max_new_tokens,
+        use_cache=True,
+        eos_token_id=ends,
+        pad_token_id=layout.pad_token_id,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+    )
 
     def run(some: Sequence[Example]) -> list[str]:
         batch = padded_left(layout.batch(model, [example.prompt() for example in some]))
         batch.pop("labels")
         written = model.generate(**batch, generation_config=config)[:, batch["input_ids"].shape[1] :]
-        return [tokenizer.decode(_until(row, ends), skip_special_tokens=True).strip() for row in written.tolist()]
+        return [
+            tokenizer.decode(_until(row, ends), skip_special_tokens=True).strip() for row in written.tolist()
+        ]
 
     return in_memory(run, examples, model)
 
 
 def likelihoods(model: Any, layout: Layout, examples: Sequence[Example]) -> list[tuple[float, int]]:
-    """(summed negative log-likelihood, number) of each row's labelled tokens, in all its answers, at full length: parts of `eval_loss`."""
+    """(summed negative log-likelihood, number) of each row's labelled tokens, in all its answers, at full
+    length: parts of `eval_loss`."""
 
     def run(some: Sequence[Example]) -> list[tuple[float, int]]:
         batch = layout.batch(model, some)
@@ -103,8 +129,11 @@ def likelihoods(model: Any, layout: Layout, examples: Sequence[Example]) -> list
         return in_memory(run, examples, model)
 
 
-def in_memory(run: Callable[[Sequence[Example]], list[Result]], examples: Sequence[Example], model: Any) -> list[Result]:
-    """`run` on all examples, or on one half after the other where they do not fit in the GPU's memory together.
+def in_memory(
+    run: Callable[[Sequence[Example]], list[Result]], examples: Sequence[Example], model: Any
+) -> list[Result]:
+    """`run` on all examples, or on one half after the other where they do not fit in the GPU's memory
+    together.
 
     For the last one, steps of `model` that were recorded in training give way.
     """
@@ -115,21 +144,30 @@ def in_memory(run: Callable[[Sequence[Example]], list[Result]], examples: Sequen
             raise
     torch.cuda.empty_cache()
     middle = len(examples) // 2
-    return [found for part in (examples[:middle], examples[middle:]) if part for found in in_memory(run, part, model)]
+    return [
+        found
+        for part in (examples[:middle], examples[middle:])
+        if part
+        for found in in_memory(run, part, model)
+    ]
 
 
 def padded_left(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A batch that is padded on the right with its padding moved to the left, in every tensor that runs along the tokens."""
+    """A batch that is padded on the right with its padding moved to the left, in every tensor that runs
+    along the tokens."""
     gaps = (batch["attention_mask"] == 0).sum(dim=1).tolist()
     along = ("input_ids", "attention_mask", "labels", *SEQUENCE_TENSORS)
     return {
-        name: torch.stack([row.roll(gap, dims=0) for row, gap in zip(tensor, gaps, strict=True)]) if name in along else tensor
+        name: torch.stack([row.roll(gap, dims=0) for row, gap in zip(tensor, gaps, strict=True)])
+        if name in along
+        else tensor
         for name, tensor in batch.items()
     }
 
 
 def end_tokens(model: Any, processor: Any) -> list[int]:
-    """The tokens that end an answer: the model's and the tokenizer's own, and the one that closes a turn in the chat template."""
+    """The tokens that end an answer: the model's and the tokenizer's own, and the one that closes a turn in
+    the chat template."""
     question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
     answer = {"role": "assistant", "content": [{"type": "text", "text": "!"}]}
     closing = int(RowEncoder(processor).encode([question, answer], []).input_ids[-1])
@@ -148,11 +186,16 @@ def question(tokenizer: Any, example: Example) -> str:
     """The user's words before the last answer of a row, as their tokens say it."""
     prompt = example.prompt()
     kinds = np.concatenate([[TEMPLATE], prompt.kinds, [TEMPLATE]])
-    starts, ends = np.flatnonzero((kinds[1:] == TEXT) & (kinds[:-1] != TEXT)), np.flatnonzero((kinds[:-1] == TEXT) & (kinds[1:] != TEXT))
+    starts, ends = (
+        np.flatnonzero((kinds[1:] == TEXT) & (kinds[:-1] != TEXT)),
+        np.flatnonzero((kinds[:-1] == TEXT) & (kinds[1:] != TEXT)),
+    )
     texts: list[str] = []
     last = 0
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        if (prompt.kinds[last:start] != IMAGE).any():  # the template, or an earlier answer: another turn begins
+        if (
+            prompt.kinds[last:start] != IMAGE
+        ).any():  # the template, or an earlier answer: another turn begins
             texts.clear()
         texts.append(_text(tokenizer, prompt.input_ids[start:end]))
         last = end
@@ -160,7 +203,9 @@ def question(tokenizer: Any, example: Example) -> str:
 
 
 def _text(tokenizer: Any, ids: Any) -> str:
-    return str(tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
+    return str(
+        tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    ).strip()
 
 
 def _until(ids: list[int], ends: list[int]) -> list[int]:

@@ -1,7 +1,9 @@
 """What answers are worth: one table of metrics, and intervals by resampling.
 
-Every metric is a sum over rows divided by another one, perhaps with a function of the quotient. So a row has two numbers for each metric,
-and the same sums make the value, its interval, and the interval of a difference between two models on the same rows.
+Every metric is a sum over rows divided by another one, perhaps with a function of the quotient. So a row has
+two numbers for each metric,
+and the same sums make the value, its interval, and the interval of a difference between two models on the
+same rows.
 """
 
 import math
@@ -27,7 +29,8 @@ ARTICLES = {"a", "an", "the"}
 
 @dataclass(frozen=True)
 class Row:
-    """One answered row. `nll`: the summed negative log-likelihood of the reference's `tokens` tokens, where it was asked for."""
+    """One answered row. `nll`: the summed negative log-likelihood of the reference's `tokens` tokens, where
+    it was asked for."""
 
     answer: str
     reference: str
@@ -37,7 +40,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Metric:
-    """`parts` of a row are what it adds to numerator and denominator: (0, 0) where it has no say. `share`: a mean of values from 0 to 1."""
+    """`parts` of a row are what it adds to numerator and denominator: (0, 0) where it has no say. `share`: a
+    mean of values from 0 to 1."""
 
     mode: Literal["min", "max"]
     parts: Callable[[Row], tuple[float, float]]
@@ -56,23 +60,28 @@ def normalized_match(answer: str, reference: str) -> float:
 
 
 def token_f1(answer: str, reference: str) -> float:
-    """Harmonic mean of precision and recall of the words, English articles left out, as in SQuAD (Rajpurkar et al. 2016)."""
+    """Harmonic mean of precision and recall of the words, English articles left out, as in SQuAD (Rajpurkar
+    et al. 2016)."""
     found, wanted = ([word for word in words(text) if word not in ARTICLES] for text in (answer, reference))
     return _f1(sum((Counter(found) & Counter(wanted)).values()), len(found), len(wanted))
 
 
 def rouge_l(answer: str, reference: str) -> float:
-    """F1 of the longest common subsequence of words (Lin 2004, section 3, with beta 1 as in the rouge-score package)."""
+    """F1 of the longest common subsequence of words (Lin 2004, section 3, with beta 1 as in the rouge-score
+    package)."""
     found, wanted = words(answer), words(reference)
     return _f1(LCSseq.similarity(found, wanted), len(found), len(wanted))
 
 
 def anls(answer: str, reference: str) -> float:
-    """1 minus the edit distance over the longer length, 0 where that distance is half or more (Biten et al. 2019).
+    """1 minus the edit distance over the longer length, 0 where that distance is half or more (Biten et al.
+    2019).
 
     Of whole characters (NFC: a Hangul syllable is one); case and the amount of white space do not count.
     """
-    found, wanted = (" ".join(unicodedata.normalize("NFC", text).casefold().split()) for text in (answer, reference))
+    found, wanted = (
+        " ".join(unicodedata.normalize("NFC", text).casefold().split()) for text in (answer, reference)
+    )
     distance = Levenshtein.normalized_distance(found, wanted)
     return 1 - distance if distance < ANLS_THRESHOLD else 0.0
 
@@ -100,16 +109,23 @@ def _of_numbers(score: Callable[[float | None, float], float]) -> Callable[[Row]
 METRICS: dict[str, Metric] = {
     "exact_match": Metric("max", _mean(exact_match), share=True),
     "normalized_match": Metric("max", _mean(normalized_match), share=True),
-    # An answer without a number counts as 0: left out, a model that says nothing would be the best. `number_rate` tells how many had one.
+    # An answer without a number counts as 0: left out, a model that says nothing would be the best.
+    # `number_rate` tells how many had one.
     "mae": Metric("min", _of_numbers(lambda found, wanted: abs((found or 0.0) - wanted))),
     "rmse": Metric("min", _of_numbers(lambda found, wanted: ((found or 0.0) - wanted) ** 2), math.sqrt),
-    "within_1": Metric("max", _of_numbers(lambda found, wanted: float(found is not None and abs(found - wanted) <= 1)), share=True),
+    "within_1": Metric(
+        "max",
+        _of_numbers(lambda found, wanted: float(found is not None and abs(found - wanted) <= 1)),
+        share=True,
+    ),
     "number_rate": Metric("max", _of_numbers(lambda found, wanted: float(found is not None)), share=True),
     "token_f1": Metric("max", _mean(token_f1), share=True),
     "rouge_l": Metric("max", _mean(rouge_l), share=True),
     "anls": Metric("max", _mean(anls), share=True),
     # Of all labelled tokens, whichever row they are in: the exponential of what training calls eval_loss.
-    "perplexity": Metric("min", lambda row: (row.nll, float(row.tokens)), lambda loss: math.exp(min(loss, 700.0))),
+    "perplexity": Metric(
+        "min", lambda row: (row.nll, float(row.tokens)), lambda loss: math.exp(min(loss, 700.0))
+    ),
 }
 
 
@@ -117,7 +133,9 @@ def check_metrics(names: Sequence[str]) -> None:
     """Raises ConfigError for a name that is not in METRICS."""
     for name in names:
         if name not in METRICS:
-            raise ConfigError(f"{name}: there is no such metric; there are {', '.join(METRICS)}{nearest(name, METRICS)}")
+            raise ConfigError(
+                f"{name}: there is no such metric; there are {', '.join(METRICS)}{nearest(name, METRICS)}"
+            )
 
 
 def score(answers: Sequence[str], references: Sequence[str], name: str) -> float:
@@ -136,12 +154,20 @@ class Estimate:
 
 
 def estimates(
-    models: Sequence[Sequence[Row]], groups: Sequence[str], names: Sequence[str], *, seed: int = 0, resamples: int = RESAMPLES
+    models: Sequence[Sequence[Row]],
+    groups: Sequence[str],
+    names: Sequence[str],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> list[dict[str, Estimate]]:
-    """The metrics of each model on the same rows; with two models, their difference (first minus second) as a third entry.
+    """The metrics of each model on the same rows; with two models, their difference (first minus second) as
+    a third entry.
 
-    Intervals are percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13) at 95 %. Whole groups are drawn, because two
-    questions about one picture are not two independent rows, and the same groups for all models, so that a difference is a paired one.
+    Intervals are percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13) at 95 %. Whole
+    groups are drawn, because two
+    questions about one picture are not two independent rows, and the same groups for all models, so that a
+    difference is a paired one.
     Metrics in which no row has a say are left out.
 
     Args:
@@ -152,7 +178,9 @@ def estimates(
     width = 2 * len(names)
     out: list[dict[str, Estimate]] = [{} for _ in range(3 if len(models) == 2 else len(models))]
     for place, name in enumerate(names):
-        columns = [slice(width * model + 2 * place, width * model + 2 * place + 2) for model in range(len(models))]
+        columns = [
+            slice(width * model + 2 * place, width * model + 2 * place + 2) for model in range(len(models))
+        ]
         values = [_value(name, *parts[:, column].sum(axis=0)) for column in columns]
         samples = [np.array([_value(name, *sums) for sums in drawn[:, column]]) for column in columns]
         if len(models) == 2:
@@ -165,18 +193,24 @@ def estimates(
 
 def parts_of(rows: Sequence[Row], names: Sequence[str]) -> np.ndarray:
     """[N, 2 x metrics] float64: numerator and denominator of each row."""
-    return np.array([[part for name in names for part in METRICS[name].parts(row)] for row in rows], dtype=float).reshape(len(rows), -1)
+    return np.array(
+        [[part for name in names for part in METRICS[name].parts(row)] for row in rows], dtype=float
+    ).reshape(len(rows), -1)
 
 
 def resampled(parts: np.ndarray, groups: Sequence[str], *, seed: int, resamples: int) -> Iterator[np.ndarray]:
-    """The sums of the columns of `parts` [N, K] over as many groups as there are, drawn with replacement, `resamples` times."""
+    """The sums of the columns of `parts` [N, K] over as many groups as there are, drawn with replacement,
+    `resamples` times."""
     _, member = np.unique(np.asarray(groups), return_inverse=True)
     count = int(member.max()) + 1
     sums = np.zeros((count, parts.shape[1]))
     np.add.at(sums, member, parts)
     generator = np.random.default_rng(seed)
     for start in range(0, resamples, AT_ONCE):
-        yield from generator.multinomial(count, np.full(count, 1 / count), size=min(AT_ONCE, resamples - start)) @ sums
+        yield from (
+            generator.multinomial(count, np.full(count, 1 / count), size=min(AT_ONCE, resamples - start))
+            @ sums
+        )
 
 
 def _value(name: str, numerator: float, denominator: float) -> float:

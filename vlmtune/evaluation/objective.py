@@ -1,4 +1,5 @@
-"""A metric of generated answers as what a search is for: on a sample of the evaluation rows at each rung, on all at a trial's end."""
+"""A metric of generated answers as what a search is for: on a sample of the evaluation rows at each rung, on
+all at a trial's end."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from vlmtune.config import Settings
+from vlmtune.config.settings import Settings
 from vlmtune.data.split import EVAL
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import Example
@@ -22,7 +23,8 @@ OBJECTIVES = tuple(name for name in METRICS if name != "perplexity")
 
 @dataclass(frozen=True)
 class Objective:
-    """What is measured, on how many rows before the end, with how long answers, and the seed of the sample."""
+    """What is measured, on how many rows before the end, with how long answers, and the seed of the
+    sample."""
 
     name: str
     rows: int
@@ -37,13 +39,26 @@ class Objective:
         if search.metric not in OBJECTIVES:
             return None
         return cls(
-            search.metric, search.metric_rows, search.max_new_tokens, settings.get("per_device_eval_batch_size"), settings.get("seed")
+            search.metric,
+            search.metric_rows,
+            search.max_new_tokens,
+            settings.get("per_device_eval_batch_size"),
+            settings.get("seed"),
         )
 
     def measure(
-        self, model: Any, processor: Any, store: Store, read: Read, *, last: bool, rank: int = 0, world: int = 1
+        self,
+        model: Any,
+        processor: Any,
+        store: Store,
+        read: Read,
+        *,
+        last: bool,
+        rank: int = 0,
+        world: int = 1,
     ) -> dict[str, float]:
-        """The metric of the model's answers, by its name; every rank answers a part of the rows, and all know the result.
+        """The metric of the model's answers, by its name; every rank answers a part of the rows, and all
+        know the result.
 
         Args:
             last: of a trial's steps: all evaluation rows are answered then.
@@ -52,7 +67,15 @@ class Objective:
         if not last:  # the same rows for every trial
             rows = rows[np.random.RandomState(self.seed % 2**32).permutation(len(rows))[: self.rows]]
         mine: Sequence[int] = [int(row) for row in rows[rank::world]]
-        found = answers(model, processor, store, mine, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size, read=read)
+        found = answers(
+            model,
+            processor,
+            store,
+            mine,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+            read=read,
+        )
         wanted = [reference(processor.tokenizer, example) for example in read(store, mine)]
         pairs: list[Any] = [(found, wanted)]
         if world > 1:

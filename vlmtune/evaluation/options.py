@@ -1,4 +1,5 @@
-"""The command lines of eval.py, predict.py and export.py: some options of their own and some of training, over the adapter's settings."""
+"""The command lines of eval.py, predict.py and export.py: some options of their own and some of training,
+over the adapter's settings."""
 
 import argparse
 import dataclasses
@@ -6,19 +7,34 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from vlmtune.arguments import ALIASES, GROUPS
+from vlmtune.config.arguments import ALIASES, GROUPS
+from vlmtune.config.flags import flag
 from vlmtune.errors import ConfigError, nearest
-from vlmtune.flags import flag
 
 # Options of training that tell which base is loaded and how, and how many rows go through it at once.
 BASE = (
-    "model_name_or_path", "model_revision", "trust_remote_code", "quantization", "dtype", "attn_implementation", "use_bnb_nested_quant",
-    "llm_int8", "use_cpu",
-)  # fmt: skip
+    "model_name_or_path",
+    "model_revision",
+    "trust_remote_code",
+    "quantization",
+    "dtype",
+    "attn_implementation",
+    "use_bnb_nested_quant",
+    "llm_int8",
+    "use_cpu",
+)
 DATA = (
-    "data_path", "image_root", "group_by", "on_bad_row", "allow_outside_paths", "allow_remote_images", "cache_dir", "cache_size_gb",
-    "no_cache", "storage_path",
-)  # fmt: skip
+    "data_path",
+    "image_root",
+    "group_by",
+    "on_bad_row",
+    "allow_outside_paths",
+    "allow_remote_images",
+    "cache_dir",
+    "cache_size_gb",
+    "no_cache",
+    "storage_path",
+)
 RUN = ("per_device_eval_batch_size", "output_dir", "overwrite")
 NEW_TOKENS = 64
 
@@ -29,27 +45,43 @@ class _Parser(argparse.ArgumentParser):
 
 
 def read(
-    argv: Sequence[str], description: str, shared: Sequence[str], add: Callable[[argparse.ArgumentParser], Any]
+    argv: Sequence[str],
+    description: str,
+    shared: Sequence[str],
+    add: Callable[[argparse.ArgumentParser], Any],
 ) -> tuple[argparse.Namespace, dict[str, str]]:
-    """A command line's own options, and those of `shared`, options of training, that it gives, as texts by name. `--help` exits 0.
+    """A command line's own options, and those of `shared`, options of training, that it gives, as texts by
+    name. `--help` exits 0.
 
     Raises:
         ConfigError: an option is unknown or without its value, or there is no --adapter or --output_dir.
     """
-    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--adapter", metavar="DIR", help="Folder of a trained adapter, of train.py, tune.py or PEFT.")
+    parser = _Parser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--adapter", metavar="DIR", help="Folder of a trained adapter, of train.py, tune.py or PEFT."
+    )
     add(parser)
-    helps = {option.name: option.metadata.get("help", "") for group in GROUPS for option in dataclasses.fields(group)}
+    helps = {
+        option.name: option.metadata.get("help", "")
+        for group in GROUPS
+        for option in dataclasses.fields(group)
+    }
     for name in shared:
         kind = flag(name).kind
         nargs: dict[str, Any] = {"nargs": "?", "const": "true"} if kind == "bool" else {}
         dashed = [f"--{name.replace('_', '-')}"] if "_" in name else []
-        parser.add_argument(f"--{name}", *dashed, metavar=kind.upper(), default=argparse.SUPPRESS, help=helps[name], **nargs)
+        parser.add_argument(
+            f"--{name}", *dashed, metavar=kind.upper(), default=argparse.SUPPRESS, help=helps[name], **nargs
+        )
     parsed, unknown = parser.parse_known_args(list(argv))
     if unknown:
         word = unknown[0].partition("=")[0].lstrip("-").replace("-", "_")
         known = [action.dest for action in parser._actions]
-        raise ConfigError(f"{unknown[0].partition('=')[0]}: this command has no such option{nearest(ALIASES.get(word, word), known)}")
+        raise ConfigError(
+            f"{unknown[0].partition('=')[0]}: this command has no such option{nearest(ALIASES.get(word, word), known)}"
+        )
     given = {name: str(vars(parsed)[name]) for name in shared if name in vars(parsed)}
     if parsed.adapter is None:
         raise ConfigError("--adapter is missing: give the folder of a trained adapter, such as out/demo/best")

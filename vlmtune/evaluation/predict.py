@@ -1,7 +1,10 @@
-"""What `ray_jobs/predict.py` calls: answers to images or rows, written as they come, so that a killed run goes on where it was.
+"""What `ray_jobs/predict.py` calls: answers to images or rows, written as they come, so that a killed run
+goes on where it was.
 
-OUTPUT_DIR/predict.yaml            what is answered and by what; a run with other options does not go on with it
-OUTPUT_DIR/parts/PIECE-ROW.jsonl   finished rows, the last of which is this row of this piece; each written in one move
+OUTPUT_DIR/predict.yaml            what is answered and by what; a run with other options does not go on with
+it
+OUTPUT_DIR/parts/PIECE-ROW.jsonl   finished rows, the last of which is this row of this piece; each written
+in one move
 OUTPUT_DIR/predictions.jsonl       or .parquet: all of them, in the order of the data, when the run has ended
 """
 
@@ -17,13 +20,13 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from vlmtune import output, yaml12
+from vlmtune import output, storage
 from vlmtune.cluster import connect, in_ray_job
-from vlmtune.config import Settings
+from vlmtune.config import yaml12
+from vlmtune.config.settings import Settings
 from vlmtune.console import SECONDS_BETWEEN_LINES, say
 from vlmtune.data.collate import probe
 from vlmtune.data.formats import Piece
-from vlmtune.data.paths import filesystem
 from vlmtune.data.processor import load_processor
 from vlmtune.data.store import file_states
 from vlmtune.errors import ConfigError
@@ -34,6 +37,7 @@ from vlmtune.evaluation.options import BASE as BASE_OPTIONS
 from vlmtune.evaluation.options import NEW_TOKENS, RUN, at_least_1
 from vlmtune.evaluation.options import read as read_options
 from vlmtune.evaluation.questions import Asked, ImageList, pieces_of, read
+from vlmtune.storage import PART, filesystem
 
 RULES = ("image_root", "allow_outside_paths", "allow_remote_images")
 ROWS_PER_PART = 256
@@ -54,12 +58,15 @@ def predict(argv: Sequence[str], description: str) -> list[str]:
     """Run the command line, or go on with it; returns what to print.
 
     Raises:
-        UserError: for whatever is wrong with the options, the adapter, its base, the data or the machine. A single row that cannot be
+        UserError: for whatever is wrong with the options, the adapter, its base, the data or the machine. A
+        single row that cannot be
             answered does not raise: its reason stands in its `error`.
     """
     options, given = read_options(argv, description, (*BASE_OPTIONS, "data_path", *RULES, *RUN), _add_options)
     if "data_path" not in given:
-        raise ConfigError("--data_path is missing: give a folder of images with --question, or a file or folder of rows")
+        raise ConfigError(
+            "--data_path is missing: give a folder of images with --question, or a file or folder of rows"
+        )
     settings = output.located(adapter_settings(options.adapter, given))
     folder = output.place(settings.get("output_dir"), in_job=in_ray_job())
     pieces = pieces_of(given["data_path"], options.question, **{name: settings.get(name) for name in RULES})
@@ -73,9 +80,13 @@ def predict(argv: Sequence[str], description: str) -> list[str]:
     pixels = probe(processor)
     adapters = {} if options.base_only else {ADAPTER: adapter_files(options.adapter)}
     job = Job(
-        settings.to_dict(), adapters, (BASE if options.base_only else ADAPTER,),
-        Layout(pixels, processor.tokenizer.eos_token_id if pad is None else pad), options.max_new_tokens, likely=False,
-    )  # fmt: skip
+        settings.to_dict(),
+        adapters,
+        (BASE if options.base_only else ADAPTER,),
+        Layout(pixels, processor.tokenizer.eos_token_id if pad is None else pad),
+        options.max_new_tokens,
+        likely=False,
+    )
 
     def read_piece(item: dict[str, Any]) -> Iterator[dict[str, bytes]]:
         return read(pieces[item["piece"]], item["piece"], item["after"], *base, pixels.raw)
@@ -84,7 +95,7 @@ def predict(argv: Sequence[str], description: str) -> list[str]:
     items = [{"piece": index, "after": after if index == first else 0} for index in range(first, len(pieces))]
     if start is None:
         output.claim(folder, overwrite=settings.data.overwrite, kind=output.PREDICTION)
-        output.write_text(f"{folder}/predict.yaml", yaml12.dump(identity))
+        storage.write_text(f"{folder}/predict.yaml", yaml12.dump(identity))
     else:
         say("          going on with what is there")
     images = sum(len(piece.paths) for piece in pieces if isinstance(piece, ImageList)) or None
@@ -96,14 +107,38 @@ def predict(argv: Sequence[str], description: str) -> list[str]:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--question", help="Asked about every image of --data_path, a folder of images.")
-    parser.add_argument("--base_only", "--base-only", action="store_true", help="Let the base model answer, without the adapter.")
-    parser.add_argument("--format", choices=("jsonl", "parquet"), default="jsonl", help="File that the answers are written to.")
-    parser.add_argument("--max_new_tokens", "--max-new-tokens", type=at_least_1, default=NEW_TOKENS, help="Longest answer in tokens.")
+    parser.add_argument(
+        "--base_only",
+        "--base-only",
+        action="store_true",
+        help="Let the base model answer, without the adapter.",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("jsonl", "parquet"),
+        default="jsonl",
+        help="File that the answers are written to.",
+    )
+    parser.add_argument(
+        "--max_new_tokens",
+        "--max-new-tokens",
+        type=at_least_1,
+        default=NEW_TOKENS,
+        help="Longest answer in tokens.",
+    )
 
 
-def _identity(options: argparse.Namespace, settings: Settings, pieces: Sequence[Piece | ImageList]) -> dict[str, Any]:
+def _identity(
+    options: argparse.Namespace, settings: Settings, pieces: Sequence[Piece | ImageList]
+) -> dict[str, Any]:
     """All that the answers depend on."""
-    files = sorted({path for piece in pieces for path in (piece.paths if isinstance(piece, ImageList) else (piece.path,))})
+    files = sorted(
+        {
+            path
+            for piece in pieces
+            for path in (piece.paths if isinstance(piece, ImageList) else (piece.path,))
+        }
+    )
     weights = {} if options.base_only else adapter_files(options.adapter)
     return {
         "data_path": settings.data.data_path,
@@ -112,7 +147,9 @@ def _identity(options: argparse.Namespace, settings: Settings, pieces: Sequence[
         "max_new_tokens": options.max_new_tokens,
         **{name: settings.get(name) for name in BASE_OPTIONS},
         "weights": _digest(*weights.values()),
-        "data": _digest(json.dumps([[asdict(piece) for piece in pieces], file_states(files)], default=str).encode()),
+        "data": _digest(
+            json.dumps([[asdict(piece) for piece in pieces], file_states(files)], default=str).encode()
+        ),
     }
 
 
@@ -121,22 +158,27 @@ def _digest(*contents: bytes) -> str:
 
 
 def _start(folder: str, identity: dict[str, Any], *, overwrite: bool) -> tuple[int, int] | None:
-    """The (piece, row) to go on with, after the last finished one of a run with the same identity; None for a new run.
+    """The (piece, row) to go on with, after the last finished one of a run with the same identity; None for
+    a new run.
 
     Raises:
-        ConfigError: the folder holds finished predictions, those of another run, or other things, and `overwrite` is not set.
+        ConfigError: the folder holds finished predictions, those of another run, or other things, and
+        `overwrite` is not set.
     """
-    ended = any(output.exists(f"{folder}/predictions.{form}") for form in ("jsonl", "parquet"))
-    if overwrite or ended or not output.exists(f"{folder}/predict.yaml"):
+    ended = any(storage.exists(f"{folder}/predictions.{form}") for form in ("jsonl", "parquet"))
+    if overwrite or ended or not storage.exists(f"{folder}/predict.yaml"):
         output.check_free(folder, overwrite=overwrite, kind=output.PREDICTION)
         return None
-    before = yaml12.load_value(output.read_text(f"{folder}/predict.yaml"))
+    before = yaml12.load_value(storage.read_text(f"{folder}/predict.yaml"))
     if changed := [name for name, value in identity.items() if before.get(name) != value]:
         raise ConfigError(
             f"--output_dir {folder}: holds predictions that were begun with another {changed[0]}; choose another folder, or replace them "
             "with --overwrite"
         )
-    done = [tuple(int(part) for part in path.rpartition("/")[2].removesuffix(".jsonl").split("-")) for path in _parts(folder)]
+    done = [
+        tuple(int(part) for part in path.rpartition("/")[2].removesuffix(".jsonl").split("-"))
+        for path in _parts(folder)
+    ]
     piece, row = max(done, default=(0, -1))
     return piece, row + 1
 
@@ -155,7 +197,7 @@ def _write_parts(folder: str, results: Iterator[tuple[Asked, Any]], model: str) 
 
     def write() -> None:
         if last is not None and lines:
-            output.write_text(f"{folder}/parts/{last.piece:06d}-{last.number:012d}.jsonl", "".join(lines))
+            storage.write_text(f"{folder}/parts/{last.piece:06d}-{last.number:012d}.jsonl", "".join(lines))
             lines.clear()
 
     for asked, result in results:
@@ -176,17 +218,28 @@ def _write_parts(folder: str, results: Iterator[tuple[Asked, Any]], model: str) 
 
 
 def _line(asked: Asked, result: Any, model: str) -> dict[str, Any]:
-    answer = {"question": None, "answer": None} if result is None else {"question": result["question"], "answer": result[model]["answer"]}
+    answer = (
+        {"question": None, "answer": None}
+        if result is None
+        else {"question": result["question"], "answer": result[model]["answer"]}
+    )
     reference = result["reference"] if result is not None and asked.has_reference else None
-    return {"source": asked.source, "images": asked.images, **answer, "reference": reference, "error": asked.error}
+    return {
+        "source": asked.source,
+        "images": asked.images,
+        **answer,
+        "reference": reference,
+        "error": asked.error,
+    }
 
 
 def _join_parts(folder: str, form: str) -> tuple[int, int, str]:
-    """Make one file of all parts; returns (rows, those with an error, its path). A part at a time is in memory."""
+    """Make one file of all parts; returns (rows, those with an error, its path). A part at a time is in
+    memory."""
     path = f"{folder}/predictions.{form}"
     fs, inner = filesystem(path)
     rows = errors = 0
-    with fs.open_output_stream(f"{inner}{output.PART}") as stream:
+    with fs.open_output_stream(f"{inner}{PART}") as stream:
         table = pq.ParquetWriter(stream, SCHEMA) if form == "parquet" else None
         for part in _parts(folder):
             with fs.open_input_stream(part) as source:
@@ -199,7 +252,7 @@ def _join_parts(folder: str, form: str) -> tuple[int, int, str]:
                 table.write_table(pa.Table.from_pylist(found, schema=SCHEMA))
         if table is not None:
             table.close()
-    fs.move(f"{inner}{output.PART}", inner)
+    fs.move(f"{inner}{PART}", inner)
     if _parts(folder):
         fs.delete_dir(f"{filesystem(folder)[1]}/parts")
     return rows, errors, path

@@ -1,4 +1,5 @@
-"""What is to be answered: a folder of images with one question, or rows in any data format, with or without their answers."""
+"""What is to be answered: a folder of images with one question, or rows in any data format, with or without
+their answers."""
 
 from __future__ import annotations
 
@@ -11,21 +12,24 @@ from typing import Any
 from pyarrow import fs
 
 from vlmtune.data.formats import READERS, Piece, scan
+from vlmtune.data.image_paths import RowError
 from vlmtune.data.images import ImageError, load_image
-from vlmtune.data.paths import RowError, absolute, filesystem, scheme
 from vlmtune.data.processor import load_processor
 from vlmtune.data.records import conversation
 from vlmtune.data.tokenize import EncodeError, RowEncoder
 from vlmtune.errors import ConfigError, DataError
+from vlmtune.storage import absolute, filesystem, scheme
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
 IMAGES_PER_PIECE = 64
-ANSWER = "?"  # stands for an answer that is not there: a conversation ends with one; it is never shown to the model
+# stands for an answer that is not there: a conversation ends with one; it is never shown to the model
+ANSWER = "?"
 
 
 @dataclass(frozen=True)
 class ImageList:
-    """Some images of a folder, absolute paths or URIs, all with the same question; what `Piece` is for data files."""
+    """Some images of a folder, absolute paths or URIs, all with the same question; what `Piece` is for data
+    files."""
 
     paths: tuple[str, ...]
     question: str
@@ -33,7 +37,8 @@ class ImageList:
 
 @dataclass(frozen=True)
 class Asked:
-    """One row to be answered: its place in its piece, where people find it, and why it cannot be answered, if so."""
+    """One row to be answered: its place in its piece, where people find it, and why it cannot be answered,
+    if so."""
 
     piece: int
     number: int
@@ -53,8 +58,13 @@ def pieces_of(data_path: str, question: str | None, **rules: Any) -> Sequence[Pi
     if question is not None:
         paths = image_paths(data_path)
         if not paths:
-            raise DataError(f"--data_path {data_path}: there is no image ({', '.join(SUFFIXES[:4])} …), so there is nothing to ask about")
-        return [ImageList(tuple(paths[at : at + IMAGES_PER_PIECE]), question) for at in range(0, len(paths), IMAGES_PER_PIECE)]
+            raise DataError(
+                f"--data_path {data_path}: there is no image ({', '.join(SUFFIXES[:4])} …), so there is nothing to ask about"
+            )
+        return [
+            ImageList(tuple(paths[at : at + IMAGES_PER_PIECE]), question)
+            for at in range(0, len(paths), IMAGES_PER_PIECE)
+        ]
     try:
         return scan(data_path, **rules)
     except DataError:
@@ -68,18 +78,31 @@ def image_paths(data_path: str) -> list[str]:
     try:
         system, inner = filesystem(absolute(data_path))
         info = system.get_file_info(inner)
-        found = system.get_file_info(fs.FileSelector(inner, recursive=True)) if info.type == fs.FileType.Directory else [info]
+        found = (
+            system.get_file_info(fs.FileSelector(inner, recursive=True))
+            if info.type == fs.FileType.Directory
+            else [info]
+        )
     except (OSError, ValueError, NotImplementedError) as error:
         raise DataError(f"--data_path {data_path}: cannot be read: {error}") from error
     prefix = data_path.removesuffix(inner) if scheme(data_path) not in ("", "file") else ""
-    images = (entry for entry in found if entry.type == fs.FileType.File and entry.path.lower().endswith(SUFFIXES))
+    images = (
+        entry for entry in found if entry.type == fs.FileType.File and entry.path.lower().endswith(SUFFIXES)
+    )
     return sorted(prefix + entry.path for entry in images)
 
 
 def read(
-    piece: Piece | ImageList, index: int, after: int, model: str, revision: str, trust_remote_code: bool, raw_pixels: bool
+    piece: Piece | ImageList,
+    index: int,
+    after: int,
+    model: str,
+    revision: str,
+    trust_remote_code: bool,
+    raw_pixels: bool,
 ) -> Iterator[dict[str, bytes]]:
-    """{"row": an `Asked`, "example": its `Example` or None}, pickled, for the rows of a piece from number `after` on."""
+    """{"row": an `Asked`, "example": its `Example` or None}, pickled, for the rows of a piece from number
+    `after` on."""
     encoder = _encoder(model, revision, trust_remote_code, raw_pixels)
     for number, (source, record, error) in enumerate(_records(piece)):
         if number < after:
@@ -94,7 +117,9 @@ def read(
         except (RowError, ImageError, EncodeError) as reason:
             error = str(reason)
         names = [image if isinstance(image, str) else None for image in images]
-        asked = Asked(index, number, source, names, whole is record and not isinstance(piece, ImageList), error)
+        asked = Asked(
+            index, number, source, names, whole is record and not isinstance(piece, ImageList), error
+        )
         yield {"row": pickle.dumps(asked), "example": pickle.dumps(example)}
 
 
@@ -109,13 +134,21 @@ def _records(piece: Piece | ImageList) -> Iterator[tuple[str, Any, str | None]]:
 
 
 def complete(record: Any) -> Any:
-    """The record with `ANSWER` as its last answer, if it has none; the same object if it has one, or is in no known form."""
+    """The record with `ANSWER` as its last answer, if it has none; the same object if it has one, or is in
+    no known form."""
     if not isinstance(record, Mapping):
         return record
-    for field, turn in (("messages", {"role": "assistant", "content": ANSWER}), ("conversations", {"from": "gpt", "value": ANSWER})):
+    for field, turn in (
+        ("messages", {"role": "assistant", "content": ANSWER}),
+        ("conversations", {"from": "gpt", "value": ANSWER}),
+    ):
         turns = record.get(field)
         if isinstance(turns, list) and turns and isinstance(turns[-1], Mapping):
-            return {**record, field: [*turns, turn]} if turns[-1].get("role", turns[-1].get("from")) in ("user", "human") else record
+            return (
+                {**record, field: [*turns, turn]}
+                if turns[-1].get("role", turns[-1].get("from")) in ("user", "human")
+                else record
+            )
     if record.get("prompt") is not None and not record.get("completion"):
         return {**record, "completion": [{"role": "assistant", "content": ANSWER}]}
     if record.get("instruction") is not None and not record.get("output"):
@@ -126,4 +159,6 @@ def complete(record: Any) -> Any:
 @lru_cache(maxsize=1)
 def _encoder(model: str, revision: str, trust_remote_code: bool, raw_pixels: bool) -> RowEncoder:
     """One a worker process: loading a processor costs a second."""
-    return RowEncoder(load_processor(model, revision=revision, trust_remote_code=trust_remote_code), raw_pixels=raw_pixels)
+    return RowEncoder(
+        load_processor(model, revision=revision, trust_remote_code=trust_remote_code), raw_pixels=raw_pixels
+    )

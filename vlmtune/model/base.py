@@ -1,6 +1,7 @@
 """Find, check, load, quantise and freeze a vision-language base model.
 
-Everything that is wrong with the model's name, its folder, the licence or the network becomes a `ModelError` of one plain line. Out of
+Everything that is wrong with the model's name, its folder, the licence or the network becomes a `ModelError`
+of one plain line. Out of
 memory stays `torch.OutOfMemoryError`, because a search treats it as an infeasible trial and not as a mistake.
 """
 
@@ -17,19 +18,25 @@ if TYPE_CHECKING:
     import torch
     from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
-    from vlmtune.config import Settings
+    from vlmtune.config.settings import Settings
 
 Quantization = Literal["none", "nf4", "int8", "fp8"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 # In the order in which transformers prefers them.
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 
 def check_model(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedConfig:
     """The model's config, after everything about the model that can be checked without reading its weights.
 
-    Of a folder, it also opens every weight file's header (milliseconds, whatever the size), which finds missing and truncated shards.
+    Of a folder, it also opens every weight file's header (milliseconds, whatever the size), which finds
+    missing and truncated shards.
 
     Raises:
         ModelError: it is not there, gated, incomplete, damaged, or not a vision-language model.
@@ -50,9 +57,14 @@ def read_config(name: str, *, revision: str = "main", trust_remote_code: bool = 
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
     with plain_model_errors(name, revision):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code
+        )
     remote_classes = getattr(config, "auto_map", None) or {}
-    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and "AutoModelForImageTextToText" not in remote_classes:
+    if (
+        type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        and "AutoModelForImageTextToText" not in remote_classes
+    ):
         raise ModelError(
             f"{name} is no vision-language model (its type is {config.model_type!r}): "
             "give one that AutoModelForImageTextToText loads, for example llava-hf/llava-1.5-7b-hf"
@@ -61,7 +73,8 @@ def read_config(name: str, *, revision: str = "main", trust_remote_code: bool = 
 
 
 def outline(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> Any:
-    """The model's modules and shapes without weights (on the meta device): a second or two whatever the size."""
+    """The model's modules and shapes without weights (on the meta device): a second or two whatever the
+    size."""
     import torch
     from transformers import AutoModelForImageTextToText
 
@@ -84,14 +97,19 @@ def load_base(
 ) -> PreTrainedModel:
     """The frozen base model on `device`: no parameter requires a gradient, and the key-value cache is off.
 
-    `nf4` and `int8` quantise every linear layer but the output head, the vision tower's too, as transformers does by default;
-    embeddings, norms, convolutions and the head stay in `dtype`, which is also the dtype of the computation. `int8` means 8-bit
-    weights with arithmetic in `dtype` (`vlmtune.model.frozen`); `llm_int8` asks for bitsandbytes' LLM.int8 instead, whose activations
-    are 8-bit too. `resident` holds the values of nf4 or int8 once in `dtype`. `fp8` multiplies the language model's linear layers in
+    `nf4` and `int8` quantise every linear layer but the output head, the vision tower's too, as transformers
+    does by default;
+    embeddings, norms, convolutions and the head stay in `dtype`, which is also the dtype of the computation.
+    `int8` means 8-bit
+    weights with arithmetic in `dtype` (`vlmtune.model.frozen`); `llm_int8` asks for bitsandbytes' LLM.int8
+    instead, whose activations
+    are 8-bit too. `resident` holds the values of nf4 or int8 once in `dtype`. `fp8` multiplies the language
+    model's linear layers in
     8-bit floats. `dtype` None is `default_dtype(device)`, "auto" is the one that the model was saved in.
 
     Raises:
-        ModelError: as `check_model`; also weights that are missing or of another shape, or that are stored in another quantisation.
+        ModelError: as `check_model`; also weights that are missing or of another shape, or that are stored
+        in another quantisation.
         torch.OutOfMemoryError: the model does not fit on the device.
     """
     import torch
@@ -104,7 +122,10 @@ def load_base(
     resolved = _resolve_dtype(dtype, config, device)
     stored = _stored_quantization(name, config, quantization)
     if stored is not None:  # it holds the dtype of the computation as well
-        config.quantization_config = {**stored, "bnb_4bit_compute_dtype": str(resolved).removeprefix("torch.")}
+        config.quantization_config = {
+            **stored,
+            "bnb_4bit_compute_dtype": str(resolved).removeprefix("torch."),
+        }
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     with plain_model_errors(name, revision):
@@ -114,7 +135,9 @@ def load_base(
             revision=revision,
             dtype=resolved,
             device_map={"": str(device)},
-            quantization_config=None if stored else _bitsandbytes_config(quantization, resolved, nested_quant),
+            quantization_config=None
+            if stored
+            else _bitsandbytes_config(quantization, resolved, nested_quant),
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             ignore_mismatched_sizes=True,  # so that they are listed, and refused below in one line
@@ -155,7 +178,8 @@ def base_of(settings: Settings, device: torch.device, *, resident: bool = False)
 def default_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 on a GPU that computes in it, else float32.
 
-    float16 is never chosen unasked: on an older GPU it is the faster one, but it needs the trainer's loss scaling, and models trained in
+    float16 is never chosen unasked: on an older GPU it is the faster one, but it needs the trainer's loss
+    scaling, and models trained in
     bfloat16 can overflow in it.
     """
     import torch
@@ -177,7 +201,9 @@ def _resolve_dtype(dtype: Dtype | None, config: PreTrainedConfig, device: torch.
     return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[dtype]
 
 
-def _bitsandbytes_config(quantization: Quantization, dtype: torch.dtype, nested_quant: bool) -> BitsAndBytesConfig | None:
+def _bitsandbytes_config(
+    quantization: Quantization, dtype: torch.dtype, nested_quant: bool
+) -> BitsAndBytesConfig | None:
     from transformers import BitsAndBytesConfig
 
     make: Any = BitsAndBytesConfig
@@ -194,7 +220,8 @@ def _bitsandbytes_config(quantization: Quantization, dtype: torch.dtype, nested_
 
 
 def _stored_quantization(name: str, config: PreTrainedConfig, wanted: Quantization) -> dict[str, Any] | None:
-    """The quantisation that the weights were saved in, if any. They can only be loaded as they are; transformers would drop another wish
+    """The quantisation that the weights were saved in, if any. They can only be loaded as they are;
+    transformers would drop another wish
     with a warning."""
     stored: dict[str, Any] | None = getattr(config, "quantization_config", None)
     if stored is None:
@@ -206,8 +233,14 @@ def _stored_quantization(name: str, config: PreTrainedConfig, wanted: Quantizati
     else:
         kind = str(stored.get("quant_method", "an unknown quantization"))
     if kind != wanted:
-        way_out = f"use --quantization {kind}" if kind in ("nf4", "int8") else "give the model that it was made from"
-        raise ModelError(f"{name} is stored in {kind}, so it cannot be loaded with --quantization {wanted}: {way_out}")
+        way_out = (
+            f"use --quantization {kind}"
+            if kind in ("nf4", "int8")
+            else "give the model that it was made from"
+        )
+        raise ModelError(
+            f"{name} is stored in {kind}, so it cannot be loaded with --quantization {wanted}: {way_out}"
+        )
     return stored
 
 
@@ -216,30 +249,43 @@ def _check_weight_files(folder: Path) -> None:
 
     found = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
     if found is None:
-        raise ModelError(f"{folder} has a config.json but no weights ({' or '.join(WEIGHT_FILES[::2])}): copy or download them again")
+        raise ModelError(
+            f"{folder} has a config.json but no weights ({' or '.join(WEIGHT_FILES[::2])}): copy or download them again"
+        )
     shards = [found]
     if found.suffix == ".json":
         try:
-            shards = [folder / shard for shard in sorted(set(json.loads(found.read_bytes())["weight_map"].values()))]
+            shards = [
+                folder / shard for shard in sorted(set(json.loads(found.read_bytes())["weight_map"].values()))
+            ]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ModelError(f"{found} is no index of weight shards: copy or download it again") from None
     for shard in shards:
         if not shard.is_file():
-            raise ModelError(f"{folder} is incomplete: {shard.name} is missing ({found.name} names it): copy or download it again")
+            raise ModelError(
+                f"{folder} is incomplete: {shard.name} is missing ({found.name} names it): copy or download it again"
+            )
         if shard.suffix != ".safetensors":
             continue
         try:
             with safe_open(shard, framework="pt"):
                 pass
         except SafetensorError as error:
-            raise ModelError(f"{shard} is damaged or cut short ({first_line(error)}): copy or download it again") from error
+            raise ModelError(
+                f"{shard} is damaged or cut short ({first_line(error)}): copy or download it again"
+            ) from error
 
 
 def _check_loading(name: str, info: dict[str, Any]) -> None:
-    """Refuse a model of which a part came from no file: transformers would fill it with random numbers and go on."""
+    """Refuse a model of which a part came from no file: transformers would fill it with random numbers and
+    go on."""
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
-        raise ModelError(f"{name} is incomplete: {len(missing)} tensors are in no weight file, for example {missing[0]}")
+        raise ModelError(
+            f"{name} is incomplete: {len(missing)} tensors are in no weight file, for example {missing[0]}"
+        )
     if info["mismatched_keys"]:
         key, stored, expected = sorted(info["mismatched_keys"], key=lambda entry: str(entry[0]))[0]
-        raise ModelError(f"{name} does not fit its own config.json: {key} is {list(stored)} in the weights, {list(expected)} by the config")
+        raise ModelError(
+            f"{name} does not fit its own config.json: {key} is {list(stored)} in the weights, {list(expected)} by the config"
+        )

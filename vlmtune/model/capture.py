@@ -1,6 +1,8 @@
-"""Run a part of the model as CUDA graphs: below a few thousand tokens a step's time is Python and kernel launches, not arithmetic.
+"""Run a part of the model as CUDA graphs: below a few thousand tokens a step's time is Python and kernel
+launches, not arithmetic.
 
-A graph replays recorded kernels on fixed memory, so there is one for each shape of the inputs. Rows are padded to a multiple of
+A graph replays recorded kernels on fixed memory, so there is one for each shape of the inputs. Rows are
+padded to a multiple of
 `LENGTH_MULTIPLE` tokens on a GPU to keep the shapes few.
 """
 
@@ -15,10 +17,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 LENGTH_MULTIPLE = 32
-CALLS_BEFORE = 3  # of a shape that run as they are, so that compilers and autotuners are done and rare shapes are never recorded
+# of a shape that run as they are, so that compilers and autotuners are done and rare shapes are never
+# recorded
+CALLS_BEFORE = 3
 MAX_GRAPHS = 16
-OWN_THREAD = "thread_local"  # what may spoil a recording: another thread may wait for its copy of a checkpoint meanwhile
-NO_MORE_GRAPHS = "out of GPU memory: steps are not recorded as CUDA graphs any more, which makes short ones slower"
+# what may spoil a recording: another thread may wait for its copy of a checkpoint meanwhile
+OWN_THREAD = "thread_local"
+NO_MORE_GRAPHS = (
+    "out of GPU memory: steps are not recorded as CUDA graphs any more, which makes short ones slower"
+)
 PEAK = 1.25  # memory that a recording takes, against what it still has at the end of the forward pass
 
 Trained = Callable[[], Sequence[Tensor]]
@@ -27,10 +34,12 @@ Trained = Callable[[], Sequence[Tensor]]
 def capture(module: nn.Module, trained: Trained, on_failure: Callable[[str], None]) -> None:
     """Let calls of `module` in training replay CUDA graphs, in place.
 
-    A call may have a backward pass through its first output to `trained`; it must be over before the next call of the same shape.
+    A call may have a backward pass through its first output to `trained`; it must be over before the next
+    call of the same shape.
 
     Args:
-        trained: gives the leaves in `module` that a call has gradients for, the same ones for the same shape of the inputs; with none, the
+        trained: gives the leaves in `module` that a call has gradients for, the same ones for the same shape
+        of the inputs; with none, the
             module runs without gradient.
         on_failure: told in a line why recording failed or stopped; the module then goes on as it was.
     """
@@ -44,8 +53,13 @@ def forget_graphs(module: nn.Module) -> None:
 
 
 def stop_recording(model: nn.Module) -> bool:
-    """For want of memory, drop all that was recorded in `model`, if anything was, and record nothing any more; returns whether so."""
-    replayed = [forward for forward in (module.forward for module in model.modules()) if isinstance(forward, _Replayed)]
+    """For want of memory, drop all that was recorded in `model`, if anything was, and record nothing any
+    more; returns whether so."""
+    replayed = [
+        forward
+        for forward in (module.forward for module in model.modules())
+        if isinstance(forward, _Replayed)
+    ]
     if not any(one.graphs for one in replayed):
         return False  # what comes may be smaller, and have room
     for one in replayed:
@@ -74,7 +88,13 @@ class _Replayed:
         trained = self.trained()
         if not self._can_replay(leaves, tensors, trained):
             return self.plain(*args, **kwargs)
-        key = (str(spec), *((leaf.shape, leaf.dtype, leaf.stride()) if isinstance(leaf, Tensor) else leaf for leaf in leaves))
+        key = (
+            str(spec),
+            *(
+                (leaf.shape, leaf.dtype, leaf.stride()) if isinstance(leaf, Tensor) else leaf
+                for leaf in leaves
+            ),
+        )
         self.calls[key] += 1
         if key not in self.graphs:
             if self.calls[key] <= CALLS_BEFORE or key in self.refused or len(self.graphs) >= self.most:
@@ -84,7 +104,8 @@ class _Replayed:
             def run(given: list[Tensor]) -> Any:
                 values = iter(given)
                 args, kwargs = pytree.tree_unflatten(
-                    [next(values) if place else leaf for leaf, place in zip(leaves, places, strict=True)], spec
+                    [next(values) if place else leaf for leaf, place in zip(leaves, places, strict=True)],
+                    spec,
                 )
                 return self.plain(*args, **kwargs)
 
@@ -93,10 +114,13 @@ class _Replayed:
             self.graphs[key] = graphs
         return self.graphs[key](tensors)
 
-    def _recorded(self, key: Any, run: Callable[[list[Tensor]], Any], tensors: list[Tensor], trained: Sequence[Tensor]) -> _Graphs | None:
+    def _recorded(
+        self, key: Any, run: Callable[[list[Tensor]], Any], tensors: list[Tensor], trained: Sequence[Tensor]
+    ) -> _Graphs | None:
         """The graphs of a call; None where it cannot be recorded, or has no memory for that.
 
-        A recording is begun only where there is memory: torch 2.11 to 2.13 never give free what one has taken that failed
+        A recording is begun only where there is memory: torch 2.11 to 2.13 never give free what one has
+        taken that failed
         (https://github.com/pytorch/pytorch/pull/190308).
         """
         self.pool = self.pool or torch.cuda.graph_pool_handle()
@@ -131,7 +155,9 @@ class _Replayed:
         return None
 
     def _can_replay(self, leaves: list[Any], tensors: list[Tensor], trained: Sequence[Tensor]) -> bool:
-        simple = all(isinstance(leaf, Tensor | bool | int | float | str | type(None) | torch.dtype) for leaf in leaves)
+        simple = all(
+            isinstance(leaf, Tensor | bool | int | float | str | type(None) | torch.dtype) for leaf in leaves
+        )
         grad = torch.is_grad_enabled() and bool(trained)
         again = getattr(self.module, "gradient_checkpointing", False)
         on_gpu = all(tensor.is_cuda and not tensor.requires_grad for tensor in tensors)
@@ -139,7 +165,8 @@ class _Replayed:
 
 
 class _Graphs:
-    """The recorded forward pass for one shape of the inputs and, where there are trained parameters, its backward pass.
+    """The recorded forward pass for one shape of the inputs and, where there are trained parameters, its
+    backward pass.
 
     Made with one run that is not recorded. `kept`: bytes that its activations take.
 
@@ -147,7 +174,9 @@ class _Graphs:
         torch.OutOfMemoryError: that run finds no memory.
     """
 
-    def __init__(self, run: Callable[[list[Tensor]], Any], tensors: list[Tensor], trained: Sequence[Tensor]) -> None:
+    def __init__(
+        self, run: Callable[[list[Tensor]], Any], tensors: list[Tensor], trained: Sequence[Tensor]
+    ) -> None:
         self.trained = trained
         self.inputs = [tensor.detach().clone() for tensor in tensors]
         side = torch.cuda.Stream()
@@ -156,7 +185,9 @@ class _Graphs:
             before = torch.cuda.memory_allocated()
             outputs, _ = pytree.tree_flatten(run(self.inputs))
             self.kept = torch.cuda.memory_allocated() - before
-            if trained and not outputs[0].requires_grad:  # of what is trained, nothing is on the way of these inputs
+            if (
+                trained and not outputs[0].requires_grad
+            ):  # of what is trained, nothing is on the way of these inputs
                 self.trained = trained = []
             if trained:
                 torch.autograd.grad(outputs[0], trained, torch.zeros_like(outputs[0]), allow_unused=True)
@@ -165,7 +196,8 @@ class _Graphs:
         torch.cuda.current_stream().wait_stream(side)
 
     def needs(self, taken: int) -> float:
-        """Bytes that recording takes from the GPU, where recordings before have taken so many for activations, which all share."""
+        """Bytes that recording takes from the GPU, where recordings before have taken so many for
+        activations, which all share."""
         return PEAK * max(self.kept - taken, 0) + self.own
 
     def record(self, run: Callable[[list[Tensor]], Any], pool: Any) -> None:
@@ -180,7 +212,9 @@ class _Graphs:
             with torch.cuda.graph(self.backward_graph, pool=pool, capture_error_mode=OWN_THREAD):
                 gradients = torch.autograd.grad(outputs[0], self.trained, self.upstream, allow_unused=True)
                 self.used = [gradient is not None for gradient in gradients]
-                self.gradient = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+                self.gradient = torch.cat(
+                    [gradient.flatten() for gradient in gradients if gradient is not None]
+                )
 
     def __call__(self, tensors: list[Tensor]) -> Any:
         if not self.trained:
@@ -210,7 +244,10 @@ class _Replay(torch.autograd.Function):
         used = [parameter for parameter, there in zip(graphs.trained, graphs.used, strict=True) if there]
         # A copy, because the next replay writes over it and these tensors become the parameters' gradients.
         parts = iter(graphs.gradient.clone().split([parameter.numel() for parameter in used]))
-        gradients = [next(parts).view_as(p) if there else None for p, there in zip(graphs.trained, graphs.used, strict=True)]
+        gradients = [
+            next(parts).view_as(p) if there else None
+            for p, there in zip(graphs.trained, graphs.used, strict=True)
+        ]
         return None, None, *gradients
 
 

@@ -1,11 +1,16 @@
-"""What makes a training step fast without changing its result: parts that apply to any model with a decoder, each on its own.
+"""What makes a training step fast without changing its result: parts that apply to any model with a decoder,
+each on its own.
 
-- `lean_lora`: LoRA computed in the dtype of the activations from float32 weights, without PEFT's casts of whole activations.
-- `without_vision_gradient`: no gradient and no stored activations for a vision tower that has nothing to train.
+- `lean_lora`: LoRA computed in the dtype of the activations from float32 weights, without PEFT's casts of
+whole activations.
+- `without_vision_gradient`: no gradient and no stored activations for a vision tower that has nothing to
+train.
 - `without_autocast`: the whole model in the base's own dtype, where autocast would widen every norm.
-- `without_padding_mask`: rows padded on the right need no mask under causal attention, which lets attention use its fastest kernel.
+- `without_padding_mask`: rows padded on the right need no mask under causal attention, which lets attention
+use its fastest kernel.
 - `without_walks`: a step's bookkeeping touches what is trained, not thousands of modules.
-- `compile_layers`: `torch.compile` for each decoder layer, which fuses norms, rotary embedding, activation, casts and LoRA's additions.
+- `compile_layers`: `torch.compile` for each decoder layer, which fuses norms, rotary embedding, activation,
+casts and LoRA's additions.
 """
 
 from __future__ import annotations
@@ -25,13 +30,15 @@ from transformers import PreTrainedModel, masking_utils
 
 from vlmtune.model.offload import Checkpoints
 
-RECOMPILE_LIMIT = 64  # training, evaluation and their batch sizes, each with a fixed and then a free length; torch's own limit is 8
+# training, evaluation and their batch sizes, each with a fixed and then a free length; torch's own limit is 8
+RECOMPILE_LIMIT = 64
 
 
 class Lean:
     """`base(x) + scaling * B A dropout(x)` in the dtype of `base(x)`.
 
-    PEFT casts `x` to the adapter's float32 first, which writes and reads every activation at twice its size; here the adapter's two
+    PEFT casts `x` to the adapter's float32 first, which writes and reads every activation at twice its size;
+    here the adapter's two
     small matrices are cast instead.
     """
 
@@ -55,20 +62,31 @@ class LeanLinear4bit(Lean, PeftLinear4bit): ...
 class LeanLinear8bit(Lean, PeftLinear8bit): ...
 
 
-LEAN: dict[type, type] = {PeftLinear: LeanLinear, PeftLinear4bit: LeanLinear4bit, PeftLinear8bit: LeanLinear8bit}
+LEAN: dict[type, type] = {
+    PeftLinear: LeanLinear,
+    PeftLinear4bit: LeanLinear4bit,
+    PeftLinear8bit: LeanLinear8bit,
+}
 
 
 def lean_lora(model: PeftModel) -> None:
-    """Let plain LoRA layers compute as `Lean` does, in place, one adapter at a time. DoRA and adapters with a bias stay PEFT's."""
+    """Let plain LoRA layers compute as `Lean` does, in place, one adapter at a time. DoRA and adapters with
+    a bias stay PEFT's."""
     for module in model.modules():
-        if type(module) in LEAN and isinstance(module, LoraLayer) and not module.lora_variant and not any(module.lora_bias.values()):
+        if (
+            type(module) in LEAN
+            and isinstance(module, LoraLayer)
+            and not module.lora_variant
+            and not any(module.lora_bias.values())
+        ):
             module.__class__ = LEAN[type(module)]  # same attributes, other arithmetic
 
 
 def without_vision_gradient(model: PreTrainedModel) -> None:
     """Run the parts beside the decoder without gradient, in place, where none of them has anything to train.
 
-    Gradient checkpointing makes every input embedding require a gradient, the vision tower's too: it would be run twice and go back.
+    Gradient checkpointing makes every input embedding require a gradient, the vision tower's too: it would
+    be run twice and go back.
     """
     beside = parts(model)[1:]
     if not any(parameter.requires_grad for child in beside for parameter in child.parameters()):
@@ -77,8 +95,11 @@ def without_vision_gradient(model: PreTrainedModel) -> None:
 
 
 def without_autocast(model: PeftModel) -> bool:
-    """Run the model's parts in the base's dtype without autocast, in place, where lean LoRA alone is trained; returns whether so."""
-    if any(".lora_" not in name for name, parameter in model.named_parameters() if parameter.requires_grad) or any(
+    """Run the model's parts in the base's dtype without autocast, in place, where lean LoRA alone is
+    trained; returns whether so."""
+    if any(
+        ".lora_" not in name for name, parameter in model.named_parameters() if parameter.requires_grad
+    ) or any(
         isinstance(module, LoraLayer) and type(module) not in LEAN.values() for module in model.modules()
     ):
         return False
@@ -98,16 +119,26 @@ def parts(model: PreTrainedModel) -> list[Any]:
 
 
 def without_padding_mask(model: PreTrainedModel) -> None:
-    """Leave the padding mask out of the decoder's attention, in place, for a model that only sees batches padded on the right.
+    """Leave the padding mask out of the decoder's attention, in place, for a model that only sees batches
+    padded on the right.
 
-    No token looks at a later one, so none that counts sees padding. Masks of four dimensions, and calls with a cache, are left alone.
-    transformers would also look, in every step, whether rows hold several packed texts, and cannot while a graph is recorded: ours do not.
+    No token looks at a later one, so none that counts sees padding. Masks of four dimensions, and calls with
+    a cache, are left alone.
+    transformers would also look, in every step, whether rows hold several packed texts, and cannot while a
+    graph is recorded: ours do not.
     """
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
 
-    def leave_out(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def leave_out(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         mask = kwargs.get("attention_mask")
-        if mask is not None and mask.ndim == 2 and kwargs.get("past_key_values") is None and kwargs.get("position_ids") is None:
+        if (
+            mask is not None
+            and mask.ndim == 2
+            and kwargs.get("past_key_values") is None
+            and kwargs.get("position_ids") is None
+        ):
             kwargs = {**kwargs, "attention_mask": None}
         return args, kwargs
 
@@ -115,9 +146,11 @@ def without_padding_mask(model: PreTrainedModel) -> None:
 
 
 def without_walks(model: PeftModel, trained: Sequence[nn.Parameter]) -> None:
-    """Let `model` change its mode only where it has another one, and clear gradients of `trained` alone, in place.
+    """Let `model` change its mode only where it has another one, and clear gradients of `trained` alone, in
+    place.
 
-    transformers' Trainer asks for both in every step, which takes Python some 10 ms for the 2,000 modules of LLaVA-1.5-7B with an adapter.
+    transformers' Trainer asks for both in every step, which takes Python some 10 ms for the 2,000 modules of
+    LLaVA-1.5-7B with an adapter.
     """
     whole, given = model.train, None  # a new model's modules have different modes
 
@@ -138,10 +171,13 @@ def without_walks(model: PeftModel, trained: Sequence[nn.Parameter]) -> None:
     model.train, model.zero_grad = train, zero_grad  # type: ignore[method-assign]
 
 
-def compile_layers(model: PreTrainedModel, *, compiled: bool = True, checkpoints: Checkpoints | None = None) -> None:
+def compile_layers(
+    model: PreTrainedModel, *, compiled: bool = True, checkpoints: Checkpoints | None = None
+) -> None:
     """Compile the decoder's layers with `torch.compile`, in place; the first steps take half a minute.
 
-    Layers of one kind share their code. A checkpointed layer is compiled inside its checkpoint, which is `checkpoints` where given.
+    Layers of one kind share their code. A checkpointed layer is compiled inside its checkpoint, which is
+    `checkpoints` where given.
     """
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     torch._dynamo.config.accumulated_recompile_limit = 8 * RECOMPILE_LIMIT
@@ -151,10 +187,14 @@ def compile_layers(model: PreTrainedModel, *, compiled: bool = True, checkpoints
         if kind not in code:
             plain = getattr(kind.forward, "__wrapped__", kind.forward)  # without transformers' checkpointing
             code[kind] = torch.compile(plain) if compiled else plain
-        layer.forward = partial(_maybe_checkpointed, layer, partial(code[kind], layer), checkpoints, index == 0)
+        layer.forward = partial(
+            _maybe_checkpointed, layer, partial(code[kind], layer), checkpoints, index == 0
+        )
 
 
-def _maybe_checkpointed(layer: Any, run: Any, checkpoints: Checkpoints | None, first: bool, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+def _maybe_checkpointed(
+    layer: Any, run: Any, checkpoints: Checkpoints | None, first: bool, x: Tensor, *args: Any, **kwargs: Any
+) -> Any:
     if not (layer.gradient_checkpointing and layer.training):
         return run(x, *args, **kwargs)
     if checkpoints is not None and x.is_cuda:

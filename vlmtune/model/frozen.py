@@ -1,11 +1,16 @@
 """How a frozen linear layer computes.
 
-`nf4` stays bitsandbytes' `Linear4bit`: the weight is dequantised to the compute dtype for a plain matmul. `int8` is weight-only:
-`Int8Linear` dequantises the 8-bit rows and multiplies in the activations' dtype, so that a row's result does not depend on its
-neighbours in the batch, activations may have any number of dimensions, and there is no rounding of activations to 8 bits.
+`nf4` stays bitsandbytes' `Linear4bit`: the weight is dequantised to the compute dtype for a plain matmul.
+`int8` is weight-only:
+`Int8Linear` dequantises the 8-bit rows and multiplies in the activations' dtype, so that a row's result does
+not depend on its
+neighbours in the batch, activations may have any number of dimensions, and there is no rounding of
+activations to 8 bits.
 
-`make_resident` holds the values of either once in the compute dtype: the same values, no dequantising at each use, two bytes a weight.
-`fp8` multiplies 8-bit floats, weights and activations, forward and backward (`Fp8Linear`): another arithmetic, twice as fast on Hopper.
+`make_resident` holds the values of either once in the compute dtype: the same values, no dequantising at
+each use, two bytes a weight.
+`fp8` multiplies 8-bit floats, weights and activations, forward and backward (`Fp8Linear`): another
+arithmetic, twice as fast on Hopper.
 """
 
 from __future__ import annotations
@@ -25,7 +30,8 @@ FP8_MAX = 448.0
 
 
 class Int8Linear(Linear8bitLt):
-    """A `Linear8bitLt` that computes weight-only: 8-bit rows times their scale, in the dtype of the activations (or of autocast).
+    """A `Linear8bitLt` that computes weight-only: 8-bit rows times their scale, in the dtype of the
+    activations (or of autocast).
 
     Being a `Linear8bitLt`, it is saved, described and given LoRA by transformers and PEFT as any 8-bit layer.
     """
@@ -41,7 +47,8 @@ class Int8Linear(Linear8bitLt):
 
 
 class _WeightOnlyInt8(torch.autograd.Function):
-    """`x @ W.T + bias` with W dequantised in forward and again in backward: only 8-bit tensors live between the two."""
+    """`x @ W.T + bias` with W dequantised in forward and again in backward: only 8-bit tensors live between
+    the two."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -61,9 +68,11 @@ class _WeightOnlyInt8(torch.autograd.Function):
 
 
 def int8_rows(module: Linear8bitLt) -> tuple[Tensor, Tensor]:
-    """The stored rows, int8 [out_features, in_features], and the largest magnitude of each, float32 [out_features].
+    """The stored rows, int8 [out_features, in_features], and the largest magnitude of each, float32
+    [out_features].
 
-    bitsandbytes keeps the scale on the parameter until its own first forward pass and then on the module's state; PEFT's merge puts it
+    bitsandbytes keeps the scale on the parameter until its own first forward pass and then on the module's
+    state; PEFT's merge puts it
     back on the parameter. Neither place follows the parameter when the whole model changes its device.
     """
     weight: Any = module.weight
@@ -72,15 +81,19 @@ def int8_rows(module: Linear8bitLt) -> tuple[Tensor, Tensor]:
 
 
 def dequantize_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """`weight` int8 [O, D] times `scale` float32 [O] / 127, rounded once to `dtype`; a temporary of O x D elements."""
+    """`weight` int8 [O, D] times `scale` float32 [O] / 127, rounded once to `dtype`; a temporary of O x D
+    elements."""
     out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-    return torch.mul(weight, (scale / INT8_MAX).unsqueeze(1), out=out)  # `out` spares a float32 copy of the weight
+    return torch.mul(
+        weight, (scale / INT8_MAX).unsqueeze(1), out=out
+    )  # `out` spares a float32 copy of the weight
 
 
 def dequantize_weight(module: nn.Module, dtype: torch.dtype | None = None) -> Tensor:
     """The weight [out_features, in_features] that a linear layer multiplies with, in `dtype`.
 
-    `dtype` None is the layer's own: that in which a 4-bit weight was given, float32 for 8-bit rows, the stored one of a plain layer.
+    `dtype` None is the layer's own: that in which a 4-bit weight was given, float32 for 8-bit rows, the
+    stored one of a plain layer.
 
     Raises:
         TypeError: the module is no linear layer.
@@ -97,14 +110,18 @@ def dequantize_weight(module: nn.Module, dtype: torch.dtype | None = None) -> Te
 
 
 def prepare_frozen(model: nn.Module, *, llm_int8: bool = False) -> None:
-    """Make the quantised layers of a loaded model compute as this file says, in place; `llm_int8` leaves 8-bit layers to bitsandbytes."""
+    """Make the quantised layers of a loaded model compute as this file says, in place; `llm_int8` leaves
+    8-bit layers to bitsandbytes."""
     for module in model.modules():
         if isinstance(module, Linear4bit):
-            # On CPUs with AVX512-BF16, bitsandbytes repacks the weight at the first evaluation, with scales rounded to bfloat16, into a
+            # On CPUs with AVX512-BF16, bitsandbytes repacks the weight at the first evaluation, with scales
+            # rounded to bfloat16, into a
             # layout that knows no backward pass: training after an evaluation would lose its gradients.
             module.support_avx512bf16_for_cpu = False
         elif type(module) is Linear8bitLt and not llm_int8:
-            module.__class__ = Int8Linear  # same attributes, other arithmetic; hooks and parameters stay as they are
+            module.__class__ = (
+                Int8Linear  # same attributes, other arithmetic; hooks and parameters stay as they are
+            )
 
 
 def make_resident(model: nn.Module, dtype: torch.dtype) -> None:
@@ -114,8 +131,14 @@ def make_resident(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _children(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> list[tuple[nn.Module, str]]:
-    """(parent, name) of the modules wanted. Not the modules themselves: a list of them would keep what is being replaced in memory."""
-    return [(parent, name) for parent in model.modules() for name, child in parent.named_children() if wanted(child)]
+    """(parent, name) of the modules wanted. Not the modules themselves: a list of them would keep what is
+    being replaced in memory."""
+    return [
+        (parent, name)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if wanted(child)
+    ]
 
 
 def _plain_linear(layer: nn.Linear, dtype: torch.dtype) -> nn.Linear:
@@ -128,10 +151,13 @@ def _plain_linear(layer: nn.Linear, dtype: torch.dtype) -> nn.Linear:
 
 
 class Fp8Linear(nn.Linear):
-    """A frozen linear layer in 8-bit floats (e4m3): each row of the weight, and each token's activations and gradient, with a scale.
+    """A frozen linear layer in 8-bit floats (e4m3): each row of the weight, and each token's activations and
+    gradient, with a scale.
 
-    `weight` holds the bits as uint8 [out_features, in_features], so that nothing takes them for a trainable dtype; `transposed` the same
-    bits as [in_features, out_features], because the matrix units read both operands along the summed dimension. Forward and backward
+    `weight` holds the bits as uint8 [out_features, in_features], so that nothing takes them for a trainable
+    dtype; `transposed` the same
+    bits as [in_features, out_features], because the matrix units read both operands along the summed
+    dimension. Forward and backward
     use the same weight values: the scales of the rows are multiplied into the gradient before it is rounded.
 
     Where the device has no such units the rounded values are multiplied in the dtype of the activations.
@@ -151,7 +177,8 @@ class Fp8Linear(nn.Linear):
         self.register_buffer("transposed", bits.view(torch.uint8).t().contiguous(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` [..., in_features] to [..., out_features], in bfloat16 on units that have fp8, else in the dtype of `x` (or autocast)."""
+        """`x` [..., in_features] to [..., out_features], in bfloat16 on units that have fp8, else in the
+        dtype of `x` (or autocast)."""
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
@@ -173,31 +200,42 @@ class _Fp8Matmul(torch.autograd.Function):
 
 
 def _scaled_matmul(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """`x` [..., D], rounded to fp8 a row, times `weight` [O, D] (bits) times `scale` [O], to [..., O] in the dtype of `x`."""
+    """`x` [..., D], rounded to fp8 a row, times `weight` [O, D] (bits) times `scale` [O], to [..., O] in the
+    dtype of `x`."""
     rows, row_scale = quantize_rows(x.reshape(-1, x.shape[-1]))
     if has_fp8(x.device):
         y = torch._scaled_mm(
-            rows, weight.view(FP8).t(), scale_a=row_scale, scale_b=scale.unsqueeze(0), out_dtype=torch.bfloat16, use_fast_accum=True
+            rows,
+            weight.view(FP8).t(),
+            scale_a=row_scale,
+            scale_b=scale.unsqueeze(0),
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
         )
     else:
-        y = (rows.to(x.dtype) * row_scale.to(x.dtype)) @ (weight.view(FP8).to(x.dtype) * scale.to(x.dtype).unsqueeze(1)).t()
+        y = (rows.to(x.dtype) * row_scale.to(x.dtype)) @ (
+            weight.view(FP8).to(x.dtype) * scale.to(x.dtype).unsqueeze(1)
+        ).t()
     return y.view(*x.shape[:-1], -1).to(x.dtype)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`x` [N, D] as e4m3 with the largest magnitude of each row at 448, and the float32 scales [N, 1] that undo it."""
+    """`x` [N, D] as e4m3 with the largest magnitude of each row at 448, and the float32 scales [N, 1] that
+    undo it."""
     wide = x.float()
     scale = (wide.abs().amax(-1, keepdim=True) / FP8_MAX).clamp(min=1e-30)
     return (wide / scale).to(FP8), scale
 
 
 def has_fp8(device: torch.device) -> bool:
-    """Whether matrix products of 8-bit floats with a scale a row run on `device` (NVIDIA Hopper and later)."""
+    """Whether matrix products of 8-bit floats with a scale a row run on `device` (NVIDIA Hopper and
+    later)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def make_fp8(language_model: nn.Module) -> None:
-    """Replace the plain linear layers of the language model by `Fp8Linear`, in place. Layers whose sizes are no multiple of 16, which
+    """Replace the plain linear layers of the language model by `Fp8Linear`, in place. Layers whose sizes are
+    no multiple of 16, which
     the matrix units need, stay as they are."""
     for parent, name in _children(language_model, _fits_fp8):
         setattr(parent, name, Fp8Linear(getattr(parent, name)))

@@ -1,6 +1,7 @@
 """TRL's fused language-model head, at the positions that have labels.
 
-On a GPU it finds them itself. Elsewhere it scores every position, of which most have none: a question, an image.
+On a GPU it finds them itself. Elsewhere it scores every position, of which most have none: a question, an
+image.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ POSITIONS_MULTIPLE = 8  # positions are taken in multiples, so that their number
 
 
 def label_scores(model: Any, batch: dict[str, Tensor]) -> Any:
-    """What TRL's head says of a batch's labels: `log_probs` and `is_top1`, zero where there is no label, and `label_mask`.
+    """What TRL's head says of a batch's labels: `log_probs` and `is_top1`, zero where there is no label, and
+    `label_mask`.
 
-    Their shape is `[B, K]`: a position is left out where no row of the batch has a label at it. `model` needs `score_positions`.
+    Their shape is `[B, K]`: a position is left out where no row of the batch has a label at it. `model`
+    needs `score_positions`.
     """
     labels = batch["labels"]
     if labels.is_cuda:
@@ -30,7 +33,9 @@ def label_scores(model: Any, batch: dict[str, Tensor]) -> Any:
     missing = -len(positions) % POSITIONS_MULTIPLE if len(positions) else POSITIONS_MULTIPLE
     others = (shifted == IGNORED).all(0).nonzero().squeeze(1)[:missing]
     positions = torch.cat([positions, others]).sort().values
-    return model(**rest, shift_labels=shifted[:, positions], positions=positions, use_cache=False, fused_lm_head=True)
+    return model(
+        **rest, shift_labels=shifted[:, positions], positions=positions, use_cache=False, fused_lm_head=True
+    )
 
 
 def score_positions(base: Any) -> None:

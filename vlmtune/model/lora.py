@@ -1,6 +1,7 @@
 """Put LoRA on a frozen vision-language model through PEFT, keep its weights in float32, save and load it.
 
-The language model is what the model class itself calls its decoder; everything else (vision tower, projector) counts as vision.
+The language model is what the model class itself calls its decoder; everything else (vision tower,
+projector) counts as vision.
 """
 
 from __future__ import annotations
@@ -30,12 +31,15 @@ ADAPTER = "default"  # what PEFT calls an adapter that nobody names
 def target_modules(model: PreTrainedModel, names: list[str] | str | None, *, lora_vision: bool) -> list[str]:
     """The full names of the linear layers that get an adapter, in the model's order.
 
-    A list holds bare names (`q_proj`, `self_attn.q_proj`, or full names), and so does a string of word characters and dots. They, the
-    default (None) and `all-linear` mean the language model alone unless `lora_vision`; the output head is never among them. Any other
+    A list holds bare names (`q_proj`, `self_attn.q_proj`, or full names), and so does a string of word
+    characters and dots. They, the
+    default (None) and `all-linear` mean the language model alone unless `lora_vision`; the output head is
+    never among them. Any other
     string is a regular expression that a full name must match as a whole, as PEFT takes it.
 
     Raises:
-        ModelError: a name or the pattern matches no linear layer, the pattern is no regular expression, or it reaches vision layers
+        ModelError: a name or the pattern matches no linear layer, the pattern is no regular expression, or
+        it reaches vision layers
             without `lora_vision`.
     """
     linears = linear_names(model)
@@ -68,9 +72,11 @@ def lora_config(
     use_dora: bool = False,
     modules_to_save: list[str] | None = None,
 ) -> LoraConfig:
-    """PEFT's config for adapters on exactly `target_modules`, full names as the function of that name gives them.
+    """PEFT's config for adapters on exactly `target_modules`, full names as the function of that name gives
+    them.
 
-    The names are written as short as they can be (bare names, or one pattern below the language model), so that
+    The names are written as short as they can be (bare names, or one pattern below the language model), so
+    that
     `adapter_config.json` stays readable.
     """
     from peft import LoraConfig
@@ -88,9 +94,11 @@ def lora_config(
 
 
 def attach(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> PeftModel:
-    """The model with fresh adapters in float32, the only parameters that require gradients (beside `modules_to_save`).
+    """The model with fresh adapters in float32, the only parameters that require gradients (beside
+    `modules_to_save`).
 
-    A of each layer is `initial_a`, B is zero: the same on every device, and torch's random state is left as it was.
+    A of each layer is `initial_a`, B is zero: the same on every device, and torch's random state is left as
+    it was.
     """
     import torch
     from peft import get_peft_model
@@ -108,7 +116,8 @@ def attach(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> PeftMode
 
 
 def initial_a(module_name: str, rank: int, in_features: int, *, seed: int) -> Tensor:
-    """A's first value, float32 [rank, in_features] on the CPU: PEFT's distribution, uniform within 1 / sqrt(in_features).
+    """A's first value, float32 [rank, in_features] on the CPU: PEFT's distribution, uniform within 1 /
+    sqrt(in_features).
 
     It depends on the layer's name and the seed alone, not on which other layers have adapters.
     """
@@ -121,7 +130,8 @@ def initial_a(module_name: str, rank: int, in_features: int, *, seed: int) -> Te
 
 
 def to_fp32(model: nn.Module) -> None:
-    """Cast the trainable parameters to float32 in place. What they lost in a lower precision stays lost: see `kept_in_fp32`."""
+    """Cast the trainable parameters to float32 in place. What they lost in a lower precision stays lost: see
+    `kept_in_fp32`."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -129,11 +139,17 @@ def to_fp32(model: nn.Module) -> None:
 
 @contextmanager
 def kept_in_fp32(model: nn.Module) -> Iterator[None]:
-    """For the block in which TRL's SFTTrainer is built: it casts adapters on a quantised base to bfloat16; this puts back their
-    float32 values, bit for bit, in the same parameters. Costs one copy of the trainable parameters for as long as the block runs."""
+    """For the block in which TRL's SFTTrainer is built: it casts adapters on a quantised base to bfloat16;
+    this puts back their
+    float32 values, bit for bit, in the same parameters. Costs one copy of the trainable parameters for as
+    long as the block runs."""
     import torch
 
-    before = [(parameter, parameter.detach().float().clone()) for parameter in model.parameters() if parameter.requires_grad]
+    before = [
+        (parameter, parameter.detach().float().clone())
+        for parameter in model.parameters()
+        if parameter.requires_grad
+    ]
     yield
     with torch.no_grad():
         for parameter, value in before:
@@ -141,15 +157,21 @@ def kept_in_fp32(model: nn.Module) -> Iterator[None]:
 
 
 def save_adapter(model: PeftModel, folder: str | Path) -> None:
-    """Write `adapter_config.json`, `adapter_model.safetensors` and PEFT's model card, as plain `PeftModel.from_pretrained` reads them."""
-    # "auto" would ask the Hub for the base's vocabulary size; embeddings that were trained are saved through modules_to_save.
+    """Write `adapter_config.json`, `adapter_model.safetensors` and PEFT's model card, as plain
+    `PeftModel.from_pretrained` reads them."""
+    # "auto" would ask the Hub for the base's vocabulary size; embeddings that were trained are saved through
+    # modules_to_save.
     model.save_pretrained(str(folder), save_embedding_layers=False)
 
 
-def load_adapter(base: PreTrainedModel | PeftModel, folder: str | Path, *, trainable: bool = False, name: str = ADAPTER) -> PeftModel:
-    """The base with the adapter of a PEFT folder in float32, in evaluation mode; `trainable` makes its parameters require gradients.
+def load_adapter(
+    base: PreTrainedModel | PeftModel, folder: str | Path, *, trainable: bool = False, name: str = ADAPTER
+) -> PeftModel:
+    """The base with the adapter of a PEFT folder in float32, in evaluation mode; `trainable` makes its
+    parameters require gradients.
 
-    The base is changed in place, also when loading fails half-way. One that has an adapter gets another one, under another `name`.
+    The base is changed in place, also when loading fails half-way. One that has an adapter gets another one,
+    under another `name`.
 
     Raises:
         ModelError: the folder holds no LoRA adapter, a damaged one, or one that was made for another base.
@@ -164,16 +186,27 @@ def load_adapter(base: PreTrainedModel | PeftModel, folder: str | Path, *, train
         config: Any = PeftConfig.from_pretrained(str(folder))
         weights: Any = load_peft_weights(str(folder), device="cpu")
         config.inference_mode = not trainable
-        made_for, config.base_model_name_or_path = config.base_model_name_or_path, None  # PEFT warns of a base that was moved
+        made_for, config.base_model_name_or_path = (
+            config.base_model_name_or_path,
+            None,
+        )  # PEFT warns of a base that was moved
         if isinstance(base, PeftModel):
             base.add_adapter(name, config)
         model: Any = base if isinstance(base, PeftModel) else get_peft_model(base, config, adapter_name=name)
         model.peft_config[name].base_model_name_or_path = made_for
         result: Any = set_peft_model_state_dict(model, weights, adapter_name=name)
-    missing = [key for key in result.missing_keys if (".lora_" in key or ".modules_to_save." in key) and name in key.split(".")]
+    missing = [
+        key
+        for key in result.missing_keys
+        if (".lora_" in key or ".modules_to_save." in key) and name in key.split(".")
+    ]
     if missing or result.unexpected_keys:
         one = (missing or result.unexpected_keys)[0]
-        what = "adapter_config.json asks for more tensors than are there" if missing else "it has tensors for layers that do not exist"
+        what = (
+            "adapter_config.json asks for more tensors than are there"
+            if missing
+            else "it has tensors for layers that do not exist"
+        )
         raise ModelError(f"{misfit}: {what}, for example {one}")
     return model.train(trainable)  # type: ignore[no-any-return]
 
@@ -183,7 +216,9 @@ def linear_names(model: PreTrainedModel) -> list[str]:
     from torch import nn
 
     head = model.get_output_embeddings()
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    return [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
+    ]
 
 
 def language_prefix(model: PreTrainedModel) -> str:
@@ -196,14 +231,18 @@ def language_prefix(model: PreTrainedModel) -> str:
     for name, module in model.named_modules():
         if module is decoder and name:
             return f"{name}."
-    raise ModelError(f"{model.name_or_path}: {type(model).__name__} does not tell its language model from its vision tower")
+    raise ModelError(
+        f"{model.name_or_path}: {type(model).__name__} does not tell its language model from its vision tower"
+    )
 
 
 def _matching_pattern(pattern: str, linears: list[str], allowed: list[str]) -> list[str]:
     try:
         matching = [name for name in linears if re.fullmatch(pattern, name)]
     except re.error as error:
-        raise ModelError(f"lora_target_modules: {pattern!r} is neither a layer's name nor a regular expression: {error}") from error
+        raise ModelError(
+            f"lora_target_modules: {pattern!r} is neither a layer's name nor a regular expression: {error}"
+        ) from error
     if not matching:
         raise ModelError(
             f"lora_target_modules: {pattern!r} matches no linear layer; a pattern must match a whole name such as {allowed[0]} "
@@ -228,7 +267,8 @@ def _leaf_names(names: Sequence[str]) -> str:
 
 
 def _shortest(model: PreTrainedModel, names: list[str]) -> list[str] | str:
-    """The shortest of three ways to say exactly `names` to PEFT: bare names, a pattern below the language model, full names."""
+    """The shortest of three ways to say exactly `names` to PEFT: bare names, a pattern below the language
+    model, full names."""
     modules = [name for name, _ in model.named_modules()]
     leaves = sorted({name.rsplit(".", 1)[-1] for name in names})
     if {name for name in modules if any(_ends_with(name, leaf) for leaf in leaves)} == set(names):
@@ -255,7 +295,8 @@ def check_adapter_folder(folder: Path) -> None:
 
 @contextmanager
 def _adapter_errors(folder: Path, misfit: str) -> Iterator[None]:
-    """Turns what PEFT, torch and safetensors raise about an adapter's files or its fit into a `ModelError`."""
+    """Turns what PEFT, torch and safetensors raise about an adapter's files or its fit into a
+    `ModelError`."""
     import torch
     from safetensors import SafetensorError
 
@@ -267,4 +308,6 @@ def _adapter_errors(folder: Path, misfit: str) -> Iterator[None]:
         raise ModelError(f"{folder} is damaged: its weight file cannot be read ({error})") from error
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ModelError(f"{misfit}: {next((line for line in lines if 'mismatch' in line), lines[0] if lines else error)}") from error
+        raise ModelError(
+            f"{misfit}: {next((line for line in lines if 'mismatch' in line), lines[0] if lines else error)}"
+        ) from error

@@ -1,7 +1,9 @@
 """How much GPU memory a run takes, before anything is loaded, and the fastest way that fits.
 
-The estimate counts what the allocator holds at the peak of a step: weights, adapters with gradient and optimizer state, activations that
-the backward pass needs, and the largest temporaries. It is made from the model's outline (shapes without weights).
+The estimate counts what the allocator holds at the peak of a step: weights, adapters with gradient and
+optimizer state, activations that
+the backward pass needs, and the largest temporaries. It is made from the model's outline (shapes without
+weights).
 `benchmarks/train_step.py` prints it beside the measured peak.
 """
 
@@ -17,17 +19,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 GB = 2**30
-# What the allocator loses between blocks, and the context and libraries of the GPU, which no tensor is charged for.
+# What the allocator loses between blocks, and the context and libraries of the GPU, which no tensor is
+# charged for.
 USABLE = 0.94
 CONTEXT = 1.0 * GB
-# Bytes that nf4 takes for a weight: half a byte, a scale in 8 bits for every 64, and a second scale for every 256 of those.
+# Bytes that nf4 takes for a weight: half a byte, a scale in 8 bits for every 64, and a second scale for
+# every 256 of those.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 ADAPTER_BYTES = 16  # weight, gradient and AdamW's two averages, in float32
-EAGER_FACTOR = 2.2  # activations of a layer that is not compiled, against one that is: casts and norms in float32 are kept
-VISION_LAYERS = 20  # what a vision tower keeps beside the output of each layer, in such outputs: masks, and its last layers' inner values
+# activations of a layer that is not compiled, against one that is: casts and norms in float32 are kept
+EAGER_FACTOR = 2.2
+# what a vision tower keeps beside the output of each layer, in such outputs: masks, and its last layers'
+# inner values
+VISION_LAYERS = 20
 EVALUATED_TOKENS = 4096  # the tower's included: as many keep a GPU busy without a backward pass
 LOSS_TILE = 32768  # columns of logits that exist at a time
-EAGER_RATE = 300e12  # operations a second of a large GPU without compiled layers; only to guess whether a run is long
+EAGER_RATE = (
+    300e12  # operations a second of a large GPU without compiled layers; only to guess whether a run is long
+)
 WORTH_COMPILING = 240  # seconds that a run takes without; compiling takes about 30 and saves a quarter
 
 
@@ -39,10 +48,12 @@ class Shapes:
         quantized: weights in linear layers that are quantised; `other`: the rest.
         decoder: those of them that are the language model's.
         largest: weights of the largest quantised layer.
-        layers, hidden, intermediate, attention, key_value: of the decoder; the last two are the widths of queries and of keys.
+        layers, hidden, intermediate, attention, key_value: of the decoder; the last two are the widths of
+        queries and of keys.
         cross_layers: decoder layers that read the image (Mllama).
         vocabulary: rows of the output head.
-        adapter: in_features + out_features, summed over the layers that get an adapter; `adapted`: in_features alone.
+        adapter: in_features + out_features, summed over the layers that get an adapter; `adapted`:
+        in_features alone.
         vision: numbers that the vision tower keeps for each of its tokens while it runs; 0 without one.
     """
 
@@ -88,10 +99,13 @@ class Load:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a step is run: which values the base holds, which activations are kept, and how many rows go through at once.
+    """How a step is run: which values the base holds, which activations are kept, and how many rows go
+    through at once.
 
-    `graphs`: whether memory is left for recorded steps (`model.capture`) beside others; without, a step is recorded where there happens to
-    be room. `spare`: bytes of the GPU that are left. `evaluated`: at most so many rows are evaluated at once; None for as many as asked.
+    `graphs`: whether memory is left for recorded steps (`model.capture`) beside others; without, a step is
+    recorded where there happens to
+    be room. `spare`: bytes of the GPU that are left. `evaluated`: at most so many rows are evaluated at
+    once; None for as many as asked.
     """
 
     resident: bool
@@ -106,7 +120,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes at the peak of a step. `graphs`: what recorded steps keep for themselves, beside those of steps that are not recorded."""
+    """Bytes at the peak of a step. `graphs`: what recorded steps keep for themselves, beside those of steps
+    that are not recorded."""
 
     weights: float
     adapters: float
@@ -130,7 +145,8 @@ class Estimate:
 
 
 def shapes(outline: PreTrainedModel, targets: Sequence[str]) -> Shapes:
-    """The sizes of a model given as its outline on the meta device, with adapters on the layers named `targets`."""
+    """The sizes of a model given as its outline on the meta device, with adapters on the layers named
+    `targets`."""
     from torch import nn
 
     head = outline.get_output_embeddings()
@@ -155,7 +171,9 @@ def shapes(outline: PreTrainedModel, targets: Sequence[str]) -> Shapes:
         attention=heads * width,
         key_value=(getattr(config, "num_key_value_heads", None) or heads) * width,
         vocabulary=head.out_features if isinstance(head, nn.Linear) else config.vocab_size,
-        adapter=sum(module.in_features + module.out_features for module in chosen if isinstance(module, nn.Linear)),
+        adapter=sum(
+            module.in_features + module.out_features for module in chosen if isinstance(module, nn.Linear)
+        ),
         adapted=sum(module.in_features for module in chosen if isinstance(module, nn.Linear)),
         vision=_vision_numbers(getattr(outline.config, "vision_config", None)),
     )
@@ -172,24 +190,38 @@ def _vision_numbers(config: Any) -> int:
 def estimate(model: Shapes, load: Load, plan: Plan) -> Estimate:
     """Peak memory of a training step.
 
-    A frozen layer needs no input for its backward pass; what is kept for a token in a decoder layer is the residual stream before its two
-    blocks, queries, keys, values and the output of attention, the two inputs of the activation function, and the inputs of the adapters.
+    A frozen layer needs no input for its backward pass; what is kept for a token in a decoder layer is the
+    residual stream before its two
+    blocks, queries, keys, values and the output of attention, the two inputs of the activation function, and
+    the inputs of the adapters.
     """
     tokens = plan.micro_batch * load.length
     wide = load.compute_bytes
     inputs = model.adapted / model.layers if load.dropout else 2 * model.hidden
-    kept = wide * (2 * model.hidden + 2 * model.attention + 2 * model.key_value + 2 * model.intermediate + inputs)
+    kept = wide * (
+        2 * model.hidden + 2 * model.attention + 2 * model.key_value + 2 * model.intermediate + inputs
+    )
     layer = tokens * kept * (1 if plan.compiled else EAGER_FACTOR)
-    images = plan.micro_batch * load.image_tokens * wide * (model.hidden + 2 * model.cross_layers * model.key_value)
-    vision = plan.micro_batch * load.vision_tokens * wide * model.vision  # a recorded graph keeps it, and checkpoints have no graphs
+    images = (
+        plan.micro_batch
+        * load.image_tokens
+        * wide
+        * (model.hidden + 2 * model.cross_layers * model.key_value)
+    )
+    vision = (
+        plan.micro_batch * load.vision_tokens * wide * model.vision
+    )  # a recorded graph keeps it, and checkpoints have no graphs
     boundary = tokens * wide * model.hidden
-    passed = model.layers if load.image_tokens else model.layers - model.cross_layers  # rows without an image skip those
+    passed = (
+        model.layers if load.image_tokens else model.layers - model.cross_layers
+    )  # rows without an image skip those
     layers = layer + (2 if plan.offload else passed) * boundary if plan.checkpointing else passed * layer
     logits = min(plan.micro_batch * load.labelled, 4096) * min(model.vocabulary, LOSS_TILE) * 4 * 2
     backward = tokens * wide * 3 * model.intermediate
     dequantized = 0 if plan.resident or load.quantization in ("none", "fp8") else 2 * wide * model.largest
     one = load.rank * model.adapter
-    # Packed rows have a copy of their adapter each, its gradient, and the same once more where the gradients are joined.
+    # Packed rows have a copy of their adapter each, its gradient, and the same once more where the gradients
+    # are joined.
     copies = 3 * wide * one * plan.micro_batch if load.packed else 0
     activations = layers + images + (0 if plan.checkpointing else vision)
     temporary = max(logits, backward + dequantized, vision)
@@ -198,12 +230,15 @@ def estimate(model: Shapes, load: Load, plan: Plan) -> Estimate:
         adapters=ADAPTER_BYTES * one * max(load.packed, 1) + copies,
         activations=activations,
         temporary=temporary,
-        graphs=activations + temporary if plan.graphs else 0,  # a step of another length finds none of it free
+        graphs=activations + temporary
+        if plan.graphs
+        else 0,  # a step of another length finds none of it free
     )
 
 
 def seconds_of(model: Shapes, tokens: float) -> float:
-    """About how long training on so many tokens takes: four operations a frozen weight, forward and for the input's gradient."""
+    """About how long training on so many tokens takes: four operations a frozen weight, forward and for the
+    input's gradient."""
     return 4 * model.decoder * tokens / EAGER_RATE
 
 
@@ -211,7 +246,11 @@ def _weight_bytes(model: Shapes, load: Load, plan: Plan) -> float:
     wide = load.compute_bytes
     if load.quantization == "fp8":  # twice, in both orders
         return wide * (model.other + model.quantized - model.decoder) + 2 * model.decoder
-    each = wide if plan.resident or load.quantization == "none" else {"nf4": NF4_BYTES, "int8": 1.0}[load.quantization]
+    each = (
+        wide
+        if plan.resident or load.quantization == "none"
+        else {"nf4": NF4_BYTES, "int8": 1.0}[load.quantization]
+    )
     return wide * model.other + each * model.quantized
 
 
@@ -262,7 +301,8 @@ def _by_speed(
     offload: bool,
     graphs: bool,
 ) -> Iterator[Plan]:
-    """Plans from the fastest to the smallest. Fewer rows at a time cost little down to about 2,000 tokens, then computing again less.
+    """Plans from the fastest to the smallest. Fewer rows at a time cost little down to about 2,000 tokens,
+    then computing again less.
 
     Recorded steps of half as many rows are a little faster than all rows in a step that is not recorded.
     """
@@ -274,7 +314,11 @@ def _by_speed(
         for held in residents:
             for size in large if not again and checkpointing is None else sizes:
                 if graphs and not again:
-                    yield from (Plan(held, again, less, compiled, offload, graphs=True) for less in (size, -(-size // 2)) if less in large)
+                    yield from (
+                        Plan(held, again, less, compiled, offload, graphs=True)
+                        for less in (size, -(-size // 2))
+                        if less in large
+                    )
                 yield Plan(held, again, size, compiled, offload)
 
 
@@ -293,7 +337,10 @@ def _what_would_fit(model: Shapes, load: Load, plan: Plan, room: float) -> str:
     if load.length > 512:
         tried.append(("--max_length 512, where the images allow it", replace(load, length=512)))
     for what, smaller in tried:
-        if estimate(model, smaller, replace(plan, micro_batch=1, checkpointing=True, graphs=False)).total <= room:
+        if (
+            estimate(model, smaller, replace(plan, micro_batch=1, checkpointing=True, graphs=False)).total
+            <= room
+        ):
             return f"{what} would fit"
     return f"a GPU with {size_text((estimate(model, load, plan).reserved + CONTEXT) / USABLE)} would do"
 
@@ -307,11 +354,14 @@ def plan_text(plan: Plan, load: Load) -> str:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch raised an error for want of memory, of its GPU or its machine, or a run did not begin because it would."""
+    """Whether torch raised an error for want of memory, of its GPU or its machine, or a run did not begin
+    because it would."""
     import torch
 
     texts = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # torch has no class of its own for these
-    return isinstance(error, torch.OutOfMemoryError | DoesNotFitError) or any(text in str(error) for text in texts)
+    return isinstance(error, torch.OutOfMemoryError | DoesNotFitError) or any(
+        text in str(error) for text in texts
+    )
 
 
 def size_text(size: float) -> str:

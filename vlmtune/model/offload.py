@@ -1,7 +1,9 @@
-"""Gradient checkpointing whose checkpoints lie in pinned CPU memory: a layer's input leaves the GPU while the next layers compute, and
+"""Gradient checkpointing whose checkpoints lie in pinned CPU memory: a layer's input leaves the GPU while
+the next layers compute, and
 comes back before its turn in the backward pass.
 
-torch's own checkpoints stay on the GPU. TRL's offloading brings each back only when it is asked for, so that every layer waits.
+torch's own checkpoints stay on the GPU. TRL's offloading brings each back only when it is asked for, so that
+every layer waits.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ class Checkpoints:
         self.leaving: deque[tuple[Tensor, Any]] = deque()
 
     def run(self, function: Callable[[Tensor], Tensor], x: Tensor, *, first: bool) -> Tensor:
-        """`function(x)` with nothing kept but `x`; computed again in the backward pass. `first`: of the stack's layers."""
+        """`function(x)` with nothing kept but `x`; computed again in the backward pass. `first`: of the
+        stack's layers."""
         if not torch.is_grad_enabled():
             return function(x)
         if first:
@@ -52,7 +55,8 @@ class Checkpoints:
 
     def fetch(self, kept: _Kept) -> Tensor:
         """The input of a layer; that of the layer before it is asked for as well."""
-        self.leaving.clear()  # the forward pass is over, and so are the copies by the time that anything is written over them
+        # the forward pass is over, and so are the copies by the time that anything is written over them
+        self.leaving.clear()
         for one in (kept, kept.before):
             if one is not None and one.device is None:
                 with torch.cuda.stream(self.stream):
@@ -76,7 +80,9 @@ class _Kept:
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, checkpoints: Checkpoints, function: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, checkpoints: Checkpoints, function: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         ctx.checkpoints, ctx.function = checkpoints, function
         ctx.random = torch.cuda.get_rng_state(x.device)
         ctx.autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
@@ -87,7 +93,11 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
         x = ctx.checkpoints.fetch(ctx.kept).requires_grad_()
         enabled, dtype = ctx.autocast
-        with torch.random.fork_rng(devices=[x.device]), torch.enable_grad(), torch.autocast("cuda", dtype=dtype, enabled=enabled):
+        with (
+            torch.random.fork_rng(devices=[x.device]),
+            torch.enable_grad(),
+            torch.autocast("cuda", dtype=dtype, enabled=enabled),
+        ):
             torch.cuda.set_rng_state(ctx.random, x.device)
             y = ctx.function(x)
         torch.autograd.backward(y, gradient)

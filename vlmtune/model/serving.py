@@ -11,16 +11,22 @@ from typing import Any
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 DEFAULT_RANK = 16
 TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_[AB]\.weight")
-# Cross-attention models left vLLM with its first engine, and no version took LoRA on them (vllm-project/vllm#10824).
-WITHOUT_LORA = {"mllama": "Llama-3.2-Vision left vLLM after 0.10.2, and no version of it took LoRA on this model"}
+# Cross-attention models left vLLM with its first engine, and no version took LoRA on them
+# (vllm-project/vllm#10824).
+WITHOUT_LORA = {
+    "mllama": "Llama-3.2-Vision left vLLM after 0.10.2, and no version of it took LoRA on this model"
+}
 
 
 def max_lora_rank(rank: int) -> int | None:
-    """The value of vLLM's --max-lora-rank that an adapter of this rank needs, or None where it is too large."""
+    """The value of vLLM's --max-lora-rank that an adapter of this rank needs, or None where it is too
+    large."""
     return next((allowed for allowed in RANKS if rank <= allowed), None)
 
 
-def refusals(config: dict[str, Any], tensors: Sequence[str], *, model_type: str, language_prefix: str) -> list[str]:
+def refusals(
+    config: dict[str, Any], tensors: Sequence[str], *, model_type: str, language_prefix: str
+) -> list[str]:
     """Why vLLM would refuse this adapter, or use less than all of it; empty where it takes it as it is.
 
     Args:
@@ -37,13 +43,22 @@ def refusals(config: dict[str, Any], tensors: Sequence[str], *, model_type: str,
         (model_type in WITHOUT_LORA, WITHOUT_LORA.get(model_type, "")),
         (max(ranks) > RANKS[-1], f"rank {max(ranks)} is above {RANKS[-1]}, the highest that it takes"),
         (bool(config.get("use_dora")), "it does not take DoRA"),
-        (config.get("bias", "none") != "none" or bool(config.get("lora_bias")), "it does not take adapters with a bias"),
-        (bool(config.get("modules_to_save")), f"it does not take modules_to_save ({', '.join(config.get('modules_to_save') or [])})"),
+        (
+            config.get("bias", "none") != "none" or bool(config.get("lora_bias")),
+            "it does not take adapters with a bias",
+        ),
+        (
+            bool(config.get("modules_to_save")),
+            f"it does not take modules_to_save ({', '.join(config.get('modules_to_save') or [])})",
+        ),
         (
             bool(config.get("rank_pattern") or config.get("alpha_pattern")),
             "it scales all layers by one rank and alpha, and the adapter has rank_pattern or alpha_pattern",
         ),
-        (bool(outside), f"it puts LoRA on the language model, and leaves out the adapter's other layers ({next(iter(outside), '')})"),
+        (
+            bool(outside),
+            f"it puts LoRA on the language model, and leaves out the adapter's other layers ({next(iter(outside), '')})",
+        ),
     ]
     # DoRA, biases and saved modules have tensors of other names: said once.
     reasons = [reason for holds, reason in checks if holds]

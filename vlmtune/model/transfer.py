@@ -1,6 +1,7 @@
 """Numbers between the CPU and the device without either waiting for the other.
 
-A blocking copy leaves a GPU without work until Python has come to its next launch: some ten milliseconds of a training step.
+A blocking copy leaves a GPU without work until Python has come to its next launch: some ten milliseconds of
+a training step.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def host_buffer(flat: Tensor) -> Tensor:
-    """Memory on the CPU for a copy of `flat` that does not wait: pinned for a GPU's, of which 64 MB cost some 20 ms to take.
+    """Memory on the CPU for a copy of `flat` that does not wait: pinned for a GPU's, of which 64 MB cost
+    some 20 ms to take.
 
-    Keep it for the next copy. What is given free torch gives back to the system whenever a CUDA graph is recorded.
+    Keep it for the next copy. What is given free torch gives back to the system whenever a CUDA graph is
+    recorded.
     """
     return torch.empty(flat.shape, dtype=flat.dtype, pin_memory=runs_ahead(flat.device))
 

@@ -1,9 +1,11 @@
 """An engine as a Ray actor: one to a GPU. Trials call it; its own thread trains.
 
-A call may come twice, because Ray or a trial that was started again repeats it: joining is by the trial's id, and reports are asked for by
+A call may come twice, because Ray or a trial that was started again repeats it: joining is by the trial's
+id, and reports are asked for by
 their number. An engine that died comes back empty, and its trials join again from their checkpoints.
 
-Every process that is given an engine's handle imports this module, each trial's too. So what imports torch is imported in methods.
+Every process that is given an engine's handle imports this module, each trial's too. So what imports torch
+is imported in methods.
 """
 
 from __future__ import annotations
@@ -31,18 +33,31 @@ if TYPE_CHECKING:
     from vlmtune.training.launch import Progress
 
 IDLE = 1.0  # seconds after which an engine without work looks whether its checkpoints were written
-AHEAD = 2  # reports that a trial may have unread before it waits: it trains on while the search decides about the last one
+# reports that a trial may have unread before it waits: it trains on while the search decides about the last
+# one
+AHEAD = 2
 FORGOTTEN_AFTER = 600.0  # seconds in which nobody asked for a waiting trial: its process is gone for good
 MAX_RESTARTS = 8
-LATER = 30.0  # seconds that an engine may start after the first one, at least, before the search goes on without it
-CALLS_AT_ONCE = 256  # every trial waits in a call of its own, and those without a place in one or two at each engine
+# seconds that an engine may start after the first one, at least, before the search goes on without it
+LATER = 30.0
+CALLS_AT_ONCE = (
+    256  # every trial waits in a call of its own, and those without a place in one or two at each engine
+)
 ENGINE_CPUS = 0.9  # that an engine without a GPU asks Ray for, and one with a GPU: it keeps a core busy
 
 
 class EngineActor:
-    """See `Engine` for the arguments. The base is loaded at the first call that needs it, also after a restart."""
+    """See `Engine` for the arguments. The base is loaded at the first call that needs it, also after a
+    restart."""
 
-    def __init__(self, values: dict[str, Any], store: Store, trials: int, rank: int, largest: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        values: dict[str, Any],
+        store: Store,
+        trials: int,
+        rank: int,
+        largest: dict[str, Any] | None = None,
+    ) -> None:
         self.values, self.store, self.trials, self.rank, self.largest = values, store, trials, rank, largest
         self.changed = threading.Condition()
         self.notes: list[str] = []
@@ -70,9 +85,14 @@ class EngineActor:
             if self.engine is None:
                 try:
                     self.engine = Engine(
-                        self.values, self.store, trials=self.trials, rank=self.rank, deliver=self._deliver, note=self.notes.append,
+                        self.values,
+                        self.store,
+                        trials=self.trials,
+                        rank=self.rank,
+                        deliver=self._deliver,
+                        note=self.notes.append,
                         largest=self.largest,
-                    )  # fmt: skip
+                    )
                 except UserError as error:
                     self.failure = error  # else it would look like the engine with most room
                     raise
@@ -82,13 +102,15 @@ class EngineActor:
                 self.training.add_done_callback(lambda _: self._notify())
 
     def news(self) -> list[str]:
-        """What was noted since it was told last. It comes with the next report, as `NOTES`, where nobody asks."""
+        """What was noted since it was told last. It comes with the next report, as `NOTES`, where nobody
+        asks."""
         with self.changed:
             told, self.told = self.told, len(self.notes)
             return self.notes[told:]
 
     def room(self, trial_id: str, seconds: float = 0.0) -> tuple[bool, int]:
-        """Whether the trial is here, and for how many more there are places; if there is none, waits so long for one.
+        """Whether the trial is here, and for how many more there are places; if there is none, waits so long
+        for one.
 
         Raises:
             Exception: what has ended the engine's thread, or kept it from starting.
@@ -104,8 +126,16 @@ class EngineActor:
                 raise self.failure
             return here(), self._places()
 
-    def join(self, trial_id: str, values: dict[str, Any], folder: str, runs_dir: str, progress: Progress | None = None) -> bool:
-        """Take a trial in, from its last checkpoint in `folder` if there is one; one that is here already stays as it is.
+    def join(
+        self,
+        trial_id: str,
+        values: dict[str, Any],
+        folder: str,
+        runs_dir: str,
+        progress: Progress | None = None,
+    ) -> bool:
+        """Take a trial in, from its last checkpoint in `folder` if there is one; one that is here already
+        stays as it is.
 
         Returns whether there was a place. Who asked for room before may come too late.
 
@@ -129,8 +159,11 @@ class EngineActor:
                 self.changed.notify_all()
         return True
 
-    def _make_ready(self, trial_id: str, values: dict[str, Any], folder: str, runs_dir: str, progress: Progress | None) -> None:
-        """Let the engine take a trial that is coming in before its next round; what has ended has its last report once more."""
+    def _make_ready(
+        self, trial_id: str, values: dict[str, Any], folder: str, runs_dir: str, progress: Progress | None
+    ) -> None:
+        """Let the engine take a trial that is coming in before its next round; what has ended has its last
+        report once more."""
         from vlmtune.packed.checkpoints import last_checkpoint, last_report
         from vlmtune.packed.engine import Report
         from vlmtune.training.gauges import Gauges
@@ -141,7 +174,13 @@ class EngineActor:
         ended = last is not None and last["step"] >= last["max_steps"]
         if not ended:
             with last_checkpoint(folder) as checkpoint:
-                slot = self.engine.slot(trial_id, values, runs_dir=runs_dir, checkpoint=checkpoint, progress=Gauges(trial_id, 0, progress))
+                slot = self.engine.slot(
+                    trial_id,
+                    values,
+                    runs_dir=runs_dir,
+                    checkpoint=checkpoint,
+                    progress=Gauges(trial_id, 0, progress),
+                )
         with self.changed:
             if trial_id not in self.coming:  # it has left meanwhile, or came twice
                 if slot is not None:
@@ -154,11 +193,16 @@ class EngineActor:
             self.taken[trial_id], self.asked[trial_id] = 0, time.monotonic()
 
     def _places(self) -> int:
-        there = self.coming | self.joining.keys() | (self.engine.slots.keys() if self.engine is not None else set())
+        there = (
+            self.coming
+            | self.joining.keys()
+            | (self.engine.slots.keys() if self.engine is not None else set())
+        )
         return self.trials - len(there - self.leaving)
 
     def wait(self, trial_id: str, number: int, seconds: float) -> tuple[dict[str, Any], bool] | None:
-        """The trial's report of this number, from 0, since it joined, and whether it is the last; None if it is not there in time.
+        """The trial's report of this number, from 0, since it joined, and whether it is the last; None if it
+        is not there in time.
 
         Raises:
             UnknownTrialError: it has to join again.
@@ -168,7 +212,9 @@ class EngineActor:
                 raise UnknownTrialError(trial_id)
             self.taken[trial_id], self.asked[trial_id] = number, time.monotonic()
             self.changed.notify_all()  # it may have waited to be asked
-            self.changed.wait_for(lambda: len(self.reports.get(trial_id, ())) > number or self._stopped(), timeout=seconds)
+            self.changed.wait_for(
+                lambda: len(self.reports.get(trial_id, ())) > number or self._stopped(), timeout=seconds
+            )
             self.asked[trial_id] = time.monotonic()
             self._raise_of_training()
             reports = self.reports.get(trial_id, [])
@@ -200,7 +246,9 @@ class EngineActor:
         with self.changed:
             if trial_id in self.reports:
                 notes = self.news()
-                self.reports[trial_id].append(replace(report, metrics={**report.metrics, NOTES: notes}) if notes else report)
+                self.reports[trial_id].append(
+                    replace(report, metrics={**report.metrics, NOTES: notes}) if notes else report
+                )
                 self.reported = True
             self.changed.notify_all()
 
@@ -213,10 +261,13 @@ class EngineActor:
                 parked = self._let_in_and_out(engine)
                 if not engine.slots.keys() - parked:
                     self.changed.wait(timeout=IDLE)
-            engine.round(parked)  # does nothing without a trial, but to raise what kept a checkpoint from being written
+            engine.round(
+                parked
+            )  # does nothing without a trial, but to raise what kept a checkpoint from being written
 
     def _let_the_search_decide(self, engine: Engine) -> None:
-        """Wait until the trials that have reported are stopped or asked to go on, for at most half the time that their next rows take.
+        """Wait until the trials that have reported are stopped or asked to go on, for at most half the time
+        that their next rows take.
 
         A trial that is stopped would train them for nothing.
         """
@@ -233,9 +284,12 @@ class EngineActor:
         return len(self.reports[trial_id]) - self.taken[trial_id] if trial_id in self.reports else AHEAD
 
     def _let_in_and_out(self, engine: Engine) -> set[str]:
-        """Between rounds: trials that leave or join; returns those that wait until somebody takes their reports."""
+        """Between rounds: trials that leave or join; returns those that wait until somebody takes their
+        reports."""
         parked = {name for name in engine.slots if self._unread(name) >= AHEAD}
-        forgotten = {name for name in parked if time.monotonic() - self.asked.get(name, 0.0) > FORGOTTEN_AFTER}
+        forgotten = {
+            name for name in parked if time.monotonic() - self.asked.get(name, 0.0) > FORGOTTEN_AFTER
+        }
         for trial_id in self.leaving | forgotten:
             engine.leave(trial_id)
         for trial_id in forgotten:
@@ -248,9 +302,17 @@ class EngineActor:
 
 
 def start_engines(
-    values: dict[str, Any], store: Store, *, count: int, trials: int, rank: int, gpu: bool, largest: dict[str, Any] | None = None
+    values: dict[str, Any],
+    store: Store,
+    *,
+    count: int,
+    trials: int,
+    rank: int,
+    gpu: bool,
+    largest: dict[str, Any] | None = None,
 ) -> tuple[list[ActorHandle[Any]], list[str]]:
-    """`count` engines, each with a GPU of its own or on CPUs, and what they have noted. They end with this process.
+    """`count` engines, each with a GPU of its own or on CPUs, and what they have noted. They end with this
+    process.
 
     Those whose GPU something else holds take trials as soon as it is theirs.
 
@@ -258,7 +320,12 @@ def start_engines(
         DoesNotFitError: the base does not fit in a GPU's memory.
     """
     remote: Any = ray.remote(EngineActor)
-    options = {"num_cpus": ENGINE_CPUS, "num_gpus": 1 if gpu else 0, "max_concurrency": CALLS_AT_ONCE, "max_restarts": MAX_RESTARTS}
+    options = {
+        "num_cpus": ENGINE_CPUS,
+        "num_gpus": 1 if gpu else 0,
+        "max_concurrency": CALLS_AT_ONCE,
+        "max_restarts": MAX_RESTARTS,
+    }
     engines = [remote.options(**options).remote(values, store, trials, rank, largest) for _ in range(count)]
     starts = [engine.start.remote() for engine in engines]
     started = time.monotonic()
@@ -273,8 +340,12 @@ def start_engines(
             raise error.cause from None
         raise
     begun = [engine for engine, start in zip(engines, starts, strict=True) if start in ready]
-    notes = list(dict.fromkeys(note for noted in ray.get([engine.news.remote() for engine in begun]) for note in noted))
+    notes = list(
+        dict.fromkeys(note for noted in ray.get([engine.news.remote() for engine in begun]) for note in noted)
+    )
     if waiting:
         what = "GPU" if gpu else "CPU"
-        notes.append(f"          {len(ready)} of {count} {what}s are free; trials use the others when they are")
+        notes.append(
+            f"          {len(ready)} of {count} {what}s are free; trials use the others when they are"
+        )
     return engines, notes

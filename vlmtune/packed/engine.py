@@ -1,6 +1,8 @@
-"""Many trials train over one frozen base: between two passes trials join and leave, and each goes its own way through its own rows.
+"""Many trials train over one frozen base: between two passes trials join and leave, and each goes its own
+way through its own rows.
 
-A round gives every trial one micro-batch. Their rows go through the base together, as `passes.cut_passes` joins them; each trial then
+A round gives every trial one micro-batch. Their rows go through the base together, as `passes.cut_passes`
+joins them; each trial then
 updates its adapter when its own step is complete, and is evaluated when its own schedule says so.
 """
 
@@ -19,7 +21,7 @@ from typing import Any
 
 import torch
 
-from vlmtune.config import Settings
+from vlmtune.config.settings import Settings
 from vlmtune.data.prepare import read_examples
 from vlmtune.data.processor import load_processor
 from vlmtune.data.split import EVAL
@@ -42,7 +44,8 @@ from vlmtune.training.setup import adapter_config, operations
 
 EVALUATED_AT_ONCE = 64  # rows of the evaluation set that are in memory at once
 WRITERS = 4  # checkpoints at once: a trial's last report waits for its own
-UNWRITTEN = 2  # checkpoints of a trial, each of which keeps adapter and averages in memory: a slower disk holds training up
+# checkpoints of a trial, each of which keeps adapter and averages in memory: a slower disk holds training up
+UNWRITTEN = 2
 NO_ROW_FITS = "out of GPU memory with one row: give a smaller --max_length or --lora_r, or --quantization nf4"
 CACHED_BYTES = 2 * 2**30  # of examples that were read: all trials want the same rows
 
@@ -56,11 +59,13 @@ class Report:
 
 
 class Engine:
-    """The base and the trials on it. One thread calls `round` again and again, and `join` and `leave` between rounds.
+    """The base and the trials on it. One thread calls `round` again and again, and `join` and `leave`
+    between rounds.
 
     Args:
         values: settings that all trials share.
-        trials: how many shall train at once, and `rank`: the highest rank among them, for the plan of memory; `self.trials`: how many can.
+        trials: how many shall train at once, and `rank`: the highest rank among them, for the plan of
+        memory; `self.trials`: how many can.
         deliver: takes a trial's reports by its id, in order: the last one from another thread.
         share: this process's part, where several train the same trials; the first one delivers and writes.
         largest: settings that ask for at least the memory of every trial, to plan for where it is there.
@@ -89,8 +94,14 @@ class Engine:
         planned = Settings.from_dict(largest) if largest is not None else None
         self.model, self.trials = packed_model(settings, store, trials, rank, note, planned)
         self.operations = operations(self.model.base.get_decoder())
-        name, revision, remote = settings.model.base_model, settings.model.model_revision, settings.get("trust_remote_code")
-        self.empty = outline(read_config(name, revision=revision, trust_remote_code=remote), trust_remote_code=remote)
+        name, revision, remote = (
+            settings.model.base_model,
+            settings.model.model_revision,
+            settings.get("trust_remote_code"),
+        )
+        self.empty = outline(
+            read_config(name, revision=revision, trust_remote_code=remote), trust_remote_code=remote
+        )
         self.pictured = pictured_layers(self.empty)
         self.processor = load_processor(name, revision=revision, trust_remote_code=remote)
         self.slots: dict[str, Slot] = {}
@@ -100,9 +111,19 @@ class Engine:
         self.writer = ThreadPoolExecutor(WRITERS, thread_name_prefix="checkpoints")
         self.saving = Lock()  # the processor is one for all
         self.writing: list[Future[None]] = []
-        self.writes: dict[str, deque[Future[None]]] = defaultdict(partial(deque, maxlen=UNWRITTEN))  # the latest of each trial
+        self.writes: dict[str, deque[Future[None]]] = defaultdict(
+            partial(deque, maxlen=UNWRITTEN)
+        )  # the latest of each trial
 
-    def slot(self, trial_id: str, values: dict[str, Any], *, runs_dir: str | None, checkpoint: str | None, **rest: Any) -> Slot:
+    def slot(
+        self,
+        trial_id: str,
+        values: dict[str, Any],
+        *,
+        runs_dir: str | None,
+        checkpoint: str | None,
+        **rest: Any,
+    ) -> Slot:
         """A trial that is ready to `join`. Takes a second or less, and may be called from any thread.
 
         Raises:
@@ -114,14 +135,27 @@ class Engine:
         check_packable(settings)
         names, config = adapter_config(settings, self.empty)
         targets = [self._target(name) for name in names]
-        return Slot(trial_id, values, self.store, targets, config, runs_dir=runs_dir, checkpoint=checkpoint, share=self.share, **rest)
+        return Slot(
+            trial_id,
+            values,
+            self.store,
+            targets,
+            config,
+            runs_dir=runs_dir,
+            checkpoint=checkpoint,
+            share=self.share,
+            **rest,
+        )
 
     def join(self, slot: Slot, folder: str) -> None:
-        """Let a trial take part from the next round on; its checkpoints go to `folder`. One that finds no memory ends as infeasible."""
+        """Let a trial take part from the next round on; its checkpoints go to `folder`. One that finds no
+        memory ends as infeasible."""
         slot.meter.operations = self.operations
         before = self.model.layout
         try:
-            slot.lay_out(slot.whole, torch.device("cpu"))  # what does not even fit alone must not change the others' layout
+            slot.lay_out(
+                slot.whole, torch.device("cpu")
+            )  # what does not even fit alone must not change the others' layout
             if anew := self.model.fit(slot.targets, slot.rank):
                 for other in self.slots.values():
                     other.lay_out(self.model.layout, self.model.device)
@@ -138,7 +172,9 @@ class Engine:
         self.slots[slot.trial_id], self.folders[slot.trial_id] = slot, folder
         if self.share.rank == 0:
             for one in self.slots.values() if anew else [slot]:
-                self.writer.submit(one.reserve)  # what fails there fails again, and is told, where the checkpoint is taken
+                self.writer.submit(
+                    one.reserve
+                )  # what fails there fails again, and is told, where the checkpoint is taken
 
     def leave(self, trial_id: str) -> None:
         """Let a trial go; nothing happens where it has gone already."""
@@ -189,9 +225,13 @@ class Engine:
         return Target(name, layer.in_features, layer.out_features, pictured=name in self.pictured)
 
     def _share_time(self, rows: dict[Slot, list[Row]], seconds: float, waited: float) -> None:
-        """Charge every trial for its share of a round, by tokens, so that the seconds of all trials add up to the device's."""
+        """Charge every trial for its share of a round, by tokens, so that the seconds of all trials add up
+        to the device's."""
         self.round_seconds = seconds
-        tokens = {slot: sum(bucket_length(len(row.example.input_ids)) for row in mine) for slot, mine in rows.items()}
+        tokens = {
+            slot: sum(bucket_length(len(row.example.input_ids)) for row in mine)
+            for slot, mine in rows.items()
+        }
         for slot, count in tokens.items():
             part = count / max(sum(tokens.values()), 1)  # of several workers, one may have no row in a round
             slot.charged += seconds * part
@@ -205,7 +245,8 @@ class Engine:
                 self._end(slot, {**slot.report(metrics), EVALUATION: slot.evaluation})
 
     def _evaluate(self, slots: Sequence[Slot]) -> None:
-        """Evaluate trials on all evaluation rows at full length, together, and report each with a checkpoint."""
+        """Evaluate trials on all evaluation rows at full length, together, and report each with a
+        checkpoint."""
         if not slots:
             return
         started = time.monotonic()
@@ -229,7 +270,9 @@ class Engine:
         reports = {}
         for slot in slots:
             loss, labelled = sums[slot]
-            reports[slot] = self._report(slot, {"eval_loss": loss / labelled, **answered[slot], "eval_seconds": seconds / len(slots)})
+            reports[slot] = self._report(
+                slot, {"eval_loss": loss / labelled, **answered[slot], "eval_seconds": seconds / len(slots)}
+            )
         for slot, report in reports.items():
             self._keep(slot, report)
 
@@ -240,16 +283,23 @@ class Engine:
         read = cached(self.examples.get(rows))
         with self.model.selected(slot.optimizer.flat, slot.scaling) as model:
             rank, world = self.share.rank, self.share.world
-            return self.objective.measure(model, self.processor, self.store, read, last=slot.ended, rank=rank, world=world)
+            return self.objective.measure(
+                model, self.processor, self.store, read, last=slot.ended, rank=rank, world=world
+            )
 
     def _report(self, slot: Slot, metrics: dict[str, float]) -> Report:
-        """Report a trial's evaluation, unless it is the last one, which waits for its checkpoint: that is what remains.
+        """Report a trial's evaluation, unless it is the last one, which waits for its checkpoint: that is
+        what remains.
 
-        The search decides about a trial while checkpoints are taken and written, so that one that is stopped hardly trains on; what an
+        The search decides about a trial while checkpoints are taken and written, so that one that is stopped
+        hardly trains on; what an
         engine that died has not written it trains, and reports, once more.
         """
         slot.control.should_evaluate = False
-        report = Report({**slot.report(metrics), EVALUATION: slot.evaluation, "checkpoint_path": self._folder(slot)}, slot.ended)
+        report = Report(
+            {**slot.report(metrics), EVALUATION: slot.evaluation, "checkpoint_path": self._folder(slot)},
+            slot.ended,
+        )
         if self.share.rank == 0 and not report.last:
             self.deliver(slot.trial_id, report)
         return report
@@ -293,7 +343,9 @@ class Engine:
     def _submit(self, trial_id: str, work: Callable[[], None]) -> None:
         """Let a thread do what is left of a trial's report, after that of the one before."""
         writes = self.writes[trial_id]
-        before = list(writes)[-1:]  # handed in earlier, so it is under way already and cannot wait for this one
+        before = list(writes)[
+            -1:
+        ]  # handed in earlier, so it is under way already and cannot wait for this one
         if len(writes) == UNWRITTEN:
             writes[0].exception()
 
@@ -312,7 +364,8 @@ class Engine:
 
 
 class ExampleCache:
-    """Examples that were read from a store, the latest of them in memory; the next ones are read ahead in a thread."""
+    """Examples that were read from a store, the latest of them in memory; the next ones are read ahead in a
+    thread."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -347,4 +400,8 @@ class ExampleCache:
 
 
 def _bytes(example: Example) -> int:
-    return int(example.input_ids.nbytes + example.kinds.nbytes + sum(tensor.nbytes for tensor in example.tensors.values()))
+    return int(
+        example.input_ids.nbytes
+        + example.kinds.nbytes
+        + sum(tensor.nbytes for tensor in example.tensors.values())
+    )

@@ -13,17 +13,20 @@ from vlmtune.model.head import label_scores
 
 @dataclass(frozen=True)
 class RowLosses:
-    """Of each row of a pass, shape `[B]`: the summed loss of its labelled tokens, and how many of them were predicted right."""
+    """Of each row of a pass, shape `[B]`: the summed loss of its labelled tokens, and how many of them were
+    predicted right."""
 
     loss: Tensor
     right: Tensor
 
 
 def row_losses(model: Any, batch: dict[str, Tensor], dft: Tensor | None = None) -> RowLosses:
-    """The negative log-likelihood of a model with TRL's fused head and `score_positions`, summed over the labelled tokens of each row.
+    """The negative log-likelihood of a model with TRL's fused head and `score_positions`, summed over the
+    labelled tokens of each row.
 
     Args:
-        dft: bool `[B]`, rows whose loss is that of Dynamic Fine-Tuning (https://huggingface.co/papers/2508.05629).
+        dft: bool `[B]`, rows whose loss is that of Dynamic Fine-Tuning
+        (https://huggingface.co/papers/2508.05629).
     """
     outputs = label_scores(model, batch)
     losses = -outputs.log_probs  # [B, K], zero where there is no label

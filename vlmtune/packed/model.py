@@ -25,7 +25,8 @@ from vlmtune.packed.vision import VisionFeatures
 
 @dataclass(frozen=True)
 class Found:
-    """Of rows that went through: by `id(row)` the summed loss and the tokens that were predicted right; and the owners of rows that do not
+    """Of rows that went through: by `id(row)` the summed loss and the tokens that were predicted right; and
+    the owners of rows that do not
     fit in memory, not even alone."""
 
     rows: dict[int, tuple[Tensor, Tensor]]
@@ -40,7 +41,9 @@ class PackedModel:
         layout: where an adapter's layers lie in its flat vector. Another one after `fit`, see there.
     """
 
-    def __init__(self, base: Any, meta: Meta, tokens: int, note: Callable[[str], None], features: VisionFeatures) -> None:
+    def __init__(
+        self, base: Any, meta: Meta, tokens: int, note: Callable[[str], None], features: VisionFeatures
+    ) -> None:
         add_fused_lm_head(base, outputs=("log_probs", "is_top1"))
         score_positions(base)
         base.train()
@@ -53,7 +56,8 @@ class PackedModel:
         self.dropout = False  # whether any trial has had one: the layers then always look
 
     def leaves(self) -> list[Tensor]:
-        """The adapters of the rows of the pass under way, in turn A and B of each layer: what its gradients are for."""
+        """The adapters of the rows of the pass under way, in turn A and B of each layer: what its gradients
+        are for."""
         return self.buffers[self.bound[0]].leaves if self.bound is not None else []
 
     def fit(self, targets: Sequence[Target], rank: int) -> bool:
@@ -76,18 +80,23 @@ class PackedModel:
         forget_graphs(self.base.get_decoder())
 
     def add_gradients(self, rows: Sequence[Row], add: Callable[[Any, Tensor], None]) -> Found:
-        """Run rows forward and back. `add(owner, gradient)` gets the summed gradient `[P]` of each owner's rows in a pass."""
+        """Run rows forward and back. `add(owner, gradient)` gets the summed gradient `[P]` of each owner's
+        rows in a pass."""
 
         def run(part: Sequence[Row]) -> RowLosses:
             losses = self._forward(part, dropout=self.dropout)
             weights = to_device(torch.tensor([row.weight for row in part], dtype=torch.float32), self.device)
-            if losses.loss.requires_grad:  # else the adapters are on cross-attention alone, and no row has a picture
+            if (
+                losses.loss.requires_grad
+            ):  # else the adapters are on cross-attention alone, and no row has a picture
                 (losses.loss[: len(part)] * weights).sum().backward()
             gradients = self.buffers[bucket_rows(len(part))].gradients()
             self._drop_gradients()
             groups = {owner: len(list(group)) for owner, group in groupby(part, key=lambda row: row.owner)}
             mine = gradients[: len(part)].split(list(groups.values()))
-            summed = [gradient.sum(0, dtype=torch.float32) for gradient in mine]  # all before the first is added: a pass may run again
+            summed = [
+                gradient.sum(0, dtype=torch.float32) for gradient in mine
+            ]  # all before the first is added: a pass may run again
             for owner, gradient in zip(groups, summed, strict=True):
                 add(owner, gradient)
             return losses
@@ -106,7 +115,8 @@ class PackedModel:
 
     @contextmanager
     def selected(self, adapter: Tensor, scaling: float) -> Iterator[Any]:
-        """The base with one adapter for whatever goes through it in the block, in evaluation mode: to generate with."""
+        """The base with one adapter for whatever goes through it in the block, in evaluation mode: to
+        generate with."""
         one = RowAdapters(self.layout, 1, self.dtype, self.device)
         with torch.no_grad():
             one.flat[0].copy_(adapter)
@@ -118,7 +128,8 @@ class PackedModel:
         yield self.base
 
     def _in_passes(self, rows: Sequence[Row], run: Callable[[Sequence[Row]], RowLosses]) -> Found:
-        """`run` each pass; one that does not fit in memory again in halves. An owner with a row that does not fit alone is left out."""
+        """`run` each pass; one that does not fit in memory again in halves. An owner with a row that does
+        not fit alone is left out."""
         found = Found({}, [])
         waiting = list(cut_passes(rows, self.tokens))
         while waiting:
@@ -127,7 +138,12 @@ class PackedModel:
                 continue
             try:
                 losses = run(part)
-                found.rows.update({id(row): (losses.loss[place].detach(), losses.right[place]) for place, row in enumerate(part)})
+                found.rows.update(
+                    {
+                        id(row): (losses.loss[place].detach(), losses.right[place])
+                        for place, row in enumerate(part)
+                    }
+                )
                 del losses  # else it would hold on to recorded steps that are to give way
                 continue
             except torch.OutOfMemoryError:
@@ -142,7 +158,9 @@ class PackedModel:
                 continue
             half = -(-len(part) // 2)
             self.tokens = half * bucket_length(max(len(row.example.input_ids) for row in part))
-            self.note(f"out of GPU memory with {len(part)} rows at a time: going on with {half}, every trial's step stays the same")
+            self.note(
+                f"out of GPU memory with {len(part)} rows at a time: going on with {half}, every trial's step stays the same"
+            )
             waiting = [part[:half], part[half:], *waiting]
         return found
 
@@ -159,10 +177,15 @@ class PackedModel:
         dft = [row.dft for row in part] + [False] * (bucket_rows(len(part)) - len(part))
         features = self.features.of(filled_up(part)) if part[0].pictured else None
         batch = batch_of(part, self.meta, self.device, self.dtype, pixels=features is None)
-        return row_losses(self.base, {**batch, **(features or {})}, to_device(torch.tensor(dft), self.device) if any(dft) else None)
+        return row_losses(
+            self.base,
+            {**batch, **(features or {})},
+            to_device(torch.tensor(dft), self.device) if any(dft) else None,
+        )
 
     def _bind(self, part: Sequence[Row], *, dropout: bool) -> None:
-        """Lay the rows' adapters out, and point the layers at them. Rows that fill up have the last one's, and no gradient."""
+        """Lay the rows' adapters out, and point the layers at them. Rows that fill up have the last one's,
+        and no gradient."""
         size = bucket_rows(len(part))
         if size not in self.buffers:
             self.buffers[size] = RowAdapters(self.layout, size, self.dtype, self.device)

@@ -1,4 +1,5 @@
-"""Optimizer, schedule and clipping of one trial: what SFTTrainer does for it alone, on the flat vector of its adapter."""
+"""Optimizer, schedule and clipping of one trial: what SFTTrainer does for it alone, on the flat vector of
+its adapter."""
 
 from __future__ import annotations
 
@@ -8,16 +9,19 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, get_scheduler
 
-from vlmtune.config import TrainingArguments
+from vlmtune.config.settings import TrainingArguments
 
-# Those that treat every number of an adapter by itself, so that they do the same on a flat vector as on its matrices.
+# Those that treat every number of an adapter by itself, so that they do the same on a flat vector as on its
+# matrices.
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd", "adagrad", "rmsprop")
 
 
 class AdapterOptimizer:
-    """Steps of one adapter, float32 `[P]`, of which the first `always` numbers are trained by every row, the others by rows with a picture.
+    """Steps of one adapter, float32 `[P]`, of which the first `always` numbers are trained by every row, the
+    others by rows with a picture.
 
-    torch's optimizers leave a parameter without a gradient alone, weight decay and momentum included: as cross-attention's adapters are in
+    torch's optimizers leave a parameter without a gradient alone, weight decay and momentum included: as
+    cross-attention's adapters are in
     a step whose rows have no picture.
     """
 
@@ -36,7 +40,8 @@ class AdapterOptimizer:
         return float(self.schedule.get_last_lr()[0])
 
     def step(self, *, pictured: bool) -> Tensor:
-        """One update with the gradient that was summed up; returns its norm before clipping, a tensor that is not waited for.
+        """One update with the gradient that was summed up; returns its norm before clipping, a tensor that
+        is not waited for.
 
         `pictured`: whether any row of the step has a picture.
         """
@@ -52,7 +57,8 @@ class AdapterOptimizer:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs, copied: `flat`, the optimizer's averages as `[P]` by name; `parts`, what else it keeps; `schedule`."""
+        """What a checkpoint needs, copied: `flat`, the optimizer's averages as `[P]` by name; `parts`, what
+        else it keeps; `schedule`."""
         parts = [self.optimizer.state.get(parameter, {}) for parameter in self.parameters]
         names = {name for part in parts for name, value in part.items() if _is_average(value)}
         flat = {name: torch.zeros_like(self.flat) for name in sorted(names)}
@@ -60,19 +66,29 @@ class AdapterOptimizer:
             for name in names & part.keys():
                 flat[name][piece] = part[name]
         others = [
-            {name: value.clone() if isinstance(value, Tensor) else value for name, value in part.items() if name not in names}
+            {
+                name: value.clone() if isinstance(value, Tensor) else value
+                for name, value in part.items()
+                if name not in names
+            }
             for part in parts
         ]
         return {"flat": flat, "parts": others, "schedule": self.schedule.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`, which may be on another device."""
-        fused = any(group.get("fused") for group in self.optimizer.param_groups)  # its counter of steps lies beside the parameters
+        fused = any(
+            group.get("fused") for group in self.optimizer.param_groups
+        )  # its counter of steps lies beside the parameters
         for parameter, part, piece in zip(self.parameters, state["parts"], self._pieces(), strict=True):
             if part:
-                averages = {name: value[piece].to(self.flat.device, copy=True) for name, value in state["flat"].items()}
+                averages = {
+                    name: value[piece].to(self.flat.device, copy=True)
+                    for name, value in state["flat"].items()
+                }
                 others = {
-                    name: value.to(self.flat.device) if fused and isinstance(value, Tensor) else value for name, value in part.items()
+                    name: value.to(self.flat.device) if fused and isinstance(value, Tensor) else value
+                    for name, value in part.items()
                 }
                 self.optimizer.state[parameter] = {**others, **averages}
         self.schedule.load_state_dict(state["schedule"])

@@ -1,6 +1,7 @@
 """Rows of many trials → passes through the model: rows of like length together, in few different shapes.
 
-A shape is a number of rows and a number of tokens, both rounded up to a bucket. Recorded steps are for one shape, and within a shape no
+A shape is a number of rows and a number of tokens, both rounded up to a bucket. Recorded steps are for one
+shape, and within a shape no
 number of a row depends on its neighbours.
 """
 
@@ -52,7 +53,8 @@ class Row:
 
 
 def bucket_length(tokens: int) -> int:
-    """To how many tokens a row is padded: steps of 8 for the shortest, of 128 above 512; at most a quarter is padding from 32 tokens on."""
+    """To how many tokens a row is padded: steps of 8 for the shortest, of 128 above 512; at most a quarter
+    is padding from 32 tokens on."""
     step = 8 if tokens <= 128 else 32 if tokens <= 256 else 64 if tokens <= 512 else 128
     return -(-tokens // step) * step
 
@@ -63,7 +65,8 @@ def bucket_rows(rows: int) -> int:
 
 
 def cut_passes(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
-    """The rows in passes of one bucket of length and at most `tokens` tokens, at least one row each; owners stay together."""
+    """The rows in passes of one bucket of length and at most `tokens` tokens, at least one row each; owners
+    stay together."""
     groups: dict[tuple[int, bool], list[Row]] = defaultdict(list)
     for row in rows:
         groups[bucket_length(len(row.example.input_ids)), row.pictured].append(row)
@@ -79,14 +82,22 @@ def filled_up(rows: Sequence[Row]) -> list[Row]:
     return [*rows, *[rows[-1]] * (bucket_rows(len(rows)) - len(rows))]
 
 
-def batch_of(rows: Sequence[Row], meta: Meta, device: torch.device, dtype: torch.dtype, *, pixels: bool = True) -> dict[str, Tensor]:
-    """The rows as the model takes them, on `device`, filled up to a bucket with rows that have no labels; or all but their `pixels`."""
+def batch_of(
+    rows: Sequence[Row], meta: Meta, device: torch.device, dtype: torch.dtype, *, pixels: bool = True
+) -> dict[str, Tensor]:
+    """The rows as the model takes them, on `device`, filled up to a bucket with rows that have no labels; or
+    all but their `pixels`."""
     examples = [row.example for row in rows]
     filled = [row.example for row in filled_up(rows)]
     if not pixels:
-        filled = [replace(one, tensors={name: tensor for name, tensor in one.tensors.items() if name != PIXELS}) for one in filled]
+        filled = [
+            replace(one, tensors={name: tensor for name, tensor in one.tensors.items() if name != PIXELS})
+            for one in filled
+        ]
     length = bucket_length(max(len(example.input_ids) for example in examples))
     arrays = collate(filled, pad_token_id=meta.pad_token_id, per_row=meta.pixels.per_row, multiple=length)
     arrays["labels"][len(rows) :] = IGNORED
-    tensors = {name: to_device(torch.from_numpy(array), device) for name, array in arrays.items() if ":" not in name}
+    tensors = {
+        name: to_device(torch.from_numpy(array), device) for name, array in arrays.items() if ":" not in name
+    }
     return meta.pixels.normalize(tensors, dtype)

@@ -1,4 +1,5 @@
-"""One adapter trained by an engine with one slot, or by several: `train.py --trial_runner packed`, and a packed trial repeated alone."""
+"""One adapter trained by an engine with one slot, or by several: `train.py --trial_runner packed`, and a
+packed trial repeated alone."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from vlmtune.cluster import Cluster
-from vlmtune.config import Settings
+from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
 from vlmtune.errors import DivergedError, DoesNotFitError, UserError
 from vlmtune.packed.actor import start_engines
@@ -29,7 +30,8 @@ WAIT = 20.0  # seconds that one call waits in the engine
 
 
 def run_packed(settings: Settings, store: Store, folder: str, cluster: Cluster, show: Progress) -> Outcome:
-    """Train the settings in an engine of their own: in this process with `--num_workers 0`, else on GPUs or CPUs of the cluster.
+    """Train the settings in an engine of their own: in this process with `--num_workers 0`, else on GPUs or
+    CPUs of the cluster.
 
     Raises:
         ConfigError: an option cannot be trained packed.
@@ -45,8 +47,11 @@ def run_packed(settings: Settings, store: Store, folder: str, cluster: Cluster, 
     return watched(lambda progress: _on_ray(settings, store, folder, cluster, progress), show)
 
 
-def train(settings: Settings, store: Store, folder: str, show: Progress, share: Share = ALONE) -> dict[str, Any]:
-    """Train this process's share of the settings, from a checkpoint that is there; returns the last report, which only the first one has.
+def train(
+    settings: Settings, store: Store, folder: str, show: Progress, share: Share = ALONE
+) -> dict[str, Any]:
+    """Train this process's share of the settings, from a checkpoint that is there; returns the last report,
+    which only the first one has.
 
     `folder`: of the run; several workers need to reach the same one.
     """
@@ -56,9 +61,14 @@ def train(settings: Settings, store: Store, folder: str, show: Progress, share: 
         return last
     reports: list[Report] = []
     engine = Engine(
-        settings.to_dict(), store, trials=1, rank=settings.model.lora_r, deliver=lambda _, report: reports.append(report), note=_told(show),
+        settings.to_dict(),
+        store,
+        trials=1,
+        rank=settings.model.lora_r,
+        deliver=lambda _, report: reports.append(report),
+        note=_told(show),
         share=share,
-    )  # fmt: skip
+    )
     runs = f"{folder}/runs" if share.rank == 0 else None
     with last_checkpoint(place) as checkpoint:
         slot = engine.slot(NAME, settings.to_dict(), runs_dir=runs, checkpoint=checkpoint, progress=show)
@@ -77,8 +87,15 @@ def _on_ray(settings: Settings, store: Store, folder: str, cluster: Cluster, pro
     gpu = cluster.workers_use_gpu(settings.get("use_cpu"))
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"values": settings.to_dict(), "store": store, "folder": folder, "progress": progress},
-        scaling_config=ScalingConfig(num_workers=settings.data.most_workers, use_gpu=gpu, resources_per_worker=worker_resources(gpu)),
+        train_loop_config={
+            "values": settings.to_dict(),
+            "store": store,
+            "folder": folder,
+            "progress": progress,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=settings.data.most_workers, use_gpu=gpu, resources_per_worker=worker_resources(gpu)
+        ),
         run_config=RunConfig(storage_path=f"{folder}/checkpoints", name="workers"),
     )
     fit(trainer)
@@ -93,12 +110,20 @@ def _worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank = context.get_world_rank()
     show = Gauges(NAME, rank, config["progress"] if rank == 0 else None)
-    train(Settings.from_dict(config["values"]), config["store"], config["folder"], show, Share(rank, context.get_world_size()))
+    train(
+        Settings.from_dict(config["values"]),
+        config["store"],
+        config["folder"],
+        show,
+        Share(rank, context.get_world_size()),
+    )
 
 
 def _in_actor(settings: Settings, store: Store, folder: str, cluster: Cluster, progress: Progress) -> Outcome:
     gpu = cluster.workers_use_gpu(settings.get("use_cpu"))
-    (engine,), notes = start_engines(settings.to_dict(), store, count=1, trials=1, rank=settings.model.lora_r, gpu=gpu)
+    (engine,), notes = start_engines(
+        settings.to_dict(), store, count=1, trials=1, rank=settings.model.lora_r, gpu=gpu
+    )
     for note in notes:
         _told(progress)(note)
     place, number = _place(folder), 0
@@ -140,7 +165,9 @@ def _check_ended(metrics: dict[str, Any]) -> None:
 
 def _outcome(metrics: dict[str, Any]) -> Outcome:
     _check_ended(metrics)
-    kept = {name: value for name, value in metrics.items() if name not in ("checkpoint_path", "evaluation", NOTES)}
+    kept = {
+        name: value for name, value in metrics.items() if name not in ("checkpoint_path", "evaluation", NOTES)
+    }
     return Outcome(kept, metrics["checkpoint_path"])
 
 

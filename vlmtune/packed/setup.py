@@ -1,4 +1,5 @@
-"""What an engine needs before its first trial: whether these settings can be packed, the plan of its memory, and the base made ready."""
+"""What an engine needs before its first trial: whether these settings can be packed, the plan of its memory,
+and the base made ready."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
-from vlmtune.config import Settings
-from vlmtune.data.preflight import fitting_rows
+from vlmtune.config.settings import Settings
+from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError, DoesNotFitError
@@ -46,7 +47,9 @@ def not_packable(settings: Settings) -> str | None:
         "gradient_checkpointing_kwargs": bool(get("gradient_checkpointing_kwargs")),
         "logging_nan_inf_filter": bool(get("logging_nan_inf_filter")),
         "eval_on_start": bool(get("eval_on_start")),
-        f"num_workers {settings.data.num_workers}, whose number may change": isinstance(settings.data.workers, tuple),
+        f"num_workers {settings.data.num_workers}, whose number may change": isinstance(
+            settings.data.workers, tuple
+        ),
         "trust_remote_code, for a model whose layers are not known": bool(get("trust_remote_code")),
     }
     return next((reason for reason, there in reasons.items() if there), None)
@@ -60,7 +63,8 @@ def check_packable(settings: Settings) -> None:
 
 @dataclass(frozen=True)
 class Passes:
-    """How an engine's passes are run: so many trials at once, at most `rows` rows of `longest` tokens, of `kept` training rows."""
+    """How an engine's passes are run: so many trials at once, at most `rows` rows of `longest` tokens, of
+    `kept` training rows."""
 
     plan: Plan
     trials: int
@@ -70,12 +74,19 @@ class Passes:
 
 
 def packed_model(
-    settings: Settings, store: Store, trials: int, rank: int, note: Callable[[str], None], largest: Settings | None = None
+    settings: Settings,
+    store: Store,
+    trials: int,
+    rank: int,
+    note: Callable[[str], None],
+    largest: Settings | None = None,
 ) -> tuple[PackedModel, int]:
-    """The base of the settings on this process's device, and how many trials of at most `rank` can train over it at once, up to `trials`.
+    """The base of the settings on this process's device, and how many trials of at most `rank` can train
+    over it at once, up to `trials`.
 
     Args:
-        largest: what to plan the memory for, if a GPU has so much; otherwise it is planned for the settings themselves.
+        largest: what to plan the memory for, if a GPU has so much; otherwise it is planned for the settings
+        themselves.
 
     Raises:
         DoesNotFitError: not even one row at a time would fit in the GPU's memory.
@@ -89,7 +100,9 @@ def packed_model(
         if largest is None:
             raise
         passes = _plan(settings, store, trials, settings.model.lora_r, device, note)
-        note("          and not for the largest trial of the search space: trials that need more end as INFEASIBLE")
+        note(
+            "          and not for the largest trial of the search space: trials that need more end as INFEASIBLE"
+        )
     plan = passes.plan
     if passes.trials < trials:
         note(f"Memory    is there for {passes.trials} of {trials} trials at once; the others wait")
@@ -99,8 +112,12 @@ def packed_model(
         base.gradient_checkpointing_enable()
     layer_by_layer(base, plan)
     every = passes.kept + len(store.rows_of(EVAL))
-    features = VisionFeatures(base, store.meta, rows=every, limit=plan.spare * FEATURES_SHARE if gpu else FEATURES)
-    model = PackedModel(base, store.meta, (plan.micro_batch if gpu else passes.rows) * passes.longest, note, features)
+    features = VisionFeatures(
+        base, store.meta, rows=every, limit=plan.spare * FEATURES_SHARE if gpu else FEATURES
+    )
+    model = PackedModel(
+        base, store.meta, (plan.micro_batch if gpu else passes.rows) * passes.longest, note, features
+    )
     if gpu and recordable(settings, packed=True) and not plan.checkpointing:
         record(base, model.leaves, note)
     if not gpu:
@@ -108,7 +125,14 @@ def packed_model(
     return model, passes.trials
 
 
-def _plan(settings: Settings, store: Store, trials: int, rank: int, device: torch.device, note: Callable[[str], None]) -> Passes:
+def _plan(
+    settings: Settings,
+    store: Store,
+    trials: int,
+    rank: int,
+    device: torch.device,
+    note: Callable[[str], None],
+) -> Passes:
     """Passes for as many trials as there is memory for.
 
     Raises:
@@ -117,7 +141,15 @@ def _plan(settings: Settings, store: Store, trials: int, rank: int, device: torc
     kept = fitting_rows(store, settings.get("max_length"), "skip")
     longest = bucket_length(_longest(settings, store, kept))
     for at_once in halves(trials):
-        rows = min(ROWS[-1], max(1, min(at_once * settings.get("per_device_train_batch_size"), GOOD_TOKENS[device.type] // longest)))
+        rows = min(
+            ROWS[-1],
+            max(
+                1,
+                min(
+                    at_once * settings.get("per_device_train_batch_size"), GOOD_TOKENS[device.type] // longest
+                ),
+            ),
+        )
         load = {"packed": at_once, "rank": rank, "batch": rows, "length": longest}
         try:
             plan = plan_step(settings, store, kept, 1, note, runs=settings.search.num_samples, **load)
@@ -130,8 +162,11 @@ def _plan(settings: Settings, store: Store, trials: int, rank: int, device: torc
 
 
 def trials_at_once(settings: Settings, store: Store, device: str) -> int:
-    """How many trials keep an engine on "cuda" or "cpu" busy; more would only begin before the search has learnt from the others."""
-    longest = bucket_length(_longest(settings, store, fitting_rows(store, settings.get("max_length"), "skip")))
+    """How many trials keep an engine on "cuda" or "cpu" busy; more would only begin before the search has
+    learnt from the others."""
+    longest = bucket_length(
+        _longest(settings, store, fitting_rows(store, settings.get("max_length"), "skip"))
+    )
     filling: int = -(-GOOD_TOKENS[device] // (longest * settings.get("per_device_train_batch_size")))
     return min(max(filling, FEWEST_TRIALS), MOST_TRIALS)
 

@@ -16,7 +16,8 @@ class Share:
     world: int = 1
 
     def add_up(self, numbers: Tensor) -> Tensor:
-        """The sum over all workers, each of which gets it; `numbers` on the device that they train on. May be `numbers` itself."""
+        """The sum over all workers, each of which gets it; `numbers` on the device that they train on. May
+        be `numbers` itself."""
         if self.world > 1:
             dist.all_reduce(numbers)
         return numbers

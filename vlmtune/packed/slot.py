@@ -1,4 +1,5 @@
-"""One trial in an engine: its adapter, how far it has come, and what it records. What `SFTTrainer` would do for it alone."""
+"""One trial in an engine: its adapter, how far it has come, and what it records. What `SFTTrainer` would do
+for it alone."""
 
 from __future__ import annotations
 
@@ -19,10 +20,9 @@ from transformers import TrainerControl, TrainerState
 from transformers.trainer_callback import DefaultFlowCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from vlmtune.config import Settings
+from vlmtune.config.settings import Settings
+from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.order import MicroBatch, Order
-from vlmtune.data.paths import filesystem
-from vlmtune.data.preflight import fitting_rows
 from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import Example, shorten
@@ -32,6 +32,7 @@ from vlmtune.packed.layers import Layout, Target
 from vlmtune.packed.optim import AdapterOptimizer
 from vlmtune.packed.passes import PIXELS, Row
 from vlmtune.packed.share import ALONE, Share
+from vlmtune.storage import filesystem
 from vlmtune.training.report import Meter, evaluation
 from vlmtune.training.setup import training_arguments
 
@@ -42,7 +43,8 @@ COPIES = 3  # of a checkpoint, in numbers an adapter has: itself and AdamW's two
 
 @dataclass
 class Step:
-    """An optimizer step under way: the rows of its micro-batches that have been through, and what they gave."""
+    """An optimizer step under way: the rows of its micro-batches that have been through, and what they
+    gave."""
 
     labelled: int
     loss: Tensor
@@ -90,18 +92,26 @@ class Slot:
             world=share.world,
             seed=args.seed if args.data_seed is None else args.data_seed,
         )
-        steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * self.order.steps_per_epoch)
+        steps = (
+            args.max_steps
+            if args.max_steps > 0
+            else math.ceil(args.num_train_epochs * self.order.steps_per_epoch)
+        )
         model = settings.model
         self.rank = model.lora_r
         self.names = [target.name for target in targets]
-        self.whole = self.layout = Layout(targets, self.rank)  # of this adapter alone, in which checkpoints are written
+        self.whole = self.layout = Layout(
+            targets, self.rank
+        )  # of this adapter alone, in which checkpoints are written
         self.scaling = model.lora_alpha / (math.sqrt(self.rank) if model.use_rslora else self.rank)
         self.state, self.control = TrainerState(max_steps=steps), TrainerControl()
         self.state.compute_steps(args, steps)
         self.flow = DefaultFlowCallback()
         self.runs_dir = runs_dir
         # Event files are appended to, which no object store can.
-        self.local_runs = tempfile.mkdtemp(prefix="runs-") if runs_dir is not None and "://" in runs_dir else runs_dir
+        self.local_runs = (
+            tempfile.mkdtemp(prefix="runs-") if runs_dir is not None and "://" in runs_dir else runs_dir
+        )
         self.charged = 0.0  # seconds of the device that were this trial's
         self.meter = Meter(self.local_runs, progress, lambda: self.charged)
         self.first: dict[str, tuple[Tensor, Tensor]] | None = None
@@ -121,7 +131,9 @@ class Slot:
         self.since_log = 0
         self.unread: tuple[dict[str, float], OnTheWay] | None = None
         self.optimizer: AdapterOptimizer | None = None
-        self.buffers: list[list[Tensor]] = []  # for the copies of a checkpoint each, while none is written from them
+        self.buffers: list[
+            list[Tensor]
+        ] = []  # for the copies of a checkpoint each, while none is written from them
 
     # The adapter
 
@@ -131,7 +143,8 @@ class Slot:
         self.buffers = [[host_buffer(self.optimizer.flat) for _ in range(COPIES)]]
 
     def _copies(self, flats: list[Tensor]) -> list[Tensor]:
-        """Copies on the CPU that have their numbers when the stream has come so far; give them back to `buffers` once they are written."""
+        """Copies on the CPU that have their numbers when the stream has come so far; give them back to
+        `buffers` once they are written."""
         buffers = self.buffers.pop() if self.buffers else []
         buffers = [buffer for buffer in buffers if buffer.shape == flats[0].shape]  # else of another layout
         buffers += [host_buffer(flat) for flat in flats[len(buffers) :]]
@@ -140,7 +153,8 @@ class Slot:
         return buffers
 
     def lay_out(self, layout: Layout, device: torch.device) -> None:
-        """Lay the adapter and its optimizer's state out in `layout`: from another layout, from the checkpoint, or anew."""
+        """Lay the adapter and its optimizer's state out in `layout`: from another layout, from the
+        checkpoint, or anew."""
         old = self.optimizer
         before = self.layout if old is not None else self.whole
 
@@ -154,13 +168,21 @@ class Slot:
             state = old.state_dict()
             new.gradient.copy_(moved(old.gradient))
         if state is not None:  # not a new trial
-            new.load_state_dict({**state, "flat": {name: moved(average) for name, average in state["flat"].items()}})
-        self.layout, self.optimizer = layout, new  # last: where the memory does not suffice, the trial stays as it was
+            new.load_state_dict(
+                {**state, "flat": {name: moved(average) for name, average in state["flat"].items()}}
+            )
+        self.layout, self.optimizer = (
+            layout,
+            new,
+        )  # last: where the memory does not suffice, the trial stays as it was
 
     def _first_adapter(self) -> dict[str, tuple[Tensor, Tensor]]:
         seed, rank = self.args.seed, self.rank
         return self.first or {
-            target.name: (initial_a(target.name, rank, target.in_features, seed=seed), torch.zeros(target.out_features, rank))
+            target.name: (
+                initial_a(target.name, rank, target.in_features, seed=seed),
+                torch.zeros(target.out_features, rank),
+            )
             for target in self.targets
         }
 
@@ -171,7 +193,8 @@ class Slot:
         return self.state.global_step >= self.state.max_steps
 
     def wanted(self) -> list[int]:
-        """The store's numbers of the rows of the next micro-batch; none where only other workers have some."""
+        """The store's numbers of the rows of the next micro-batch; none where only other workers have
+        some."""
         return self._numbers(self.next[:1])
 
     def rows(self, examples: dict[int, Example]) -> list[Row]:
@@ -187,7 +210,13 @@ class Slot:
         places = [(self.position + place) * self.share.world + self.share.rank for place in range(len(cut))]
         keys = [zlib.crc32(f"{self.args.seed} {self.state.global_step} {place}".encode()) for place in places]
         rows = [
-            replace(self.row(number, example), weight=weight, rate=model.lora_dropout, key=key, dft=self.args.loss_type == "dft")
+            replace(
+                self.row(number, example),
+                weight=weight,
+                rate=model.lora_dropout,
+                key=key,
+                dft=self.args.loss_type == "dft",
+            )
             for number, example, key in zip(wanted, cut, keys, strict=True)
         ]
         self.position += len(rows)
@@ -196,7 +225,9 @@ class Slot:
     def row(self, number: int, example: Example) -> Row:
         """A row to be evaluated with the adapter as it is."""
         assert self.optimizer is not None
-        return Row(owner=self, number=number, example=example, adapter=self.optimizer.flat, scaling=self.scaling)
+        return Row(
+            owner=self, number=number, example=example, adapter=self.optimizer.flat, scaling=self.scaling
+        )
 
     def step_rows(self) -> list[int]:
         """The store's numbers of the rows that are left of the step under way."""
@@ -218,7 +249,9 @@ class Slot:
         assert self.step is not None and self.optimizer is not None
         self.meter.count(rows=len(rows), tokens=sum(len(row.example.input_ids) for row in rows))
         if rows:
-            losses, right = (torch.stack(parts) for parts in zip(*(found[id(row)] for row in rows), strict=True))
+            losses, right = (
+                torch.stack(parts) for parts in zip(*(found[id(row)] for row in rows), strict=True)
+            )
             self.step.loss = self.step.loss + losses.sum() * rows[0].weight
             self.step.right = self.step.right + right.sum()
         self.next.pop(0)
@@ -231,7 +264,9 @@ class Slot:
         done, per_epoch = divmod(self.state.global_step, self.order.steps_per_epoch)
         micro = per_epoch * self.order.accumulation
         self.state.epoch = done + micro / self.order.micro_batches_per_epoch
-        self.logged.append(torch.stack([self.step.loss.double(), self.step.right.double(), norm.double(), labelled]))
+        self.logged.append(
+            torch.stack([self.step.loss.double(), self.step.right.double(), norm.double(), labelled])
+        )
         self.control = self.flow.on_step_end(self.args, self.state, self.control)
         if per_epoch == 0:
             self.control = self.flow.on_epoch_end(self.args, self.state, self.control)
@@ -247,11 +282,16 @@ class Slot:
         self.next, self.coming = self.coming, next(self.steps, [])
 
     def _add_up(self, step: Step) -> Tensor:
-        """Make the gradient and the numbers of a step, which are over this worker's labelled tokens, those of all; returns how many."""
+        """Make the gradient and the numbers of a step, which are over this worker's labelled tokens, those
+        of all; returns how many."""
         assert self.optimizer is not None
         gradient, own = self.optimizer.gradient, step.labelled
-        numbers = torch.stack([self._full(own), step.loss * own, step.right, self._full(step.pictured)]).to(gradient.dtype)
-        gradients, sums = self.share.add_up(torch.cat([gradient * own, numbers])).split([len(gradient), len(numbers)])
+        numbers = torch.stack([self._full(own), step.loss * own, step.right, self._full(step.pictured)]).to(
+            gradient.dtype
+        )
+        gradients, sums = self.share.add_up(torch.cat([gradient * own, numbers])).split(
+            [len(gradient), len(numbers)]
+        )
         labelled: Tensor
         labelled, loss, step.right, pictured = sums.double().unbind()
         gradient.copy_(gradients / sums[0].clamp(min=1))
@@ -261,7 +301,8 @@ class Slot:
         return labelled
 
     def read_log(self) -> bool:
-        """Log what the last step has left to be logged; returns whether loss and gradient are numbers still."""
+        """Log what the last step has left to be logged; returns whether loss and gradient are numbers
+        still."""
         if self.unread is None:
             return True
         numbers, on_the_way = self.unread
@@ -271,7 +312,11 @@ class Slot:
         accuracy = sum(step[1] for step in steps) / max(sum(step[3] for step in steps), 1)
         logs = {"loss": loss, "grad_norm": steps[-1][2], **numbers, "mean_token_accuracy": accuracy}
         self.state.log_history.append(logs)
-        self.meter.log({name: value for name, value in logs.items() if name != "step"}, int(numbers["step"]), self.state.max_steps)
+        self.meter.log(
+            {name: value for name, value in logs.items() if name != "step"},
+            int(numbers["step"]),
+            self.state.max_steps,
+        )
         return all(math.isfinite(value) for step in steps for value in step)
 
     def _begin_step(self, examples: dict[int, Example]) -> Step:
@@ -298,17 +343,25 @@ class Slot:
     def evaluation(self) -> int:
         """Which of the evaluations of the whole run the present one is."""
         epochs = self.args.eval_strategy == IntervalStrategy.EPOCH
-        return evaluation(vars(self.state) | {"step": self.state.global_step}, None if epochs else self.settings.get("eval_steps"))
+        return evaluation(
+            vars(self.state) | {"step": self.state.global_step},
+            None if epochs else self.settings.get("eval_steps"),
+        )
 
     def report(self, metrics: dict[str, float]) -> dict[str, Any]:
         """What is reported with an evaluation's `metrics`."""
         self.state.log_history.append({**metrics, "step": self.state.global_step})
         self.meter.log(metrics, self.state.global_step, self.state.max_steps)
-        progress = {"step": self.state.global_step, "max_steps": self.state.max_steps, "epoch": float(self.state.epoch)}
+        progress = {
+            "step": self.state.global_step,
+            "max_steps": self.state.max_steps,
+            "epoch": float(self.state.epoch),
+        }
         return {**metrics, **progress, **self.meter.summary()}
 
     def save(self, save_processor: Callable[[Path], None]) -> Callable[[Path], None]:
-        """Take what a checkpoint holds as it is now; returns what writes it into a folder, which may be called while training goes on."""
+        """Take what a checkpoint holds as it is now; returns what writes it into a folder, which may be
+        called while training goes on."""
         assert self.optimizer is not None
         layout, state = self.layout, self.optimizer.state_dict()
         device = self.optimizer.flat.device
@@ -322,7 +375,10 @@ class Slot:
         def write(folder: Path) -> None:
             if copied is not None:
                 copied.synchronize()
-            parts = {name: layout.unpack(copy, self.names, self.rank) for name, copy in zip(names, copies, strict=False)}
+            parts = {
+                name: layout.unpack(copy, self.names, self.rank)
+                for name, copy in zip(names, copies, strict=False)
+            }
             adapter = parts.pop(ADAPTER)
             averages = {name: self.whole.pack(part) for name, part in parts.items()}
             self.lora_config.inference_mode = True

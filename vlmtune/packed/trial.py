@@ -1,4 +1,5 @@
-"""A packed trial as Tune sees it: an ordinary class `Trainable` of a hundredth of a CPU, which drives a slot of an engine.
+"""A packed trial as Tune sees it: an ordinary class `Trainable` of a hundredth of a CPU, which drives a slot
+of an engine.
 
 This process imports neither torch nor transformers: a search starts several of them.
 """
@@ -19,12 +20,15 @@ from ray.actor import ActorHandle
 from vlmtune.errors import UserError
 
 WAIT = 20.0  # seconds that one call waits in the engine
-ANSWER = 1.0  # seconds in which an engine says whether it has room, where others have: it may be starting, or gone
+ANSWER = (
+    1.0  # seconds in which an engine says whether it has room, where others have: it may be starting, or gone
+)
 POLL = 2.0  # seconds that an engine without room is waited for
 PAUSE = 1.0  # between attempts to reach an engine that is starting again
 PATIENCE = 60.0  # seconds of such attempts, after which the trial looks for another engine
 NOTES = "notes"  # in a report: lines for whoever watches, of what its engine has noted since the last one
-FAILED = "failed"  # in a report: why a trial cannot be trained. Raised, Tune would begin it again as one whose process died
+# in a report: why a trial cannot be trained. Raised, Tune would begin it again as one whose process died
+FAILED = "failed"
 
 
 class UnknownTrialError(Exception):
@@ -49,7 +53,12 @@ class PackedTrial(tune.Trainable):
         point_key: str = "",
     ) -> None:
         """Args: `values` of all trials; `engines` to choose from; `output_dir` of the search."""
-        self.shared, self.engines, self.output_dir, self.point_key = values or {}, list(engines), output_dir, point_key
+        self.shared, self.engines, self.output_dir, self.point_key = (
+            values or {},
+            list(engines),
+            output_dir,
+            point_key,
+        )
         self.engine: Any = None
         self._begin(config)
 
@@ -77,7 +86,9 @@ class PackedTrial(tune.Trainable):
                 metrics, last = report
                 self.taken += 1
                 self.notes += metrics.get(NOTES, [])
-                if last or metrics["step"] > self.reported:  # an engine that died may report once more what it had not written
+                if (
+                    last or metrics["step"] > self.reported
+                ):  # an engine that died may report once more what it had not written
                     self.reported, notes, self.notes = metrics.get("step", 0), self.notes, []
                     return {**metrics, **({NOTES: notes} if notes else {}), "done": last}
 
@@ -99,7 +110,8 @@ class PackedTrial(tune.Trainable):
     def load_checkpoint(self, checkpoint: Any) -> None: ...
 
     def _begin(self, config: dict[str, Any]) -> None:
-        """Joining is left to the first step: Tune starts a trial again whose process ends in a step, and not one that has yet to begin."""
+        """Joining is left to the first step: Tune starts a trial again whose process ends in a step, and not
+        one that has yet to begin."""
         self.name = self.trial_id
         self.values = {**self.shared, **config.get(self.point_key, config)}
         self.engine, self.failure, self.reported, self.notes = None, None, 0, []
@@ -122,7 +134,8 @@ class PackedTrial(tune.Trainable):
                 return
 
     def _roomiest(self) -> ActorHandle[Any] | None:
-        """The engine that has the trial already, or else the one with most room, of those that answer: a node may be gone for good.
+        """The engine that has the trial already, or else the one with most room, of those that answer: a
+        node may be gone for good.
 
         None if all are full, after a while in which one may have got a place.
 
@@ -137,7 +150,9 @@ class PackedTrial(tune.Trainable):
         errors: list[Exception] = [ray.exceptions.ActorUnavailableError("no engine answers", None)]
         for call in answered:
             number = asked.index(call)
-            spread = zlib.crc32(f"{self.name} {number}".encode())  # trials that come at once do not all choose the same one
+            spread = zlib.crc32(
+                f"{self.name} {number}".encode()
+            )  # trials that come at once do not all choose the same one
             try:
                 found.append((ray.get(call), spread, self.engines[number]))
             except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:

@@ -1,6 +1,8 @@
-"""What the frozen vision tower makes of a row's pictures: the same for all trials and epochs, so it is computed once and kept.
+"""What the frozen vision tower makes of a row's pictures: the same for all trials and epochs, so it is
+computed once and kept.
 
-Each row is computed by itself: no number of it depends on the rows that stand beside it when it is first needed.
+Each row is computed by itself: no number of it depends on the rows that stand beside it when it is first
+needed.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from vlmtune.data.store import Meta
 from vlmtune.model.transfer import to_device
 from vlmtune.packed.passes import PIXELS, Row
 
-# Whose decoders take nothing of the tower but these features. That of Qwen3-VL, for one, reads inner layers too.
+# Whose decoders take nothing of the tower but these features. That of Qwen3-VL, for one, reads inner layers
+# too.
 FAMILIES = ("llava", "mllama", "qwen2_5_vl")
 WORTH_KEEPING = 0.5  # of all rows: where fewer have room, one by one costs more than is saved
 
@@ -40,7 +43,8 @@ class VisionFeatures:
             self.limit = 0
 
     def of(self, rows: Sequence[Row]) -> dict[str, Any] | None:
-        """What the model takes in place of these rows' pixels; None where the pixels have to go through it."""
+        """What the model takes in place of these rows' pixels; None where the pixels have to go through
+        it."""
         if not self.limit:
             return None
         if not self.kept and _size(self._keep(rows[0])) * self.rows * WORTH_KEEPING > self.limit:
@@ -49,7 +53,9 @@ class VisionFeatures:
         features = [self.kept[row.number] if row.number in self.kept else self._keep(row) for row in rows]
         if not isinstance(self.model, MllamaModel):
             return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}  # type: ignore[arg-type]
-        most = max(len(tiles) for tiles in features)  # rows have different numbers of pictures; the mask hides what is filled up
+        most = max(
+            len(tiles) for tiles in features
+        )  # rows have different numbers of pictures; the mask hides what is filled up
         return {"cross_attention_states": torch.cat([_filled(tiles, most) for tiles in features])}
 
     def drop(self) -> bool:
@@ -69,14 +75,20 @@ class VisionFeatures:
     def _computed(self, row: Row) -> Tensor:
         """`[N, D]` of all tokens of the row's pictures; of Mllama `[tiles, N, D]`."""
         arrays = collate([row.example], pad_token_id=self.meta.pad_token_id, per_row=self.meta.pixels.per_row)
-        tensors = {name: to_device(torch.from_numpy(arrays[name]), self.device) for name in row.example.tensors}
+        tensors = {
+            name: to_device(torch.from_numpy(arrays[name]), self.device) for name in row.example.tensors
+        }
         batch = self.meta.pixels.normalize(tensors, self.dtype)
         if isinstance(self.model, MllamaModel):
-            seen = self.model.vision_model(**{name: batch[name] for name in (PIXELS, "aspect_ratio_ids", "aspect_ratio_mask")})
+            seen = self.model.vision_model(
+                **{name: batch[name] for name in (PIXELS, "aspect_ratio_ids", "aspect_ratio_mask")}
+            )
             features: Tensor = self.model.multi_modal_projector(seen.last_hidden_state)
             return features.flatten(0, 2).clone()  # not what a recorded step will write to again
         wanted = inspect.signature(self.model.get_image_features).parameters
-        outputs = self.model.get_image_features(**{name: tensor for name, tensor in batch.items() if name in wanted})
+        outputs = self.model.get_image_features(
+            **{name: tensor for name, tensor in batch.items() if name in wanted}
+        )
         return torch.cat(tuple(outputs.pooler_output)).clone()
 
 
@@ -90,4 +102,8 @@ def _size(features: Tensor) -> int:
 
 
 def _filled(tiles: Tensor, most: int) -> Tensor:
-    return torch.cat([tiles, tiles.new_zeros(most - len(tiles), *tiles.shape[1:])]) if len(tiles) < most else tiles
+    return (
+        torch.cat([tiles, tiles.new_zeros(most - len(tiles), *tiles.shape[1:])])
+        if len(tiles) < most
+        else tiles
+    )

@@ -1,4 +1,5 @@
-"""What searching was worth, on rows that no trial saw: answers of the base, of the config's own values, and of the best adapter."""
+"""What searching was worth, on rows that no trial saw: answers of the base, of the config's own values, and
+of the best adapter."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,9 +9,8 @@ import numpy as np
 from ray.exceptions import RayError
 
 from vlmtune.cluster import Cluster
-from vlmtune.config import Settings
+from vlmtune.config.settings import Settings
 from vlmtune.console import say
-from vlmtune.data.paths import filesystem
 from vlmtune.data.split import TEST
 from vlmtune.data.store import Store
 from vlmtune.errors import UserError
@@ -21,8 +21,8 @@ from vlmtune.evaluation.generate import Layout
 from vlmtune.evaluation.metrics import METRICS, Estimate, Row, estimates
 from vlmtune.evaluation.numbers import number
 from vlmtune.evaluation.options import NEW_TOKENS
-from vlmtune.output import exists
 from vlmtune.search.results import reason
+from vlmtune.storage import exists, filesystem
 
 MOST_ROWS = 500  # an interval of a share is then at most 9 points wide; more rows cost more than they tell
 BEST, OWN = "best", "own"
@@ -41,7 +41,8 @@ class Answered:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The models on the same rows. `total`: how many test rows there are; `over`: the best adapter's metrics minus those of the others."""
+    """The models on the same rows. `total`: how many test rows there are; `over`: the best adapter's metrics
+    minus those of the others."""
 
     rows: list[Answered]
     total: int
@@ -53,9 +54,17 @@ class Comparison:
         """The numbers as metrics.json holds them."""
 
         def plain(of: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Any]:
-            return {model: {name: asdict(estimate) for name, estimate in found.items()} for model, found in of.items()}
+            return {
+                model: {name: asdict(estimate) for name, estimate in found.items()}
+                for model, found in of.items()
+            }
 
-        return {"rows": len(self.rows), "of": self.total, "models": plain(self.models), "best_minus": plain(self.over)}
+        return {
+            "rows": len(self.rows),
+            "of": self.total,
+            "models": plain(self.models),
+            "best_minus": plain(self.over),
+        }
 
     def card(self) -> dict[str, str]:
         """The same, in lines of a model card's table."""
@@ -75,7 +84,11 @@ class Comparison:
 
     def _change(self, name: str, *, own: bool) -> str:
         before, after = (shown(name, self.models[model][name].value) for model in (BASE, BEST))
-        also = f" (the config's own values: {shown(name, self.models[OWN][name].value)})" if own and OWN in self.models else ""
+        also = (
+            f" (the config's own values: {shown(name, self.models[OWN][name].value)})"
+            if own and OWN in self.models
+            else ""
+        )
         if name == "mae":
             return f"off by {before} → {after} on average{also}"
         return f"{name.replace('_', ' ')} {before} → {after}{also}"
@@ -86,8 +99,11 @@ def shown(name: str, value: float) -> str:
     return f"{100 * value:.1f} %" if METRICS[name].share else f"{value:.2g}"
 
 
-def compare(settings: Settings, store: Store, cluster: Cluster, best: str, own: str | None) -> Comparison | str:
-    """Let the base, the best adapter and that of the config's own values answer test rows; or why that cannot be.
+def compare(
+    settings: Settings, store: Store, cluster: Cluster, best: str, own: str | None
+) -> Comparison | str:
+    """Let the base, the best adapter and that of the config's own values answer test rows; or why that
+    cannot be.
 
     A search has its result by now: whatever keeps a model from answering is said, and does not end it.
 
@@ -100,12 +116,16 @@ def compare(settings: Settings, store: Store, cluster: Cluster, best: str, own: 
     if not len(test):
         return NO_TEST_ROWS
     rows = chosen(test, settings.get("seed"))
-    say(f"Test      {len(rows)} of {len(test)} rows that no trial saw are answered, by the base and by the adapters")
+    say(
+        f"Test      {len(rows)} of {len(test)} rows that no trial saw are answered, by the base and by the adapters"
+    )
     try:
         found = _answers(settings, store, cluster, rows, best, own)
     except (UserError, RayError) as error:
         return f"the test rows could not be answered: {reason(str(error))}"
-    return comparison(found, [str(group) for group in store.column("group")[rows]], len(test), settings.get("seed"))
+    return comparison(
+        found, [str(group) for group in store.column("group")[rows]], len(test), settings.get("seed")
+    )
 
 
 def chosen(test: np.ndarray, seed: int) -> np.ndarray:
@@ -115,11 +135,18 @@ def chosen(test: np.ndarray, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(test, MOST_ROWS, replace=False))
 
 
-def _answers(settings: Settings, store: Store, cluster: Cluster, rows: np.ndarray, best: str, own: str | None) -> list[Answered]:
+def _answers(
+    settings: Settings, store: Store, cluster: Cluster, rows: np.ndarray, best: str, own: str | None
+) -> list[Answered]:
     adapters = {BEST: adapter_files(best)} | ({OWN: adapter_files(own)} if own is not None else {})
     job = Job(settings.to_dict(), adapters, (*adapters, BASE), Layout.of(store), NEW_TOKENS, likely=False)
     return [
-        Answered(int(row), result["question"], result["reference"], {model: result[model]["answer"] for model in job.models})
+        Answered(
+            int(row),
+            result["question"],
+            result["reference"],
+            {model: result[model]["answer"] for model in job.models},
+        )
         for row, result in zip(rows, answered(job, store, rows, cluster), strict=True)
     ]
 
@@ -136,19 +163,27 @@ def adapter_files(folder: str) -> dict[str, bytes]:
 
 
 def comparison(rows: Sequence[Answered], groups: Sequence[str], total: int, seed: int) -> Comparison:
-    """What the answers are worth: errors of numbers where the references tell numbers, shared words where they do not."""
+    """What the answers are worth: errors of numbers where the references tell numbers, shared words where
+    they do not."""
     numbers = 2 * sum(number(row.reference) is not None for row in rows) >= len(rows)
     metrics = ["exact_match", "mae", "within_1"] if numbers else ["exact_match", "token_f1"]
-    by_model = {model: [Row(row.answers[model], row.reference) for row in rows] for model in (BEST, OWN, BASE) if model in rows[0].answers}
+    by_model = {
+        model: [Row(row.answers[model], row.reference) for row in rows]
+        for model in (BEST, OWN, BASE)
+        if model in rows[0].answers
+    }
     models, over = {}, {}
     for other in (OWN, BASE):  # in pairs, because a difference of two is what `estimates` resamples together
         if other in by_model:
-            models[BEST], models[other], over[other] = estimates([by_model[BEST], by_model[other]], groups, metrics, seed=seed)
+            models[BEST], models[other], over[other] = estimates(
+                [by_model[BEST], by_model[other]], groups, metrics, seed=seed
+            )
     return Comparison(list(rows), total, metrics, models, over)
 
 
 def worst_first(rows: Sequence[Answered], metrics: Sequence[str], seed: int) -> list[Answered]:
-    """The rows by how wrong the best adapter's answer is; equals in an order that the seed draws, for neighbours are much alike."""
+    """The rows by how wrong the best adapter's answer is; equals in an order that the seed draws, for
+    neighbours are much alike."""
 
     def wrong(row: Answered) -> tuple[float, float]:
         answer = Row(row.answers[BEST], row.reference)

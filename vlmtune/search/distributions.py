@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Protocol
 
+from vlmtune.config.flags import Flag
 from vlmtune.errors import ConfigError, nearest
-from vlmtune.flags import Flag
 
 # Names, argument order and meaning are Ray Tune's; grid is its grid_search.
 NUMERIC = {
@@ -26,7 +26,9 @@ class Trial(Protocol):
 
     @property
     def number(self) -> int: ...
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float: ...
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float: ...
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int: ...
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
 
@@ -46,7 +48,10 @@ class Categorical:
     @property
     def _labels(self) -> list[Any]:
         # Optuna keeps lists and mappings only as text.
-        return [value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value) for value in self.values]
+        return [
+            value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)
+            for value in self.values
+        ]
 
     def suggest(self, trial: Trial, name: str) -> Any:
         """A value for the option `name` in `trial`."""
@@ -85,15 +90,23 @@ class Numeric:
         if self.log and self.quantum:  # Optuna has no quantised logarithmic scale
             return self._multiple(trial.suggest_float(name, self.low, self.high, log=True))
         if self.whole:
-            return trial.suggest_int(name, int(self.low), int(self.high), step=int(self.quantum or 1), log=self.log)
+            return trial.suggest_int(
+                name, int(self.low), int(self.high), step=int(self.quantum or 1), log=self.log
+            )
         value = trial.suggest_float(name, self.low, self.high, step=self.quantum, log=self.log)
         return self._multiple(value) if self.quantum else value
 
     def contains(self, value: Any) -> bool:
         """Whether `value` could be drawn."""
-        if not isinstance(value, int | float) or isinstance(value, bool) or not self.low <= value <= self.high:
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or not self.low <= value <= self.high
+        ):
             return False
-        return (not self.whole or float(value).is_integer()) and (not self.quantum or self._multiple(value) == value)
+        return (not self.whole or float(value).is_integer()) and (
+            not self.quantum or self._multiple(value) == value
+        )
 
     def parameter(self, value: Any) -> Any:
         """What Optuna keeps for a contained value."""
@@ -101,7 +114,10 @@ class Numeric:
 
     def _multiple(self, value: float) -> float:
         quantum = Decimal(str(self.quantum))
-        multiple = min(max(round(Decimal(str(value)) / quantum) * quantum, Decimal(str(self.low))), Decimal(str(self.high)))
+        multiple = min(
+            max(round(Decimal(str(value)) / quantum) * quantum, Decimal(str(self.low))),
+            Decimal(str(self.high)),
+        )
         return int(multiple) if self.whole else float(multiple)
 
 
@@ -115,7 +131,9 @@ def read_categorical(kind: str, arguments: Any, option: Flag, label: str) -> Cat
         ConfigError: no list, an empty one, one with a value twice, or a value that the option cannot have.
     """
     if not isinstance(arguments, list) or not arguments:
-        raise ConfigError(f"{label}: {kind} takes a list of values, as in {{{kind}: [8, 16]}}, not {json.dumps(arguments, default=str)}")
+        raise ConfigError(
+            f"{label}: {kind} takes a list of values, as in {{{kind}: [8, 16]}}, not {json.dumps(arguments, default=str)}"
+        )
     values = [option.read(value, f"{label}: {kind}") for value in arguments]
     for index, value in enumerate(values):
         if value in values[:index]:
@@ -133,24 +151,34 @@ def read_numeric(kind: str, arguments: Any, option: Flag, label: str) -> Numeric
         raise ConfigError(f"{label}: {kind} draws numbers, which {option.name} does not take; use choice")
     needed = len(NUMERIC[kind].split())
     numbers = arguments if isinstance(arguments, list) else []
-    if len(numbers) != needed or not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
-        raise ConfigError(f"{label}: {kind} takes {needed} numbers, {NUMERIC[kind]}, not {json.dumps(arguments, default=str)}")
+    if len(numbers) != needed or not all(
+        isinstance(number, int | float) and not isinstance(number, bool) for number in numbers
+    ):
+        raise ConfigError(
+            f"{label}: {kind} takes {needed} numbers, {NUMERIC[kind]}, not {json.dumps(arguments, default=str)}"
+        )
     low, high = numbers[:2]
     quantum = numbers[2] if needed == 3 else None
     log, randint = "log" in kind, kind.endswith("randint")
     if low >= high:
         raise ConfigError(f"{label}: {kind}'s lower bound {low} must be below its upper bound {high}")
     if log and low <= 0:
-        raise ConfigError(f"{label}: {kind}'s lower bound {low} must be above 0, as a logarithmic scale has no 0")
+        raise ConfigError(
+            f"{label}: {kind}'s lower bound {low} must be above 0, as a logarithmic scale has no 0"
+        )
     if quantum is not None and quantum <= 0:
         raise ConfigError(f"{label}: {kind}'s quantum {quantum} must be above 0")
     if (randint or option.kind == "int") and not all(float(number).is_integer() for number in numbers):
         raise ConfigError(f"{label}: {kind} needs whole numbers here, not {json.dumps(arguments)}")
     if option.kind == "int" and kind in ("uniform", "loguniform"):
         instead = "randint or quniform" if kind == "uniform" else "lograndint or qloguniform"
-        raise ConfigError(f"{label}: {kind} draws fractions, but {option.name} is a whole number; use {instead}")
+        raise ConfigError(
+            f"{label}: {kind} draws fractions, but {option.name} is a whole number; use {instead}"
+        )
     if quantum is not None and any(Decimal(str(number)) % Decimal(str(quantum)) for number in (low, high)):
-        raise ConfigError(f"{label}: {kind}'s bounds {low} and {high} must be multiples of its quantum {quantum}")
+        raise ConfigError(
+            f"{label}: {kind}'s bounds {low} and {high} must be multiples of its quantum {quantum}"
+        )
     if randint:
         high -= 1  # Tune's upper bound is not drawn
     whole = randint or option.kind == "int"
@@ -161,4 +189,6 @@ def read_numeric(kind: str, arguments: Any, option: Flag, label: str) -> Numeric
 
 def unknown(kind: Any, label: str) -> ConfigError:
     """The error for a distribution that there is not."""
-    return ConfigError(f"{label}: there is no distribution {kind!r}{nearest(str(kind), NAMES)}; there are {', '.join(NAMES)}")
+    return ConfigError(
+        f"{label}: there is no distribution {kind!r}{nearest(str(kind), NAMES)}; there are {', '.join(NAMES)}"
+    )

@@ -1,4 +1,5 @@
-"""Arithmetic over option names, such as "2 * lora_r": parsed to Python's own syntax tree and walked, never executed as code."""
+"""Arithmetic over option names, such as "2 * lora_r": parsed to Python's own syntax tree and walked, never
+executed as code."""
 
 import ast
 import math
@@ -41,7 +42,9 @@ _LONGEST = 500
 _LARGEST_POWER = 64
 _LARGEST_WHOLE = 2**64
 
-_ALLOWED = f"numbers, options, + - * / // % **, comparisons, `a if condition else b`, and {', '.join(_FUNCTIONS)}"
+_ALLOWED = (
+    f"numbers, options, + - * / // % **, comparisons, `a if condition else b`, and {', '.join(_FUNCTIONS)}"
+)
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,17 @@ class Expression:
         if not isinstance(text, str) or not text.strip():
             raise ConfigError(f'{label}: an expr is a text, such as "2 * lora_r", not {text!r}')
         if len(text) > _LONGEST:
-            raise ConfigError(f"{label}: an expr of {len(text)} characters is too long; {_LONGEST} are allowed")
+            raise ConfigError(
+                f"{label}: an expr of {len(text)} characters is too long; {_LONGEST} are allowed"
+            )
         expression = cls(text.strip())
         try:
             _check(expression._tree)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             reason = error.msg if isinstance(error, SyntaxError) else error
-            raise ConfigError(f'{label}: expr "{text}" does not parse: {reason}; it may hold {_ALLOWED}') from None
+            raise ConfigError(
+                f'{label}: expr "{text}" does not parse: {reason}; it may hold {_ALLOWED}'
+            ) from None
         return expression
 
     @cached_property
@@ -77,7 +84,9 @@ class Expression:
     def variables(self) -> list[str]:
         """The option names in it, each once, in order of appearance."""
         called = {id(node.func) for node in ast.walk(self._tree) if isinstance(node, ast.Call)}
-        names = [node for node in ast.walk(self._tree) if isinstance(node, ast.Name) and id(node) not in called]
+        names = [
+            node for node in ast.walk(self._tree) if isinstance(node, ast.Name) and id(node) not in called
+        ]
         return list(dict.fromkeys(node.id for node in sorted(names, key=lambda node: node.col_offset)))
 
     def evaluate(self, values: Mapping[str, Any], label: str) -> Any:
@@ -91,7 +100,9 @@ class Expression:
             if isinstance(result, complex) or (isinstance(result, float) and not math.isfinite(result)):
                 raise ValueError(f"it is {result}")
         except (ArithmeticError, ValueError, TypeError) as error:
-            raise ConfigError(f'{label}: expr "{self.text}" has no value where {self.where(values)}: {error}') from None
+            raise ConfigError(
+                f'{label}: expr "{self.text}" has no value where {self.where(values)}: {error}'
+            ) from None
         return result
 
     def where(self, values: Mapping[str, Any]) -> str:
@@ -108,14 +119,20 @@ def _check(node: ast.AST) -> None:
             children: list[ast.expr] = [node.left, node.right]
         case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=operand):
             children = [operand]
-        case ast.Compare(left=left, ops=ops, comparators=comparators) if all(type(op) in _COMPARISONS for op in ops):
+        case ast.Compare(left=left, ops=ops, comparators=comparators) if all(
+            type(op) in _COMPARISONS for op in ops
+        ):
             children = [left, *comparators]
         case ast.IfExp(test=test, body=body, orelse=orelse):
             children = [test, body, orelse]
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
             children = args
         case _:
-            raise ValueError(f"{ast.unparse(node)} is not allowed" if isinstance(node, ast.expr) else "it is not an expression")
+            raise ValueError(
+                f"{ast.unparse(node)} is not allowed"
+                if isinstance(node, ast.expr)
+                else "it is not an expression"
+            )
     for child in children:
         _check(child)
 

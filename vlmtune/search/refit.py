@@ -3,7 +3,7 @@
 import numpy as np
 
 from vlmtune.cluster import Cluster
-from vlmtune.config import Settings
+from vlmtune.config.settings import Settings
 from vlmtune.console import say
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
@@ -25,7 +25,8 @@ class RefitStore(Store):
 def refit(chosen: Settings, store: Store, folder: str, cluster: Cluster) -> tuple[str, RefitStore]:
     """Train the chosen settings on all rows but the test split's; returns the checkpoint and the rows' store.
 
-    What this run measures on evaluation rows says nothing: it has been trained on them. The search's numbers stay the adapter's.
+    What this run measures on evaluation rows says nothing: it has been trained on them. The search's numbers
+    stay the adapter's.
     """
     whole = RefitStore(store.folder)
     say(f"Refit     the best values once more, on {len(whole.rows_of(TRAIN))} rows: train and eval")

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ray import tune
 
-from vlmtune.config import Settings
-from vlmtune.data.paths import filesystem
+from vlmtune.config.settings import Settings
 from vlmtune.evaluation.metrics import METRICS as ANSWER_METRICS
 from vlmtune.packed.trial import FAILED as TRIAL_FAILED
 from vlmtune.search.trial import point
+from vlmtune.storage import filesystem
 
 STATES = COMPLETE, PRUNED, FAILED, INFEASIBLE = "COMPLETE", "PRUNED", "FAILED", "INFEASIBLE"
 MEASURED = (
@@ -57,20 +57,24 @@ def state_of(metrics: dict[str, Any] | None, *, failed: bool) -> str:
 
 
 def reason(traceback: str) -> str:
-    """Why a trial failed, in a line: the last of its traceback that names an exception. A mistake of the user's is said as it is."""
+    """Why a trial failed, in a line: the last of its traceback that names an exception. A mistake of the
+    user's is said as it is."""
     lines = [line for line in traceback.splitlines() if line.strip()]
     named = [line for line in lines if re.match(r"[\w.]+(: |$)", line)]
     return re.sub(r"^vlmtune\.errors\.\w+: ", "", (named or lines or ["no reason is known"])[-1].strip())
 
 
 def proposed(experiment_tag: str) -> int:
-    """When a trial was proposed: the number that Tune's tag begins with. In Tune's own lists a trial that was started again comes last."""
+    """When a trial was proposed: the number that Tune's tag begins with. In Tune's own lists a trial that
+    was started again comes last."""
     return int(experiment_tag.partition("_")[0])
 
 
 def rows_of(grid: tune.ResultGrid) -> list[TrialRow]:
     """The trials of a search in the order in which they were proposed."""
-    trials = grid._experiment_analysis.trials  # the results do not have the tag of a trial that never reported
+    trials = (
+        grid._experiment_analysis.trials
+    )  # the results do not have the tag of a trial that never reported
     rows = []
     for index in sorted(range(len(grid)), key=lambda one: proposed(trials[one].experiment_tag)):
         result = grid[index]
@@ -82,14 +86,17 @@ def rows_of(grid: tune.ResultGrid) -> list[TrialRow]:
 
 
 def curves_of(grid: tune.ResultGrid, metric: str) -> Curves:
-    """(step, metric) of every report of the trials, by trial_id; those whose metric is no number are left out."""
+    """(step, metric) of every report of the trials, by trial_id; those whose metric is no number are left
+    out."""
     curves: Curves = {}
     for result in (grid[index] for index in range(len(grid))):
         frame = result.metrics_dataframe
         if frame is None or not {"step", metric} <= set(frame.columns):
             continue
         kept = frame[["step", metric]].astype(float)
-        kept = kept[np.isfinite(kept).all(axis=1)].drop_duplicates("step", keep="last")  # a trial that was begun anew repeats a report
+        kept = kept[np.isfinite(kept).all(axis=1)].drop_duplicates(
+            "step", keep="last"
+        )  # a trial that was begun anew repeats a report
         curves[trial_id_of(result)] = [(step, value) for step, value in kept.itertuples(index=False)]
     return curves
 
@@ -101,26 +108,33 @@ def trial_id_of(result: tune.Result) -> str:
 def best_of(rows: list[TrialRow], metric: str, mode: str) -> TrialRow | None:
     """The best trial that ran to its end, the first of equals; or None."""
     sign = 1 if mode == "min" else -1
-    finished = [row for row in rows if row.state == COMPLETE and math.isfinite(row.metrics.get(metric, math.nan))]
+    finished = [
+        row for row in rows if row.state == COMPLETE and math.isfinite(row.metrics.get(metric, math.nan))
+    ]
     return min(finished, key=lambda row: sign * row.metrics[metric], default=None)
 
 
 def mode_of(name: str) -> str:
-    """Whether more or less of a number that trials report is better; metrics of answers tell it themselves."""
+    """Whether more or less of a number that trials report is better; metrics of answers tell it
+    themselves."""
     if name in ANSWER_METRICS:
         return ANSWER_METRICS[name].mode
     return "max" if name.endswith("_per_second") else "min"
 
 
 def front_of(rows: Sequence[TrialRow], objectives: Mapping[str, str]) -> list[TrialRow]:
-    """The trials that ran to their end and that no other one beats in one of the objectives and equals in the rest: the Pareto front.
+    """The trials that ran to their end and that no other one beats in one of the objectives and equals in
+    the rest: the Pareto front.
 
     Args:
         objectives: the mode of each metric, "min" or "max".
     """
 
     def losses(row: TrialRow) -> list[float]:
-        return [row.metrics.get(name, math.nan) * (1 if mode == "min" else -1) for name, mode in objectives.items()]
+        return [
+            row.metrics.get(name, math.nan) * (1 if mode == "min" else -1)
+            for name, mode in objectives.items()
+        ]
 
     def beats(one: list[float], other: list[float]) -> bool:
         return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
@@ -131,7 +145,8 @@ def front_of(rows: Sequence[TrialRow], objectives: Mapping[str, str]) -> list[Tr
 
 
 def table(rows: list[TrialRow], names: list[str], objectives: Mapping[str, str]) -> pa.Table:
-    """A row per trial: trial_id, every searched value, state, eval_loss, steps, seconds, tokens_per_second, peak_memory, the objectives,
+    """A row per trial: trial_id, every searched value, state, eval_loss, steps, seconds, tokens_per_second,
+    peak_memory, the objectives,
     and with several of them `pareto`, whether the trial is on their front."""
     columns = {"trial_id": pa.array([row.trial_id for row in rows], pa.string())}
     columns |= {name: _values([row.values.get(name) for row in rows]) for name in names}

@@ -11,12 +11,11 @@ from ray import tune
 from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from vlmtune import output, yaml12
+from vlmtune import output, storage
 from vlmtune.cluster import Cluster, in_ray_job
-from vlmtune.config import Settings
+from vlmtune.config import yaml12
+from vlmtune.config.settings import Settings
 from vlmtune.console import TrialTable, say, show
-from vlmtune.data.paths import filesystem
-from vlmtune.data.preflight import usable_max_lengths
 from vlmtune.data.store import Store
 from vlmtune.errors import INTERRUPTED, ConfigError, UserError, nearest
 from vlmtune.evaluation.objective import OBJECTIVES
@@ -24,19 +23,29 @@ from vlmtune.output import located
 from vlmtune.packed.trial import FAILED as TRIAL_FAILED
 from vlmtune.packed.trial import NOTES
 from vlmtune.search import results
-from vlmtune.search.charts import Trials
 from vlmtune.search.compare import Comparison, compare
+from vlmtune.search.lengths import usable_max_lengths
 from vlmtune.search.refit import refit
-from vlmtune.search.report import Report, page, pictures_of
+from vlmtune.search.report.charts import Trials
+from vlmtune.search.report.page import Report, page, pictures_of
 from vlmtune.search.runner import make_runner
 from vlmtune.search.space import Space
 from vlmtune.search.trial import point
 from vlmtune.search.tuner import run_search
+from vlmtune.storage import filesystem
 from vlmtune.training.run import check_same_data, claim_for, output_folder, prepared, start
 from vlmtune.training.save import describe, save_adapter_folder
 
 # What a trial reports and a search can be for.
-METRICS = ("eval_loss", "train_loss", "seconds", "eval_seconds", "rows_per_second", "tokens_per_second", "peak_memory")
+METRICS = (
+    "eval_loss",
+    "train_loss",
+    "seconds",
+    "eval_seconds",
+    "rows_per_second",
+    "tokens_per_second",
+    "peak_memory",
+)
 
 
 def search_adapter(settings: Settings) -> str:
@@ -45,7 +54,8 @@ def search_adapter(settings: Settings) -> str:
     Exits with 1 where no trial ran to its end, and with 130 on Ctrl-C; either way the search can be resumed.
 
     Raises:
-        UserError: for whatever is wrong with the settings, the data, the model or the machine, before anything is written.
+        UserError: for whatever is wrong with the settings, the data, the model or the machine, before
+        anything is written.
     """
     resumed = settings.data.resume
     if resumed is not None:
@@ -58,7 +68,9 @@ def search_adapter(settings: Settings) -> str:
     space = Space.parse(settings.search.search_space or {}, settings)
     cluster = start(settings)
     store = prepared(settings)
-    usable, reasons = usable_max_lengths(store, settings.search.search_space or {}, on_long_row=settings.data.on_long_row)
+    usable, reasons = usable_max_lengths(
+        store, settings.search.search_space or {}, on_long_row=settings.data.on_long_row
+    )
     space = Space.parse(usable, settings)
     for reason in reasons:
         say(f"          {reason}")
@@ -72,12 +84,22 @@ def search_adapter(settings: Settings) -> str:
     for note in runner.notes:
         say(note)
     shown = ShowTrials(space.names, settings.search.metric, settings.search.mode)
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # with Tune's own, Ctrl-C looks like the end of a search
+    os.environ.setdefault(
+        "TUNE_DISABLE_SIGINT_HANDLER", "1"
+    )  # with Tune's own, Ctrl-C looks like the end of a search
     try:
         grid = run_search(settings, space, folder, shown, runner, resume=resumed is not None)
         runner.close()
         settings = settings.replace(trial_runner=runner.kind)  # what repeats the best trial must do as it did
-        return finish(settings, space, store, folder, cluster, results.rows_of(grid), results.curves_of(grid, settings.search.metric))
+        return finish(
+            settings,
+            space,
+            store,
+            folder,
+            cluster,
+            results.rows_of(grid),
+            results.curves_of(grid, settings.search.metric),
+        )
     except KeyboardInterrupt:
         print(f"Interrupted. To go on: python ray_jobs/tune.py --resume {folder}", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -90,11 +112,13 @@ def interrupted_search(resumed: str) -> tuple[str, Settings]:
         ConfigError: no search is there, or one that has ended.
     """
     folder = output.place(resumed, in_job=in_ray_job(), flag="--resume")
-    if not output.exists(f"{folder}/search.yaml"):
-        raise ConfigError(f"--resume {folder}: no search is there (search.yaml is missing); name the --output_dir of an interrupted one")
-    if output.exists(f"{folder}/trials.parquet"):
+    if not storage.exists(f"{folder}/search.yaml"):
+        raise ConfigError(
+            f"--resume {folder}: no search is there (search.yaml is missing); name the --output_dir of an interrupted one"
+        )
+    if storage.exists(f"{folder}/trials.parquet"):
         raise ConfigError(f"--resume {folder}: this search has ended, nothing is left to do")
-    options = yaml12.load_options(output.read_text(f"{folder}/search.yaml"))
+    options = yaml12.load_options(storage.read_text(f"{folder}/search.yaml"))
     if options is None:
         raise ConfigError(f"--resume {folder}: search.yaml is damaged; start a new search")
     return folder, Settings.from_dict(options)
@@ -105,7 +129,9 @@ def check_search(settings: Settings) -> None:
     metric, mode = settings.search.metric, settings.search.mode
     known = (*METRICS, *OBJECTIVES)
     if metric not in known:
-        raise ConfigError(f"--metric {metric}: no trial reports it; there are {', '.join(known)}{nearest(metric, known)}")
+        raise ConfigError(
+            f"--metric {metric}: no trial reports it; there are {', '.join(known)}{nearest(metric, known)}"
+        )
     if metric in OBJECTIVES and mode != (right := results.mode_of(metric)):
         raise ConfigError(
             f"--metric {metric}: of answers the {'larger' if right == 'max' else 'smaller'} is the better; add --mode {right}"
@@ -113,36 +139,54 @@ def check_search(settings: Settings) -> None:
     more = settings.search.more_metrics or []
     for name in more:
         if name not in METRICS:
-            raise ConfigError(f"--more_metrics {name}: no trial reports it; there are {', '.join(METRICS)}{nearest(name, METRICS)}")
+            raise ConfigError(
+                f"--more_metrics {name}: no trial reports it; there are {', '.join(METRICS)}{nearest(name, METRICS)}"
+            )
         if name == metric or more.count(name) > 1:
             raise ConfigError(f"--more_metrics {name}: is an objective already; name it once")
     if settings.data.workers == 0:
-        raise ConfigError("--num_workers 0: a search trains in workers of their own; give at least 1, or use train.py")
+        raise ConfigError(
+            "--num_workers 0: a search trains in workers of their own; give at least 1, or use train.py"
+        )
 
 
 def announce(settings: Settings, space: Space, cluster: Cluster) -> None:
     """What will happen, in a few lines."""
     search = settings.search
-    trials = f"{len(space)} trials, a full grid" if space.is_grid else f"{search.num_samples} trials, Optuna TPE"
+    trials = (
+        f"{len(space)} trials, a full grid" if space.is_grid else f"{search.num_samples} trials, Optuna TPE"
+    )
     stopping = ", ASHA early stopping" if search.early_stopping == "asha" else ""
     objectives = ", ".join(f"{mode} {name}" for name, mode in objectives_of(settings).items())
-    say(f"Search    {', '.join(space.names)}: {trials}{stopping}; objective{'s' if search.more_metrics else ''}: {objectives}")
+    say(
+        f"Search    {', '.join(space.names)}: {trials}{stopping}; objective{'s' if search.more_metrics else ''}: {objectives}"
+    )
     if space.outside and not space.is_grid:
-        say(f"          the first trial keeps the config's own {', '.join(space.outside)}, outside the search space")
+        say(
+            f"          the first trial keeps the config's own {', '.join(space.outside)}, outside the search space"
+        )
     if cluster.dashboard:
         say(f"Dashboard {cluster.dashboard}")
 
 
 def objectives_of(settings: Settings) -> dict[str, str]:
-    """The mode of each metric that the search is for; the first one decides early stopping and the best trial."""
+    """The mode of each metric that the search is for; the first one decides early stopping and the best
+    trial."""
     search = settings.search
     return {search.metric: search.mode, **{name: results.mode_of(name) for name in search.more_metrics or ()}}
 
 
 def finish(
-    settings: Settings, space: Space, store: Store, folder: str, cluster: Cluster, rows: list[results.TrialRow], curves: results.Curves
+    settings: Settings,
+    space: Space,
+    store: Store,
+    folder: str,
+    cluster: Cluster,
+    rows: list[results.TrialRow],
+    curves: results.Curves,
 ) -> str:
-    """Write the best adapter, what it is worth and then, as the mark of a search that has ended, the table; returns the summary."""
+    """Write the best adapter, what it is worth and then, as the mark of a search that has ended, the table;
+    returns the summary."""
     search = settings.search
     best = results.best_of(rows, search.metric, search.mode)
     if best is None:
@@ -156,21 +200,41 @@ def finish(
     compared = None
     if search.report:
         own = own_trial(rows, space)
-        compared = compare(chosen, store, cluster, f"{folder}/best", own.checkpoint if own and own is not best else None)
+        compared = compare(
+            chosen, store, cluster, f"{folder}/best", own.checkpoint if own and own is not best else None
+        )
         if isinstance(compared, Comparison):
-            describe(f"{folder}/best", chosen, {**metrics, "test": compared.facts()}, trained, compared.card())
+            describe(
+                f"{folder}/best", chosen, {**metrics, "test": compared.facts()}, trained, compared.card()
+            )
         trials = Trials(rows, curves, objectives_of(settings), best, own)
         counts = {split: len(store.rows_of(split)) for split in ("train", "eval", "test")}
         pictures = pictures_of(compared, store, chosen)
         gpus = chosen.data.most_workers if cluster.workers_use_gpu(chosen.get("use_cpu")) else 0
-        report = Report(chosen, trials, space.names, list(space.distributions), compared, pictures, folder, store.meta.key, counts, gpus)
-        output.write_text(f"{folder}/report.html", page(report))
+        report = Report(
+            chosen,
+            trials,
+            space.names,
+            list(space.distributions),
+            compared,
+            pictures,
+            folder,
+            store.meta.key,
+            counts,
+            gpus,
+        )
+        storage.write_text(f"{folder}/report.html", page(report))
     results.write_table(rows, space.names, folder, objectives_of(settings))
-    return summary(settings, space, store, folder, cluster, rows, best, compared, refitted=trained is not store)
+    return summary(
+        settings, space, store, folder, cluster, rows, best, compared, refitted=trained is not store
+    )
 
 
-def save_best(best: results.TrialRow, chosen: Settings, store: Store, folder: str, cluster: Cluster) -> tuple[dict[str, Any], Store]:
-    """`best/`: the best trial's adapter and curves, or with `refit` one that is trained anew, beside the numbers of the search.
+def save_best(
+    best: results.TrialRow, chosen: Settings, store: Store, folder: str, cluster: Cluster
+) -> tuple[dict[str, Any], Store]:
+    """`best/`: the best trial's adapter and curves, or with `refit` one that is trained anew, beside the
+    numbers of the search.
 
     Returns those numbers, and the rows that the adapter was trained on.
     """
@@ -197,9 +261,17 @@ def own_trial(rows: list[results.TrialRow], space: Space) -> results.TrialRow | 
 
 
 def summary(
-    settings: Settings, space: Space, store: Store, folder: str, cluster: Cluster, rows: list[results.TrialRow], best: results.TrialRow,
-    compared: Comparison | str | None, *, refitted: bool,
-) -> str:  # fmt: skip
+    settings: Settings,
+    space: Space,
+    store: Store,
+    folder: str,
+    cluster: Cluster,
+    rows: list[results.TrialRow],
+    best: results.TrialRow,
+    compared: Comparison | str | None,
+    *,
+    refitted: bool,
+) -> str:
     """What was found and where it is, to print."""
     metric = settings.search.metric
     counts = {state: sum(row.state == state for row in rows) for state in results.STATES}
@@ -211,9 +283,17 @@ def summary(
         "",
         f"Best      trial {rows.index(best) + 1} of {len(rows)}: {metric} {show(best.metrics[metric])}"
         + (f" (the config's own values: {show(own.metrics[metric])})" if own else ""),
-        *([f"Test      {compared.line() if isinstance(compared, Comparison) else compared}"] if compared is not None else []),
+        *(
+            [f"Test      {compared.line() if isinstance(compared, Comparison) else compared}"]
+            if compared is not None
+            else []
+        ),
         f"Values    {searched}",
-        *([f"Front     {front}: none is better in all of {', '.join(objectives)}"] if len(objectives) > 1 else []),
+        *(
+            [f"Front     {front}: none is better in all of {', '.join(objectives)}"]
+            if len(objectives) > 1
+            else []
+        ),
         "Trials    " + ", ".join(f"{count} {state.lower()}" for state, count in counts.items() if count),
         f"Adapter   {folder}/best"
         + (
@@ -241,7 +321,8 @@ def reported(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 class ShowTrials(tune.Callback):
-    """Passes what Tune knows of the trials on to the console. Makes its table at the start: Tune pickles callbacks before it, to resume."""
+    """Passes what Tune knows of the trials on to the console. Makes its table at the start: Tune pickles
+    callbacks before it, to resume."""
 
     def __init__(self, names: list[str], metric: str, mode: str) -> None:
         self.names, self.metric, self.mode = names, metric, mode
@@ -256,7 +337,9 @@ class ShowTrials(tune.Callback):
                 self._show(trials, earlier)
         self._show(trials, trial, "running")
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
+    ) -> None:
         for note in result.get(NOTES, ()):
             say(note)
         if result.get("step", math.inf) < result.get("max_steps", 0):
@@ -272,11 +355,15 @@ class ShowTrials(tune.Callback):
         if self.shown:
             self.shown.close()
 
-    def _show(self, trials: list[Any], trial: Any, state: str | None = None, result: dict[str, Any] | None = None) -> None:
+    def _show(
+        self, trials: list[Any], trial: Any, state: str | None = None, result: dict[str, Any] | None = None
+    ) -> None:
         result = result or trial.last_result or {}
         known = dict(point(trial.config))
         if "step" in result:
-            known |= {name: result[name] for name in ("step", "max_steps", self.metric)} | {"seconds": round(result["time_total_s"])}
+            known |= {name: result[name] for name in ("step", "max_steps", self.metric)} | {
+                "seconds": round(result["time_total_s"])
+            }
         if trial.error_file is not None:
             known["error"] = results.reason(Path(trial.error_file).read_text())
         elif TRIAL_FAILED in result:
@@ -288,4 +375,6 @@ class ShowTrials(tune.Callback):
 
 def _number(trial: Any, trials: list[Any]) -> int:
     """A trial's number in the table, from 1."""
-    return 1 + sum(results.proposed(one.experiment_tag) < results.proposed(trial.experiment_tag) for one in trials)
+    return 1 + sum(
+        results.proposed(one.experiment_tag) < results.proposed(trial.experiment_tag) for one in trials
+    )

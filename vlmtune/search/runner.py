@@ -1,4 +1,5 @@
-"""How the trials of a search run: packed, many over one frozen base on each GPU, or isolated, each in training workers of its own."""
+"""How the trials of a search run: packed, many over one frozen base on each GPU, or isolated, each in
+training workers of its own."""
 
 import json
 from collections.abc import Iterator
@@ -10,13 +11,15 @@ import ray
 from ray import tune
 
 from vlmtune.cluster import Cluster
-from vlmtune.config import Settings
+from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError, ModelError
 from vlmtune.search.space import Space
 from vlmtune.search.trial import POINT, run_trial
 
-PACKED_FAILURES = 3  # times that a trial's process may end early, killed for want of memory for example; it goes on where its slot is
+# times that a trial's process may end early, killed for want of memory for example; it goes on where its
+# slot is
+PACKED_FAILURES = 3
 TRIALS_WORTH_A_CPU = 8  # an engine without a GPU takes one; starting it costs ten seconds and a gigabyte
 
 
@@ -40,7 +43,8 @@ class Runner:
 
 
 def make_runner(settings: Settings, space: Space, store: Store, output_dir: str, cluster: Cluster) -> Runner:
-    """The runner that `trial_runner` names, or with "auto" the packed one where every trial of the space can be trained so.
+    """The runner that `trial_runner` names, or with "auto" the packed one where every trial of the space can
+    be trained so.
 
     Raises:
         ConfigError: packed is asked for, and an option of some trial keeps it from that.
@@ -63,10 +67,14 @@ def unpackable(settings: Settings, space: Space) -> str | None:
         return "for peak_memory, which packed trials share"
     if settings.data.workers != 1:
         return f"num_workers {settings.data.num_workers}: all trials of a GPU share one"
-    return next((reason for one in _corners(settings, space) if (reason := not_packable(one)) is not None), None)
+    return next(
+        (reason for one in _corners(settings, space) if (reason := not_packable(one)) is not None), None
+    )
 
 
-def isolated(settings: Settings, store: Store, output_dir: str, cluster: Cluster, reason: str | None) -> Runner:
+def isolated(
+    settings: Settings, store: Store, output_dir: str, cluster: Cluster, reason: str | None
+) -> Runner:
     """Each trial a Ray Train run in workers of its own."""
     search, use_cpu = settings.search, settings.get("use_cpu")
     workers = settings.data.workers
@@ -82,7 +90,9 @@ def isolated(settings: Settings, store: Store, output_dir: str, cluster: Cluster
     )
     at_once = search.max_concurrent_trials or cluster.fitting_trials(settings.data.most_workers, use_cpu)
     because = f": packed cannot train {reason}" if reason else ""
-    return Runner("isolated", trainable, at_once, f"isolated, {at_once} at once, each in workers of its own{because}")
+    return Runner(
+        "isolated", trainable, at_once, f"isolated, {at_once} at once, each in workers of its own{because}"
+    )
 
 
 def packed(settings: Settings, space: Space, store: Store, output_dir: str, cluster: Cluster) -> Runner:
@@ -101,19 +111,35 @@ def packed(settings: Settings, space: Space, store: Store, output_dir: str, clus
     each = -(-at_once // count)
     largest = most_demanding(settings, space)
     engines, notes = start_engines(
-        settings.to_dict(), store, count=count, trials=each, rank=largest.model.lora_r, gpu=gpu, largest=largest.to_dict()
+        settings.to_dict(),
+        store,
+        count=count,
+        trials=each,
+        rank=largest.model.lora_r,
+        gpu=gpu,
+        largest=largest.to_dict(),
     )
-    trainable = tune.with_parameters(PackedTrial, values=settings.to_dict(), engines=engines, output_dir=output_dir, point_key=POINT)
+    trainable = tune.with_parameters(
+        PackedTrial, values=settings.to_dict(), engines=engines, output_dir=output_dir, point_key=POINT
+    )
     where = f"{count} {'GPU' if gpu else 'CPU'}{'s' if count > 1 else ''}"
     share = f", up to {each} of them" if count > 1 else ""
     text = f"packed, {at_once} at once{share} over one frozen base on {where if count == 1 else f'each of {where}'}"
     return Runner(
-        "packed", trainable, at_once, text, tuple(notes), reuse_processes=True, max_failures=PACKED_FAILURES, engines=tuple(engines)
+        "packed",
+        trainable,
+        at_once,
+        text,
+        tuple(notes),
+        reuse_processes=True,
+        max_failures=PACKED_FAILURES,
+        engines=tuple(engines),
     )
 
 
 def most_demanding(settings: Settings, space: Space) -> Settings:
-    """The settings, with the values of the space's ends that ask for the most memory: what engines plan theirs for."""
+    """The settings, with the values of the space's ends that ask for the most memory: what engines plan
+    theirs for."""
     from vlmtune.model.base import outline, read_config
     from vlmtune.model.lora import target_modules
 
@@ -123,11 +149,16 @@ def most_demanding(settings: Settings, space: Space) -> Settings:
     widest = settings
     if len(targets) > 1:
         model, remote = settings.model, settings.get("trust_remote_code")
-        empty = outline(read_config(model.base_model, revision=model.model_revision, trust_remote_code=remote), trust_remote_code=remote)
+        empty = outline(
+            read_config(model.base_model, revision=model.model_revision, trust_remote_code=remote),
+            trust_remote_code=remote,
+        )
 
         def adapted(one: Settings) -> int:
             try:
-                names = target_modules(empty, one.model.lora_target_modules, lora_vision=one.model.lora_vision)
+                names = target_modules(
+                    empty, one.model.lora_target_modules, lora_vision=one.model.lora_vision
+                )
             except ModelError:  # its trial says so
                 return 0
             return sum(layer.in_features + layer.out_features for layer in map(empty.get_submodule, names))

@@ -18,7 +18,8 @@ CONSTRAINT = "infeasible"  # the name of Optuna's constraint: above 0 for a tria
 def make_sampler(seed: int) -> optuna.samplers.BaseSampler:
     """TPE that draws all options together and knows which trials run at the moment.
 
-    Of 16 settings of its options these lose least, with one trial at a time or with 16 (docs/LOG.md, 2026-11-25).
+    Of 16 settings of its options these lose least, with one trial at a time or with 16 (docs/LOG.md,
+    2026-11-25).
     """
     return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
 
@@ -26,27 +27,41 @@ def make_sampler(seed: int) -> optuna.samplers.BaseSampler:
 class TrialSearch(OptunaSearch):
     """OptunaSearch, except for how trials end.
 
-    OptunaSearch tells a stopped trial as COMPLETE with its early value, which biases TPE; here it is PRUNED, with the values that it
-    reported on the way. One that diverged is PRUNED too: Optuna takes no NaN, and told FAIL, TPE keeps proposing its region. One that
+    OptunaSearch tells a stopped trial as COMPLETE with its early value, which biases TPE; here it is PRUNED,
+    with the values that it
+    reported on the way. One that diverged is PRUNED too: Optuna takes no NaN, and told FAIL, TPE keeps
+    proposing its region. One that
     did not fit in memory is PRUNED with a constraint, for the same reason.
 
-    With `more` metrics, by name with their modes, the study has several objectives. Optuna takes no values on the way then, so a stopped
+    With `more` metrics, by name with their modes, the study has several objectives. Optuna takes no values
+    on the way then, so a stopped
     trial is PRUNED without one, and ranks behind all that ran to their end.
     """
 
-    def __init__(self, space: Space, *, metric: str, mode: str, seed: int, more: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, space: Space, *, metric: str, mode: str, seed: int, more: Mapping[str, str] | None = None
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.objectives = {metric: mode, **(more or {})}
         names, modes = (list(self.objectives), list(self.objectives.values())) if more else (metric, mode)
-        super().__init__(space, metric=names, mode=modes, sampler=make_sampler(seed), points_to_evaluate=[space.enqueued()])
+        super().__init__(
+            space, metric=names, mode=modes, sampler=make_sampler(seed), points_to_evaluate=[space.enqueued()]
+        )
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if trial_id not in self._completed_trials and not result.get("infeasible") and len(self.objectives) == 1:
+        if (
+            trial_id not in self._completed_trials
+            and not result.get("infeasible")
+            and len(self.objectives) == 1
+        ):
             self._ot_trials[trial_id].report(result[self.metric], result[EVALUATION])
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         if trial_id in self._completed_trials:
-            return  # it had failed and ran once more when the search was resumed; Optuna keeps its first answer
+            # it had failed and ran once more when the search was resumed; Optuna keeps its first answer
+            return
         if error or not result or EVALUATION not in result:
             super().on_trial_complete(trial_id, result=None, error=error or FAILED in (result or {}))
             return

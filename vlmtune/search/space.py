@@ -7,17 +7,26 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vlmtune.arguments import DataArguments, SearchArguments
-from vlmtune.config import Settings
+from vlmtune.config.arguments import DataArguments, SearchArguments
+from vlmtune.config.flags import Flag, flag, flags
+from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError, nearest
-from vlmtune.flags import Flag, flag, flags
-from vlmtune.search.distributions import NUMERIC, Categorical, Distribution, Trial, read_categorical, read_numeric, unknown
+from vlmtune.search.distributions import (
+    NUMERIC,
+    Categorical,
+    Distribution,
+    Trial,
+    read_categorical,
+    read_numeric,
+    unknown,
+)
 from vlmtune.search.expression import Expression
 
 # Points of the space at which expressions are tried before the search starts.
 _TRIED = 1000
 
-# Why an option is the same in every trial, and which options those are; all of DataArguments and SearchArguments besides.
+# Why an option is the same in every trial, and which options those are; all of DataArguments and
+# SearchArguments besides.
 _FIXED: dict[str, str] = {
     "all trials share one frozen base": (
         "model_name_or_path model_revision dtype attn_implementation quantization llm_int8 load_in_4bit load_in_8bit use_bnb_nested_quant "
@@ -58,8 +67,10 @@ class Space:
         """The space that a config's `search_space` describes, around the config's own values.
 
         Raises:
-            ConfigError: an option is unknown or cannot be searched, a distribution is unknown or given wrong arguments, an option
-                cannot have a value of its distribution, or an expression does not parse, names no option or needs itself.
+            ConfigError: an option is unknown or cannot be searched, a distribution is unknown or given wrong
+            arguments, an option
+                cannot have a value of its distribution, or an expression does not parse, names no option or
+                needs itself.
         """
         if not raw:
             raise ConfigError(
@@ -103,7 +114,8 @@ class Space:
 
     @property
     def is_grid(self) -> bool:
-        """Whether the space is a finite list of points, to be run one by one. A space of constants is a grid of one point."""
+        """Whether the space is a finite list of points, to be run one by one. A space of constants is a grid
+        of one point."""
         return all(isinstance(one, Categorical) and one.exhaustive for one in self.distributions.values())
 
     @property
@@ -113,33 +125,42 @@ class Space:
 
     @property
     def outside(self) -> dict[str, Any]:
-        """Those of the config's own values that their distribution does not hold: the first trial has them, unseen by the sampler."""
+        """Those of the config's own values that their distribution does not hold: the first trial has them,
+        unseen by the sampler."""
         return {
-            name: value for name, value in self.own.items() if name in self.distributions and not self.distributions[name].contains(value)
+            name: value
+            for name, value in self.own.items()
+            if name in self.distributions and not self.distributions[name].contains(value)
         }
 
     def enqueued(self) -> dict[str, Any]:
-        """The config's own values as Optuna keeps them, for `study.enqueue_trial` or OptunaSearch's `points_to_evaluate`."""
+        """The config's own values as Optuna keeps them, for `study.enqueue_trial` or OptunaSearch's
+        `points_to_evaluate`."""
         kept = [name for name in self.distributions if name not in self.outside]
         return {name: self.distributions[name].parameter(self.own[name]) for name in kept}
 
     def __call__(self, trial: Trial) -> dict[str, Any]:
         """The option values of a trial, in the order of the YAML, constants last.
 
-        Trial 0 is the config's own values, where the caller has enqueued `enqueued()`; its expressions are not evaluated either.
+        Trial 0 is the config's own values, where the caller has enqueued `enqueued()`; its expressions are
+        not evaluated either.
 
         Raises:
             ConfigError: an expression has no value, or one that its option cannot have.
         """
         first = trial.number == 0
         fixed = self.outside if first else {}
-        drawn = {name: fixed[name] if name in fixed else one.suggest(trial, name) for name, one in self.distributions.items()}
+        drawn = {
+            name: fixed[name] if name in fixed else one.suggest(trial, name)
+            for name, one in self.distributions.items()
+        }
         if first:
             return {**self.own, **self._typed(drawn), **self.constants}
         return self._complete(drawn)
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every point of a grid, the last option varying fastest; the config's own values come first where they are among them.
+        """Every point of a grid, the last option varying fastest; the config's own values come first where
+        they are among them.
 
         Raises:
             TypeError: the space is no grid.
@@ -151,13 +172,18 @@ class Space:
         return sorted(points, key=lambda point: point != own)
 
     def corners(self) -> Iterator[dict[str, Any]]:
-        """The option values of trials at the ends of all distributions: each end once, then combinations, at most `_TRIED`."""
+        """The option values of trials at the ends of all distributions: each end once, then combinations, at
+        most `_TRIED`."""
         first = {name: one.ends[0] for name, one in self.distributions.items()}
         each = ({**first, name: end} for name, one in self.distributions.items() for end in one.ends)
-        return (self._complete(drawn) for drawn in itertools.chain(each, itertools.islice(self._corners(), _TRIED)))
+        return (
+            self._complete(drawn)
+            for drawn in itertools.chain(each, itertools.islice(self._corners(), _TRIED))
+        )
 
     def _corners(self) -> Iterator[dict[str, Any]]:
-        """Every combination of the distributions' ends: of all values of a choice or grid, and both bounds of a range."""
+        """Every combination of the distributions' ends: of all values of a choice or grid, and both bounds
+        of a range."""
         for values in itertools.product(*(one.ends for one in self.distributions.values())):
             yield dict(zip(self.distributions, values, strict=True))
 
@@ -166,24 +192,41 @@ class Space:
         known = self._typed(drawn)
         for name, expression in self.expressions.items():
             label = f"search_space: {name}"
-            values = {variable: known[variable] if variable in known else self.settings.get(variable) for variable in expression.variables}
+            values = {
+                variable: known[variable] if variable in known else self.settings.get(variable)
+                for variable in expression.variables
+            }
             known[name] = _as_option(
-                expression.evaluate(values, label), flag(name), f'{label}: expr "{expression.text}" where {expression.where(values)}'
+                expression.evaluate(values, label),
+                flag(name),
+                f'{label}: expr "{expression.text}" where {expression.where(values)}',
             )
         return {**{name: known[name] for name in self.names}, **self.constants}
 
     def _typed(self, drawn: dict[str, Any]) -> dict[str, Any]:
-        return {name: float(value) if flag(name).kind == "float" and value is not None else value for name, value in drawn.items()}
+        return {
+            name: float(value) if flag(name).kind == "float" and value is not None else value
+            for name, value in drawn.items()
+        }
 
     def _check(self) -> None:
-        grids = {name for name, one in self.distributions.items() if isinstance(one, Categorical) and one.exhaustive}
+        grids = {
+            name
+            for name, one in self.distributions.items()
+            if isinstance(one, Categorical) and one.exhaustive
+        }
         others = [name for name in self.distributions if name not in grids]
         if grids and others:
-            raise ConfigError(f"search_space: {others[0]}: is drawn, but {next(iter(grids))} is a grid; make all of them grids, or none")
+            raise ConfigError(
+                f"search_space: {others[0]}: is drawn, but {next(iter(grids))} is a grid; make all of them grids, or none"
+            )
         for name, expression in self.expressions.items():
             for variable in expression.variables:
                 if variable not in flags():
-                    known = [*self.names, *(option.name for option in flags().values() if option.kind in ("int", "float"))]
+                    known = [
+                        *self.names,
+                        *(option.name for option in flags().values() if option.kind in ("int", "float")),
+                    ]
                     raise ConfigError(
                         f'search_space: {name}: expr "{expression.text}" names {variable}, which is no option{nearest(variable, known)}'
                     )
@@ -199,18 +242,26 @@ class _Constant:
 def _searchable(key: Any, label: str) -> Flag:
     option = flag(str(key), label)
     if option.group is SearchArguments:
-        raise ConfigError(f"{label}: cannot be searched, as it describes the search itself; set it outside search_space")
+        raise ConfigError(
+            f"{label}: cannot be searched, as it describes the search itself; set it outside search_space"
+        )
     if option.group is DataArguments:
-        raise ConfigError(f"{label}: cannot be searched, as all trials share the same prepared rows; set it outside search_space")
+        raise ConfigError(
+            f"{label}: cannot be searched, as all trials share the same prepared rows; set it outside search_space"
+        )
     if option.name in FIXED:
-        raise ConfigError(f"{label}: cannot be searched, as {FIXED[option.name]}; set it outside search_space")
+        raise ConfigError(
+            f"{label}: cannot be searched, as {FIXED[option.name]}; set it outside search_space"
+        )
     return option
 
 
 def _read_entry(entry: Any, option: Flag, label: str) -> Distribution | Expression | _Constant:
     if not isinstance(entry, dict):
         if isinstance(entry, list) and option.kind != "list":
-            raise ConfigError(f"{label}: {json.dumps(entry, default=str)} is a list; to search these values write {{choice: [...]}}")
+            raise ConfigError(
+                f"{label}: {json.dumps(entry, default=str)} is a list; to search these values write {{choice: [...]}}"
+            )
         return _Constant(option.read(entry, label))
     if len(entry) != 1:
         raise ConfigError(

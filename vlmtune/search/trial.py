@@ -1,4 +1,5 @@
-"""One trial, in the process that Tune starts for it: a Ray Train run whose reports are passed on. Its few imports keep that start short."""
+"""One trial, in the process that Tune starts for it: a Ray Train run whose reports are passed on. Its few
+imports keep that start short."""
 
 import math
 from collections.abc import Mapping
@@ -35,7 +36,8 @@ def run_trial(
     metric: str,
     eval_steps: float | None,
 ) -> None:
-    """Train with `values` and, before them, the trial's own, and report to Tune. A trial that does not fit in memory reports just that.
+    """Train with `values` and, before them, the trial's own, and report to Tune. A trial that does not fit
+    in memory reports just that.
 
     Args:
         values: `Settings.to_dict()`.
@@ -59,8 +61,12 @@ def run_trial(
             raise
         tune.report({metric: math.nan, "infeasible": True, EVALUATION: 0})
     else:
-        # Said here and not by the callback: a trial that is run again after its training had ended has no other report.
-        metrics = outcome.metrics | {EVALUATION: evaluation(outcome.metrics, eval_steps), CHECKPOINT_PATH_KEY: outcome.checkpoint}
+        # Said here and not by the callback: a trial that is run again after its training had ended has no
+        # other report.
+        metrics = outcome.metrics | {
+            EVALUATION: evaluation(outcome.metrics, eval_steps),
+            CHECKPOINT_PATH_KEY: outcome.checkpoint,
+        }
         tune.report(metrics)
 
 
@@ -71,12 +77,17 @@ class ReportUntilLast(TuneReportCallback):
         super().__init__()  # type: ignore[no-untyped-call]
         self.eval_steps = eval_steps
 
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
+    ) -> None:
         first = metrics[0]
         if first["step"] < first["max_steps"]:
-            super().after_report(run_context, [{**first, EVALUATION: evaluation(first, self.eval_steps)}], checkpoint)
+            super().after_report(
+                run_context, [{**first, EVALUATION: evaluation(first, self.eval_steps)}], checkpoint
+            )
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether a worker ended for want of memory, of its GPU or its machine, or did not begin because it would."""
+    """Whether a worker ended for want of memory, of its GPU or its machine, or did not begin because it
+    would."""
     return isinstance(error, ray.exceptions.OutOfMemoryError) or is_out_of_memory(error)

@@ -1,4 +1,5 @@
-"""Build and run the search: Ray Tune drives, Optuna proposes, ASHA stops early, Ray Train trains each trial."""
+"""Build and run the search: Ray Tune drives, Optuna proposes, ASHA stops early, Ray Train trains each
+trial."""
 
 import math
 from functools import partial
@@ -9,7 +10,7 @@ from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from vlmtune.config import Settings
+from vlmtune.config.settings import Settings
 from vlmtune.search.results import mode_of
 from vlmtune.search.runner import Runner
 from vlmtune.search.sampler import TrialSearch
@@ -22,25 +23,40 @@ NEVER = 2.0  # of a run: what ASHA calls max_t, at which it would stop a trial
 
 
 def run_search(
-    settings: Settings, space: Space, output_dir: str, callback: tune.Callback, runner: Runner, *, resume: bool
+    settings: Settings,
+    space: Space,
+    output_dir: str,
+    callback: tune.Callback,
+    runner: Runner,
+    *,
+    resume: bool,
 ) -> tune.ResultGrid:
-    """Run the search of `settings` into `output_dir`/tune, or go on with the one that is there, if it had begun."""
+    """Run the search of `settings` into `output_dir`/tune, or go on with the one that is there, if it had
+    begun."""
     trial = tune.with_resources(runner.trainable, {"cpu": TRIAL_CPUS})
     folder = f"{output_dir}/tune"
     begun = resume and tune.Tuner.can_restore(folder)
-    grid = (restored_tuner(folder, trial) if begun else make_tuner(settings, space, output_dir, callback, runner, trial)).fit()
+    grid = (
+        restored_tuner(folder, trial)
+        if begun
+        else make_tuner(settings, space, output_dir, callback, runner, trial)
+    ).fit()
     if runner.reuse_processes and any(isinstance(error, RayActorError) for error in grid.errors):
-        # Tune begins a trial again whose process ends, except where that process was just taking it on after another one.
+        # Tune begins a trial again whose process ends, except where that process was just taking it on after
+        # another one.
         grid = restored_tuner(folder, trial).fit()
     return grid
 
 
 def restored_tuner(folder: str, trial: Any) -> tune.Tuner:
-    """The search in `folder`, to go on with: trials that failed begin anew, those that were under way at their last checkpoint."""
+    """The search in `folder`, to go on with: trials that failed begin anew, those that were under way at
+    their last checkpoint."""
     return tune.Tuner.restore(folder, trial, resume_unfinished=True, restart_errored=True)
 
 
-def make_tuner(settings: Settings, space: Space, output_dir: str, callback: tune.Callback, runner: Runner, trial: Any) -> tune.Tuner:
+def make_tuner(
+    settings: Settings, space: Space, output_dir: str, callback: tune.Callback, runner: Runner, trial: Any
+) -> tune.Tuner:
     """A search that has not begun."""
     search = settings.search
     config = tune.TuneConfig(
@@ -77,22 +93,29 @@ def make_searcher(settings: Settings, space: Space) -> TrialSearch:
 
 
 def diverged(trial_id: str, result: dict[str, Any], *, metric: str) -> bool:
-    """Whether a trial need not go on: its metric is no number any more. ASHA lets such a trial run to its end."""
+    """Whether a trial need not go on: its metric is no number any more. ASHA lets such a trial run to its
+    end."""
     return not math.isfinite(result[metric])
 
 
 def make_scheduler(settings: Settings, space: Space) -> TrialScheduler:
-    """ASHA over the share of its run that a trial has done, which is the same at every trial's evaluations; or none."""
+    """ASHA over the share of its run that a trial has done, which is the same at every trial's evaluations;
+    or none."""
     if settings.search.early_stopping == "none":
         return FIFOScheduler()
     return Asha(space, settings.search.grace_period, settings.search.reduction_factor)
 
 
 class Asha(ASHAScheduler):
-    """ASHA that lets the config's own values run to their end: what searching was worth is told against them."""
+    """ASHA that lets the config's own values run to their end: what searching was worth is told against
+    them."""
 
     def __init__(self, space: Space, grace_period: float, reduction_factor: int) -> None:
-        options: Any = {"time_attr": PROGRESS, "grace_period": grace_period, "max_t": NEVER}  # Ray's types say whole numbers
+        options: Any = {
+            "time_attr": PROGRESS,
+            "grace_period": grace_period,
+            "max_t": NEVER,
+        }  # Ray's types say whole numbers
         super().__init__(reduction_factor=reduction_factor, **options)
         self.own = {**space.own, **space.constants}
 

@@ -17,7 +17,8 @@ Report = Callable[[dict[str, Any], str], None]
 
 
 class ProbeLongest(TrainerCallback):
-    """Before the first step, tries the longest rows together, so that want of memory shows in seconds and not in the middle of the run."""
+    """Before the first step, tries the longest rows together, so that want of memory shows in seconds and
+    not in the middle of the run."""
 
     def __init__(self, trainer: AdapterTrainer) -> None:
         self.trainer = trainer
@@ -26,7 +27,9 @@ class ProbeLongest(TrainerCallback):
         trainer = self.trainer
         tokens = trainer.store.column("tokens")[trainer.store.rows_of(TRAIN)[trainer.kept]]
         longest = trainer.kept[np.argsort(tokens, kind="stable")[-args.per_device_train_batch_size :]]
-        batch = next(iter(trainer.rows(TRAIN, [MicroBatch(tuple(int(row) for row in longest))], trainer.max_length)))
+        batch = next(
+            iter(trainer.rows(TRAIN, [MicroBatch(tuple(int(row) for row in longest))], trainer.max_length))
+        )
         with torch.random.fork_rng(devices=[args.device]):
             trainer.gradients_of(trainer.model_wrapped, batch, int((batch["labels"] >= 0).sum()))
         trainer.adapted.zero_grad()
@@ -40,16 +43,25 @@ class ReportAtEvaluation(TrainerCallback):
         self.meter, self.report = meter, report
         self.metrics: dict[str, float] = {}
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
-        if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.EPOCH:  # else the epoch's end does it
+    def on_step_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        if (
+            state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.EPOCH
+        ):  # else the epoch's end does it
             control.should_evaluate = True
         return control
 
-    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> TrainerControl:
+    def on_evaluate(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
         self.metrics = kwargs["metrics"]
         control.should_save = True
         return control
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         progress = {"step": state.global_step, "max_steps": state.max_steps, "epoch": float(state.epoch or 0)}
-        self.report({**self.metrics, **progress, **self.meter.summary()}, f"{args.output_dir}/checkpoint-{state.global_step}")
+        self.report(
+            {**self.metrics, **progress, **self.meter.summary()},
+            f"{args.output_dir}/checkpoint-{state.global_step}",
+        )

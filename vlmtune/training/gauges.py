@@ -23,7 +23,10 @@ class Gauges:
 
     def __init__(self, run: str, rank: int, then: Callable[[dict[str, Any]], None] | None) -> None:
         self.tags, self.then = {"run": run, "worker": str(rank)}, then
-        self.gauges = {name: Gauge(f"vlmtune_{name}", description, tag_keys=tuple(self.tags)) for name, description in SHOWN.items()}
+        self.gauges = {
+            name: Gauge(f"vlmtune_{name}", description, tag_keys=tuple(self.tags))
+            for name, description in SHOWN.items()
+        }
 
     def __call__(self, numbers: dict[str, Any]) -> None:
         for name, gauge in self.gauges.items():

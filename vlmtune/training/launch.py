@@ -18,10 +18,10 @@ from ray.train.v2._internal.exceptions import RayTrainError
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from vlmtune.cluster import WORKER_CPUS
-from vlmtune.data.paths import filesystem
 from vlmtune.data.store import Store
 from vlmtune.data.stream import read_batches, stream_batches
 from vlmtune.errors import UserError
+from vlmtune.storage import filesystem
 from vlmtune.training.gauges import Gauges
 
 Progress = Callable[[dict[str, Any]], None]
@@ -35,14 +35,18 @@ class Outcome:
     checkpoint: str
 
 
-# How often a run goes on from its last checkpoint after a worker died. Ray restarts without end where a cloud announces that it takes a
+# How often a run goes on from its last checkpoint after a worker died. Ray restarts without end where a
+# cloud announces that it takes a
 # spot machine; this is for those that go unannounced, and for workers that the system kills.
 MAX_RESTARTS = 8
 REPORT = "report.json"  # beside a checkpoint of `run_in_process`, written last: the metrics that came with it
 
 
-def run_in_process(values: dict[str, Any], store: Store, output_dir: str, *, progress: Progress | None = None) -> Outcome:
-    """Train here, without Ray Train; the last checkpoint stays in `output_dir`/checkpoints, and the run goes on from one that is there."""
+def run_in_process(
+    values: dict[str, Any], store: Store, output_dir: str, *, progress: Progress | None = None
+) -> Outcome:
+    """Train here, without Ray Train; the last checkpoint stays in `output_dir`/checkpoints, and the run goes
+    on from one that is there."""
     from vlmtune.training.loop import train
     from vlmtune.training.setup import length_multiple
 
@@ -71,7 +75,10 @@ def run_in_process(values: dict[str, Any], store: Store, output_dir: str, *, pro
 
 def last_checkpoint(work_dir: Path) -> str | None:
     """The whole checkpoint with the most steps among those of `run_in_process`."""
-    whole = {int(report.parent.name.rpartition("-")[2]): report.parent for report in work_dir.glob(f"checkpoint-*/{REPORT}")}
+    whole = {
+        int(report.parent.name.rpartition("-")[2]): report.parent
+        for report in work_dir.glob(f"checkpoint-*/{REPORT}")
+    }
     return str(whole[max(whole)]) if whole else None
 
 
@@ -102,9 +109,18 @@ def run_on_ray(
     """
     trainer = TorchTrainer(
         worker,
-        train_loop_config={"values": values, "store": store, "name": name, "runs_dir": runs_dir, "progress": progress},
-        # Ray Train's own ScalingConfig takes a range for an elastic run, the type that it is exported under does not say so.
-        scaling_config=ScalingConfig(num_workers=cast(int, workers), use_gpu=use_gpu, resources_per_worker=worker_resources(use_gpu)),
+        train_loop_config={
+            "values": values,
+            "store": store,
+            "name": name,
+            "runs_dir": runs_dir,
+            "progress": progress,
+        },
+        # Ray Train's own ScalingConfig takes a range for an elastic run, the type that it is exported under
+        # does not say so.
+        scaling_config=ScalingConfig(
+            num_workers=cast(int, workers), use_gpu=use_gpu, resources_per_worker=worker_resources(use_gpu)
+        ),
         run_config=RunConfig(
             storage_path=storage_path,
             name=name,
@@ -119,7 +135,8 @@ def run_on_ray(
 
 
 def fit(trainer: TorchTrainer) -> ray.train.Result:
-    """Run the trainer, again where a worker died. Ray's own `max_failures` would also repeat what a worker raised, which it would again."""
+    """Run the trainer, again where a worker died. Ray's own `max_failures` would also repeat what a worker
+    raised, which it would again."""
     for restarts_left in reversed(range(MAX_RESTARTS + 1)):
         try:
             return trainer.fit()
@@ -128,7 +145,8 @@ def fit(trainer: TorchTrainer) -> ray.train.Result:
             for failure in failures:
                 if isinstance(failure, UserError):
                     raise failure from None
-            # Ray's error stands in for an exception of ours where a worker was gone; others fail then because they miss it.
+            # Ray's error stands in for an exception of ours where a worker was gone; others fail then
+            # because they miss it.
             if not restarts_left or not any(isinstance(failure, RayTrainError) for failure in failures):
                 raise
     raise AssertionError
@@ -149,7 +167,8 @@ def worker(config: dict[str, Any]) -> None:
     rank = context.get_world_rank()
 
     def report(metrics: dict[str, Any], folder: str) -> None:
-        # Every rank gives its folder: the others hold their random state, and Ray Train merges them into one checkpoint.
+        # Every rank gives its folder: the others hold their random state, and Ray Train merges them into one
+        # checkpoint.
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
         shutil.rmtree(folder, ignore_errors=True)
         if rank == 0 and local_runs != runs_dir:
@@ -159,8 +178,13 @@ def worker(config: dict[str, Any]) -> None:
 
     runs_dir: str = config["runs_dir"]
     checkpoint = ray.train.get_checkpoint()
-    with tempfile.TemporaryDirectory() as work_dir, checkpoint.as_directory() if checkpoint else nullcontext() as start:
-        local_runs = f"{work_dir}/runs" if "://" in runs_dir else runs_dir  # event files are appended to, which no object store can
+    with (
+        tempfile.TemporaryDirectory() as work_dir,
+        checkpoint.as_directory() if checkpoint else nullcontext() as start,
+    ):
+        local_runs = (
+            f"{work_dir}/runs" if "://" in runs_dir else runs_dir
+        )  # event files are appended to, which no object store can
         train(
             config["values"],
             store,

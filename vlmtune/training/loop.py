@@ -1,6 +1,7 @@
 """What one worker does: load the base, attach the adapter, train it with TRL's SFTTrainer, evaluate, report.
 
-The loop reaches the world through two callables. `rows(split, micro_batches, max_length)` gives the batches that were asked for, in
+The loop reaches the world through two callables. `rows(split, micro_batches, max_length)` gives the batches
+that were asked for, in
 order; `report(metrics, checkpoint_folder)` takes a result. Whether Ray is behind them is not its business.
 """
 
@@ -12,9 +13,9 @@ from typing import Any
 from transformers import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
-from vlmtune.config import Settings
+from vlmtune.config.settings import Settings
+from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.order import Order
-from vlmtune.data.preflight import fitting_rows
 from vlmtune.data.prepare import read_examples
 from vlmtune.data.processor import load_processor
 from vlmtune.data.store import Store
@@ -38,13 +39,15 @@ def train(
     checkpoint: str | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> Any:
-    """Train one adapter from settings given as plain values; returns the trained model, or None where nothing was left to do.
+    """Train one adapter from settings given as plain values; returns the trained model, or None where
+    nothing was left to do.
 
     Args:
         values: `Settings.to_dict()`.
         work_dir: local folder for checkpoints.
         runs_dir: where rank 0 writes TensorBoard events.
-        checkpoint: a checkpoint folder of an earlier run of the same settings to go on from, at the exact next row.
+        checkpoint: a checkpoint folder of an earlier run of the same settings to go on from, at the exact
+        next row.
         progress: called with the numbers of each logged step.
 
     Raises:

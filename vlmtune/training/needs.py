@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from vlmtune.config import Settings
-from vlmtune.data.preflight import fitting_rows
+from vlmtune.config.settings import Settings
+from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
 from vlmtune.errors import ModelError
@@ -15,8 +15,11 @@ from vlmtune.model.lora import target_modules
 from vlmtune.model.memory import Load, Plan, Shapes, estimate, shapes, size_text
 
 
-def memory_of(settings: Settings, store: Store, kept: np.ndarray, *, multiple: int = 1) -> tuple[Shapes, Load]:
-    """The model's sizes with the adapters of the settings, and what a step of its longest training rows asks for.
+def memory_of(
+    settings: Settings, store: Store, kept: np.ndarray, *, multiple: int = 1
+) -> tuple[Shapes, Load]:
+    """The model's sizes with the adapters of the settings, and what a step of its longest training rows asks
+    for.
 
     Args:
         kept: the training rows that are trained on.
@@ -41,7 +44,9 @@ def memory_of(settings: Settings, store: Store, kept: np.ndarray, *, multiple: i
         dropout=model.lora_dropout > 0,
         compute_bytes=4 if model.dtype == "float32" else 2,
     )
-    return shapes(empty, target_modules(empty, model.lora_target_modules, lora_vision=model.lora_vision)), load
+    return shapes(
+        empty, target_modules(empty, model.lora_target_modules, lora_vision=model.lora_vision)
+    ), load
 
 
 def recordable(settings: Settings, *, packed: bool = False) -> bool:
@@ -53,21 +58,33 @@ def recordable(settings: Settings, *, packed: bool = False) -> bool:
 
 
 def gpu_memory(settings: Settings, store: Store) -> str:
-    """What a step takes on a GPU, at its fastest and at its smallest, in one line; empty where the model is not one to adapt."""
+    """What a step takes on a GPU, at its fastest and at its smallest, in one line; empty where the model is
+    not one to adapt."""
     try:
-        model, load = memory_of(settings, store, fitting_rows(store, settings.get("max_length"), "skip"), multiple=LENGTH_MULTIPLE)
+        model, load = memory_of(
+            settings, store, fitting_rows(store, settings.get("max_length"), "skip"), multiple=LENGTH_MULTIPLE
+        )
     except ModelError:  # the preflight needs the processor alone; training says what is wrong with the model
         return ""
     quantized = load.quantization in ("nf4", "int8")
-    plan = Plan(resident=quantized, checkpointing=False, micro_batch=load.batch, compiled=True, graphs=recordable(settings))
+    plan = Plan(
+        resident=quantized,
+        checkpointing=False,
+        micro_batch=load.batch,
+        compiled=True,
+        graphs=recordable(settings),
+    )
     fast = estimate(model, load, plan)
     small = estimate(model, load, Plan(resident=False, checkpointing=True, micro_batch=1, compiled=True))
     return f"about {size_text(fast.reserved)} of a GPU at the fastest, {size_text(small.total)} at the least; batch size {load.batch}"
 
 
 def vision_tokens(config: Any, image_tokens: int) -> tuple[bool, int]:
-    """Whether cross-attention reads the images, and how many tokens the vision tower makes of those of a row with `image_tokens`."""
+    """Whether cross-attention reads the images, and how many tokens the vision tower makes of those of a row
+    with `image_tokens`."""
     if not getattr(config.get_text_config(), "cross_attention_layers", None):
-        return False, image_tokens * getattr(getattr(config, "vision_config", None), "spatial_merge_size", 1) ** 2
+        return False, image_tokens * getattr(
+            getattr(config, "vision_config", None), "spatial_merge_size", 1
+        ) ** 2
     vision = config.vision_config  # an image is one token of the row
     return True, image_tokens * vision.max_num_tiles * ((vision.image_size // vision.patch_size) ** 2 + 1)

@@ -19,9 +19,11 @@ EVALUATION = "evaluation"  # in a report: which of the evaluations it is that a 
 
 
 def evaluation(metrics: dict[str, Any], eval_steps: float | None) -> int:
-    """The number of a report among the evaluations of a whole run, from 1: trials at the same number have done the same share of theirs.
+    """The number of a report among the evaluations of a whole run, from 1: trials at the same number have
+    done the same share of theirs.
 
-    Tune counts reports instead, and counts anew where an interrupted trial goes on. `eval_steps`: None where every epoch is evaluated.
+    Tune counts reports instead, and counts anew where an interrupted trial goes on. `eval_steps`: None where
+    every epoch is evaluated.
     """
     if eval_steps is None:
         return max(1, round(float(metrics["epoch"])))
@@ -42,7 +44,9 @@ class Meter:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
-        self.operations = 0.0  # floating-point operations a trained token, for MFU; set when the model is there
+        self.operations = (
+            0.0  # floating-point operations a trained token, for MFU; set when the model is there
+        )
         self.progress = progress
         self.events = event_file(runs_dir) if runs_dir is not None else None
         self.started = clock()
@@ -97,7 +101,11 @@ class Meter:
     def rates(self) -> dict[str, float]:
         """Seconds of training so far, what was done in them, and what it took; this rank's."""
         seconds = max(self.clock() - self.started - self.paused, 1e-9)
-        found = {"seconds": seconds, "rows_per_second": self.rows / seconds, "tokens_per_second": self.tokens / seconds}
+        found = {
+            "seconds": seconds,
+            "rows_per_second": self.rows / seconds,
+            "tokens_per_second": self.tokens / seconds,
+        }
         if self.operations and (rate := matrix_rate()):
             found["mfu"] = found["tokens_per_second"] * self.operations / rate
         return found | {"data_wait_fraction": min(self.waited / seconds, 1.0), "peak_memory": peak_memory()}
@@ -126,13 +134,15 @@ def curve(name: str) -> str:
 def event_file(folder: str) -> EventsWriter:
     """A TensorBoard event file of this process in a local folder.
 
-    Not SummaryWriter: it writes in a thread that a flush does not wait for, and a stopped trial ends without a close.
+    Not SummaryWriter: it writes in a thread that a flush does not wait for, and a stopped trial ends without
+    a close.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     return EventsWriter(f"{folder}/events", filename_suffix=f".{os.getpid()}")
 
 
-# Dense bfloat16 matrix rate in operations a second, by a word of the GPU's name, from the makers' data sheets.
+# Dense bfloat16 matrix rate in operations a second, by a word of the GPU's name, from the makers' data
+# sheets.
 MATRIX_RATES = {
     "B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10G": 70e12, "A10": 125e12,
     "4090": 165e12, "3090": 71e12,

@@ -1,4 +1,5 @@
-"""From settings to a finished adapter: what `ray_jobs/train.py` calls, and the steps that a search shares with it."""
+"""From settings to a finished adapter: what `ray_jobs/train.py` calls, and the steps that a search shares
+with it."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -7,13 +8,14 @@ from typing import Any
 
 from ray.util.queue import Empty, Queue
 
-from vlmtune import output, yaml12
+from vlmtune import output, storage
 from vlmtune.background import in_background
 from vlmtune.cluster import Cluster, connect, in_ray_job
-from vlmtune.config import Settings
+from vlmtune.config import yaml12
+from vlmtune.config.settings import Settings
 from vlmtune.console import StepPrinter, say
 from vlmtune.data.cache import prepare
-from vlmtune.data.preflight import fitting_rows
+from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.prepare import Source
 from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
@@ -24,7 +26,8 @@ from vlmtune.output import cache_folder, located
 from vlmtune.training.launch import Outcome, Progress, run_in_process, run_on_ray
 from vlmtune.training.save import repeatable, save_adapter_folder
 
-# In an output folder, by the name of its settings' file: which prepared rows the checkpoints beside it were trained on.
+# In an output folder, by the name of its settings' file: which prepared rows the checkpoints beside it were
+# trained on.
 DATA_KEYS = {"config.yaml": "checkpoints/data.json", "search.yaml": "tune/data.json"}
 
 
@@ -39,7 +42,8 @@ def train_adapter(settings: Settings, runners: Mapping[str, Run] | None = None) 
         runners: how, by `trial_runner`; where it is not among them, `run_isolated`.
 
     Raises:
-        UserError: for whatever is wrong with the settings, the data, the model or the machine, before anything is written.
+        UserError: for whatever is wrong with the settings, the data, the model or the machine, before
+        anything is written.
     """
     resumed = settings.data.resume
     if resumed is not None:
@@ -47,7 +51,9 @@ def train_adapter(settings: Settings, runners: Mapping[str, Run] | None = None) 
     else:
         folder = output_folder(settings)
         if settings.data.workers == 0 and "://" in folder:
-            raise ConfigError(f"--output_dir {folder}: --num_workers 0 writes to a local folder; give one, or --num_workers 1")
+            raise ConfigError(
+                f"--output_dir {folder}: --num_workers 0 writes to a local folder; give one, or --num_workers 1"
+            )
         output.check_free(folder, overwrite=settings.data.overwrite)
     settings = located(settings)
     cluster = start(settings)
@@ -69,11 +75,13 @@ def interrupted_run(resumed: str) -> tuple[str, Settings]:
         ConfigError: no run is there, or one that has ended.
     """
     folder = output.place(resumed, in_job=in_ray_job(), flag="--resume")
-    if not output.exists(f"{folder}/config.yaml"):
-        raise ConfigError(f"--resume {folder}: no run is there (config.yaml is missing); name the --output_dir of an interrupted run")
-    if output.exists(f"{folder}/metrics.json"):
+    if not storage.exists(f"{folder}/config.yaml"):
+        raise ConfigError(
+            f"--resume {folder}: no run is there (config.yaml is missing); name the --output_dir of an interrupted run"
+        )
+    if storage.exists(f"{folder}/metrics.json"):
         raise ConfigError(f"--resume {folder}: this run has ended, nothing is left to do")
-    options = yaml12.load_options(output.read_text(f"{folder}/config.yaml"))
+    options = yaml12.load_options(storage.read_text(f"{folder}/config.yaml"))
     if options is None:
         raise ConfigError(f"--resume {folder}: config.yaml is damaged; start a new run")
     return folder, Settings.from_dict(options)
@@ -91,7 +99,9 @@ def start(settings: Settings) -> Cluster:
     workers = settings.data.workers
     cluster.check_workers(workers if isinstance(workers, int) else workers[0], settings.get("use_cpu"))
     if cluster.nodes > 1 and settings.data.storage_path is None:
-        raise ConfigError(f"this cluster has {cluster.nodes} nodes: give --storage_path, a folder or URI that all of them can reach")
+        raise ConfigError(
+            f"this cluster has {cluster.nodes} nodes: give --storage_path, a folder or URI that all of them can reach"
+        )
     return cluster
 
 
@@ -106,7 +116,8 @@ def check_targets(settings: Settings, config: Any) -> None:
 
 
 def output_folder(settings: Settings) -> str:
-    """Where the run's output goes: `output_dir`, below `storage_path` where that is given and `output_dir` is relative."""
+    """Where the run's output goes: `output_dir`, below `storage_path` where that is given and `output_dir`
+    is relative."""
     name, storage = settings.get("output_dir"), settings.data.storage_path
     if storage is not None and "://" not in name and not Path(name).is_absolute():
         return f"{output.place(storage, in_job=in_ray_job(), flag='--storage_path')}/{name}"
@@ -117,33 +128,43 @@ def prepared(settings: Settings) -> Store:
     """The prepared rows of the settings' data, with a line on what they are."""
     data, source = settings.data, Source.of(settings)
     if data.eval_data_path is None and data.eval_fraction == 0:
-        raise ConfigError("--eval_fraction 0 leaves no row to evaluate on: give a share of the data, or --eval_data_path")
+        raise ConfigError(
+            "--eval_fraction 0 leaves no row to evaluate on: give a share of the data, or --eval_data_path"
+        )
     store = prepare(source, cache_folder(settings), size_gb=data.cache_size_gb)
     counts = ", ".join(f"{len(store.rows_of(split))} {split}" for split in ("train", "eval", "test"))
     skipped = f"; {store.meta.bad_rows} bad rows skipped (bad_rows.jsonl)" if store.meta.bad_rows else ""
-    say(f"Data      {data.data_path}: {store.meta.rows} rows ({counts}), up to {store.column('tokens').max()} tokens{skipped}")
+    say(
+        f"Data      {data.data_path}: {store.meta.rows} rows ({counts}), up to {store.column('tokens').max()} tokens{skipped}"
+    )
     max_length = settings.get("max_length")
     tokens = store.column("tokens")[store.rows_of(TRAIN)]
     if max_length is not None and (cut := int((tokens > max_length).sum())):
-        say(f"          {cut} of {len(tokens)} training rows are shortened to --max_length {max_length}; {tokens.max()} cuts nothing")
+        say(
+            f"          {cut} of {len(tokens)} training rows are shortened to --max_length {max_length}; {tokens.max()} cuts nothing"
+        )
     if left_out := len(store.rows_of(TRAIN)) - len(fitting_rows(store, max_length, data.on_long_row)):
         say(f"          {left_out} training rows left out: their images do not fit --max_length {max_length}")
     return store
 
 
 def claim_for(settings: Settings, folder: str, store: Store, name: str) -> None:
-    """Take the output folder, and write the settings, the data's key and the bad rows that were skipped into it."""
+    """Take the output folder, and write the settings, the data's key and the bad rows that were skipped into
+    it."""
     output.claim(folder, overwrite=settings.data.overwrite)
-    output.write_text(f"{folder}/{name}", yaml12.dump(repeatable(settings).to_dict()))
-    output.write_json(f"{folder}/{DATA_KEYS[name]}", {"key": store.meta.key})
+    storage.write_text(f"{folder}/{name}", yaml12.dump(repeatable(settings).to_dict()))
+    storage.write_json(f"{folder}/{DATA_KEYS[name]}", {"key": store.meta.key})
     if store.meta.bad_rows:
         store.copy_bad_rows(f"{folder}/bad_rows.jsonl")
 
 
 def check_same_data(folder: str, store: Store, name: str = "config.yaml") -> None:
-    """Raises DataError where the prepared rows are not those that the run in `folder` began with: its order would mean others."""
-    if json.loads(output.read_text(f"{folder}/{DATA_KEYS[name]}"))["key"] != store.meta.key:
-        raise DataError(f"--resume {folder}: the data or the model's processor has changed since this run began; start a new run")
+    """Raises DataError where the prepared rows are not those that the run in `folder` began with: its order
+    would mean others."""
+    if json.loads(storage.read_text(f"{folder}/{DATA_KEYS[name]}"))["key"] != store.meta.key:
+        raise DataError(
+            f"--resume {folder}: the data or the model's processor has changed since this run began; start a new run"
+        )
 
 
 def run_isolated(settings: Settings, store: Store, folder: str, cluster: Cluster, show: Progress) -> Outcome:
@@ -167,7 +188,8 @@ def run_isolated(settings: Settings, store: Store, folder: str, cluster: Cluster
 
 
 def watched(run: Callable[[Progress], Outcome], show: Progress) -> Outcome:
-    """Run in a thread, with a progress that may be called in other processes, and show here what it is told."""
+    """Run in a thread, with a progress that may be called in other processes, and show here what it is
+    told."""
     logged = Queue(actor_options={"num_cpus": 0})
     outcome = in_background(lambda: run(logged.put), "run")
     while not (outcome.done() and logged.empty()):

@@ -7,19 +7,30 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from vlmtune import __version__, yaml12
-from vlmtune.config import Settings
-from vlmtune.data.paths import filesystem
+from vlmtune import __version__
+from vlmtune.config import yaml12
+from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
-from vlmtune.output import write_json, write_text
+from vlmtune.storage import filesystem, write_json, write_text
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-CHECKPOINT_ONLY = ("optimizer.pt", "scheduler.pt", "trainer_state.json", "scaler.pt", "training_args.bin", "report.json", "README.md")
+CHECKPOINT_ONLY = (
+    "optimizer.pt",
+    "scheduler.pt",
+    "trainer_state.json",
+    "scaler.pt",
+    "training_args.bin",
+    "report.json",
+    "README.md",
+)
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "ray", "optuna")
 
 
-def save_adapter_folder(checkpoint: str, folder: str, settings: Settings, metrics: dict[str, Any], store: Store) -> None:
-    """Write adapter, processor, `config.yaml`, `metrics.json` and model card; `metrics.json` last, as the mark of a finished run.
+def save_adapter_folder(
+    checkpoint: str, folder: str, settings: Settings, metrics: dict[str, Any], store: Store
+) -> None:
+    """Write adapter, processor, `config.yaml`, `metrics.json` and model card; `metrics.json` last, as the
+    mark of a finished run.
 
     Args:
         checkpoint: folder or URI of the run's last checkpoint.
@@ -31,13 +42,25 @@ def save_adapter_folder(checkpoint: str, folder: str, settings: Settings, metric
     for entry in source.get_file_info(pafs.FileSelector(inner)):
         kept = not entry.base_name.startswith("rng_state") and entry.base_name not in CHECKPOINT_ONLY
         if entry.type == pafs.FileType.File and kept:
-            pafs.copy_files(entry.path, f"{out}/{entry.base_name}", source_filesystem=source, destination_filesystem=target)
+            pafs.copy_files(
+                entry.path,
+                f"{out}/{entry.base_name}",
+                source_filesystem=source,
+                destination_filesystem=target,
+            )
     write_text(f"{folder}/config.yaml", yaml12.dump(repeatable(settings).to_dict()))
     describe(folder, settings, metrics, store)
 
 
-def describe(folder: str, settings: Settings, metrics: dict[str, Any], store: Store, measured: Mapping[str, str] | None = None) -> None:
-    """Write the model card and `metrics.json`, again where more is known by now. `measured`: more lines of the card's table."""
+def describe(
+    folder: str,
+    settings: Settings,
+    metrics: dict[str, Any],
+    store: Store,
+    measured: Mapping[str, str] | None = None,
+) -> None:
+    """Write the model card and `metrics.json`, again where more is known by now. `measured`: more lines of
+    the card's table."""
     write_text(f"{folder}/README.md", model_card(settings, metrics, store, measured or {}))
     write_json(f"{folder}/metrics.json", {**metrics, "data": store.meta.key, "versions": versions()})
 
@@ -50,7 +73,11 @@ def repeatable(settings: Settings) -> Settings:
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
     # Ours is read from the source: in a Ray job it runs from the working directory, uninstalled.
-    return {"python": platform.python_version(), "vlmtune": __version__, **{name: version(name) for name in PACKAGES}}
+    return {
+        "python": platform.python_version(),
+        "vlmtune": __version__,
+        **{name: version(name) for name in PACKAGES},
+    }
 
 
 def model_card(settings: Settings, metrics: dict[str, Any], store: Store, measured: Mapping[str, str]) -> str:

@@ -1,4 +1,5 @@
-"""What has to stand before the first step: the plan that fits the GPU, TRL's arguments, and the base with its adapter."""
+"""What has to stand before the first step: the plan that fits the GPU, TRL's arguments, and the base with
+its adapter."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,12 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlmtune.config import Settings, TrainingArguments
+from vlmtune.config.settings import Settings, TrainingArguments
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError
 from vlmtune.model.base import base_of
 from vlmtune.model.capture import LENGTH_MULTIPLE, Trained, capture
-from vlmtune.model.fast import compile_layers, lean_lora, without_autocast, without_padding_mask, without_vision_gradient
+from vlmtune.model.fast import (
+    compile_layers,
+    lean_lora,
+    without_autocast,
+    without_padding_mask,
+    without_vision_gradient,
+)
 from vlmtune.model.fast import parts as parts_of
 from vlmtune.model.frozen import has_fp8
 from vlmtune.model.lora import attach, lora_config, target_modules
@@ -22,7 +29,14 @@ from vlmtune.training.needs import memory_of, recordable
 
 
 def plan_step(
-    settings: Settings, store: Store, kept: np.ndarray, world: int, note: Callable[[str], None], *, runs: int = 1, **load_of: Any
+    settings: Settings,
+    store: Store,
+    kept: np.ndarray,
+    world: int,
+    note: Callable[[str], None],
+    *,
+    runs: int = 1,
+    **load_of: Any,
 ) -> Plan:
     """How a step is run, on a GPU by its memory; says so.
 
@@ -38,7 +52,9 @@ def plan_step(
     compiled, micro_batch = settings.get("torch_compile"), settings.get("micro_batch_size")
     gpu = torch.cuda.is_available() and not settings.get("use_cpu")
     if settings.model.base_quantization == "fp8" and not (gpu and has_fp8(torch.device("cuda"))):
-        note("fp8: this device has no units for it, so the rounded values are multiplied in the type that the base computes in")
+        note(
+            "fp8: this device has no units for it, so the rounded values are multiplied in the type that the base computes in"
+        )
     if not gpu:
         return Plan(bool(held), bool(checkpointing), micro_batch or batch, bool(compiled))
     model, load = memory_of(settings, store, kept, multiple=length_multiple(settings.to_dict()))
@@ -49,32 +65,50 @@ def plan_step(
         compiled = seconds_of(model, runs * rows * load.length) > WORTH_COMPILING
     free = torch.cuda.mem_get_info()[0]
     plan = choose(
-        model, load, free, resident=held, checkpointing=checkpointing, micro_batch=micro_batch, compiled=compiled,
-        offload=settings.get("activation_offloading"), graphs=recordable(settings, packed=load.packed > 0),
-    )  # fmt: skip
-    note(f"Memory    about {estimate(model, load, plan).text()} of {free / 2**30:.0f} GB: {plan_text(plan, load)}")
+        model,
+        load,
+        free,
+        resident=held,
+        checkpointing=checkpointing,
+        micro_batch=micro_batch,
+        compiled=compiled,
+        offload=settings.get("activation_offloading"),
+        graphs=recordable(settings, packed=load.packed > 0),
+    )
+    note(
+        f"Memory    about {estimate(model, load, plan).text()} of {free / 2**30:.0f} GB: {plan_text(plan, load)}"
+    )
     return plan
 
 
 def operations(decoder: torch.nn.Module) -> float:
-    """Of training on one token: two a frozen weight in the forward pass and two for the gradient of its input, none for its own."""
-    return 4.0 * sum(layer.in_features * layer.out_features for layer in decoder.modules() if isinstance(layer, torch.nn.Linear))
+    """Of training on one token: two a frozen weight in the forward pass and two for the gradient of its
+    input, none for its own."""
+    return 4.0 * sum(
+        layer.in_features * layer.out_features
+        for layer in decoder.modules()
+        if isinstance(layer, torch.nn.Linear)
+    )
 
 
 def length_multiple(values: dict[str, Any]) -> int:
-    """To which multiple of tokens the settings pad a batch. On a GPU few lengths are worth more than a few tokens: see `model.capture`."""
+    """To which multiple of tokens the settings pad a batch. On a GPU few lengths are worth more than a few
+    tokens: see `model.capture`."""
     gpu = torch.cuda.is_available() and not values.get("use_cpu")
     return values.get("pad_to_multiple_of") or (LENGTH_MULTIPLE if gpu else 1)
 
 
 def training_arguments(settings: Settings, work_dir: str, *, checkpointing: bool) -> TrainingArguments:
-    """TRL's own configuration, built on the machine that trains: its device and precision are this machine's."""
+    """TRL's own configuration, built on the machine that trains: its device and precision are this
+    machine's."""
     gpu = torch.cuda.is_available() and not settings.get("use_cpu")
     bf16 = settings.get("bf16")
     has_bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     if gpu and not has_bf16 and (bf16 or settings.model.dtype == "bfloat16"):
         flag = "--bf16 true" if bf16 else "--dtype bfloat16"
-        raise ConfigError(f"{flag}: {torch.cuda.get_device_name()} does not compute in bfloat16; leave it out, and float32 is used")
+        raise ConfigError(
+            f"{flag}: {torch.cuda.get_device_name()} does not compute in bfloat16; leave it out, and float32 is used"
+        )
     return TrainingArguments(
         **{
             **settings.training,
@@ -82,7 +116,8 @@ def training_arguments(settings: Settings, work_dir: str, *, checkpointing: bool
             "use_cpu": not gpu,
             "bf16": has_bf16 if bf16 is None else bf16,
             "gradient_checkpointing": checkpointing,
-            "activation_offloading": gpu and settings.get("activation_offloading"),  # without a GPU they are where it would put them
+            "activation_offloading": gpu
+            and settings.get("activation_offloading"),  # without a GPU they are where it would put them
             "torch_compile": False,  # of the whole model; ours is by layer
             "dataset_kwargs": {"skip_prepare_dataset": True},
             "disable_tqdm": True,
@@ -92,7 +127,8 @@ def training_arguments(settings: Settings, work_dir: str, *, checkpointing: bool
 
 
 def frozen_base(settings: Settings, device: torch.device, plan: Plan) -> Any:
-    """The base of the settings on `device`, its vision tower without gradient, its decoder without padding masks."""
+    """The base of the settings on `device`, its vision tower without gradient, its decoder without padding
+    masks."""
     base = base_of(settings, device, resident=plan.resident)
     without_padding_mask(base)
     return base
@@ -115,7 +151,9 @@ def adapter_config(settings: Settings, model: Any) -> tuple[list[str], Any]:
     return targets, config
 
 
-def adapted_model(settings: Settings, args: TrainingArguments, plan: Plan, note: Callable[[str], None]) -> Any:
+def adapted_model(
+    settings: Settings, args: TrainingArguments, plan: Plan, note: Callable[[str], None]
+) -> Any:
     """The frozen base of the settings with a new adapter, on this worker's device, ready for fast steps."""
     base = frozen_base(settings, args.device, plan)
     adapted = attach(base, adapter_config(settings, base)[1], seed=args.seed)
@@ -124,7 +162,8 @@ def adapted_model(settings: Settings, args: TrainingArguments, plan: Plan, note:
     if layer_by_layer(base, plan, lora_vision=settings.model.lora_vision):
         args.activation_offloading = False
     if args.device.type == "cuda":
-        # A float32 base with bf16 asked for needs autocast. A graph must not be recorded under it: the casts that autocast keeps would be
+        # A float32 base with bf16 asked for needs autocast. A graph must not be recorded under it: the casts
+        # that autocast keeps would be
         # replayed with the adapter's old values.
         plain = without_autocast(adapted) if base.dtype != torch.float32 else not (args.bf16 or args.fp16)
         if plain and recordable(settings) and not plan.checkpointing:
@@ -146,5 +185,7 @@ def record(base: Any, trained: Trained, note: Callable[[str], None]) -> None:
     decoder, *beside = parts_of(base)
     capture(decoder, trained, note)
     for part in beside:
-        if not any(parameter.requires_grad for parameter in part.parameters()):  # a gradient may enter through any of its outputs
+        if not any(
+            parameter.requires_grad for parameter in part.parameters()
+        ):  # a gradient may enter through any of its outputs
             capture(part, list, note)

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from vlmtune.config import Settings
-from vlmtune.data.preflight import check, searched_max_lengths, too_long, trained_tokens, usable_max_lengths
+from vlmtune.config.settings import Settings
+from vlmtune.data.lengths import length_problem, too_long, trained_tokens
 from vlmtune.data.split import EVAL, TEST, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import ANSWER, IMAGE, TEMPLATE, TEXT
 from vlmtune.errors import DataError
+from vlmtune.search.lengths import searched_max_lengths, usable_max_lengths
 
 USUAL_LENGTHS = (256, 512, 1024, 2048)
 FIRST = 5  # of rows or groups that are named
@@ -33,7 +34,8 @@ class BadRows:
 
 @dataclass(frozen=True)
 class Alike:
-    """Groups of rows that share something. `rows`: in all groups together; `first`: the sources of the first groups' first rows."""
+    """Groups of rows that share something. `rows`: in all groups together; `first`: the sources of the first
+    groups' first rows."""
 
     groups: int
     rows: int
@@ -42,7 +44,8 @@ class Alike:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Image sizes as "WIDTHxHEIGHT", ordered by their pixels; `common`: the most common ones with their number."""
+    """Image sizes as "WIDTHxHEIGHT", ordered by their pixels; `common`: the most common ones with their
+    number."""
 
     smallest: str
     median: str
@@ -53,7 +56,8 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Spread:
-    """Of tokens in a row. Median and p95 are a row's own number: the smallest that half, or 95 %, of the rows do not exceed."""
+    """Of tokens in a row. Median and p95 are a row's own number: the smallest that half, or 95 %, of the
+    rows do not exceed."""
 
     min: int
     median: int
@@ -63,7 +67,8 @@ class Spread:
 
 @dataclass(frozen=True)
 class Length:
-    """What a `max_length` does. `origin`: usual, search or config; `unfit`: rows whose images do not fit; `unfit_train`: in training."""
+    """What a `max_length` does. `origin`: usual, search or config; `unfit`: rows whose images do not fit;
+    `unfit_train`: in training."""
 
     max_length: int
     origin: str
@@ -82,7 +87,8 @@ class Example:
 
 @dataclass(frozen=True)
 class Summary:
-    """All that the preflight tells. `tokens`: spreads of row, text and image; `histogram`: (from, to, rows), both ends included."""
+    """All that the preflight tells. `tokens`: spreads of row, text and image; `histogram`: (from, to, rows),
+    both ends included."""
 
     data_path: str
     model: str
@@ -120,6 +126,14 @@ class Summary:
         return {"ready": self.ready, **asdict(self)}
 
 
+def check(store: Store, settings: Settings) -> list[str]:
+    """Why training on these rows cannot work with these settings, each in one line with its way out; empty
+    if it can."""
+    refusal = store.refusal(settings.data.on_bad_row, named=False)
+    length = length_problem(store, settings.get("max_length"), settings.data.on_long_row)
+    return [problem for problem in (refusal, length) if problem is not None]
+
+
 def summarise(store: Store, settings: Settings, tokenizer: Any) -> Summary:
     """The summary of a store that `find_or_make` gave, for a run with these settings.
 
@@ -129,7 +143,9 @@ def summarise(store: Store, settings: Settings, tokenizer: Any) -> Summary:
     facts = store.facts()
     sources = store.column("source").tolist()
     tokens, image_tokens = store.column("tokens"), store.column("image_tokens")
-    sizes, hashes, formats = (_flat(facts.column(name).to_pylist()) for name in ("image_sizes", "image_hashes", "image_formats"))
+    sizes, hashes, formats = (
+        _flat(facts.column(name).to_pylist()) for name in ("image_sizes", "image_hashes", "image_formats")
+    )
     questions, contents = facts.column("question").to_pylist(), facts.column("content").to_pylist()
     answers = defaultdict(set)
     for question, content in zip(questions, contents, strict=True):
@@ -155,7 +171,9 @@ def summarise(store: Store, settings: Settings, tokenizer: Any) -> Summary:
         bad_rows=store.meta.bad_rows,
         bad=_bad(store.bad_rows()),
         duplicates=_alike(contents, sources, set(contents)),
-        contradictions=_alike(questions, sources, {question for question, found in answers.items() if len(found) > 1}),
+        contradictions=_alike(
+            questions, sources, {question for question, found in answers.items() if len(found) > 1}
+        ),
         sizes=_sizes(sizes),
         tokens={name: _spread(values) for name, values in parts.items()},
         histogram=_histogram(tokens),
@@ -178,7 +196,9 @@ def _search(store: Store, settings: Settings) -> tuple[list[str], list[str]]:
     if not store.meta.rows:
         return [], []
     try:
-        return usable_max_lengths(store, settings.search.search_space or {}, on_long_row=settings.data.on_long_row)[1], []
+        return usable_max_lengths(
+            store, settings.search.search_space or {}, on_long_row=settings.data.on_long_row
+        )[1], []
     except DataError as error:
         return [], [str(error)]
 
@@ -238,13 +258,20 @@ def _histogram(tokens: np.ndarray) -> list[tuple[int, int, int]]:
     low, high = int(tokens.min()), int(tokens.max())
     width = -(-(high - low + 1) // BINS)
     counts = np.bincount((tokens - low) // width)
-    return [(low + number * width, low + (number + 1) * width - 1, int(count)) for number, count in enumerate(counts)]
+    return [
+        (low + number * width, low + (number + 1) * width - 1, int(count))
+        for number, count in enumerate(counts)
+    ]
 
 
 def _lengths(store: Store, settings: Settings) -> list[Length]:
     """The table of lengths: the usual ones, those that a search would use, and the config's own."""
     origins = dict.fromkeys(USUAL_LENGTHS, "usual")
-    origins |= {length: "search" for length in searched_max_lengths(settings.search.search_space or {}) if length is not None}
+    origins |= {
+        length: "search"
+        for length in searched_max_lengths(settings.search.search_space or {})
+        if length is not None
+    }
     if settings.get("max_length") is not None:
         origins[settings.get("max_length")] = "config"
     tokens, required = store.column("tokens"), store.column("required")
@@ -270,7 +297,10 @@ def _example(store: Store, tokenizer: Any) -> Example | None:
     example = store.read([row])[0]
     ends = np.flatnonzero(np.diff(example.kinds, append=255)) + 1
     spans = list(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True))
-    segments = [(KINDS[int(example.kinds[start])], _decoded(tokenizer, example.input_ids[start:end]), end - start) for start, end in spans]
+    segments = [
+        (KINDS[int(example.kinds[start])], _decoded(tokenizer, example.input_ids[start:end]), end - start)
+        for start, end in spans
+    ]
     return Example(str(store.column("source")[row]), segments)
 
 

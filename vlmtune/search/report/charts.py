@@ -1,4 +1,5 @@
-"""Plots of a search as inline SVG: small, offline, in the colours of the page that they stand in. Each tells its numbers on hovering."""
+"""Plots of a search as inline SVG: small, offline, in the colours of the page that they stand in. Each tells
+its numbers on hovering."""
 
 import json
 import math
@@ -19,7 +20,8 @@ FEW = 4  # so many different values stand side by side, each with its name
 
 @dataclass(frozen=True)
 class Scale:
-    """Where values lie between the ends of an axis. `names`: of the places 0, 1, 2, ... where the values are no numbers."""
+    """Where values lie between the ends of an axis. `names`: of the places 0, 1, 2, ... where the values are
+    no numbers."""
 
     low: float
     high: float
@@ -56,13 +58,18 @@ class Scale:
             return [(float(place), name) for place, name in enumerate(self.names)]
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            steps = next((some for some in ((1, 2, 5), (1, 3), (1,)) if len(powers) * len(some) <= 2 * TICKS), (1,))
+            steps = next(
+                (some for some in ((1, 2, 5), (1, 3), (1,)) if len(powers) * len(some) <= 2 * TICKS), (1,)
+            )
             values = [step * 10.0**power for power in powers for step in steps]
         else:
             rough = (self.high - self.low) / TICKS
             size = 10.0 ** math.floor(math.log10(rough))
             step = next(size * times for times in (1, 2, 5, 10) if size * times >= rough)
-            values = [step * number for number in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+            values = [
+                step * number
+                for number in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)
+            ]
         return [(value, f"{value:.4g}") for value in values if self.low <= value <= self.high]
 
 
@@ -76,14 +83,32 @@ class Plot:
     y_name: str
 
     def place(self, x: float, y: float) -> tuple[float, float]:
-        return LEFT + self.x.at(x) * (WIDTH - LEFT - RIGHT), TOP + (1 - self.y.at(y)) * (HEIGHT - TOP - BOTTOM)
+        return LEFT + self.x.at(x) * (WIDTH - LEFT - RIGHT), TOP + (1 - self.y.at(y)) * (
+            HEIGHT - TOP - BOTTOM
+        )
 
-    def dot(self, x: float, y: float, text: str, colour: str, *, hollow: bool = False, size: float = 5) -> str:
+    def dot(
+        self, x: float, y: float, text: str, colour: str, *, hollow: bool = False, size: float = 5
+    ) -> str:
         left, top = self.place(x, y)
-        fill = f'fill="var(--card)" stroke="var(--{colour})" stroke-width="1.5"' if hollow else f'fill="var(--{colour})"'
-        return f'<circle cx="{left:.1f}" cy="{top:.1f}" r="{size}" {fill}><title>{escape(text)}</title></circle>'
+        fill = (
+            f'fill="var(--card)" stroke="var(--{colour})" stroke-width="1.5"'
+            if hollow
+            else f'fill="var(--{colour})"'
+        )
+        return (
+            f'<circle cx="{left:.1f}" cy="{top:.1f}" r="{size}" {fill}><title>{escape(text)}</title></circle>'
+        )
 
-    def line(self, points: Sequence[tuple[float, float]], text: str, colour: str, *, width: float = 2, dashed: bool = False) -> str:
+    def line(
+        self,
+        points: Sequence[tuple[float, float]],
+        text: str,
+        colour: str,
+        *,
+        width: float = 2,
+        dashed: bool = False,
+    ) -> str:
         places = " ".join(f"{left:.1f},{top:.1f}" for left, top in (self.place(*point) for point in points))
         dashes = ' stroke-dasharray="5 4"' if dashed else ""
         return (
@@ -102,7 +127,9 @@ class Plot:
             )
         for value, text in self.x.ticks():
             left = self.place(value, self.y.low)[0]
-            lines.append(f'<text x="{left:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{escape(text)}</text>')
+            lines.append(
+                f'<text x="{left:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{escape(text)}</text>'
+            )
         middle = (LEFT + WIDTH - RIGHT) / 2
         name = f'<text x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(self.x_name)}</text>'
         label = f"{self.y_name} by {self.x_name}"
@@ -114,7 +141,8 @@ class Plot:
 
 @dataclass(frozen=True)
 class Trials:
-    """What the plots show: the trials in order with their curves of (step, metric), and which two of them matter most.
+    """What the plots show: the trials in order with their curves of (step, metric), and which two of them
+    matter most.
 
     `objectives`: the mode of each metric that the search was for. The first is the one that plots are of.
     """
@@ -153,9 +181,12 @@ class Trials:
 
 
 def history(trials: Trials) -> str:
-    """The metric of every trial in the order in which they were proposed, and the best so far of those that ran to their end."""
+    """The metric of every trial in the order in which they were proposed, and the best so far of those that
+    ran to their end."""
     measured = trials.measured()
-    plot = Plot(_whole(len(trials.rows)), Scale.of([trials.value(row) for _, row in measured]), "trial", trials.metric)
+    plot = Plot(
+        _whole(len(trials.rows)), Scale.of([trials.value(row) for _, row in measured]), "trial", trials.metric
+    )
     better = min if trials.mode == "min" else max
     steps: list[tuple[float, float]] = []
     for number, row in measured:
@@ -173,7 +204,12 @@ def learning_curves(trials: Trials) -> str:
     points = [point for curve in curves.values() for point in curve]
     if not points:
         return ""
-    plot = Plot(Scale.of([0.0, *(step for step, _ in points)]), Scale.of([value for _, value in points]), "step", trials.metric)
+    plot = Plot(
+        Scale.of([0.0, *(step for step, _ in points)]),
+        Scale.of([value for _, value in points]),
+        "step",
+        trials.metric,
+    )
     ranked = sorted(
         ((number, row) for number, row in enumerate(trials.rows, 1) if row.trial_id in curves),
         key=lambda one: ["soft", "bar", "warn", "good"].index(trials.colour(one[1])),
@@ -191,12 +227,17 @@ def slice_of(trials: Trials, name: str) -> str:
     measured = [(number, row) for number, row in trials.measured() if name in row.values]
     scale, places = axis_of([row.values[name] for _, row in measured])
     plot = Plot(scale, Scale.of([trials.value(row) for _, row in measured]), name, trials.metric)
-    return plot.svg(_dots(plot, trials, {number: place for (number, _), place in zip(measured, places, strict=True)}))
+    return plot.svg(
+        _dots(plot, trials, {number: place for (number, _), place in zip(measured, places, strict=True)})
+    )
 
 
 def axis_of(values: Sequence[Any]) -> tuple[Scale, list[float]]:
-    """An axis for an option's values, and where each lies on it: numbers as they are, unless they are few; others side by side."""
-    if len(set(map(_label, values))) > FEW and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+    """An axis for an option's values, and where each lies on it: numbers as they are, unless they are few;
+    others side by side."""
+    if len(set(map(_label, values))) > FEW and all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in values
+    ):
         return Scale.of(values), [float(value) for value in values]
     numbers = all(isinstance(value, int | float) for value in values)
     names = list(dict.fromkeys(map(_label, sorted(values) if numbers else values)))
@@ -204,11 +245,19 @@ def axis_of(values: Sequence[Any]) -> tuple[Scale, list[float]]:
 
 
 def trade_off(trials: Trials, name: str) -> str:
-    """The metric against another objective, of the trials that ran to their end, and the front of those that nothing beats in both."""
-    ended = [(number, row) for number, row in trials.measured() if row.state == COMPLETE and math.isfinite(row.metrics.get(name, math.nan))]
+    """The metric against another objective, of the trials that ran to their end, and the front of those that
+    nothing beats in both."""
+    ended = [
+        (number, row)
+        for number, row in trials.measured()
+        if row.state == COMPLETE and math.isfinite(row.metrics.get(name, math.nan))
+    ]
     if not ended:
         return ""
-    scales = Scale.of([row.metrics[name] for _, row in ended]), Scale.of([trials.value(row) for _, row in ended])
+    scales = (
+        Scale.of([row.metrics[name] for _, row in ended]),
+        Scale.of([trials.value(row) for _, row in ended]),
+    )
     plot = Plot(*scales, name, trials.metric)
     objectives = {trials.metric: trials.mode, name: trials.objectives[name]}
     front = sorted((row.metrics[name], trials.value(row)) for row in front_of(trials.rows, objectives))
@@ -234,7 +283,13 @@ def _dots(plot: Plot, trials: Trials, places: Mapping[int, float]) -> list[str]:
     found = [(number, row) for number, row in trials.measured() if number in places]
     found.sort(key=lambda one: (one[1] is trials.best, one[1] is trials.own, one[1].state == COMPLETE))
     return [
-        plot.dot(places[number], trials.value(row), trials.text(number, row), trials.colour(row), hollow=row.state != COMPLETE)
+        plot.dot(
+            places[number],
+            trials.value(row),
+            trials.text(number, row),
+            trials.colour(row),
+            hollow=row.state != COMPLETE,
+        )
         for number, row in found
     ]
 

@@ -1,4 +1,5 @@
-"""From the command line and a YAML file to one checked, picklable `Settings`; every mistake is a `ConfigError` of one plain line."""
+"""From the command line and a YAML file to one checked, picklable `Settings`; every mistake is a
+`ConfigError` of one plain line."""
 
 import argparse
 import re
@@ -10,11 +11,19 @@ from typing import Any, NoReturn
 
 from transformers.hf_argparser import HfArgumentParser
 
-from vlmtune import yaml12
-from vlmtune.arguments import ALIASES, GROUPS, PRESET, DataArguments, ModelArguments, SearchArguments, TrainingArguments
+from vlmtune.config import yaml12
+from vlmtune.config.arguments import (
+    ALIASES,
+    GROUPS,
+    PRESET,
+    DataArguments,
+    ModelArguments,
+    SearchArguments,
+    TrainingArguments,
+)
+from vlmtune.config.flags import Flag, flag, flags
+from vlmtune.config.limits import UNSUPPORTED
 from vlmtune.errors import ConfigError
-from vlmtune.flags import Flag, flag, flags
-from vlmtune.limits import UNSUPPORTED
 
 __all__ = ["DataArguments", "ModelArguments", "SearchArguments", "Settings", "TrainingArguments", "parse"]
 
@@ -23,7 +32,8 @@ __all__ = ["DataArguments", "ModelArguments", "SearchArguments", "Settings", "Tr
 class Settings:
     """Every option of a run, as plain values: it pickles, compares, and needs no GPU to be made.
 
-    `training` holds the fields of `TrainingArguments` by name. The worker makes TRL's own object from them, where the device is.
+    `training` holds the fields of `TrainingArguments` by name. The worker makes TRL's own object from them,
+    where the device is.
     """
 
     data: DataArguments
@@ -41,7 +51,8 @@ class Settings:
         return _build(_read(values))
 
     def to_dict(self) -> dict[str, Any]:
-        """The values that differ from the defaults, by flag name. `from_dict` makes equal settings of them."""
+        """The values that differ from the defaults, by flag name. `from_dict` makes equal settings of
+        them."""
         return {name: self.get(name) for name, option in flags().items() if self.get(name) != option.default}
 
     def get(self, name: str) -> Any:
@@ -51,7 +62,11 @@ class Settings:
             ConfigError: there is no such option.
         """
         option = flag(name)
-        return self.training[option.name] if option.group is TrainingArguments else getattr(self._group(option), option.name)
+        return (
+            self.training[option.name]
+            if option.group is TrainingArguments
+            else getattr(self._group(option), option.name)
+        )
 
     def replace(self, **values: Any) -> "Settings":
         """These settings with some values changed, typed and checked as those of flags are.
@@ -79,9 +94,11 @@ class Settings:
 
 
 def parse(argv: Sequence[str] | None = None, *, description: str = "") -> Settings:
-    """Settings from a command line, and from the YAML file that its `--config` names; flags override the file.
+    """Settings from a command line, and from the YAML file that its `--config` names; flags override the
+    file.
 
-    Where neither a file nor a model is given, the older instruction-tuning command's settings stand in (`arguments.PRESET`).
+    Where neither a file nor a model is given, the older instruction-tuning command's settings stand in
+    (`arguments.PRESET`).
     `--help` prints and exits 0.
 
     Args:
@@ -97,24 +114,43 @@ def parse(argv: Sequence[str] | None = None, *, description: str = "") -> Settin
     resumed = values.get("resume") is not None
     if resumed and len(values) > 1:
         other = "--config" if config is not None else f"--{next(name for name in values if name != 'resume')}"
-        raise ConfigError(f"{other}: a run goes on with the settings that it was started with; give --resume alone")
+        raise ConfigError(
+            f"{other}: a run goes on with the settings that it was started with; give --resume alone"
+        )
     if config is None and "model_name_or_path" not in values and not resumed:
         loads = values.keys() & {"load_in_4bit", "load_in_8bit"}
-        values = {name: value for name, value in PRESET.items() if not (name == "quantization" and loads)} | values
+        values = {
+            name: value for name, value in PRESET.items() if not (name == "quantization" and loads)
+        } | values
     settings = _build(values)
     if settings.data.data_path is None and not resumed:
-        raise ConfigError("--data_path: no data is given; name a frames folder, a JSON, JSONL or Parquet file, or a dataset")
+        raise ConfigError(
+            "--data_path: no data is given; name a frames folder, a JSON, JSONL or Parquet file, or a dataset"
+        )
     if settings.model.model_name_or_path is None and not resumed:
-        raise ConfigError(f"{config}: model_name_or_path is missing; name the model to adapt, such as llava-hf/llava-1.5-7b-hf")
+        raise ConfigError(
+            f"{config}: model_name_or_path is missing; name the model to adapt, such as llava-hf/llava-1.5-7b-hf"
+        )
     return settings
 
 
 class _Parser(HfArgumentParser):
-    """argparse as transformers sets it up, which only cuts a command line into names and texts: `Flag.read` knows the types."""
+    """argparse as transformers sets it up, which only cuts a command line into names and texts: `Flag.read`
+    knows the types."""
 
     def __init__(self, description: str) -> None:
-        super().__init__(GROUPS, description=description, allow_abbrev=False, usage="%(prog)s [--config FILE] [--option value ...]")
-        self.add_argument("--config", action="append", metavar="FILE", help="YAML file of options by name; flags override it.")
+        super().__init__(
+            GROUPS,
+            description=description,
+            allow_abbrev=False,
+            usage="%(prog)s [--config FILE] [--option value ...]",
+        )
+        self.add_argument(
+            "--config",
+            action="append",
+            metavar="FILE",
+            help="YAML file of options by name; flags override it.",
+        )
         for action in self._actions:
             option = flags().get(action.dest)
             if option and action.nargs != 0:
@@ -122,17 +158,35 @@ class _Parser(HfArgumentParser):
                 action.type, action.choices = None, None
                 action.nargs = {"bool": "?", "list": "+"}.get(option.kind)
                 action.const = True if option.kind == "bool" else None
-            switched_off = any(text == f"--no_{action.dest}" for text in action.option_strings)  # has the help of what it switches off
+            switched_off = any(
+                text == f"--no_{action.dest}" for text in action.option_strings
+            )  # has the help of what it switches off
             if action.dest in UNSUPPORTED or switched_off:
                 action.help = argparse.SUPPRESS
-        for name, option in flags().items():  # transformers' parser makes these for switches that are on by default, not for auto
+        for (
+            name,
+            option,
+        ) in (
+            flags().items()
+        ):  # transformers' parser makes these for switches that are on by default, not for auto
             if option.kind == "bool" and option.optional and name not in UNSUPPORTED:
                 self.add_argument(
-                    f"--no_{name}", dest=name, action="store_const", const=False, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+                    f"--no_{name}",
+                    dest=name,
+                    action="store_const",
+                    const=False,
+                    default=argparse.SUPPRESS,
+                    help=argparse.SUPPRESS,
                 )
         for alias, name in ALIASES.items():
             nargs = "+" if flags()[name].kind == "list" else None
-            self.add_argument(f"--{alias}", nargs=nargs, metavar="...", help=f"Older name of {name}.", default=argparse.SUPPRESS)
+            self.add_argument(
+                f"--{alias}",
+                nargs=nargs,
+                metavar="...",
+                help=f"Older name of {name}.",
+                default=argparse.SUPPRESS,
+            )
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(re.sub(r"^argument (--\w+)\S*", r"\1:", message))
@@ -178,7 +232,9 @@ def _read(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         option = flag(name, prefix + name)
         if option.name in said:
-            raise ConfigError(f"{prefix}{name}: is another name of {said[option.name]}, which is given too; keep one")
+            raise ConfigError(
+                f"{prefix}{name}: is another name of {said[option.name]}, which is given too; keep one"
+            )
         said[option.name] = name
         read[option.name] = option.read(value, prefix + name)
     return read
@@ -212,10 +268,14 @@ def _check(settings: Settings) -> None:
         raise ConfigError("load_in_4bit and load_in_8bit: only one of them can be true")
     for load, meaning in (("load_in_4bit", "nf4"), ("load_in_8bit", "int8")):
         if getattr(model, load) and model.quantization not in (None, meaning):
-            raise ConfigError(f"{load}: means quantization {meaning}, but quantization is {model.quantization}; keep one")
+            raise ConfigError(
+                f"{load}: means quantization {meaning}, but quantization is {model.quantization}; keep one"
+            )
     if model.llm_int8 and model.base_quantization != "int8":
         raise ConfigError(f"llm_int8: needs quantization int8, but quantization is {model.base_quantization}")
     if training["bf16"] and training["fp16"]:
         raise ConfigError("bf16 and fp16: only one of them can be true")
     if training["eval_strategy"] == "steps" and training["eval_steps"] is None:
-        raise ConfigError("eval_steps: has no value, but eval_strategy is steps; give a number of steps, or a share such as 0.25")
+        raise ConfigError(
+            "eval_steps: has no value, but eval_strategy is steps; give a number of steps, or a share such as 0.25"
+        )

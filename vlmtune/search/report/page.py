@@ -1,40 +1,46 @@
-"""A search as one HTML page that opens offline: what won and by how much first, then how it was found, then answers to look at."""
+"""A search as one HTML page that opens offline: what won and by how much first, then how it was found, then
+answers to look at."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from vlmtune import yaml12
-from vlmtune.config import Settings
+from vlmtune.config import yaml12
+from vlmtune.config.settings import Settings
 from vlmtune.console import say, show
 from vlmtune.data.prepare import Source
 from vlmtune.data.samples import samples_of
 from vlmtune.data.store import Store
 from vlmtune.errors import UserError
 from vlmtune.page import document, section, table, tiles
-from vlmtune.search.charts import Trials, bars, history, learning_curves, slice_of, trade_off
 from vlmtune.search.compare import Comparison, shown
-from vlmtune.search.coordinates import parallel
-from vlmtune.search.importance import importances
-from vlmtune.search.report_answers import MODELS, before_and_after, chosen, difference, gallery
+from vlmtune.search.report.answers import MODELS, before_and_after, chosen, difference, gallery
+from vlmtune.search.report.charts import Trials, bars, history, learning_curves, slice_of, trade_off
+from vlmtune.search.report.coordinates import parallel
+from vlmtune.search.report.importance import importances
 from vlmtune.search.results import COMPLETE, PRUNED, STATES, TrialRow, front_of
 from vlmtune.training.save import repeatable, versions
 
 STYLE = """
-.legend span { margin-right: 14px; white-space: nowrap; } .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 5px;
+.legend span { margin-right: 14px; white-space: nowrap; } .legend i { display: inline-block; width: 10px;
+height: 10px; border-radius: 5px;
   margin-right: 5px; vertical-align: -1px; } .legend i.hollow { border: 1.5px solid var(--soft); }
-.share { display: grid; grid-template-columns: minmax(112px, 1fr) 2fr 48px; gap: 10px; align-items: center; margin: 6px 0; }
+.share { display: grid; grid-template-columns: minmax(112px, 1fr) 2fr 48px; gap: 10px; align-items: center;
+margin: 6px 0; }
 .share b { text-align: right; font-weight: 500; font-variant-numeric: tabular-nums; }
 .track { background: var(--line); border-radius: 6px; height: 12px; overflow: hidden; }
 .track i { display: block; background: var(--bar); height: 12px; }
 .versus td:first-child { white-space: normal; line-height: 1.3; }
 td.won { font-weight: 600; } td b { font-weight: 600; } td .soft { font-size: 12px; font-weight: 400; }
-@media (max-width: 500px) { .versus th, .versus td { padding: 5px 0 5px 6px; font-size: 13px; } .versus td:first-child { padding-left: 0; }
+@media (max-width: 500px) { .versus th, .versus td { padding: 5px 0 5px 6px; font-size: 13px; } .versus
+td:first-child { padding-left: 0; }
   .versus td .soft { font-size: 10.5px; } }
 pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.6 ui-monospace, monospace; }
-summary { cursor: pointer; color: var(--soft); } figcaption dl { display: grid; grid-template-columns: auto 1fr; gap: 0 8px; margin: 0; }
-figcaption dt { color: var(--soft); } figcaption dd { margin: 0; } .right { color: var(--good); font-weight: 600; }
+summary { cursor: pointer; color: var(--soft); } figcaption dl { display: grid; grid-template-columns: auto
+1fr; gap: 0 8px; margin: 0; }
+figcaption dt { color: var(--soft); } figcaption dd { margin: 0; } .right { color: var(--good); font-weight:
+600; }
 .wrong { color: var(--bad); font-weight: 600; }
 """
 
@@ -43,8 +49,10 @@ figcaption dt { color: var(--soft); } figcaption dd { margin: 0; } .right { colo
 class Report:
     """All that the page tells.
 
-    `settings`: those of the best trial; `names`: the options that vary, `drawn`: those of them that do not follow from others;
-    `compared`: the models on the test rows, or why they were not compared; `pictures`: by row of the store, as data URIs; `gpus`: that a
+    `settings`: those of the best trial; `names`: the options that vary, `drawn`: those of them that do not
+    follow from others;
+    `compared`: the models on the test rows, or why they were not compared; `pictures`: by row of the store,
+    as data URIs; `gpus`: that a
     trial trained on, 0 on a CPU.
     """
 
@@ -61,10 +69,14 @@ class Report:
 
 
 def pictures_of(compared: Comparison | str, store: Store, settings: Settings) -> dict[int, list[str]]:
-    """Small pictures of the rows that the page shows, from the data that the store was made of; none where that is gone by now."""
+    """Small pictures of the rows that the page shows, from the data that the store was made of; none where
+    that is gone by now."""
     rows = [] if isinstance(compared, str) else [row.row for row in chosen(compared, settings.get("seed"))]
     try:
-        return {row: sample.pictures for row, sample in zip(rows, samples_of(store, Source.of(settings).pieces(), rows), strict=True)}
+        return {
+            row: sample.pictures
+            for row, sample in zip(rows, samples_of(store, Source.of(settings).pieces(), rows), strict=True)
+        }
     except UserError as error:
         say(f"          no pictures in the report: {error}")
         return {}
@@ -81,13 +93,20 @@ def page(report: Report) -> str:
         f"{escape(', '.join(report.names))}</p>",
         _verdict(report),
         _tiles(report),
-        before_and_after(report.compared, refit=report.settings.search.refit) if isinstance(report.compared, Comparison) else "",
-        '<div class="pair">' + section("Trials", _legend(), history(report.trials)) + _curves(report) + "</div>",
+        before_and_after(report.compared, refit=report.settings.search.refit)
+        if isinstance(report.compared, Comparison)
+        else "",
+        '<div class="pair">'
+        + section("Trials", _legend(), history(report.trials))
+        + _curves(report)
+        + "</div>",
         _trade_offs(report),
         _slices(report),
         _parallel(report),
         '<div class="pair">' + _importance(report) + _time(report) + "</div>",
-        gallery(report.compared, report.pictures, report.settings.get("seed")) if isinstance(report.compared, Comparison) else "",
+        gallery(report.compared, report.pictures, report.settings.get("seed"))
+        if isinstance(report.compared, Comparison)
+        else "",
         _repeat(report),
     ]
     return document(title, body, style=STYLE)
@@ -96,7 +115,9 @@ def page(report: Report) -> str:
 def _verdict(report: Report) -> str:
     trials, compared = report.trials, report.compared
     values = ", ".join(f"{name} {show(trials.best.values[name])}" for name in report.names)
-    lines = [f"The best of {len(trials.rows)} trials is number {trials.rows.index(trials.best) + 1}: {values}"]
+    lines = [
+        f"The best of {len(trials.rows)} trials is number {trials.rows.index(trials.best) + 1}: {values}"
+    ]
     lines.append(_searched(trials))
     better = True
     if isinstance(compared, str):
@@ -113,7 +134,9 @@ def _verdict(report: Report) -> str:
             lines.append("Searching found nothing better than the config's own values")
         better = all(found[name].value >= 0 for found in compared.over.values())
     listing = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f'<div class="verdict {"ready" if better else "stop"}"><b>{escape(head)}</b><ul>{listing}</ul></div>'
+    return (
+        f'<div class="verdict {"ready" if better else "stop"}"><b>{escape(head)}</b><ul>{listing}</ul></div>'
+    )
 
 
 def _searched(trials: Trials) -> str:
@@ -131,7 +154,9 @@ def _tiles(report: Report) -> str:
             for model in MODELS
             if (found := report.compared.models.get(model))
         ]
-    states = ", ".join(f"{count} {state.lower()}" for state in STATES if (count := sum(row.state == state for row in rows)))
+    states = ", ".join(
+        f"{count} {state.lower()}" for state in STATES if (count := sum(row.state == state for row in rows))
+    )
     boxes.append((str(len(rows)), "trials", states))
     total, _, saved = seconds_of(rows)
     boxes.append((_time_text(total), "of training", f"{_time_text(saved)} saved by stopping early"))
@@ -170,10 +195,13 @@ def _trade_offs(report: Report) -> str:
         return ""
     plots = "".join(f"<div>{trade_off(trials, name)}</div>" for name in more)
     rows = [
-        f"<td>{trials.rows.index(row) + 1}</td>" + "".join(f"<td>{escape(show(row.metrics[name]))}</td>" for name in trials.objectives)
+        f"<td>{trials.rows.index(row) + 1}</td>"
+        + "".join(f"<td>{escape(show(row.metrics[name]))}</td>" for name in trials.objectives)
         + f'<td class="text">{escape(", ".join(f"{name} {show(row.values[name])}" for name in report.names))}</td>'
-        for row in sorted(front_of(trials.rows, trials.objectives), key=trials.value, reverse=trials.mode == "max")
-    ]  # fmt: skip
+        for row in sorted(
+            front_of(trials.rows, trials.objectives), key=trials.value, reverse=trials.mode == "max"
+        )
+    ]
     note = (
         '<p class="soft small">Trials that ran to their end. None is better than those listed in all of '
         f"{escape(', '.join(trials.objectives))}; the best adapter is the first by {escape(metric)}.</p>"
@@ -193,7 +221,8 @@ def _importance(report: Report) -> str:
 
 
 def seconds_of(rows: Sequence[TrialRow]) -> tuple[float, float, float]:
-    """Seconds of training of all trials and of those stopped early, and those that the latter had left at their own pace."""
+    """Seconds of training of all trials and of those stopped early, and those that the latter had left at
+    their own pace."""
     total = pruned = saved = 0.0
     for row in rows:
         seconds, step, steps = (row.metrics.get(name) for name in ("seconds", "step", "max_steps"))
@@ -208,7 +237,11 @@ def seconds_of(rows: Sequence[TrialRow]) -> tuple[float, float, float]:
 
 def on_the_clock(rows: Sequence[TrialRow]) -> float | None:
     """Seconds from the first trial's start to the last report, by Tune's clock."""
-    known = [(row.metrics["timestamp"], row.metrics["time_total_s"]) for row in rows if {"timestamp", "time_total_s"} <= row.metrics.keys()]
+    known = [
+        (row.metrics["timestamp"], row.metrics["time_total_s"])
+        for row in rows
+        if {"timestamp", "time_total_s"} <= row.metrics.keys()
+    ]
     return max(end for end, _ in known) - min(end - seconds for end, seconds in known) if known else None
 
 
@@ -231,7 +264,9 @@ def _time(report: Report) -> str:
     said = "Added over trials: those that ran side by side took less on the clock."
     if report.settings.search.trial_runner == "packed":
         said = "A packed trial's time is its share of its device, which loaded the base once for all trials."
-    return section("Time", f'<p class="soft small">{said}</p>', f'<div class="versus">{table((), lines)}</div>')
+    return section(
+        "Time", f'<p class="soft small">{said}</p>', f'<div class="versus">{table((), lines)}</div>'
+    )
 
 
 def _time_text(seconds: float) -> str:
@@ -257,6 +292,8 @@ def _repeat(report: Report) -> str:
     }
     rows = (f'<td>{name}</td><td class="text">{escape(text)}</td>' for name, text in facts.items())
     return section(
-        "Repeat it", f"<p><pre>{escape(commands)}</pre></p>", table((), rows),
+        "Repeat it",
+        f"<p><pre>{escape(commands)}</pre></p>",
+        table((), rows),
         f"<details><summary>All settings of the best trial (best/config.yaml)</summary><pre>{escape(dumped)}</pre></details>",
-    )  # fmt: skip
+    )

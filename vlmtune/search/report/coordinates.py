@@ -1,9 +1,10 @@
-"""Parallel coordinates of a search: an upright axis for each searched option and the metric, and a line through them for each trial."""
+"""Parallel coordinates of a search: an upright axis for each searched option and the metric, and a line
+through them for each trial."""
 
 from collections.abc import Sequence
 from html import escape
 
-from vlmtune.search.charts import HEIGHT, Scale, Trials, axis_of
+from vlmtune.search.report.charts import HEIGHT, Scale, Trials, axis_of
 from vlmtune.search.results import COMPLETE
 
 APART = 240  # from axis to axis
@@ -14,8 +15,11 @@ ORDER = ("soft", "bar", "warn", "good")  # of the lines: later ones lie over ear
 
 
 def parallel(trials: Trials, names: Sequence[str]) -> str:
-    """The plot as SVG. Trials that ran to their end are drawn through, stopped ones dashed; a trial without a value has no line."""
-    measured = [(number, row) for number, row in trials.measured() if all(name in row.values for name in names)]
+    """The plot as SVG. Trials that ran to their end are drawn through, stopped ones dashed; a trial without
+    a value has no line."""
+    measured = [
+        (number, row) for number, row in trials.measured() if all(name in row.values for name in names)
+    ]
     if not measured or not names:
         return ""
     axes = [axis_of([row.values[name] for _, row in measured]) for name in names]
@@ -24,7 +28,10 @@ def parallel(trials: Trials, names: Sequence[str]) -> str:
     width = 2 * SIDE + APART * len(names)
     lines = []
     for place, (_, row) in enumerate(measured):
-        points = " ".join(f"{SIDE + APART * axis},{_top(scale, places[place]):.1f}" for axis, (scale, places) in enumerate(axes))
+        points = " ".join(
+            f"{SIDE + APART * axis},{_top(scale, places[place]):.1f}"
+            for axis, (scale, places) in enumerate(axes)
+        )
         colour, dashes = trials.colour(row), "" if row.state == COMPLETE else ' stroke-dasharray="4 4"'
         strong = colour in ("good", "warn")
         text = escape(trials.text(*measured[place]))
@@ -37,7 +44,9 @@ def parallel(trials: Trials, names: Sequence[str]) -> str:
         )
     drawn = "".join(line for _, line in sorted(lines, key=lambda one: one[0]))
     named = zip(axes, [*names, trials.metric], strict=True)
-    uprights = "".join(_axis(SIDE + APART * place, scale, name) for place, ((scale, _), name) in enumerate(named))
+    uprights = "".join(
+        _axis(SIDE + APART * place, scale, name) for place, ((scale, _), name) in enumerate(named)
+    )
     label = escape(f"{trials.metric} and the values of each trial")
     return (
         f'<svg viewBox="0 0 {width} {HEIGHT}" style="min-width:{width}px" role="img" aria-label="{label}"><title>{label}</title>'

@@ -17,7 +17,10 @@ _AT_LEAST_0 = Limit("at least 0", lambda value: value >= 0)
 _AT_LEAST_1 = Limit("at least 1", lambda value: value >= 1)
 _ABOVE_0 = Limit("above 0", lambda value: value > 0)
 _BELOW_1 = Limit("at least 0 and below 1", lambda value: 0 <= value < 1)
-_WHOLE_OR_SHARE = Limit("a share below 1 or a whole number of steps", lambda value: 0 < value < 1 or (value >= 1 and value == int(value)))
+_WHOLE_OR_SHARE = Limit(
+    "a share below 1 or a whole number of steps",
+    lambda value: 0 < value < 1 or (value >= 1 and value == int(value)),
+)
 
 LIMITS: dict[str, Limit] = {
     "eval_fraction": _BELOW_1,
@@ -27,7 +30,9 @@ LIMITS: dict[str, Limit] = {
     "lora_dropout": _BELOW_1,
     "learning_rate": _ABOVE_0,
     "num_train_epochs": _ABOVE_0,
-    "max_steps": Limit("at least 1, or -1 for num_train_epochs to decide", lambda value: value >= 1 or value == -1),
+    "max_steps": Limit(
+        "at least 1, or -1 for num_train_epochs to decide", lambda value: value >= 1 or value == -1
+    ),
     "per_device_train_batch_size": _AT_LEAST_1,
     "per_device_eval_batch_size": _AT_LEAST_1,
     "micro_batch_size": _AT_LEAST_1,
@@ -39,7 +44,8 @@ LIMITS: dict[str, Limit] = {
     "max_grad_norm": _AT_LEAST_0,
     "weight_decay": _AT_LEAST_0,
     "warmup_steps": Limit(
-        "a share below 1 or a whole number of steps", lambda value: 0 <= value < 1 or (value >= 1 and value == int(value))
+        "a share below 1 or a whole number of steps",
+        lambda value: 0 <= value < 1 or (value >= 1 and value == int(value)),
     ),
     "adam_beta1": _BELOW_1,
     "adam_beta2": _BELOW_1,
@@ -58,7 +64,8 @@ LIMITS: dict[str, Limit] = {
     "reduction_factor": Limit("at least 2", lambda value: value >= 2),
 }
 
-# TRL options that would have no effect here, or a wrong one: why, and which. Anything but the default is refused with the reason.
+# TRL options that would have no effect here, or a wrong one: why, and which. Anything but the default is
+# refused with the reason.
 _UNSUPPORTED: dict[str, str] = {
     "the loss is always on the assistant's tokens": "assistant_only_loss completion_only_loss",
     "rows are not packed; each is its own sequence": "packing packing_strategy padding_free eval_packing",
@@ -103,4 +110,6 @@ _UNSUPPORTED: dict[str, str] = {
     "TRL drops it; it would make train and evaluation loss differ in meaning": "label_smoothing_factor",
     "transformers' debugging of its own loop does not reach vlmtune's": "debug",
 }
-UNSUPPORTED: dict[str, str] = {name: reason for reason, names in _UNSUPPORTED.items() for name in names.split()}
+UNSUPPORTED: dict[str, str] = {
+    name: reason for reason, names in _UNSUPPORTED.items() for name in names.split()
+}

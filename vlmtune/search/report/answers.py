@@ -24,7 +24,8 @@ def before_and_after(compared: Comparison, *, refit: bool) -> str:
     """A table of the models' metrics with their intervals."""
     head = ["", *(name.replace("_", " ") for name in compared.metrics)]
     rows = [
-        f"<td>{SHORT[model]}</td>" + "".join(_cell(name, compared.models[model].get(name), model == BEST) for name in compared.metrics)
+        f"<td>{SHORT[model]}</td>"
+        + "".join(_cell(name, compared.models[model].get(name), model == BEST) for name in compared.metrics)
         for model in MODELS
         if model in compared.models
     ]
@@ -50,13 +51,16 @@ def _cell(name: str, found: Estimate | None, won: bool) -> str:
     if found is None:
         return "<td></td>"
     interval = (
-        "" if found.low is None or found.high is None else f" ({shown(name, found.low).removesuffix(' %')} to {shown(name, found.high)})"
+        ""
+        if found.low is None or found.high is None
+        else f" ({shown(name, found.low).removesuffix(' %')} to {shown(name, found.high)})"
     )
     return f"<td{' class=won' if won else ''}>{_on_two_lines(shown(name, found.value) + interval)}</td>"
 
 
 def _on_two_lines(text: str) -> str:
-    """A value, and the interval in brackets behind it small and below: a phone has room for three such columns."""
+    """A value, and the interval in brackets behind it small and below: a phone has room for three such
+    columns."""
     value, _, interval = text.partition(" (")
     return escape(value) + (f'<div class="soft">{escape(interval.rstrip(")"))}</div>' if interval else "")
 
@@ -68,12 +72,15 @@ def difference(name: str, found: Estimate) -> str:
     def text(value: float) -> str:
         return f"{100 * value:+.1f}" if share else f"{value:+.2g}"
 
-    interval = "" if found.low is None or found.high is None else f" ({text(found.low)} to {text(found.high)})"
+    interval = (
+        "" if found.low is None or found.high is None else f" ({text(found.low)} to {text(found.high)})"
+    )
     return f"{text(found.value)}{' points' if share else ''}{interval}"
 
 
 def gallery(compared: Comparison, pictures: Mapping[int, Sequence[str]], seed: int) -> str:
-    """Test rows with their pictures, references and answers. `pictures`: by row of the store, as data URIs."""
+    """Test rows with their pictures, references and answers. `pictures`: by row of the store, as data
+    URIs."""
     wrong = sum(row.answers[BEST].strip() != row.reference.strip() for row in compared.rows)
     count = f"{wrong} of {len(compared.rows)} answers of the best adapter differ from the reference"
     note = f'<p class="soft small">Worst first; {count}</p>'
@@ -85,7 +92,15 @@ def _figure(row: Answered, pictures: Sequence[str]) -> str:
     images = "".join(f'<img src="{picture}" alt="">' for picture in pictures)
     said = [("reference", row.reference, "")]
     for model, name in ((BASE, "base"), (BEST, "tuned")):
-        said.append((name, row.answers[model], "right" if row.answers[model].strip() == row.reference.strip() else "wrong"))
-    answers = "".join(f'<dt>{name}</dt><dd class="{kind}">{escape(text[:CUT])}</dd>' for name, text, kind in said)
+        said.append(
+            (
+                name,
+                row.answers[model],
+                "right" if row.answers[model].strip() == row.reference.strip() else "wrong",
+            )
+        )
+    answers = "".join(
+        f'<dt>{name}</dt><dd class="{kind}">{escape(text[:CUT])}</dd>' for name, text, kind in said
+    )
     frame = f"<div>{images}</div>" if images else ""
     return f"<figure>{frame}<figcaption><p>{escape(row.question[:CUT])}</p><dl>{answers}</dl></figcaption></figure>"

@@ -3,19 +3,24 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from vlmtune.data.preflight_text import FORMATS, counted, listed, shortened
 from vlmtune.data.samples import Sample
-from vlmtune.data.summary import Alike, Summary
 from vlmtune.page import document, section, table, tiles
+from vlmtune.preflight.summary import Alike, Summary
+from vlmtune.preflight.text import FORMATS, counted, listed, shortened
 
 STYLE = """
 .some { color: var(--warn); font-weight: 600; } .many { color: var(--bad); font-weight: 600; }
-.tag { font-size: 12px; border: 1px solid var(--line); border-radius: 9px; padding: 0 7px; color: var(--soft); margin-left: 6px; }
-.stack { display: flex; height: 14px; border-radius: 7px; overflow: hidden; background: var(--line); margin: 6px 0 10px; }
-.row { white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.6 ui-monospace, monospace; color: var(--soft); }
-.row .said { color: var(--ink); } .row mark { background: var(--mark); color: inherit; border-radius: 3px; color: var(--ink); }
+.tag { font-size: 12px; border: 1px solid var(--line); border-radius: 9px; padding: 0 7px; color:
+var(--soft); margin-left: 6px; }
+.stack { display: flex; height: 14px; border-radius: 7px; overflow: hidden; background: var(--line); margin:
+6px 0 10px; }
+.row { white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.6 ui-monospace, monospace; color:
+var(--soft); }
+.row .said { color: var(--ink); } .row mark { background: var(--mark); color: inherit; border-radius: 3px;
+color: var(--ink); }
 .chip { border: 1px solid var(--bar); color: var(--bar); border-radius: 4px; padding: 0 5px; }
-figcaption p { display: -webkit-box; -webkit-line-clamp: 4; -webkit-box-orient: vertical; overflow: hidden; margin-bottom: 4px; }
+figcaption p { display: -webkit-box; -webkit-line-clamp: 4; -webkit-box-orient: vertical; overflow: hidden;
+margin-bottom: 4px; }
 figcaption .assistant { color: var(--good); font-weight: 600; }
 """
 PLOT = (520, 250)  # of the histogram, in its own units
@@ -50,9 +55,21 @@ def _verdict(summary: Summary) -> str:
 def _tiles(summary: Summary) -> str:
     shown = [
         (summary.rows, "rows", counted(summary.turns, "turn")),
-        (summary.bad_rows, "bad rows", f"in {counted(len(summary.bad), 'kind')}" if summary.bad else "nothing left out"),
-        (summary.images, "images", f"{summary.different_images:,} different" if summary.images else "text only"),
-        (summary.tokens["row"].median if summary.tokens else 0, "tokens in the median row", f"up to {summary.cuts_none:,}"),
+        (
+            summary.bad_rows,
+            "bad rows",
+            f"in {counted(len(summary.bad), 'kind')}" if summary.bad else "nothing left out",
+        ),
+        (
+            summary.images,
+            "images",
+            f"{summary.different_images:,} different" if summary.images else "text only",
+        ),
+        (
+            summary.tokens["row"].median if summary.tokens else 0,
+            "tokens in the median row",
+            f"up to {summary.cuts_none:,}",
+        ),
         (summary.epoch_tokens, "tokens an epoch", f"{summary.epoch_answer_tokens:,} trained on"),
     ]
     return tiles((f"{value:,}", name, more) for value, name, more in shown)
@@ -113,7 +130,11 @@ def _some(count: int) -> str:
 def _lengths(summary: Summary) -> str:
     rows = []
     for length in summary.lengths:
-        tag = {"usual": "", "search": '<span class="tag">searched</span>', "config": '<span class="tag">this config</span>'}[length.origin]
+        tag = {
+            "usual": "",
+            "search": '<span class="tag">searched</span>',
+            "config": '<span class="tag">this config</span>',
+        }[length.origin]
         whole = summary.rows - length.shortened - length.unfit
         bar = _stack(((whole, "good"), (length.shortened, "warn"), (length.unfit, "bad")))
         shortened = f'<span class="{"some" if length.shortened else ""}">{length.shortened:,}</span>'
@@ -131,7 +152,11 @@ def _lengths(summary: Summary) -> str:
 def _stack(parts: Iterable[tuple[int, str]]) -> str:
     return (
         '<div class="stack">'
-        + "".join(f'<span style="flex:{count};background:var(--{colour})"></span>' for count, colour in parts if count)
+        + "".join(
+            f'<span style="flex:{count};background:var(--{colour})"></span>'
+            for count, colour in parts
+            if count
+        )
         + "</div>"
     )
 
@@ -177,14 +202,21 @@ def _alike(summary: Summary) -> str:
     def part(alike: Alike, what: str, sign: str) -> str:
         head = f"<p><b>{counted(alike.rows, 'row')} in {counted(alike.groups, 'group')}</b> {what}</p>"
         return head + "".join(
-            f'<p class="small soft wrap">{escape(sign.join(shortened(source, summary) for source in group))}</p>' for group in alike.first
+            f'<p class="small soft wrap">{escape(sign.join(shortened(source, summary) for source in group))}</p>'
+            for group in alike.first
         )
 
     parts = []
     if summary.duplicates.groups:
         parts.append(part(summary.duplicates, "repeat each other: same images, same texts", " = "))
     if summary.contradictions.groups:
-        parts.append(part(summary.contradictions, "contradict each other: same images and question, different answers", " ≠ "))
+        parts.append(
+            part(
+                summary.contradictions,
+                "contradict each other: same images and question, different answers",
+                " ≠ ",
+            )
+        )
     return section("Rows alike", *parts) if parts else ""
 
 

@@ -1,4 +1,5 @@
-"""One option: its type, its limits, and how a value from the command line, from YAML or from code becomes one of it."""
+"""One option: its type, its limits, and how a value from the command line, from YAML or from code becomes
+one of it."""
 
 import dataclasses
 import json
@@ -11,10 +12,10 @@ from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from vlmtune.arguments import ALIASES, GROUPS, plain_default
+from vlmtune.config.arguments import ALIASES, GROUPS, plain_default
+from vlmtune.config.limits import LIMITS, UNSUPPORTED
+from vlmtune.config.yaml12 import YamlError, load_value
 from vlmtune.errors import ConfigError, nearest
-from vlmtune.limits import LIMITS, UNSUPPORTED
-from vlmtune.yaml12 import YamlError, load_value
 
 Kind = Literal["bool", "int", "float", "str", "list", "dict"]
 
@@ -42,13 +43,16 @@ class Flag:
             label: how to call the option in a message, such as "--lora_r" or "config.yaml: lora_r".
 
         Raises:
-            ConfigError: it is of another type, not among the choices, out of limits, or not supported by vlmtune.
+            ConfigError: it is of another type, not among the choices, out of limits, or not supported by
+            vlmtune.
         """
         if self.name in UNSUPPORTED:
             return self._only_default(value, label)
         read = self._typed(value, label)
         if self.choices and read is not None and read not in self.choices:
-            raise ConfigError(f"{label}: {_show(value)} is not one of {', '.join(self.choices)}{nearest(str(value), self.choices)}")
+            raise ConfigError(
+                f"{label}: {_show(value)} is not one of {', '.join(self.choices)}{nearest(str(value), self.choices)}"
+            )
         limit = LIMITS.get(self.name)
         if limit and read is not None and not limit.holds(read):
             raise ConfigError(f"{label}: {_show(value)} must be {limit.text}")
@@ -58,7 +62,9 @@ class Flag:
 
     def _only_default(self, value: Any, label: str) -> Any:
         # The value is not shown: it may be a token.
-        refusal = ConfigError(f"{label}: vlmtune does not take this option: {UNSUPPORTED[self.name]}. Leave it out")
+        refusal = ConfigError(
+            f"{label}: vlmtune does not take this option: {UNSUPPORTED[self.name]}. Leave it out"
+        )
         if value != self.default:
             try:
                 value = self._typed(value, label)
@@ -71,7 +77,9 @@ class Flag:
     def _typed(self, value: Any, label: str) -> Any:
         text = value.strip() if isinstance(value, str) else None
         nothing = (*_NOTHING, "auto") if self.kind == "bool" else _NOTHING  # vlmtune decides
-        if value is None or (self.optional and text is not None and text.lower() in nothing and text not in self.choices):
+        if value is None or (
+            self.optional and text is not None and text.lower() in nothing and text not in self.choices
+        ):
             if self.optional:
                 return None
             raise ConfigError(f"{label}: has no value; {_EXPECTED[self.kind]} is needed")
@@ -84,7 +92,11 @@ class Flag:
                 return value
             case "int" if text is not None and re.fullmatch(r"[-+]?\d{1,18}", text):
                 return int(text)
-            case "float" if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
+            case "float" if (
+                isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and abs(value) <= sys.float_info.max
+            ):
                 return float(value)
             case "float" if text is not None and (number := _number(text)) is not None:
                 return number
@@ -103,7 +115,9 @@ class Flag:
         if not all(isinstance(part, str) for part in parts):
             raise ConfigError(f"{label}: {_show(value)} is not {_EXPECTED['list']}")
         if len(parts) == 1 and (parts[0] == "all-linear" or set(parts[0]) & set(r"()[]{}|*+?\^$")):
-            return str(parts[0])  # a pattern, or PEFT's word for every linear layer: PEFT tells them from names by the type
+            return str(
+                parts[0]
+            )  # a pattern, or PEFT's word for every linear layer: PEFT tells them from names by the type
         names = [name.strip() for part in parts for name in part.split(",")]
         if not names or not all(names):
             raise ConfigError(f"{label}: {_show(value)} has an empty name in it")
@@ -142,9 +156,15 @@ def flags() -> dict[str, Flag]:
                 choices = tuple(option.metadata.get("choices", choices))
                 default = plain_default(option)
                 default = (
-                    default.value if isinstance(default, Enum) else float(default) if kind == "float" and default is not None else default
+                    default.value
+                    if isinstance(default, Enum)
+                    else float(default)
+                    if kind == "float" and default is not None
+                    else default
                 )
-                found[option.name] = Flag(option.name, group, kind, optional or default is None, choices, default)
+                found[option.name] = Flag(
+                    option.name, group, kind, optional or default is None, choices, default
+                )
     return found
 
 
@@ -171,7 +191,13 @@ def _kind(hint: Any) -> tuple[Kind, bool, tuple[str, ...]]:
         if isinstance(member, type) and issubclass(member, Enum):
             return "str", optional, tuple(choice.value for choice in member)
     origins = {get_origin(member) or member for member in members}
-    kinds: tuple[tuple[type, Kind], ...] = ((list, "list"), (dict, "dict"), (bool, "bool"), (int, "int"), (float, "float"))
+    kinds: tuple[tuple[type, Kind], ...] = (
+        (list, "list"),
+        (dict, "dict"),
+        (bool, "bool"),
+        (int, "int"),
+        (float, "float"),
+    )
     return next((kind for origin, kind in kinds if origin in origins), "str"), optional, ()
 
 

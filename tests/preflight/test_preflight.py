@@ -1,4 +1,5 @@
-"""Every number of the preflight, on a small data set with known faults, repeats, sizes and lengths; and the checks before training."""
+"""Every number of the preflight, on a small data set with known faults, repeats, sizes and lengths; and the
+checks before training."""
 
 import json
 import re
@@ -13,20 +14,21 @@ from page_kit import Links
 from PIL import Image
 
 from vlmtune.cluster import connect
-from vlmtune.config import Settings
+from vlmtune.config.settings import Settings
 from vlmtune.data.cache import find_or_make, prepare
 from vlmtune.data.facts import kind_of
-from vlmtune.data.preflight import check, searched_max_lengths, too_long, trained_tokens, usable_max_lengths
-from vlmtune.data.preflight_page import page
-from vlmtune.data.preflight_text import WIDTH, screen
+from vlmtune.data.lengths import too_long, trained_tokens
 from vlmtune.data.prepare import Source
 from vlmtune.data.processor import load_processor
 from vlmtune.data.samples import samples
 from vlmtune.data.split import EVAL, TEST, TRAIN
 from vlmtune.data.store import Store
-from vlmtune.data.summary import Alike, Summary, summarise
 from vlmtune.data.tokenize import required_length, shorten
 from vlmtune.errors import DataError
+from vlmtune.preflight.page import page
+from vlmtune.preflight.summary import Alike, Summary, check, summarise
+from vlmtune.preflight.text import WIDTH, screen
+from vlmtune.search.lengths import searched_max_lengths, usable_max_lengths
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -39,16 +41,24 @@ def write_data(folder: Path) -> Path:
     """24 good rows, then bad ones: 6 that miss their image, 2 without an answer, 1 that is no JSON."""
     for number in range(20):
         size = (64, 48) if number < 15 else (100, 50)
-        Image.new("RGB", size, (number * 12, 40, 90)).save(folder / f"{number}.{'jpg' if number < 12 else 'png'}")
+        Image.new("RGB", size, (number * 12, 40, 90)).save(
+            folder / f"{number}.{'jpg' if number < 12 else 'png'}"
+        )
     rows: list[dict[str, Any]] = [
-        {"image": f"{number}.{'jpg' if number < 12 else 'png'}", "instruction": "How many people?", "output": str(number)}
+        {
+            "image": f"{number}.{'jpg' if number < 12 else 'png'}",
+            "instruction": "How many people?",
+            "output": str(number),
+        }
         for number in range(20)
     ]
     rows.append({**rows[3], "instruction": "How  many people?"})  # repeats row 4 but for a space
     rows.append({**rows[4], "output": "nobody at all"})  # contradicts row 5
     rows.append({"instruction": "word " * 500, "output": "a long question"})
     rows.append({"images": ["0.jpg"] * MANY, "instruction": "Which are alike?", "output": "all"})
-    rows += [{"image": f"gone/{number}.jpg", "instruction": "What?", "output": "nothing"} for number in range(6)]
+    rows += [
+        {"image": f"gone/{number}.jpg", "instruction": "What?", "output": "nothing"} for number in range(6)
+    ]
     rows += [{"instruction": "What?", "output": 7}, {"instruction": "What?", "output": 8}]
     path = folder / "data.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{no json\n", encoding="utf-8")
@@ -74,7 +84,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def configure(data: Path, models: Path) -> Callable[..., Settings]:
-    values = {"data_path": str(data), "model_name_or_path": str(models / "llava"), "eval_fraction": 0.2, "test_fraction": 0.1}
+    values = {
+        "data_path": str(data),
+        "model_name_or_path": str(models / "llava"),
+        "eval_fraction": 0.2,
+        "test_fraction": 0.1,
+    }
     return lambda **more: Settings.from_dict({**values, **more})
 
 
@@ -85,7 +100,9 @@ def store(configure: Callable[..., Settings], cache: str, ray_here: None) -> Sto
 
 @pytest.fixture(scope="module")
 def summary(store: Store, configure: Callable[..., Settings], models: Path) -> Summary:
-    settings = configure(max_length=100, on_bad_row="skip", search_space={"max_length": {"choice": [32, 100, 400]}})
+    settings = configure(
+        max_length=100, on_bad_row="skip", search_space={"max_length": {"choice": [32, 100, 400]}}
+    )
     return summarise(store, settings, load_processor(str(models / "llava")).tokenizer)
 
 
@@ -109,7 +126,8 @@ def test_bad_rows_are_counted_by_reason_with_the_first_five(summary: Summary, da
         ("not JSON at column N: Expecting property name enclosed in double quotes", 1),
     ]
     assert summary.bad[0].first == [
-        (f"{data}:{GOOD + 1 + number}", f"image {data.parent}/gone/{number}.jpg: there is no such file") for number in range(5)
+        (f"{data}:{GOOD + 1 + number}", f"image {data.parent}/gone/{number}.jpg: there is no such file")
+        for number in range(5)
     ]
 
 
@@ -120,7 +138,11 @@ def test_repeats_and_contradictions_are_told_apart(summary: Summary, data: Path)
 
 def test_image_sizes(summary: Summary) -> None:
     assert summary.sizes is not None
-    assert (summary.sizes.smallest, summary.sizes.median, summary.sizes.largest) == ("64x48", "64x48", "100x50")
+    assert (summary.sizes.smallest, summary.sizes.median, summary.sizes.largest) == (
+        "64x48",
+        "64x48",
+        "100x50",
+    )
     assert summary.sizes.common == [("64x48", 15 + 2 + MANY), ("100x50", 5)]
 
 
@@ -132,7 +154,9 @@ def test_tokens_are_text_and_images(summary: Summary, store: Store, data: Path) 
     long = place(store, data, 23)
     assert summary.tokens["text"].max == row.max == store.column("tokens")[long] == summary.cuts_none
     assert sum(count for _, _, count in summary.histogram) == GOOD
-    assert all(count == sum(low <= length <= high for length in lengths) for low, high, count in summary.histogram)
+    assert all(
+        count == sum(low <= length <= high for length in lengths) for low, high, count in summary.histogram
+    )
 
 
 def test_what_each_length_does(summary: Summary, store: Store, data: Path) -> None:
@@ -140,13 +164,23 @@ def test_what_each_length_does(summary: Summary, store: Store, data: Path) -> No
     many = place(store, data, 24)
     assert summary.fits_all == store.column("required")[many] > MANY * IMAGE_TOKENS
     assert [(length.max_length, length.origin) for length in summary.lengths] == [
-        (32, "search"), (100, "config"), (256, "usual"), (400, "search"), (512, "usual"), (1024, "usual"), (2048, "usual"),
-    ]  # fmt: skip
+        (32, "search"),
+        (100, "config"),
+        (256, "usual"),
+        (400, "search"),
+        (512, "usual"),
+        (1024, "usual"),
+        (2048, "usual"),
+    ]
     trained = set(store.rows_of(TRAIN).tolist())
     for length in summary.lengths:
         longer = {row for row, example in enumerate(examples) if len(example.input_ids) > length.max_length}
         unfit = {row for row in longer if store.column("required")[row] > length.max_length}
-        assert (length.shortened, length.unfit, length.unfit_train) == (len(longer - unfit), len(unfit), len(unfit & trained))
+        assert (length.shortened, length.unfit, length.unfit_train) == (
+            len(longer - unfit),
+            len(unfit),
+            len(unfit & trained),
+        )
     assert [length.unfit for length in summary.lengths] == [1, 1, 0, 0, 0, 0, 0]
     assert [length.shortened for length in summary.lengths][2:4] == [1, 1]
 
@@ -201,7 +235,9 @@ def test_the_screen_is_one_screen(summary: Summary) -> None:
     assert "\x1b" not in text
 
 
-def test_the_page_needs_nothing_but_itself(summary: Summary, store: Store, configure: Callable[..., Settings]) -> None:
+def test_the_page_needs_nothing_but_itself(
+    summary: Summary, store: Store, configure: Callable[..., Settings]
+) -> None:
     shown = samples(store, Source.of(configure()).pieces())
     assert len(shown) == 12
     text = page(summary, shown)
@@ -218,10 +254,17 @@ def test_the_page_needs_nothing_but_itself(summary: Summary, store: Store, confi
         assert words in text
 
 
-def test_texts_of_the_data_cannot_become_part_of_the_page(tmp_path: Path, models: Path, cache: str, ray_here: None) -> None:
-    rows = [{"instruction": f"<script>alert({number})</script>\x1b[31m", "output": "<img src=x>"} for number in range(6)]
+def test_texts_of_the_data_cannot_become_part_of_the_page(
+    tmp_path: Path, models: Path, cache: str, ray_here: None
+) -> None:
+    rows = [
+        {"instruction": f"<script>alert({number})</script>\x1b[31m", "output": "<img src=x>"}
+        for number in range(6)
+    ]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = Settings.from_dict({"data_path": str(tmp_path / "d.jsonl"), "model_name_or_path": str(models / "llava")})
+    settings = Settings.from_dict(
+        {"data_path": str(tmp_path / "d.jsonl"), "model_name_or_path": str(models / "llava")}
+    )
     source = Source.of(settings)
     made = prepare(source, cache)
     found = summarise(made, settings, load_processor(source.model).tokenizer)
@@ -231,16 +274,23 @@ def test_texts_of_the_data_cannot_become_part_of_the_page(tmp_path: Path, models
     assert "\x1b" not in screen(found, colour=False)
 
 
-def test_bad_rows_are_refused_at_use_and_the_store_is_shared(store: Store, configure: Callable[..., Settings], cache: str) -> None:
+def test_bad_rows_are_refused_at_use_and_the_store_is_shared(
+    store: Store, configure: Callable[..., Settings], cache: str
+) -> None:
     with pytest.raises(
-        DataError, match=rf"gone/0\.jpg: there is no such file.*and 4 more \({BAD} of {GOOD + BAD} rows are bad; --on_bad_row"
+        DataError,
+        match=rf"gone/0\.jpg: there is no such file.*and 4 more \({BAD} of {GOOD + BAD} rows are bad; --on_bad_row",
     ):
         prepare(Source.of(configure()), cache)
     assert prepare(Source.of(configure(on_bad_row="skip")), cache).folder == store.folder
-    assert [row["source"].rpartition(":")[2] for row in store.bad_rows()] == [str(GOOD + 1 + number) for number in range(BAD)]
+    assert [row["source"].rpartition(":")[2] for row in store.bad_rows()] == [
+        str(GOOD + 1 + number) for number in range(BAD)
+    ]
 
 
-def test_a_missing_image_that_arrives_is_noticed(tmp_path: Path, models: Path, cache: str, ray_here: None) -> None:
+def test_a_missing_image_that_arrives_is_noticed(
+    tmp_path: Path, models: Path, cache: str, ray_here: None
+) -> None:
     rows = [{"image": f"{number}.png", "instruction": "What?", "output": "a"} for number in range(6)]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for number in range(6):
@@ -252,7 +302,12 @@ def test_a_missing_image_that_arrives_is_noticed(tmp_path: Path, models: Path, c
     Image.new("RGB", (20, 20), "blue").save(tmp_path / "2.png")
     whole = prepare(source, cache)
     assert whole.meta.rows == 6
-    values = {"data_path": source.data_path, "model_name_or_path": source.model, "on_long_row": "skip", "max_length": IMAGE_TOKENS}
+    values = {
+        "data_path": source.data_path,
+        "model_name_or_path": source.model,
+        "on_long_row": "skip",
+        "max_length": IMAGE_TOKENS,
+    }
     (problem,) = check(whole, Settings.from_dict(values))  # nothing is left to train on
     assert problem.startswith("4 of 4 training rows do not fit max_length 16")
     assert "on_long_row" not in problem
@@ -269,9 +324,15 @@ def test_data_that_leave_nothing_to_train_on_are_told_of(
     tmp_path: Path, models: Path, cache: str, ray_here: None, rows: list[dict[str, Any]], problem: str
 ) -> None:
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    values = {"data_path": str(tmp_path / "d.jsonl"), "model_name_or_path": str(models / "llava"), "on_bad_row": "skip"}
+    values = {
+        "data_path": str(tmp_path / "d.jsonl"),
+        "model_name_or_path": str(models / "llava"),
+        "on_bad_row": "skip",
+    }
     settings = Settings.from_dict(values)
-    found = summarise(find_or_make(Source.of(settings), cache), settings, load_processor(str(models / "llava")).tokenizer)
+    found = summarise(
+        find_or_make(Source.of(settings), cache), settings, load_processor(str(models / "llava")).tokenizer
+    )
     assert not found.ready
     assert problem in found.problems[0]
     assert problem in re.sub(r"\s+", " ", screen(found, colour=False))
@@ -280,7 +341,9 @@ def test_data_that_leave_nothing_to_train_on_are_told_of(
         prepare(Source.of(settings), cache)
 
 
-def test_training_rows_that_do_not_fit_are_a_problem_unless_skipped(store: Store, configure: Callable[..., Settings]) -> None:
+def test_training_rows_that_do_not_fit_are_a_problem_unless_skipped(
+    store: Store, configure: Callable[..., Settings]
+) -> None:
     train, required = store.rows_of(TRAIN), store.column("required")
     enough = int(required[train].max())
     assert check(store, configure(on_bad_row="skip", max_length=enough)) == []
@@ -303,19 +366,36 @@ def floor(store: Store) -> int:
 @pytest.mark.parametrize(
     ("entry", "kept", "removed"),
     [
-        (lambda need: {"choice": [need - 1, need, 512, None]}, lambda need: {"choice": [need, 512, None]}, "{before}"),
+        (
+            lambda need: {"choice": [need - 1, need, 512, None]},
+            lambda need: {"choice": [need, 512, None]},
+            "{before}",
+        ),
         (lambda need: {"grid": [8, need - 1, 512]}, lambda need: {"grid": [512]}, "8 and {before}"),
         (lambda need: {"randint": [8, 512]}, lambda need: {"randint": [need, 512]}, "from 8 to {before}"),
         (lambda need: {"lograndint": [8, need + 1]}, lambda need: need, "from 8 to {before}"),
-        (lambda need: {"quniform": [8, 1600, 8]}, lambda need: {"quniform": [-(-need // 8) * 8, 1600, 8]}, "from 8 to "),
-        (lambda need: {"qloguniform": [need - 1, 2 * (need - 1), need - 1]}, lambda need: 2 * (need - 1), "from {before} to "),
+        (
+            lambda need: {"quniform": [8, 1600, 8]},
+            lambda need: {"quniform": [-(-need // 8) * 8, 1600, 8]},
+            "from 8 to ",
+        ),
+        (
+            lambda need: {"qloguniform": [need - 1, 2 * (need - 1), need - 1]},
+            lambda need: 2 * (need - 1),
+            "from {before} to ",
+        ),
         (lambda need: {"choice": [need, 512]}, lambda need: {"choice": [need, 512]}, None),
         (lambda need: need, lambda need: need, None),
         (lambda need: {"expr": "8 * lora_r"}, lambda need: {"expr": "8 * lora_r"}, None),
     ],
 )
 def test_lengths_that_images_do_not_fit_are_not_searched(
-    store: Store, floor: int, name: str, entry: Callable[[int], Any], kept: Callable[[int], Any], removed: str | None
+    store: Store,
+    floor: int,
+    name: str,
+    entry: Callable[[int], Any],
+    kept: Callable[[int], Any],
+    removed: str | None,
 ) -> None:
     space, reasons = usable_max_lengths(store, {"lora_r": {"choice": [4, 8]}, name: entry(floor)})
     assert space == {"lora_r": {"choice": [4, 8]}, name: kept(floor)}
@@ -329,7 +409,9 @@ def test_lengths_that_images_do_not_fit_are_not_searched(
 
 @pytest.mark.parametrize("entry", [{"choice": [8, 16]}, {"randint": [8, 17]}, {"quniform": [8, 16, 8]}, 16])
 def test_a_search_without_a_usable_length_stops(store: Store, floor: int, entry: Any) -> None:
-    with pytest.raises(DataError, match=f"search_space: max_length: no value can be used.*search from {floor} on"):
+    with pytest.raises(
+        DataError, match=f"search_space: max_length: no value can be used.*search from {floor} on"
+    ):
         usable_max_lengths(store, {"max_length": entry})
 
 
@@ -342,7 +424,9 @@ def test_skipped_rows_ask_for_no_length(store: Store, floor: int) -> None:
     required = store.column("required")[store.rows_of(TRAIN)]
     largest = floor - 1
     needed = int(required[required <= largest].max())
-    space, reasons = usable_max_lengths(store, {"max_length": {"choice": [needed - 1, needed, largest]}}, on_long_row="skip")
+    space, reasons = usable_max_lengths(
+        store, {"max_length": {"choice": [needed - 1, needed, largest]}}, on_long_row="skip"
+    )
     assert space == {"max_length": {"choice": [needed, largest]}}
     assert f"alone need {needed} tokens" in reasons[0]
 
@@ -359,7 +443,10 @@ def test_searched_lengths_are_listed() -> None:
         ("image path /data/a b.jpg leaves the folder /data: move", "image path … leaves the folder … move"),
         ("image https://host/1.jpg is remote: download it", "image … is remote: download it"),
         ("messages[12].role is 'bot': it must be", "messages[N].role is 'bot': it must be"),
-        ("frame cam1_2.jpg has a row already, on line 3: keep one", "frame … has a row already, on line N: keep one"),
+        (
+            "frame cam1_2.jpg has a row already, on line 3: keep one",
+            "frame … has a row already, on line N: keep one",
+        ),
         ("byte 17 of the line is not UTF-8", "byte N of the line is not UTF-8"),
         ("2 <image> marks but 1 image: give each", "N <image> marks but N image: give each"),
     ],

@@ -1,18 +1,19 @@
-"""The preflight: what `ray_jobs/inspect_data.py` calls. It prepares the rows that training will use, and takes no GPU."""
+"""The preflight: what `ray_jobs/inspect_data.py` calls. It prepares the rows that training will use, and
+takes no GPU."""
 
 from dataclasses import replace
 
-from vlmtune import output
+from vlmtune import output, storage
 from vlmtune.cluster import connect, in_ray_job
-from vlmtune.config import Settings
+from vlmtune.config.settings import Settings
 from vlmtune.data.cache import find_or_make
-from vlmtune.data.paths import filesystem
-from vlmtune.data.preflight_page import page
 from vlmtune.data.prepare import Source
 from vlmtune.data.processor import load_processor
 from vlmtune.data.samples import samples
-from vlmtune.data.summary import Summary, summarise
 from vlmtune.output import cache_folder, located
+from vlmtune.preflight.page import page
+from vlmtune.preflight.summary import Summary, summarise
+from vlmtune.storage import filesystem
 from vlmtune.training.needs import gpu_memory
 
 
@@ -20,26 +21,32 @@ def inspect_data(settings: Settings, output_dir: str | None) -> tuple[Summary, s
     """Read all rows, and write `preflight.json` and `preflight.html`.
 
     Args:
-        output_dir: folder or URI for the two files; by default beside the settings' own `output_dir`, which is left to training.
+        output_dir: folder or URI for the two files; by default beside the settings' own `output_dir`, which
+        is left to training.
 
     Returns:
         The summary, and the absolute path or URI of the folder.
 
     Raises:
-        UserError: the data as a whole or the processor cannot be read. Bad rows do not raise: they are what is told.
+        UserError: the data as a whole or the processor cannot be read. Bad rows do not raise: they are what
+        is told.
     """
-    folder = output.place(output_dir or f"{settings.get('output_dir').rstrip('/')}-preflight", in_job=in_ray_job())
+    folder = output.place(
+        output_dir or f"{settings.get('output_dir').rstrip('/')}-preflight", in_job=in_ray_job()
+    )
     settings = located(settings)
     source = Source.of(settings)
     pieces = source.pieces()  # first, because starting Ray takes seconds
     connect()
     store = find_or_make(source, cache_folder(settings), size_gb=settings.data.cache_size_gb)
-    processor = load_processor(source.model, revision=source.revision, trust_remote_code=source.trust_remote_code)
+    processor = load_processor(
+        source.model, revision=source.revision, trust_remote_code=source.trust_remote_code
+    )
     summary = summarise(store, settings, processor.tokenizer)
     if summary.ready:
         summary = replace(summary, memory=gpu_memory(settings, store))
     fs, inner = filesystem(folder)
     fs.create_dir(inner, recursive=True)
-    output.write_json(f"{folder}/preflight.json", summary.to_dict())
-    output.write_text(f"{folder}/preflight.html", page(summary, samples(store, pieces)))
+    storage.write_json(f"{folder}/preflight.json", summary.to_dict())
+    storage.write_text(f"{folder}/preflight.html", page(summary, samples(store, pieces)))
     return summary, folder

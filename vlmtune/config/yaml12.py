@@ -1,6 +1,8 @@
-"""YAML with the plain values people mean: 1e-5 is a number, 2:8 and no are text, and a key cannot be given twice.
+"""YAML with the plain values people mean: 1e-5 is a number, 2:8 and no are text, and a key cannot be given
+twice.
 
-PyYAML follows YAML 1.1, where these are text, the number 128, and false; later keys silently replace earlier ones there.
+PyYAML follows YAML 1.1, where these are text, the number 128, and false; later keys silently replace earlier
+ones there.
 """
 
 import re
@@ -30,14 +32,19 @@ _PLAIN = {
     "null": (r"~|null|Null|NULL|", "~nN"),
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
     "int": (r"[-+]?[0-9]+", "-+0123456789"),
-    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
     "merge": (r"<<", "<"),
 }
 for _class in (_Loader, _Dumper):
     _class.yaml_implicit_resolvers = {}
     for _tag, (_pattern, _first) in _PLAIN.items():
         _class.add_implicit_resolver(
-            f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), [*_first, *([""] if _tag == "null" else [])]
+            f"tag:yaml.org,2002:{_tag}",
+            re.compile(f"(?:{_pattern})$"),
+            [*_first, *([""] if _tag == "null" else [])],
         )
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
 
@@ -55,7 +62,8 @@ def load_value(text: str) -> Any:
 def load_options(text: str) -> dict[str, Any] | None:
     """The entries of a YAML mapping, or None where the text is something else.
 
-    A single value stays as written, "8.5" or "true", for whoever knows its type, as on a command line; an empty one is None.
+    A single value stays as written, "8.5" or "true", for whoever knows its type, as on a command line; an
+    empty one is None.
     Lists and mappings are read whole.
 
     Raises:
@@ -72,7 +80,8 @@ def load_options(text: str) -> dict[str, Any] | None:
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
-    """Double quotes, which escape them, where a text holds one of Unicode's other line ends: unquoted, PyYAML reads it as a space."""
+    """Double quotes, which escape them, where a text holds one of Unicode's other line ends: unquoted,
+    PyYAML reads it as a space."""
     style = '"' if any(end in text for end in "\x85\u2028\u2029") else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -103,7 +112,9 @@ def _refuse_twins(node: yaml.MappingNode) -> None:
     for key, _ in node.value:
         line = key.start_mark.line + 1
         if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, line) != line:
-            raise YamlError(f"line {line}: {key.value} is given a second time; the first is in line {seen[key.value]}")
+            raise YamlError(
+                f"line {line}: {key.value} is given a second time; the first is in line {seen[key.value]}"
+            )
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from itertools import islice, zip_longest
 from rich.console import Console
 from rich.text import Text
 
-from vlmtune.data.summary import Alike, Summary
+from vlmtune.preflight.summary import Alike, Summary
 
 WIDTH = 100  # columns
 BAD_KINDS = 4
@@ -25,8 +25,11 @@ INDENT = " " * 10
 
 
 def screen(summary: Summary, *, colour: bool) -> str:
-    """At most about 45 lines of at most 100 columns. What is trained on is highlighted, or stands in [[ ]] without `colour`."""
-    console = Console(width=WIDTH, force_terminal=colour, color_system="standard" if colour else None, highlight=False)
+    """At most about 45 lines of at most 100 columns. What is trained on is highlighted, or stands in [[ ]]
+    without `colour`."""
+    console = Console(
+        width=WIDTH, force_terminal=colour, color_system="standard" if colour else None, highlight=False
+    )
     with console.capture() as capture:
         for line in _lines(summary):
             console.print(Text(printable(line)), no_wrap=True, overflow="ellipsis")
@@ -51,7 +54,11 @@ def counted(number: int, noun: str) -> str:
 def listed(counts: dict[str, int], names: dict[str, str] | None = None) -> str:
     """`JPEG` where there is one kind, `JPEG 30, PNG 2` where there are more."""
     shown = {(names or {}).get(name, name): count for name, count in counts.items()}
-    return ", ".join(shown) if len(shown) == 1 else ", ".join(f"{name} {count:,}" for name, count in shown.items())
+    return (
+        ", ".join(shown)
+        if len(shown) == 1
+        else ", ".join(f"{name} {count:,}" for name, count in shown.items())
+    )
 
 
 def shortened(source: str, summary: Summary) -> str:
@@ -68,9 +75,18 @@ def _lines(summary: Summary) -> Iterator[str]:
     yield f"Rows      {counted(summary.rows, 'row')}, {counted(summary.turns, 'turn')}, {images}{formats}"
     yield from _bad(summary)
     yield from _alike("Repeats  ", summary, summary.duplicates, "with the same images and texts", " = ")
-    yield from _alike("Conflicts", summary, summary.contradictions, "with the same images and question, but different answers", " ≠ ")
+    yield from _alike(
+        "Conflicts",
+        summary,
+        summary.contradictions,
+        "with the same images and question, but different answers",
+        " ≠ ",
+    )
     if summary.sizes is not None:
-        sizes, common = summary.sizes, ", ".join(f"{_size(size)} ({count:,})" for size, count in summary.sizes.common)
+        sizes, common = (
+            summary.sizes,
+            ", ".join(f"{_size(size)} ({count:,})" for size, count in summary.sizes.common),
+        )
         yield f"Sizes     {_size(sizes.smallest)} to {_size(sizes.largest)}, median {_size(sizes.median)}; most common {common}"
     if summary.tokens:
         yield f"Tokens    {'':<8}{'min':>8}{'median':>8}{'p95':>8}{'max':>8}"
@@ -139,7 +155,10 @@ def _example(summary: Summary, console: Console, colour: bool) -> Iterator[Text]
             text.append(words if colour else f"[[{words}]]", style="bold black on green")
         else:
             text.append(words, style="dim" if kind != "text" else "")
-    yield Text(printable(f"Example   {shortened(example.source, summary)}; trained on: ") + ("highlighted" if colour else "[[ ]]"))
+    yield Text(
+        printable(f"Example   {shortened(example.source, summary)}; trained on: ")
+        + ("highlighted" if colour else "[[ ]]")
+    )
     lines = text.wrap(console, WIDTH - len(INDENT))
     for line in islice(lines, EXAMPLE_LINES):
         yield Text(INDENT) + line

@@ -1,0 +1,1 @@
+"""Typed settings: flags, parsing, limits, YAML."""

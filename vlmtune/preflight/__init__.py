@@ -1,0 +1,1 @@
+"""What a person wants to know before a GPU is taken: data, lengths, memory."""

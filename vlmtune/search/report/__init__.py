@@ -1,0 +1,1 @@
+"""The page of a finished search: charts, answers, importance of the options."""

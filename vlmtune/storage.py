@@ -1,0 +1,117 @@
+"""Local paths and URIs behind one interface: file systems, names, and files that are written whole or not at
+all."""
+
+import json
+import os
+import posixpath
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+from pyarrow import fs
+
+PART = ".part"  # ends the name of a file that is being written
+
+
+def scheme(path: str) -> str:
+    """The lower-case scheme of a URI (`s3`, `file`, `https`, `data`); an empty string for a plain path."""
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", path) or re.match(r"(data):", path, re.IGNORECASE)
+    return found.group(1).lower() if found else ""
+
+
+def absolute(path: str) -> str:
+    """A plain path or `file://` URI as an absolute local path, right in any working directory; other URIs as
+    they are.
+
+    Raises ValueError for a `file://` URI that names another host.
+    """
+    if scheme(path) == "file":
+        parts = urlsplit(path)
+        if parts.netloc not in ("", "localhost"):
+            raise ValueError(f"file URI names the host {parts.netloc!r}; write file:///path")
+        return posixpath.normpath(unquote(parts.path))
+    return path.rstrip("/") if scheme(path) else posixpath.abspath(posixpath.expanduser(path))
+
+
+def join(folder: str, name: str) -> str:
+    """`name`, a plain relative path, below `folder`, an absolute path or a URI (whose `?options` stay at the
+    end)."""
+    if not scheme(folder):
+        return posixpath.join(folder, name)
+    base, _, options = folder.partition("?")
+    return f"{base.rstrip('/')}/{quote(name)}" + (f"?{options}" if options else "")
+
+
+def parent(path: str) -> str:
+    """The folder of an absolute path or URI."""
+    base, _, options = path.partition("?")
+    return (
+        posixpath.dirname(base) + (f"?{options}" if options else "")
+        if scheme(path)
+        else posixpath.dirname(path)
+    )
+
+
+def filesystem(path: str) -> tuple[fs.FileSystem, str]:
+    """The pyarrow file system of a path or URI, and the path inside it.
+
+    Raises ValueError or NotImplementedError for a scheme that pyarrow does not know, OSError where the
+    service cannot be reached.
+    """
+    if scheme(path) in ("", "file"):
+        return fs.LocalFileSystem(), absolute(path)
+    parts = urlsplit(path)
+    service, prefix = _service(
+        f"{parts.scheme}://{parts.netloc}/" + (f"?{parts.query}" if parts.query else "")
+    )
+    return service, f"{prefix.rstrip('/')}/{unquote(parts.path).lstrip('/')}".rstrip("/")
+
+
+def one_line(error: BaseException) -> str:
+    """The message of `error` without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@lru_cache(maxsize=64)
+def _service(uri: str) -> tuple[fs.FileSystem, str]:
+    """Kept, because opening one may cost a network request (the region of an S3 bucket)."""
+    service, prefix = fs.FileSystem.from_uri(uri)
+    return service, prefix
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file of this path or URI."""
+    files, inner = filesystem(path)
+    return bool(files.get_file_info(inner).type == fs.FileType.File)
+
+
+def read_text(path: str) -> str:
+    files, inner = filesystem(path)
+    with files.open_input_stream(inner) as stream:
+        return bytes(stream.read()).decode()
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a text file in one move: it is either there whole or not at all."""
+    content = text.encode()
+    files, inner = filesystem(path)
+    files.create_dir(inner.rpartition("/")[0], recursive=True)
+    with files.open_output_stream(f"{inner}{PART}") as stream:
+        stream.write(content)
+    files.move(f"{inner}{PART}", inner)
+
+
+def write_json(path: str, values: dict[str, Any]) -> None:
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def apply_umask(folder: Path | str) -> None:
+    """Give the files of a folder the mode that new files have here: safetensors leaves its own to their
+    owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in Path(folder).iterdir():
+        if file.is_file():
+            file.chmod(0o666 & ~mask)
