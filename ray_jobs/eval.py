@@ -10,12 +10,12 @@ metrics.json, with intervals, and predictions.parquet.
 
 import sys
 
-from vlmtune.console import quiet, say
+from vlmtune.console import configure_console, say
 from vlmtune.errors import plain_user_errors
 
 
 def main() -> None:
-    quiet()  # before the libraries are imported
+    configure_console()  # before the libraries are imported
     with plain_user_errors():
         from vlmtune.evaluation.evaluate import evaluate
 

@@ -6,12 +6,12 @@ python ray_jobs/export.py --adapter out/demo/best --state_dict --output_dir out/
 
 import sys
 
-from vlmtune.console import quiet, say
+from vlmtune.console import configure_console, say
 from vlmtune.errors import plain_user_errors
 
 
 def main() -> None:
-    quiet()  # before the libraries are imported
+    configure_console()  # before the libraries are imported
     with plain_user_errors():
         from vlmtune.evaluation.export import export
 

@@ -12,12 +12,12 @@ OUTPUT_DIR-preflight.
 import argparse
 import sys
 
-from vlmtune.console import quiet, say
+from vlmtune.console import configure_console, labelled, say
 from vlmtune.errors import plain_user_errors
 
 
 def main() -> None:
-    quiet()  # before the libraries are imported
+    configure_console()  # before the libraries are imported
     from vlmtune.config.settings import parse
     from vlmtune.preflight.inspection import inspect_data
     from vlmtune.preflight.text import screen
@@ -28,7 +28,7 @@ def main() -> None:
     with plain_user_errors():
         summary, folder = inspect_data(parse(others, description=__doc__), given.output_dir)
         say(screen(summary, colour=sys.stdout.isatty()))
-        say(f"Report    {folder}/preflight.html and preflight.json")
+        say(labelled("Report", f"{folder}/preflight.html and preflight.json"))
     sys.exit(0 if summary.ready else 2)
 
 

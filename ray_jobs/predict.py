@@ -9,12 +9,12 @@ A run that was ended goes on when the same command is given again.
 
 import sys
 
-from vlmtune.console import quiet, say
+from vlmtune.console import configure_console, say
 from vlmtune.errors import plain_user_errors
 
 
 def main() -> None:
-    quiet()  # before the libraries are imported
+    configure_console()  # before the libraries are imported
     with plain_user_errors("The same command goes on with it."):
         from vlmtune.evaluation.predict import predict
 

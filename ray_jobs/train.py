@@ -5,12 +5,12 @@ ray job submit --working-dir . -- python ray_jobs/train.py --config configs/llav
 /shared/out
 """
 
-from vlmtune.console import quiet, say
+from vlmtune.console import configure_console, labelled, say
 from vlmtune.errors import plain_user_errors
 
 
 def main() -> None:
-    quiet()  # before the libraries are imported
+    configure_console()  # before the libraries are imported
     from vlmtune.config.settings import parse
     from vlmtune.packed.run import run_packed
     from vlmtune.packed.setup import check_packable
@@ -21,8 +21,8 @@ def main() -> None:
         if settings.search.trial_runner == "packed":
             check_packable(settings)
         folder = train_adapter(settings, {"packed": run_packed})
-        say(f"Adapter   {folder}")
-        say(f"Curves    tensorboard --logdir {folder}/runs")
+        say(labelled("Adapter", folder))
+        say(labelled("Curves", f"tensorboard --logdir {folder}/runs"))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,12 @@ ray job submit --working-dir . -- python ray_jobs/tune.py --config configs/llava
 /shared/out
 """
 
-from vlmtune.console import quiet, say
+from vlmtune.console import configure_console, say
 from vlmtune.errors import plain_user_errors
 
 
 def main() -> None:
-    quiet()  # before the libraries are imported
+    configure_console()  # before the libraries are imported
     from vlmtune.config.settings import parse
     from vlmtune.search.run import search_adapter
 

@@ -15,6 +15,7 @@ from training_kit import InterruptedRunError, Run, values_of
 from transformers.utils.import_utils import is_torchvision_available
 
 from vlmtune.cluster import connect
+from vlmtune.console import show_log
 from vlmtune.data.cache import prepare
 from vlmtune.data.order import MicroBatch
 from vlmtune.data.prepare import Source
@@ -23,6 +24,12 @@ from vlmtune.data.stream import read_batches
 from vlmtune.demo.models import FAMILIES, write_model
 from vlmtune.demo.scenes import instruction_rows, write_mall
 from vlmtune.training.loop import train
+
+
+@pytest.fixture(scope="session", autouse=True)
+def printed_log() -> None:
+    """Log lines of vlmtune are printed, as the commands do."""
+    show_log()
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,11 @@
 import contextlib
 import io
+import logging
 
 import pytest
 from rich.console import Console
 
-from vlmtune.console import StepPrinter, TrialTable, show
+from vlmtune.console import StepPrinter, TrialTable, format_value, labelled, show_log
 
 NAMES = ["lora_r", "lora_alpha", "learning_rate", "max_length"]
 REASON = "lora_target_modules: no linear layer is called 'no_such_proj'; there are q_proj, k_proj, v_proj, o_proj, gate_proj"
@@ -106,7 +107,7 @@ def test_a_terminal_gets_one_table_in_place_and_keeps_the_whole_of_it() -> None:
     ],
 )
 def test_values_are_short(value: object, text: str) -> None:
-    assert show(value) == text
+    assert format_value(value) == text
 
 
 def test_steps_of_a_run_are_printed_now_and_then_and_evaluations_always(
@@ -119,4 +120,19 @@ def test_steps_of_a_run_are_printed_now_and_then_and_evaluations_always(
     assert capsys.readouterr().out.splitlines() == [
         "step 1/4  loss 3.0000  learning_rate 0.0001",
         "step 4/4  eval_loss 2.5000",
+    ]
+
+
+def test_log_lines_are_printed_once_in_two_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    show_log()
+    show_log()
+    logger = logging.getLogger("vlmtune.some.module")
+    logger.info(labelled("Dashboard", "http://127.0.0.1:8265"))
+    logger.info(labelled("Data", "100 % of the rows"))
+    logger.info(labelled("", "and more"))
+    logger.debug("details")
+    assert capsys.readouterr().out.splitlines() == [
+        "Dashboard http://127.0.0.1:8265",
+        "Data      100 % of the rows",
+        "          and more",
     ]

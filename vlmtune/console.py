@@ -1,5 +1,8 @@
-"""What a person sees while a run goes on: few plain lines, and a live table where the terminal can show
-one."""
+"""What a command prints: labelled lines, the steps of a run, and the table of a search's trials.
+
+Modules log through `logging.getLogger(__name__)`, in lines that `labelled` lays out, and `show_log` prints them.
+A program that uses vlmtune as a library can handle the logger `vlmtune` in its own way.
+"""
 
 import atexit
 import logging
@@ -18,47 +21,73 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-# Ray's note that more Python processes run than CPUs: so it is meant, most of them wait.
-NOTED_BY_RAY = "PYTHON worker processes have been started"
-SECONDS_BETWEEN_LINES = 5.0  # of a run's steps, where they are printed line by line
+LABEL_WIDTH = 10  # columns of the label, with the space after it: "Dashboard " is the longest
+# Ray warns of more Python processes than CPUs. vlmtune starts more on purpose: most of them wait.
+RAY_WORKER_WARNING = "PYTHON worker processes have been started"
+SECONDS_BETWEEN_LINES = 5.0  # between a run's training steps, where they are printed line by line
 
 
-def quiet() -> None:
-    """Keep the libraries' own chatter out of the console; call it before they are imported. It stays in
-    Ray's log files."""
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", NOTED_BY_RAY)
+def configure_console() -> None:
+    """Print vlmtune's log lines and silence the libraries'. Commands call it before they import libraries."""
+    show_log()
+    silence_libraries()
+
+
+def show_log() -> None:
+    """Print on stdout what vlmtune's modules log at level INFO or above. A second call changes nothing."""
+    logger = logging.getLogger("vlmtune")
+    if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
+        logger.addHandler(ConsoleHandler())
+        logger.setLevel(logging.INFO)
+
+
+def silence_libraries() -> None:
+    """Keep the libraries' warnings and progress out of the console; Ray's log files keep them."""
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", RAY_WORKER_WARNING)
     for name in ("ray", "ray.data", "optuna", "transformers", "datasets", "accelerate", "trl", "peft"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for name in ("ray.tune", "ray.train", "bitsandbytes"):  # a trial's failure is reported by us, in a line
+    for name in ("ray.tune", "ray.train", "bitsandbytes"):  # vlmtune reports a failed trial in one line
         logging.getLogger(name).setLevel(logging.CRITICAL)
     for category in (FutureWarning, DeprecationWarning, UserWarning):
         warnings.simplefilter("ignore", category)
 
 
-@contextmanager
-def without_stderr() -> Iterator[None]:
-    """Drop what this process, its C++ parts too, writes on stderr in the block; exceptions pass."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+class ConsoleHandler(logging.Handler):
+    """Prints log records as plain lines on the stdout of the moment, which a live table may have replaced."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record))
 
 
 def say(text: str) -> None:
-    """One line, at once: output goes through pipes and job logs."""
+    """Print one line at once: output goes through pipes and job logs."""
     print(text, flush=True)
 
 
-def show(value: Any) -> str:
-    """A value as short as it can be read."""
+def labelled(label: str, text: str) -> str:
+    """A line of two columns: `label`, empty for a line that continues the one before it, and `text`."""
+    return f"{label:<{LABEL_WIDTH}}{text}"
+
+
+@contextmanager
+def without_stderr() -> Iterator[None]:
+    """Discard what this process writes on stderr in the block, C++ code included. Exceptions pass."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as devnull:
+            os.dup2(devnull.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def format_value(value: Any) -> str:
+    """A value in as few characters as it can be read."""
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1e-2 or abs(value) >= 1e4 else f"{value:.4g}"
-    return ",".join(map(show, value)) if isinstance(value, list) else str(value)
+    return ",".join(map(format_value, value)) if isinstance(value, list) else str(value)
 
 
 class StepPrinter:
@@ -111,9 +140,12 @@ class TrialTable:
         row = self.rows[number]
         parts = [f"trial {number:>3}  {row['state']:<10}"]
         if values:
-            parts += [f"{name} {show(row[name])}" for name in self.names if name in row]
+            parts += [f"{name} {format_value(row[name])}" for name in self.names if name in row]
         if "step" in row:
-            parts += [f"step {row['step']}/{row['max_steps']}", f"{self.metric} {show(row[self.metric])}"]
+            parts += [
+                f"step {row['step']}/{row['max_steps']}",
+                f"{self.metric} {format_value(row[self.metric])}",
+            ]
         if "error" in row:
             parts.append(row["error"])
         return "  ".join([*parts, *(["best so far"] if number == self.best() else [])]).rstrip()
@@ -142,7 +174,9 @@ class TrialTable:
         for number in numbers:
             row = self.rows[number]
             step = f"{row['step']}/{row['max_steps']}" if "step" in row else ""
-            cells = [show(row.get(name, "")) for name in (*self.names, "step", self.metric, "seconds")]
+            cells = [
+                format_value(row.get(name, "")) for name in (*self.names, "step", self.metric, "seconds")
+            ]
             cells[len(self.names)] = step
             mark, style = ("* ", "bold green") if number == best else ("", "")
             table.add_row(f"{mark}{number}", row["state"], *cells, style=style)

@@ -1,6 +1,7 @@
 """What `ray_jobs/eval.py` calls: answers to held-out rows, what they are worth, and both written down."""
 
 import argparse
+import logging
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -14,7 +15,7 @@ from vlmtune import output, storage
 from vlmtune.cluster import Cluster, connect, in_ray_job
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
-from vlmtune.console import say
+from vlmtune.console import labelled
 from vlmtune.data.cache import find_or_make
 from vlmtune.data.prepare import Source, read_examples
 from vlmtune.data.store import Store
@@ -26,6 +27,8 @@ from vlmtune.evaluation.metrics import METRICS, Estimate, Row, check_metrics, es
 from vlmtune.evaluation.options import BASE as BASE_OPTIONS
 from vlmtune.evaluation.options import DATA, NEW_TOKENS, RUN, at_least_1, read
 from vlmtune.storage import filesystem
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("test", "eval", "train", "all")
 OWN = ("eval_fraction", "test_fraction", "seed")
@@ -62,7 +65,7 @@ def evaluate(argv: Sequence[str], description: str) -> list[str]:
     if not len(rows):
         raise DataError(f"--split {split}: the data has no such rows; --split all takes every row")
     for line in _about(options, settings, store, split, rows):
-        say(line)
+        logger.info(line)
     models = (ADAPTER, BASE) if options.compare_base else (BASE,) if options.base_only else (ADAPTER,)
     job = Job(
         settings.to_dict(),
@@ -87,8 +90,8 @@ def evaluate(argv: Sequence[str], description: str) -> list[str]:
     storage.write_json(f"{folder}/metrics.json", _facts(options, settings, store, split, rows, models, found))
     return [
         *table(models, found),
-        f"Metrics   {folder}/metrics.json",
-        f"Answers   {folder}/predictions.parquet",
+        labelled("Metrics", f"{folder}/metrics.json"),
+        labelled("Answers", f"{folder}/predictions.parquet"),
     ]
 
 
@@ -161,16 +164,19 @@ def _about(
     options: argparse.Namespace, settings: Settings, store: Store, split: str, rows: np.ndarray
 ) -> Iterator[str]:
     """What is evaluated, and a warning where the rows may not be unseen."""
-    yield f"Model     {settings.model.base_model} ({settings.model.base_quantization})" + (
-        "" if options.base_only else f" + {options.adapter}"
-    )
+    adapter = "" if options.base_only else f" + {options.adapter}"
+    yield labelled("Model", f"{settings.model.base_model} ({settings.model.base_quantization}){adapter}")
     skipped = f"; {store.meta.bad_rows} bad rows skipped" if store.meta.bad_rows else ""
-    yield f"Data      {settings.data.data_path}: {len(rows)} rows ({split}){skipped}"
+    yield labelled("Data", f"{settings.data.data_path}: {len(rows)} rows ({split}){skipped}")
     metrics = f"{options.adapter}/metrics.json"
     if split in ("test", "eval") and storage.exists(metrics):
         known = yaml12.load_value(storage.read_text(metrics)).get("data")
         if known not in (None, store.meta.key):
-            yield "          other data, or another split of it, than the adapter was trained with: it may have seen some of these rows"
+            yield labelled(
+                "",
+                "other data, or another split of it, than the adapter was trained with: "
+                "it may have seen some of these rows",
+            )
 
 
 def answered(

@@ -3,6 +3,7 @@ file; what vLLM takes of it."""
 
 import argparse
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from vlmtune import output, storage
 from vlmtune.cluster import in_ray_job
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
-from vlmtune.console import say
+from vlmtune.console import labelled
 from vlmtune.data.collate import drawn_image, probe
 from vlmtune.data.formats import read_piece, scan
 from vlmtune.data.images import ImageError, load_image
@@ -25,6 +26,8 @@ from vlmtune.evaluation.options import BASE, read
 from vlmtune.model.base import load_base, outline, read_config
 from vlmtune.model.lora import language_prefix, load_adapter
 from vlmtune.model.serving import DEFAULT_RANK, max_lora_rank, refusals
+
+logger = logging.getLogger(__name__)
 
 STATE_DICT = "lora_adapter_state_dict.pt"
 # Of the logits' difference, relative to their spread: what rounding the merged weights once to the type that
@@ -77,9 +80,9 @@ def export(argv: Sequence[str], description: str) -> list[str]:
     lines = []
     if options.merge:
         agreement = merge(settings, options.adapter, folder)
-        lines += [f"Merged    {folder}", f"Checked   {agreement.text()}"]
+        lines += [labelled("Merged", folder), labelled("Checked", agreement.text())]
     if options.state_dict:
-        lines.append(f"Adapter   {state_dict(options.adapter, folder)}")
+        lines.append(labelled("Adapter", state_dict(options.adapter, folder)))
     facts = {"adapter": options.adapter, "base_model": settings.model.base_model, "merged": options.merge}
     storage.write_text(f"{folder}/export.yaml", yaml12.dump(facts))
     return [*lines, *serving(settings, options.adapter)]
@@ -211,7 +214,7 @@ def _rows(settings: Settings) -> Iterator[dict[str, Any]]:
         for piece in scan(data.data_path, **rules) if data.data_path else ():
             yield from (row for row in read_piece(piece) if row["error"] is None)
     except DataError as error:
-        say(f"          the check uses a drawn picture: {error}")
+        logger.info(labelled("", f"the check uses a drawn picture: {error}"))
 
 
 def state_dict(adapter: str, folder: str) -> str:
@@ -241,9 +244,8 @@ def serving(settings: Settings, adapter: str) -> list[str]:
         adapter_config, [*_tensors(adapter)], model_type=config.model_type, language_prefix=prefix
     )
     if reasons:
-        return [f"vLLM      would not take the adapter as it is: {reason}" for reason in reasons]
+        return [labelled("vLLM", f"would not take the adapter as it is: {reason}") for reason in reasons]
     rank = max_lora_rank(adapter_config["r"])
     option = "" if rank is None or rank <= DEFAULT_RANK else f" --max-lora-rank {rank}"
-    return [
-        f"vLLM      vllm serve {base} --enable-lora{option} --lora-modules tuned={Path(adapter).absolute()}"
-    ]
+    command = f"vllm serve {base} --enable-lora{option} --lora-modules tuned={Path(adapter).absolute()}"
+    return [labelled("vLLM", command)]

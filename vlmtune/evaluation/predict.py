@@ -11,6 +11,7 @@ OUTPUT_DIR/predictions.jsonl       or .parquet: all of them, in the order of the
 import argparse
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -24,7 +25,7 @@ from vlmtune import output, storage
 from vlmtune.cluster import connect, in_ray_job
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
-from vlmtune.console import SECONDS_BETWEEN_LINES, say
+from vlmtune.console import SECONDS_BETWEEN_LINES, labelled
 from vlmtune.data.collate import probe
 from vlmtune.data.formats import Piece
 from vlmtune.data.processor import load_processor
@@ -38,6 +39,8 @@ from vlmtune.evaluation.options import NEW_TOKENS, RUN, at_least_1
 from vlmtune.evaluation.options import read as read_options
 from vlmtune.evaluation.questions import Asked, ImageList, pieces_of, read
 from vlmtune.storage import PART, filesystem
+
+logger = logging.getLogger(__name__)
 
 RULES = ("image_root", "allow_outside_paths", "allow_remote_images")
 ROWS_PER_PART = 256
@@ -97,12 +100,12 @@ def predict(argv: Sequence[str], description: str) -> list[str]:
         output.claim(folder, overwrite=settings.data.overwrite, kind=output.PREDICTION)
         storage.write_text(f"{folder}/predict.yaml", yaml12.dump(identity))
     else:
-        say("          going on with what is there")
+        logger.info(labelled("", "going on with what is there"))
     images = sum(len(piece.paths) for piece in pieces if isinstance(piece, ImageList)) or None
     _write_parts(folder, run(job, items, read_piece, cluster, rows=images), job.models[0])
     rows, errors, path = _join_parts(folder, options.format)
     said = f"; {errors} could not be answered, see their error" if errors else ""
-    return [f"Answers   {path}: {rows} rows{said}"]
+    return [labelled("Answers", f"{path}: {rows} rows{said}")]
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -212,7 +215,7 @@ def _write_parts(folder: str, results: Iterator[tuple[Asked, Any]], model: str) 
             write()
             began = now
         if now - said >= SECONDS_BETWEEN_LINES:
-            say(f"{total:,} rows answered")
+            logger.info(f"{total:,} rows answered")
             said = now
     write()
 

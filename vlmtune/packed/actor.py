@@ -10,6 +10,7 @@ is imported in methods.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from concurrent.futures import Future
@@ -22,9 +23,11 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 
 from vlmtune.background import in_background
-from vlmtune.console import say
+from vlmtune.console import labelled
 from vlmtune.errors import UserError
 from vlmtune.packed.trial import NOTES, UnknownTrialError
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from vlmtune.data.store import Store
@@ -330,7 +333,8 @@ def start_engines(
     starts = [engine.start.remote() for engine in engines]
     started = time.monotonic()
     if not ray.wait(starts, timeout=LATER)[0]:
-        say(f"Waiting   for a {'GPU' if gpu else 'CPU'} that is free and the base that it loads")
+        device = "GPU" if gpu else "CPU"
+        logger.info(labelled("Waiting", f"for a {device} that is free and the base that it loads"))
         ray.wait(starts)
     ready, waiting = ray.wait(starts, num_returns=count, timeout=max(LATER, time.monotonic() - started))
     try:
@@ -345,7 +349,6 @@ def start_engines(
     )
     if waiting:
         what = "GPU" if gpu else "CPU"
-        notes.append(
-            f"          {len(ready)} of {count} {what}s are free; trials use the others when they are"
-        )
+        free = f"{len(ready)} of {count} {what}s are free"
+        notes.append(labelled("", f"{free}; trials use the others when they are"))
     return engines, notes

@@ -12,6 +12,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from vlmtune.config.settings import Settings
+from vlmtune.console import labelled
 from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
@@ -100,12 +101,12 @@ def packed_model(
         if largest is None:
             raise
         passes = _plan(settings, store, trials, settings.model.lora_r, device, note)
-        note(
-            "          and not for the largest trial of the search space: trials that need more end as INFEASIBLE"
-        )
+        smaller = "and not for the largest trial of the search space"
+        note(labelled("", f"{smaller}: trials that need more end as INFEASIBLE"))
     plan = passes.plan
     if passes.trials < trials:
-        note(f"Memory    is there for {passes.trials} of {trials} trials at once; the others wait")
+        room = f"is there for {passes.trials} of {trials} trials at once"
+        note(labelled("Memory", f"{room}; the others wait"))
     base = frozen_base(settings, device, plan)
     without_vision_gradient(base)
     if plan.checkpointing:

@@ -6,6 +6,7 @@ from itertools import islice, zip_longest
 from rich.console import Console
 from rich.text import Text
 
+from vlmtune.console import labelled
 from vlmtune.preflight.summary import Alike, Summary
 
 WIDTH = 100  # columns
@@ -21,7 +22,7 @@ FORMATS = {
     "saved": "saved dataset",
     "hub": "Hub dataset",
 }
-INDENT = " " * 10
+INDENT = labelled("", "")
 
 
 def screen(summary: Summary, *, colour: bool) -> str:
@@ -67,14 +68,16 @@ def shortened(source: str, summary: Summary) -> str:
 
 
 def _lines(summary: Summary) -> Iterator[str]:
-    yield f"Data      {summary.data_path}, for {summary.model}"
+    yield labelled("Data", f"{summary.data_path}, for {summary.model}")
     images = f"{counted(summary.images, 'image')}"
     if summary.images:
         images += f" ({summary.different_images:,} different; {listed(summary.image_formats)})"
     formats = f"   {listed(summary.formats, FORMATS)}" if summary.formats else ""
-    yield f"Rows      {counted(summary.rows, 'row')}, {counted(summary.turns, 'turn')}, {images}{formats}"
+    yield labelled(
+        "Rows", f"{counted(summary.rows, 'row')}, {counted(summary.turns, 'turn')}, {images}{formats}"
+    )
     yield from _bad(summary)
-    yield from _alike("Repeats  ", summary, summary.duplicates, "with the same images and texts", " = ")
+    yield from _alike("Repeats", summary, summary.duplicates, "with the same images and texts", " = ")
     yield from _alike(
         "Conflicts",
         summary,
@@ -87,9 +90,12 @@ def _lines(summary: Summary) -> Iterator[str]:
             summary.sizes,
             ", ".join(f"{_size(size)} ({count:,})" for size, count in summary.sizes.common),
         )
-        yield f"Sizes     {_size(sizes.smallest)} to {_size(sizes.largest)}, median {_size(sizes.median)}; most common {common}"
+        yield labelled(
+            "Sizes",
+            f"{_size(sizes.smallest)} to {_size(sizes.largest)}, median {_size(sizes.median)}; most common {common}",
+        )
     if summary.tokens:
-        yield f"Tokens    {'':<8}{'min':>8}{'median':>8}{'p95':>8}{'max':>8}"
+        yield labelled("Tokens", f"{'':<8}{'min':>8}{'median':>8}{'p95':>8}{'max':>8}")
         for name, spread in summary.tokens.items():
             label = {"row": "row", "text": "= text", "image": "+ image"}[name]
             yield f"{INDENT}{label:<8}{spread.min:>8,}{spread.median:>8,}{spread.p95:>8,}{spread.max:>8,}"
@@ -99,9 +105,9 @@ def _lines(summary: Summary) -> Iterator[str]:
 def _bad(summary: Summary) -> Iterator[str]:
     kinds = summary.bad
     if not kinds:
-        yield "Bad rows  none"
+        yield labelled("Bad rows", "none")
         return
-    yield f"Bad rows  {summary.bad_rows:,} of {summary.rows + summary.bad_rows:,}"
+    yield labelled("Bad rows", f"{summary.bad_rows:,} of {summary.rows + summary.bad_rows:,}")
     for kind in kinds[:BAD_KINDS]:
         alike = len({reason for _, reason in kind.first}) == 1
         yield f"{kind.count:>9,} {kind.first[0][1] if alike else kind.kind}"
@@ -114,10 +120,10 @@ def _bad(summary: Summary) -> Iterator[str]:
 
 def _alike(label: str, summary: Summary, alike: Alike, what: str, sign: str) -> Iterator[str]:
     if alike.groups:
-        yield f"{label} {counted(alike.rows, 'row')} in {counted(alike.groups, 'group')} {what}"
+        yield labelled(label, f"{counted(alike.rows, 'row')} in {counted(alike.groups, 'group')} {what}")
         yield f"{INDENT}{'; '.join(sign.join(shortened(source, summary) for source in group) for group in alike.first)}"
     else:
-        yield f"{label} none"
+        yield labelled(label, "none")
 
 
 def _size(size: str) -> str:
@@ -156,7 +162,7 @@ def _example(summary: Summary, console: Console, colour: bool) -> Iterator[Text]
         else:
             text.append(words, style="dim" if kind != "text" else "")
     yield Text(
-        printable(f"Example   {shortened(example.source, summary)}; trained on: ")
+        printable(labelled("Example", f"{shortened(example.source, summary)}; trained on: "))
         + ("highlighted" if colour else "[[ ]]")
     )
     lines = text.wrap(console, WIDTH - len(INDENT))
@@ -172,20 +178,21 @@ def _elided(words: str) -> str:
 
 
 def _end(summary: Summary) -> Iterator[str]:
-    yield "Split     " + ", ".join(f"{name} {count:,}" for name, count in summary.split.items()) + " rows"
+    yield labelled("Split", ", ".join(f"{name} {count:,}" for name, count in summary.split.items()) + " rows")
     limit = "in full" if summary.max_length is None else f"at max_length {summary.max_length:,}"
-    yield (
-        f"Epoch     about {summary.epoch_tokens:,} tokens of {counted(summary.epoch_rows, 'row')} {limit}, "
-        f"{summary.epoch_answer_tokens:,} of them trained on"
+    yield labelled(
+        "Epoch",
+        f"about {summary.epoch_tokens:,} tokens of {counted(summary.epoch_rows, 'row')} {limit}, "
+        f"{summary.epoch_answer_tokens:,} of them trained on",
     )
     if summary.memory:
-        yield f"Memory    {summary.memory}"
+        yield labelled("Memory", summary.memory)
 
 
 def _verdict(summary: Summary) -> Text:
     text = Text()
     for note in summary.notes:
-        text.append(printable(f"Note      {note}") + "\n", style="yellow")
+        text.append(printable(labelled("Note", note)) + "\n", style="yellow")
     if summary.ready:
-        return text.append("Verdict   ready", style="bold green")
-    return text.append(printable("Verdict   " + "; and ".join(summary.problems)), style="bold red")
+        return text.append(labelled("Verdict", "ready"), style="bold green")
+    return text.append(printable(labelled("Verdict", "; and ".join(summary.problems))), style="bold red")

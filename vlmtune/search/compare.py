@@ -1,6 +1,7 @@
 """What searching was worth, on rows that no trial saw: answers of the base, of the config's own values, and
 of the best adapter."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from ray.exceptions import RayError
 
 from vlmtune.cluster import Cluster
 from vlmtune.config.settings import Settings
-from vlmtune.console import say
+from vlmtune.console import labelled
 from vlmtune.data.split import TEST
 from vlmtune.data.store import Store
 from vlmtune.errors import UserError
@@ -23,6 +24,8 @@ from vlmtune.evaluation.numbers import number
 from vlmtune.evaluation.options import NEW_TOKENS
 from vlmtune.search.results import reason
 from vlmtune.storage import exists, filesystem
+
+logger = logging.getLogger(__name__)
 
 MOST_ROWS = 500  # an interval of a share is then at most 9 points wide; more rows cost more than they tell
 BEST, OWN = "best", "own"
@@ -116,9 +119,8 @@ def compare(
     if not len(test):
         return NO_TEST_ROWS
     rows = chosen(test, settings.get("seed"))
-    say(
-        f"Test      {len(rows)} of {len(test)} rows that no trial saw are answered, by the base and by the adapters"
-    )
+    answered = f"{len(rows)} of {len(test)} rows that no trial saw are answered"
+    logger.info(labelled("Test", f"{answered}, by the base and by the adapters"))
     try:
         found = _answers(settings, store, cluster, rows, best, own)
     except (UserError, RayError) as error:

@@ -1,14 +1,18 @@
 """The winner of a search trained once more, alone, on the evaluation rows too."""
 
+import logging
+
 import numpy as np
 
 from vlmtune.cluster import Cluster
 from vlmtune.config.settings import Settings
-from vlmtune.console import say
+from vlmtune.console import labelled
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.packed.run import run_packed
 from vlmtune.training.run import run_isolated
+
+logger = logging.getLogger(__name__)
 
 
 class RefitStore(Store):
@@ -29,7 +33,8 @@ def refit(chosen: Settings, store: Store, folder: str, cluster: Cluster) -> tupl
     stay the adapter's.
     """
     whole = RefitStore(store.folder)
-    say(f"Refit     the best values once more, on {len(whole.rows_of(TRAIN))} rows: train and eval")
+    rows = len(whole.rows_of(TRAIN))
+    logger.info(labelled("Refit", f"the best values once more, on {rows} rows: train and eval"))
     run = run_packed if chosen.search.trial_runner == "packed" else run_isolated
     outcome = run(chosen, whole, f"{folder}/tune/refit", cluster, lambda _: None)
     return outcome.checkpoint, whole

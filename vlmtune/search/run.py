@@ -1,5 +1,6 @@
 """From settings to the best adapter: what `ray_jobs/tune.py` calls."""
 
+import logging
 import math
 import os
 import sys
@@ -15,7 +16,7 @@ from vlmtune import output, storage
 from vlmtune.cluster import Cluster, in_ray_job
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
-from vlmtune.console import TrialTable, say, show
+from vlmtune.console import TrialTable, format_value, labelled
 from vlmtune.data.store import Store
 from vlmtune.errors import INTERRUPTED, ConfigError, UserError, nearest
 from vlmtune.evaluation.objective import OBJECTIVES
@@ -35,6 +36,8 @@ from vlmtune.search.tuner import run_search
 from vlmtune.storage import filesystem
 from vlmtune.training.run import check_same_data, claim_for, output_folder, prepared, start
 from vlmtune.training.save import describe, save_adapter_folder
+
+logger = logging.getLogger(__name__)
 
 # What a trial reports and a search can be for.
 METRICS = (
@@ -73,16 +76,16 @@ def search_adapter(settings: Settings) -> str:
     )
     space = Space.parse(usable, settings)
     for reason in reasons:
-        say(f"          {reason}")
+        logger.info(labelled("", reason))
     if resumed is not None:
         check_same_data(folder, store, "search.yaml")
     announce(settings, space, cluster)
     runner = make_runner(settings, space, store, folder, cluster)
     if resumed is None:
         claim_for(settings, folder, store, "search.yaml")
-    say(f"Trials    {runner.text}")
+    logger.info(labelled("Trials", runner.text))
     for note in runner.notes:
-        say(note)
+        logger.info(note)
     shown = ShowTrials(space.names, settings.search.metric, settings.search.mode)
     os.environ.setdefault(
         "TUNE_DISABLE_SIGINT_HANDLER", "1"
@@ -158,15 +161,16 @@ def announce(settings: Settings, space: Space, cluster: Cluster) -> None:
     )
     stopping = ", ASHA early stopping" if search.early_stopping == "asha" else ""
     objectives = ", ".join(f"{mode} {name}" for name, mode in objectives_of(settings).items())
-    say(
-        f"Search    {', '.join(space.names)}: {trials}{stopping}; objective{'s' if search.more_metrics else ''}: {objectives}"
-    )
+    plural = "s" if search.more_metrics else ""
+    searched = f"{', '.join(space.names)}: {trials}{stopping}; objective{plural}: {objectives}"
+    logger.info(labelled("Search", searched))
     if space.outside and not space.is_grid:
-        say(
-            f"          the first trial keeps the config's own {', '.join(space.outside)}, outside the search space"
+        outside = ", ".join(space.outside)
+        logger.info(
+            labelled("", f"the first trial keeps the config's own {outside}, outside the search space")
         )
     if cluster.dashboard:
-        say(f"Dashboard {cluster.dashboard}")
+        logger.info(labelled("Dashboard", cluster.dashboard))
 
 
 def objectives_of(settings: Settings) -> dict[str, str]:
@@ -245,7 +249,8 @@ def save_best(
             metrics |= {"refit_rows": len(store.rows_of("train"))}
             runs = f"{folder}/tune/refit/runs"
         except (UserError, TrainingFailedError, RayError) as error:  # the search has its result
-            say(f"Refit     not done, the search's own adapter stays: {results.reason(str(error))}")
+            why = results.reason(str(error))
+            logger.info(labelled("Refit", f"not done, the search's own adapter stays: {why}"))
     source, inner = filesystem(runs)
     target, out = filesystem(f"{folder}/best/runs")
     target.create_dir(out, recursive=True)
@@ -276,38 +281,37 @@ def summary(
     metric = settings.search.metric
     counts = {state: sum(row.state == state for row in rows) for state in results.STATES}
     own = own_trial(rows, space)
-    searched = ", ".join(f"{name} {show(best.values[name])}" for name in space.names)
+    searched = ", ".join(f"{name} {format_value(best.values[name])}" for name in space.names)
     objectives = objectives_of(settings)
     front = ", ".join(f"trial {rows.index(row) + 1}" for row in results.front_of(rows, objectives))
+    baseline = f" (the config's own values: {format_value(own.metrics[metric])})" if own else ""
+    trained_again = (
+        f" (trained once more on the {len(store.rows_of('train')) + len(store.rows_of('eval'))} rows of train and eval)"
+        if refitted
+        else ""
+    )
     lines = [
-        "",
-        f"Best      trial {rows.index(best) + 1} of {len(rows)}: {metric} {show(best.metrics[metric])}"
-        + (f" (the config's own values: {show(own.metrics[metric])})" if own else ""),
-        *(
-            [f"Test      {compared.line() if isinstance(compared, Comparison) else compared}"]
-            if compared is not None
-            else []
-        ),
-        f"Values    {searched}",
-        *(
-            [f"Front     {front}: none is better in all of {', '.join(objectives)}"]
-            if len(objectives) > 1
-            else []
-        ),
-        "Trials    " + ", ".join(f"{count} {state.lower()}" for state, count in counts.items() if count),
-        f"Adapter   {folder}/best"
-        + (
-            f" (trained once more on the {len(store.rows_of('train')) + len(store.rows_of('eval'))} rows of train and eval)"
-            if refitted
-            else ""
-        ),
-        *([f"Report    {folder}/report.html"] if compared is not None else []),
-        f"Table     {folder}/trials.parquet",
-        f"Curves    tensorboard --logdir {folder}/runs",
+        labelled(
+            "Best",
+            f"trial {rows.index(best) + 1} of {len(rows)}: {metric} {format_value(best.metrics[metric])}{baseline}",
+        )
+    ]
+    if compared is not None:
+        lines.append(labelled("Test", compared.line() if isinstance(compared, Comparison) else compared))
+    lines.append(labelled("Values", searched))
+    if len(objectives) > 1:
+        lines.append(labelled("Front", f"{front}: none is better in all of {', '.join(objectives)}"))
+    states = ", ".join(f"{count} {state.lower()}" for state, count in counts.items() if count)
+    lines += [labelled("Trials", states), labelled("Adapter", f"{folder}/best{trained_again}")]
+    if compared is not None:
+        lines.append(labelled("Report", f"{folder}/report.html"))
+    lines += [
+        labelled("Table", f"{folder}/trials.parquet"),
+        labelled("Curves", f"tensorboard --logdir {folder}/runs"),
     ]
     if cluster.dashboard:
-        lines.append(f"Dashboard {cluster.dashboard} (while Ray runs)")
-    return "\n".join(lines)
+        lines.append(labelled("Dashboard", f"{cluster.dashboard} (while Ray runs)"))
+    return "\n".join(["", *lines])
 
 
 def reported(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -341,7 +345,7 @@ class ShowTrials(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
         for note in result.get(NOTES, ()):
-            say(note)
+            logger.info(note)
         if result.get("step", math.inf) < result.get("max_steps", 0):
             self._show(trials, trial, "running", result)
 

@@ -2,6 +2,7 @@
 with it."""
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from vlmtune.background import in_background
 from vlmtune.cluster import Cluster, connect, in_ray_job
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
-from vlmtune.console import StepPrinter, say
+from vlmtune.console import StepPrinter, labelled
 from vlmtune.data.cache import prepare
 from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.prepare import Source
@@ -25,6 +26,8 @@ from vlmtune.model.lora import target_modules
 from vlmtune.output import cache_folder, located
 from vlmtune.training.launch import Outcome, Progress, run_in_process, run_on_ray
 from vlmtune.training.save import repeatable, save_adapter_folder
+
+logger = logging.getLogger(__name__)
 
 # In an output folder, by the name of its settings' file: which prepared rows the checkpoints beside it were
 # trained on.
@@ -134,17 +137,16 @@ def prepared(settings: Settings) -> Store:
     store = prepare(source, cache_folder(settings), size_gb=data.cache_size_gb)
     counts = ", ".join(f"{len(store.rows_of(split))} {split}" for split in ("train", "eval", "test"))
     skipped = f"; {store.meta.bad_rows} bad rows skipped (bad_rows.jsonl)" if store.meta.bad_rows else ""
-    say(
-        f"Data      {data.data_path}: {store.meta.rows} rows ({counts}), up to {store.column('tokens').max()} tokens{skipped}"
-    )
+    rows = f"{store.meta.rows} rows ({counts}), up to {store.column('tokens').max()} tokens{skipped}"
+    logger.info(labelled("Data", f"{data.data_path}: {rows}"))
     max_length = settings.get("max_length")
     tokens = store.column("tokens")[store.rows_of(TRAIN)]
     if max_length is not None and (cut := int((tokens > max_length).sum())):
-        say(
-            f"          {cut} of {len(tokens)} training rows are shortened to --max_length {max_length}; {tokens.max()} cuts nothing"
-        )
+        shortened = f"{cut} of {len(tokens)} training rows are shortened to --max_length {max_length}"
+        logger.info(labelled("", f"{shortened}; {tokens.max()} cuts nothing"))
     if left_out := len(store.rows_of(TRAIN)) - len(fitting_rows(store, max_length, data.on_long_row)):
-        say(f"          {left_out} training rows left out: their images do not fit --max_length {max_length}")
+        reason = f"their images do not fit --max_length {max_length}"
+        logger.info(labelled("", f"{left_out} training rows left out: {reason}"))
     return store
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vlmtune.config.settings import Settings, TrainingArguments
+from vlmtune.console import labelled
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError
 from vlmtune.model.base import base_of
@@ -75,9 +76,8 @@ def plan_step(
         offload=settings.get("activation_offloading"),
         graphs=recordable(settings, packed=load.packed > 0),
     )
-    note(
-        f"Memory    about {estimate(model, load, plan).text()} of {free / 2**30:.0f} GB: {plan_text(plan, load)}"
-    )
+    needed = estimate(model, load, plan).text()
+    note(labelled("Memory", f"about {needed} of {free / 2**30:.0f} GB: {plan_text(plan, load)}"))
     return plan
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from vlmtune.console import show
+from vlmtune.console import format_value
 from vlmtune.search.results import COMPLETE, TrialRow, front_of
 
 WIDTH, HEIGHT = 520, 270  # in the plot's own units: it is as wide as its box
@@ -176,8 +176,8 @@ class Trials:
         return "warn" if row is self.own else "bar" if row.state == COMPLETE else "soft"
 
     def text(self, number: int, row: TrialRow) -> str:
-        values = ", ".join(f"{name} {show(value)}" for name, value in row.values.items())
-        return f"trial {number}, {row.state.lower()} at step {row.metrics.get('step')}: {self.metric} {show(self.value(row))} ({values})"
+        values = ", ".join(f"{name} {format_value(value)}" for name, value in row.values.items())
+        return f"trial {number}, {row.state.lower()} at step {row.metrics.get('step')}: {self.metric} {format_value(self.value(row))} ({values})"
 
 
 def history(trials: Trials) -> str:
@@ -299,5 +299,5 @@ def _whole(count: int) -> Scale:
 
 
 def _label(value: Any) -> str:
-    text = json.dumps(value) if isinstance(value, list | dict) else show(value)
+    text = json.dumps(value) if isinstance(value, list | dict) else format_value(value)
     return text if len(text) <= 24 else f"{text[:23]}…"

@@ -2,13 +2,14 @@
 answers to look at."""
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
-from vlmtune.console import say, show
+from vlmtune.console import format_value, labelled
 from vlmtune.data.prepare import Source
 from vlmtune.data.samples import samples_of
 from vlmtune.data.store import Store
@@ -21,6 +22,8 @@ from vlmtune.search.report.coordinates import parallel
 from vlmtune.search.report.importance import importances
 from vlmtune.search.results import COMPLETE, PRUNED, STATES, TrialRow, front_of
 from vlmtune.training.save import repeatable, versions
+
+logger = logging.getLogger(__name__)
 
 STYLE = """
 .legend span { margin-right: 14px; white-space: nowrap; } .legend i { display: inline-block; width: 10px;
@@ -78,7 +81,7 @@ def pictures_of(compared: Comparison | str, store: Store, settings: Settings) ->
             for row, sample in zip(rows, samples_of(store, Source.of(settings).pieces(), rows), strict=True)
         }
     except UserError as error:
-        say(f"          no pictures in the report: {error}")
+        logger.info(labelled("", f"no pictures in the report: {error}"))
         return {}
 
 
@@ -114,7 +117,7 @@ def page(report: Report) -> str:
 
 def _verdict(report: Report) -> str:
     trials, compared = report.trials, report.compared
-    values = ", ".join(f"{name} {show(trials.best.values[name])}" for name in report.names)
+    values = ", ".join(f"{name} {format_value(trials.best.values[name])}" for name in report.names)
     lines = [
         f"The best of {len(trials.rows)} trials is number {trials.rows.index(trials.best) + 1}: {values}"
     ]
@@ -140,8 +143,8 @@ def _verdict(report: Report) -> str:
 
 
 def _searched(trials: Trials) -> str:
-    own = f", the config's own values {show(trials.value(trials.own))}" if trials.own else ""
-    return f"{trials.metric} on the evaluation rows, which the search saw: {show(trials.value(trials.best))}{own}"
+    own = f", the config's own values {format_value(trials.value(trials.own))}" if trials.own else ""
+    return f"{trials.metric} on the evaluation rows, which the search saw: {format_value(trials.value(trials.best))}{own}"
 
 
 def _tiles(report: Report) -> str:
@@ -196,8 +199,8 @@ def _trade_offs(report: Report) -> str:
     plots = "".join(f"<div>{trade_off(trials, name)}</div>" for name in more)
     rows = [
         f"<td>{trials.rows.index(row) + 1}</td>"
-        + "".join(f"<td>{escape(show(row.metrics[name]))}</td>" for name in trials.objectives)
-        + f'<td class="text">{escape(", ".join(f"{name} {show(row.values[name])}" for name in report.names))}</td>'
+        + "".join(f"<td>{escape(format_value(row.metrics[name]))}</td>" for name in trials.objectives)
+        + f'<td class="text">{escape(", ".join(f"{name} {format_value(row.values[name])}" for name in report.names))}</td>'
         for row in sorted(
             front_of(trials.rows, trials.objectives), key=trials.value, reverse=trials.mode == "max"
         )
