@@ -5,7 +5,7 @@ set -euo pipefail
 set -- -W default "$@"  # the versions of the libraries there are not those in constraints.txt
 python3 -m pytest -q tests/data/test_tokenize.py tests/data/test_collate.py tests/data/test_order.py tests/demo tests/model "$@"
 # In a process of their own: torch 2.11 to 2.13 give no memory back after a recording that failed, as one does in tests/model.
-python3 -m pytest -q tests/training/test_out_of_memory.py tests/packed/test_engine.py tests/packed/test_vision.py -k gpu "$@"
+python3 -m pytest -q tests/training/test_out_of_memory.py tests/packed/test_engine.py tests/packed/test_vision_features.py -k gpu "$@"
 out=$(mktemp -d)
 python3 -m vlmtune.demo --output_dir "$out" --family qwen2_5_vl
 python3 -m vlmtune.demo --output_dir "$out" --family mllama

@@ -240,7 +240,8 @@ def equal(folder: str, args: argparse.Namespace) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     from vlmtune.data.stream import read_batches
-    from vlmtune.packed.engine import Engine, Report
+    from vlmtune.packed.engine import Engine
+    from vlmtune.packed.messages import TrialReport
     from vlmtune.training.loop import train
 
     def flat(path: str) -> torch.Tensor:
@@ -272,7 +273,7 @@ def equal(folder: str, args: argparse.Namespace) -> dict[str, Any]:
                     report=lambda metrics, path: reports.append((metrics, flat(path))),  # noqa: B023
                 )
                 losses[number, kernels], alone[number, kernels] = reports[-1][0]["eval_loss"], reports[-1][1]
-        got: dict[str, Report] = {}
+        got: dict[str, TrialReport] = {}
         engine = Engine(
             values[0], store, trials=args.trials, rank=4 * args.trials, deliver=got.__setitem__, note=print
         )

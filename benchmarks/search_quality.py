@@ -100,13 +100,14 @@ def demo_settings(demo: Path, **flags: Any) -> Any:
 
 def train_part(points: list[dict[str, float]], values: dict[str, Any], store: Any, file: Path) -> None:
     """Train some points together in an engine of this process, and append their curves to `file`."""
-    from vlmtune.packed.engine import Engine, Report
+    from vlmtune.packed.engine import Engine
+    from vlmtune.packed.messages import TrialReport
     from vlmtune.packed.slot import Slot
 
     class CurveEngine(Engine):
         """An engine that keeps evaluations and writes no checkpoints."""
 
-        def _keep(self, slot: Slot, report: Report) -> None:
+        def _keep(self, slot: Slot, report: TrialReport) -> None:
             curve = curves[int(slot.trial_id)]
             curve.append(round(report.metrics["eval_loss"], 6))
             if report.last:

@@ -12,8 +12,8 @@ from vlmtune.errors import plain_user_errors
 def main() -> None:
     configure_console()  # before the libraries are imported
     from vlmtune.config.settings import parse
-    from vlmtune.packed.run import run_packed
-    from vlmtune.packed.setup import check_packable
+    from vlmtune.packed.build import check_packable
+    from vlmtune.packed.train_packed import run_packed
     from vlmtune.training.run import train_adapter
 
     with plain_user_errors("To go on: --resume with its --output_dir."):

@@ -106,8 +106,8 @@ def test_what_needs_no_cluster_does_not_import_ray() -> None:
 @pytest.mark.parametrize(
     ("module", "left_out"),
     [
-        ("vlmtune.packed.trial", "torch transformers"),
-        ("vlmtune.packed.actor", "torch transformers"),  # what is given an engine's handle imports its module
+        ("vlmtune.packed.packed_trial", "torch transformers"),
+        ("vlmtune.packed.engine_actor", "torch transformers"),  # what is given an engine's handle imports its module
         ("vlmtune.data.stream", "transformers peft bitsandbytes trl"),
         ("vlmtune.search.trial", "transformers peft bitsandbytes trl"),
     ],

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from training_kit import Adapter
 
 from vlmtune.data.store import Store
-from vlmtune.packed.checkpoints import last_checkpoint
-from vlmtune.packed.engine import Engine, Report
+from vlmtune.packed.checkpoint_folder import last_checkpoint
+from vlmtune.packed.engine import Engine
+from vlmtune.packed.messages import TrialReport
 
 
 @dataclass
@@ -19,7 +20,7 @@ class Packed:
 
     engine: Engine
     folder: Path
-    reports: dict[str, list[Report]] = field(default_factory=dict)
+    reports: dict[str, list[TrialReport]] = field(default_factory=dict)
     steps: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -50,10 +51,10 @@ def make_engine(
     values: dict[str, Any], store: Store, folder: Path, *, trials: int = 4, rank: int = 8
 ) -> Packed:
     """An engine for `values` whose trials' checkpoints go below `folder`."""
-    reports: dict[str, list[Report]] = {}
+    reports: dict[str, list[TrialReport]] = {}
     notes: list[str] = []
 
-    def deliver(name: str, report: Report) -> None:
+    def deliver(name: str, report: TrialReport) -> None:
         reports.setdefault(name, []).append(report)
 
     return Packed(

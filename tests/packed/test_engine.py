@@ -23,13 +23,12 @@ from vlmtune.errors import ConfigError, DoesNotFitError
 from vlmtune.evaluation.metrics import METRICS
 from vlmtune.evaluation.objective import Objective
 from vlmtune.model.base import load_base
-from vlmtune.packed import engine
-from vlmtune.packed import model as packed_model
-from vlmtune.packed.layers import Layout, RowAdapters
-from vlmtune.packed.model import Found
-from vlmtune.packed.setup import not_packable
-from vlmtune.packed.share import Share
+from vlmtune.packed import engine, packed_model
+from vlmtune.packed.build import not_packable
+from vlmtune.packed.layers import AdapterLayout, RowAdapters
+from vlmtune.packed.packed_model import PassResult
 from vlmtune.packed.slot import ADAPTER, OPTIMIZER, PREFIX, Slot
+from vlmtune.packed.worker_shard import WorkerShard
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -394,7 +393,7 @@ def test_a_trial_for_which_the_others_would_have_to_move_without_memory_leaves_t
     packed.engine.round()
     lay_out, layout = Slot.lay_out, packed.engine.model.layout
 
-    def full_for_two(self: Slot, new: Layout, device: torch.device) -> None:
+    def full_for_two(self: Slot, new: AdapterLayout, device: torch.device) -> None:
         if self.trial_id == "two" and new is not layout:
             raise torch.OutOfMemoryError("injected")
         lay_out(self, new, device)
@@ -576,8 +575,8 @@ def test_with_others_a_worker_without_memory_ends_the_run(
 ):
     """They would wait for its part of the step, so it is no trial that ends alone."""
     packed = pack(stores["mall llava"], models / "llava", tmp_path, {"one": TRIALS["one"]})
-    packed.engine.share = Share(rank=1, world=2)
+    packed.engine.shard = WorkerShard(rank=1, world=2)
     with pytest.raises(DoesNotFitError, match="out of GPU memory with one row"):
-        packed.engine._end_too_large(Found({}, [packed.engine.slots["one"]]))
+        packed.engine._end_too_large(PassResult({}, [packed.engine.slots["one"]]))
     assert "one" in packed.engine.slots
     assert packed.reports == {}

@@ -6,7 +6,7 @@ from peft import LoraConfig
 from peft.tuners.lora import Linear as PeftLinear
 from torch import nn
 
-from vlmtune.packed.layers import Layout, PackedLinear, RowAdapters, Target, dropped, pack_layers
+from vlmtune.packed.layers import AdapterLayout, PackedLinear, RowAdapters, Target, dropped, pack_layers
 
 RANKS = (1, 3, 8, 16)
 TARGETS = [Target("deep.q", 24, 40), Target("cross.k", 40, 24, pictured=True), Target("o", 40, 24)]
@@ -28,7 +28,7 @@ def random_adapter(
 
 @pytest.mark.parametrize("rank", RANKS)
 def test_an_adapter_comes_out_of_its_flat_vector_as_it_went_in(rank: int) -> None:
-    layout, adapter = Layout(TARGETS, 16), random_adapter(rank, 0)
+    layout, adapter = AdapterLayout(TARGETS, 16), random_adapter(rank, 0)
     found = layout.unpack(layout.pack(adapter), [target.name for target in TARGETS], rank)
     assert found.keys() == adapter.keys()
     assert all(
@@ -39,7 +39,7 @@ def test_an_adapter_comes_out_of_its_flat_vector_as_it_went_in(rank: int) -> Non
 
 
 def test_layers_that_only_pictures_reach_lie_behind_the_others() -> None:
-    layout = Layout(TARGETS, 2)
+    layout = AdapterLayout(TARGETS, 2)
     only_pictured = layout.pack(random_adapter(2, 1, [TARGETS[1]]))
     assert not only_pictured[: layout.always].any()
     assert only_pictured[layout.always :].all()
@@ -47,21 +47,23 @@ def test_layers_that_only_pictures_reach_lie_behind_the_others() -> None:
 
 
 def test_layers_that_an_adapter_leaves_out_are_zero() -> None:
-    layout = Layout(TARGETS, 4)
+    layout = AdapterLayout(TARGETS, 4)
     flat = layout.pack(random_adapter(4, 0, TARGETS[:1]))
     assert int(flat.count_nonzero()) == 4 * (24 + 40)
 
 
-def make(rows: int, *, rank: int = 16) -> tuple[PackedLinear, RowAdapters, Layout]:
+def make(rows: int, *, rank: int = 16) -> tuple[PackedLinear, RowAdapters, AdapterLayout]:
     torch.manual_seed(5)
-    layout = Layout([Target("q", 24, 40)], rank)
+    layout = AdapterLayout([Target("q", 24, 40)], rank)
     layer = PackedLinear(nn.Linear(24, 40, dtype=torch.float64).requires_grad_(False), 0)
     adapters = RowAdapters(layout, rows, torch.float64, torch.device("cpu"))
     layer.bind(adapters, adapters.pairs[0])
     return layer, adapters, layout
 
 
-def fill(adapters: RowAdapters, layout: Layout, ranks: tuple[int, ...], scalings: tuple[float, ...]) -> None:
+def fill(
+    adapters: RowAdapters, layout: AdapterLayout, ranks: tuple[int, ...], scalings: tuple[float, ...]
+) -> None:
     with torch.no_grad():
         for row, rank in enumerate(ranks):
             adapters.flat[row] = layout.pack(random_adapter(rank, row, layout.targets))

@@ -5,7 +5,7 @@ import torch
 from transformers import Trainer, get_scheduler
 
 from vlmtune.config.settings import Settings
-from vlmtune.packed.layers import Layout, Target
+from vlmtune.packed.layers import AdapterLayout, Target
 from vlmtune.packed.optim import OPTIMIZERS, AdapterOptimizer
 from vlmtune.training.setup import training_arguments
 
@@ -25,14 +25,14 @@ def arguments(tmp_path, **options):
     return training_arguments(Settings.from_dict(values), str(tmp_path), checkpointing=False)
 
 
-def gradients(layout: Layout, step: int) -> torch.Tensor:
+def gradients(layout: AdapterLayout, step: int) -> torch.Tensor:
     return torch.randn(layout.size, generator=torch.Generator().manual_seed(step))
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 @pytest.mark.parametrize("clip", [0.0, 0.5])
 def test_it_does_what_the_trainer_does_with_the_matrices(tmp_path, optim: str, clip: float):
-    layout, args = Layout(TARGETS, 4), arguments(tmp_path, optim=optim, max_grad_norm=clip)
+    layout, args = AdapterLayout(TARGETS, 4), arguments(tmp_path, optim=optim, max_grad_norm=clip)
     start = torch.randn(layout.size)
     mine = AdapterOptimizer(start.clone(), layout.always, args, STEPS)
     matrices = [torch.nn.Parameter(part.clone()) for pair in layout.views(start) for part in pair]
@@ -61,7 +61,7 @@ def test_it_does_what_the_trainer_does_with_the_matrices(tmp_path, optim: str, c
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_a_checkpoint_goes_on_as_if_it_had_not_stopped(tmp_path, optim: str):
-    layout, args = Layout(TARGETS, 4), arguments(tmp_path, optim=optim)
+    layout, args = AdapterLayout(TARGETS, 4), arguments(tmp_path, optim=optim)
     whole = AdapterOptimizer(torch.ones(layout.size), layout.always, args, STEPS)
     for step in range(3):
         whole.gradient += gradients(layout, step)
@@ -77,7 +77,7 @@ def test_a_checkpoint_goes_on_as_if_it_had_not_stopped(tmp_path, optim: str):
 
 
 def test_what_fills_a_lower_rank_up_stays_zero(tmp_path):
-    layout, args = Layout(TARGETS, 8), arguments(tmp_path, weight_decay=0.5)
+    layout, args = AdapterLayout(TARGETS, 8), arguments(tmp_path, weight_decay=0.5)
     flat = layout.pack({"q": (torch.randn(2, 12), torch.randn(8, 2))})
     zero = flat == 0
     optimizer = AdapterOptimizer(flat, layout.always, args, STEPS)

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 
 from vlmtune.data.collate import Pixels
 from vlmtune.data.tokenize import ANSWER, IGNORED, TEMPLATE, Example
-from vlmtune.packed.passes import ROWS, Row, batch_of, bucket_length, bucket_rows, cut_passes
+from vlmtune.packed.passes import ROWS, PassRow, batch_of, bucket_length, bucket_rows, cut_passes
 
 NOTHING = torch.zeros(1)
 
 
-def row(owner: str, tokens: int, *, picture: bool = False) -> Row:
+def row(owner: str, tokens: int, *, picture: bool = False) -> PassRow:
     kinds = np.full(tokens, TEMPLATE, dtype=np.uint8)
     kinds[-1] = ANSWER
     tensors = {"pixel_values": np.zeros((1, 3, 4, 4), dtype=np.float32)} if picture else {}
-    return Row(owner, 0, Example(np.arange(tokens, dtype=np.int32) + 5, kinds, tensors), NOTHING, 1.0)
+    return PassRow(owner, 0, Example(np.arange(tokens, dtype=np.int32) + 5, kinds, tensors), NOTHING, 1.0)
 
 
 @pytest.mark.parametrize("tokens", [*range(1, 2000, 7), 4096])

@@ -19,7 +19,7 @@ from training_kit import difference
 from vlmtune.cluster import Cluster
 from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError
-from vlmtune.packed.run import run_packed
+from vlmtune.packed.train_packed import run_packed
 from vlmtune.search.run import search_adapter
 from vlmtune.search.runner import make_runner, most_demanding, unpackable
 from vlmtune.search.space import Space

@@ -22,7 +22,7 @@ from vlmtune.data.cache import USED
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError
 from vlmtune.output import cache_folder
-from vlmtune.packed.run import run_packed
+from vlmtune.packed.train_packed import run_packed
 from vlmtune.search.refit import RefitStore
 from vlmtune.search.run import announce, search_adapter
 from vlmtune.search.space import Space

@@ -13,7 +13,6 @@ import time
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -32,13 +31,14 @@ from vlmtune.evaluation.objective import Objective, cached
 from vlmtune.model.base import outline, read_config
 from vlmtune.model.memory import is_out_of_memory
 from vlmtune.model.mllama import pictured_layers
-from vlmtune.packed.checkpoints import save_checkpoint
+from vlmtune.packed.build import check_packable, packed_model
+from vlmtune.packed.checkpoint_folder import save_checkpoint
 from vlmtune.packed.layers import Target
-from vlmtune.packed.model import Found
-from vlmtune.packed.passes import Row, bucket_length
-from vlmtune.packed.setup import check_packable, packed_model
-from vlmtune.packed.share import ALONE, Share
+from vlmtune.packed.messages import TrialReport
+from vlmtune.packed.packed_model import PassResult
+from vlmtune.packed.passes import PassRow, bucket_length
 from vlmtune.packed.slot import Slot
+from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
 from vlmtune.training.report import EVALUATION
 from vlmtune.training.setup import adapter_config, operations
 
@@ -50,14 +50,6 @@ NO_ROW_FITS = "out of GPU memory with one row: give a smaller --max_length or --
 CACHED_BYTES = 2 * 2**30  # of examples that were read: all trials want the same rows
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a trial reports: its metrics, and whether it has ended with them."""
-
-    metrics: dict[str, Any]
-    last: bool
-
-
 class Engine:
     """The base and the trials on it. One thread calls `round` again and again, and `join` and `leave`
     between rounds.
@@ -67,7 +59,7 @@ class Engine:
         trials: how many shall train at once, and `rank`: the highest rank among them, for the plan of
         memory; `self.trials`: how many can.
         deliver: takes a trial's reports by its id, in order: the last one from another thread.
-        share: this process's part, where several train the same trials; the first one delivers and writes.
+        shard: this process's part, where several train the same trials; the first one delivers and writes.
         largest: settings that ask for at least the memory of every trial, to plan for where it is there.
 
     Raises:
@@ -81,12 +73,12 @@ class Engine:
         *,
         trials: int,
         rank: int,
-        deliver: Callable[[str, Report], None],
+        deliver: Callable[[str, TrialReport], None],
         note: Callable[[str], None],
-        share: Share = ALONE,
+        shard: WorkerShard = SINGLE_WORKER,
         largest: dict[str, Any] | None = None,
     ) -> None:
-        self.share = share
+        self.shard = shard
         settings = Settings.from_dict(values)
         self.store, self.deliver, self.metric = store, deliver, settings.search.metric
         self.objective = Objective.of(settings)
@@ -143,7 +135,7 @@ class Engine:
             config,
             runs_dir=runs_dir,
             checkpoint=checkpoint,
-            share=self.share,
+            shard=self.shard,
             **rest,
         )
 
@@ -170,7 +162,7 @@ class Engine:
             self._end(slot, self._infeasible())
             return
         self.slots[slot.trial_id], self.folders[slot.trial_id] = slot, folder
-        if self.share.rank == 0:
+        if self.shard.rank == 0:
             for one in self.slots.values() if anew else [slot]:
                 self.writer.submit(
                     one.reserve
@@ -224,7 +216,7 @@ class Engine:
         layer = self.empty.get_submodule(name)
         return Target(name, layer.in_features, layer.out_features, pictured=name in self.pictured)
 
-    def _share_time(self, rows: dict[Slot, list[Row]], seconds: float, waited: float) -> None:
+    def _share_time(self, rows: dict[Slot, list[PassRow]], seconds: float, waited: float) -> None:
         """Charge every trial for its share of a round, by tokens, so that the seconds of all trials add up
         to the device's."""
         self.round_seconds = seconds
@@ -252,7 +244,7 @@ class Engine:
         started = time.monotonic()
         total = {slot: torch.zeros(2, dtype=torch.float64, device=self.model.device) for slot in slots}
         every = [int(row) for row in self.store.rows_of(EVAL)]
-        mine = every[self.share.rank :: self.share.world]
+        mine = every[self.shard.rank :: self.shard.world]
         for first in range(0, len(mine), EVALUATED_AT_ONCE):
             part = mine[first : first + EVALUATED_AT_ONCE]
             examples = self.examples.get(part)
@@ -264,7 +256,7 @@ class Engine:
                 labelled = sum(int((row.example.labels >= 0).sum()) for row in rows[slot])
                 total[slot][0] += torch.stack([found.rows[id(row)][0] for row in rows[slot]]).double().sum()
                 total[slot][1] += labelled
-        sums = {slot: self.share.add_up(total[slot]).tolist() for slot in slots}
+        sums = {slot: self.shard.all_reduce_sum(total[slot]).tolist() for slot in slots}
         answered = {slot: self._answer(slot, every) for slot in slots}
         seconds = time.monotonic() - started
         reports = {}
@@ -282,12 +274,12 @@ class Engine:
             return {}
         read = cached(self.examples.get(rows))
         with self.model.selected(slot.optimizer.flat, slot.scaling) as model:
-            rank, world = self.share.rank, self.share.world
+            rank, world = self.shard.rank, self.shard.world
             return self.objective.measure(
                 model, self.processor, self.store, read, last=slot.ended, rank=rank, world=world
             )
 
-    def _report(self, slot: Slot, metrics: dict[str, float]) -> Report:
+    def _report(self, slot: Slot, metrics: dict[str, float]) -> TrialReport:
         """Report a trial's evaluation, unless it is the last one, which waits for its checkpoint: that is
         what remains.
 
@@ -296,17 +288,17 @@ class Engine:
         engine that died has not written it trains, and reports, once more.
         """
         slot.control.should_evaluate = False
-        report = Report(
+        report = TrialReport(
             {**slot.report(metrics), EVALUATION: slot.evaluation, "checkpoint_path": self._folder(slot)},
             slot.ended,
         )
-        if self.share.rank == 0 and not report.last:
+        if self.shard.rank == 0 and not report.last:
             self.deliver(slot.trial_id, report)
         return report
 
-    def _keep(self, slot: Slot, report: Report) -> None:
+    def _keep(self, slot: Slot, report: TrialReport) -> None:
         """Take a checkpoint of a trial that was evaluated; it is written while the next rounds run."""
-        if self.share.rank == 0:
+        if self.shard.rank == 0:
             write = slot.save(self._save_processor)
             self._submit(slot.trial_id, partial(self._write, slot, write, self._folder(slot), report))
         if slot.ended:
@@ -315,7 +307,7 @@ class Engine:
     def _folder(self, slot: Slot) -> str:
         return f"{self.folders[slot.trial_id]}/checkpoint-{slot.state.global_step}"
 
-    def _write(self, slot: Slot, write: Callable[[Path], None], folder: str, report: Report) -> None:
+    def _write(self, slot: Slot, write: Callable[[Path], None], folder: str, report: TrialReport) -> None:
         save_checkpoint(write, folder, report.metrics)
         slot.publish_runs()
         if report.last:
@@ -325,20 +317,20 @@ class Engine:
         with self.saving:
             self.processor.save_pretrained(str(folder))
 
-    def _end_too_large(self, found: Found) -> None:
+    def _end_too_large(self, found: PassResult) -> None:
         for slot in found.too_large:
             if slot.trial_id in self.slots:  # else its numbers have ended it just now
                 self._end(slot, self._infeasible())
 
     def _infeasible(self) -> dict[str, Any]:
-        if self.share.world > 1:  # the others would wait for ever for its part of the step
+        if self.shard.world > 1:  # the others would wait for ever for its part of the step
             raise DoesNotFitError(NO_ROW_FITS)
         return {self.metric: math.nan, "infeasible": True, EVALUATION: 0}
 
     def _end(self, slot: Slot, metrics: dict[str, Any]) -> None:
         """Evict a trial with its last report."""
         self.leave(slot.trial_id)
-        self._submit(slot.trial_id, partial(self.deliver, slot.trial_id, Report(metrics, True)))
+        self._submit(slot.trial_id, partial(self.deliver, slot.trial_id, TrialReport(metrics, True)))
 
     def _submit(self, trial_id: str, work: Callable[[], None]) -> None:
         """Let a thread do what is left of a trial's report, after that of the one before."""

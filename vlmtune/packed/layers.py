@@ -1,7 +1,7 @@
 """LoRA for many trials over one frozen linear layer: every row of a batch goes through the adapter of its
 own trial.
 
-A trial's adapter is one flat float32 vector (`Layout`). Before a pass, the adapters of its rows are copied
+A trial's adapter is one flat float32 vector (`AdapterLayout`). Before a pass, the adapters of its rows are copied
 into `RowAdapters`, in the type
 that the base computes in; a slot of lower rank is filled up with zeros, which stay zero: their gradient is a
 product with zero. The frozen
@@ -35,7 +35,7 @@ class Target:
     pictured: bool = False
 
 
-class Layout:
+class AdapterLayout:
     """Where A `[R, D]` and B `[O, R]` of each layer lie in the flat vector of an adapter; layers that only
     pictures reach come last."""
 
@@ -93,7 +93,7 @@ class RowAdapters:
         key, threshold, boost: `[B, 1, 1]` of the dropout, see `dropped`.
     """
 
-    def __init__(self, layout: Layout, rows: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, layout: AdapterLayout, rows: int, dtype: torch.dtype, device: torch.device) -> None:
         self.flat = torch.zeros(rows, layout.size, dtype=dtype, device=device)
         self.pairs = [
             (a.detach().requires_grad_(), b.detach().requires_grad_()) for a, b in layout.views(self.flat)

@@ -26,7 +26,7 @@ ROWS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 
 
 @dataclass(frozen=True)
-class Row:
+class PassRow:
     """A row of one trial on its way through the model.
 
     Attributes:
@@ -64,10 +64,10 @@ def bucket_rows(rows: int) -> int:
     return ROWS[bisect_left(ROWS, rows)]
 
 
-def cut_passes(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
+def cut_passes(rows: Sequence[PassRow], tokens: int) -> Iterator[list[PassRow]]:
     """The rows in passes of one bucket of length and at most `tokens` tokens, at least one row each; owners
     stay together."""
-    groups: dict[tuple[int, bool], list[Row]] = defaultdict(list)
+    groups: dict[tuple[int, bool], list[PassRow]] = defaultdict(list)
     for row in rows:
         groups[bucket_length(len(row.example.input_ids)), row.pictured].append(row)
     for (length, _), group in sorted(groups.items(), key=lambda item: item[0]):
@@ -77,13 +77,13 @@ def cut_passes(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
             yield group[first : first + size]
 
 
-def filled_up(rows: Sequence[Row]) -> list[Row]:
+def filled_up(rows: Sequence[PassRow]) -> list[PassRow]:
     """The rows, and copies of the last one up to a bucket."""
     return [*rows, *[rows[-1]] * (bucket_rows(len(rows)) - len(rows))]
 
 
 def batch_of(
-    rows: Sequence[Row], meta: Meta, device: torch.device, dtype: torch.dtype, *, pixels: bool = True
+    rows: Sequence[PassRow], meta: Meta, device: torch.device, dtype: torch.dtype, *, pixels: bool = True
 ) -> dict[str, Tensor]:
     """The rows as the model takes them, on `device`, filled up to a bucket with rows that have no labels; or
     all but their `pixels`."""

@@ -28,10 +28,10 @@ from vlmtune.data.store import Store
 from vlmtune.data.tokenize import Example, shorten
 from vlmtune.model.lora import initial_a
 from vlmtune.model.transfer import OnTheWay, host_buffer
-from vlmtune.packed.layers import Layout, Target
+from vlmtune.packed.layers import AdapterLayout, Target
 from vlmtune.packed.optim import AdapterOptimizer
-from vlmtune.packed.passes import PIXELS, Row
-from vlmtune.packed.share import ALONE, Share
+from vlmtune.packed.passes import PIXELS, PassRow
+from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
 from vlmtune.storage import filesystem
 from vlmtune.training.report import Meter, evaluation
 from vlmtune.training.setup import training_arguments
@@ -58,7 +58,7 @@ class Slot:
     Args:
         targets: the layers that get its adapter.
         checkpoint: a local folder to go on from, at the exact next row.
-        share: of the rows of every step, where several processes train this trial.
+        shard: of the rows of every step, where several processes train this trial.
 
     Raises:
         DataError: a row for training does not fit `max_length`, and `on_long_row` is not "skip".
@@ -75,9 +75,9 @@ class Slot:
         runs_dir: str | None = None,
         checkpoint: str | None = None,
         progress: Callable[[dict[str, Any]], None] | None = None,
-        share: Share = ALONE,
+        shard: WorkerShard = SINGLE_WORKER,
     ) -> None:
-        self.share = share
+        self.shard = shard
         self.trial_id, self.targets, self.lora_config = trial_id, targets, lora_config
         self.settings = settings = Settings.from_dict(values)
         kept = fitting_rows(store, settings.get("max_length"), settings.data.on_long_row)
@@ -89,7 +89,7 @@ class Slot:
             rows=len(kept),
             per_device=args.per_device_train_batch_size,
             accumulation=args.gradient_accumulation_steps,
-            world=share.world,
+            world=shard.world,
             seed=args.seed if args.data_seed is None else args.data_seed,
         )
         steps = (
@@ -100,7 +100,7 @@ class Slot:
         model = settings.model
         self.rank = model.lora_r
         self.names = [target.name for target in targets]
-        self.whole = self.layout = Layout(
+        self.whole = self.layout = AdapterLayout(
             targets, self.rank
         )  # of this adapter alone, in which checkpoints are written
         self.scaling = model.lora_alpha / (math.sqrt(self.rank) if model.use_rslora else self.rank)
@@ -152,7 +152,7 @@ class Slot:
             buffer.copy_(flat.detach(), non_blocking=True)
         return buffers
 
-    def lay_out(self, layout: Layout, device: torch.device) -> None:
+    def lay_out(self, layout: AdapterLayout, device: torch.device) -> None:
         """Lay the adapter and its optimizer's state out in `layout`: from another layout, from the
         checkpoint, or anew."""
         old = self.optimizer
@@ -197,7 +197,7 @@ class Slot:
         some."""
         return self._numbers(self.next[:1])
 
-    def rows(self, examples: dict[int, Example]) -> list[Row]:
+    def rows(self, examples: dict[int, Example]) -> list[PassRow]:
         """The rows of the next micro-batch."""
         wanted = self.wanted()
         cut = [shorten(examples[row], self.settings.get("max_length")) for row in wanted]
@@ -207,7 +207,7 @@ class Slot:
         self.meter.begin()
         model, weight = self.settings.model, 1 / max(self.step.labelled, 1)
         # By the row's place in the step of all workers, so that it does not depend on their number.
-        places = [(self.position + place) * self.share.world + self.share.rank for place in range(len(cut))]
+        places = [(self.position + place) * self.shard.world + self.shard.rank for place in range(len(cut))]
         keys = [zlib.crc32(f"{self.args.seed} {self.state.global_step} {place}".encode()) for place in places]
         rows = [
             replace(
@@ -222,10 +222,10 @@ class Slot:
         self.position += len(rows)
         return rows
 
-    def row(self, number: int, example: Example) -> Row:
+    def row(self, number: int, example: Example) -> PassRow:
         """A row to be evaluated with the adapter as it is."""
         assert self.optimizer is not None
-        return Row(
+        return PassRow(
             owner=self, number=number, example=example, adapter=self.optimizer.flat, scaling=self.scaling
         )
 
@@ -244,7 +244,7 @@ class Slot:
         assert self.optimizer is not None
         self.optimizer.gradient += gradient
 
-    def end_micro_batch(self, rows: list[Row], found: dict[int, tuple[Tensor, Tensor]]) -> None:
+    def end_micro_batch(self, rows: list[PassRow], found: dict[int, tuple[Tensor, Tensor]]) -> None:
         """Take the losses of the micro-batch; after the last one of a step, update the adapter."""
         assert self.step is not None and self.optimizer is not None
         self.meter.count(rows=len(rows), tokens=sum(len(row.example.input_ids) for row in rows))
@@ -257,7 +257,7 @@ class Slot:
         self.next.pop(0)
         if self.next:
             return
-        labelled = self._full(self.step.labelled) if self.share.world == 1 else self._add_up(self.step)
+        labelled = self._full(self.step.labelled) if self.shard.world == 1 else self._add_up(self.step)
         rate = self.optimizer.learning_rate
         norm = self.optimizer.step(pictured=self.step.pictured)
         self.state.global_step += 1
@@ -289,7 +289,7 @@ class Slot:
         numbers = torch.stack([self._full(own), step.loss * own, step.right, self._full(step.pictured)]).to(
             gradient.dtype
         )
-        gradients, sums = self.share.add_up(torch.cat([gradient * own, numbers])).split(
+        gradients, sums = self.shard.all_reduce_sum(torch.cat([gradient * own, numbers])).split(
             [len(gradient), len(numbers)]
         )
         labelled: Tensor
@@ -332,7 +332,7 @@ class Slot:
         """The micro-batches of each step from `step` on."""
         while step < self.state.max_steps:
             epoch, within = divmod(step, self.order.steps_per_epoch)
-            batches, size = self.order.epoch(epoch, self.share.rank, within), self.order.accumulation
+            batches, size = self.order.epoch(epoch, self.shard.rank, within), self.order.accumulation
             left = min(self.order.steps_per_epoch - within, self.state.max_steps - step)
             yield from (batches[first * size : (first + 1) * size] for first in range(left))
             step += left

@@ -9,7 +9,7 @@ from vlmtune.config.settings import Settings
 from vlmtune.console import labelled
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
-from vlmtune.packed.run import run_packed
+from vlmtune.packed.train_packed import run_packed
 from vlmtune.training.run import run_isolated
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from ray import tune
 
 from vlmtune.config.settings import Settings
 from vlmtune.evaluation.metrics import METRICS as ANSWER_METRICS
-from vlmtune.packed.trial import FAILED as TRIAL_FAILED
+from vlmtune.packed.messages import FAILURE
 from vlmtune.search.trial import point
 from vlmtune.storage import filesystem
 
@@ -49,7 +49,7 @@ class TrialRow:
 def state_of(metrics: dict[str, Any] | None, *, failed: bool) -> str:
     """How a trial ended, from its last report. One that was stopped before its first is PRUNED."""
     metrics = metrics or {}
-    if failed or TRIAL_FAILED in metrics:
+    if failed or FAILURE in metrics:
         return FAILED
     if metrics.get("infeasible"):
         return INFEASIBLE
@@ -80,7 +80,7 @@ def rows_of(grid: tune.ResultGrid) -> list[TrialRow]:
         result = grid[index]
         metrics = dict(result.metrics or {})
         state = state_of(metrics, failed=result.error is not None)
-        error = reason(str(result.error)) if result.error else metrics.get(TRIAL_FAILED)
+        error = reason(str(result.error)) if result.error else metrics.get(FAILURE)
         rows.append(TrialRow(trial_id_of(result), point(result.config or {}), state, metrics, error))
     return rows
 

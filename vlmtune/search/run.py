@@ -21,8 +21,7 @@ from vlmtune.data.store import Store
 from vlmtune.errors import INTERRUPTED, ConfigError, UserError, nearest
 from vlmtune.evaluation.objective import OBJECTIVES
 from vlmtune.output import located
-from vlmtune.packed.trial import FAILED as TRIAL_FAILED
-from vlmtune.packed.trial import NOTES
+from vlmtune.packed.messages import FAILURE, NOTES
 from vlmtune.search import results
 from vlmtune.search.compare import Comparison, compare
 from vlmtune.search.lengths import usable_max_lengths
@@ -370,8 +369,8 @@ class ShowTrials(tune.Callback):
             }
         if trial.error_file is not None:
             known["error"] = results.reason(Path(trial.error_file).read_text())
-        elif TRIAL_FAILED in result:
-            known["error"] = result[TRIAL_FAILED]
+        elif FAILURE in result:
+            known["error"] = result[FAILURE]
         if self.shown:
             ended = results.state_of(result, failed=trial.error_file is not None).lower()
             self.shown.update(_number(trial, trials), state=state or ended, **known)

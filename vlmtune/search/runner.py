@@ -61,7 +61,7 @@ def make_runner(settings: Settings, space: Space, store: Store, output_dir: str,
 
 def unpackable(settings: Settings, space: Space) -> str | None:
     """Which option of some trial cannot be trained packed; None if none."""
-    from vlmtune.packed.setup import not_packable
+    from vlmtune.packed.build import not_packable
 
     if "peak_memory" in (settings.search.metric, *(settings.search.more_metrics or ())):
         return "for peak_memory, which packed trials share"
@@ -97,9 +97,9 @@ def isolated(
 
 def packed(settings: Settings, space: Space, store: Store, output_dir: str, cluster: Cluster) -> Runner:
     """All trials over one base on each GPU, or on the CPU."""
-    from vlmtune.packed.actor import start_engines
-    from vlmtune.packed.setup import trials_at_once
-    from vlmtune.packed.trial import PackedTrial
+    from vlmtune.packed.build import trials_at_once
+    from vlmtune.packed.engine_actor import start_engines
+    from vlmtune.packed.packed_trial import PackedTrial
 
     search = settings.search
     gpu = cluster.workers_use_gpu(settings.get("use_cpu"))

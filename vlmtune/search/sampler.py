@@ -8,7 +8,7 @@ import optuna
 from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
-from vlmtune.packed.trial import FAILED
+from vlmtune.packed.messages import FAILURE
 from vlmtune.search.space import Space
 from vlmtune.training.report import EVALUATION
 
@@ -63,7 +63,7 @@ class TrialSearch(OptunaSearch):
             # it had failed and ran once more when the search was resumed; Optuna keeps its first answer
             return
         if error or not result or EVALUATION not in result:
-            super().on_trial_complete(trial_id, result=None, error=error or FAILED in (result or {}))
+            super().on_trial_complete(trial_id, result=None, error=error or FAILURE in (result or {}))
             return
         trial = self._ot_trials[trial_id]
         infeasible = bool(result.get("infeasible"))

@@ -19,10 +19,10 @@ from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError, DoesNotFitError
 from vlmtune.model.fast import without_vision_gradient
 from vlmtune.model.memory import Plan, halves
-from vlmtune.packed.model import PackedModel
 from vlmtune.packed.optim import OPTIMIZERS
+from vlmtune.packed.packed_model import PackedModel
 from vlmtune.packed.passes import ROWS, bucket_length
-from vlmtune.packed.vision import VisionFeatures
+from vlmtune.packed.vision_features import VisionFeatures
 from vlmtune.training.needs import recordable
 from vlmtune.training.setup import frozen_base, layer_by_layer, plan_step, record
 

@@ -19,7 +19,7 @@ from transformers.models.mllama.modeling_mllama import MllamaModel
 from vlmtune.data.collate import collate
 from vlmtune.data.store import Meta
 from vlmtune.model.transfer import to_device
-from vlmtune.packed.passes import PIXELS, Row
+from vlmtune.packed.passes import PIXELS, PassRow
 
 # Whose decoders take nothing of the tower but these features. That of Qwen3-VL, for one, reads inner layers
 # too.
@@ -42,7 +42,7 @@ class VisionFeatures:
         if base.config.model_type not in FAMILIES or _has_dropout(base.config.vision_config):
             self.limit = 0
 
-    def of(self, rows: Sequence[Row]) -> dict[str, Any] | None:
+    def of(self, rows: Sequence[PassRow]) -> dict[str, Any] | None:
         """What the model takes in place of these rows' pixels; None where the pixels have to go through
         it."""
         if not self.limit:
@@ -64,7 +64,7 @@ class VisionFeatures:
         self.size, self.limit, before = 0, 0, self.size
         return before > 0
 
-    def _keep(self, row: Row) -> Tensor:
+    def _keep(self, row: PassRow) -> Tensor:
         features = self._computed(row)
         if self.size + _size(features) <= self.limit:
             self.kept[row.number] = features
@@ -72,7 +72,7 @@ class VisionFeatures:
         return features
 
     @torch.no_grad()
-    def _computed(self, row: Row) -> Tensor:
+    def _computed(self, row: PassRow) -> Tensor:
         """`[N, D]` of all tokens of the row's pictures; of Mllama `[tiles, N, D]`."""
         arrays = collate([row.example], pad_token_id=self.meta.pad_token_id, per_row=self.meta.pixels.per_row)
         tensors = {

@@ -17,14 +17,14 @@ from vlmtune.data.store import Meta
 from vlmtune.model.capture import forget_graphs, stop_recording
 from vlmtune.model.head import score_positions
 from vlmtune.model.transfer import to_device
-from vlmtune.packed.layers import Layout, RowAdapters, Target, pack_layers
+from vlmtune.packed.layers import AdapterLayout, RowAdapters, Target, pack_layers
 from vlmtune.packed.loss import RowLosses, row_losses
-from vlmtune.packed.passes import Row, batch_of, bucket_length, bucket_rows, cut_passes, filled_up
-from vlmtune.packed.vision import VisionFeatures
+from vlmtune.packed.passes import PassRow, batch_of, bucket_length, bucket_rows, cut_passes, filled_up
+from vlmtune.packed.vision_features import VisionFeatures
 
 
 @dataclass(frozen=True)
-class Found:
+class PassResult:
     """Of rows that went through: by `id(row)` the summed loss and the tokens that were predicted right; and
     the owners of rows that do not
     fit in memory, not even alone."""
@@ -49,7 +49,7 @@ class PackedModel:
         base.train()
         self.base, self.meta, self.tokens, self.note, self.features = base, meta, tokens, note, features
         self.device, self.dtype = base.device, base.dtype
-        self.layout = Layout([], 1)
+        self.layout = AdapterLayout([], 1)
         self.layers: dict[str, Any] = {}
         self.buffers: dict[int, RowAdapters] = {}
         self.bound: tuple[int, bool] | None = None
@@ -69,21 +69,21 @@ class PackedModel:
         if rank <= self.layout.rank and known >= {target.name for target in targets}:
             return False
         every = [*self.layout.targets, *(target for target in targets if target.name not in known)]
-        self.use(Layout(every, max(rank, self.layout.rank)))
+        self.use(AdapterLayout(every, max(rank, self.layout.rank)))
         return True
 
-    def use(self, layout: Layout) -> None:
+    def use(self, layout: AdapterLayout) -> None:
         """Take the adapters' numbers from places of this layout from now on."""
         self.layout = layout
         self.layers = pack_layers(self.base, [target.name for target in layout.targets])
         self.buffers, self.bound = {}, None
         forget_graphs(self.base.get_decoder())
 
-    def add_gradients(self, rows: Sequence[Row], add: Callable[[Any, Tensor], None]) -> Found:
+    def add_gradients(self, rows: Sequence[PassRow], add: Callable[[Any, Tensor], None]) -> PassResult:
         """Run rows forward and back. `add(owner, gradient)` gets the summed gradient `[P]` of each owner's
         rows in a pass."""
 
-        def run(part: Sequence[Row]) -> RowLosses:
+        def run(part: Sequence[PassRow]) -> RowLosses:
             losses = self._forward(part, dropout=self.dropout)
             weights = to_device(torch.tensor([row.weight for row in part], dtype=torch.float32), self.device)
             if (
@@ -107,7 +107,7 @@ class PackedModel:
             forget_graphs(self.base.get_decoder())
         return self._in_passes(rows, run)
 
-    def losses(self, rows: Sequence[Row]) -> Found:
+    def losses(self, rows: Sequence[PassRow]) -> PassResult:
         """The same without gradients and dropout, in evaluation mode."""
         self._set_mode(training=False)
         with torch.no_grad():
@@ -127,10 +127,12 @@ class PackedModel:
         self._set_mode(training=False)
         yield self.base
 
-    def _in_passes(self, rows: Sequence[Row], run: Callable[[Sequence[Row]], RowLosses]) -> Found:
+    def _in_passes(
+        self, rows: Sequence[PassRow], run: Callable[[Sequence[PassRow]], RowLosses]
+    ) -> PassResult:
         """`run` each pass; one that does not fit in memory again in halves. An owner with a row that does
         not fit alone is left out."""
-        found = Found({}, [])
+        found = PassResult({}, [])
         waiting = list(cut_passes(rows, self.tokens))
         while waiting:
             part = [row for row in waiting.pop(0) if row.owner not in found.too_large]
@@ -172,7 +174,7 @@ class PackedModel:
         for leaf in self.leaves():
             leaf.grad = None
 
-    def _forward(self, part: Sequence[Row], *, dropout: bool) -> RowLosses:
+    def _forward(self, part: Sequence[PassRow], *, dropout: bool) -> RowLosses:
         self._bind(part, dropout=dropout)
         dft = [row.dft for row in part] + [False] * (bucket_rows(len(part)) - len(part))
         features = self.features.of(filled_up(part)) if part[0].pictured else None
@@ -183,7 +185,7 @@ class PackedModel:
             to_device(torch.tensor(dft), self.device) if any(dft) else None,
         )
 
-    def _bind(self, part: Sequence[Row], *, dropout: bool) -> None:
+    def _bind(self, part: Sequence[PassRow], *, dropout: bool) -> None:
         """Lay the rows' adapters out, and point the layers at them. Rows that fill up have the last one's,
         and no gradient."""
         size = bucket_rows(len(part))

@@ -14,11 +14,11 @@ from training_kit import difference, values_of
 from vlmtune.data.collate import Pixels
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import ANSWER, IMAGE, Example
-from vlmtune.packed import model as packed_model
+from vlmtune.packed import packed_model
 from vlmtune.packed.layers import RowAdapters
-from vlmtune.packed.model import PackedModel
-from vlmtune.packed.passes import Row
-from vlmtune.packed.vision import VisionFeatures
+from vlmtune.packed.packed_model import PackedModel
+from vlmtune.packed.passes import PassRow
+from vlmtune.packed.vision_features import VisionFeatures
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -146,7 +146,7 @@ def test_features_of_pictures_of_different_size(stores: dict[str, Store]) -> Non
     assert kept.rows[id(rows[1])][0] != kept.rows[id(rows[2])][0], "the same words about another picture"
 
 
-def pictured_row(number: int, side: int, picture: int) -> Row:
+def pictured_row(number: int, side: int, picture: int) -> PassRow:
     """A row with a picture of `side` times `side` patches, four to a token."""
     count = side * side // 4
     ids = np.array([9, *[picture] * count, 10, *range(20, 32 - count)], dtype=np.int32)
@@ -157,7 +157,7 @@ def pictured_row(number: int, side: int, picture: int) -> Row:
         "image_grid_thw": np.array([[1, side, side]]),
         "mm_token_type_ids": (ids == picture).astype(np.int64)[None],
     }
-    return Row(number, number, Example(ids, kinds, tensors), torch.zeros(0), 1.0)
+    return PassRow(number, number, Example(ids, kinds, tensors), torch.zeros(0), 1.0)
 
 
 @pytest.mark.gpu

@@ -25,13 +25,14 @@ from ray.exceptions import RayTaskError
 from vlmtune.background import in_background
 from vlmtune.console import labelled
 from vlmtune.errors import UserError
-from vlmtune.packed.trial import NOTES, UnknownTrialError
+from vlmtune.packed.messages import NOTES, UnknownTrialError
 
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from vlmtune.data.store import Store
-    from vlmtune.packed.engine import Engine, Report
+    from vlmtune.packed.engine import Engine
+    from vlmtune.packed.messages import TrialReport
     from vlmtune.packed.slot import Slot
     from vlmtune.training.launch import Progress
 
@@ -71,7 +72,7 @@ class EngineActor:
         self.coming: set[str] = set()  # those that have a place and are being made ready
         self.joining: dict[str, tuple[Slot, str]] = {}
         self.leaving: set[str] = set()
-        self.reports: dict[str, list[Report]] = {}
+        self.reports: dict[str, list[TrialReport]] = {}
         self.taken: dict[str, int] = {}
         self.asked: dict[str, float] = {}
         self.reported = False  # since the last round began
@@ -167,8 +168,8 @@ class EngineActor:
     ) -> None:
         """Let the engine take a trial that is coming in before its next round; what has ended has its last
         report once more."""
-        from vlmtune.packed.checkpoints import last_checkpoint, last_report
-        from vlmtune.packed.engine import Report
+        from vlmtune.packed.checkpoint_folder import last_checkpoint, last_report
+        from vlmtune.packed.messages import TrialReport
         from vlmtune.training.gauges import Gauges
 
         assert self.engine is not None
@@ -192,7 +193,7 @@ class EngineActor:
             self.coming.discard(trial_id)
             if slot is not None:
                 self.joining[trial_id] = slot, folder
-            self.reports[trial_id] = [Report(last, True)] if last is not None and ended else []
+            self.reports[trial_id] = [TrialReport(last, True)] if last is not None and ended else []
             self.taken[trial_id], self.asked[trial_id] = 0, time.monotonic()
 
     def _places(self) -> int:
@@ -245,7 +246,7 @@ class EngineActor:
         with self.changed:
             self.changed.notify_all()
 
-    def _deliver(self, trial_id: str, report: Report) -> None:
+    def _deliver(self, trial_id: str, report: TrialReport) -> None:
         with self.changed:
             if trial_id in self.reports:
                 notes = self.news()

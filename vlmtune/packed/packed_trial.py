@@ -18,6 +18,7 @@ from ray import tune
 from ray.actor import ActorHandle
 
 from vlmtune.errors import UserError
+from vlmtune.packed.messages import FAILURE, NOTES, UnknownTrialError
 
 WAIT = 20.0  # seconds that one call waits in the engine
 ANSWER = (
@@ -26,13 +27,6 @@ ANSWER = (
 POLL = 2.0  # seconds that an engine without room is waited for
 PAUSE = 1.0  # between attempts to reach an engine that is starting again
 PATIENCE = 60.0  # seconds of such attempts, after which the trial looks for another engine
-NOTES = "notes"  # in a report: lines for whoever watches, of what its engine has noted since the last one
-# in a report: why a trial cannot be trained. Raised, Tune would begin it again as one whose process died
-FAILED = "failed"
-
-
-class UnknownTrialError(Exception):
-    """An engine has no such trial: it has been started anew since the trial joined."""
 
 
 class PackedTrial(tune.Trainable):
@@ -67,7 +61,7 @@ class PackedTrial(tune.Trainable):
             if self.engine is None and self.failure is None:
                 self._join()
             if self.failure is not None:
-                return {FAILED: self.failure, self.values.get("metric", "eval_loss"): math.nan, "done": True}
+                return {FAILURE: self.failure, self.values.get("metric", "eval_loss"): math.nan, "done": True}
             try:
                 report = ray.get(self.engine.wait.remote(self.name, self.taken, WAIT))
             except ray.exceptions.ActorUnavailableError:

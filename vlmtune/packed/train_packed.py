@@ -15,12 +15,12 @@ from vlmtune.cluster import Cluster
 from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
 from vlmtune.errors import DivergedError, DoesNotFitError, UserError
-from vlmtune.packed.actor import start_engines
-from vlmtune.packed.checkpoints import last_checkpoint, last_report
-from vlmtune.packed.engine import NO_ROW_FITS, Engine, Report
-from vlmtune.packed.setup import check_packable
-from vlmtune.packed.share import ALONE, Share
-from vlmtune.packed.trial import NOTES, UnknownTrialError
+from vlmtune.packed.build import check_packable
+from vlmtune.packed.checkpoint_folder import last_checkpoint, last_report
+from vlmtune.packed.engine import NO_ROW_FITS, Engine
+from vlmtune.packed.engine_actor import start_engines
+from vlmtune.packed.messages import NOTES, TrialReport, UnknownTrialError
+from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
 from vlmtune.training.gauges import Gauges
 from vlmtune.training.launch import Outcome, Progress, fit, worker_resources
 from vlmtune.training.run import watched
@@ -48,7 +48,7 @@ def run_packed(settings: Settings, store: Store, folder: str, cluster: Cluster, 
 
 
 def train(
-    settings: Settings, store: Store, folder: str, show: Progress, share: Share = ALONE
+    settings: Settings, store: Store, folder: str, show: Progress, shard: WorkerShard = SINGLE_WORKER
 ) -> dict[str, Any]:
     """Train this process's share of the settings, from a checkpoint that is there; returns the last report,
     which only the first one has.
@@ -59,7 +59,7 @@ def train(
     last = last_report(place)
     if last is not None and last["step"] >= last["max_steps"]:
         return last
-    reports: list[Report] = []
+    reports: list[TrialReport] = []
     engine = Engine(
         settings.to_dict(),
         store,
@@ -67,9 +67,9 @@ def train(
         rank=settings.model.lora_r,
         deliver=lambda _, report: reports.append(report),
         note=_told(show),
-        share=share,
+        shard=shard,
     )
-    runs = f"{folder}/runs" if share.rank == 0 else None
+    runs = f"{folder}/runs" if shard.rank == 0 else None
     with last_checkpoint(place) as checkpoint:
         slot = engine.slot(NAME, settings.to_dict(), runs_dir=runs, checkpoint=checkpoint, progress=show)
     engine.join(slot, place)
@@ -115,7 +115,7 @@ def _worker(config: dict[str, Any]) -> None:
         config["store"],
         config["folder"],
         show,
-        Share(rank, context.get_world_size()),
+        WorkerShard(rank, context.get_world_size()),
     )
 
 

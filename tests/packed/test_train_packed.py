@@ -17,8 +17,8 @@ from vlmtune.cluster import Cluster, connect
 from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
 from vlmtune.errors import DivergedError
-from vlmtune.packed import run as packed_run
-from vlmtune.packed.run import run_packed
+from vlmtune.packed import train_packed
+from vlmtune.packed.train_packed import run_packed
 from vlmtune.training.launch import Outcome
 
 pytestmark = pytest.mark.timeout(240)
@@ -107,7 +107,7 @@ def test_a_worker_that_dies_is_made_up_for_from_the_last_checkpoint(
     monkeypatch: Any,
 ):
     settings = settings_of(stores, models, num_workers="2", per_device_train_batch_size=2)
-    monkeypatch.setattr(packed_run, "_worker", dies_once(str(tmp_path / "died")))
+    monkeypatch.setattr(train_packed, "_worker", dies_once(str(tmp_path / "died")))
     steps: list[dict[str, Any]] = []
     outcome = run_packed(settings, stores[NAME], str(tmp_path / "run"), cluster, steps.append)
     assert (tmp_path / "died").exists()
@@ -121,10 +121,10 @@ def test_a_worker_that_dies_is_made_up_for_from_the_last_checkpoint(
 
 
 def dies_once(mark: str) -> Any:
-    """`packed_run._worker`, whose second worker is killed once after the first checkpoint."""
+    """`train_packed._worker`, whose second worker is killed once after the first checkpoint."""
 
     def worker(config: dict[str, Any]) -> None:
-        from vlmtune.packed import run
+        from vlmtune.packed import train_packed
         from vlmtune.packed.engine import Engine
 
         whole = Engine.round
@@ -138,7 +138,7 @@ def dies_once(mark: str) -> Any:
             return whole(self, *args)
 
         Engine.round = round  # type: ignore[method-assign]
-        run._worker(config)
+        train_packed._worker(config)
 
     cloudpickle.register_pickle_by_value(__import__(__name__))
     return worker

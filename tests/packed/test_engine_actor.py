@@ -22,20 +22,20 @@ from training_kit import values_of
 from vlmtune.background import in_background
 from vlmtune.data.store import Store
 from vlmtune.errors import DoesNotFitError
-from vlmtune.packed import setup
-from vlmtune.packed.actor import EngineActor
-from vlmtune.packed.engine import Report
-from vlmtune.packed.trial import NOTES, PackedTrial, UnknownTrialError
+from vlmtune.packed import build
+from vlmtune.packed.engine_actor import EngineActor
+from vlmtune.packed.messages import NOTES, TrialReport, UnknownTrialError
+from vlmtune.packed.packed_trial import PackedTrial
 
 pytestmark = pytest.mark.timeout(120)
 
 STEPS = 4
-REPORT = Report({"step": 2}, last=False)
+REPORT = TrialReport({"step": 2}, last=False)
 # Starts Ray and an engine that trains one trial, and waits to be killed.
 DRIVER = """
 import pickle, sys, time
 from vlmtune.cluster import connect
-from vlmtune.packed.actor import start_engines
+from vlmtune.packed.engine_actor import start_engines
 values, store, folder = pickle.load(sys.stdin.buffer)
 connect()
 (engine,), _ = start_engines(values, store, count=1, trials=1, rank=8, gpu=False)
@@ -119,14 +119,14 @@ def test_what_an_engine_notes_comes_once_with_the_next_report(
 def test_trials_without_memory_wait_for_those_that_have_some(
     actor: EngineActor, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan_step, most = setup.plan_step, []
+    plan_step, most = build.plan_step, []
 
     def only_one_fits(*args: Any, packed: int, **options: Any) -> Any:
         if packed > 1:
             raise DoesNotFitError("injected")
         return plan_step(*args, packed=packed, **options)
 
-    monkeypatch.setattr(setup, "plan_step", only_one_fits)
+    monkeypatch.setattr(build, "plan_step", only_one_fits)
     actor.start()
     assert actor.notes[-1] == "Memory    is there for 1 of 2 trials at once; the others wait"
     assert actor.engine is not None
@@ -172,14 +172,14 @@ def test_without_memory_for_the_largest_trial_the_others_are_trained(
     monkeypatch: pytest.MonkeyPatch,
     one_thread: None,
 ) -> None:
-    plan_step = setup.plan_step
+    plan_step = build.plan_step
 
     def only_small_ones_fit(*args: Any, rank: int, **options: Any) -> Any:
         if rank > 8:
             raise DoesNotFitError("injected")
         return plan_step(*args, rank=rank, **options)
 
-    monkeypatch.setattr(setup, "plan_step", only_small_ones_fit)
+    monkeypatch.setattr(build, "plan_step", only_small_ones_fit)
     actor = EngineActor({**values, "lora_r": 8}, stores["mall llava"], 2, 512, {**values, "lora_r": 512})
     actor.join("one", values, str(tmp_path / "one"), str(tmp_path / "runs"))
     assert [metrics["step"] for metrics in reports(actor, "one")] == [2, STEPS]
@@ -212,7 +212,7 @@ def test_a_trial_nobody_asked_for_has_to_join_again_and_goes_on(
     values = {**values, "max_steps": 8, "eval_steps": 1}
     actor.join("one", values, str(tmp_path / "one"), str(tmp_path / "runs"))
     assert actor.wait("one", 0, 30.0) is not None
-    monkeypatch.setattr("vlmtune.packed.actor.FORGOTTEN_AFTER", 0.0)
+    monkeypatch.setattr("vlmtune.packed.engine_actor.FORGOTTEN_AFTER", 0.0)
     with actor.changed:
         assert actor.changed.wait_for(lambda: "one" not in actor.reports, timeout=30)
     monkeypatch.undo()
@@ -276,7 +276,7 @@ def test_a_report_that_comes_once_more_is_passed_over() -> None:
 
 
 def test_a_trial_joins_an_engine_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlmtune.packed.trial.WAIT", 3.0)
+    monkeypatch.setattr("vlmtune.packed.packed_trial.WAIT", 3.0)
     ray.init(num_cpus=2, log_to_driver=False, logging_level="error")
     try:
         trial = object.__new__(PackedTrial)
