@@ -89,8 +89,8 @@ def write_image(folder: Path, number: int) -> None:
 def bare(folder: str, model: str, out: str, floats: bool, numbers: list[int]) -> None:
     """What has to be done at the least for some rows: decode, resize, tokenise, write. `floats`: the
     processor's own float32 pixels."""
-    from vlmtune.data.store import write_shard
-    from vlmtune.data.tokenize import Example
+    from vlmtune.data.store_writer import write_shard
+    from vlmtune.data.tokenize import EncodedExample
 
     processor = _processor(model)
     options = {} if floats else {"do_rescale": False, "do_normalize": False}
@@ -102,7 +102,7 @@ def bare(folder: str, model: str, out: str, floats: bool, numbers: list[int]) ->
         ids = np.asarray(features["input_ids"][0], dtype=np.int32)
         pixels = np.asarray(features["pixel_values"])
         examples.append(
-            Example(
+            EncodedExample(
                 ids,
                 np.zeros(len(ids), np.uint8),
                 {"pixel_values": pixels if floats else pixels.astype(np.uint8)},
@@ -133,11 +133,11 @@ def timed_bare(pool: Any, folder: Path, model: Path, rows: int, *, floats: bool)
 
 def timed_prepare(data: Path, model: Path, cache: Path) -> float:
     """Seconds of `prepare` into `cache`."""
-    from vlmtune.data.cache import prepare
-    from vlmtune.data.prepare import Source
+    from vlmtune.data.cache import prepare_store
+    from vlmtune.data.source import DataSource
 
     started = time.perf_counter()
-    prepare(Source(data_path=str(data), model=str(model)), str(cache))
+    prepare_store(DataSource(data_path=str(data), model=str(model)), str(cache))
     return time.perf_counter() - started
 
 
@@ -256,14 +256,14 @@ def only_prepare(data: str, model: str, cache: str) -> None:
 def one_pass(data: str, model: str, cache: str) -> None:
     """Prepare, then stream all training batches once, with a small object store."""
     from vlmtune import cluster
-    from vlmtune.data.cache import prepare
+    from vlmtune.data.cache import prepare_store
     from vlmtune.data.order import Order
-    from vlmtune.data.prepare import Source
+    from vlmtune.data.source import DataSource
     from vlmtune.data.stream import stream_batches
 
     cluster.OBJECT_STORE_BYTES = OBJECT_STORE_BYTES
     cluster.connect()
-    store = prepare(Source(data_path=data, model=model), cache)
+    store = prepare_store(DataSource(data_path=data, model=model), cache)
     order = Order(rows=len(store.rows_of("train")), per_device=8, accumulation=1, world=1, seed=0)
     seen = sum(len(batch["input_ids"]) for batch in stream_batches(store, "train", order.epoch(0, 0), 1024))
     print(f"streamed {seen} rows", flush=True)

@@ -68,12 +68,12 @@ def prepared_rows(folder: str, work: Path, *, text: bool) -> Any:
     import ray
 
     from vlmtune.cluster import connect
-    from vlmtune.data.cache import prepare
-    from vlmtune.data.prepare import Source
+    from vlmtune.data.cache import prepare_store
+    from vlmtune.data.source import DataSource
 
     connect()
-    store = prepare(
-        Source(str(write_rows(work, text=text)), folder, eval_fraction=0.04, test_fraction=0.03),
+    store = prepare_store(
+        DataSource(str(write_rows(work, text=text)), folder, eval_fraction=0.04, test_fraction=0.03),
         str(work / "cache"),
     )
     ray.shutdown()

@@ -132,15 +132,15 @@ def train_curves(file: Path, demo: Path, processes: int) -> None:
     import ray
 
     from vlmtune.cluster import connect
-    from vlmtune.data.cache import prepare
-    from vlmtune.data.prepare import Source
+    from vlmtune.data.cache import prepare_store
+    from vlmtune.data.source import DataSource
 
     settings = demo_settings(demo)
     known = [dict(row, eval_loss=None) for row in read_lines(file)] if file.exists() else []
     points = [point for point in POINTS if dict(point, eval_loss=None) not in known]
     with tempfile.TemporaryDirectory() as cache:
         connect()
-        store = prepare(Source.of(settings), f"{cache}/rows")
+        store = prepare_store(DataSource.from_settings(settings), f"{cache}/rows")
         ray.shutdown()
         parts = [points[first::processes] for first in range(processes)]
         with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:

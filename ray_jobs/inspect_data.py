@@ -19,15 +19,15 @@ from vlmtune.errors import plain_user_errors
 def main() -> None:
     configure_console()  # before the libraries are imported
     from vlmtune.config.settings import parse
+    from vlmtune.preflight.console_report import console_report
     from vlmtune.preflight.inspection import inspect_data
-    from vlmtune.preflight.text import screen
 
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--output_dir", "--output-dir")
     given, others = own.parse_known_args()
     with plain_user_errors():
         summary, folder = inspect_data(parse(others, description=__doc__), given.output_dir)
-        say(screen(summary, colour=sys.stdout.isatty()))
+        say(console_report(summary, colour=sys.stdout.isatty()))
         say(labelled("Report", f"{folder}/preflight.html and preflight.json"))
     sys.exit(0 if summary.ready else 2)
 

@@ -16,9 +16,9 @@ from transformers.utils.import_utils import is_torchvision_available
 
 from vlmtune.cluster import connect
 from vlmtune.console import show_log
-from vlmtune.data.cache import prepare
+from vlmtune.data.cache import prepare_store
 from vlmtune.data.order import MicroBatch
-from vlmtune.data.prepare import Source
+from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
 from vlmtune.data.stream import read_batches
 from vlmtune.demo.models import FAMILIES, write_model
@@ -68,8 +68,10 @@ def stores(models: Path, mall: Path, tmp_path_factory: pytest.TempPathFactory) -
     made = {}
     for family in ("llava", "mllama"):
         sources = {
-            f"mall {family}": Source(str(mall), str(models / family), eval_fraction=0.2, test_fraction=0.0),
-            f"mixed {family}": Source(
+            f"mall {family}": DataSource(
+                str(mall), str(models / family), eval_fraction=0.2, test_fraction=0.0
+            ),
+            f"mixed {family}": DataSource(
                 str(folder / "train.jsonl"),
                 str(models / family),
                 eval_data_path=str(folder / "eval.jsonl"),
@@ -77,7 +79,7 @@ def stores(models: Path, mall: Path, tmp_path_factory: pytest.TempPathFactory) -
                 image_root=str(mall / "frames"),
             ),
         }
-        made |= {name: prepare(source, str(folder / "cache")) for name, source in sources.items()}
+        made |= {name: prepare_store(source, str(folder / "cache")) for name, source in sources.items()}
     ray.shutdown()
     return made
 

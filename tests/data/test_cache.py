@@ -11,9 +11,10 @@ import pytest
 import ray
 
 from vlmtune.cluster import connect
-from vlmtune.data.cache import KEPT_SECONDS, PART, USED, find_or_make, keep_within, prepare
+from vlmtune.data.cache import PART, SAFE_SECONDS, USED, find_or_make_store, keep_within, prepare_store
+from vlmtune.data.examples import read_examples
 from vlmtune.data.order import Order
-from vlmtune.data.prepare import Source, read_examples
+from vlmtune.data.source import DataSource
 from vlmtune.data.stream import read_batches, stream_batches
 from vlmtune.errors import DataError
 
@@ -29,7 +30,7 @@ def fake_store(cache: Path, number: int, *, age: float, megabytes: int = 1) -> P
 
 
 def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
-    old, older, oldest = (fake_store(tmp_path, number, age=KEPT_SECONDS * number) for number in (2, 3, 4))
+    old, older, oldest = (fake_store(tmp_path, number, age=SAFE_SECONDS * number) for number in (2, 3, 4))
     keep_within(str(tmp_path), 2.5 / 1024)
     assert [old.exists(), older.exists(), oldest.exists()] == [True, True, False]
     (older / USED).touch()  # used just now
@@ -38,7 +39,7 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
 
 
 def test_what_killed_runs_left_is_deleted_too_and_nothing_else(tmp_path: Path) -> None:
-    left = fake_store(tmp_path, 1, age=2 * KEPT_SECONDS)
+    left = fake_store(tmp_path, 1, age=2 * SAFE_SECONDS)
     left = left.rename(left.with_name(left.name + PART))
     being_made = fake_store(tmp_path, 2, age=1)
     foreign = tmp_path / "photos.2024"
@@ -50,15 +51,15 @@ def test_what_killed_runs_left_is_deleted_too_and_nothing_else(tmp_path: Path) -
 
 
 @pytest.fixture(scope="module")
-def source(mall: Path, models: Path) -> Iterator[Source]:
+def source(mall: Path, models: Path) -> Iterator[DataSource]:
     connect()
-    yield Source(data_path=str(mall), model=str(models / "llava"))
+    yield DataSource(data_path=str(mall), model=str(models / "llava"))
     ray.shutdown()
 
 
-def test_no_cache_gives_the_same_batches_without_pixels_on_disk(source: Source, tmp_path: Path) -> None:
-    cached = prepare(source, str(tmp_path / "a"))
-    raw = prepare(Source(**{**vars(source), "encoded": False}), str(tmp_path / "b"))
+def test_no_cache_gives_the_same_batches_without_pixels_on_disk(source: DataSource, tmp_path: Path) -> None:
+    cached = prepare_store(source, str(tmp_path / "a"))
+    raw = prepare_store(DataSource(**{**vars(source), "encoded": False}), str(tmp_path / "b"))
     size = {
         store.folder: sum(path.stat().st_size for path in Path(store.folder).glob("rows-*"))
         for store in (cached, raw)
@@ -81,20 +82,20 @@ def test_no_cache_gives_the_same_batches_without_pixels_on_disk(source: Source, 
             assert np.array_equal(kept[name], streamed[name])
 
 
-def test_no_cache_notices_an_image_that_went_away(source: Source, mall: Path, tmp_path: Path) -> None:
+def test_no_cache_notices_an_image_that_went_away(source: DataSource, mall: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(mall, tmp_path / "mall")
-    store = prepare(
-        Source(**{**vars(source), "data_path": str(copy), "encoded": False}), str(tmp_path / "cache")
+    store = prepare_store(
+        DataSource(**{**vars(source), "data_path": str(copy), "encoded": False}), str(tmp_path / "cache")
     )
     shutil.rmtree(copy / "frames")
     with pytest.raises(DataError, match=r"image .*: .* \(it could be read when the run began\)"):
         read_examples(store, [0])
 
 
-def test_a_store_in_use_is_marked(source: Source, tmp_path: Path) -> None:
-    store = find_or_make(source, str(tmp_path))
+def test_a_store_in_use_is_marked(source: DataSource, tmp_path: Path) -> None:
+    store = find_or_make_store(source, str(tmp_path))
     used = Path(store.folder) / USED
     os.utime(used, (0, 0))
-    find_or_make(source, str(tmp_path), size_gb=0)
+    find_or_make_store(source, str(tmp_path), size_gb=0)
     assert time.time() - used.stat().st_mtime < 60
     assert Path(store.folder, "meta.json").exists()

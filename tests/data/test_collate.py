@@ -11,9 +11,9 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, EfficientNetImageProcessorPil
 from transformers.utils.import_utils import is_torchvision_available
 
-from vlmtune.data.collate import Pixels, collate, parts, probe
+from vlmtune.data.collate import PixelFormat, collate, probe_pixel_format, split_batch
 from vlmtune.data.processor import load_processor
-from vlmtune.data.tokenize import IGNORED, Example, RowEncoder, shorten
+from vlmtune.data.tokenize import IGNORED, EncodedExample, RowEncoder, shorten
 
 Message = dict[str, Any]
 PICTURE = {"type": "image"}
@@ -60,24 +60,24 @@ MIXES = ["a", "b", "t", "ab", "ba", "aba", "tt", "at", "ta", "tb", "abt"]
 
 
 @cache
-def kit(folder: Path, floats: bool = False) -> tuple[RowEncoder, Pixels]:
-    """An encoder and the way that it stores pixels: as `probe` found, or as the processor's floats."""
+def kit(folder: Path, floats: bool = False) -> tuple[RowEncoder, PixelFormat]:
+    """An encoder and the way that it stores pixels: as `probe_pixel_format` found, or as the processor's floats."""
     processor = load_processor(str(folder))
     processor.tokenizer.padding_side = "right"
-    found = probe(processor)
-    pixels = Pixels(raw=False, per_row=found.per_row) if floats else found
+    found = probe_pixel_format(processor)
+    pixels = PixelFormat(raw=False, per_row=found.per_row) if floats else found
     return RowEncoder(processor, raw_pixels=pixels.raw), pixels
 
 
 def batched(
-    encoder: RowEncoder, pixels: Pixels, examples: list[Example], **options: Any
+    encoder: RowEncoder, pixels: PixelFormat, examples: list[EncodedExample], **options: Any
 ) -> dict[str, torch.Tensor]:
     pad = encoder.tokenizer.pad_token_id
     batch = collate(examples, pad_token_id=pad, per_row=pixels.per_row, **options)
-    return next(parts({name: torch.from_numpy(value) for name, value in batch.items()}, len(examples)))
+    return next(split_batch({name: torch.from_numpy(value) for name, value in batch.items()}, len(examples)))
 
 
-def encoded(encoder: RowEncoder, mix: str) -> list[Example]:
+def encoded(encoder: RowEncoder, mix: str) -> list[EncodedExample]:
     return [encoder.encode(*ROWS[name]) for name in mix]
 
 
@@ -128,7 +128,7 @@ def test_probe_finds_that_resized_uint8_will_do(models: Path, family: str) -> No
     assert pixels.per_row == (family in ("mllama", "smolvlm"))
     assert pixels.channels_last_dim == (family == "qwen2_5_vl")
     assert encoder.encode(*ROWS["b"]).tensors["pixel_values"].dtype == np.uint8
-    assert Pixels.from_dict(pixels.to_dict()) == pixels
+    assert PixelFormat.from_dict(pixels.to_dict()) == pixels
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_probe_finds_that_resized_uint8_will_do(models: Path, family: str) -> No
 def test_probe_keeps_floats_where_normalising_uint8_would_differ(models: Path, image_processor: Any) -> None:
     processor = load_processor(str(models / "llava"))
     processor.image_processor = image_processor
-    assert probe(processor) == Pixels(raw=False, per_row=False)
+    assert probe_pixel_format(processor) == PixelFormat(raw=False, per_row=False)
 
 
 @families

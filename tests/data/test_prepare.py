@@ -24,9 +24,9 @@ import ray
 from PIL import Image
 
 from vlmtune.cluster import connect
-from vlmtune.data.cache import USED, prepare
-from vlmtune.data.prepare import Source
+from vlmtune.data.cache import USED, prepare_store
 from vlmtune.data.processor import load_processor
+from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import ANSWER, RowEncoder
 from vlmtune.demo.scenes import MESSAGES
@@ -191,8 +191,8 @@ FORMATS = [
 def test_a_format_from_files_to_labels(tmp_path: Path, llava: str, write: Callable[[Path], Path]) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
-    store = prepare(
-        Source(str(write(folder)), llava, eval_fraction=0.25, test_fraction=0.25), str(tmp_path / "cache")
+    store = prepare_store(
+        DataSource(str(write(folder)), llava, eval_fraction=0.25, test_fraction=0.25), str(tmp_path / "cache")
     )
     encoder = RowEncoder(load_processor(llava), raw_pixels=True)
     assert answers(store, encoder) == [[f" {count} people</s>"] for count in COUNTS]
@@ -214,7 +214,7 @@ def test_a_format_from_files_to_labels(tmp_path: Path, llava: str, write: Callab
 
 
 def test_the_sample_frames_in_two_languages(tmp_path: Path, mall: Path, llava: str) -> None:
-    store = prepare(Source(str(mall), llava, eval_fraction=0.2, test_fraction=0.2), str(tmp_path))
+    store = prepare_store(DataSource(str(mall), llava, eval_fraction=0.2, test_fraction=0.2), str(tmp_path))
     labels = [line.split(",")[1] for line in (mall / "labels.csv").read_text().splitlines()[1:]]
     assert MESSAGES.count("{count}") == 2
     assert answers(store, RowEncoder(load_processor(llava))) == [
@@ -241,7 +241,9 @@ def test_other_families_and_many_turns(tmp_path: Path, models: Path, family: str
         tmp_path / "data.jsonl", [{"messages": messages, "images": image}, {"messages": asked}]
     )
     model = str(models / family)
-    store = prepare(Source(str(path), model, eval_fraction=0, test_fraction=0), str(tmp_path / "cache"))
+    store = prepare_store(
+        DataSource(str(path), model, eval_fraction=0, test_fraction=0), str(tmp_path / "cache")
+    )
     found = answers(store, RowEncoder(load_processor(model)))
     assert found == [[answer.format(text) for text in talk[1::2]], [answer.format("A member.")]]
     assert (store.column("image_tokens") > 0).tolist() == [True, False]
@@ -260,7 +262,7 @@ def test_rows_lie_in_the_order_of_their_sources(tmp_path: Path, llava: str) -> N
         folder / "b.jsonl", [{"instruction": f"b{number}?", "output": f"b{number}"} for number in range(200)]
     )
     write_lines(folder / "c.jsonl", [{"instruction": "c?", "output": "c0"}])
-    store = prepare(Source(str(folder), llava), str(tmp_path / "cache"))
+    store = prepare_store(DataSource(str(folder), llava), str(tmp_path / "cache"))
     expected = [
         f"{folder}/{name}.jsonl:{line + 1}"
         for name, rows in (("a", 90), ("b", 200), ("c", 1))
@@ -283,15 +285,15 @@ def files_of(store: Store) -> dict[str, int]:
 
 def test_prepared_once_and_found_again(tmp_path: Path, llava: str) -> None:
     cache = tmp_path / "cache"
-    source = Source(str(instruction_jsonl(tmp_path)), llava)
-    first = prepare(source, str(cache))
+    source = DataSource(str(instruction_jsonl(tmp_path)), llava)
+    first = prepare_store(source, str(cache))
     before = files_of(first)
-    again = prepare(source, str(cache))
+    again = prepare_store(source, str(cache))
     assert again.folder == first.folder
     assert files_of(again) == before
     assert [path.name for path in cache.iterdir()] == [Path(first.folder).name]
     moved = shutil.copytree(llava, tmp_path / "moved")
-    assert prepare(Source(source.data_path, str(moved)), str(cache)).folder == first.folder, (
+    assert prepare_store(DataSource(source.data_path, str(moved)), str(cache)).folder == first.folder, (
         "the same processor in another place"
     )
 
@@ -328,21 +330,21 @@ def change_tokenizer(folder: Path) -> None:
 )
 def test_a_change_makes_a_new_store(tmp_path: Path, llava: str, change: Callable[[Path], None]) -> None:
     shutil.copytree(llava, tmp_path / "model")
-    source = Source(str(instruction_jsonl(tmp_path)), str(tmp_path / "model"))
-    old = prepare(source, str(tmp_path / "cache"))
+    source = DataSource(str(instruction_jsonl(tmp_path)), str(tmp_path / "model"))
+    old = prepare_store(source, str(tmp_path / "cache"))
     before = [
         (example.input_ids.tolist(), example.tensors["pixel_values"].tolist())
         for example in old.read(range(8))
     ]
     change(tmp_path)
-    new = prepare(source, str(tmp_path / "cache"))
+    new = prepare_store(source, str(tmp_path / "cache"))
     assert new.folder != old.folder
     if change is not change_processor:  # normalisation comes after the store
         assert [
             (example.input_ids.tolist(), example.tensors["pixel_values"].tolist())
             for example in new.read(range(8))
         ] != before
-    assert prepare(source, str(tmp_path / "cache")).folder == new.folder
+    assert prepare_store(source, str(tmp_path / "cache")).folder == new.folder
     assert Store(old.folder).read([0])[0].input_ids.tolist() == before[0][0], (
         "a run that reads the old one goes on"
     )
@@ -374,7 +376,7 @@ def bad_rows(folder: Path) -> tuple[Path, dict[int, str]]:
 def test_bad_rows_stop_with_the_first_five_named(tmp_path: Path, llava: str) -> None:
     path, reasons = bad_rows(tmp_path)
     with pytest.raises(DataError) as refusal:
-        prepare(Source(str(path), llava), str(tmp_path / "cache"))
+        prepare_store(DataSource(str(path), llava), str(tmp_path / "cache"))
     message = str(refusal.value)
     for line, reason in list(reasons.items())[:5]:
         start = message.index(f"{path}:{line}: ")
@@ -388,7 +390,7 @@ def test_bad_rows_stop_with_the_first_five_named(tmp_path: Path, llava: str) -> 
 
 def test_bad_rows_are_listed_and_left_out_on_request(tmp_path: Path, llava: str) -> None:
     path, reasons = bad_rows(tmp_path)
-    store = prepare(Source(str(path), llava, on_bad_row="skip"), str(tmp_path / "cache"))
+    store = prepare_store(DataSource(str(path), llava, on_bad_row="skip"), str(tmp_path / "cache"))
     assert (store.meta.rows, store.meta.bad_rows) == (8, 7)
     assert store.column("source").tolist() == [f"{path}:{line}" for line in (1, 3, 5, 7, 9, 11, 13, 15)]
     assert answers(store, RowEncoder(load_processor(llava))) == [[f" {count} people</s>"] for count in COUNTS]
@@ -401,17 +403,17 @@ def test_bad_rows_are_listed_and_left_out_on_request(tmp_path: Path, llava: str)
 
 def test_a_mended_image_makes_its_row_good(tmp_path: Path, llava: str) -> None:
     path, _ = bad_rows(tmp_path)
-    source = Source(str(path), llava, on_bad_row="skip")
-    assert prepare(source, str(tmp_path / "cache")).meta.bad_rows == 7
+    source = DataSource(str(path), llava, on_bad_row="skip")
+    assert prepare_store(source, str(tmp_path / "cache")).meta.bad_rows == 7
     picture(50).save(tmp_path / "images" / "none.png")
     picture(51).save(tmp_path / "images" / "half.png")
-    assert prepare(source, str(tmp_path / "cache")).meta.bad_rows == 5
+    assert prepare_store(source, str(tmp_path / "cache")).meta.bad_rows == 5
 
 
 def test_nothing_but_bad_rows_cannot_be_skipped(tmp_path: Path, llava: str) -> None:
     path = write_lines(tmp_path / "data.jsonl", [{"instruction": "a", "output": None}] * 3)
     with pytest.raises(DataError, match=f"{path}: no usable row"):
-        prepare(Source(str(path), llava, on_bad_row="skip"), str(tmp_path / "cache"))
+        prepare_store(DataSource(str(path), llava, on_bad_row="skip"), str(tmp_path / "cache"))
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
@@ -425,7 +427,7 @@ def test_a_file_that_breaks_off_inside_a_task_is_one_plain_line(
     content = path.read_bytes()
     path.write_bytes(content[:4] + b"\xff" * 40 + content[44:])  # the pages, not the footer that a scan reads
     with pytest.raises(DataError) as refusal:
-        prepare(Source(str(path), llava), str(tmp_path / "cache"))
+        prepare_store(DataSource(str(path), llava), str(tmp_path / "cache"))
     assert type(refusal.value) is DataError
     assert str(refusal.value).startswith(f"{path} cannot be read: ")
     assert "\n" not in str(refusal.value)
@@ -436,7 +438,7 @@ def test_a_file_that_breaks_off_inside_a_task_is_one_plain_line(
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "data.jsonl", [{"instruction": "a", "output": "b"}])
     with pytest.raises(ModelError, match=r"nowhere/model.*is not there"):
-        prepare(Source(str(path), str(tmp_path / "nowhere/model")), str(tmp_path / "cache"))
+        prepare_store(DataSource(str(path), str(tmp_path / "nowhere/model")), str(tmp_path / "cache"))
     assert not (tmp_path / "cache").exists()
 
 
@@ -448,20 +450,22 @@ def test_sides_follow_the_content_not_the_order_of_rows(tmp_path: Path, llava: s
     path = write_lines(tmp_path / "data.jsonl", rows)
     shuffled = random.Random(0).sample(rows, len(rows))
     other = write_lines(tmp_path / "shuffled.jsonl", shuffled)
-    one, two = (prepare(Source(str(file), llava), str(tmp_path / "cache")) for file in (path, other))
+    one, two = (
+        prepare_store(DataSource(str(file), llava), str(tmp_path / "cache")) for file in (path, other)
+    )
     by_text = [
         {row["output"]: side for row, side in zip(order, sides(s).values(), strict=True)}
         for order, s in ((rows, one), (shuffled, two))
     ]
     assert by_text[0] == by_text[1]
     assert set(by_text[0].values()) == {"train", "eval", "test"}
-    reseeded = prepare(Source(str(path), llava, seed=1), str(tmp_path / "cache"))
+    reseeded = prepare_store(DataSource(str(path), llava, seed=1), str(tmp_path / "cache"))
     assert sides(reseeded) != sides(one)
 
 
 def test_group_by_keeps_a_camera_on_one_side(tmp_path: Path, mall: Path, llava: str) -> None:
-    store = prepare(
-        Source(str(mall), llava, group_by="camera", eval_fraction=0.2, test_fraction=0.2), str(tmp_path)
+    store = prepare_store(
+        DataSource(str(mall), llava, group_by="camera", eval_fraction=0.2, test_fraction=0.2), str(tmp_path)
     )
     lines = [line.split(",") for line in (mall / "labels.csv").read_text().splitlines()[1:]]
     camera = {f"seq_{int(number):06d}": name for number, _, name in lines}
@@ -477,7 +481,7 @@ def test_too_few_groups_for_the_sides(tmp_path: Path, llava: str) -> None:
     rows = counted(tmp_path)
     path = write_lines(tmp_path / "data.jsonl", [{**row, "image": rows[0]["image"]} for row in rows])
     with pytest.raises(DataError, match=r"8 rows in 1 groups of equal images .* no row for train"):
-        prepare(Source(str(path), llava), str(tmp_path / "cache"))
+        prepare_store(DataSource(str(path), llava), str(tmp_path / "cache"))
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
@@ -487,8 +491,8 @@ def test_evaluation_data_of_its_own(tmp_path: Path, llava: str) -> None:
         write_lines(tmp_path / "train.jsonl", rows[:5]),
         write_lines(tmp_path / "eval.jsonl", rows[5:]),
     )
-    store = prepare(
-        Source(str(train), llava, eval_data_path=str(held), test_fraction=0.2), str(tmp_path / "cache")
+    store = prepare_store(
+        DataSource(str(train), llava, eval_data_path=str(held), test_fraction=0.2), str(tmp_path / "cache")
     )
     assert store.column("split")[5:].tolist() == ["eval"] * 3
     assert sorted(store.column("split")[:5]) == ["test"] + ["train"] * 4
@@ -503,7 +507,9 @@ def test_evaluation_data_with_an_image_that_is_trained_on(tmp_path: Path, llava:
     with pytest.raises(
         DataError, match=rf"{train}:3: the same image or group is also in {held}; remove it from one"
     ):
-        prepare(Source(str(train), llava, eval_data_path=str(held), test_fraction=0), str(tmp_path / "cache"))
+        prepare_store(
+            DataSource(str(train), llava, eval_data_path=str(held), test_fraction=0), str(tmp_path / "cache")
+        )
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
@@ -511,13 +517,13 @@ def test_evaluation_data_with_an_image_that_is_trained_on(tmp_path: Path, llava:
 
 
 def test_two_that_prepare_the_same_data_at_once(tmp_path: Path, llava: str) -> None:
-    source, cache = Source(str(instruction_jsonl(tmp_path)), llava), str(tmp_path / "cache")
+    source, cache = DataSource(str(instruction_jsonl(tmp_path)), llava), str(tmp_path / "cache")
     barrier, made, failed = threading.Barrier(2), [], []
 
     def run() -> None:
         barrier.wait()
         try:
-            made.append(prepare(source, cache))
+            made.append(prepare_store(source, cache))
         except Exception as error:  # told by the main thread  # noqa: BLE001
             failed.append(error)
 
@@ -534,7 +540,7 @@ def test_two_that_prepare_the_same_data_at_once(tmp_path: Path, llava: str) -> N
         == [[f" {count} people</s>"] for count in COUNTS]
     )
     assert sides(made[0]) == sides(made[1])
-    assert prepare(source, cache).folder in {store.folder for store in made}
+    assert prepare_store(source, cache).folder in {store.folder for store in made}
     assert not list(Path(cache).glob("*.part"))
 
 
@@ -545,8 +551,8 @@ def test_a_killed_run_leaves_nothing_that_is_used(tmp_path: Path, llava: str) ->
     picture.unlink()
     os.mkfifo(picture)  # a file whose reading never ends: the run is sure to be killed in its middle
     program = (
-        "import sys; from vlmtune.cluster import connect; from vlmtune.data.cache import prepare; from vlmtune.data.prepare import Source\n"
-        "connect(); prepare(Source(*sys.argv[1:3]), sys.argv[3])"
+        "import sys; from vlmtune.cluster import connect; from vlmtune.data.cache import prepare_store; from vlmtune.data.source import DataSource\n"
+        "connect(); prepare_store(DataSource(*sys.argv[1:3]), sys.argv[3])"
     )
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     process = subprocess.Popen([sys.executable, "-c", program, str(path), llava, str(cache)], env=environment)
@@ -562,6 +568,6 @@ def test_a_killed_run_leaves_nothing_that_is_used(tmp_path: Path, llava: str) ->
     assert left.name.endswith(".part")
     picture.unlink()
     picture.write_bytes(content)
-    store = prepare(Source(str(path), llava), str(cache))
+    store = prepare_store(DataSource(str(path), llava), str(cache))
     assert store.folder != str(left)
     assert answers(store, RowEncoder(load_processor(llava))) == [[f" {count} people</s>"] for count in COUNTS]

@@ -13,15 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmtune.data import store as store_module
-from vlmtune.data.collate import Pixels
-from vlmtune.data.store import IMAGES, INDEX, Meta, Store, file_states, write_shard
-from vlmtune.data.tokenize import ANSWER, IMAGE, TEMPLATE, TEXT, Example
+from vlmtune.data.collate import PixelFormat
+from vlmtune.data.store import IMAGES, INDEX, Store, StoreMeta, file_states
+from vlmtune.data.store_writer import write_shard
+from vlmtune.data.tokenize import ANSWER, IMAGE, TEMPLATE, TEXT, EncodedExample
 from vlmtune.errors import DataError
 
 ROWS, PER_SHARD = 23, 9
-META = Meta(
+META = StoreMeta(
     "key",
-    Pixels(True, 1 / 255, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), per_row=True),
+    PixelFormat(True, 1 / 255, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), per_row=True),
     pad_token_id=7,
     rows=ROWS,
     bad_rows=0,
@@ -31,7 +32,7 @@ META = Meta(
 )
 
 
-def example(row: int) -> Example:
+def example(row: int) -> EncodedExample:
     """Rows of all lengths; every third is text alone, the others have uint8 pixels and an integer mask."""
     draw = np.random.RandomState(row)
     kinds = np.repeat([TEMPLATE, IMAGE, TEXT, TEMPLATE, ANSWER, TEXT, ANSWER], draw.randint(1, 9, 7)).astype(
@@ -41,7 +42,7 @@ def example(row: int) -> Example:
     if row % 3:
         pixels = draw.randint(0, 256, (row % 4 + 1, 3, 14, 14)).astype(np.uint8)
         tensors = {"pixel_values": pixels, "cross_attention_mask": draw.randint(0, 2, (1, len(kinds), 4))}
-    return Example(draw.randint(0, 2**31 - 1, len(kinds)).astype(np.int32), kinds, tensors)
+    return EncodedExample(draw.randint(0, 2**31 - 1, len(kinds)).astype(np.int32), kinds, tensors)
 
 
 def write_store(folder: Path) -> Path:
@@ -78,7 +79,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store(str(write_store(tmp_path_factory.mktemp("store") / "key.1")))
 
 
-def assert_same(found: Example, expected: Example) -> None:
+def assert_same(found: EncodedExample, expected: EncodedExample) -> None:
     assert found.input_ids.dtype == np.int32
     assert np.array_equal(found.input_ids, expected.input_ids)
     assert np.array_equal(found.kinds, expected.kinds)

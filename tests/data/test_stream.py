@@ -11,9 +11,9 @@ import ray
 import torch
 
 from vlmtune.cluster import connect
-from vlmtune.data.cache import prepare
+from vlmtune.data.cache import prepare_store
 from vlmtune.data.order import MicroBatch, Order, evaluation_order
-from vlmtune.data.prepare import Source
+from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
 from vlmtune.data.stream import LOOP_SECONDS, Batch, Paced, read_batches, stream_batches
 from vlmtune.data.tokenize import IGNORED
@@ -39,7 +39,9 @@ def store(
     mall: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Store:
-    return prepare(Source(str(mall), str(models / request.param)), str(tmp_path_factory.mktemp("cache")))
+    return prepare_store(
+        DataSource(str(mall), str(models / request.param)), str(tmp_path_factory.mktemp("cache"))
+    )
 
 
 def assert_same(streamed: list[Batch], read: list[Batch]) -> None:
@@ -117,7 +119,7 @@ def test_lengths_are_padded_to_a_multiple(store: Store) -> None:
 
 
 def test_damage_is_told_as_it_is_in_a_task(store: Store, models: Path, mall: Path, tmp_path: Path) -> None:
-    own = prepare(Source(str(mall), str(models / "llava"), seed=1), str(tmp_path))
+    own = prepare_store(DataSource(str(mall), str(models / "llava"), seed=1), str(tmp_path))
     for shard in Path(own.folder).glob("rows-*.parquet"):
         shard.write_bytes(shard.read_bytes()[:-200])
     with pytest.raises(DataError) as refusal:

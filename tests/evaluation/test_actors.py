@@ -13,8 +13,8 @@ import torch
 
 from vlmtune.cluster import READ_TASKS, connect
 from vlmtune.config.settings import Settings
-from vlmtune.data.cache import prepare
-from vlmtune.data.prepare import Source
+from vlmtune.data.cache import prepare_store
+from vlmtune.data.source import DataSource
 from vlmtune.evaluation.actors import BASE, Job, answering_as, load, run
 from vlmtune.evaluation.generate import Layout
 from vlmtune.model.base import load_base
@@ -75,7 +75,7 @@ def test_few_processes_read(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     cluster = connect()
     try:
-        store = prepare(Source(str(mall), str(models / "llava")), str(tmp_path / "cache"))
+        store = prepare_store(DataSource(str(mall), str(models / "llava")), str(tmp_path / "cache"))
         values = Settings.from_dict(
             {"model_name_or_path": str(models / "llava"), "dtype": "float32", "use_cpu": True}
         ).to_dict()

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from vlmtune.data.collate import probe
+from vlmtune.data.collate import probe_pixel_format
 from vlmtune.data.images import load_image
 from vlmtune.data.processor import load_processor
-from vlmtune.data.tokenize import Example, RowEncoder
+from vlmtune.data.tokenize import EncodedExample, RowEncoder
 from vlmtune.evaluation.generate import (
     Layout,
     end_tokens,
@@ -74,10 +74,10 @@ class Kit:
     def __init__(self, folder: Path, frames: Path, quantization: str) -> None:
         self.processor: Any = load_processor(str(folder))
         self.tokenizer = self.processor.tokenizer
-        self.layout = Layout(probe(self.processor), self.tokenizer.pad_token_id)
+        self.layout = Layout(probe_pixel_format(self.processor), self.tokenizer.pad_token_id)
         self.encoder = encoder = RowEncoder(self.processor, raw_pixels=self.layout.pixels.raw)
         pictures = [load_image(str(path)) for path in sorted(frames.iterdir())[:2]]
-        self.examples: list[Example] = [
+        self.examples: list[EncodedExample] = [
             encoder.encode(messages, pictures[:count]) for messages, count, _, _ in ROWS
         ]
         self.pictures = pictures
@@ -86,7 +86,7 @@ class Kit:
         ).eval()  # type: ignore[arg-type]
         self.ends = end_tokens(self.model, self.processor)
 
-    def answer(self, *examples: Example, tokens: int = 6) -> list[str]:
+    def answer(self, *examples: EncodedExample, tokens: int = 6) -> list[str]:
         return generate(
             self.model, self.tokenizer, self.layout, examples, max_new_tokens=tokens, ends=self.ends
         )

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmtune.data.collate import Pixels
-from vlmtune.data.tokenize import ANSWER, IGNORED, TEMPLATE, Example
+from vlmtune.data.collate import PixelFormat
+from vlmtune.data.tokenize import ANSWER, IGNORED, TEMPLATE, EncodedExample
 from vlmtune.packed.passes import ROWS, PassRow, batch_of, bucket_length, bucket_rows, cut_passes
 
 NOTHING = torch.zeros(1)
@@ -19,7 +19,9 @@ def row(owner: str, tokens: int, *, picture: bool = False) -> PassRow:
     kinds = np.full(tokens, TEMPLATE, dtype=np.uint8)
     kinds[-1] = ANSWER
     tensors = {"pixel_values": np.zeros((1, 3, 4, 4), dtype=np.float32)} if picture else {}
-    return PassRow(owner, 0, Example(np.arange(tokens, dtype=np.int32) + 5, kinds, tensors), NOTHING, 1.0)
+    return PassRow(
+        owner, 0, EncodedExample(np.arange(tokens, dtype=np.int32) + 5, kinds, tensors), NOTHING, 1.0
+    )
 
 
 @pytest.mark.parametrize("tokens", [*range(1, 2000, 7), 4096])
@@ -54,7 +56,7 @@ def test_passes_hold_every_row_once_and_no_row_pays_for_a_longer_one(
 
 
 def test_a_batch_is_filled_up_with_rows_that_count_nothing():
-    meta = SimpleNamespace(pad_token_id=0, pixels=Pixels(raw=False))
+    meta = SimpleNamespace(pad_token_id=0, pixels=PixelFormat(raw=False))
     rows = [row("a", 20), row("a", 30), row("b", 17), row("b", 18), row("c", 25)]
     batch = batch_of(rows, meta, torch.device("cpu"), torch.float32)
     assert batch["input_ids"].shape == (6, 32)

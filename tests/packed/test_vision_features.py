@@ -11,9 +11,9 @@ import transformers as tf
 from packed_kit import Packed, make_engine
 from training_kit import difference, values_of
 
-from vlmtune.data.collate import Pixels
+from vlmtune.data.collate import PixelFormat
 from vlmtune.data.store import Store
-from vlmtune.data.tokenize import ANSWER, IMAGE, Example
+from vlmtune.data.tokenize import ANSWER, IMAGE, EncodedExample
 from vlmtune.packed import packed_model
 from vlmtune.packed.layers import RowAdapters
 from vlmtune.packed.packed_model import PackedModel
@@ -133,7 +133,7 @@ def test_features_of_pictures_of_different_size(stores: dict[str, Store]) -> Non
             vision_end_token_id=10,
         )
     )
-    meta = replace(stores["mall llava"].meta, pixels=Pixels(raw=False), pad_token_id=0)
+    meta = replace(stores["mall llava"].meta, pixels=PixelFormat(raw=False), pad_token_id=0)
     rows = [pictured_row(number, side, picture) for number, side in enumerate((2, 4, 4))]
     features = VisionFeatures(base, meta, rows=3, limit=1e9)
     model = PackedModel(base, meta, 1000, print, features)
@@ -157,7 +157,7 @@ def pictured_row(number: int, side: int, picture: int) -> PassRow:
         "image_grid_thw": np.array([[1, side, side]]),
         "mm_token_type_ids": (ids == picture).astype(np.int64)[None],
     }
-    return PassRow(number, number, Example(ids, kinds, tensors), torch.zeros(0), 1.0)
+    return PassRow(number, number, EncodedExample(ids, kinds, tensors), torch.zeros(0), 1.0)
 
 
 @pytest.mark.gpu

@@ -15,19 +15,19 @@ from PIL import Image
 
 from vlmtune.cluster import connect
 from vlmtune.config.settings import Settings
-from vlmtune.data.cache import find_or_make, prepare
-from vlmtune.data.facts import kind_of
-from vlmtune.data.lengths import too_long, trained_tokens
-from vlmtune.data.prepare import Source
+from vlmtune.data.cache import find_or_make_store, prepare_store
+from vlmtune.data.facts import error_kind
+from vlmtune.data.lengths import rows_too_long, trained_tokens
 from vlmtune.data.processor import load_processor
-from vlmtune.data.samples import samples
+from vlmtune.data.samples import pick_samples
+from vlmtune.data.source import DataSource
 from vlmtune.data.split import EVAL, TEST, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import required_length, shorten
 from vlmtune.errors import DataError
-from vlmtune.preflight.page import page
+from vlmtune.preflight.console_report import WIDTH, console_report
+from vlmtune.preflight.html_report import html_report
 from vlmtune.preflight.summary import Alike, Summary, check, summarise
-from vlmtune.preflight.text import WIDTH, screen
 from vlmtune.search.lengths import searched_max_lengths, usable_max_lengths
 
 pytestmark = pytest.mark.timeout(180)
@@ -95,7 +95,7 @@ def configure(data: Path, models: Path) -> Callable[..., Settings]:
 
 @pytest.fixture(scope="module")
 def store(configure: Callable[..., Settings], cache: str, ray_here: None) -> Store:
-    return find_or_make(Source.of(configure()), cache)
+    return find_or_make_store(DataSource.from_settings(configure()), cache)
 
 
 @pytest.fixture(scope="module")
@@ -213,11 +213,11 @@ def test_the_example_highlights_the_answer_alone(summary: Summary) -> None:
     assert texts["image"][1] == IMAGE_TOKENS
     assert texts["text"][0] == "How many people?"
     assert re.fullmatch(r" ?\d+</s>", texts["answer"][0])
-    assert f"[[{texts['answer'][0]}]]" in screen(summary, colour=False)
+    assert f"[[{texts['answer'][0]}]]" in console_report(summary, colour=False)
 
 
 def test_the_screen_is_one_screen(summary: Summary) -> None:
-    text = screen(summary, colour=False)
+    text = console_report(summary, colour=False)
     assert len(text.splitlines()) <= 45
     assert max(map(len, text.splitlines())) <= WIDTH
     for line in (
@@ -229,7 +229,7 @@ def test_the_screen_is_one_screen(summary: Summary) -> None:
         f"Split     train {summary.split[TRAIN]}, eval {summary.split[EVAL]}, test {summary.split[TEST]} rows",
     ):
         assert line in text.splitlines()
-    coloured = screen(summary, colour=True)
+    coloured = console_report(summary, colour=True)
     assert "\x1b[" in coloured
     assert "[[" not in coloured
     assert "\x1b" not in text
@@ -238,13 +238,13 @@ def test_the_screen_is_one_screen(summary: Summary) -> None:
 def test_the_page_needs_nothing_but_itself(
     summary: Summary, store: Store, configure: Callable[..., Settings]
 ) -> None:
-    shown = samples(store, Source.of(configure()).pieces())
+    shown = pick_samples(store, DataSource.from_settings(configure()).scan().pieces)
     assert len(shown) == 12
-    text = page(summary, shown)
+    text = html_report(summary, shown)
     links = Links(text)
     assert links.targets
     assert all(target.startswith("data:image/jpeg;base64,") for target in links.targets)
-    assert links.tags.count("img") == sum(len(sample.pictures) for sample in shown) >= 12
+    assert links.tags.count("img") == sum(len(sample.images) for sample in shown) >= 12
     assert "svg" in links.tags
     assert not {"script", "link", "iframe", "object"} & set(links.tags)
     assert not re.search(r"https?:|@import|url\(", text)
@@ -265,13 +265,13 @@ def test_texts_of_the_data_cannot_become_part_of_the_page(
     settings = Settings.from_dict(
         {"data_path": str(tmp_path / "d.jsonl"), "model_name_or_path": str(models / "llava")}
     )
-    source = Source.of(settings)
-    made = prepare(source, cache)
+    source = DataSource.from_settings(settings)
+    made = prepare_store(source, cache)
     found = summarise(made, settings, load_processor(source.model).tokenizer)
-    text = page(found, samples(made, source.pieces()))
+    text = html_report(found, pick_samples(made, source.scan().pieces))
     assert not {"script", "img"} & set(Links(text).tags)
     assert "&lt;script&gt;alert(" in text
-    assert "\x1b" not in screen(found, colour=False)
+    assert "\x1b" not in console_report(found, colour=False)
 
 
 def test_bad_rows_are_refused_at_use_and_the_store_is_shared(
@@ -281,8 +281,8 @@ def test_bad_rows_are_refused_at_use_and_the_store_is_shared(
         DataError,
         match=rf"gone/0\.jpg: there is no such file.*and 4 more \({BAD} of {GOOD + BAD} rows are bad; --on_bad_row",
     ):
-        prepare(Source.of(configure()), cache)
-    assert prepare(Source.of(configure(on_bad_row="skip")), cache).folder == store.folder
+        prepare_store(DataSource.from_settings(configure()), cache)
+    assert prepare_store(DataSource.from_settings(configure(on_bad_row="skip")), cache).folder == store.folder
     assert [row["source"].rpartition(":")[2] for row in store.bad_rows()] == [
         str(GOOD + 1 + number) for number in range(BAD)
     ]
@@ -296,11 +296,11 @@ def test_a_missing_image_that_arrives_is_noticed(
     for number in range(6):
         if number != 2:
             Image.new("RGB", (20, 20), (number * 40, 0, 0)).save(tmp_path / f"{number}.png")
-    source = Source(str(tmp_path / "d.jsonl"), str(models / "llava"))
+    source = DataSource(str(tmp_path / "d.jsonl"), str(models / "llava"))
     with pytest.raises(DataError, match="1 of 6 rows are bad"):
-        prepare(source, cache)
+        prepare_store(source, cache)
     Image.new("RGB", (20, 20), "blue").save(tmp_path / "2.png")
-    whole = prepare(source, cache)
+    whole = prepare_store(source, cache)
     assert whole.meta.rows == 6
     values = {
         "data_path": source.data_path,
@@ -331,14 +331,16 @@ def test_data_that_leave_nothing_to_train_on_are_told_of(
     }
     settings = Settings.from_dict(values)
     found = summarise(
-        find_or_make(Source.of(settings), cache), settings, load_processor(str(models / "llava")).tokenizer
+        find_or_make_store(DataSource.from_settings(settings), cache),
+        settings,
+        load_processor(str(models / "llava")).tokenizer,
     )
     assert not found.ready
     assert problem in found.problems[0]
-    assert problem in re.sub(r"\s+", " ", screen(found, colour=False))
-    assert "cannot work" in page(found, [])
+    assert problem in re.sub(r"\s+", " ", console_report(found, colour=False))
+    assert "cannot work" in html_report(found, [])
     with pytest.raises(DataError, match=problem):
-        prepare(Source.of(settings), cache)
+        prepare_store(DataSource.from_settings(settings), cache)
 
 
 def test_training_rows_that_do_not_fit_are_a_problem_unless_skipped(
@@ -347,9 +349,9 @@ def test_training_rows_that_do_not_fit_are_a_problem_unless_skipped(
     train, required = store.rows_of(TRAIN), store.column("required")
     enough = int(required[train].max())
     assert check(store, configure(on_bad_row="skip", max_length=enough)) == []
-    assert len(too_long(store, enough)) == len(too_long(store, None)) == 0
+    assert len(rows_too_long(store, enough)) == len(rows_too_long(store, None)) == 0
     short = enough - 1
-    assert too_long(store, short).tolist() == [row for row in train if required[row] > short] != []
+    assert rows_too_long(store, short).tolist() == [row for row in train if required[row] > short] != []
     (problem,) = check(store, configure(on_bad_row="skip", max_length=short))
     assert f"max_length {short} " in problem
     assert f"{enough} keeps a word of each answer" in problem
@@ -452,4 +454,4 @@ def test_searched_lengths_are_listed() -> None:
     ],
 )
 def test_reasons_of_one_kind_are_alike(reason: str, kind: str) -> None:
-    assert kind_of(reason) == kind
+    assert error_kind(reason) == kind

@@ -12,8 +12,8 @@ from training_kit import values_of
 
 from vlmtune.cluster import connect
 from vlmtune.config.settings import Settings
-from vlmtune.data.cache import prepare
-from vlmtune.data.prepare import Source
+from vlmtune.data.cache import prepare_store
+from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
 from vlmtune.model.base import load_base
 from vlmtune.model.lora import attach, lora_config, save_adapter, target_modules
@@ -103,8 +103,8 @@ def held_out(
 ) -> Iterator[tuple[Store, Settings]]:
     """A store with a few test rows, and settings to answer them with."""
     connect()
-    store = prepare(
-        Source(str(mall), str(models / "llava"), eval_fraction=0.2, test_fraction=0.1),
+    store = prepare_store(
+        DataSource(str(mall), str(models / "llava"), eval_fraction=0.2, test_fraction=0.1),
         str(tmp_path_factory.mktemp("cache")),
     )
     yield store, Settings.from_dict(values_of(store, models / "llava"))

@@ -1,8 +1,7 @@
-"""The cache folder of prepared stores: find one, make one, keep within a size.
+"""The cache folder of prepared stores: find one, make one, keep the folder within a size.
 
-CACHE_DIR/<key>.<run>/         a finished store, see `store.py`; `used` in it is touched whenever a run takes
-it
-CACHE_DIR/<key>.<run>.part/    one that is being made, or was when its maker was killed
+CACHE_DIR/<key>.<run>/         a finished store, see `store.py`; each use touches the file `used` in it
+CACHE_DIR/<key>.<run>.part/    a store that a run is making, or was making when it was killed
 """
 
 import time
@@ -11,67 +10,60 @@ from collections.abc import Iterator
 
 import pyarrow.fs as pafs
 
-from vlmtune.data.prepare import Source, fingerprint, make
+from vlmtune.data.prepare import make_store
 from vlmtune.data.processor import load_processor
+from vlmtune.data.source import DataSource, ScannedData, fingerprint
 from vlmtune.data.store import Store
 from vlmtune.errors import DataError
 from vlmtune.storage import filesystem
 
 USED = "used"
-KEPT_SECONDS = 24 * 3600  # a store is never deleted so soon after its last use: a search may still read it
 PART = ".part"
+KEY_LETTERS, RUN_LETTERS = 24, 8
+# A store is never deleted so soon after its last use, because a search may still read it.
+SAFE_SECONDS = 24 * 3600
 
 
-def prepare(source: Source, cache_dir: str, *, size_gb: float | None = None) -> Store:
-    """The prepared store of `source`, if it can be trained on as `source` says.
+def prepare_store(
+    source: DataSource, cache_dir: str, *, size_gb: float | None = None, scanned: ScannedData | None = None
+) -> Store:
+    """The prepared store of `source`, refused where it cannot be trained on.
 
     Args:
         cache_dir: folder or URI that every worker can reach.
         size_gb: see `keep_within`.
+        scanned: `source.scan()`, where the caller has it already.
 
     Raises:
         DataError: bad rows with `on_bad_row="error"`, no rows at all, a split that would be empty.
         ModelError: a processor that cannot be loaded.
     """
-    store = find_or_make(source, cache_dir, size_gb=size_gb)
-    if (refusal := store.refusal(source.on_bad_row)) is not None:
-        raise DataError(refusal)
+    store = find_or_make_store(source, cache_dir, size_gb=size_gb, scanned=scanned)
+    if (reason := store.unusable_reason(source.on_bad_row)) is not None:
+        raise DataError(reason)
     return store
 
 
-def find_or_make(source: Source, cache_dir: str, *, size_gb: float | None = None) -> Store:
-    """The prepared store of `source` under `cache_dir`, whether it can be trained on or not: see
-    `Store.refusal`.
+def find_or_make_store(
+    source: DataSource, cache_dir: str, *, size_gb: float | None = None, scanned: ScannedData | None = None
+) -> Store:
+    """The prepared store of `source`, whether it can be trained on or not: see `Store.unusable_reason`.
 
-    It is found there by its key, and used if the image files that its rows name are as they were; else it is
-    made by Ray Data and then
-    put there in one move. Raises DataError where the data as a whole cannot be read, and ModelError.
+    A store is found by its key, and used if the image files that its rows name did not change. Else Ray Data
+    makes one, which is then moved to its place in one step.
+
+    Raises:
+        DataError: the data as a whole cannot be read.
+        ModelError: a processor that cannot be loaded.
     """
-    pieces = source.pieces()
+    scanned = source.scan() if scanned is None else scanned
     processor = load_processor(
         source.model, revision=source.revision, trust_remote_code=source.trust_remote_code
     )
-    key = fingerprint(source, pieces, processor)
+    key = fingerprint(source, scanned.pieces, processor)
     cache, inner = filesystem(cache_dir)
     cache.create_dir(inner, recursive=True)
-    stores = (
-        Store(folder)
-        for folder in sorted(_folders(cache_dir))
-        if f"/{key}." in folder and Store.exists(folder)
-    )
-    store = next((store for store in stores if store.images_unchanged()), None)
-    if store is None:
-        making = f"{cache_dir}/{key}.{uuid.uuid4().hex[:8]}{PART}"
-        cache.create_dir(filesystem(making)[1])
-        try:
-            make(source, pieces, processor, making, key)
-            # Two runs that prepare the same data at once end in two names for the same rows: either is right.
-            made = making.removesuffix(PART)
-            cache.move(filesystem(making)[1], filesystem(made)[1])
-        finally:
-            if cache.get_file_info(filesystem(making)[1]).type == pafs.FileType.Directory:
-                cache.delete_dir(filesystem(making)[1])
-        store = Store(made)
+    store = _find(cache_dir, key) or _make(source, scanned, processor, cache_dir, key)
     with cache.open_output_stream(f"{filesystem(store.folder)[1]}/{USED}"):
         pass
     if size_gb is not None:
@@ -80,8 +72,7 @@ def find_or_make(source: Source, cache_dir: str, *, size_gb: float | None = None
 
 
 def keep_within(cache_dir: str, size_gb: float) -> None:
-    """Delete what has not been used for longest until the cache holds at most `size_gb` (2**30 bytes),
-    whatever is left of killed runs too.
+    """Delete the stores used longest ago, and those of killed runs, until `size_gb` (2**30 bytes) are held.
 
     What was used within the last day stays, even above the size.
     """
@@ -89,23 +80,44 @@ def keep_within(cache_dir: str, size_gb: float) -> None:
     sizes = {folder: _size_and_use(cache, filesystem(folder)[1]) for folder in _folders(cache_dir)}
     total = sum(size for size, _ in sizes.values())
     for folder, (size, used) in sorted(sizes.items(), key=lambda entry: entry[1][1]):
-        if total <= size_gb * 2**30 or time.time() - used < KEPT_SECONDS:
+        if total <= size_gb * 2**30 or time.time() - used < SAFE_SECONDS:
             return
         cache.delete_dir(filesystem(folder)[1])
         total -= size
 
 
+def _find(cache_dir: str, key: str) -> Store | None:
+    for folder in sorted(_folders(cache_dir)):
+        if f"/{key}." in folder and Store.exists(folder) and (store := Store(folder)).images_unchanged():
+            return store
+    return None
+
+
+def _make(source: DataSource, scanned: ScannedData, processor: object, cache_dir: str, key: str) -> Store:
+    folder = f"{cache_dir}/{key}.{uuid.uuid4().hex[:RUN_LETTERS]}"
+    fs, unfinished = filesystem(folder + PART)
+    fs.create_dir(unfinished)
+    try:
+        make_store(source, scanned, processor, folder + PART, key)
+        # Two runs that prepare the same data at once end in two names for the same rows: either is right.
+        fs.move(unfinished, filesystem(folder)[1])
+    finally:
+        if fs.get_file_info(unfinished).type == pafs.FileType.Directory:
+            fs.delete_dir(unfinished)
+    return Store(folder)
+
+
 def _folders(cache_dir: str) -> Iterator[str]:
-    """The stores, finished or not. Other things in the folder are not ours."""
+    """The stores, finished or not. Folders with other names belong to somebody else."""
     cache, inner = filesystem(cache_dir)
     for entry in cache.get_file_info(pafs.FileSelector(inner)):
         key, _, run = entry.base_name.removesuffix(PART).partition(".")
-        if entry.type == pafs.FileType.Directory and len(key) == 24 and len(run) == 8:
+        if entry.type == pafs.FileType.Directory and len(key) == KEY_LETTERS and len(run) == RUN_LETTERS:
             yield f"{cache_dir}/{entry.base_name}"
 
 
 def _size_and_use(cache: pafs.FileSystem, inner: str) -> tuple[int, float]:
-    """(bytes, time of the last change in seconds) of a folder; `used` is changed at every use."""
+    """(bytes, time of the last change in seconds) of a folder; every use changes its file `used`."""
     files = [
         entry
         for entry in cache.get_file_info(pafs.FileSelector(inner, recursive=True))

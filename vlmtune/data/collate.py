@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlmtune.data.tokenize import IGNORED, SEQUENCE_TENSORS, Example, RowEncoder
+from vlmtune.data.tokenize import IGNORED, SEQUENCE_TENSORS, EncodedExample, RowEncoder
 
 # Before the name of a tensor whose first dimension is not the row: how much of it belongs to each row, shape
 # `[B]`.
@@ -21,8 +21,8 @@ COUNTS = "rows:"
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """How a processor's image tensors are stored, stacked and normalised; found by `probe`, kept with the
+class PixelFormat:
+    """How a processor's image tensors are stored, stacked and normalised; found by `probe_pixel_format`, kept with the
     prepared rows.
 
     Attributes:
@@ -45,7 +45,7 @@ class Pixels:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Pixels":
+    def from_dict(cls, values: dict[str, Any]) -> "PixelFormat":
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
     def normalize(
@@ -83,20 +83,20 @@ class Pixels:
         return 1.0
 
 
-def probe(processor: Any) -> Pixels:
+def probe_pixel_format(processor: Any) -> PixelFormat:
     """Find out by trying how this processor's pixels can be stored and stacked.
 
     Resized uint8 pixels are used only if normalising them here gives the processor's own floats on two
     images of different shape.
     """
-    images = [drawn_image(90, 60), drawn_image(50, 130)]
+    images = [gradient_image(90, 60), gradient_image(50, 130)]
     as_given = RowEncoder(processor)
     messages = [[_question(1)], [_question(2)]]
     rows = [as_given.encode(messages[0], images[:1]), as_given.encode(messages[1], images)]
     texts = [as_given.chat_text(message) for message in messages]
     together = processor(text=texts, images=[images[:1], images], padding=True, return_tensors="np")
     per_row = len(together["pixel_values"]) == 2
-    whole = Pixels(raw=False, per_row=per_row)
+    whole = PixelFormat(raw=False, per_row=per_row)
     image_processor = processor.image_processor
     if not (
         getattr(image_processor, "do_normalize", False) and getattr(image_processor, "do_rescale", False)
@@ -114,7 +114,7 @@ def probe(processor: Any) -> Pixels:
     stored = {name: torch.from_numpy(value) for name, value in raw_row.tensors.items()}
     expected = torch.from_numpy(np.asarray(rows[1].tensors["pixel_values"], dtype=np.float32))
     for last in (False, True):
-        pixels = Pixels(True, scale, mean, std, channels_last_dim=last, per_row=per_row)
+        pixels = PixelFormat(True, scale, mean, std, channels_last_dim=last, per_row=per_row)
         if not last and stored["pixel_values"].shape[-3:-2] != (3,):
             continue
         if last and stored["pixel_values"].shape[-1] % 3:
@@ -125,12 +125,17 @@ def probe(processor: Any) -> Pixels:
 
 
 def collate(
-    examples: Sequence[Example], *, pad_token_id: int, per_row: bool, filler: bool = False, multiple: int = 1
+    examples: Sequence[EncodedExample],
+    *,
+    pad_token_id: int,
+    per_row: bool,
+    filler: bool = False,
+    multiple: int = 1,
 ) -> dict[str, np.ndarray]:
     """Stack examples into one batch, padded on the right.
 
     Args:
-        per_row: see `Pixels`.
+        per_row: see `PixelFormat`.
         filler: the rows are only there to keep ranks in step: no token of them is labelled.
         multiple: pad the length to a multiple of this many tokens.
 
@@ -166,7 +171,7 @@ def collate(
     return batch
 
 
-def parts(batch: dict[str, torch.Tensor], size: int) -> Iterator[dict[str, torch.Tensor]]:
+def split_batch(batch: dict[str, torch.Tensor], size: int) -> Iterator[dict[str, torch.Tensor]]:
     """The batch as the model takes it, `size` rows at a time; all of them in one part where `size` is large
     enough."""
     ends = {
@@ -221,7 +226,7 @@ def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(padded)
 
 
-def drawn_image(width: int, height: int) -> Image.Image:
+def gradient_image(width: int, height: int) -> Image.Image:
     """A picture with a gradient in every channel, so that wrong channels, scales and borders show."""
     y, x = np.mgrid[0:height, 0:width]
     return Image.fromarray(

@@ -23,7 +23,7 @@ FACTS = pa.schema(
 )
 
 
-def facts_of(
+def row_facts(
     messages: Sequence[dict[str, Any]], images: Sequence[Image.Image], hashes: Sequence[str]
 ) -> dict[str, Any]:
     """The facts of one conversation, but for its format. `hashes` are the images' `content_hash`es."""
@@ -38,7 +38,7 @@ def facts_of(
     }
 
 
-def kind_of(reason: str) -> str:
+def error_kind(reason: str) -> str:
     """The reason for a bad row without what differs from row to row: numbers and paths."""
     places = re.sub(r"\w+://\S+|(?<!\S)/\S+|\S+/\S+\.\w+|(?<!\S)[\w.-]*\w\.[A-Za-z]\w{1,4}\b", "…", reason)
     return re.sub(r"(?<![\w-])\d+(?:[.,]\d+)*", "N", re.sub("…(?: …)+", "…", places))  # not the 8 of UTF-8

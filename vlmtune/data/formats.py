@@ -15,7 +15,7 @@ from vlmtune.data.frames import Dialogue, Frame, frame_conversations, scan_frame
 from vlmtune.data.hub import dataset_records, load_dataset
 from vlmtune.data.image_paths import ImageRules, RowError
 from vlmtune.data.jsonfiles import BLOCK_BYTES, ArrayReader, StrictDecoder, read_lines, split_lines
-from vlmtune.data.records import FIELDS, REQUIRED, Found, conversation, group_of
+from vlmtune.data.records import FIELDS, REQUIRED, RawRow, conversation, group_of
 from vlmtune.errors import DataError
 from vlmtune.storage import absolute, filesystem, join, one_line, parent, scheme
 
@@ -110,7 +110,7 @@ def read_piece(piece: Piece) -> Iterator[dict[str, Any]]:
         raise DataError(f"{piece.shown} cannot be read: {one_line(error)}") from error
 
 
-def _row(found: Found, piece: Piece) -> dict[str, Any]:
+def _row(found: RawRow, piece: Piece) -> dict[str, Any]:
     try:
         if found.error is not None:
             raise RowError(found.error)
@@ -271,21 +271,21 @@ def _check_columns(names: list[str], whole: Piece) -> None:
         )
 
 
-def _read_jsonl(piece: Piece) -> Iterator[Found]:
+def _read_jsonl(piece: Piece) -> Iterator[RawRow]:
     with _open(piece.path) as file:
         yield from read_lines(file, piece.shown, piece.start, piece.stop, piece.first)
 
 
-def _read_json(piece: Piece) -> Iterator[Found]:
+def _read_json(piece: Piece) -> Iterator[RawRow]:
     with _open(piece.path) as file:
         yield from ArrayReader(file, piece.shown)
 
 
-def _read_frames(piece: Piece) -> Iterator[Found]:
+def _read_frames(piece: Piece) -> Iterator[RawRow]:
     return frame_conversations(piece.frames, piece.dialogues)
 
 
-def _read_parquet(piece: Piece) -> Iterator[Found]:
+def _read_parquet(piece: Piece) -> Iterator[RawRow]:
     with _open(piece.path) as file, pq.ParquetFile(file, buffer_size=1 << 20) as table:
         columns = [name for name in table.schema_arrow.names if name in (*FIELDS, piece.group_by)]
         number = piece.first
@@ -293,18 +293,18 @@ def _read_parquet(piece: Piece) -> Iterator[Found]:
             ROWS_AT_ONCE, row_groups=[piece.start], columns=columns, use_threads=False
         ):
             for record in batch.to_pylist():
-                yield Found(f"{piece.shown} row {number}", record, record)
+                yield RawRow(f"{piece.shown} row {number}", record, record)
                 number += 1
 
 
-def _read_dataset(piece: Piece) -> Iterator[Found]:
+def _read_dataset(piece: Piece) -> Iterator[RawRow]:
     data = load_dataset(piece.path, piece.shown, from_hub=piece.format == "hub")
     columns = [name for name in data.column_names if name in (*FIELDS, piece.group_by)]
     for number, record in enumerate(dataset_records(data, piece.start, piece.stop, columns), piece.first):
-        yield Found(f"{piece.shown} row {number}", record, record)
+        yield RawRow(f"{piece.shown} row {number}", record, record)
 
 
-READERS: dict[str, Callable[[Piece], Iterator[Found]]] = {
+READERS: dict[str, Callable[[Piece], Iterator[RawRow]]] = {
     "frames": _read_frames,
     "jsonl": _read_jsonl,
     "json": _read_json,

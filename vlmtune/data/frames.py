@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pyarrow import fs
 
 from vlmtune.data.image_paths import RowError
-from vlmtune.data.records import IMAGE_MARK, Found, check_order
+from vlmtune.data.records import IMAGE_MARK, RawRow, check_order
 from vlmtune.errors import DataError
 from vlmtune.storage import filesystem, join
 
@@ -93,12 +93,12 @@ def scan_frames(folder: str, shown: str, group_by: str | None) -> tuple[tuple[Di
     return dialogues, _match(frames, columns, rows, shown)
 
 
-def frame_conversations(frames: Sequence[Frame], dialogues: Sequence[Dialogue]) -> Iterator[Found]:
+def frame_conversations(frames: Sequence[Frame], dialogues: Sequence[Dialogue]) -> Iterator[RawRow]:
     """A record for each frame and dialogue, in that order; one with an error for a frame or label row that
     cannot be used."""
     for frame in frames:
         if frame.error:
-            yield Found(frame.source, error=frame.error)
+            yield RawRow(frame.source, error=frame.error)
             continue
         usable = [
             number
@@ -109,7 +109,7 @@ def frame_conversations(frames: Sequence[Frame], dialogues: Sequence[Dialogue]) 
             source = frame.source if len(dialogues) == 1 else f"{frame.source} (dialogue {number + 1})"
             yield _fill(dialogues[number], frame, source)
         if len(usable) < len(dialogues):
-            yield Found(
+            yield RawRow(
                 frame.source, error="the frame has no row in labels.csv: add one, or take the frame away"
             )
 
@@ -172,17 +172,17 @@ def _columns(text: str, place: str) -> tuple[str, ...]:
     return tuple(match.group(1).strip() for match in found)
 
 
-def _fill(dialogue: Dialogue, frame: Frame, source: str) -> Found:
+def _fill(dialogue: Dialogue, frame: Frame, source: str) -> RawRow:
     labels = frame.labels or {}
     empty = next((column for line in dialogue for column in line.columns if not labels[column]), None)
     if empty is not None:
-        return Found(source, error=f"column {empty!r} of labels.csv is empty for this frame: fill it in")
+        return RawRow(source, error=f"column {empty!r} of labels.csv is empty for this frame: fill it in")
 
     def value(match: re.Match[str]) -> str:
         return match.group()[0] if match.group(1) is None else labels[match.group(1).strip()]
 
     turns = [{"role": line.role, "content": PLACEHOLDER.sub(value, line.text)} for line in dialogue]
-    return Found(source, {"messages": turns, "image": f"frames/{frame.name}"}, labels)
+    return RawRow(source, {"messages": turns, "image": f"frames/{frame.name}"}, labels)
 
 
 def _match(

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import IO, Any
 
-from vlmtune.data.records import Found
+from vlmtune.data.records import RawRow
 
 MAX_ROW_BYTES = 16_000_000
 BLOCK_BYTES = 8_000_000
@@ -64,7 +64,7 @@ def split_lines(file: IO[bytes], block_bytes: int = BLOCK_BYTES) -> Iterator[tup
 
 def read_lines(
     file: IO[bytes], shown: str, start: int, stop: int, line: int, max_bytes: int = MAX_ROW_BYTES
-) -> Iterator[Found]:
+) -> Iterator[RawRow]:
     """The records of a JSONL file from byte `start`, where line number `line` begins, to `stop`. Blank lines
     are counted, not given."""
     file.seek(start)
@@ -81,7 +81,7 @@ def read_lines(
                 position += len(rest)
                 if rest.endswith(b"\n"):
                     break
-            yield Found(
+            yield RawRow(
                 source,
                 error=f"the line is longer than {max_bytes // 10**6} MB: keep images in files, not in the text",
             )
@@ -91,20 +91,22 @@ def read_lines(
             yield _line(text, source, decoder)
 
 
-def _line(text: bytes, source: str, decoder: StrictDecoder) -> Found:
+def _line(text: bytes, source: str, decoder: StrictDecoder) -> RawRow:
     try:
         decoded = text.decode().rstrip(SPACE)
         begin = len(decoded) - len(decoded.lstrip(SPACE))
         record, end, fault = decoder.decode(decoded, begin)
     except UnicodeDecodeError as error:
-        return Found(source, error=f"byte {error.start + 1} of the line is not UTF-8: save the file as UTF-8")
+        return RawRow(
+            source, error=f"byte {error.start + 1} of the line is not UTF-8: save the file as UTF-8"
+        )
     except json.JSONDecodeError as error:
-        return Found(source, error=f"not JSON at column {error.colno}: {error.msg}")
+        return RawRow(source, error=f"not JSON at column {error.colno}: {error.msg}")
     except (ValueError, RecursionError) as error:
-        return Found(source, error=_unreadable(error))
+        return RawRow(source, error=_unreadable(error))
     if end < len(decoded):
-        return Found(source, error=f"not JSON at column {end + 1}: more text after the end of the row")
-    return Found(source, record, record, fault)
+        return RawRow(source, error=f"not JSON at column {end + 1}: more text after the end of the row")
+    return RawRow(source, record, record, fault)
 
 
 class ArrayReader:
@@ -117,7 +119,7 @@ class ArrayReader:
         self._text, self._at, self._ended = "", 0, False
         self._line, self._column = 1, 0  # where self._text begins in the file
 
-    def __iter__(self) -> Iterator[Found]:
+    def __iter__(self) -> Iterator[RawRow]:
         """Yields an item each. Text that is no JSON gives one last item with the error, because nothing
         after it can be made out."""
         decoder = StrictDecoder()
@@ -128,7 +130,7 @@ class ArrayReader:
                 mark = self._take("]")
             while mark != "]":
                 record, fault = self._item(decoder)
-                yield Found(f"{self._shown}[{number}]", record, record, fault)
+                yield RawRow(f"{self._shown}[{number}]", record, record, fault)
                 number += 1
                 mark = self._take(",]")
             if self._peek():
@@ -136,11 +138,11 @@ class ArrayReader:
         except json.JSONDecodeError as error:
             column = error.colno + (self._column if error.lineno == 1 else 0)
             reason = f"not JSON at line {self._line + error.lineno - 1}, column {column}: {error.msg}"
-            yield Found(
+            yield RawRow(
                 f"{self._shown}[{number}]", error=f"{reason}; nothing after it in this file can be read"
             )
         except (ValueError, RecursionError) as error:
-            yield Found(
+            yield RawRow(
                 f"{self._shown}[{number}]",
                 error=f"{_unreadable(error)}; nothing after it in this file can be read",
             )

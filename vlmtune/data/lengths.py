@@ -12,7 +12,7 @@ SHOWN = 3  # rows named in a message
 def length_problem(store: Store, max_length: int | None, on_long_row: str) -> str | None:
     """Why the training rows cannot be cut to `max_length`, in one line with the way out; None if they can,
     or may be left out."""
-    rows, long = store.rows_of(TRAIN), too_long(store, max_length)
+    rows, long = store.rows_of(TRAIN), rows_too_long(store, max_length)
     if not len(long) or (on_long_row == "skip" and len(long) < len(rows)):
         return None
     other = ", --on_long_row skip leaves them out" if len(long) < len(rows) else ""
@@ -44,18 +44,18 @@ def fitting_rows(store: Store, max_length: int | None, on_long_row: str) -> np.n
     """
     if (problem := length_problem(store, max_length, on_long_row)) is not None:
         raise DataError(problem)
-    return np.flatnonzero(~np.isin(store.rows_of(TRAIN), too_long(store, max_length)))
+    return np.flatnonzero(~np.isin(store.rows_of(TRAIN), rows_too_long(store, max_length)))
 
 
-def too_long(store: Store, max_length: int | None) -> np.ndarray:
+def rows_too_long(store: Store, max_length: int | None) -> np.ndarray:
     """The training rows whose images and template alone need more than `max_length` tokens, as the store's
     row numbers; shape `[n]`."""
     rows = store.rows_of(TRAIN)
-    long: np.ndarray = rows[store.column("required")[rows] > limit_of(max_length)]
+    long: np.ndarray = rows[store.column("required")[rows] > length_limit(max_length)]
     return long
 
 
-def limit_of(max_length: int | None) -> float:
+def length_limit(max_length: int | None) -> float:
     return np.inf if max_length is None else max_length
 
 

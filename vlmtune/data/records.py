@@ -36,7 +36,7 @@ FIELDS = (
 
 
 @dataclass(frozen=True)
-class Found:
+class RawRow:
     """A record as a reader found it. `source`: its place for people; `labels`: where its group is looked up;
     `error`: why it is bad."""
 

@@ -1,5 +1,4 @@
-"""A few rows of the data as a person sees them, with small pictures, for the preflight's page and a search's
-report."""
+"""A few rows of the data as a person sees them, with small images, for the preflight and a search's report."""
 
 import base64
 import io
@@ -17,50 +16,47 @@ from vlmtune.data.store import Store
 from vlmtune.storage import scheme
 
 SAMPLES = 12
-IMAGES = 3  # of one row
-SIDE = 320  # pixels of a picture's longer side: sharp at half of that on a phone
-QUALITY = 75
+IMAGES_PER_SAMPLE = 3
+LONGER_SIDE = 320  # pixels of a thumbnail: sharp at half of that on a phone
+JPEG_QUALITY = 75
+
+Place = tuple[int, int]  # of a row: its piece, and its number in the piece
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One row: its place, split and tokens, its turns as (role, text), and pictures as data URIs."""
+    """One row for people: its place, split and tokens, its turns as (role, text), its images as data URIs."""
 
     source: str
     split: str
     tokens: int
     turns: list[tuple[str, str]]
-    pictures: list[str]
+    images: list[str]
 
 
-def samples(store: Store, pieces: Sequence[Piece]) -> list[Sample]:
-    """Rows at even distances, those with images if there are any. Reads the pieces that hold them up to the
-    last one."""
-    facts = store.facts()
-    hashes = facts.column("image_hashes").to_pylist()
-    first_of = {
-        tuple(images): row for row, images in reversed(list(enumerate(hashes))) if images
-    }  # each picture once
-    rows = sorted(first_of.values()) or list(range(store.meta.rows))
-    chosen = (
-        [rows[place] for place in np.unique(np.linspace(0, len(rows) - 1, SAMPLES).astype(int))]
-        if rows
-        else []
-    )
-    return samples_of(store, pieces, chosen)
+def pick_samples(store: Store, pieces: Sequence[Piece]) -> list[Sample]:
+    """Rows at even distances; only rows with images if there are any, and each set of images once.
+
+    Reads each piece that holds one of them, up to the last one.
+    """
+    hashes = store.facts().column("image_hashes").to_pylist()
+    first_row_of = {tuple(images): row for row, images in reversed(list(enumerate(hashes))) if images}
+    rows = sorted(first_row_of.values()) or list(range(store.meta.rows))
+    if not rows:
+        return []
+    positions = np.unique(np.linspace(0, len(rows) - 1, SAMPLES).astype(int))
+    return load_samples(store, pieces, [rows[position] for position in positions])
 
 
-def samples_of(store: Store, pieces: Sequence[Piece], chosen: Sequence[int]) -> list[Sample]:
+def load_samples(store: Store, pieces: Sequence[Piece], rows: Sequence[int]) -> list[Sample]:
     """These rows of the store, in this order."""
-    places = [(int(store.column("piece")[row]), int(store.column("number")[row])) for row in chosen]
-    found = dict(_read(pieces, places))
-    return [_sample(store, row, found[place]) for row, place in zip(chosen, places, strict=True)]
+    places = [(int(store.column("piece")[row]), int(store.column("number")[row])) for row in rows]
+    raw_rows = dict(_read(pieces, places))
+    return [_sample(store, row, raw_rows[place]) for row, place in zip(rows, places, strict=True)]
 
 
-def _read(
-    pieces: Sequence[Piece], places: Sequence[tuple[int, int]]
-) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
-    """The rows at these (piece, number), each piece read once."""
+def _read(pieces: Sequence[Piece], places: Sequence[Place]) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """The raw rows at these places; each piece is read once."""
     wanted = defaultdict(set)
     for piece, number in places:
         wanted[piece].add(number)
@@ -70,13 +66,14 @@ def _read(
                 yield (piece, number), row
 
 
-def _sample(store: Store, row: int, found: dict[str, Any]) -> Sample:
-    turns = [(message["role"], _text(message["content"])) for message in found["messages"]]
-    pictures = [
-        picture for reference in found["images"][:IMAGES] if (picture := _picture(reference)) is not None
-    ]
+def _sample(store: Store, row: int, raw_row: dict[str, Any]) -> Sample:
+    references = raw_row["images"][:IMAGES_PER_SAMPLE]
     return Sample(
-        found["source"], str(store.column("split")[row]), int(store.column("tokens")[row]), turns, pictures
+        source=raw_row["source"],
+        split=str(store.column("split")[row]),
+        tokens=int(store.column("tokens")[row]),
+        turns=[(message["role"], _text(message["content"])) for message in raw_row["messages"]],
+        images=[uri for reference in references if (uri := _thumbnail(reference)) is not None],
     )
 
 
@@ -84,16 +81,15 @@ def _text(content: Sequence[dict[str, Any]]) -> str:
     return " ".join(part["text"] for part in content if part["type"] == "text")
 
 
-def _picture(reference: str | bytes) -> str | None:
-    """A small JPEG as a data URI; None for one that would have to be downloaded again, or that has just
-    gone."""
+def _thumbnail(reference: str | bytes) -> str | None:
+    """A small JPEG as a data URI; None for a web address, and for a file that is gone by now."""
     if isinstance(reference, str) and scheme(reference) in ("http", "https"):
         return None
     try:
         image = load_image(reference)
     except ImageError:
         return None
-    image.thumbnail((SIDE, SIDE))
+    image.thumbnail((LONGER_SIDE, LONGER_SIDE))
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=QUALITY)
+    image.save(file, "JPEG", quality=JPEG_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

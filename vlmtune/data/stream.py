@@ -14,8 +14,9 @@ from safetensors.torch import load as load_tensors
 
 from vlmtune.cluster import READ_CPUS, READ_TASKS
 from vlmtune.data.collate import collate
+from vlmtune.data.examples import read_examples
 from vlmtune.data.order import MicroBatch
-from vlmtune.data.prepare import plain_task_errors, quiet_ray_data, read_examples
+from vlmtune.data.ray_data import configure_ray_data, reraise_user_errors
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import shorten
 
@@ -91,7 +92,7 @@ def stream_batches(
     """The same micro-batches, read and collated by Ray Data tasks that run ahead of the caller."""
     if not batches:
         return
-    quiet_ray_data()
+    configure_ray_data()
     rows = store.rows_of(split)
 
     def load(item: dict[str, Any]) -> dict[str, Any]:
@@ -106,6 +107,6 @@ def stream_batches(
     dataset = given.map(
         load, num_cpus=READ_CPUS, compute=ray.data.TaskPoolStrategy(size=min(READ_TASKS, blocks))
     )
-    with plain_task_errors():
+    with reraise_user_errors():
         for part in dataset.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=AHEAD):
             yield load_tensors(bytes(part["batch"][0]))

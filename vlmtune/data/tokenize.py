@@ -19,7 +19,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-# Kinds of token, in `Example.kinds`.
+# Kinds of token, in `EncodedExample.kinds`.
 TEMPLATE, IMAGE, TEXT, ANSWER = 0, 1, 2, 3
 IGNORED = -100  # the label that torch's and transformers' losses leave out
 
@@ -43,7 +43,7 @@ class EncodeError(ValueError):
 
 
 @dataclass
-class Example:
+class EncodedExample:
     """One conversation, ready for the model but not yet cut to a length.
 
     Attributes:
@@ -70,15 +70,15 @@ class Example:
     def image_tokens(self) -> int:
         return int((self.kinds == IMAGE).sum())
 
-    def take(self, kept: np.ndarray) -> "Example":
+    def take(self, kept: np.ndarray) -> "EncodedExample":
         """The tokens at `kept` (rising positions), with every tensor that runs along them."""
         tensors = {
             name: value[:, kept] if name in SEQUENCE_TENSORS else value
             for name, value in self.tensors.items()
         }
-        return Example(self.input_ids[kept], self.kinds[kept], tensors)
+        return EncodedExample(self.input_ids[kept], self.kinds[kept], tensors)
 
-    def prompt(self) -> "Example":
+    def prompt(self) -> "EncodedExample":
         """What comes before the last answer: what the model is given to generate that answer."""
         answers = np.flatnonzero(self.kinds == ANSWER)
         breaks = np.flatnonzero(np.diff(answers) > 1)
@@ -86,14 +86,14 @@ class Example:
         return self.take(np.arange(start))
 
 
-def required_length(example: Example) -> int:
+def required_length(example: EncodedExample) -> int:
     """The smallest `max_length` that holds the row's images, the template around them and one trained
     token."""
     first = int(np.argmax(example.kinds == ANSWER))
     return int((_protected(example.kinds, first)).sum()) + 1
 
 
-def shorten(example: Example, max_length: int | None) -> Example:
+def shorten(example: EncodedExample, max_length: int | None) -> EncodedExample:
     """Cut text, never image tokens, so that at most `max_length` tokens remain.
 
     Kept: every image token and the template before the first answer; then the start of the first answer, up
@@ -138,7 +138,7 @@ class RowEncoder:
     Args:
         processor: a transformers processor with a tokenizer, and an image processor where the model has eyes.
         raw_pixels: keep `pixel_values` as resized uint8, to be normalised on the device (see
-        `collate.Pixels`).
+        `collate.PixelFormat`).
     """
 
     def __init__(self, processor: Any, *, raw_pixels: bool = False) -> None:
@@ -157,7 +157,7 @@ class RowEncoder:
             "|".join(re.escape(token) for token in sorted(special, key=lambda token: (-len(token), token)))
         )
 
-    def encode(self, messages: Sequence[dict[str, Any]], images: Sequence[Image.Image]) -> Example:
+    def encode(self, messages: Sequence[dict[str, Any]], images: Sequence[Image.Image]) -> EncodedExample:
         """Tokenise one conversation whose content is typed parts, with its images in the order of the image
         parts.
 
@@ -183,7 +183,7 @@ class RowEncoder:
         tensors = {name: np.asarray(value) for name, value in features.items()}
         if self.raw_pixels and "pixel_values" in tensors:
             tensors["pixel_values"] = _as_uint8(tensors["pixel_values"])
-        return Example(ids, self._kinds(ids, offsets, spans, replaced), tensors)
+        return EncodedExample(ids, self._kinds(ids, offsets, spans, replaced), tensors)
 
     def chat_text(self, messages: Sequence[dict[str, Any]]) -> str:
         """The conversation as the text that the processor is given."""
@@ -341,7 +341,7 @@ def _overlap(offsets: np.ndarray, start: int, end: int) -> np.ndarray:
 
 
 def _as_uint8(pixels: np.ndarray) -> np.ndarray:
-    """Pixels that a processor returned as floats although it was told neither to rescale nor to normalise."""
+    """PixelFormat that a processor returned as floats although it was told neither to rescale nor to normalise."""
     if pixels.dtype == np.uint8:
         return pixels
     raw = pixels.astype(np.uint8)

@@ -17,9 +17,9 @@ from peft import PeftModel
 from vlmtune.cluster import READ_CPUS, READ_TASKS, WORKER_CPUS, Cluster
 from vlmtune.config.settings import Settings
 from vlmtune.console import without_stderr
-from vlmtune.data.prepare import plain_task_errors, quiet_ray_data
 from vlmtune.data.processor import load_processor
-from vlmtune.data.tokenize import Example
+from vlmtune.data.ray_data import configure_ray_data, reraise_user_errors
+from vlmtune.data.tokenize import EncodedExample
 from vlmtune.evaluation.generate import Layout, end_tokens, generate, likelihoods, question, reference
 from vlmtune.model.base import base_of
 from vlmtune.model.fast import lean_lora
@@ -88,18 +88,18 @@ class Answerer:
         self.model: Any = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """`row`: what tells a row, `example`: its `Example` or None, both pickled → `result`: a pickled dict
+        """`row`: what tells a row, `example`: its `EncodedExample` or None, both pickled → `result`: a pickled dict
         of plain values, or None."""
         if self.model is None:
             self._load()
-        given: list[Example | None] = [pickle.loads(example) for example in batch["example"]]
+        given: list[EncodedExample | None] = [pickle.loads(example) for example in batch["example"]]
         found = iter(self._answer([example for example in given if example is not None]))
         return {
             "row": list(batch["row"]),
             "result": [pickle.dumps(None if example is None else next(found)) for example in given],
         }
 
-    def _answer(self, examples: list[Example]) -> list[dict[str, Any]]:
+    def _answer(self, examples: list[EncodedExample]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = [
             {"question": question(self.tokenizer, one), "reference": reference(self.tokenizer, one)}
             for one in examples
@@ -150,13 +150,13 @@ def run(
 
     Args:
         items: what `read` takes, one after the other, in a task each.
-        read: gives {"row", "example"} for each row, on a CPU worker: what tells the row, and its `Example`,
+        read: gives {"row", "example"} for each row, on a CPU worker: what tells the row, and its `EncodedExample`,
         or None for one that cannot be
             answered, whose result is None; both pickled.
         rows: how many there are, if that is known.
     """
     settings = Settings.from_dict(job.values)
-    quiet_ray_data()
+    configure_ray_data()
     gpu, batch = cluster.workers_use_gpu(settings.get("use_cpu")), settings.get("per_device_eval_batch_size")
     actors = max(1, int(cluster.gpus if gpu else cluster.cpus))
     if rows is not None:
@@ -176,7 +176,7 @@ def run(
         num_gpus=1 if gpu else 0,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
     )
-    with plain_task_errors():
+    with reraise_user_errors():
         found = iter(answered.iter_rows())
         # Ray calls it an error that the pool's actors could not be started anew once this process has ended
         with without_stderr():

@@ -16,8 +16,9 @@ from vlmtune.cluster import Cluster, connect, in_ray_job
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.console import labelled
-from vlmtune.data.cache import find_or_make
-from vlmtune.data.prepare import Source, read_examples
+from vlmtune.data.cache import find_or_make_store
+from vlmtune.data.examples import read_examples
+from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError, DataError
 from vlmtune.evaluation.actors import ADAPTER, BASE, Job, run
@@ -144,8 +145,8 @@ def _prepared(settings: Settings) -> Store:
         raise ConfigError(
             "--data_path is missing: this adapter's folder names no data; give rows with reference answers"
         )
-    store = find_or_make(
-        Source.of(settings), output.cache_folder(settings), size_gb=settings.data.cache_size_gb
+    store = find_or_make_store(
+        DataSource.from_settings(settings), output.cache_folder(settings), size_gb=settings.data.cache_size_gb
     )
     if not store.meta.rows and all(
         any(reason in row["reason"] for reason in NO_ANSWER) for row in store.bad_rows()
@@ -155,7 +156,7 @@ def _prepared(settings: Settings) -> Store:
             f"{settings.data.data_path}: no row has a reference answer to compare with ({first['source']}: {first['reason']}); "
             "ray_jobs/predict.py answers rows without"
         )
-    if (refusal := store.refusal(settings.data.on_bad_row)) is not None:
+    if (refusal := store.unusable_reason(settings.data.on_bad_row)) is not None:
         raise DataError(refusal)
     return store
 

@@ -14,11 +14,11 @@ from vlmtune.cluster import in_ray_job
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.console import labelled
-from vlmtune.data.collate import drawn_image, probe
+from vlmtune.data.collate import gradient_image, probe_pixel_format
 from vlmtune.data.formats import read_piece, scan
 from vlmtune.data.images import ImageError, load_image
 from vlmtune.data.processor import load_processor
-from vlmtune.data.tokenize import EncodeError, Example, RowEncoder
+from vlmtune.data.tokenize import EncodedExample, EncodeError, RowEncoder
 from vlmtune.errors import ConfigError, DataError, ModelError
 from vlmtune.evaluation.adapter import adapter_settings, check_fit
 from vlmtune.evaluation.generate import Layout
@@ -168,7 +168,7 @@ def _load(settings: Settings, name: str, revision: str, trust_remote_code: bool,
     ).eval()
 
 
-def _logits(model: Any, layout: Layout, example: Example) -> Any:
+def _logits(model: Any, layout: Layout, example: EncodedExample) -> Any:
     """[T, V] float32 on the CPU."""
     import torch
 
@@ -185,9 +185,9 @@ def compare(found: Any, wanted: Any, tolerance: float) -> Agreement:
     return Agreement(difference, tolerance, equal, len(wanted))
 
 
-def _prompt(settings: Settings, processor: Any) -> tuple[Example, Layout]:
+def _prompt(settings: Settings, processor: Any) -> tuple[EncodedExample, Layout]:
     """The first row of the adapter's data that can be read, else a question about a drawn picture."""
-    pixels = probe(processor)
+    pixels = probe_pixel_format(processor)
     encoder = RowEncoder(processor, raw_pixels=pixels.raw)
     tokenizer = processor.tokenizer
     layout = Layout(
@@ -201,7 +201,7 @@ def _prompt(settings: Settings, processor: Any) -> tuple[Example, Layout]:
     question = [{"type": "image"}, {"type": "text", "text": "How many people are in this picture?"}]
     answer = [{"type": "text", "text": "There are 3 people."}]
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return encoder.encode(messages, [drawn_image(320, 240)]), layout
+    return encoder.encode(messages, [gradient_image(320, 240)]), layout
 
 
 def _rows(settings: Settings) -> Iterator[dict[str, Any]]:

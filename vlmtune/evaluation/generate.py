@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlmtune.data.collate import Pixels, collate, parts
+from vlmtune.data.collate import PixelFormat, collate, split_batch
 from vlmtune.data.store import Store
-from vlmtune.data.tokenize import IMAGE, SEQUENCE_TENSORS, TEMPLATE, TEXT, Example, RowEncoder
+from vlmtune.data.tokenize import IMAGE, SEQUENCE_TENSORS, TEMPLATE, TEXT, EncodedExample, RowEncoder
 from vlmtune.model.capture import stop_recording
 
-Read = Callable[[Store, Sequence[int]], list[Example]]
+Read = Callable[[Store, Sequence[int]], list[EncodedExample]]
 Result = TypeVar("Result")
 
 
@@ -29,18 +29,18 @@ Result = TypeVar("Result")
 class Layout:
     """What makes a batch of examples, as a store's meta tells it."""
 
-    pixels: Pixels
+    pixels: PixelFormat
     pad_token_id: int
 
     @classmethod
     def of(cls, store: Store) -> Layout:
         return cls(store.meta.pixels, store.meta.pad_token_id)
 
-    def batch(self, model: Any, examples: Sequence[Example]) -> dict[str, Tensor]:
+    def batch(self, model: Any, examples: Sequence[EncodedExample]) -> dict[str, Tensor]:
         """The examples as the model takes them, on its device, padded on the right."""
         arrays = collate(examples, pad_token_id=self.pad_token_id, per_row=self.pixels.per_row)
         tensors = {name: torch.from_numpy(array).to(model.device) for name, array in arrays.items()}
-        return self.pixels.normalize(next(parts(tensors, len(examples))), model.dtype)
+        return self.pixels.normalize(next(split_batch(tensors, len(examples))), model.dtype)
 
 
 def answers(
@@ -57,7 +57,7 @@ def answers(
 
     Args:
         model: a transformers model, or one with PEFT adapters, which then count; on any device.
-        read: gives the examples of rows; `data.prepare.read_examples` where the store may hold rows that are
+        read: gives the examples of rows; `data.examples.read_examples` where the store may hold rows that are
         not encoded.
     """
     layout, ends = Layout.of(store), end_tokens(model, processor)
@@ -75,7 +75,7 @@ def generate(
     model: Any,
     tokenizer: Any,
     layout: Layout,
-    examples: Sequence[Example],
+    examples: Sequence[EncodedExample],
     *,
     max_new_tokens: int,
     ends: list[int],
@@ -101,7 +101,7 @@ def generate(
         top_k=50,
     )
 
-    def run(some: Sequence[Example]) -> list[str]:
+    def run(some: Sequence[EncodedExample]) -> list[str]:
         batch = padded_left(layout.batch(model, [example.prompt() for example in some]))
         batch.pop("labels")
         written = model.generate(**batch, generation_config=config)[:, batch["input_ids"].shape[1] :]
@@ -112,11 +112,11 @@ def generate(
     return in_memory(run, examples, model)
 
 
-def likelihoods(model: Any, layout: Layout, examples: Sequence[Example]) -> list[tuple[float, int]]:
+def likelihoods(model: Any, layout: Layout, examples: Sequence[EncodedExample]) -> list[tuple[float, int]]:
     """(summed negative log-likelihood, number) of each row's labelled tokens, in all its answers, at full
     length: parts of `eval_loss`."""
 
-    def run(some: Sequence[Example]) -> list[tuple[float, int]]:
+    def run(some: Sequence[EncodedExample]) -> list[tuple[float, int]]:
         batch = layout.batch(model, some)
         labels = batch.pop("labels")[:, 1:]
         labelled = labels >= 0
@@ -130,7 +130,7 @@ def likelihoods(model: Any, layout: Layout, examples: Sequence[Example]) -> list
 
 
 def in_memory(
-    run: Callable[[Sequence[Example]], list[Result]], examples: Sequence[Example], model: Any
+    run: Callable[[Sequence[EncodedExample]], list[Result]], examples: Sequence[EncodedExample], model: Any
 ) -> list[Result]:
     """`run` on all examples, or on one half after the other where they do not fit in the GPU's memory
     together.
@@ -176,13 +176,13 @@ def end_tokens(model: Any, processor: Any) -> list[int]:
     return sorted(end for end in ends if end is not None)
 
 
-def reference(tokenizer: Any, example: Example) -> str:
+def reference(tokenizer: Any, example: EncodedExample) -> str:
     """The last answer of a row, as its tokens say it."""
     prompt = len(example.prompt().input_ids)
     return _text(tokenizer, example.input_ids[prompt:])
 
 
-def question(tokenizer: Any, example: Example) -> str:
+def question(tokenizer: Any, example: EncodedExample) -> str:
     """The user's words before the last answer of a row, as their tokens say it."""
     prompt = example.prompt()
     kinds = np.concatenate([[TEMPLATE], prompt.kinds, [TEMPLATE]])

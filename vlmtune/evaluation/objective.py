@@ -13,7 +13,7 @@ import torch.distributed as dist
 from vlmtune.config.settings import Settings
 from vlmtune.data.split import EVAL
 from vlmtune.data.store import Store
-from vlmtune.data.tokenize import Example
+from vlmtune.data.tokenize import EncodedExample
 from vlmtune.evaluation.generate import Read, answers, reference
 from vlmtune.evaluation.metrics import METRICS, score
 
@@ -85,6 +85,6 @@ class Objective:
         return {self.name: score(texts, references, self.name)}
 
 
-def cached(examples: dict[int, Example]) -> Read:
+def cached(examples: dict[int, EncodedExample]) -> Read:
     """A `Read` of examples that are in memory already."""
     return lambda _, rows: [examples[row] for row in rows]

@@ -26,7 +26,7 @@ from vlmtune.cluster import connect, in_ray_job
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.console import SECONDS_BETWEEN_LINES, labelled
-from vlmtune.data.collate import probe
+from vlmtune.data.collate import probe_pixel_format
 from vlmtune.data.formats import Piece
 from vlmtune.data.processor import load_processor
 from vlmtune.data.store import file_states
@@ -80,7 +80,7 @@ def predict(argv: Sequence[str], description: str) -> list[str]:
     base = (settings.model.base_model, settings.model.model_revision, settings.get("trust_remote_code"))
     processor: Any = load_processor(base[0], revision=base[1], trust_remote_code=base[2])
     pad = processor.tokenizer.pad_token_id
-    pixels = probe(processor)
+    pixels = probe_pixel_format(processor)
     adapters = {} if options.base_only else {ADAPTER: adapter_files(options.adapter)}
     job = Job(
         settings.to_dict(),

@@ -101,7 +101,7 @@ def read(
     trust_remote_code: bool,
     raw_pixels: bool,
 ) -> Iterator[dict[str, bytes]]:
-    """{"row": an `Asked`, "example": its `Example` or None}, pickled, for the rows of a piece from number
+    """{"row": an `Asked`, "example": its `EncodedExample` or None}, pickled, for the rows of a piece from number
     `after` on."""
     encoder = _encoder(model, revision, trust_remote_code, raw_pixels)
     for number, (source, record, error) in enumerate(_records(piece)):

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 
 from vlmtune.config.settings import Settings
-from vlmtune.data.prepare import read_examples
+from vlmtune.data.examples import read_examples
 from vlmtune.data.processor import load_processor
 from vlmtune.data.split import EVAL
 from vlmtune.data.store import Store
-from vlmtune.data.tokenize import Example
+from vlmtune.data.tokenize import EncodedExample
 from vlmtune.errors import DoesNotFitError
 from vlmtune.evaluation.objective import Objective, cached
 from vlmtune.model.base import outline, read_config
@@ -361,12 +361,12 @@ class ExampleCache:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.kept: OrderedDict[int, Example] = OrderedDict()
+        self.kept: OrderedDict[int, EncodedExample] = OrderedDict()
         self.size = 0
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="rows")
         self.ahead: Future[None] | None = None
 
-    def get(self, rows: Sequence[int]) -> dict[int, Example]:
+    def get(self, rows: Sequence[int]) -> dict[int, EncodedExample]:
         """The examples of these rows, by the store's number."""
         if self.ahead is not None:
             self.ahead.result()
@@ -391,7 +391,7 @@ class ExampleCache:
             self.size += _bytes(example)
 
 
-def _bytes(example: Example) -> int:
+def _bytes(example: EncodedExample) -> int:
     return int(
         example.input_ids.nbytes
         + example.kinds.nbytes

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head
 
-from vlmtune.data.store import Meta
+from vlmtune.data.store import StoreMeta
 from vlmtune.model.capture import forget_graphs, stop_recording
 from vlmtune.model.head import score_positions
 from vlmtune.model.transfer import to_device
@@ -42,7 +42,7 @@ class PackedModel:
     """
 
     def __init__(
-        self, base: Any, meta: Meta, tokens: int, note: Callable[[str], None], features: VisionFeatures
+        self, base: Any, meta: StoreMeta, tokens: int, note: Callable[[str], None], features: VisionFeatures
     ) -> None:
         add_fused_lm_head(base, outputs=("log_probs", "is_top1"))
         score_positions(base)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from vlmtune.data.collate import collate
-from vlmtune.data.store import Meta
-from vlmtune.data.tokenize import IGNORED, Example
+from vlmtune.data.store import StoreMeta
+from vlmtune.data.tokenize import IGNORED, EncodedExample
 from vlmtune.model.transfer import to_device
 
 PIXELS = "pixel_values"
@@ -39,7 +39,7 @@ class PassRow:
 
     owner: Any
     number: int
-    example: Example
+    example: EncodedExample
     adapter: Tensor
     scaling: float
     weight: float = 1.0
@@ -83,7 +83,7 @@ def filled_up(rows: Sequence[PassRow]) -> list[PassRow]:
 
 
 def batch_of(
-    rows: Sequence[PassRow], meta: Meta, device: torch.device, dtype: torch.dtype, *, pixels: bool = True
+    rows: Sequence[PassRow], meta: StoreMeta, device: torch.device, dtype: torch.dtype, *, pixels: bool = True
 ) -> dict[str, Tensor]:
     """The rows as the model takes them, on `device`, filled up to a bucket with rows that have no labels; or
     all but their `pixels`."""

@@ -25,7 +25,7 @@ from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.order import MicroBatch, Order
 from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
-from vlmtune.data.tokenize import Example, shorten
+from vlmtune.data.tokenize import EncodedExample, shorten
 from vlmtune.model.lora import initial_a
 from vlmtune.model.transfer import OnTheWay, host_buffer
 from vlmtune.packed.layers import AdapterLayout, Target
@@ -197,7 +197,7 @@ class Slot:
         some."""
         return self._numbers(self.next[:1])
 
-    def rows(self, examples: dict[int, Example]) -> list[PassRow]:
+    def rows(self, examples: dict[int, EncodedExample]) -> list[PassRow]:
         """The rows of the next micro-batch."""
         wanted = self.wanted()
         cut = [shorten(examples[row], self.settings.get("max_length")) for row in wanted]
@@ -222,7 +222,7 @@ class Slot:
         self.position += len(rows)
         return rows
 
-    def row(self, number: int, example: Example) -> PassRow:
+    def row(self, number: int, example: EncodedExample) -> PassRow:
         """A row to be evaluated with the adapter as it is."""
         assert self.optimizer is not None
         return PassRow(
@@ -319,7 +319,7 @@ class Slot:
         )
         return all(math.isfinite(value) for step in steps for value in step)
 
-    def _begin_step(self, examples: dict[int, Example]) -> Step:
+    def _begin_step(self, examples: dict[int, EncodedExample]) -> Step:
         limit = self.settings.get("max_length")
         labelled = sum(int((shorten(examples[row], limit).labels >= 0).sum()) for row in self.step_rows())
         return Step(labelled, self._full(0), self._full(0))

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.mllama.modeling_mllama import MllamaModel
 
 from vlmtune.data.collate import collate
-from vlmtune.data.store import Meta
+from vlmtune.data.store import StoreMeta
 from vlmtune.model.transfer import to_device
 from vlmtune.packed.passes import PIXELS, PassRow
 
@@ -34,7 +34,7 @@ class VisionFeatures:
         rows: how many there are in all; `limit`: bytes that their features may take.
     """
 
-    def __init__(self, base: Any, meta: Meta, *, rows: int, limit: float) -> None:
+    def __init__(self, base: Any, meta: StoreMeta, *, rows: int, limit: float) -> None:
         self.model, self.meta, self.rows, self.limit = base.base_model, meta, rows, limit
         self.device, self.dtype = base.device, base.dtype
         self.kept: dict[int, Tensor] = {}

@@ -6,12 +6,12 @@ from dataclasses import replace
 from vlmtune import output, storage
 from vlmtune.cluster import connect, in_ray_job
 from vlmtune.config.settings import Settings
-from vlmtune.data.cache import find_or_make
-from vlmtune.data.prepare import Source
+from vlmtune.data.cache import find_or_make_store
 from vlmtune.data.processor import load_processor
-from vlmtune.data.samples import samples
+from vlmtune.data.samples import pick_samples
+from vlmtune.data.source import DataSource
 from vlmtune.output import cache_folder, located
-from vlmtune.preflight.page import page
+from vlmtune.preflight.html_report import html_report
 from vlmtune.preflight.summary import Summary, summarise
 from vlmtune.storage import filesystem
 from vlmtune.training.needs import gpu_memory
@@ -35,10 +35,12 @@ def inspect_data(settings: Settings, output_dir: str | None) -> tuple[Summary, s
         output_dir or f"{settings.get('output_dir').rstrip('/')}-preflight", in_job=in_ray_job()
     )
     settings = located(settings)
-    source = Source.of(settings)
-    pieces = source.pieces()  # first, because starting Ray takes seconds
+    source = DataSource.from_settings(settings)
+    scanned = source.scan()  # first, because starting Ray takes seconds
     connect()
-    store = find_or_make(source, cache_folder(settings), size_gb=settings.data.cache_size_gb)
+    store = find_or_make_store(
+        source, cache_folder(settings), size_gb=settings.data.cache_size_gb, scanned=scanned
+    )
     processor = load_processor(
         source.model, revision=source.revision, trust_remote_code=source.trust_remote_code
     )
@@ -48,5 +50,5 @@ def inspect_data(settings: Settings, output_dir: str | None) -> tuple[Summary, s
     fs, inner = filesystem(folder)
     fs.create_dir(inner, recursive=True)
     storage.write_json(f"{folder}/preflight.json", summary.to_dict())
-    storage.write_text(f"{folder}/preflight.html", page(summary, samples(store, pieces)))
+    storage.write_text(f"{folder}/preflight.html", html_report(summary, pick_samples(store, scanned.pieces)))
     return summary, folder

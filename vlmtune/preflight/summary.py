@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vlmtune.config.settings import Settings
-from vlmtune.data.lengths import length_problem, too_long, trained_tokens
+from vlmtune.data.lengths import length_problem, rows_too_long, trained_tokens
 from vlmtune.data.split import EVAL, TEST, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import ANSWER, IMAGE, TEMPLATE, TEXT
@@ -78,7 +78,7 @@ class Length:
 
 
 @dataclass(frozen=True)
-class Example:
+class ExampleRow:
     """One row as the model reads it: its segments as (template, image, text or answer; text; tokens)."""
 
     source: str
@@ -109,7 +109,7 @@ class Summary:
     max_length: int | None
     fits_all: int
     cuts_none: int
-    example: Example | None
+    example: ExampleRow | None
     split: dict[str, int]
     epoch_rows: int
     epoch_tokens: int
@@ -129,13 +129,13 @@ class Summary:
 def check(store: Store, settings: Settings) -> list[str]:
     """Why training on these rows cannot work with these settings, each in one line with its way out; empty
     if it can."""
-    refusal = store.refusal(settings.data.on_bad_row, named=False)
+    refusal = store.unusable_reason(settings.data.on_bad_row, list_rows=False)
     length = length_problem(store, settings.get("max_length"), settings.data.on_long_row)
     return [problem for problem in (refusal, length) if problem is not None]
 
 
 def summarise(store: Store, settings: Settings, tokenizer: Any) -> Summary:
-    """The summary of a store that `find_or_make` gave, for a run with these settings.
+    """The summary of a store that `find_or_make_store` gave, for a run with these settings.
 
     Args:
         tokenizer: the model's, to show one row as text.
@@ -151,7 +151,7 @@ def summarise(store: Store, settings: Settings, tokenizer: Any) -> Summary:
     for question, content in zip(questions, contents, strict=True):
         answers[question].add(content)
     max_length, train = settings.get("max_length"), store.rows_of(TRAIN)
-    skipped = too_long(store, max_length) if settings.data.on_long_row == "skip" else train[:0]
+    skipped = rows_too_long(store, max_length) if settings.data.on_long_row == "skip" else train[:0]
     kept = np.setdiff1d(train, skipped)
     notes, problems = _search(store, settings)
     if store.meta.bad_rows and settings.data.on_bad_row == "skip":
@@ -281,13 +281,13 @@ def _lengths(store: Store, settings: Settings) -> list[Length]:
             origin,
             shortened=int(((tokens > length) & (required <= length)).sum()),
             unfit=int((required > length).sum()),
-            unfit_train=len(too_long(store, length)),
+            unfit_train=len(rows_too_long(store, length)),
         )
         for length, origin in sorted(origins.items())
     ]
 
 
-def _example(store: Store, tokenizer: Any) -> Example | None:
+def _example(store: Store, tokenizer: Any) -> ExampleRow | None:
     """The row of median length among those with images; among all where there are none."""
     tokens, seeing = store.column("tokens"), store.column("image_tokens") > 0
     rows = np.flatnonzero(seeing if seeing.any() else tokens > 0)
@@ -301,7 +301,7 @@ def _example(store: Store, tokenizer: Any) -> Example | None:
         (KINDS[int(example.kinds[start])], _decoded(tokenizer, example.input_ids[start:end]), end - start)
         for start, end in spans
     ]
-    return Example(str(store.column("source")[row]), segments)
+    return ExampleRow(str(store.column("source")[row]), segments)
 
 
 def _decoded(tokenizer: Any, ids: np.ndarray) -> str:

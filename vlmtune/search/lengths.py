@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from vlmtune.config.arguments import ALIASES
-from vlmtune.data.lengths import limit_of
+from vlmtune.data.lengths import length_limit
 from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
 from vlmtune.errors import DataError
@@ -35,7 +35,7 @@ def usable_max_lengths(
         return dict(search_space), []
     rows = store.rows_of(TRAIN)
     required = store.column("required")[rows]
-    largest = max(map(limit_of, values))
+    largest = max(map(length_limit, values))
     counted = rows[required <= largest] if on_long_row == "skip" else rows
     if not len(counted):
         raise DataError(
@@ -48,7 +48,7 @@ def usable_max_lengths(
         raise DataError(
             f"search_space: {key}: no value can be used, {need}: search from {floor} on, or give --on_long_row skip"
         )
-    if min(map(limit_of, values)) >= floor:
+    if min(map(length_limit, values)) >= floor:
         return dict(search_space), []
     entry, removed = _raised(search_space[key], floor)
     return {**search_space, key: entry}, [f"{key} {removed} will not be searched: {need}"]
@@ -75,7 +75,7 @@ def _raised(entry: Mapping[str, Any], floor: int) -> tuple[Any, str]:
     words."""
     ((kind, arguments),) = entry.items()
     if kind not in RANGES:
-        removed = sorted(value for value in arguments if limit_of(value) < floor)
+        removed = sorted(value for value in arguments if length_limit(value) < floor)
         return {kind: [value for value in arguments if value not in removed]}, " and ".join(map(str, removed))
     low, high, *quantum = arguments
     raised = (

@@ -2,8 +2,6 @@
 
 import logging
 
-import numpy as np
-
 from vlmtune.cluster import Cluster
 from vlmtune.config.settings import Settings
 from vlmtune.console import labelled
@@ -15,24 +13,13 @@ from vlmtune.training.run import run_isolated
 logger = logging.getLogger(__name__)
 
 
-class RefitStore(Store):
-    """A store whose evaluation rows are trained on as well. Its test rows stay unseen."""
-
-    def __reduce__(self) -> tuple[type, tuple[str]]:
-        return RefitStore, (self.folder,)
-
-    def rows_of(self, split: str) -> np.ndarray:
-        rows = super().rows_of(split)
-        return np.sort(np.concatenate([rows, super().rows_of(EVAL)])) if split == TRAIN else rows
-
-
-def refit(chosen: Settings, store: Store, folder: str, cluster: Cluster) -> tuple[str, RefitStore]:
+def refit(chosen: Settings, store: Store, folder: str, cluster: Cluster) -> tuple[str, Store]:
     """Train the chosen settings on all rows but the test split's; returns the checkpoint and the rows' store.
 
     What this run measures on evaluation rows says nothing: it has been trained on them. The search's numbers
     stay the adapter's.
     """
-    whole = RefitStore(store.folder)
+    whole = Store(store.folder, train_splits=(TRAIN, EVAL))
     rows = len(whole.rows_of(TRAIN))
     logger.info(labelled("Refit", f"the best values once more, on {rows} rows: train and eval"))
     run = run_packed if chosen.search.trial_runner == "packed" else run_isolated

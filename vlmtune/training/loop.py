@@ -14,9 +14,9 @@ from transformers import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from vlmtune.config.settings import Settings
+from vlmtune.data.examples import read_examples
 from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.order import Order
-from vlmtune.data.prepare import read_examples
 from vlmtune.data.processor import load_processor
 from vlmtune.data.store import Store
 from vlmtune.evaluation.objective import Objective

@@ -15,9 +15,9 @@ from vlmtune.cluster import Cluster, connect, in_ray_job
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.console import StepPrinter, labelled
-from vlmtune.data.cache import prepare
+from vlmtune.data.cache import prepare_store
 from vlmtune.data.lengths import fitting_rows
-from vlmtune.data.prepare import Source
+from vlmtune.data.source import DataSource
 from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError, DataError
@@ -129,12 +129,12 @@ def output_folder(settings: Settings) -> str:
 
 def prepared(settings: Settings) -> Store:
     """The prepared rows of the settings' data, with a line on what they are."""
-    data, source = settings.data, Source.of(settings)
+    data, source = settings.data, DataSource.from_settings(settings)
     if data.eval_data_path is None and data.eval_fraction == 0:
         raise ConfigError(
             "--eval_fraction 0 leaves no row to evaluate on: give a share of the data, or --eval_data_path"
         )
-    store = prepare(source, cache_folder(settings), size_gb=data.cache_size_gb)
+    store = prepare_store(source, cache_folder(settings), size_gb=data.cache_size_gb)
     counts = ", ".join(f"{len(store.rows_of(split))} {split}" for split in ("train", "eval", "test"))
     skipped = f"; {store.meta.bad_rows} bad rows skipped (bad_rows.jsonl)" if store.meta.bad_rows else ""
     rows = f"{store.meta.rows} rows ({counts}), up to {store.column('tokens').max()} tokens{skipped}"

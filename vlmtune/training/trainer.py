@@ -17,7 +17,7 @@ from transformers.trainer_pt_utils import nested_gather
 from trl.trainer.sft_trainer import SFTTrainer
 
 from vlmtune.config.settings import TrainingArguments
-from vlmtune.data.collate import parts
+from vlmtune.data.collate import split_batch
 from vlmtune.data.order import MicroBatch, Order, evaluation_order
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
@@ -248,7 +248,7 @@ class AdapterTrainer(SFTTrainer):
 
     def _run_parts(self, model: Any, inputs: Batch, items: Any) -> torch.Tensor:
         step: Any = super().training_step
-        losses = [step(model, part, items) for part in parts(inputs, self.micro_batch)]
+        losses = [step(model, part, items) for part in split_batch(inputs, self.micro_batch)]
         return torch.stack(losses).sum()
 
     def compute_loss(
@@ -324,7 +324,7 @@ class AdapterTrainer(SFTTrainer):
         while True:
             try:
                 total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-                for part in parts(batch, self.evaluated_at_once):
+                for part in split_batch(batch, self.evaluated_at_once):
                     with torch.no_grad(), self.compute_loss_context_manager():
                         outputs = label_scores(self.adapted, self._prepare_inputs(part))
                     total += torch.stack(

@@ -5,7 +5,7 @@ from html import escape
 
 from vlmtune.evaluation.actors import BASE
 from vlmtune.evaluation.metrics import METRICS, Estimate
-from vlmtune.page import section, table
+from vlmtune.html_page import section, table
 from vlmtune.search.compare import BEST, OWN, Answered, Comparison, shown, worst_first
 
 EXAMPLES = 20

@@ -10,11 +10,11 @@ from html import escape
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.console import format_value, labelled
-from vlmtune.data.prepare import Source
-from vlmtune.data.samples import samples_of
+from vlmtune.data.samples import load_samples
+from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
 from vlmtune.errors import UserError
-from vlmtune.page import document, section, table, tiles
+from vlmtune.html_page import document, section, table, tiles
 from vlmtune.search.compare import Comparison, shown
 from vlmtune.search.report.answers import MODELS, before_and_after, chosen, difference, gallery
 from vlmtune.search.report.charts import Trials, bars, history, learning_curves, slice_of, trade_off
@@ -77,8 +77,10 @@ def pictures_of(compared: Comparison | str, store: Store, settings: Settings) ->
     rows = [] if isinstance(compared, str) else [row.row for row in chosen(compared, settings.get("seed"))]
     try:
         return {
-            row: sample.pictures
-            for row, sample in zip(rows, samples_of(store, Source.of(settings).pieces(), rows), strict=True)
+            row: sample.images
+            for row, sample in zip(
+                rows, load_samples(store, DataSource.from_settings(settings).scan().pieces, rows), strict=True
+            )
         }
     except UserError as error:
         logger.info(labelled("", f"no pictures in the report: {error}"))

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from vlmtune.data.samples import Sample
-from vlmtune.page import document, section, table, tiles
+from vlmtune.html_page import document, section, table, tiles
+from vlmtune.preflight.console_report import FORMATS, counted, listed, shortened
 from vlmtune.preflight.summary import Alike, Summary
-from vlmtune.preflight.text import FORMATS, counted, listed, shortened
 
 STYLE = """
 .some { color: var(--warn); font-weight: 600; } .many { color: var(--bad); font-weight: 600; }
@@ -27,7 +27,7 @@ PLOT = (520, 250)  # of the histogram, in its own units
 CUT = 600  # characters of a text in a sample
 
 
-def page(summary: Summary, samples: Sequence[Sample]) -> str:
+def html_report(summary: Summary, samples: Sequence[Sample]) -> str:
     """The whole page."""
     title = f"Preflight of {summary.data_path}"
     body = [
@@ -226,7 +226,7 @@ def _gallery(summary: Summary, samples: Sequence[Sample]) -> str:
 
 
 def _figure(sample: Sample, source: str) -> str:
-    pictures = "".join(f'<img src="{picture}" alt="">' for picture in sample.pictures)
+    pictures = "".join(f'<img src="{picture}" alt="">' for picture in sample.images)
     turns = "".join(f'<p class="{role}">{escape(text[:CUT])}</p>' for role, text in sample.turns[:4])
     place = f'<span class="soft">{escape(source)} · {sample.split} · {counted(sample.tokens, "token")}</span>'
     return f"<figure>{f'<div>{pictures}</div>' if pictures else ''}<figcaption>{turns}{place}</figcaption></figure>"

@@ -25,7 +25,7 @@ FORMATS = {
 INDENT = labelled("", "")
 
 
-def screen(summary: Summary, *, colour: bool) -> str:
+def console_report(summary: Summary, *, colour: bool) -> str:
     """At most about 45 lines of at most 100 columns. What is trained on is highlighted, or stands in [[ ]]
     without `colour`."""
     console = Console(

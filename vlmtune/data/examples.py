@@ -1,0 +1,95 @@
+"""One raw row → its index line and its encoded example; and the examples of a store's rows."""
+
+import hashlib
+import pickle
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from vlmtune.data.facts import error_kind, row_facts
+from vlmtune.data.images import ImageError, content_hash, load_image
+from vlmtune.data.processor import load_processor
+from vlmtune.data.store import Store
+from vlmtune.data.tokenize import EncodedExample, EncodeError, RowEncoder, required_length
+from vlmtune.errors import DataError
+
+
+@lru_cache(maxsize=2)
+def cached_encoder(
+    model: str, revision: str, trust_remote_code: bool, raw_pixels: bool, key: str
+) -> RowEncoder:
+    """The encoder of this process: loading a processor takes a second, encoding a row some milliseconds.
+
+    Args:
+        key: the store's key. A processor that changed on disk has another key, and so is loaded again.
+    """
+    processor = load_processor(model, revision=revision, trust_remote_code=trust_remote_code)
+    return RowEncoder(processor, raw_pixels=raw_pixels)
+
+
+def read_examples(store: Store, rows: Sequence[int]) -> list[EncodedExample]:
+    """The examples of these rows of a store; encoded now if the store holds rows as they were read.
+
+    Raises:
+        DataError: a row, or an image of it, can no longer be read.
+    """
+    if store.meta.encoded:
+        return store.read(rows)
+    encoder = cached_encoder(**store.meta.processor, raw_pixels=store.meta.pixels.raw, key=store.meta.key)
+    examples = []
+    for record in store.records(rows):
+        line, example = encode_row(encoder, pickle.loads(record))
+        if example is None:
+            raise DataError(f"{line['source']}: {line['error']} (it could be read when the run began)")
+        examples.append(example)
+    return examples
+
+
+def encode_row(encoder: RowEncoder, row: dict[str, Any]) -> tuple[dict[str, Any], EncodedExample | None]:
+    """The index line of a row that `formats.read_piece` gave, and its example unless the row is bad.
+
+    The line of a bad row has its reason in `error` and, without numbers and paths, in `kind`.
+    """
+    paths = [reference for reference in row["images"] if isinstance(reference, str)]
+    line: dict[str, Any] = {
+        "source": row["source"],
+        "images": paths,
+        "error": None,
+        "shard": None,
+        "row_group": 0,
+        "offset": 0,
+    }
+    if row["error"] is not None:
+        return {**line, "error": row["error"], "kind": error_kind(row["error"])}, None
+    try:
+        images = [load_image(reference) for reference in row["images"]]
+        example = encoder.encode(row["messages"], images)
+    except ImageError as error:
+        reason = f"image {', '.join(paths)}: {error}" if paths else f"image: {error}"
+        return {**line, "error": reason, "kind": error_kind(f"image: {error}")}, None
+    except EncodeError as error:
+        return {**line, "error": str(error), "kind": error_kind(str(error))}, None
+    image_hashes = [content_hash(image) for image in images]
+    group = [f"group {row['group']}"] if row["group"] is not None else []
+    line |= {
+        "keys": (image_hashes or [_first_question_hash(row["messages"])]) + group,
+        "tokens": len(example.input_ids),
+        "image_tokens": example.image_tokens,
+        "answer_tokens": int((example.labels >= 0).sum()),
+        "required": required_length(example),
+        **row_facts(row["messages"], images, image_hashes),
+    }
+    return line, example
+
+
+def _first_question_hash(messages: list[dict[str, Any]]) -> str:
+    """16 hex digits. The split groups rows without images by their first question."""
+    questions = [
+        part["text"]
+        for message in messages
+        if message["role"] == "user"
+        for part in message["content"]
+        if part["type"] == "text"
+    ]
+    first = " ".join(" ".join(questions[:1]).split())
+    return hashlib.blake2b(first.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,129 @@
+"""Which data a run prepares and how, and the key under which the prepared store is cached."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmtune.data.formats import Piece, scan
+from vlmtune.data.store import file_states
+from vlmtune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vlmtune.config.settings import Settings
+
+STORE_FORMAT = 3  # part of every key: raise it when a prepared row changes for the same data
+NOT_IN_KEY = ("model", "revision", "on_bad_row")  # the processor's own content stands for the model's name
+
+
+@dataclass(frozen=True)
+class ScannedData:
+    """The pieces of the training files, and of the evaluation files where `--eval_data_path` names some."""
+
+    training: list[Piece]
+    evaluation: list[Piece] | None
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """All pieces, those of the training files first. The store's column `piece` counts in this list."""
+        return [*self.training, *(self.evaluation or [])]
+
+    @property
+    def first_evaluation_piece(self) -> int | None:
+        """The position in `pieces` where the evaluation files begin; None without `--eval_data_path`."""
+        return None if self.evaluation is None else len(self.training)
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Which data is prepared and how, as plain values.
+
+    Every field that changes a prepared row is part of the store's key, under the field's name.
+
+    Attributes:
+        encoded: the store holds token ids and pixels. False (`--no_cache`): it holds the rows as they were
+            read, which are encoded at every use.
+    """
+
+    data_path: str
+    model: str
+    revision: str = "main"
+    trust_remote_code: bool = False
+    eval_data_path: str | None = None
+    image_root: str | None = None
+    group_by: str | None = None
+    eval_fraction: float = 0.1
+    test_fraction: float = 0.1
+    seed: int = 42
+    on_bad_row: str = "error"
+    allow_outside_paths: bool = False
+    allow_remote_images: bool = False
+    encoded: bool = True
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> DataSource:
+        """The data that the settings of a run name.
+
+        Raises:
+            ConfigError: `--data_path` is missing.
+        """
+        data = settings.data
+        if data.data_path is None:
+            raise ConfigError("--data_path is missing: give a file, a folder or a dataset's name")
+        return cls(
+            data_path=data.data_path if "://" in data.data_path else str(Path(data.data_path)),
+            model=settings.model.base_model,
+            revision=settings.model.model_revision,
+            trust_remote_code=settings.get("trust_remote_code"),
+            eval_data_path=data.eval_data_path,
+            image_root=data.image_root,
+            group_by=data.group_by,
+            eval_fraction=data.eval_fraction,
+            test_fraction=data.test_fraction,
+            seed=settings.get("seed"),
+            on_bad_row=data.on_bad_row,
+            allow_outside_paths=data.allow_outside_paths,
+            allow_remote_images=data.allow_remote_images,
+            encoded=not data.no_cache,
+        )
+
+    def scan(self) -> ScannedData:
+        """Cut the files into pieces. Costs one pass over JSONL files; call it once and pass the result on.
+
+        Raises:
+            DataError: a file cannot be read or is in no format that vlmtune understands.
+        """
+        evaluation = None if self.eval_data_path is None else self._scan_path(self.eval_data_path)
+        return ScannedData(self._scan_path(self.data_path), evaluation)
+
+    def _scan_path(self, path: str) -> list[Piece]:
+        return scan(
+            path,
+            image_root=self.image_root,
+            group_by=self.group_by,
+            allow_outside_paths=self.allow_outside_paths,
+            allow_remote_images=self.allow_remote_images,
+        )
+
+
+def fingerprint(source: DataSource, pieces: Sequence[Piece], processor: Any) -> str:
+    """The store's key, 24 hex digits.
+
+    It changes with a data file, the processor, the chat template, or an option that changes a prepared row.
+    """
+    options = {name: value for name, value in asdict(source).items() if name not in NOT_IN_KEY}
+    content = {
+        "format": STORE_FORMAT,
+        "options": options,
+        "pieces": [asdict(piece) for piece in pieces],
+        "files": file_states(sorted({piece.path for piece in pieces})),
+        "processor": processor.to_json_string(),
+        "template": processor.chat_template or processor.tokenizer.chat_template,
+        "tokenizer": hashlib.blake2b(processor.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+    }
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
