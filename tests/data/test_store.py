@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmtune.data import store as store_module
+from vlmtune.data import store_writer
 from vlmtune.data.collate import PixelFormat
 from vlmtune.data.store import IMAGES, INDEX, Store, StoreMeta, file_states
 from vlmtune.data.store_writer import write_shard
@@ -70,7 +70,7 @@ def write_store(folder: Path) -> Path:
 @pytest.fixture(autouse=True, scope="module")
 def small_row_groups() -> object:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_module, "ROW_GROUP_BYTES", 5000)
+        patch.setattr(store_writer, "ROW_GROUP_BYTES", 5000)
         yield
 
 

@@ -23,7 +23,7 @@ from vlmtune.data.tokenize import (
     TEMPLATE,
     TEXT,
     EncodeError,
-    Example,
+    EncodedExample,
     RowEncoder,
     required_length,
     shorten,
@@ -136,7 +136,7 @@ def runs(positions: np.ndarray) -> list[np.ndarray]:
     return [run for run in np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1) if len(run)]
 
 
-def decoded(encoder: RowEncoder, example: Example, kind: int) -> list[str]:
+def decoded(encoder: RowEncoder, example: EncodedExample, kind: int) -> list[str]:
     return [
         encoder.tokenizer.decode(example.input_ids[run])
         for run in runs(np.flatnonzero(example.kinds == kind))
@@ -373,7 +373,7 @@ def test_shortening_keeps_images_and_what_is_nearest_to_the_answer(
     length, needed = len(example.input_ids), required_length(example)
     max_length = data.draw(st.integers(needed, length + 2))
     # Positions in place of ids show which tokens were kept.
-    kept = shorten(Example(np.arange(length), example.kinds, example.tensors), max_length).input_ids
+    kept = shorten(EncodedExample(np.arange(length), example.kinds, example.tensors), max_length).input_ids
     short = shorten(example, max_length)
     assert len(kept) == min(length, max_length)
     assert np.array_equal(short.input_ids, example.input_ids[kept])
