@@ -1,4 +1,4 @@
-"""What an entry point makes of an error."""
+"""How a command ends after an error."""
 
 import pytest
 
@@ -9,13 +9,13 @@ from vlmtune.errors import DataError, plain_user_errors
     ("error", "code", "line"),
     [
         (DataError("row 3: no image"), 2, "error: row 3: no image\n"),
-        (KeyboardInterrupt(), 130, "Interrupted. The same command goes on with it.\n"),
+        (KeyboardInterrupt(), 130, "Interrupted. Rerun the same command to resume.\n"),
     ],
 )
-def test_an_end_is_one_line_and_a_code(
+def test_an_error_ends_the_command_with_one_line_and_a_code(
     error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended, plain_user_errors("The same command goes on with it."):
+    with pytest.raises(SystemExit) as ended, plain_user_errors("Rerun the same command to resume."):
         raise error
     assert ended.value.code == code
     assert capsys.readouterr().err == line

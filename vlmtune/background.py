@@ -1,4 +1,4 @@
-"""Work in a thread that ends with its process, however the process ends."""
+"""Work in a daemon thread, which does not keep its process from exiting."""
 
 import threading
 from collections.abc import Callable
@@ -9,17 +9,17 @@ T = TypeVar("T")
 
 
 def in_background(work: Callable[[], T], name: str) -> "Future[T]":
-    """Run `work` in a daemon thread called `name`; what it returns or raises is the future's.
+    """Run `work` in a daemon thread called `name`. The future gets its result or its exception.
 
-    An executor's threads are waited for when Python exits, so that one which never ends keeps its process,
-    and a GPU, for ever.
+    An executor would not do: Python waits for an executor's threads at exit, so a thread that never ends
+    would keep its process, and a GPU, for ever.
     """
     future: Future[T] = Future()
 
     def run() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:  # it is raised where the result is asked for  # noqa: BLE001
+        except BaseException as error:  # `future.result()` raises it  # noqa: BLE001
             future.set_exception(error)
 
     threading.Thread(target=run, name=name, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Where it runs: starting or joining Ray, and what its machines can give."""
+"""Join or start Ray, and find out what its nodes offer."""
 
 import logging
 import os
@@ -12,25 +12,23 @@ import yaml
 
 from vlmtune.errors import ConfigError, ResourceError
 
-# The object store of a Ray that we start ourselves. Micro-batches stream through it; nothing stays. Given
-# outright, because Ray takes a
-# share of the memory that it sees, and some machines show little of theirs until it is used.
+# The object store of a Ray that vlmtune starts. Micro-batches stream through it; nothing stays there. The
+# size is explicit, because Ray takes a fraction of the memory that it sees, and some machines show little of
+# their memory until it is used.
 OBJECT_STORE_BYTES = 2 * 2**30
 
-# CPUs that a training worker counts for, and a task that reads rows for it. Less than one, so that four
-# workers and the tasks that feed
-# them find room on two CPUs.
+# CPUs that a training worker counts for, and a task that reads rows for it. Both are less than one, so that
+# four workers and the tasks that feed them fit on two CPUs.
 WORKER_CPUS = 0.4
 READ_CPUS = 0.25
-# Such tasks at once for a trainer, or for models that answer on CPUs. Each takes a process of 0.5 GB that
-# imports the libraries before its
-# first row; without a bound there is one for every READ_CPUS of the cluster, and all of them start beside
-# the model.
+# Reading tasks at once for one trainer, or for models that answer on CPUs. Each task runs in a process of
+# 0.5 GB that imports the libraries before its first row. Without this bound Ray would start one for every
+# READ_CPUS of the cluster, all of them while the model loads.
 READ_TASKS = 2
-SECONDS_TO_ANSWER = 10.0
-LAUNCHED = (
-    Path.home() / "ray_bootstrap_config.yaml"
-)  # `ray up` leaves it on the head, where a job's entry point runs
+SECONDS_TO_ANSWER = 10.0  # for a Ray at RAY_ADDRESS
+# `ray up` writes this file on the head node, where a job's entry point runs.
+LAUNCHER_CONFIG = Path.home() / "ray_bootstrap_config.yaml"
+LAUNCHER_MAX_WORKERS = 2  # the launcher's default, where the file does not say it
 
 WORKER_ENV = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -42,18 +40,19 @@ WORKER_ENV = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """A running Ray, and the most of each resource that it can have."""
+    """A running Ray, and the most of each resource that it can have, autoscaled nodes included."""
 
-    dashboard: str | None
+    dashboard: str | None  # its URL
     cpus: float
     gpus: float
     nodes: int
 
     def workers_use_gpu(self, use_cpu: bool) -> bool:
+        """Whether a training worker takes a GPU. `use_cpu`: the flag of that name."""
         return self.gpus > 0 and not use_cpu
 
     def check_workers(self, workers: int, use_cpu: bool) -> None:
-        """Raises ResourceError where `workers` cannot be placed even when nothing else runs."""
+        """Raises ResourceError if `workers` cannot be placed even when nothing else runs."""
         if self.gpus > 0 and not use_cpu and workers > self.gpus:
             raise ResourceError(
                 f"--num_workers {workers}: one GPU each is needed, and this cluster has {self.gpus:g}"
@@ -71,12 +70,14 @@ class Cluster:
 
 
 def in_ray_job() -> bool:
-    """Whether this process is the entry point of a Ray job, whose working directory goes away with it."""
+    """Whether this process is the entry point of a Ray job, whose working directory is deleted with it."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def connect() -> Cluster:
     """Join the Ray that RAY_ADDRESS names, or start one on this machine that ends with this process.
+
+    A process may call it again: it then gets the Ray that it has.
 
     Raises:
         ConfigError: if RAY_ADDRESS names a cluster that does not answer.
@@ -90,56 +91,56 @@ def connect() -> Cluster:
     address = os.environ.get("RAY_ADDRESS")
     if address is not None:
         _check_answers(address)
-    else:  # nobody takes this machine back: spares each run a process that would watch for it
+    else:
+        # Nobody takes this machine back, so no run needs a process that watches for it.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    try:
-        # The dashboard stays on: without it, runs that Tune stops leak their placement groups.
+        # The dashboard stays on: without it, Train runs that Tune stops leak their placement groups.
         # "local", or Ray would join whatever ran on this machine last, alive or not.
-        own = {"address": "local", "include_dashboard": True, "object_store_memory": OBJECT_STORE_BYTES}
-        ours: dict[str, Any] = {} if address is not None else own
-        context = ray.init(
-            **options, **ours, ignore_reinit_error=True
-        )  # a process may train several adapters
+        options |= {"address": "local", "include_dashboard": True, "object_store_memory": OBJECT_STORE_BYTES}
+    try:
+        context = ray.init(**options, ignore_reinit_error=True)
     except (ConnectionError, RuntimeError) as error:
         where = f"RAY_ADDRESS={address}" if address else "this machine"
         raise ConfigError(f"cannot reach or start Ray on {where}: {str(error).splitlines()[0]}") from error
     now = ray.cluster_resources()
-    later, nodes = autoscaled(LAUNCHED) if address is not None else ({}, 0)
+    later, nodes = autoscaled(LAUNCHER_CONFIG) if address is not None else ({}, 0)
     most = {name: max(now.get(name, 0.0), later.get(name, 0.0)) for name in ("CPU", "GPU")}
     alive = sum(node["Alive"] for node in ray.nodes())
     url = context.dashboard_url
     return Cluster(f"http://{url}" if url else None, most["CPU"], most["GPU"], max(alive, nodes))
 
 
-def autoscaled(file: Path) -> tuple[dict[str, float], int]:
-    """The most CPUs and GPUs, and nodes, that a cluster can have by the launcher's `file`; nothing where
-    there is none.
+def autoscaled(launcher_config: Path) -> tuple[dict[str, float], int]:
+    """The most CPUs and GPUs, and the most nodes, that the launcher's config file allows a cluster.
 
-    Ray has no call for it: its own answer stays empty, and a head without a GPU then looks like a cluster
+    Ray has no call that tells: its own answer stays empty, and a head without a GPU then looks like a cluster
     without one.
+
+    Returns:
+        `{"CPU": …, "GPU": …}` and the number of nodes; `{}` and 0 if there is no such file.
     """
-    if not file.is_file():
+    if not launcher_config.is_file():
         return {}, 0
-    config = yaml.safe_load(file.read_text())
-    types, limit = (
-        dict(config["available_node_types"]),
-        int(config.get("max_workers", 2)),
-    )  # the launcher's default
-    head = types.pop(config["head_node_type"])
-    counts = [
-        (one.get("resources", {}), min(int(one.get("max_workers", limit)), limit)) for one in types.values()
+    config = yaml.safe_load(launcher_config.read_text())
+    limit = int(config.get("max_workers", LAUNCHER_MAX_WORKERS))
+    node_types = dict(config["available_node_types"])
+    head = node_types.pop(config["head_node_type"])
+    workers = [
+        (node_type.get("resources", {}), min(int(node_type.get("max_workers", limit)), limit))
+        for node_type in node_types.values()
     ]
     most = {}
     for name in ("CPU", "GPU"):
-        each = sorted(
-            (float(resources.get(name, 0)) for resources, count in counts for _ in range(count)), reverse=True
+        of_each_node = sorted(
+            (float(resources.get(name, 0)) for resources, count in workers for _ in range(count)),
+            reverse=True,
         )
-        most[name] = float(head.get("resources", {}).get(name, 0)) + sum(each[:limit])
-    return most, 1 + min(limit, sum(count for _, count in counts))
+        most[name] = float(head.get("resources", {}).get(name, 0)) + sum(of_each_node[:limit])
+    return most, 1 + min(limit, sum(count for _, count in workers))
 
 
 def _check_answers(address: str) -> None:
-    """Raises ConfigError where nothing answers at HOST:PORT; Ray itself would try for minutes."""
+    """Raises ConfigError if nothing answers at HOST:PORT; Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
         return  # "auto" or "local"
@@ -147,5 +148,6 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=SECONDS_TO_ANSWER).close()
     except OSError as error:
         raise ConfigError(
-            f"RAY_ADDRESS={address}: no Ray answers there ({error.strerror or error}); correct it, or unset it"
+            f"RAY_ADDRESS={address}: no Ray answers there ({error.strerror or error}); "
+            "correct it, or unset it"
         ) from None

@@ -1,7 +1,7 @@
 """What a command prints: labelled lines, the steps of a run, and the table of a search's trials.
 
-Modules log through `logging.getLogger(__name__)`, in lines that `labelled` lays out, and `show_log` prints them.
-A program that uses vlmtune as a library can handle the logger `vlmtune` in its own way.
+Modules log through `logging.getLogger(__name__)`. `labelled` lays out a line, and `show_log` prints what is
+logged. A program that uses vlmtune as a library can handle the logger `vlmtune` in its own way.
 """
 
 import atexit
@@ -39,6 +39,7 @@ def show_log() -> None:
     if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
         logger.addHandler(ConsoleHandler())
         logger.setLevel(logging.INFO)
+        logger.propagate = False  # a handler of the root logger would print each line a second time
 
 
 def silence_libraries() -> None:
@@ -91,10 +92,10 @@ def format_value(value: Any) -> str:
 
 
 class StepPrinter:
-    """Prints logged steps of one run: every evaluation, and training steps at most every few seconds."""
+    """Prints the logged steps of a run: every evaluation, training steps at most every few seconds, notes."""
 
     def __init__(self) -> None:
-        self.last = 0.0
+        self.last = 0.0  # when a training step was printed, in seconds
 
     def __call__(self, logs: dict[str, Any]) -> None:
         if "note" in logs:
@@ -110,7 +111,10 @@ class StepPrinter:
 
 
 class TrialTable:
-    """The trials of a search by their number: one live table in a terminal, a line per change elsewhere."""
+    """Shows the trials of a search: a live table in a terminal, elsewhere a line for each change.
+
+    `rows` holds what is known of each trial by its number.
+    """
 
     def __init__(
         self, names: list[str], metric: str, mode: str = "min", console: Console | None = None
@@ -121,25 +125,24 @@ class TrialTable:
         self.live = Live(console=self.console, refresh_per_second=2) if self.console.is_terminal else None
         if self.live is not None:
             self.live.start()
-            atexit.register(
-                self.close
-            )  # an exception that Tune lets through would leave the terminal without a cursor
+            # An exception that Tune lets through would leave the terminal without a cursor.
+            atexit.register(self.close)
 
     def update(self, number: int, *, state: str, **values: Any) -> None:
-        """Set what is known of a trial: its state, values, step, max_steps, the metric, seconds, error."""
+        """Add to what is known of a trial: its state, values, step, max_steps, the metric, seconds, error."""
         row = self.rows.setdefault(number, {})
-        started = not row
+        is_new = not row
         row |= {"state": state, **values}
         if self.live is not None:
             self.live.update(self.table(self.console.height - 3))
         else:
-            say(self.line(number, values=started))
+            say(self.line(number, with_values=is_new))
 
-    def line(self, number: int, *, values: bool) -> str:
-        """What is known of a trial in one line, with its values or without."""
+    def line(self, number: int, *, with_values: bool) -> str:
+        """One line on a trial, with its searched values or without."""
         row = self.rows[number]
         parts = [f"trial {number:>3}  {row['state']:<10}"]
-        if values:
+        if with_values:
             parts += [f"{name} {format_value(row[name])}" for name in self.names if name in row]
         if "step" in row:
             parts += [
@@ -151,16 +154,15 @@ class TrialTable:
         return "  ".join([*parts, *(["best so far"] if number == self.best() else [])]).rstrip()
 
     def best(self) -> int | None:
-        """The number of the best trial that ran to its end so far, the first of equals."""
-        ended = {number: row[self.metric] for number, row in self.rows.items() if row["state"] == "complete"}
-        finite = [number for number, value in sorted(ended.items()) if math.isfinite(value)]
-        return min(finite, key=lambda number: self.sign * ended[number], default=None)
+        """The number of the best complete trial so far, the first of equals."""
+        values = {number: row[self.metric] for number, row in self.rows.items() if row["state"] == "complete"}
+        finite = [number for number, value in sorted(values.items()) if math.isfinite(value)]
+        return min(finite, key=lambda number: self.sign * values[number], default=None)
 
     def table(self, height: int | None = None) -> Group:
-        """The table with a row per trial; of more than `height` lines, the last ones and the best."""
-        table = Table(
-            box=None, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False
-        )  # four options and these fit into 80 columns
+        """The table: a row for each trial, or the best and the last ones if `height` lines are too few."""
+        # With this padding, four searched values and the fixed columns fit into 80 columns.
+        table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
         for name in ("trial", "state", *self.names, "step", self.metric, "sec"):
             table.add_column(
                 name, justify="left" if name == "state" else "right", overflow="fold", no_wrap=name == "state"
@@ -174,19 +176,12 @@ class TrialTable:
         for number in numbers:
             row = self.rows[number]
             step = f"{row['step']}/{row['max_steps']}" if "step" in row else ""
-            cells = [
-                format_value(row.get(name, "")) for name in (*self.names, "step", self.metric, "seconds")
-            ]
-            cells[len(self.names)] = step
+            values = [format_value(row.get(name, "")) for name in self.names]
+            results = [format_value(row.get(name, "")) for name in (self.metric, "seconds")]
             mark, style = ("* ", "bold green") if number == best else ("", "")
-            table.add_row(f"{mark}{number}", row["state"], *cells, style=style)
-        return Group(
-            table,
-            *(
-                Text(f"trial {number}: {self.rows[number]['error']}", overflow="ellipsis", no_wrap=True)
-                for number in failed
-            ),
-        )
+            table.add_row(f"{mark}{number}", row["state"], *values, step, *results, style=style)
+        errors = (f"trial {number}: {self.rows[number]['error']}" for number in failed)
+        return Group(table, *(Text(error, overflow="ellipsis", no_wrap=True) for error in errors))
 
     def close(self) -> None:
         """Leave the whole table on the terminal."""

@@ -1,9 +1,8 @@
-"""What can go wrong because of what a user gave us, as exceptions that cross process boundaries.
+"""A user's mistakes as exceptions that cross process boundaries.
 
-Every message is one plain line that names the file, line, field or option at fault and, where one exists,
-the way out. The entry
-points print it on stderr and leave with exit code 2; any other exception is a fault of ours and leaves with
-1.
+Every message is one plain line that names the file, row, field or flag at fault and, if there is one, the way
+out. The commands print it on stderr and exit with code 2. Any other exception is a fault of vlmtune or of its
+machine: the exit code is then 1.
 """
 
 import difflib
@@ -15,11 +14,11 @@ INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
 
 
 class UserError(Exception):
-    """A mistake in what was given to vlmtune. Holds its message and nothing else, so that it pickles."""
+    """A mistake in what the user asked for. It holds its message and nothing else, so that it pickles."""
 
 
 class ConfigError(UserError):
-    """An option, a configuration file or a search space that cannot be used."""
+    """A flag, a configuration file or a search space that cannot be used."""
 
 
 class DataError(UserError):
@@ -31,33 +30,34 @@ class ModelError(UserError):
 
 
 class ResourceError(UserError):
-    """More GPUs, CPUs or memory asked for than there are."""
+    """More GPUs, CPUs or memory are needed than there are."""
 
 
 class DoesNotFitError(ResourceError):
-    """A run that would not fit in the memory of its GPU. In a search that is a trial without a result, not
-    the search's end."""
+    """A run needs more memory than its GPU has. In a search, such a trial becomes INFEASIBLE."""
 
 
 class DivergedError(UserError):
-    """A run whose loss or gradient is no number any more."""
+    """The loss or gradient of a run became NaN or infinite."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A question with the known word that `word` may have been meant for, or nothing: the end of a
-    message."""
+    """The end of a message: "; did you mean X?" with the known word nearest to `word`, or an empty string."""
     close = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 @contextmanager
-def plain_user_errors(way_on: str = "") -> Iterator[None]:
-    """Around an entry point: a UserError becomes one line on stderr and exit code 2, Ctrl-C one line, with
-    `way_on`, and 130."""
+def plain_user_errors(resume_hint: str = "") -> Iterator[None]:
+    """Wrap a command: a UserError is one line on stderr and exit code 2, Ctrl-C is exit code 130.
+
+    Args:
+        resume_hint: a sentence on how to resume, printed after Ctrl-C.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        print(f"Interrupted. {way_on}".rstrip(), file=sys.stderr)
+        print(f"Interrupted. {resume_hint}".rstrip(), file=sys.stderr)
         sys.exit(INTERRUPTED)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

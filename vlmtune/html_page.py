@@ -1,59 +1,79 @@
-"""What the HTML pages share: each is one file that needs nothing else, in light and dark, readable at a
-phone's width."""
+"""Parts of the HTML pages. A page is one file that needs no other, in light and dark, readable on a phone."""
 
 from collections.abc import Iterable
 from html import escape
 
 STYLE = """
-:root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1b2330; --soft: #5c6675; --line:
-#dfe3e9; --bar: #3b6fd4;
-  --good: #1f8a4c; --good-soft: #e2f4e9; --warn: #c27803; --bad: #c43a31; --bad-soft: #fbe7e5; --mark:
-  #bfe8cd; }
-@media (prefers-color-scheme: dark) { :root { --page: #12161c; --card: #1b2129; --ink: #e6eaf0; --soft:
-#98a3b3; --line: #2e3742;
-  --bar: #6d9bf1; --good: #58c987; --good-soft: #17322a; --warn: #e0a83c; --bad: #f0827a; --bad-soft:
-  #3a2123; --mark: #1f5a3a; } }
+:root {
+  color-scheme: light dark;
+  --page: #f6f7f9; --card: #fff; --ink: #1b2330; --soft: #5c6675; --line: #dfe3e9; --bar: #3b6fd4;
+  --good: #1f8a4c; --good-soft: #e2f4e9; --warn: #c27803; --bad: #c43a31; --bad-soft: #fbe7e5;
+  --mark: #bfe8cd;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #12161c; --card: #1b2129; --ink: #e6eaf0; --soft: #98a3b3; --line: #2e3742; --bar: #6d9bf1;
+    --good: #58c987; --good-soft: #17322a; --warn: #e0a83c; --bad: #f0827a; --bad-soft: #3a2123;
+    --mark: #1f5a3a;
+  }
+}
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 28px 20px 48px; }
 h1 { font-size: 24px; line-height: 1.25; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 16px; margin: 0 0 12px; }
-p { margin: 0 0 8px; } p:last-child { margin-bottom: 0; }
-.soft { color: var(--soft); } .small { font-size: 13px; } .wrap { overflow-wrap: anywhere; }
-.verdict { border-left: 5px solid; border-radius: 8px; padding: 12px 16px; margin: 18px 0; overflow-wrap:
-anywhere; }
-.ready { border-color: var(--good); background: var(--good-soft); } .stop { border-color: var(--bad);
-background: var(--bad-soft); }
+p { margin: 0 0 8px; }
+p:last-child { margin-bottom: 0; }
+.soft { color: var(--soft); }
+.small { font-size: 13px; }
+.wrap { overflow-wrap: anywhere; }
+.verdict {
+  border-left: 5px solid; border-radius: 8px; padding: 12px 16px; margin: 18px 0; overflow-wrap: anywhere;
+}
+.ready { border-color: var(--good); background: var(--good-soft); }
+.stop { border-color: var(--bad); background: var(--bad-soft); }
 .verdict ul { margin: 4px 0 0; padding-left: 20px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px;
-margin-bottom: 16px; }
+.tiles {
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px;
+  margin-bottom: 16px;
+}
 .tile, section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
-.tile { padding: 12px 16px; } .tile b { display: block; font-size: 24px; line-height: 1.3;
-font-variant-numeric: tabular-nums; }
+.tile { padding: 12px 16px; }
+.tile b { display: block; font-size: 24px; line-height: 1.3; font-variant-numeric: tabular-nums; }
 section { padding: 18px 20px; margin-bottom: 16px; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 0 16px;
-align-items: stretch; }
+.pair {
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 0 16px;
+  align-items: stretch;
+}
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th { text-align: right; font-weight: 500; color: var(--soft); font-size: 13px; }
 td { text-align: right; border-top: 1px solid var(--line); }
-th, td { padding: 5px 8px; white-space: nowrap; } th:first-child, td:first-child { text-align: left;
-padding-left: 0; }
+th, td { padding: 5px 8px; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
 td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
-svg { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font: 11px system-ui,
-sans-serif; }
+svg { display: block; width: 100%; height: auto; }
+svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(46%, 230px), 1fr)); gap: 14px; }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; overflow: hidden; }
 figure div { display: flex; gap: 2px; background: var(--line); }
 figure img { flex: 1; min-width: 0; height: 170px; object-fit: cover; display: block; }
 figcaption { padding: 8px 12px 10px; font-size: 13px; overflow-wrap: anywhere; }
-@media (max-width: 500px) { main { padding: 18px 12px 32px; } section { padding: 14px; } figure img { height:
-120px; } }
+@media (max-width: 500px) {
+  main { padding: 18px 12px 32px; }
+  section { padding: 14px; }
+  figure img { height: 120px; }
+}
 """
 
 
 def document(title: str, body: Iterable[str], *, style: str = "") -> str:
-    """A whole page. `body`: its parts as HTML, empty ones left out; `style`: rules of its own."""
+    """A whole page as HTML.
+
+    Args:
+        body: the parts as HTML; empty ones are left out.
+        style: CSS rules of this page alone.
+    """
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -65,20 +85,26 @@ def document(title: str, body: Iterable[str], *, style: str = "") -> str:
 
 
 def section(title: str, *content: str) -> str:
+    """A titled box. `title` and `content` are HTML."""
     return f"<section><h2>{title}</h2>{''.join(content)}</section>"
 
 
 def table(head: Iterable[str], rows: Iterable[str]) -> str:
-    """A table that scrolls by itself where it is too wide. `rows`: each its cells, as HTML."""
+    """A table that scrolls sideways if it is too wide.
+
+    Args:
+        head: the columns' names as HTML; empty for a table without a head.
+        rows: the `<td>` cells of each row.
+    """
     names = "".join(f"<th>{name}</th>" for name in head)
     first = f"<tr>{names}</tr>" if names else ""
     return f'<div class="scroll"><table>{first}{"".join(f"<tr>{row}</tr>" for row in rows)}</table></div>'
 
 
-def tiles(of: Iterable[tuple[str, str, str]]) -> str:
-    """Boxes of a large value, its name and a line more."""
+def tiles(values: Iterable[tuple[str, str, str]]) -> str:
+    """A row of boxes, each with a large value, its name and a further line: `(value, name, line)` as HTML."""
     cells = (
         f'<div class="tile"><b>{value}</b>{name}<div class="soft small">{more}</div></div>'
-        for value, name, more in of
+        for value, name, more in values
     )
     return f'<div class="tiles">{"".join(cells)}</div>'

@@ -50,14 +50,14 @@ def test_every_image_is_answered_once_though_the_run_was_ended(
     monkeypatch.setattr(module, "ROWS_PER_PART", 5)
     written = []
 
-    def write(path: str, text: str, original: Any = module.output.write_text) -> None:
+    def write(path: str, text: str, original: Any = module.storage.write_text) -> None:
         if len(written) == 3:  # predict.yaml and two parts: the run ends with rows that are in no part
             raise KeyboardInterrupt
         written.append(path)
         original(path, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.output, "write_text", write)
+        patch.setattr(module.storage, "write_text", write)
         with pytest.raises(KeyboardInterrupt):
             run(*options, "--output_dir", out)
     parts = [out / "parts" / name for name in ("000000-000000000004.jsonl", "000000-000000000009.jsonl")]
