@@ -21,7 +21,7 @@ from vlmtune.evaluation.generate import (
     reference,
 )
 from vlmtune.model.base import load_base
-from vlmtune.model.fast import without_padding_mask
+from vlmtune.model.fast import skip_padding_mask
 from vlmtune.model.lora import attach, lora_config, target_modules
 
 PICTURE = {"type": "image"}
@@ -149,7 +149,7 @@ def test_a_model_in_training_answers_the_same_and_trains_on(models: Path, mall: 
     kit.model = attach(
         kit.model, lora_config(kit.model, r=4, alpha=8, dropout=0.5, target_modules=targets), seed=0
     )
-    without_padding_mask(kit.model.get_base_model())
+    skip_padding_mask(kit.model.get_base_model())
     kit.model.activation_checkpointing_enable({"use_reentrant": False})
     assert kit.answer(*kit.examples) == expected  # a fresh adapter changes nothing
     kit.model.train()

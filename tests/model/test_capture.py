@@ -14,8 +14,8 @@ from vlmtune.model.capture import CALLS_BEFORE, NO_MORE_GRAPHS, capture, stop_re
 from vlmtune.model.fast import (
     lean_lora,
     parts,
+    skip_padding_mask,
     without_autocast,
-    without_padding_mask,
     without_vision_gradient,
 )
 from vlmtune.model.lora import attach, lora_config, target_modules
@@ -36,7 +36,7 @@ def fast_model(folder: Path, quantization: str, dropout: float) -> tuple[Any, An
                 parameter.copy_(torch.linspace(-0.05, 0.05, parameter.numel()).view_as(parameter))
     lean_lora(model)
     without_vision_gradient(base)
-    without_padding_mask(base)
+    skip_padding_mask(base)
     without_autocast(model)
     return model.train(), base
 

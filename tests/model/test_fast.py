@@ -14,7 +14,7 @@ from vlmtune.model.fast import (
     LEAN,
     compile_layers,
     lean_lora,
-    without_padding_mask,
+    skip_padding_mask,
     without_vision_gradient,
     without_walks,
 )
@@ -90,7 +90,7 @@ def test_all_parts_together_change_nothing(models: Path, family: str, quantizati
     fast, base = adapted(models / family, quantization)
     lean_lora(fast)
     without_vision_gradient(base)
-    without_padding_mask(base)
+    skip_padding_mask(base)
     assert any(type(module) in LEAN.values() for module in fast.modules())
     for checkpointing in (False, True):
         if checkpointing:

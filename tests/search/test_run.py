@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import PeftModel
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train import WorkerGroupError
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl.trainer.sft_config import SFTConfig

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from transformers.hf_argparser import HfArgumentParser
 
+from vlmtune.compat.argparse import actions_of
 from vlmtune.config import yaml12
 from vlmtune.config.arguments import (
     ALIASES,
@@ -151,7 +152,7 @@ class _Parser(HfArgumentParser):
             metavar="FILE",
             help="YAML file of options by name; flags override it.",
         )
-        for action in self._actions:
+        for action in actions_of(self):
             option = flags().get(action.dest)
             if option and action.nargs != 0:
                 action.metavar = f"{{{','.join(option.choices)}}}" if option.choices else option.kind.upper()

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from vlmtune.compat.datasets import fingerprint_of
 from vlmtune.data.frames import Dialogue, Frame, frame_conversations, scan_frames
 from vlmtune.data.hub import dataset_records, load_dataset
 from vlmtune.data.image_paths import ImageRules, RowError
@@ -254,7 +255,7 @@ def _scan_dataset(whole: Piece) -> list[Piece]:
     if not len(data):
         raise DataError(f"{whole.shown} has no rows: nothing to learn from")
     starts = range(0, len(data), ROWS_PER_PIECE)
-    whole = replace(whole, version=str(data._fingerprint))
+    whole = replace(whole, version=fingerprint_of(data))
     return [
         replace(whole, start=start, stop=min(start + ROWS_PER_PIECE, len(data)), first=start)
         for start in starts

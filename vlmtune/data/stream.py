@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import ray.data
 import torch
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from safetensors.numpy import save as save_tensors
 from safetensors.torch import load as load_tensors
 
 from vlmtune.cluster import READ_CPUS, READ_TASKS
+from vlmtune.compat.ray_data import ExecutionCallback, set_execution_callback
 from vlmtune.data.collate import collate
 from vlmtune.data.examples import read_examples
 from vlmtune.data.order import MicroBatch
@@ -103,7 +103,7 @@ def stream_batches(
     items = [{"rows": list(batch.rows), "filler": batch.filler} for batch in batches]
     blocks = -(-len(items) // BATCHES_PER_TASK)
     given = ray.data.from_items(items, override_num_blocks=blocks)
-    given.context.custom_execution_callback_classes = [Paced]
+    set_execution_callback(given, Paced)
     dataset = given.map(
         load, num_cpus=READ_CPUS, compute=ray.data.TaskPoolStrategy(size=min(READ_TASKS, blocks))
     )

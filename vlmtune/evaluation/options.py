@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from vlmtune.compat.argparse import actions_of
 from vlmtune.config.arguments import ALIASES, GROUPS
 from vlmtune.config.flags import flag
 from vlmtune.errors import ConfigError, nearest
@@ -78,7 +79,7 @@ def read(
     parsed, unknown = parser.parse_known_args(list(argv))
     if unknown:
         word = unknown[0].partition("=")[0].lstrip("-").replace("-", "_")
-        known = [action.dest for action in parser._actions]
+        known = [action.dest for action in actions_of(parser)]
         raise ConfigError(
             f"{unknown[0].partition('=')[0]}: this command has no such option{nearest(ALIASES.get(word, word), known)}"
         )

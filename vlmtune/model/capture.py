@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+
+from vlmtune.compat.torch import flatten, unflatten
 
 LENGTH_MULTIPLE = 32
 # of a shape that run as they are, so that compilers and autotuners are done and rare shapes are never
@@ -83,7 +84,7 @@ class _Replayed:
         self.refused.clear()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        leaves, spec = pytree.tree_flatten((args, kwargs))
+        leaves, spec = flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         trained = self.trained()
         if not self._can_replay(leaves, tensors, trained):
@@ -103,7 +104,7 @@ class _Replayed:
 
             def run(given: list[Tensor]) -> Any:
                 values = iter(given)
-                args, kwargs = pytree.tree_unflatten(
+                args, kwargs = unflatten(
                     [next(values) if place else leaf for leaf, place in zip(leaves, places, strict=True)],
                     spec,
                 )
@@ -183,7 +184,7 @@ class _Graphs:
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             before = torch.cuda.memory_allocated()
-            outputs, _ = pytree.tree_flatten(run(self.inputs))
+            outputs, _ = flatten(run(self.inputs))
             self.kept = torch.cuda.memory_allocated() - before
             if (
                 trained and not outputs[0].requires_grad
@@ -205,7 +206,7 @@ class _Graphs:
         self.forward_graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.forward_graph, pool=pool, capture_error_mode=OWN_THREAD):
             result = run(self.inputs)
-        outputs, self.spec = pytree.tree_flatten(result)
+        outputs, self.spec = flatten(result)
         self.outputs = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in outputs]
         if self.trained:
             self.upstream = torch.zeros_like(outputs[0])
@@ -219,9 +220,9 @@ class _Graphs:
     def __call__(self, tensors: list[Tensor]) -> Any:
         if not self.trained:
             self.replay(tensors)
-            return pytree.tree_unflatten(self.outputs, self.spec)
+            return unflatten(self.outputs, self.spec)
         first = _Replay.apply(self, tensors, *self.trained)  # type: ignore[no-untyped-call]
-        return pytree.tree_unflatten([first, *self.outputs[1:]], self.spec)
+        return unflatten([first, *self.outputs[1:]], self.spec)
 
     def replay(self, tensors: list[Tensor]) -> None:
         for fixed, given in zip(self.inputs, tensors, strict=True):

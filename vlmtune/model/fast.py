@@ -6,8 +6,8 @@ whole activations.
 - `without_vision_gradient`: no gradient and no stored activations for a vision tower that has nothing to
 train.
 - `without_autocast`: the whole model in the base's own dtype, where autocast would widen every norm.
-- `without_padding_mask`: rows padded on the right need no mask under causal attention, which lets attention
-use its fastest kernel.
+- `skip_padding_mask`: rows padded on the right need no padding mask under causal attention, which lets
+attention use its fastest kernel.
 - `without_walks`: a step's bookkeeping touches what is trained, not thousands of modules.
 - `compile_layers`: `torch.compile` for each decoder layer, which fuses norms, rotary embedding, activation,
 casts and LoRA's additions.
@@ -16,7 +16,7 @@ casts and LoRA's additions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -26,8 +26,9 @@ from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
 from peft.tuners.lora.bnb import Linear8bitLt as PeftLinear8bit
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
-from transformers import PreTrainedModel, masking_utils
+from transformers import PreTrainedModel
 
+from vlmtune.compat.transformers import config_without_padding_mask, run_checkpointed
 from vlmtune.model.offload import Checkpoints
 
 # training, evaluation and their batch sizes, each with a fixed and then a free length; torch's own limit is 8
@@ -46,7 +47,7 @@ class Lean:
         """`x` [..., in_features] to [..., out_features]."""
         name = self.active_adapters[0]
         y: Tensor = self.base_layer(x, *args, **kwargs)
-        if self._disable_adapters or self.merged_adapters or name not in self.lora_A:
+        if self.disable_adapters or self.merged_adapters or name not in self.lora_A:
             return y
         a = self.lora_A[name].weight.to(y.dtype)
         b = (self.lora_B[name].weight * self.scaling[name]).to(y.dtype)
@@ -118,31 +119,35 @@ def parts(model: PreTrainedModel) -> list[Any]:
     return [decoder]
 
 
-def without_padding_mask(model: PreTrainedModel) -> None:
-    """Leave the padding mask out of the decoder's attention, in place, for a model that only sees batches
-    padded on the right.
+def skip_padding_mask(model: PreTrainedModel) -> None:
+    """Do not hide padding from the decoder's attention, in place; training batches are padded on the right.
 
-    No token looks at a later one, so none that counts sees padding. Masks of four dimensions, and calls with
-    a cache, are left alone.
-    transformers would also look, in every step, whether rows hold several packed texts, and cannot while a
-    graph is recorded: ours do not.
+    No token attends to a later one, so no token with a label sees padding. The decoder makes its attention
+    masks under a copy of its config that leaves padding out, and so uses attention's fastest kernel. Calls
+    with a cache (generation, which pads on the left), with position ids, or with a mask of four dimensions
+    keep their padding mask.
     """
-    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    decoder = model.get_decoder()
+    whole = decoder.forward
 
-    def leave_out(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    @wraps(whole)
+    def forward(*args: Any, **kwargs: Any) -> Any:
         mask = kwargs.get("attention_mask")
         if (
-            mask is not None
-            and mask.ndim == 2
-            and kwargs.get("past_key_values") is None
-            and kwargs.get("position_ids") is None
+            not isinstance(mask, Tensor)
+            or mask.ndim != 2
+            or kwargs.get("past_key_values") is not None
+            or kwargs.get("position_ids") is not None
         ):
-            kwargs = {**kwargs, "attention_mask": None}
-        return args, kwargs
+            return whole(*args, **kwargs)
+        config = decoder.config
+        decoder.config = config_without_padding_mask(config)
+        try:
+            return whole(*args, **kwargs)
+        finally:
+            decoder.config = config
 
-    model.get_decoder().register_forward_pre_hook(leave_out, with_kwargs=True)
+    decoder.forward = forward
 
 
 def without_walks(model: PeftModel, trained: Sequence[nn.Parameter]) -> None:
@@ -179,8 +184,8 @@ def compile_layers(
     Layers of one kind share their code. A checkpointed layer is compiled inside its checkpoint, which is
     `checkpoints` where given.
     """
-    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-    torch._dynamo.config.accumulated_recompile_limit = 8 * RECOMPILE_LIMIT
+    torch.compiler.config.recompile_limit = RECOMPILE_LIMIT
+    torch.compiler.config.accumulated_recompile_limit = 8 * RECOMPILE_LIMIT
     code: dict[type, Any] = {}
     for index, layer in enumerate(model.get_decoder().layers):
         kind = type(layer)
@@ -199,4 +204,4 @@ def _maybe_checkpointed(
         return run(x, *args, **kwargs)
     if checkpoints is not None and x.is_cuda:
         return checkpoints.run(lambda x: run(x, *args, **kwargs), x, first=first)
-    return layer._gradient_checkpointing_func(partial(run, **kwargs), x, *args)
+    return run_checkpointed(layer, partial(run, **kwargs), x, *args)

@@ -24,6 +24,8 @@ from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from vlmtune.compat.torch import scaled_matmul
+
 INT8_MAX = 127.0
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
@@ -204,14 +206,7 @@ def _scaled_matmul(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     dtype of `x`."""
     rows, row_scale = quantize_rows(x.reshape(-1, x.shape[-1]))
     if has_fp8(x.device):
-        y = torch._scaled_mm(
-            rows,
-            weight.view(FP8).t(),
-            scale_a=row_scale,
-            scale_b=scale.unsqueeze(0),
-            out_dtype=torch.bfloat16,
-            use_fast_accum=True,
-        )
+        y = scaled_matmul(rows, weight.view(FP8).t(), row_scale, scale.unsqueeze(0))
     else:
         y = (rows.to(x.dtype) * row_scale.to(x.dtype)) @ (
             weight.view(FP8).to(x.dtype) * scale.to(x.dtype).unsqueeze(1)

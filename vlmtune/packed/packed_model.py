@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl.trainer.utils import add_fused_lm_head
 
+from vlmtune.compat.trl import add_fused_lm_head
 from vlmtune.data.store import StoreMeta
 from vlmtune.model.capture import forget_graphs, stop_recording
 from vlmtune.model.head import score_positions
@@ -44,7 +44,7 @@ class PackedModel:
     def __init__(
         self, base: Any, meta: StoreMeta, tokens: int, note: Callable[[str], None], features: VisionFeatures
     ) -> None:
-        add_fused_lm_head(base, outputs=("log_probs", "is_top1"))
+        add_fused_lm_head(base)
         score_positions(base)
         base.train()
         self.base, self.meta, self.tokens, self.note, self.features = base, meta, tokens, note, features

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ray import tune
 
+from vlmtune.compat.ray_tune import trials_of
 from vlmtune.config.settings import Settings
 from vlmtune.evaluation.metrics import METRICS as ANSWER_METRICS
 from vlmtune.packed.messages import FAILURE
@@ -72,9 +73,7 @@ def proposed(experiment_tag: str) -> int:
 
 def rows_of(grid: tune.ResultGrid) -> list[TrialRow]:
     """The trials of a search in the order in which they were proposed."""
-    trials = (
-        grid._experiment_analysis.trials
-    )  # the results do not have the tag of a trial that never reported
+    trials = trials_of(grid)  # the results do not have the tag of a trial that never reported
     rows = []
     for index in sorted(range(len(grid)), key=lambda one: proposed(trials[one].experiment_tag)):
         result = grid[index]

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.fs as pafs
 from ray import tune
 from ray.exceptions import RayError
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train import TrainingFailedError
 
 from vlmtune import output, storage
 from vlmtune.cluster import Cluster, in_ray_job

@@ -8,6 +8,7 @@ import optuna
 from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
+from vlmtune.compat.ray_tune import completed_trials, optuna_trial
 from vlmtune.packed.messages import FAILURE
 from vlmtune.search.space import Space
 from vlmtune.training.report import EVALUATION
@@ -50,28 +51,28 @@ class TrialSearch(OptunaSearch):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if (
-            trial_id not in self._completed_trials
+            trial_id not in completed_trials(self)
             and not result.get("infeasible")
             and len(self.objectives) == 1
         ):
-            self._ot_trials[trial_id].report(result[self.metric], result[EVALUATION])
+            optuna_trial(self, trial_id).report(result[self.metric], result[EVALUATION])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        if trial_id in self._completed_trials:
+        if trial_id in completed_trials(self):
             # it had failed and ran once more when the search was resumed; Optuna keeps its first answer
             return
         if error or not result or EVALUATION not in result:
             super().on_trial_complete(trial_id, result=None, error=error or FAILURE in (result or {}))
             return
-        trial = self._ot_trials[trial_id]
+        trial = optuna_trial(self, trial_id)
         infeasible = bool(result.get("infeasible"))
         trial.set_constraint(CONSTRAINT, float(infeasible))
         finite = all(math.isfinite(result[name]) for name in self.objectives)
         if infeasible or result["step"] < result["max_steps"] or not finite:
             self.on_trial_result(trial_id, result)  # Tune does not pass on the one at which it stops a trial
             trial.study.tell(trial, state=TrialState.PRUNED)
-            self._completed_trials.add(trial_id)
+            completed_trials(self).add(trial_id)
         else:
             super().on_trial_complete(trial_id, result=result)

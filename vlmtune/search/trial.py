@@ -7,8 +7,7 @@ from typing import Any
 
 import ray.exceptions
 from ray import tune
-from ray.train import Checkpoint
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train import Checkpoint, WorkerGroupError
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
 
 from vlmtune.data.store import Store

@@ -12,12 +12,18 @@ from typing import Any, cast
 
 import pyarrow.fs as pafs
 import ray.train
-from ray.train import Checkpoint, CheckpointConfig, RunConfig, ScalingConfig
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.exceptions import RayTrainError
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from vlmtune.cluster import WORKER_CPUS
+from vlmtune.compat.ray_train import is_worker_loss
 from vlmtune.data.store import Store
 from vlmtune.data.stream import read_batches, stream_batches
 from vlmtune.errors import UserError
@@ -147,7 +153,7 @@ def fit(trainer: TorchTrainer) -> ray.train.Result:
                     raise failure from None
             # Ray's error stands in for an exception of ours where a worker was gone; others fail then
             # because they miss it.
-            if not restarts_left or not any(isinstance(failure, RayTrainError) for failure in failures):
+            if not restarts_left or not any(is_worker_loss(failure) for failure in failures):
                 raise
     raise AssertionError
 

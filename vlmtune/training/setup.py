@@ -17,8 +17,8 @@ from vlmtune.model.capture import LENGTH_MULTIPLE, Trained, capture
 from vlmtune.model.fast import (
     compile_layers,
     lean_lora,
+    skip_padding_mask,
     without_autocast,
-    without_padding_mask,
     without_vision_gradient,
 )
 from vlmtune.model.fast import parts as parts_of
@@ -130,7 +130,7 @@ def frozen_base(settings: Settings, device: torch.device, plan: Plan) -> Any:
     """The base of the settings on `device`, its vision tower without gradient, its decoder without padding
     masks."""
     base = base_of(settings, device, resident=plan.resident)
-    without_padding_mask(base)
+    skip_padding_mask(base)
     return base
 
 

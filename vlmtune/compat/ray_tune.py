@@ -1,0 +1,33 @@
+"""Ray Tune 2.60.0: Tune's and Optuna's own objects for a trial."""
+
+import optuna
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.search.optuna import OptunaSearch
+
+
+def trials_of(grid: tune.ResultGrid) -> list[Trial]:
+    """Tune's trials behind a `ResultGrid`, in its order. Private: `ResultGrid._experiment_analysis`.
+
+    A `Result` does not have the experiment tag of a trial that never reported.
+    """
+    trials: list[Trial] = grid._experiment_analysis.trials
+    return trials
+
+
+def optuna_trial(search: OptunaSearch, trial_id: str) -> optuna.Trial:
+    """Optuna's trial of Tune's `trial_id`. Private: `OptunaSearch._ot_trials`.
+
+    OptunaSearch itself reports no intermediate values as ours are numbered, no constraints, no pruned trials.
+    """
+    trial: optuna.Trial = search._ot_trials[trial_id]
+    return trial
+
+
+def completed_trials(search: OptunaSearch) -> set[str]:
+    """The ids of the trials whose end Optuna was told of; add to it what was told in another way.
+
+    Private: `OptunaSearch._completed_trials`, in which its own `on_trial_complete` looks.
+    """
+    trials: set[str] = search._completed_trials
+    return trials
