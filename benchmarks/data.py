@@ -32,6 +32,8 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from vlmtune.model_ref import ModelRef
+
 SECONDS_BETWEEN_SAMPLES = 0.5
 OBJECT_STORE_BYTES = 500 * 10**6
 
@@ -40,11 +42,11 @@ def write_model(folder: Path) -> None:
     """A model folder without weights: LLaVA-1.5's processor at full size and a config."""
     from full_size import llava
 
-    from vlmtune.data.processor import load_processor
     from vlmtune.demo.models import write_model as write_tiny
+    from vlmtune.model_ref import ModelRef
 
     write_tiny("llava", folder)
-    processor = load_processor(str(folder))
+    processor = ModelRef(str(folder)).processor()
     config = llava(processor)
     processor.save_pretrained(folder)
     config.save_pretrained(folder)
@@ -115,10 +117,10 @@ _PROCESSORS: dict[str, Any] = {}
 
 
 def _processor(model: str) -> Any:
-    from vlmtune.data.processor import load_processor
+    from vlmtune.model_ref import ModelRef
 
     if model not in _PROCESSORS:
-        _PROCESSORS[model] = load_processor(model)
+        _PROCESSORS[model] = ModelRef(model).processor()
     return _PROCESSORS[model]
 
 
@@ -137,7 +139,7 @@ def timed_prepare(data: Path, model: Path, cache: Path) -> float:
     from vlmtune.data.source import DataSource
 
     started = time.perf_counter()
-    prepare_store(DataSource(data_path=str(data), model=str(model)), str(cache))
+    prepare_store(DataSource(data_path=str(data), model=ModelRef(str(model))), str(cache))
     return time.perf_counter() - started
 
 
@@ -263,7 +265,7 @@ def one_pass(data: str, model: str, cache: str) -> None:
 
     cluster.OBJECT_STORE_BYTES = OBJECT_STORE_BYTES
     cluster.connect()
-    store = prepare_store(DataSource(data_path=data, model=model), cache)
+    store = prepare_store(DataSource(data_path=data, model=ModelRef(model)), cache)
     order = Order(rows=len(store.rows_of("train")), per_device=8, accumulation=1, world=1, seed=0)
     seen = sum(len(batch["input_ids"]) for batch in stream_batches(store, "train", order.epoch(0, 0), 1024))
     print(f"streamed {seen} rows", flush=True)

@@ -21,11 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from vlmtune.model_ref import ModelRef
+
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
 
 def settings_of(demo: Path, folder: str, flags: dict[str, float]) -> Any:
-    from vlmtune.config.settings import parse
+    from vlmtune.config.parse import parse
 
     paths = {"data_path": demo / "mall", "model_name_or_path": demo / "llava", "output_dir": folder}
     options = [str(part) for name, value in {**paths, **flags}.items() for part in (f"--{name}", value)]
@@ -71,7 +73,7 @@ def base_and_adapter(settings: Any, folder: str | None) -> Any:
     from vlmtune.model.lora import load_adapter
 
     base = load_base(
-        settings.model.base_model,
+        ModelRef(settings.model.base_model),
         quantization=settings.model.base_quantization,
         dtype=None,
         device=torch.device("cpu"),
@@ -80,7 +82,6 @@ def base_and_adapter(settings: Any, folder: str | None) -> Any:
 
 
 def main() -> int:
-    from vlmtune.data.processor import load_processor
     from vlmtune.training.run import prepared, train_adapter
 
     parser = argparse.ArgumentParser()
@@ -101,7 +102,7 @@ def main() -> int:
             trained = train_adapter(settings)
             spent = f"{time.monotonic() - started:.0f} s, {time.process_time() - used:.0f} s of CPU"
             store = prepared(settings)
-            tokenizer = load_processor(str(options.demo / "llava")).tokenizer  # type: ignore[attr-defined]
+            tokenizer = ModelRef(str(options.demo / "llava")).processor().tokenizer  # type: ignore[attr-defined]
             rows = [int(row) for row in store.rows_of("test")]
             if not lines:
                 lines.append(

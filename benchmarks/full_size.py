@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 import transformers as tf
 
-from vlmtune.data.processor import load_processor
 from vlmtune.demo.models import write_model
+from vlmtune.model_ref import ModelRef
 
 
 def llava(processor: tf.ProcessorMixin) -> tf.PreTrainedConfig:
@@ -81,7 +81,7 @@ def main() -> None:
     folder = Path(sys.argv[2])
     with tempfile.TemporaryDirectory() as tiny:
         write_model(family, tiny)
-        processor = load_processor(tiny)
+        processor = ModelRef(tiny).processor()
     config = make(processor)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)

@@ -19,7 +19,7 @@ from ray.train.torch import TorchTrainer
 from versions import check_versions
 
 from vlmtune.cluster import connect
-from vlmtune.config.settings import parse
+from vlmtune.config.parse import parse
 from vlmtune.console import quiet
 from vlmtune.data.stream import stream_batches
 from vlmtune.output import located
@@ -73,7 +73,7 @@ def main() -> None:
     store = prepared(settings)
     trainer = TorchTrainer(
         worker,
-        train_loop_config={"values": settings.to_dict(), "store": store},
+        train_loop_config={"values": settings.to_flags(), "store": store},
         scaling_config=ScalingConfig(
             num_workers=int(workers),
             use_gpu=cluster.gpus > 0,

@@ -39,6 +39,8 @@ from jobs import event_times, run_job
 from train_step import CASES, _synchronize, measure
 from versions import check_versions
 
+from vlmtune.model_ref import ModelRef
+
 WARM_UP = 6  # rounds: three as they are, one recorded, and their neighbours
 ROWS = 100
 
@@ -73,7 +75,9 @@ def prepared_rows(folder: str, work: Path, *, text: bool) -> Any:
 
     connect()
     store = prepare_store(
-        DataSource(str(write_rows(work, text=text)), folder, eval_fraction=0.04, test_fraction=0.03),
+        DataSource(
+            str(write_rows(work, text=text)), ModelRef(folder), eval_fraction=0.04, test_fraction=0.03
+        ),
         str(work / "cache"),
     )
     ray.shutdown()
@@ -84,7 +88,7 @@ def options(folder: str, args: argparse.Namespace, **more: Any) -> dict[str, Any
     from vlmtune.config.settings import Settings
 
     given = dict(option.split("=", 1) for option in args.set)
-    return Settings.from_dict(
+    return Settings.from_flags(
         {
             "model_name_or_path": folder,
             "data_path": "rows",
@@ -100,7 +104,7 @@ def options(folder: str, args: argparse.Namespace, **more: Any) -> dict[str, Any
             **given,
             **more,
         }
-    ).to_dict()
+    ).to_flags()
 
 
 def packed(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -85,7 +85,7 @@ Sampler = Callable[[int], optuna.samplers.BaseSampler]
 
 
 def demo_settings(demo: Path, **flags: Any) -> Any:
-    from vlmtune.config.settings import parse
+    from vlmtune.config.parse import parse
 
     paths = {
         "data_path": demo / "mall",
@@ -148,7 +148,7 @@ def train_curves(file: Path, demo: Path, processes: int) -> None:
                 pool.map(
                     train_part,
                     parts,
-                    [settings.to_dict()] * processes,
+                    [settings.to_flags()] * processes,
                     [store] * processes,
                     [file] * processes,
                 )

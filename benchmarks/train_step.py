@@ -71,9 +71,9 @@ def example_batch(folder: str, case: dict[str, Any], seed: int = 0) -> dict[str,
     1120x1120) and random words."""
     from PIL import Image
 
-    from vlmtune.data.processor import load_processor
+    from vlmtune.model_ref import ModelRef
 
-    processor: Any = load_processor(folder)
+    processor: Any = ModelRef(folder).processor()
     random = np.random.RandomState(seed)
     batch, tokens = case["batch"], case["tokens"]
     if case["image"]:
@@ -201,14 +201,14 @@ def ours(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
 
     from vlmtune.config.settings import Settings
     from vlmtune.data.collate import PixelFormat
-    from vlmtune.data.processor import load_processor
+    from vlmtune.model_ref import ModelRef
     from vlmtune.training.loop import train
 
     batch_of = batches(folder, case)
     pixels = batch_of(0).get("pixel_values")
     rows = case["batch"] * steps
     meta = SimpleNamespace(pixels=PixelFormat(raw=False, per_row=pixels is not None and pixels.ndim > 4))
-    processor: Any = load_processor(folder)
+    processor: Any = ModelRef(folder).processor()
     images = int((batch_of(0)["input_ids"][0] == processor.image_token_id).sum())
     counts = {"required": 0, "tokens": case["tokens"], "answer_tokens": LABELLED, "image_tokens": images}
     store: Any = SimpleNamespace(
@@ -231,7 +231,7 @@ def ours(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
         ):  # its step is over; not waited for, or the device would have nothing to do meanwhile
             times.append(time.perf_counter())
 
-    settings = Settings.from_dict(
+    settings = Settings.from_flags(
         {
             "model_name_or_path": folder,
             "data_path": "none",
@@ -249,7 +249,7 @@ def ours(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
     )
     with tempfile.TemporaryDirectory() as out:
         train(
-            settings.to_dict(),
+            settings.to_flags(),
             store,
             rows=lambda split, wanted, max_length: (batch_of(step) for step in range(len(wanted))),
             report=lambda *_: None,

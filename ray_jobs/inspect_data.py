@@ -18,7 +18,7 @@ from vlmtune.errors import plain_user_errors
 
 def main() -> None:
     configure_console()  # before the libraries are imported
-    from vlmtune.config.settings import parse
+    from vlmtune.config.parse import parse
     from vlmtune.preflight.console_report import console_report
     from vlmtune.preflight.inspection import inspect_data
 

@@ -11,7 +11,7 @@ from vlmtune.errors import plain_user_errors
 
 def main() -> None:
     configure_console()  # before the libraries are imported
-    from vlmtune.config.settings import parse
+    from vlmtune.config.parse import parse
     from vlmtune.search.run import search_adapter
 
     with plain_user_errors():

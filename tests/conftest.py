@@ -23,6 +23,7 @@ from vlmtune.data.store import Store
 from vlmtune.data.stream import read_batches
 from vlmtune.demo.models import FAMILIES, write_model
 from vlmtune.demo.scenes import instruction_rows, write_mall
+from vlmtune.model_ref import ModelRef
 from vlmtune.training.loop import train
 
 
@@ -69,11 +70,11 @@ def stores(models: Path, mall: Path, tmp_path_factory: pytest.TempPathFactory) -
     for family in ("llava", "mllama"):
         sources = {
             f"mall {family}": DataSource(
-                str(mall), str(models / family), eval_fraction=0.2, test_fraction=0.0
+                str(mall), ModelRef(str(models / family)), eval_fraction=0.2, test_fraction=0.0
             ),
             f"mixed {family}": DataSource(
                 str(folder / "train.jsonl"),
-                str(models / family),
+                ModelRef(str(models / family)),
                 eval_data_path=str(folder / "eval.jsonl"),
                 test_fraction=0.0,
                 image_root=str(mall / "frames"),

@@ -66,4 +66,4 @@ def values_of(store: Store, model: Path, **changes: Any) -> dict[str, Any]:
         "data_path": store.folder,
         **changes,
     }
-    return Settings.from_dict(base).replace(gradient_checkpointing=False, **values).to_dict()
+    return Settings.from_flags(base).replace(gradient_checkpointing=False, **values).to_flags()

@@ -126,7 +126,7 @@ def located(settings: Settings) -> Settings:
     """The settings with every local path in them made absolute: workers run in other directories, and so may
     who repeats the run."""
     paths = {"model_name_or_path": settings.model.base_model}
-    paths |= {name: settings.get(name) for name in ("data_path", "eval_data_path", "image_root")}
+    paths |= {name: settings.value(name) for name in ("data_path", "eval_data_path", "image_root")}
     local = {
         name: str(Path(path).absolute())
         for name, path in paths.items()
@@ -139,6 +139,6 @@ def cache_folder(settings: Settings) -> str:
     """Where prepared rows are kept, for this run and later ones on the same data."""
     if settings.data.cache_dir is not None:
         return place(settings.data.cache_dir, in_job=in_ray_job(), flag="--cache_dir")
-    if settings.data.storage_path is not None:
-        return f"{place(settings.data.storage_path, in_job=in_ray_job(), flag='--storage_path')}/prepared"
+    if settings.run.storage_path is not None:
+        return f"{place(settings.run.storage_path, in_job=in_ray_job(), flag='--storage_path')}/prepared"
     return f"{os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')}/vlmtune/prepared"

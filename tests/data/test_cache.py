@@ -17,6 +17,7 @@ from vlmtune.data.order import Order
 from vlmtune.data.source import DataSource
 from vlmtune.data.stream import read_batches, stream_batches
 from vlmtune.errors import DataError
+from vlmtune.model_ref import ModelRef
 
 
 def fake_store(cache: Path, number: int, *, age: float, megabytes: int = 1) -> Path:
@@ -53,7 +54,7 @@ def test_what_killed_runs_left_is_deleted_too_and_nothing_else(tmp_path: Path) -
 @pytest.fixture(scope="module")
 def source(mall: Path, models: Path) -> Iterator[DataSource]:
     connect()
-    yield DataSource(data_path=str(mall), model=str(models / "llava"))
+    yield DataSource(data_path=str(mall), model=ModelRef(str(models / "llava")))
     ray.shutdown()
 
 

@@ -12,8 +12,8 @@ from transformers import CLIPImageProcessorPil, EfficientNetImageProcessorPil
 from transformers.utils.import_utils import is_torchvision_available
 
 from vlmtune.data.collate import PixelFormat, collate, probe_pixel_format, split_batch
-from vlmtune.data.processor import load_processor
 from vlmtune.data.tokenize import IGNORED, EncodedExample, RowEncoder, shorten
+from vlmtune.model_ref import ModelRef
 
 Message = dict[str, Any]
 PICTURE = {"type": "image"}
@@ -62,7 +62,7 @@ MIXES = ["a", "b", "t", "ab", "ba", "aba", "tt", "at", "ta", "tb", "abt"]
 @cache
 def kit(folder: Path, floats: bool = False) -> tuple[RowEncoder, PixelFormat]:
     """An encoder and the way that it stores pixels: as `probe_pixel_format` found, or as the processor's floats."""
-    processor = load_processor(str(folder))
+    processor = ModelRef(str(folder)).processor()
     processor.tokenizer.padding_side = "right"
     found = probe_pixel_format(processor)
     pixels = PixelFormat(raw=False, per_row=found.per_row) if floats else found
@@ -148,7 +148,7 @@ def test_probe_finds_that_resized_uint8_will_do(models: Path, family: str) -> No
     ids=["not rescaled", "not normalised", "normalised twice", "offset"],
 )
 def test_probe_keeps_floats_where_normalising_uint8_would_differ(models: Path, image_processor: Any) -> None:
-    processor = load_processor(str(models / "llava"))
+    processor = ModelRef(str(models / "llava")).processor()
     processor.image_processor = image_processor
     assert probe_pixel_format(processor) == PixelFormat(raw=False, per_row=False)
 

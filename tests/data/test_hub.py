@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from huggingface_hub import constants
 
-from vlmtune.data.hub import stay_offline_unless_reachable
+from vlmtune.hub import stay_offline_unless_reachable
 
 
 @pytest.fixture(autouse=True)

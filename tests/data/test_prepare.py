@@ -25,12 +25,12 @@ from PIL import Image
 
 from vlmtune.cluster import connect
 from vlmtune.data.cache import USED, prepare_store
-from vlmtune.data.processor import load_processor
 from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import ANSWER, RowEncoder
 from vlmtune.demo.scenes import MESSAGES
 from vlmtune.errors import DataError, ModelError
+from vlmtune.model_ref import ModelRef
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("cluster")]
 COUNTS = [3, 0, 7, 5, 2, 9, 4, 1]  # of people, one a picture
@@ -192,9 +192,10 @@ def test_a_format_from_files_to_labels(tmp_path: Path, llava: str, write: Callab
     folder = tmp_path / "data"
     folder.mkdir()
     store = prepare_store(
-        DataSource(str(write(folder)), llava, eval_fraction=0.25, test_fraction=0.25), str(tmp_path / "cache")
+        DataSource(str(write(folder)), ModelRef(llava), eval_fraction=0.25, test_fraction=0.25),
+        str(tmp_path / "cache"),
     )
-    encoder = RowEncoder(load_processor(llava), raw_pixels=True)
+    encoder = RowEncoder(ModelRef(llava).processor(), raw_pixels=True)
     assert answers(store, encoder) == [[f" {count} people</s>"] for count in COUNTS]
     assert sorted(store.column("split")) == ["eval"] * 2 + ["test"] * 2 + ["train"] * 4
     question = [
@@ -214,10 +215,12 @@ def test_a_format_from_files_to_labels(tmp_path: Path, llava: str, write: Callab
 
 
 def test_the_sample_frames_in_two_languages(tmp_path: Path, mall: Path, llava: str) -> None:
-    store = prepare_store(DataSource(str(mall), llava, eval_fraction=0.2, test_fraction=0.2), str(tmp_path))
+    store = prepare_store(
+        DataSource(str(mall), ModelRef(llava), eval_fraction=0.2, test_fraction=0.2), str(tmp_path)
+    )
     labels = [line.split(",")[1] for line in (mall / "labels.csv").read_text().splitlines()[1:]]
     assert MESSAGES.count("{count}") == 2
-    assert answers(store, RowEncoder(load_processor(llava))) == [
+    assert answers(store, RowEncoder(ModelRef(llava).processor())) == [
         [text] for n in labels for text in (f" {n}</s>", f" {n}명</s>")
     ]
     on = defaultdict(set)
@@ -242,9 +245,9 @@ def test_other_families_and_many_turns(tmp_path: Path, models: Path, family: str
     )
     model = str(models / family)
     store = prepare_store(
-        DataSource(str(path), model, eval_fraction=0, test_fraction=0), str(tmp_path / "cache")
+        DataSource(str(path), ModelRef(model), eval_fraction=0, test_fraction=0), str(tmp_path / "cache")
     )
-    found = answers(store, RowEncoder(load_processor(model)))
+    found = answers(store, RowEncoder(ModelRef(model).processor()))
     assert found == [[answer.format(text) for text in talk[1::2]], [answer.format("A member.")]]
     assert (store.column("image_tokens") > 0).tolist() == [True, False]
 
@@ -262,7 +265,7 @@ def test_rows_lie_in_the_order_of_their_sources(tmp_path: Path, llava: str) -> N
         folder / "b.jsonl", [{"instruction": f"b{number}?", "output": f"b{number}"} for number in range(200)]
     )
     write_lines(folder / "c.jsonl", [{"instruction": "c?", "output": "c0"}])
-    store = prepare_store(DataSource(str(folder), llava), str(tmp_path / "cache"))
+    store = prepare_store(DataSource(str(folder), ModelRef(llava)), str(tmp_path / "cache"))
     expected = [
         f"{folder}/{name}.jsonl:{line + 1}"
         for name, rows in (("a", 90), ("b", 200), ("c", 1))
@@ -272,7 +275,7 @@ def test_rows_lie_in_the_order_of_their_sources(tmp_path: Path, llava: str) -> N
     texts = [
         f" {name}{number}</s>" for name, rows in (("a", 90), ("b", 200), ("c", 1)) for number in range(rows)
     ]
-    assert answers(store, RowEncoder(load_processor(llava))) == [[text] for text in texts]
+    assert answers(store, RowEncoder(ModelRef(llava).processor())) == [[text] for text in texts]
     assert len(set(store.column("shard"))) > 3
 
 
@@ -285,7 +288,7 @@ def files_of(store: Store) -> dict[str, int]:
 
 def test_prepared_once_and_found_again(tmp_path: Path, llava: str) -> None:
     cache = tmp_path / "cache"
-    source = DataSource(str(instruction_jsonl(tmp_path)), llava)
+    source = DataSource(str(instruction_jsonl(tmp_path)), ModelRef(llava))
     first = prepare_store(source, str(cache))
     before = files_of(first)
     again = prepare_store(source, str(cache))
@@ -293,9 +296,9 @@ def test_prepared_once_and_found_again(tmp_path: Path, llava: str) -> None:
     assert files_of(again) == before
     assert [path.name for path in cache.iterdir()] == [Path(first.folder).name]
     moved = shutil.copytree(llava, tmp_path / "moved")
-    assert prepare_store(DataSource(source.data_path, str(moved)), str(cache)).folder == first.folder, (
-        "the same processor in another place"
-    )
+    assert (
+        prepare_store(DataSource(source.data_path, ModelRef(str(moved))), str(cache)).folder == first.folder
+    ), "the same processor in another place"
 
 
 def change_data(folder: Path) -> None:
@@ -320,7 +323,7 @@ def change_template(folder: Path) -> None:
 
 
 def change_tokenizer(folder: Path) -> None:
-    processor = load_processor(str(folder / "model"))
+    processor = ModelRef(str(folder / "model")).processor()
     processor.tokenizer.add_tokens(["people"])
     processor.save_pretrained(folder / "model")
 
@@ -330,7 +333,7 @@ def change_tokenizer(folder: Path) -> None:
 )
 def test_a_change_makes_a_new_store(tmp_path: Path, llava: str, change: Callable[[Path], None]) -> None:
     shutil.copytree(llava, tmp_path / "model")
-    source = DataSource(str(instruction_jsonl(tmp_path)), str(tmp_path / "model"))
+    source = DataSource(str(instruction_jsonl(tmp_path)), ModelRef(str(tmp_path / "model")))
     old = prepare_store(source, str(tmp_path / "cache"))
     before = [
         (example.input_ids.tolist(), example.tensors["pixel_values"].tolist())
@@ -376,7 +379,7 @@ def bad_rows(folder: Path) -> tuple[Path, dict[int, str]]:
 def test_bad_rows_stop_with_the_first_five_named(tmp_path: Path, llava: str) -> None:
     path, reasons = bad_rows(tmp_path)
     with pytest.raises(DataError) as refusal:
-        prepare_store(DataSource(str(path), llava), str(tmp_path / "cache"))
+        prepare_store(DataSource(str(path), ModelRef(llava)), str(tmp_path / "cache"))
     message = str(refusal.value)
     for line, reason in list(reasons.items())[:5]:
         start = message.index(f"{path}:{line}: ")
@@ -390,10 +393,12 @@ def test_bad_rows_stop_with_the_first_five_named(tmp_path: Path, llava: str) -> 
 
 def test_bad_rows_are_listed_and_left_out_on_request(tmp_path: Path, llava: str) -> None:
     path, reasons = bad_rows(tmp_path)
-    store = prepare_store(DataSource(str(path), llava, on_bad_row="skip"), str(tmp_path / "cache"))
+    store = prepare_store(DataSource(str(path), ModelRef(llava), on_bad_row="skip"), str(tmp_path / "cache"))
     assert (store.meta.rows, store.meta.bad_rows) == (8, 7)
     assert store.column("source").tolist() == [f"{path}:{line}" for line in (1, 3, 5, 7, 9, 11, 13, 15)]
-    assert answers(store, RowEncoder(load_processor(llava))) == [[f" {count} people</s>"] for count in COUNTS]
+    assert answers(store, RowEncoder(ModelRef(llava).processor())) == [
+        [f" {count} people</s>"] for count in COUNTS
+    ]
     store.copy_bad_rows(str(tmp_path / "bad_rows.jsonl"))
     listed = [json.loads(line) for line in (tmp_path / "bad_rows.jsonl").read_text().splitlines()]
     assert [row["source"] for row in listed] == [f"{path}:{line}" for line in reasons]
@@ -403,7 +408,7 @@ def test_bad_rows_are_listed_and_left_out_on_request(tmp_path: Path, llava: str)
 
 def test_a_mended_image_makes_its_row_good(tmp_path: Path, llava: str) -> None:
     path, _ = bad_rows(tmp_path)
-    source = DataSource(str(path), llava, on_bad_row="skip")
+    source = DataSource(str(path), ModelRef(llava), on_bad_row="skip")
     assert prepare_store(source, str(tmp_path / "cache")).meta.bad_rows == 7
     picture(50).save(tmp_path / "images" / "none.png")
     picture(51).save(tmp_path / "images" / "half.png")
@@ -413,7 +418,7 @@ def test_a_mended_image_makes_its_row_good(tmp_path: Path, llava: str) -> None:
 def test_nothing_but_bad_rows_cannot_be_skipped(tmp_path: Path, llava: str) -> None:
     path = write_lines(tmp_path / "data.jsonl", [{"instruction": "a", "output": None}] * 3)
     with pytest.raises(DataError, match=f"{path}: no usable row"):
-        prepare_store(DataSource(str(path), llava, on_bad_row="skip"), str(tmp_path / "cache"))
+        prepare_store(DataSource(str(path), ModelRef(llava), on_bad_row="skip"), str(tmp_path / "cache"))
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
@@ -427,7 +432,7 @@ def test_a_file_that_breaks_off_inside_a_task_is_one_plain_line(
     content = path.read_bytes()
     path.write_bytes(content[:4] + b"\xff" * 40 + content[44:])  # the pages, not the footer that a scan reads
     with pytest.raises(DataError) as refusal:
-        prepare_store(DataSource(str(path), llava), str(tmp_path / "cache"))
+        prepare_store(DataSource(str(path), ModelRef(llava)), str(tmp_path / "cache"))
     assert type(refusal.value) is DataError
     assert str(refusal.value).startswith(f"{path} cannot be read: ")
     assert "\n" not in str(refusal.value)
@@ -438,7 +443,9 @@ def test_a_file_that_breaks_off_inside_a_task_is_one_plain_line(
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "data.jsonl", [{"instruction": "a", "output": "b"}])
     with pytest.raises(ModelError, match=r"nowhere/model.*is not there"):
-        prepare_store(DataSource(str(path), str(tmp_path / "nowhere/model")), str(tmp_path / "cache"))
+        prepare_store(
+            DataSource(str(path), ModelRef(str(tmp_path / "nowhere/model"))), str(tmp_path / "cache")
+        )
     assert not (tmp_path / "cache").exists()
 
 
@@ -451,7 +458,8 @@ def test_sides_follow_the_content_not_the_order_of_rows(tmp_path: Path, llava: s
     shuffled = random.Random(0).sample(rows, len(rows))
     other = write_lines(tmp_path / "shuffled.jsonl", shuffled)
     one, two = (
-        prepare_store(DataSource(str(file), llava), str(tmp_path / "cache")) for file in (path, other)
+        prepare_store(DataSource(str(file), ModelRef(llava)), str(tmp_path / "cache"))
+        for file in (path, other)
     )
     by_text = [
         {row["output"]: side for row, side in zip(order, sides(s).values(), strict=True)}
@@ -459,13 +467,14 @@ def test_sides_follow_the_content_not_the_order_of_rows(tmp_path: Path, llava: s
     ]
     assert by_text[0] == by_text[1]
     assert set(by_text[0].values()) == {"train", "eval", "test"}
-    reseeded = prepare_store(DataSource(str(path), llava, seed=1), str(tmp_path / "cache"))
+    reseeded = prepare_store(DataSource(str(path), ModelRef(llava), seed=1), str(tmp_path / "cache"))
     assert sides(reseeded) != sides(one)
 
 
 def test_group_by_keeps_a_camera_on_one_side(tmp_path: Path, mall: Path, llava: str) -> None:
     store = prepare_store(
-        DataSource(str(mall), llava, group_by="camera", eval_fraction=0.2, test_fraction=0.2), str(tmp_path)
+        DataSource(str(mall), ModelRef(llava), group_by="camera", eval_fraction=0.2, test_fraction=0.2),
+        str(tmp_path),
     )
     lines = [line.split(",") for line in (mall / "labels.csv").read_text().splitlines()[1:]]
     camera = {f"seq_{int(number):06d}": name for number, _, name in lines}
@@ -481,7 +490,7 @@ def test_too_few_groups_for_the_sides(tmp_path: Path, llava: str) -> None:
     rows = counted(tmp_path)
     path = write_lines(tmp_path / "data.jsonl", [{**row, "image": rows[0]["image"]} for row in rows])
     with pytest.raises(DataError, match=r"8 rows in 1 groups of equal images .* no row for train"):
-        prepare_store(DataSource(str(path), llava), str(tmp_path / "cache"))
+        prepare_store(DataSource(str(path), ModelRef(llava)), str(tmp_path / "cache"))
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
@@ -492,7 +501,8 @@ def test_evaluation_data_of_its_own(tmp_path: Path, llava: str) -> None:
         write_lines(tmp_path / "eval.jsonl", rows[5:]),
     )
     store = prepare_store(
-        DataSource(str(train), llava, eval_data_path=str(held), test_fraction=0.2), str(tmp_path / "cache")
+        DataSource(str(train), ModelRef(llava), eval_data_path=str(held), test_fraction=0.2),
+        str(tmp_path / "cache"),
     )
     assert store.column("split")[5:].tolist() == ["eval"] * 3
     assert sorted(store.column("split")[:5]) == ["test"] + ["train"] * 4
@@ -508,7 +518,8 @@ def test_evaluation_data_with_an_image_that_is_trained_on(tmp_path: Path, llava:
         DataError, match=rf"{train}:3: the same image or group is also in {held}; remove it from one"
     ):
         prepare_store(
-            DataSource(str(train), llava, eval_data_path=str(held), test_fraction=0), str(tmp_path / "cache")
+            DataSource(str(train), ModelRef(llava), eval_data_path=str(held), test_fraction=0),
+            str(tmp_path / "cache"),
         )
     assert not list((tmp_path / "cache").glob("*.part"))
 
@@ -517,7 +528,7 @@ def test_evaluation_data_with_an_image_that_is_trained_on(tmp_path: Path, llava:
 
 
 def test_two_that_prepare_the_same_data_at_once(tmp_path: Path, llava: str) -> None:
-    source, cache = DataSource(str(instruction_jsonl(tmp_path)), llava), str(tmp_path / "cache")
+    source, cache = DataSource(str(instruction_jsonl(tmp_path)), ModelRef(llava)), str(tmp_path / "cache")
     barrier, made, failed = threading.Barrier(2), [], []
 
     def run() -> None:
@@ -533,7 +544,7 @@ def test_two_that_prepare_the_same_data_at_once(tmp_path: Path, llava: str) -> N
     for thread in threads:
         thread.join()
     assert not failed
-    encoder = RowEncoder(load_processor(llava))
+    encoder = RowEncoder(ModelRef(llava).processor())
     assert (
         answers(made[0], encoder)
         == answers(made[1], encoder)
@@ -551,8 +562,8 @@ def test_a_killed_run_leaves_nothing_that_is_used(tmp_path: Path, llava: str) ->
     picture.unlink()
     os.mkfifo(picture)  # a file whose reading never ends: the run is sure to be killed in its middle
     program = (
-        "import sys; from vlmtune.cluster import connect; from vlmtune.data.cache import prepare_store; from vlmtune.data.source import DataSource\n"
-        "connect(); prepare_store(DataSource(*sys.argv[1:3]), sys.argv[3])"
+        "import sys; from vlmtune.cluster import connect; from vlmtune.data.cache import prepare_store; from vlmtune.data.source import DataSource; from vlmtune.model_ref import ModelRef\n"
+        "connect(); prepare_store(DataSource(sys.argv[1], ModelRef(sys.argv[2])), sys.argv[3])"
     )
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     process = subprocess.Popen([sys.executable, "-c", program, str(path), llava, str(cache)], env=environment)
@@ -568,6 +579,8 @@ def test_a_killed_run_leaves_nothing_that_is_used(tmp_path: Path, llava: str) ->
     assert left.name.endswith(".part")
     picture.unlink()
     picture.write_bytes(content)
-    store = prepare_store(DataSource(str(path), llava), str(cache))
+    store = prepare_store(DataSource(str(path), ModelRef(llava)), str(cache))
     assert store.folder != str(left)
-    assert answers(store, RowEncoder(load_processor(llava))) == [[f" {count} people</s>"] for count in COUNTS]
+    assert answers(store, RowEncoder(ModelRef(llava).processor())) == [
+        [f" {count} people</s>"] for count in COUNTS
+    ]

@@ -18,6 +18,7 @@ from vlmtune.data.store import Store
 from vlmtune.data.stream import LOOP_SECONDS, Batch, Paced, read_batches, stream_batches
 from vlmtune.data.tokenize import IGNORED
 from vlmtune.errors import DataError
+from vlmtune.model_ref import ModelRef
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -40,7 +41,7 @@ def store(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Store:
     return prepare_store(
-        DataSource(str(mall), str(models / request.param)), str(tmp_path_factory.mktemp("cache"))
+        DataSource(str(mall), ModelRef(str(models / request.param))), str(tmp_path_factory.mktemp("cache"))
     )
 
 
@@ -119,7 +120,7 @@ def test_lengths_are_padded_to_a_multiple(store: Store) -> None:
 
 
 def test_damage_is_told_as_it_is_in_a_task(store: Store, models: Path, mall: Path, tmp_path: Path) -> None:
-    own = prepare_store(DataSource(str(mall), str(models / "llava"), seed=1), str(tmp_path))
+    own = prepare_store(DataSource(str(mall), ModelRef(str(models / "llava")), seed=1), str(tmp_path))
     for shard in Path(own.folder).glob("rows-*.parquet"):
         shard.write_bytes(shard.read_bytes()[:-200])
     with pytest.raises(DataError) as refusal:

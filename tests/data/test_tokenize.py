@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.utils.import_utils import is_torchvision_available
 
-from vlmtune.data.processor import load_processor
 from vlmtune.data.tokenize import (
     ANSWER,
     BUILTIN_TEMPLATE,
@@ -28,6 +27,7 @@ from vlmtune.data.tokenize import (
     required_length,
     shorten,
 )
+from vlmtune.model_ref import ModelRef
 
 Message = dict[str, Any]
 PICTURE = {"type": "image"}
@@ -112,7 +112,7 @@ def pictures(messages: list[Message]) -> list[Image.Image]:
 
 @cache
 def encoder_of(folder: Path, template: str | None = None) -> RowEncoder:
-    processor = load_processor(str(folder))
+    processor = ModelRef(str(folder)).processor()
     if template is not None:
         processor.chat_template = template
     return RowEncoder(processor)
@@ -314,7 +314,7 @@ def test_a_template_for_plain_strings_is_refused_without_images_too(models: Path
 
 def test_raw_pixels_are_the_resized_ones(models: Path) -> None:
     messages = CONVERSATIONS["one turn"]
-    encoder = RowEncoder(load_processor(str(models / "llava")), raw_pixels=True)
+    encoder = RowEncoder(ModelRef(str(models / "llava")).processor(), raw_pixels=True)
     example = encoder.encode(messages, [picture(56, 56)])  # already of the model's size
     assert example.tensors["pixel_values"].dtype == np.uint8
     assert np.array_equal(example.tensors["pixel_values"][0], np.asarray(picture(56, 56)).transpose(2, 0, 1))

@@ -16,6 +16,7 @@ from vlmtune.demo.kinds import NAMES
 from vlmtune.demo.quiz import ask
 from vlmtune.demo.toys import Thing, draw_toys
 from vlmtune.demo.trained import BASE
+from vlmtune.model_ref import ModelRef
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,6 @@ def test_the_script_makes_a_model_that_loads(tmp_path: Path, monkeypatch: pytest
     from vlmtune.model.base import load_base
 
     assert (
-        load_base(str(tmp_path), quantization="nf4", dtype=None, device=torch.device("cpu")).dtype
+        load_base(ModelRef(str(tmp_path)), quantization="nf4", dtype=None, device=torch.device("cpu")).dtype
         == torch.float32
     )

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vlmtune.data.processor import load_processor
 from vlmtune.demo.scenes import write_mall
 from vlmtune.demo.toys import draw_toys
 from vlmtune.demo.trained import BASE, write_trained_llava
 from vlmtune.model.base import load_base
+from vlmtune.model_ref import ModelRef
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +24,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(folder: Path) -> Any:
-    return load_base(str(folder), quantization="nf4", dtype=None, device=torch.device("cpu"))
+    return load_base(ModelRef(str(folder)), quantization="nf4", dtype=None, device=torch.device("cpu"))
 
 
 def answers(base: Any, folder: Path, pictures: list[Image.Image], question: str) -> list[str]:
-    processor: Any = load_processor(str(folder))
+    processor: Any = ModelRef(str(folder)).processor()
     text = f"USER: <image>\n{question} ASSISTANT:"
     inputs = processor(
         text=[text] * len(pictures), images=[[picture] for picture in pictures], return_tensors="pt"

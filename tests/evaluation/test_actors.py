@@ -19,6 +19,7 @@ from vlmtune.evaluation.actors import BASE, Job, answering_as, load, run
 from vlmtune.evaluation.generate import Layout
 from vlmtune.model.base import load_base
 from vlmtune.model.lora import attach, lora_config, save_adapter, target_modules
+from vlmtune.model_ref import ModelRef
 
 CPU = torch.device("cpu")
 
@@ -27,7 +28,7 @@ def files_of(
     models: Path, folder: Path, *, rank: int, targets: list[str], **options: Any
 ) -> dict[str, bytes]:
     """An adapter with random values, as the files of its folder."""
-    base = load_base(str(models / "llava"), quantization="nf4", dtype="float32", device=CPU)
+    base = load_base(ModelRef(str(models / "llava")), quantization="nf4", dtype="float32", device=CPU)
     names = target_modules(base, targets, lora_vision=False)
     model = attach(
         base, lora_config(base, r=rank, alpha=16, dropout=0.0, target_modules=names, **options), seed=rank
@@ -48,9 +49,9 @@ def test_adapters_beside_each_other_answer_as_each_alone(
         "best": files_of(models, tmp_path / "best", rank=8, targets=["q_proj", "v_proj"], use_dora=use_dora),
         "own": files_of(models, tmp_path / "own", rank=2, targets=["k_proj", "v_proj", "down_proj"]),
     }
-    values = Settings.from_dict(
+    values = Settings.from_flags(
         {"model_name_or_path": str(models / "llava"), "quantization": "nf4", "dtype": "float32"}
-    ).to_dict()
+    ).to_flags()
     tokens = torch.arange(5, 21)[None]
 
     def logits(model: Any, name: str) -> torch.Tensor:
@@ -75,10 +76,10 @@ def test_few_processes_read(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     cluster = connect()
     try:
-        store = prepare_store(DataSource(str(mall), str(models / "llava")), str(tmp_path / "cache"))
-        values = Settings.from_dict(
+        store = prepare_store(DataSource(str(mall), ModelRef(str(models / "llava"))), str(tmp_path / "cache"))
+        values = Settings.from_flags(
             {"model_name_or_path": str(models / "llava"), "dtype": "float32", "use_cpu": True}
-        ).to_dict()
+        ).to_flags()
         items = [{"number": number} for number in range(16)]
 
         def read(item: dict[str, Any]) -> Iterator[dict[str, Any]]:

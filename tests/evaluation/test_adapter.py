@@ -21,11 +21,11 @@ def folder(tmp_path: Path) -> Path:
 
 def test_config_yaml_tells_base_and_data_and_options_stand_over_it(folder: Path) -> None:
     data = {"data_path": str(folder / "mall"), "group_by": "camera", "eval_fraction": 0.2}
-    Settings.from_dict({"model_name_or_path": "owner/other", "quantization": "nf4", **data}).save(
+    Settings.from_flags({"model_name_or_path": "owner/other", "quantization": "nf4", **data}).save(
         folder / "config.yaml"
     )
     settings = adapter_settings(str(folder), {"quantization": "none", "use_cpu": "true"})
-    assert (settings.model.base_model, settings.model.base_quantization, settings.get("use_cpu")) == (
+    assert (settings.model.base_model, settings.model.base_quantization, settings.run.use_cpu) == (
         "owner/other",
         "none",
         True,

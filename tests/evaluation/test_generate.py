@@ -9,7 +9,6 @@ import torch
 
 from vlmtune.data.collate import probe_pixel_format
 from vlmtune.data.images import load_image
-from vlmtune.data.processor import load_processor
 from vlmtune.data.tokenize import EncodedExample, RowEncoder
 from vlmtune.evaluation.generate import (
     Layout,
@@ -23,6 +22,7 @@ from vlmtune.evaluation.generate import (
 from vlmtune.model.base import load_base
 from vlmtune.model.fast import skip_padding_mask
 from vlmtune.model.lora import attach, lora_config, target_modules
+from vlmtune.model_ref import ModelRef
 
 PICTURE = {"type": "image"}
 FAMILIES = [("llava", "nf4"), ("mllama", "int8"), ("smolvlm", "none")]
@@ -72,7 +72,7 @@ class Kit:
     """A tiny model and ROWS as it takes them."""
 
     def __init__(self, folder: Path, frames: Path, quantization: str) -> None:
-        self.processor: Any = load_processor(str(folder))
+        self.processor: Any = ModelRef(str(folder)).processor()
         self.tokenizer = self.processor.tokenizer
         self.layout = Layout(probe_pixel_format(self.processor), self.tokenizer.pad_token_id)
         self.encoder = encoder = RowEncoder(self.processor, raw_pixels=self.layout.pixels.raw)
@@ -82,7 +82,7 @@ class Kit:
         ]
         self.pictures = pictures
         self.model: Any = load_base(
-            str(folder), quantization=quantization, dtype="float32", device=torch.device("cpu")
+            ModelRef(str(folder)), quantization=quantization, dtype="float32", device=torch.device("cpu")
         ).eval()  # type: ignore[arg-type]
         self.ends = end_tokens(self.model, self.processor)
 

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vlmtune.data.processor import load_processor
 from vlmtune.demo.models import write_model
 from vlmtune.errors import ModelError
 from vlmtune.model.base import check_model, default_dtype, load_base
 from vlmtune.model.frozen import Int8Linear, dequantize_weight
+from vlmtune.model_ref import ModelRef
 
 CPU = torch.device("cpu")
 
@@ -45,14 +45,14 @@ def edit_json(path: Path, **changes: object) -> None:
 
 
 def test_processor_and_config(models: Path):
-    assert type(load_processor(str(models / "llava"))).__name__ == "LlavaProcessor"
-    assert check_model(str(models / "mllama")).model_type == "mllama"
+    assert type(ModelRef(str(models / "llava")).processor()).__name__ == "LlavaProcessor"
+    assert check_model(ModelRef(str(models / "mllama"))).model_type == "mllama"
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
 @pytest.mark.parametrize("family", ["llava", "mllama"])
 def test_base_is_frozen_and_quantised_but_for_the_head(models: Path, family: str, quantization: str):
-    model = load_base(str(models / family), quantization=quantization, dtype="bfloat16", device=CPU)
+    model = load_base(ModelRef(str(models / family)), quantization=quantization, dtype="bfloat16", device=CPU)
     kind = {"none": nn.Linear, "nf4": Linear4bit, "int8": Int8Linear}[quantization]
     head = model.get_output_embeddings()
     assert {
@@ -72,8 +72,10 @@ def test_base_is_frozen_and_quantised_but_for_the_head(models: Path, family: str
 def test_quantised_weights_are_the_files_within_their_precision(
     models: Path, quantization: str, relative_error: float
 ):
-    plain = load_base(str(models / "llava"), quantization="none", dtype="float32", device=CPU)
-    quantised = load_base(str(models / "llava"), quantization=quantization, dtype="float32", device=CPU)
+    plain = load_base(ModelRef(str(models / "llava")), quantization="none", dtype="float32", device=CPU)
+    quantised = load_base(
+        ModelRef(str(models / "llava")), quantization=quantization, dtype="float32", device=CPU
+    )
     name = "model.language_model.layers.1.mlp.down_proj"
     exact, stored = plain.get_submodule(name).weight, dequantize_weight(quantised.get_submodule(name))
     assert 0 < (stored - exact).norm() / exact.norm() < relative_error
@@ -82,14 +84,16 @@ def test_quantised_weights_are_the_files_within_their_precision(
 def test_nested_quantisation_is_a_choice(models: Path):
     for nested in (True, False):
         model = load_base(
-            str(models / "llava"), quantization="nf4", dtype=None, device=CPU, nested_quant=nested
+            ModelRef(str(models / "llava")), quantization="nf4", dtype=None, device=CPU, nested_quant=nested
         )
         states = [module.weight.quant_state for module in model.modules() if isinstance(module, Linear4bit)]
         assert {(state.nested, state.quant_type) for state in states} == {(nested, "nf4")}
 
 
 def test_llm_int8_leaves_the_layers_to_bitsandbytes(models: Path):
-    model = load_base(str(models / "llava"), quantization="int8", dtype=None, device=CPU, llm_int8=True)
+    model = load_base(
+        ModelRef(str(models / "llava")), quantization="int8", dtype=None, device=CPU, llm_int8=True
+    )
     layer = model.get_submodule("model.language_model.layers.0.self_attn.q_proj")
     assert type(layer) is Linear8bitLt
     assert layer.state.threshold == 6.0
@@ -98,10 +102,10 @@ def test_llm_int8_leaves_the_layers_to_bitsandbytes(models: Path):
 def test_dtype(models: Path, llava: Path):
     assert default_dtype(CPU) == torch.float32
     name = str(models / "llava")
-    assert load_base(name, quantization="none", dtype=None, device=CPU).dtype == torch.float32
-    assert load_base(name, quantization="none", dtype="float16", device=CPU).dtype == torch.float16
+    assert load_base(ModelRef(name), quantization="none", dtype=None, device=CPU).dtype == torch.float32
+    assert load_base(ModelRef(name), quantization="none", dtype="float16", device=CPU).dtype == torch.float16
     edit_json(llava / "config.json", dtype="bfloat16")
-    model = load_base(str(llava), quantization="nf4", dtype="auto", device=CPU)
+    model = load_base(ModelRef(str(llava)), quantization="nf4", dtype="auto", device=CPU)
     assert model.dtype == torch.bfloat16
     assert {module.compute_dtype for module in model.modules() if isinstance(module, Linear4bit)} == {
         torch.bfloat16
@@ -111,13 +115,15 @@ def test_dtype(models: Path, llava: Path):
 def test_a_quantised_folder_loads_as_what_it_is_and_as_nothing_else(models: Path, tmp_path: Path):
     expected = {}
     for quantization in ("nf4", "int8"):
-        model = load_base(str(models / "llava"), quantization=quantization, dtype="float32", device=CPU)
+        model = load_base(
+            ModelRef(str(models / "llava")), quantization=quantization, dtype="float32", device=CPU
+        )
         layer = model.get_submodule("model.language_model.layers.0.mlp.up_proj")
         expected[quantization] = dequantize_weight(layer)
         model.save_pretrained(tmp_path / quantization)
     for quantization, weight in expected.items():
         again = load_base(
-            str(tmp_path / quantization), quantization=quantization, dtype="bfloat16", device=CPU
+            ModelRef(str(tmp_path / quantization)), quantization=quantization, dtype="bfloat16", device=CPU
         )
         assert {module.compute_dtype for module in again.modules() if isinstance(module, Linear4bit)} <= {
             torch.bfloat16
@@ -128,24 +134,24 @@ def test_a_quantised_folder_loads_as_what_it_is_and_as_nothing_else(models: Path
     with pytest.raises(
         ModelError, match=r"is stored in nf4, so .* --quantization int8: use --quantization nf4$"
     ):
-        load_base(str(tmp_path / "nf4"), quantization="int8", dtype=None, device=CPU)
+        load_base(ModelRef(str(tmp_path / "nf4")), quantization="int8", dtype=None, device=CPU)
     with pytest.raises(ModelError, match="is stored in int8"):
-        load_base(str(tmp_path / "int8"), quantization="none", dtype=None, device=CPU)
+        load_base(ModelRef(str(tmp_path / "int8")), quantization="none", dtype=None, device=CPU)
 
 
 def test_a_foreign_quantisation_is_refused(llava: Path):
     edit_json(llava / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
     with pytest.raises(ModelError, match=r"is stored in gptq, .*: give the model that it was made from"):
-        load_base(str(llava), quantization="nf4", dtype=None, device=CPU)
+        load_base(ModelRef(str(llava)), quantization="nf4", dtype=None, device=CPU)
 
 
 def refused(folder: Path, message: str) -> None:
     """Both the check before a GPU is taken and the loading itself refuse the folder, in one line that names
     it."""
     with pytest.raises(ModelError, match=message) as early:
-        check_model(str(folder))
+        check_model(ModelRef(str(folder)))
     with pytest.raises(ModelError, match=message):
-        load_base(str(folder), quantization="none", dtype=None, device=CPU)
+        load_base(ModelRef(str(folder)), quantization="none", dtype=None, device=CPU)
     assert "\n" not in str(early.value)
     assert str(folder) in str(early.value)
 
@@ -167,13 +173,13 @@ def test_weights_with_a_broken_header(llava: Path):
 
 
 def test_a_missing_shard(models: Path, llava: Path):
-    load_base(str(models / "llava"), quantization="none", dtype=None, device=CPU).save_pretrained(
+    load_base(ModelRef(str(models / "llava")), quantization="none", dtype=None, device=CPU).save_pretrained(
         llava, max_shard_size="500KB"
     )
     (llava / "model.safetensors").unlink(missing_ok=True)
     shards = sorted(llava.glob("model-*.safetensors"))
     assert len(shards) > 1
-    check_model(str(llava))
+    check_model(ModelRef(str(llava)))
     shards[1].unlink()
     refused(llava, rf"is incomplete: {shards[1].name} is missing")
 
@@ -192,7 +198,7 @@ def test_a_missing_tensor_is_not_made_up(llava: Path):
         ModelError,
         match=r"is incomplete: 1 tensors are in no weight file, for example .*layers\.1\.mlp\.up_proj",
     ):
-        load_base(str(llava), quantization="none", dtype=None, device=CPU)
+        load_base(ModelRef(str(llava)), quantization="none", dtype=None, device=CPU)
 
 
 def test_weights_of_another_shape(llava: Path):
@@ -202,7 +208,7 @@ def test_weights_of_another_shape(llava: Path):
         ModelError,
         match=r"does not fit its own config.json: .* is \[64, 128\] in the weights, \[64, 192\] by the config",
     ):
-        load_base(str(llava), quantization="none", dtype=None, device=CPU)
+        load_base(ModelRef(str(llava)), quantization="none", dtype=None, device=CPU)
 
 
 def test_a_config_that_is_no_json(llava: Path):
@@ -242,14 +248,14 @@ def test_a_text_model(models: Path, tmp_path: Path):
         shutil.copy(models / "llava" / file, tmp_path)
     edit_json(tmp_path / "tokenizer_config.json", processor_class=None)
     with pytest.raises(ModelError, match="no vision-language processor there"):
-        load_processor(str(tmp_path))
+        ModelRef(str(tmp_path)).processor()
 
 
 def test_a_folder_without_processor(llava: Path):
     for file in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
         (llava / file).unlink()
     with pytest.raises(ModelError, match=str(llava)):
-        load_processor(str(llava))
+        ModelRef(str(llava)).processor()
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -289,12 +295,13 @@ def hub() -> Iterator[str]:
 ASK = """
 import sys
 from vlmtune.errors import ModelError
-from vlmtune.data.processor import load_processor
+from vlmtune.model_ref import ModelRef
 from vlmtune.model.base import check_model
 for name in sys.argv[1:]:
-    for load in (check_model, load_processor):
+    ref = ModelRef(name, "v9")
+    for load in (check_model, ModelRef.processor):
         try:
-            load(name, revision="v9")
+            load(ref)
         except ModelError as error:
             print(error)
 """

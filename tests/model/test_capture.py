@@ -19,6 +19,7 @@ from vlmtune.model.fast import (
     without_vision_gradient,
 )
 from vlmtune.model.lora import attach, lora_config, target_modules
+from vlmtune.model_ref import ModelRef
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,7 +28,9 @@ pytestmark = [
 
 
 def fast_model(folder: Path, quantization: str, dropout: float) -> tuple[Any, Any]:
-    base = load_base(str(folder), quantization=quantization, dtype="bfloat16", device=torch.device("cuda"))  # type: ignore[arg-type]
+    base = load_base(
+        ModelRef(str(folder)), quantization=quantization, dtype="bfloat16", device=torch.device("cuda")
+    )  # type: ignore[arg-type]
     targets = target_modules(base, None, lora_vision=False)
     model = attach(base, lora_config(base, r=4, alpha=8, dropout=dropout, target_modules=targets), seed=0)
     with torch.no_grad():

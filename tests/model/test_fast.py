@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from vlmtune.data.processor import load_processor
 from vlmtune.demo.models import write_model
 from vlmtune.model.base import load_base
 from vlmtune.model.fast import (
@@ -19,6 +18,7 @@ from vlmtune.model.fast import (
     without_walks,
 )
 from vlmtune.model.lora import attach, lora_config, target_modules
+from vlmtune.model_ref import ModelRef
 
 CPU = torch.device("cpu")
 
@@ -32,7 +32,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def adapted(folder: Path, quantization: str, *, dropout: float = 0.0, **options: Any) -> tuple[Any, Any]:
-    base = load_base(str(folder), quantization=quantization, dtype="float32", device=CPU, **options)
+    base = load_base(ModelRef(str(folder)), quantization=quantization, dtype="float32", device=CPU, **options)
     targets = target_modules(base, None, lora_vision=False)
     model = attach(base, lora_config(base, r=4, alpha=8, dropout=dropout, target_modules=targets), seed=0)
     with torch.no_grad():  # B at zero would leave A without a gradient
@@ -47,7 +47,7 @@ def batch(folder: Path) -> dict[str, torch.Tensor]:
     import numpy as np
     from PIL import Image
 
-    processor: Any = load_processor(str(folder))
+    processor: Any = ModelRef(str(folder)).processor()
     processor.tokenizer.padding_side = "right"
     pixels = np.random.RandomState(0).randint(0, 255, (2, 40, 60, 3), dtype=np.uint8)
     texts = [
@@ -159,7 +159,7 @@ def test_mode_and_gradients_are_as_after_a_walk(models: Path):
 
 
 def test_dora_stays_with_peft(models: Path):
-    base = load_base(str(models / "llava"), quantization="none", dtype="float32", device=CPU)
+    base = load_base(ModelRef(str(models / "llava")), quantization="none", dtype="float32", device=CPU)
     config = lora_config(
         base,
         r=4,
@@ -174,7 +174,7 @@ def test_dora_stays_with_peft(models: Path):
 
 
 def test_an_adapted_vision_tower_keeps_its_gradient(models: Path):
-    base = load_base(str(models / "llava"), quantization="none", dtype="float32", device=CPU)
+    base = load_base(ModelRef(str(models / "llava")), quantization="none", dtype="float32", device=CPU)
     config = lora_config(
         base, r=4, alpha=8, dropout=0.0, target_modules=target_modules(base, None, lora_vision=True)
     )

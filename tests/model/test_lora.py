@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vlmtune.data.processor import load_processor
 from vlmtune.demo.models import write_model
 from vlmtune.errors import ModelError
 from vlmtune.model.base import load_base
@@ -30,6 +29,7 @@ from vlmtune.model.lora import (
     target_modules,
     to_fp32,
 )
+from vlmtune.model_ref import ModelRef
 
 CPU = torch.device("cpu")
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -51,7 +51,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def base_of(models: Path, family: str, quantization: str = "none", dtype: str = "float32") -> PreTrainedModel:
-    return load_base(str(models / family), quantization=quantization, dtype=dtype, device=CPU)
+    return load_base(ModelRef(str(models / family)), quantization=quantization, dtype=dtype, device=CPU)
 
 
 def adapted(
@@ -72,7 +72,7 @@ def batch_of(models: Path, family: str) -> dict[str, Tensor]:
         for index in range(count):
             ImageDraw.Draw(image).rectangle((index * 10, 20, index * 10 + 6, 50), fill="black")
         images.append([image])
-    processor = load_processor(str(models / family))
+    processor = ModelRef(str(models / family)).processor()
     texts = [PROMPTS[family].format(count) for count in (2, 5)]
     batch = dict(
         processor(images=images, text=texts, return_tensors="pt", padding=True, add_special_tokens=False)
@@ -352,7 +352,9 @@ def test_gradient_checkpointing_reaches_every_adapter(models: Path, family: str,
 def test_cross_attention_adapters_train_only_with_an_image(models: Path):
     model = adapted(base_of(models, "mllama")).train()
     give_b_values(model)
-    tokens = load_processor(str(models / "mllama"))(text=["How many people? 2 people"], return_tensors="pt")
+    tokens = ModelRef(str(models / "mllama")).processor()(
+        text=["How many people? 2 people"], return_tensors="pt"
+    )
     model(**tokens, labels=tokens["input_ids"]).loss.backward()
     with_gradient = {
         name
@@ -479,7 +481,7 @@ def test_a_loaded_adapter_is_frozen_unless_asked(models: Path, saved: Path):
 def test_saving_what_was_loaded_keeps_the_base_it_was_made_for(models: Path, saved: Path, tmp_path: Path):
     moved = Path(shutil.copytree(models / "llava", tmp_path / "elsewhere"))
     save_adapter(
-        load_adapter(load_base(str(moved), quantization="none", dtype=None, device=CPU), saved),
+        load_adapter(load_base(ModelRef(str(moved)), quantization="none", dtype=None, device=CPU), saved),
         tmp_path / "again",
     )
     configs = [

@@ -13,6 +13,7 @@ from vlmtune.errors import DoesNotFitError
 from vlmtune.model.base import outline
 from vlmtune.model.lora import target_modules
 from vlmtune.model.memory import GB, Load, Plan, Shapes, choose, estimate, plan_text, shapes
+from vlmtune.model_ref import ModelRef
 from vlmtune.training.needs import vision_tokens
 
 STEP = Load(quantization="nf4", batch=8, length=640, labelled=40, image_tokens=0, rank=16, vision_tokens=576)
@@ -173,11 +174,13 @@ def test_more_of_anything_takes_more():
 
 def test_weights_are_those_of_a_loaded_model(tmp_path):
     from vlmtune.demo.models import write_model
-    from vlmtune.model.base import load_base, read_config
+    from vlmtune.model.base import load_base
 
     write_model("llava", tmp_path)
-    model = load_base(str(tmp_path), quantization="none", dtype="float32", device=torch.device("cpu"))
-    found = shapes(outline(read_config(str(tmp_path))), [])
+    model = load_base(
+        ModelRef(str(tmp_path)), quantization="none", dtype="float32", device=torch.device("cpu")
+    )
+    found = shapes(outline(ModelRef(str(tmp_path)).config()), [])
     assert found.quantized + found.other == sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -6,15 +6,15 @@ import torch
 from PIL import Image
 
 from vlmtune.data.collate import collate
-from vlmtune.data.processor import load_processor
 from vlmtune.data.tokenize import RowEncoder
 from vlmtune.model.base import load_base
+from vlmtune.model_ref import ModelRef
 
 
 def test_rows_with_and_without_pictures_do_not_see_each_other(models: Path, mall: Path):
-    encoder = RowEncoder(load_processor(str(models / "mllama")))
+    encoder = RowEncoder(ModelRef(str(models / "mllama")).processor())
     model = load_base(
-        str(models / "mllama"), quantization="none", dtype="float32", device=torch.device("cpu")
+        ModelRef(str(models / "mllama")), quantization="none", dtype="float32", device=torch.device("cpu")
     )
     ask, picture = [{"type": "text", "text": "How many people?"}], [{"type": "image"}]
     answer = {"role": "assistant", "content": [{"type": "text", "text": "5"}]}

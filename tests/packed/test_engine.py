@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from training_kit import Run, difference, values_of
 
 from vlmtune.config.settings import Settings
-from vlmtune.data.processor import load_processor
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError, DoesNotFitError
 from vlmtune.evaluation.metrics import METRICS
 from vlmtune.evaluation.objective import Objective
 from vlmtune.model.base import load_base
+from vlmtune.model_ref import ModelRef
 from vlmtune.packed import engine, packed_model
 from vlmtune.packed.build import not_packable
 from vlmtune.packed.layers import AdapterLayout, RowAdapters
@@ -514,7 +514,7 @@ REFUSED = {
 def test_what_cannot_be_packed_is_refused_by_name(
     option: str, value: Any, stores: dict[str, Store], models: Path
 ):
-    settings = Settings.from_dict(values_of(stores["mall llava"], models / "llava", **{option: value}))
+    settings = Settings.from_flags(values_of(stores["mall llava"], models / "llava", **{option: value}))
     assert option in (not_packable(settings) or "")
 
 
@@ -549,14 +549,16 @@ def test_a_metric_of_answers_is_the_same_in_both_runners(
 
 def test_an_objective_answers_a_fixed_sample_before_the_end(stores: dict[str, Store], models: Path):
     store, asked = stores["mall llava"], []
-    settings = Settings.from_dict(
+    settings = Settings.from_flags(
         values_of(store, models / "llava", metric="exact_match", mode="max", metric_rows=3, max_new_tokens=2)
     )
     objective = Objective.of(settings)
     assert objective is not None
     assert Objective.of(settings.replace(metric="eval_loss", mode="min")) is None
-    base = load_base(str(models / "llava"), quantization="none", dtype=None, device=torch.device("cpu"))
-    processor = load_processor(str(models / "llava"))
+    base = load_base(
+        ModelRef(str(models / "llava")), quantization="none", dtype=None, device=torch.device("cpu")
+    )
+    processor = ModelRef(str(models / "llava")).processor()
 
     def read(store: Store, rows: Any) -> Any:
         asked.append(list(rows))

@@ -22,7 +22,7 @@ def arguments(tmp_path, **options):
         "lr_scheduler_type": "cosine",
         **options,
     }
-    return training_arguments(Settings.from_dict(values), str(tmp_path), checkpointing=False)
+    return training_arguments(Settings.from_flags(values), str(tmp_path), checkpointing=False)
 
 
 def gradients(layout: AdapterLayout, step: int) -> torch.Tensor:

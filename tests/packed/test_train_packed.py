@@ -45,7 +45,7 @@ def cluster(stores: dict[str, Store]) -> Iterator[Cluster]:
 
 
 def settings_of(stores: dict[str, Store], models: Path, **changes: Any) -> Settings:
-    return Settings.from_dict(values_of(stores[NAME], models / "mllama", **OPTIONS, **changes))
+    return Settings.from_flags(values_of(stores[NAME], models / "mllama", **OPTIONS, **changes))
 
 
 def adapter_of(outcome: Outcome) -> Adapter:

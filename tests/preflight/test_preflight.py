@@ -18,13 +18,13 @@ from vlmtune.config.settings import Settings
 from vlmtune.data.cache import find_or_make_store, prepare_store
 from vlmtune.data.facts import error_kind
 from vlmtune.data.lengths import rows_too_long, trained_tokens
-from vlmtune.data.processor import load_processor
 from vlmtune.data.samples import pick_samples
 from vlmtune.data.source import DataSource
 from vlmtune.data.split import EVAL, TEST, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import required_length, shorten
 from vlmtune.errors import DataError
+from vlmtune.model_ref import ModelRef
 from vlmtune.preflight.console_report import WIDTH, console_report
 from vlmtune.preflight.html_report import html_report
 from vlmtune.preflight.summary import Alike, Summary, check, summarise
@@ -90,7 +90,7 @@ def configure(data: Path, models: Path) -> Callable[..., Settings]:
         "eval_fraction": 0.2,
         "test_fraction": 0.1,
     }
-    return lambda **more: Settings.from_dict({**values, **more})
+    return lambda **more: Settings.from_flags({**values, **more})
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def summary(store: Store, configure: Callable[..., Settings], models: Path) -> S
     settings = configure(
         max_length=100, on_bad_row="skip", search_space={"max_length": {"choice": [32, 100, 400]}}
     )
-    return summarise(store, settings, load_processor(str(models / "llava")).tokenizer)
+    return summarise(store, settings, ModelRef(str(models / "llava")).processor().tokenizer)
 
 
 def place(store: Store, data: Path, line: int) -> int:
@@ -262,12 +262,12 @@ def test_texts_of_the_data_cannot_become_part_of_the_page(
         for number in range(6)
     ]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = Settings.from_dict(
+    settings = Settings.from_flags(
         {"data_path": str(tmp_path / "d.jsonl"), "model_name_or_path": str(models / "llava")}
     )
     source = DataSource.from_settings(settings)
     made = prepare_store(source, cache)
-    found = summarise(made, settings, load_processor(source.model).tokenizer)
+    found = summarise(made, settings, source.model.processor().tokenizer)
     text = html_report(found, pick_samples(made, source.scan().pieces))
     assert not {"script", "img"} & set(Links(text).tags)
     assert "&lt;script&gt;alert(" in text
@@ -296,7 +296,7 @@ def test_a_missing_image_that_arrives_is_noticed(
     for number in range(6):
         if number != 2:
             Image.new("RGB", (20, 20), (number * 40, 0, 0)).save(tmp_path / f"{number}.png")
-    source = DataSource(str(tmp_path / "d.jsonl"), str(models / "llava"))
+    source = DataSource(str(tmp_path / "d.jsonl"), ModelRef(str(models / "llava")))
     with pytest.raises(DataError, match="1 of 6 rows are bad"):
         prepare_store(source, cache)
     Image.new("RGB", (20, 20), "blue").save(tmp_path / "2.png")
@@ -304,11 +304,11 @@ def test_a_missing_image_that_arrives_is_noticed(
     assert whole.meta.rows == 6
     values = {
         "data_path": source.data_path,
-        "model_name_or_path": source.model,
+        "model_name_or_path": source.model.name,
         "on_long_row": "skip",
         "max_length": IMAGE_TOKENS,
     }
-    (problem,) = check(whole, Settings.from_dict(values))  # nothing is left to train on
+    (problem,) = check(whole, Settings.from_flags(values))  # nothing is left to train on
     assert problem.startswith("4 of 4 training rows do not fit max_length 16")
     assert "on_long_row" not in problem
 
@@ -329,11 +329,11 @@ def test_data_that_leave_nothing_to_train_on_are_told_of(
         "model_name_or_path": str(models / "llava"),
         "on_bad_row": "skip",
     }
-    settings = Settings.from_dict(values)
+    settings = Settings.from_flags(values)
     found = summarise(
         find_or_make_store(DataSource.from_settings(settings), cache),
         settings,
-        load_processor(str(models / "llava")).tokenizer,
+        ModelRef(str(models / "llava")).processor().tokenizer,
     )
     assert not found.ready
     assert problem in found.problems[0]

@@ -8,7 +8,7 @@ import ray
 import torch
 
 from vlmtune.cluster import connect
-from vlmtune.config.settings import parse
+from vlmtune.config.parse import parse
 from vlmtune.demo.scenes import write_instructions
 from vlmtune.training.run import train_adapter
 

@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlmtune.data.processor import load_processor
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError, DataError, ModelError
 from vlmtune.evaluation.evaluate import evaluate
 from vlmtune.evaluation.generate import answers
 from vlmtune.evaluation.metrics import METRICS, exact_match
 from vlmtune.model.base import load_base
+from vlmtune.model_ref import ModelRef
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("one_ray")
@@ -97,8 +97,10 @@ def test_the_command_compares_adapter_and_base_on_rows_that_no_search_saw(
 
     # The same answers without Ray, as a trial of a search asks for them.
     (store,) = (adapters["llava"].parent / "cache" / "vlmtune" / "prepared").glob(f"{metrics['data']}.*")
-    base = load_base(str(models / "llava"), quantization="nf4", dtype="float32", device=torch.device("cpu"))
-    processor = load_processor(str(models / "llava"))
+    base = load_base(
+        ModelRef(str(models / "llava")), quantization="nf4", dtype="float32", device=torch.device("cpu")
+    )
+    processor = ModelRef(str(models / "llava")).processor()
     asked = [row["row"] for row in rows]
     assert answers(base, processor, Store(str(store)), asked, max_new_tokens=8, batch_size=4) == [
         row["base_answer"] for row in rows

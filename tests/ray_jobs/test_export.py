@@ -17,6 +17,7 @@ from vlmtune.errors import ConfigError, ModelError
 from vlmtune.evaluation import export as module
 from vlmtune.evaluation.export import export
 from vlmtune.model.base import load_base
+from vlmtune.model_ref import ModelRef
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,7 +122,7 @@ def test_bad_input_is_one_plain_line_and_nothing_is_written(
     adapters: dict[str, Path], models: Path, tmp_path: Path
 ) -> None:
     four_bits = load_base(
-        str(models / "llava"), quantization="nf4", dtype="float32", device=torch.device("cpu")
+        ModelRef(str(models / "llava")), quantization="nf4", dtype="float32", device=torch.device("cpu")
     )
     four_bits.save_pretrained(tmp_path / "nf4")
     AutoProcessor.from_pretrained(models / "llava").save_pretrained(tmp_path / "nf4")

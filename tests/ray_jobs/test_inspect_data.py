@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from vlmtune.config.settings import parse
+from vlmtune.config.parse import parse
 from vlmtune.training.run import prepared
 
 ROOT = Path(__file__).parents[2]

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlmtune.cluster import connect
-from vlmtune.config.settings import parse
+from vlmtune.config.parse import parse
 from vlmtune.demo.scenes import write_instructions
 from vlmtune.errors import ConfigError, DataError, ModelError, ResourceError, UserError
 from vlmtune.training import run

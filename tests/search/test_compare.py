@@ -17,6 +17,7 @@ from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
 from vlmtune.model.base import load_base
 from vlmtune.model.lora import attach, lora_config, save_adapter, target_modules
+from vlmtune.model_ref import ModelRef
 from vlmtune.search.compare import (
     BASE,
     BEST,
@@ -104,10 +105,10 @@ def held_out(
     """A store with a few test rows, and settings to answer them with."""
     connect()
     store = prepare_store(
-        DataSource(str(mall), str(models / "llava"), eval_fraction=0.2, test_fraction=0.1),
+        DataSource(str(mall), ModelRef(str(models / "llava")), eval_fraction=0.2, test_fraction=0.1),
         str(tmp_path_factory.mktemp("cache")),
     )
-    yield store, Settings.from_dict(values_of(store, models / "llava"))
+    yield store, Settings.from_flags(values_of(store, models / "llava"))
     ray.shutdown()
 
 
@@ -115,7 +116,9 @@ def held_out(
 def adapter(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random adapter, whose answers are not the base's."""
     folder = tmp_path_factory.mktemp("adapter")
-    base = load_base(str(models / "llava"), quantization="nf4", dtype="float32", device=torch.device("cpu"))
+    base = load_base(
+        ModelRef(str(models / "llava")), quantization="nf4", dtype="float32", device=torch.device("cpu")
+    )
     targets = target_modules(base, None, lora_vision=False)
     model = attach(base, lora_config(base, r=4, alpha=64, dropout=0.0, target_modules=targets), seed=0)
     with torch.no_grad():

@@ -34,7 +34,7 @@ GRID = {"lora_r": {"grid": [2, 4]}, "learning_rate": {"grid": RATES}}
 
 @pytest.fixture(scope="module")
 def settings(models: Path, mall: Path, machine: None) -> Settings:
-    return Settings.from_dict(
+    return Settings.from_flags(
         {
             "data_path": str(mall),
             "model_name_or_path": str(models / "llava"),
@@ -155,13 +155,13 @@ def test_engines_plan_for_the_trial_that_asks_for_most(settings: Settings) -> No
         "per_device_train_batch_size": {"choice": [1, 8, 2]},
     }
     largest = most_demanding(settings, Space.parse(asked, settings))
-    model = largest.model
-    assert (model.lora_r, largest.get("max_length"), model.lora_dropout, model.lora_target_modules) == (
+    lora = largest.lora
+    assert (lora.r, largest.training.max_length, lora.dropout, lora.target_modules) == (
         16,
         None,
         0.3,
         targets[1],
     )
-    assert largest.get("per_device_train_batch_size") == 8
+    assert largest.training.per_device_train_batch_size == 8
     same = most_demanding(settings, Space.parse({"learning_rate": {"uniform": [1e-4, 1e-3]}}, settings))
     assert same == settings

@@ -59,7 +59,7 @@ def report(rows: list[TrialRow]) -> Report:
         if row.metrics
     }
     return Report(
-        settings=Settings.from_dict({"data_path": "<b>mall</b>", "model_name_or_path": "base"}),
+        settings=Settings.from_flags({"data_path": "<b>mall</b>", "model_name_or_path": "base"}),
         trials=Trials(rows, curves, {"eval_loss": "min"}, rows[1], rows[0]),
         names=["learning_rate", "lora_r", "lora_target_modules"],
         drawn=["learning_rate", "lora_r", "lora_target_modules"],

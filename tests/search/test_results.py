@@ -130,9 +130,9 @@ def test_another_metric_has_a_column_too() -> None:
 
 
 def test_the_settings_of_a_trial_are_the_configs_with_its_values() -> None:
-    settings = Settings.from_dict({"lora_r": 8, "learning_rate": 1e-4})
+    settings = Settings.from_flags({"lora_r": 8, "learning_rate": 1e-4})
     chosen = results.settings_of(row("a", results.COMPLETE, 1.0, lora_r=16), settings)
-    assert (chosen.model.lora_r, chosen.get("learning_rate")) == (16, 1e-4)
+    assert (chosen.lora.r, chosen.training.learning_rate) == (16, 1e-4)
 
 
 def test_the_front_holds_whom_nobody_beats() -> None:

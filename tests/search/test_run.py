@@ -35,7 +35,7 @@ ENOUGH = 10**12  # a rank whose adapter is larger than any address space
 
 @pytest.fixture(scope="module")
 def settings(models: Path, mall: Path, machine: None) -> Settings:
-    return Settings.from_dict(
+    return Settings.from_flags(
         {
             "data_path": str(mall),
             "model_name_or_path": str(models / "llava"),

@@ -11,7 +11,7 @@ from vlmtune.search.sampler import CONSTRAINT, TrialSearch
 from vlmtune.search.space import Space
 from vlmtune.training.report import EVALUATION
 
-OWN = Settings.from_dict({"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4})
+OWN = Settings.from_flags({"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4})
 SPACE = {
     "lora_r": {"choice": [4, 8, 64]},
     "lora_alpha": {"expr": "2 * lora_r"},

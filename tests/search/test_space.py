@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.tune.search.optuna import OptunaSearch
 
-from vlmtune.config.flags import flags
-from vlmtune.config.settings import Settings, parse
+from vlmtune.config.flag_table import flags
+from vlmtune.config.parse import parse
+from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError
 from vlmtune.search.space import FIXED, Space
 
 ROOT = Path(__file__).parents[2]
-OWN = Settings.from_dict(
+OWN = Settings.from_flags(
     {"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4, "max_length": 512, "lora_dropout": 0.05}
 )
 SPACE = {
@@ -147,7 +148,7 @@ def test_lists_and_missing_values_can_be_chosen() -> None:
     assert space.outside == {"lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
     drawn = run(space, 30)
     assert drawn[0] == {
-        "lora_target_modules": OWN.model.lora_target_modules,
+        "lora_target_modules": OWN.lora.target_modules,
         "max_length": 512,
         "use_rslora": False,
     }
@@ -170,7 +171,7 @@ def test_constants_are_applied_not_searched() -> None:
     first, second = run(space, 2)
     assert first == {"lora_alpha": 20, "max_steps": -1, "lora_r": 4, "lora_dropout": 0.1}
     assert second == {"lora_alpha": 8, "max_steps": second["max_steps"], "lora_r": 4, "lora_dropout": 0.1}
-    assert space.settings.model.lora_r == 4
+    assert space.settings.lora.r == 4
 
 
 def test_grids_are_listed_with_the_own_values_first() -> None:

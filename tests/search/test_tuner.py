@@ -29,7 +29,7 @@ from vlmtune.search.tuner import TRIAL_CPUS, Asha, diverged, make_scheduler, run
 from vlmtune.training.launch import worker_resources
 from vlmtune.training.report import EVALUATION, evaluation
 
-OWN = Settings.from_dict({"learning_rate": 1.0, "lora_r": 8, "grace_period": 0.25, "reduction_factor": 2})
+OWN = Settings.from_flags({"learning_rate": 1.0, "lora_r": 8, "grace_period": 0.25, "reduction_factor": 2})
 SPACE = {"learning_rate": {"uniform": [0.01, 0.5]}, "lora_r": {"choice": [4, 8]}}
 STEPS = 8
 TRIALS = 7

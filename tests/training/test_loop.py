@@ -18,6 +18,7 @@ from vlmtune.errors import DataError
 from vlmtune.model.base import load_base
 from vlmtune.model.head import label_scores
 from vlmtune.model.lora import load_adapter
+from vlmtune.model_ref import ModelRef
 from vlmtune.training import trainer
 
 RunLoop = Callable[..., Run]
@@ -28,7 +29,9 @@ def label_log_probs(
 ) -> Iterator[torch.Tensor]:
     """The log-probability of every labelled token of a split, row by row, from the full logits of a plain
     forward pass."""
-    network = load_base(str(model), quantization=quantization, dtype="float32", device=torch.device("cpu"))
+    network = load_base(
+        ModelRef(str(model)), quantization=quantization, dtype="float32", device=torch.device("cpu")
+    )
     network = load_adapter(network, adapter) if adapter is not None else network.eval()
     order = Order(rows=len(store.rows_of(split)), per_device=1, accumulation=1, world=1, seed=0).epoch(0, 0)
     for batch in read_batches(store, split, order, None):
@@ -155,7 +158,10 @@ def test_the_base_is_not_touched_and_the_vision_tower_has_no_adapter(
 ):
     run = run_loop("mall llava", quantization=quantization, learning_rate=1e-2, max_steps=2)
     fresh = load_base(
-        str(models / "llava"), quantization=quantization, dtype="float32", device=torch.device("cpu")
+        ModelRef(str(models / "llava")),
+        quantization=quantization,
+        dtype="float32",
+        device=torch.device("cpu"),
     ).state_dict()
     trained = {
         name.replace(".base_layer", ""): value

@@ -24,7 +24,7 @@ def saved(
     run = run_loop("mixed mllama", **options)
     (run.checkpoint() / "scaler.pt").touch()  # as with fp16
     (run.checkpoint() / "rng_state_1.pth").touch()  # as with two workers
-    settings = Settings.from_dict(values_of(stores["mixed mllama"], models / "mllama", **options))
+    settings = Settings.from_flags(values_of(stores["mixed mllama"], models / "mllama", **options))
     out = tmp_path / "out"
     save_adapter_folder(
         str(run.checkpoint()), out.as_uri(), settings, run.reports[-1], stores["mixed mllama"]
@@ -51,7 +51,7 @@ def test_the_folder_is_that_of_an_adapter_and_not_of_a_checkpoint(
     assert metrics["data"] == stores["mixed mllama"].meta.key
     assert metrics["versions"]["peft"] == version("peft")
     assert Settings.load(out / "config.yaml") == repeatable(settings)
-    assert settings.data.overwrite
+    assert settings.run.overwrite
     assert not Settings.load(out / "config.yaml").data.overwrite
 
 

@@ -20,7 +20,7 @@ def test_a_gpu_without_bfloat16(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    settings = Settings.from_dict({"data_path": "x", "model_name_or_path": "y", **options})
+    settings = Settings.from_flags({"data_path": "x", "model_name_or_path": "y", **options})
     with pytest.raises(ConfigError) as caught:
         training_arguments(settings, str(tmp_path), checkpointing=False)
     assert (
@@ -30,7 +30,7 @@ def test_a_gpu_without_bfloat16(
 
 
 def test_arguments_without_a_gpu(tmp_path: Path) -> None:
-    settings = Settings.from_dict(
+    settings = Settings.from_flags(
         {"data_path": "x", "model_name_or_path": "y", "use_cpu": True, "activation_offloading": True}
     )
     arguments = training_arguments(settings, str(tmp_path), checkpointing=True)

@@ -1,23 +1,16 @@
-"""One option: its type, its limits, and how a value from the command line, from YAML or from code becomes
-one of it."""
+"""One option: its type, its limits, and how a value of a command line, of YAML or of code is read."""
 
-import dataclasses
 import json
 import math
 import re
 import sys
 from dataclasses import dataclass
-from enum import Enum
-from functools import cache
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
-from vlmtune.config.arguments import ALIASES, GROUPS, plain_default
+from vlmtune.config.kinds import Kind
 from vlmtune.config.limits import LIMITS, UNSUPPORTED
 from vlmtune.config.yaml12 import YamlError, load_value
 from vlmtune.errors import ConfigError, nearest
-
-Kind = Literal["bool", "int", "float", "str", "list", "dict"]
 
 _TRUE = ("true", "yes", "t", "y", "1")
 _FALSE = ("false", "no", "f", "n", "0")
@@ -26,14 +19,22 @@ _NOTHING = ("none", "null", "~", "")
 
 @dataclass(frozen=True)
 class Flag:
-    """An option by its flag name, with plain types only: an enum of transformers is its string here."""
+    """An option by its flag name.
+
+    Attributes:
+        group: the group of settings that holds it, such as "lora"; "refused" for one that is not supported.
+        field: its name there, such as "r" for the flag `lora_r`.
+        optional: whether None is a value of it.
+    """
 
     name: str
-    group: type
+    group: str
+    field: str
     kind: Kind
     optional: bool
     choices: tuple[str, ...]
     default: Any
+    help: str = ""
 
     def read(self, value: Any, label: str) -> Any:
         """`value` as this option's type.
@@ -43,8 +44,7 @@ class Flag:
             label: how to call the option in a message, such as "--lora_r" or "config.yaml: lora_r".
 
         Raises:
-            ConfigError: it is of another type, not among the choices, out of limits, or not supported by
-            vlmtune.
+            ConfigError: it is of another type, not among the choices, out of limits, or not supported.
         """
         if self.name in UNSUPPORTED:
             return self._only_default(value, label)
@@ -142,63 +142,6 @@ _EXPECTED: dict[Kind, str] = {
     "list": "a name or a list of names, as in q_proj,k_proj",
     "dict": 'a mapping of names to values, on the command line as in {"name": 1}',
 }
-
-
-@cache
-def flags() -> dict[str, Flag]:
-    """Every option by its name, in the order of the dataclasses."""
-    found: dict[str, Flag] = {}
-    for group in GROUPS:
-        hints = get_type_hints(group)
-        for option in dataclasses.fields(group):
-            if option.init:
-                kind, optional, choices = _kind(hints[option.name])
-                choices = tuple(option.metadata.get("choices", choices))
-                default = plain_default(option)
-                default = (
-                    default.value
-                    if isinstance(default, Enum)
-                    else float(default)
-                    if kind == "float" and default is not None
-                    else default
-                )
-                found[option.name] = Flag(
-                    option.name, group, kind, optional or default is None, choices, default
-                )
-    return found
-
-
-def flag(name: str, label: str | None = None) -> Flag:
-    """The option called `name`, or by an older name of it.
-
-    Raises:
-        ConfigError: there is none; the message names the nearest one.
-    """
-    found = flags().get(ALIASES.get(name, name))
-    if found is None:
-        names = [known for known in flags() if known not in UNSUPPORTED] + list(ALIASES)
-        raise ConfigError(f"{label or name}: there is no such option{nearest(name, names)}")
-    return found
-
-
-def _kind(hint: Any) -> tuple[Kind, bool, tuple[str, ...]]:
-    """(kind, whether None is allowed, choices) of a type annotation."""
-    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    optional = type(None) in members
-    for member in members:
-        if get_origin(member) is Literal and isinstance(get_args(member)[0], str):
-            return "str", optional, get_args(member)
-        if isinstance(member, type) and issubclass(member, Enum):
-            return "str", optional, tuple(choice.value for choice in member)
-    origins = {get_origin(member) or member for member in members}
-    kinds: tuple[tuple[type, Kind], ...] = (
-        (list, "list"),
-        (dict, "dict"),
-        (bool, "bool"),
-        (int, "int"),
-        (float, "float"),
-    )
-    return next((kind for origin, kind in kinds if origin in origins), "str"), optional, ()
 
 
 def _number(text: str) -> float | None:

@@ -69,25 +69,37 @@ LIMITS: dict[str, Limit] = {
 _UNSUPPORTED: dict[str, str] = {
     "the loss is always on the assistant's tokens": "assistant_only_loss completion_only_loss",
     "rows are not packed; each is its own sequence": "packing packing_strategy padding_free eval_packing",
-    "rows are prepared once by Ray Data": "dataset_text_field dataset_kwargs dataset_num_proc remove_unused_columns label_names",
-    "the order of rows depends on seed alone": "shuffle_dataset data_seed train_sampling_strategy length_column_name",
+    "rows are prepared once by Ray Data": (
+        "dataset_text_field dataset_kwargs dataset_num_proc remove_unused_columns label_names"
+    ),
+    "the order of rows depends on seed alone": (
+        "shuffle_dataset data_seed train_sampling_strategy length_column_name"
+    ),
     "a long row loses text between its images and its answer, by one rule": "truncation_mode",
-    "the template and its end token are those of the model's processor": "chat_template_path eos_token pad_token",
+    "the template and its end token are those of the model's processor": (
+        "chat_template_path eos_token pad_token"
+    ),
     "rows are read ahead by Ray Data on CPU workers": (
-        "dataloader_drop_last dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor "
-        "dataloader_multiprocessing_context dataloader_in_order accelerator_config"
+        "dataloader_drop_last dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers "
+        "dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order "
+        "accelerator_config"
     ),
     "evaluation is vlmtune's own: exact over the whole evaluation set": (
-        "prediction_loss_only eval_do_concat_batches eval_use_gather_object eval_accumulation_steps include_for_metrics batch_eval_metrics "
-        "bf16_full_eval fp16_full_eval"
+        "prediction_loss_only eval_do_concat_batches eval_use_gather_object eval_accumulation_steps "
+        "include_for_metrics batch_eval_metrics bf16_full_eval fp16_full_eval"
     ),
-    "use metric and mode to say what is best": "load_best_model_at_end metric_for_best_model greater_is_better",
+    "use metric and mode to say what is best": (
+        "load_best_model_at_end metric_for_best_model greater_is_better"
+    ),
     "a checkpoint of the adapter is saved at every evaluation": (
         "save_strategy save_steps save_total_limit save_only_model save_on_each_node enable_jit_checkpoint"
     ),
-    "use resume, which goes on at the exact next row": "resume_from_checkpoint ignore_data_skip restore_callback_states_from_checkpoint",
+    "use resume, which continues at the exact next row": (
+        "resume_from_checkpoint ignore_data_skip restore_callback_states_from_checkpoint"
+    ),
     "the base is frozen and fits a GPU: Ray Train gives every worker a whole one": (
-        "deepspeed fsdp fsdp_config parallelism_config bnb_4bit_quant_storage local_rank ddp_backend ddp_timeout"
+        "deepspeed fsdp fsdp_config parallelism_config bnb_4bit_quant_storage local_rank ddp_backend "
+        "ddp_timeout"
     ),
     "gradients are averaged once a step, without DistributedDataParallel": (
         "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph"
@@ -95,7 +107,9 @@ _UNSUPPORTED: dict[str, str] = {
     "nothing is uploaded; push the finished folder with `hf upload`": (
         "push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision"
     ),
-    "metrics go to TensorBoard only": "run_name project trackio_space_id trackio_bucket_id trackio_static_space_id",
+    "metrics go to TensorBoard only": (
+        "run_name project trackio_space_id trackio_bucket_id trackio_static_space_id"
+    ),
     "tokens and peak memory are always in the metrics": "include_num_input_tokens_seen skip_memory_metrics",
     "vlmtune prints its own progress": "disable_tqdm",
     "use the flags of the model, such as dtype and attn_implementation": "model_init_kwargs",
@@ -103,7 +117,9 @@ _UNSUPPORTED: dict[str, str] = {
     "vlmtune trains LoRA adapters": "use_peft lora_task_type lora_target_parameters optim_target_modules",
     "4-bit weights are nf4": "bnb_4bit_quant_type",
     "the script that is run decides this": "do_train do_eval do_predict",
-    "use gradient_checkpointing and gradient_checkpointing_kwargs": "activation_checkpointing activation_checkpointing_kwargs",
+    "use gradient_checkpointing and gradient_checkpointing_kwargs": (
+        "activation_checkpointing activation_checkpointing_kwargs"
+    ),
     "torch_compile fuses the same operations": "use_liger_kernel liger_kernel_config",
     "torch_compile compiles layer by layer with torch's defaults": "torch_compile_backend torch_compile_mode",
     "training needs no key-value cache": "use_cache",

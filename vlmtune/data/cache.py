@@ -11,7 +11,6 @@ from collections.abc import Iterator
 import pyarrow.fs as pafs
 
 from vlmtune.data.prepare import make_store
-from vlmtune.data.processor import load_processor
 from vlmtune.data.source import DataSource, ScannedData, fingerprint
 from vlmtune.data.store import Store
 from vlmtune.errors import DataError
@@ -57,9 +56,7 @@ def find_or_make_store(
         ModelError: a processor that cannot be loaded.
     """
     scanned = source.scan() if scanned is None else scanned
-    processor = load_processor(
-        source.model, revision=source.revision, trust_remote_code=source.trust_remote_code
-    )
+    processor = source.model.processor()
     key = fingerprint(source, scanned.pieces, processor)
     cache, inner = filesystem(cache_dir)
     cache.create_dir(inner, recursive=True)

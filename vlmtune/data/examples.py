@@ -8,23 +8,20 @@ from typing import Any
 
 from vlmtune.data.facts import error_kind, row_facts
 from vlmtune.data.images import ImageError, content_hash, load_image
-from vlmtune.data.processor import load_processor
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import EncodedExample, EncodeError, RowEncoder, required_length
 from vlmtune.errors import DataError
+from vlmtune.model_ref import ModelRef
 
 
 @lru_cache(maxsize=2)
-def cached_encoder(
-    model: str, revision: str, trust_remote_code: bool, raw_pixels: bool, key: str
-) -> RowEncoder:
+def cached_encoder(model: ModelRef, raw_pixels: bool, key: str) -> RowEncoder:
     """The encoder of this process: loading a processor takes a second, encoding a row some milliseconds.
 
     Args:
         key: the store's key. A processor that changed on disk has another key, and so is loaded again.
     """
-    processor = load_processor(model, revision=revision, trust_remote_code=trust_remote_code)
-    return RowEncoder(processor, raw_pixels=raw_pixels)
+    return RowEncoder(model.processor(), raw_pixels=raw_pixels)
 
 
 def read_examples(store: Store, rows: Sequence[int]) -> list[EncodedExample]:
@@ -35,7 +32,7 @@ def read_examples(store: Store, rows: Sequence[int]) -> list[EncodedExample]:
     """
     if store.meta.encoded:
         return store.read(rows)
-    encoder = cached_encoder(**store.meta.processor, raw_pixels=store.meta.pixels.raw, key=store.meta.key)
+    encoder = cached_encoder(store.meta.model_ref, store.meta.pixels.raw, store.meta.key)
     examples = []
     for record in store.records(rows):
         line, example = encode_row(encoder, pickle.loads(record))

@@ -1,39 +1,12 @@
-"""The Hugging Face Hub: whether it can be reached, and datasets, by name or saved folder, as records whose
-images are still encoded."""
+"""Datasets of the Hugging Face Hub or of a saved folder, as records whose images are still encoded."""
 
-import os
-import socket
-import urllib.request
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
-from urllib.parse import urlsplit
 
 from vlmtune.errors import DataError
+from vlmtune.hub import stay_offline_unless_reachable
 
 ROWS_AT_ONCE = 32  # in memory; each may hold encoded images
-SECONDS_TO_ANSWER = 5.0
-
-
-@cache
-def stay_offline_unless_reachable() -> None:
-    """Let huggingface_hub, here and in processes that start from here, use its cache alone where nothing
-    answers at the Hub.
-
-    It would try every file of a model for 25 seconds, with ten lines each, before it looks into its cache.
-    """
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE or urllib.request.getproxies():
-        return
-    hub = urlsplit(constants.ENDPOINT)
-    try:
-        socket.create_connection(
-            (hub.hostname, hub.port or (80 if hub.scheme == "http" else 443)), timeout=SECONDS_TO_ANSWER
-        ).close()
-    except OSError:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        constants.HF_HUB_OFFLINE = True
 
 
 def load_dataset(path: str, shown: str, *, from_hub: bool) -> Any:

@@ -58,9 +58,9 @@ def make_store(source: DataSource, scanned: ScannedData, processor: Any, folder:
         problem=problem,
         encoded=source.encoded,
         processor={
-            "model": source.model,
-            "revision": source.revision,
-            "trust_remote_code": source.trust_remote_code,
+            "model": source.model.name,
+            "revision": source.model.revision,
+            "trust_remote_code": source.model.trust_remote_code,
         },
     )
     finish_store(folder, good, bad, meta)
@@ -103,9 +103,7 @@ class _ShardWriter:
     def encode(self, task: dict[str, Any]) -> Iterator[dict[str, str]]:
         """Encode and write the rows of one task; gives their index lines as JSON."""
         source = self.source
-        encoder = cached_encoder(
-            source.model, source.revision, source.trust_remote_code, self.raw_pixels, self.key
-        )
+        encoder = cached_encoder(source.model, self.raw_pixels, self.key)
         rows = iter(pickle.loads(task["rows"]))
         while shard_rows := list(islice(rows, ROWS_PER_SHARD)):
             lines = self._write_shard(encoder, task["piece"], shard_rows)

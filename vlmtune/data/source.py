@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from vlmtune.data.formats import Piece, scan
 from vlmtune.data.store import file_states
 from vlmtune.errors import ConfigError
+from vlmtune.model_ref import ModelRef
 
 if TYPE_CHECKING:
     from vlmtune.config.settings import Settings
 
 STORE_FORMAT = 3  # part of every key: raise it when a prepared row changes for the same data
-NOT_IN_KEY = ("model", "revision", "on_bad_row")  # the processor's own content stands for the model's name
+NOT_IN_KEY = ("model", "on_bad_row")  # the processor's own content stands for the model's name
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,7 @@ class DataSource:
     """
 
     data_path: str
-    model: str
-    revision: str = "main"
-    trust_remote_code: bool = False
+    model: ModelRef
     eval_data_path: str | None = None
     image_root: str | None = None
     group_by: str | None = None
@@ -76,15 +75,13 @@ class DataSource:
             raise ConfigError("--data_path is missing: give a file, a folder or a dataset's name")
         return cls(
             data_path=data.data_path if "://" in data.data_path else str(Path(data.data_path)),
-            model=settings.model.base_model,
-            revision=settings.model.model_revision,
-            trust_remote_code=settings.get("trust_remote_code"),
+            model=settings.model.ref,
             eval_data_path=data.eval_data_path,
             image_root=data.image_root,
             group_by=data.group_by,
             eval_fraction=data.eval_fraction,
             test_fraction=data.test_fraction,
-            seed=settings.get("seed"),
+            seed=settings.training.seed,
             on_bad_row=data.on_bad_row,
             allow_outside_paths=data.allow_outside_paths,
             allow_remote_images=data.allow_remote_images,
@@ -116,6 +113,7 @@ def fingerprint(source: DataSource, pieces: Sequence[Piece], processor: Any) -> 
     It changes with a data file, the processor, the chat template, or an option that changes a prepared row.
     """
     options = {name: value for name, value in asdict(source).items() if name not in NOT_IN_KEY}
+    options["trust_remote_code"] = source.model.trust_remote_code
     content = {
         "format": STORE_FORMAT,
         "options": options,

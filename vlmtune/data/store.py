@@ -28,6 +28,7 @@ from vlmtune.data.collate import PixelFormat
 from vlmtune.data.split import TRAIN
 from vlmtune.data.tokenize import EncodedExample
 from vlmtune.errors import DataError
+from vlmtune.model_ref import ModelRef
 from vlmtune.storage import filesystem, one_line, scheme
 
 BAD_ROWS = "bad_rows.jsonl"
@@ -98,6 +99,13 @@ class StoreMeta:
     problem: str | None
     encoded: bool
     processor: dict[str, Any]
+
+    @property
+    def model_ref(self) -> ModelRef:
+        """The model whose processor encodes the rows."""
+        return ModelRef(
+            self.processor["model"], self.processor["revision"], self.processor["trust_remote_code"]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "pixels": self.pixels.to_dict()}

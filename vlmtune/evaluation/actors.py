@@ -17,7 +17,6 @@ from peft import PeftModel
 from vlmtune.cluster import READ_CPUS, READ_TASKS, WORKER_CPUS, Cluster
 from vlmtune.config.settings import Settings
 from vlmtune.console import without_stderr
-from vlmtune.data.processor import load_processor
 from vlmtune.data.ray_data import configure_ray_data, reraise_user_errors
 from vlmtune.data.tokenize import EncodedExample
 from vlmtune.evaluation.generate import Layout, end_tokens, generate, likelihoods, question, reference
@@ -55,7 +54,7 @@ class Job:
 def load(values: dict[str, Any], adapters: dict[str, Files], device: Any) -> Any:
     """The base of these settings on `device`, with adapters of these names, if there are any, of which
     `answering_as` chooses one."""
-    model: Any = base_of(Settings.from_dict(values), device)
+    model: Any = base_of(Settings.from_flags(values), device)
     for name, files in adapters.items():
         with tempfile.TemporaryDirectory() as folder:
             for file, content in files.items():
@@ -127,12 +126,8 @@ class Answerer:
         import torch
 
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-        settings = Settings.from_dict(self.job.values)
-        processor: Any = load_processor(
-            settings.model.base_model,
-            revision=settings.model.model_revision,
-            trust_remote_code=settings.get("trust_remote_code"),
-        )
+        settings = Settings.from_flags(self.job.values)
+        processor: Any = settings.model.ref.processor()
         self.tokenizer = processor.tokenizer
         self.model = load(self.job.values, ray.get(self.adapters[0]), device)
         self.ends = end_tokens(self.model, processor)
@@ -155,9 +150,9 @@ def run(
             answered, whose result is None; both pickled.
         rows: how many there are, if that is known.
     """
-    settings = Settings.from_dict(job.values)
+    settings = Settings.from_flags(job.values)
     configure_ray_data()
-    gpu, batch = cluster.workers_use_gpu(settings.get("use_cpu")), settings.get("per_device_eval_batch_size")
+    gpu, batch = cluster.workers_use_gpu(settings.run.use_cpu), settings.training.per_device_eval_batch_size
     actors = max(1, int(cluster.gpus if gpu else cluster.cpus))
     if rows is not None:
         actors = min(actors, -(-rows // (batch * BATCHES_PER_ACTOR)))

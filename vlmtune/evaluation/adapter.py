@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError
-from vlmtune.model.base import check_model, outline
+from vlmtune.model.base import check_model
 from vlmtune.model.lora import check_adapter_folder, load_adapter
 from vlmtune.storage import absolute
 
@@ -47,18 +47,14 @@ def _trained_with(folder: str) -> Settings:
     if file.is_file():
         return Settings.load(file)
     base = json.loads((Path(folder) / "adapter_config.json").read_bytes()).get("base_model_name_or_path")
-    return Settings.from_dict({"model_name_or_path": base} if base else {})
+    return Settings.from_flags({"model_name_or_path": base} if base else {})
 
 
 def check_fit(settings: Settings, folder: str) -> None:
     """Raises ModelError where the base cannot be loaded or the adapter is not for it: names, shapes, ranks.
     Reads no base weights."""
-    trust = settings.get("trust_remote_code")
-    config = check_model(
-        settings.model.base_model, revision=settings.model.model_revision, trust_remote_code=trust
-    )
-    model = outline(config, trust_remote_code=trust)
-    model.name_or_path = settings.model.base_model
+    check_model(settings.model.ref)
+    model = settings.model.ref.outline()
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message=".*copying from a non-meta parameter"

@@ -56,8 +56,8 @@ def evaluate(argv: Sequence[str], description: str) -> list[str]:
         settings = settings.replace(
             eval_fraction=0, test_fraction=0
         )  # nothing is held out, so the data may be small
-    folder = output.place(settings.get("output_dir"), in_job=in_ray_job())
-    output.check_free(folder, overwrite=settings.data.overwrite, kind=output.EVALUATION)
+    folder = output.place(settings.run.output_dir, in_job=in_ray_job())
+    output.check_free(folder, overwrite=settings.run.overwrite, kind=output.EVALUATION)
     settings = output.located(settings)
     check_fit(settings, options.adapter)
     cluster = connect()
@@ -69,7 +69,7 @@ def evaluate(argv: Sequence[str], description: str) -> list[str]:
         logger.info(line)
     models = (ADAPTER, BASE) if options.compare_base else (BASE,) if options.base_only else (ADAPTER,)
     job = Job(
-        settings.to_dict(),
+        settings.to_flags(),
         {} if options.base_only else {ADAPTER: adapter_files(options.adapter)},
         models,
         Layout.of(store),
@@ -77,16 +77,16 @@ def evaluate(argv: Sequence[str], description: str) -> list[str]:
         likely=True,
     )
     results = answered(job, store, rows, cluster)
-    output.claim(folder, overwrite=settings.data.overwrite, kind=output.EVALUATION)
+    output.claim(folder, overwrite=settings.run.overwrite, kind=output.EVALUATION)
     storage.write_text(
-        f"{folder}/eval.yaml", yaml12.dump({**vars(options), "split": split, "settings": settings.to_dict()})
+        f"{folder}/eval.yaml", yaml12.dump({**vars(options), "split": split, "settings": settings.to_flags()})
     )
     write_predictions(f"{folder}/predictions.parquet", store, rows, results, models)
     found = estimates(
         [[_row(result, model) for result in results] for model in models],
         [str(group) for group in store.column("group")[rows]],
         names,
-        seed=settings.get("seed"),
+        seed=settings.training.seed,
     )
     storage.write_json(f"{folder}/metrics.json", _facts(options, settings, store, split, rows, models, found))
     return [
@@ -184,7 +184,7 @@ def answered(
     job: Job, store: Store, rows: Sequence[int] | np.ndarray, cluster: Cluster
 ) -> list[dict[str, Any]]:
     """The results of these rows of a store, in their order: see `actors.Answerer`."""
-    size = Settings.from_dict(job.values).get("per_device_eval_batch_size")
+    size = Settings.from_flags(job.values).training.per_device_eval_batch_size
 
     def load(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
         numbers = [int(row) for row in item["rows"]]

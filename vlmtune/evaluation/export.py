@@ -17,15 +17,15 @@ from vlmtune.console import labelled
 from vlmtune.data.collate import gradient_image, probe_pixel_format
 from vlmtune.data.formats import read_piece, scan
 from vlmtune.data.images import ImageError, load_image
-from vlmtune.data.processor import load_processor
 from vlmtune.data.tokenize import EncodedExample, EncodeError, RowEncoder
 from vlmtune.errors import ConfigError, DataError, ModelError
 from vlmtune.evaluation.adapter import adapter_settings, check_fit
 from vlmtune.evaluation.generate import Layout
 from vlmtune.evaluation.options import BASE, read
-from vlmtune.model.base import load_base, outline, read_config
+from vlmtune.model.base import load_base
 from vlmtune.model.lora import language_prefix, load_adapter
 from vlmtune.model.serving import DEFAULT_RANK, max_lora_rank, refusals
+from vlmtune.model_ref import ModelRef
 
 logger = logging.getLogger(__name__)
 
@@ -69,14 +69,14 @@ def export(argv: Sequence[str], description: str) -> list[str]:
             f"--quantization {quantization}: an adapter is merged into full-precision weights only; leave it out"
         )
     settings = output.located(adapter_settings(options.adapter, given))
-    folder = output.place(settings.get("output_dir"), in_job=in_ray_job())
+    folder = output.place(settings.run.output_dir, in_job=in_ray_job())
     if "://" in folder:
         raise ConfigError(f"--output_dir {folder}: give a local folder, and copy it from there")
-    output.check_free(folder, overwrite=settings.data.overwrite, kind=output.EXPORT)
+    output.check_free(folder, overwrite=settings.run.overwrite, kind=output.EXPORT)
     if options.merge:
         check_full_precision(settings)
     check_fit(settings, options.adapter)
-    output.claim(folder, overwrite=settings.data.overwrite, kind=output.EXPORT)
+    output.claim(folder, overwrite=settings.run.overwrite, kind=output.EXPORT)
     lines = []
     if options.merge:
         agreement = merge(settings, options.adapter, folder)
@@ -105,9 +105,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def check_full_precision(settings: Settings) -> None:
     """Raises ModelError for a base whose weights are stored quantised."""
     name = settings.model.base_model
-    config: Any = read_config(
-        name, revision=settings.model.model_revision, trust_remote_code=settings.get("trust_remote_code")
-    )
+    config: Any = settings.model.ref.config()
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
             f"{name} is stored quantised, and an adapter is merged into full-precision weights only: give the model that it was made from "
@@ -129,13 +127,10 @@ def merge(settings: Settings, adapter: str, folder: str) -> Agreement:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    device = torch.device("cuda" if torch.cuda.is_available() and not settings.get("use_cpu") else "cpu")
-    source = (settings.model.model_revision, settings.get("trust_remote_code"))
-    processor: Any = load_processor(
-        settings.model.base_model, revision=source[0], trust_remote_code=source[1]
-    )
+    device = torch.device("cuda" if torch.cuda.is_available() and not settings.run.use_cpu else "cpu")
+    processor: Any = settings.model.ref.processor()
     example, layout = _prompt(settings, processor)
-    base = _load(settings, settings.model.base_model, *source, device)
+    base = _load(settings, settings.model.ref, device)
     adapted: Any = load_adapter(base, adapter)
     wanted = _logits(adapted, layout, example)
     merged = adapted.merge_and_unload(safe_merge=True)  # raises where a merged weight is not finite
@@ -145,7 +140,11 @@ def merge(settings: Settings, adapter: str, folder: str) -> Agreement:
     processor.save_pretrained(folder)
     storage.apply_umask(folder)
     del base, adapted, merged
-    found = _logits(_load(settings, folder, "main", source[1], device), layout, example)
+    found = _logits(
+        _load(settings, ModelRef(folder, trust_remote_code=settings.model.trust_remote_code), device),
+        layout,
+        example,
+    )
     agreement = compare(found, wanted, TOLERANCES[dtype])
     if not agreement.difference <= agreement.tolerance:
         for path in Path(folder).iterdir():
@@ -156,15 +155,13 @@ def merge(settings: Settings, adapter: str, folder: str) -> Agreement:
     return agreement
 
 
-def _load(settings: Settings, name: str, revision: str, trust_remote_code: bool, device: Any) -> Any:
+def _load(settings: Settings, ref: ModelRef, device: Any) -> Any:
     return load_base(
-        name,
+        ref,
         quantization="none",
         dtype=settings.model.dtype or "auto",
         device=device,
-        revision=revision,
         attn_implementation=settings.model.attn_implementation,
-        trust_remote_code=trust_remote_code,
     ).eval()
 
 
@@ -209,7 +206,8 @@ def _rows(settings: Settings) -> Iterator[dict[str, Any]]:
     data = settings.data
     try:
         rules = {
-            name: settings.get(name) for name in ("image_root", "allow_outside_paths", "allow_remote_images")
+            name: settings.value(name)
+            for name in ("image_root", "allow_outside_paths", "allow_remote_images")
         }
         for piece in scan(data.data_path, **rules) if data.data_path else ():
             yield from (row for row in read_piece(piece) if row["error"] is None)
@@ -235,10 +233,9 @@ def _tensors(adapter: str) -> dict[str, Any]:
 
 def serving(settings: Settings, adapter: str) -> list[str]:
     """Whether vLLM takes the adapter as it is, and with which options, in lines to print."""
-    trust = settings.get("trust_remote_code")
-    base = settings.model.base_model
-    config = read_config(base, revision=settings.model.model_revision, trust_remote_code=trust)
-    prefix = language_prefix(outline(config, trust_remote_code=trust))
+    empty = settings.model.ref.outline()
+    base, config = settings.model.base_model, empty.config
+    prefix = language_prefix(empty)
     adapter_config = json.loads((Path(adapter) / "adapter_config.json").read_bytes())
     reasons = refusals(
         adapter_config, [*_tensors(adapter)], model_type=config.model_type, language_prefix=prefix

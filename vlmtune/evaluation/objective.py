@@ -42,8 +42,8 @@ class Objective:
             search.metric,
             search.metric_rows,
             search.max_new_tokens,
-            settings.get("per_device_eval_batch_size"),
-            settings.get("seed"),
+            settings.training.per_device_eval_batch_size,
+            settings.training.seed,
         )
 
     def measure(

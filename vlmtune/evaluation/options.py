@@ -2,14 +2,12 @@
 over the adapter's settings."""
 
 import argparse
-import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from vlmtune.compat.argparse import actions_of
-from vlmtune.config.arguments import ALIASES, GROUPS
-from vlmtune.config.flags import flag
+from vlmtune.config.flag_table import ALIASES, flag
 from vlmtune.errors import ConfigError, nearest
 
 # Options of training that tell which base is loaded and how, and how many rows go through it at once.
@@ -64,17 +62,17 @@ def read(
         "--adapter", metavar="DIR", help="Folder of a trained adapter, of train.py, tune.py or PEFT."
     )
     add(parser)
-    helps = {
-        option.name: option.metadata.get("help", "")
-        for group in GROUPS
-        for option in dataclasses.fields(group)
-    }
     for name in shared:
         kind = flag(name).kind
         nargs: dict[str, Any] = {"nargs": "?", "const": "true"} if kind == "bool" else {}
         dashed = [f"--{name.replace('_', '-')}"] if "_" in name else []
         parser.add_argument(
-            f"--{name}", *dashed, metavar=kind.upper(), default=argparse.SUPPRESS, help=helps[name], **nargs
+            f"--{name}",
+            *dashed,
+            metavar=kind.upper(),
+            default=argparse.SUPPRESS,
+            help=flag(name).help,
+            **nargs,
         )
     parsed, unknown = parser.parse_known_args(list(argv))
     if unknown:

@@ -28,7 +28,6 @@ from vlmtune.config.settings import Settings
 from vlmtune.console import SECONDS_BETWEEN_LINES, labelled
 from vlmtune.data.collate import probe_pixel_format
 from vlmtune.data.formats import Piece
-from vlmtune.data.processor import load_processor
 from vlmtune.data.store import file_states
 from vlmtune.errors import ConfigError
 from vlmtune.evaluation.actors import ADAPTER, BASE, Job, run
@@ -71,19 +70,18 @@ def predict(argv: Sequence[str], description: str) -> list[str]:
             "--data_path is missing: give a folder of images with --question, or a file or folder of rows"
         )
     settings = output.located(adapter_settings(options.adapter, given))
-    folder = output.place(settings.get("output_dir"), in_job=in_ray_job())
-    pieces = pieces_of(given["data_path"], options.question, **{name: settings.get(name) for name in RULES})
+    folder = output.place(settings.run.output_dir, in_job=in_ray_job())
+    pieces = pieces_of(given["data_path"], options.question, **{name: settings.value(name) for name in RULES})
     identity = _identity(options, settings, pieces)
-    start = _start(folder, identity, overwrite=settings.data.overwrite)
+    start = _start(folder, identity, overwrite=settings.run.overwrite)
     check_fit(settings, options.adapter)
     cluster = connect()
-    base = (settings.model.base_model, settings.model.model_revision, settings.get("trust_remote_code"))
-    processor: Any = load_processor(base[0], revision=base[1], trust_remote_code=base[2])
+    processor: Any = settings.model.ref.processor()
     pad = processor.tokenizer.pad_token_id
     pixels = probe_pixel_format(processor)
     adapters = {} if options.base_only else {ADAPTER: adapter_files(options.adapter)}
     job = Job(
-        settings.to_dict(),
+        settings.to_flags(),
         adapters,
         (BASE if options.base_only else ADAPTER,),
         Layout(pixels, processor.tokenizer.eos_token_id if pad is None else pad),
@@ -92,12 +90,12 @@ def predict(argv: Sequence[str], description: str) -> list[str]:
     )
 
     def read_piece(item: dict[str, Any]) -> Iterator[dict[str, bytes]]:
-        return read(pieces[item["piece"]], item["piece"], item["after"], *base, pixels.raw)
+        return read(pieces[item["piece"]], item["piece"], item["after"], settings.model.ref, pixels.raw)
 
     first, after = start or (0, 0)
     items = [{"piece": index, "after": after if index == first else 0} for index in range(first, len(pieces))]
     if start is None:
-        output.claim(folder, overwrite=settings.data.overwrite, kind=output.PREDICTION)
+        output.claim(folder, overwrite=settings.run.overwrite, kind=output.PREDICTION)
         storage.write_text(f"{folder}/predict.yaml", yaml12.dump(identity))
     else:
         logger.info(labelled("", "going on with what is there"))
@@ -148,7 +146,7 @@ def _identity(
         "question": options.question,
         "adapter": None if options.base_only else options.adapter,
         "max_new_tokens": options.max_new_tokens,
-        **{name: settings.get(name) for name in BASE_OPTIONS},
+        **{name: settings.value(name) for name in BASE_OPTIONS},
         "weights": _digest(*weights.values()),
         "data": _digest(
             json.dumps([[asdict(piece) for piece in pieces], file_states(files)], default=str).encode()

@@ -14,10 +14,10 @@ from pyarrow import fs
 from vlmtune.data.formats import READERS, Piece, scan
 from vlmtune.data.image_paths import RowError
 from vlmtune.data.images import ImageError, load_image
-from vlmtune.data.processor import load_processor
 from vlmtune.data.records import conversation
 from vlmtune.data.tokenize import EncodeError, RowEncoder
 from vlmtune.errors import ConfigError, DataError
+from vlmtune.model_ref import ModelRef
 from vlmtune.storage import absolute, filesystem, scheme
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
@@ -96,14 +96,12 @@ def read(
     piece: Piece | ImageList,
     index: int,
     after: int,
-    model: str,
-    revision: str,
-    trust_remote_code: bool,
+    model: ModelRef,
     raw_pixels: bool,
 ) -> Iterator[dict[str, bytes]]:
     """{"row": an `Asked`, "example": its `EncodedExample` or None}, pickled, for the rows of a piece from number
     `after` on."""
-    encoder = _encoder(model, revision, trust_remote_code, raw_pixels)
+    encoder = _encoder(model, raw_pixels)
     for number, (source, record, error) in enumerate(_records(piece)):
         if number < after:
             continue
@@ -157,8 +155,6 @@ def complete(record: Any) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _encoder(model: str, revision: str, trust_remote_code: bool, raw_pixels: bool) -> RowEncoder:
+def _encoder(model: ModelRef, raw_pixels: bool) -> RowEncoder:
     """One a worker process: loading a processor costs a second."""
-    return RowEncoder(
-        load_processor(model, revision=revision, trust_remote_code=trust_remote_code), raw_pixels=raw_pixels
-    )
+    return RowEncoder(model.processor(), raw_pixels=raw_pixels)

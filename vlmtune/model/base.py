@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from vlmtune.data.processor import first_line, plain_model_errors
 from vlmtune.errors import ModelError
+from vlmtune.model_ref import ModelRef, first_line, plain_model_errors
 
 if TYPE_CHECKING:
     import torch
     from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
+    from vlmtune.config.options import Dtype, Quantization
     from vlmtune.config.settings import Settings
-
-Quantization = Literal["none", "nf4", "int8", "fp8"]
-Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 # In the order in which transformers prefers them.
 WEIGHT_FILES = (
@@ -32,7 +30,7 @@ WEIGHT_FILES = (
 )
 
 
-def check_model(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedConfig:
+def check_model(ref: ModelRef) -> PreTrainedConfig:
     """The model's config, after everything about the model that can be checked without reading its weights.
 
     Of a folder, it also opens every weight file's header (milliseconds, whatever the size), which finds
@@ -41,59 +39,22 @@ def check_model(name: str, *, revision: str = "main", trust_remote_code: bool = 
     Raises:
         ModelError: it is not there, gated, incomplete, damaged, or not a vision-language model.
     """
-    config = read_config(name, revision=revision, trust_remote_code=trust_remote_code)
-    if Path(name).is_dir():
-        _check_weight_files(Path(name))
+    config = ref.config()
+    if Path(ref.name).is_dir():
+        _check_weight_files(Path(ref.name))
     return config
-
-
-def read_config(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The config of a vision-language model, whether or not its weights are there.
-
-    Raises:
-        ModelError: it is not there, gated, damaged, or not that of a vision-language model.
-    """
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-
-    with plain_model_errors(name, revision):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            name, revision=revision, trust_remote_code=trust_remote_code
-        )
-    remote_classes = getattr(config, "auto_map", None) or {}
-    if (
-        type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-        and "AutoModelForImageTextToText" not in remote_classes
-    ):
-        raise ModelError(
-            f"{name} is no vision-language model (its type is {config.model_type!r}): "
-            "give one that AutoModelForImageTextToText loads, for example llava-hf/llava-1.5-7b-hf"
-        )
-    return config
-
-
-def outline(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> Any:
-    """The model's modules and shapes without weights (on the meta device): a second or two whatever the
-    size."""
-    import torch
-    from transformers import AutoModelForImageTextToText
-
-    with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def load_base(
-    name: str,
+    ref: ModelRef,
     *,
     quantization: Quantization,
     dtype: Dtype | None,
     device: torch.device,
-    revision: str = "main",
     nested_quant: bool = True,
     llm_int8: bool = False,
     resident: bool = False,
     attn_implementation: str | None = None,
-    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """The frozen base model on `device`: no parameter requires a gradient, and the key-value cache is off.
 
@@ -118,7 +79,8 @@ def load_base(
     from vlmtune.model.frozen import make_fp8, make_resident, prepare_frozen
     from vlmtune.model.mllama import keep_rows_apart
 
-    config = check_model(name, revision=revision, trust_remote_code=trust_remote_code)
+    name = ref.name
+    config = check_model(ref)
     resolved = _resolve_dtype(dtype, config, device)
     stored = _stored_quantization(name, config, quantization)
     if stored is not None:  # it holds the dtype of the computation as well
@@ -128,18 +90,18 @@ def load_base(
         }
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    with plain_model_errors(name, revision):
+    with plain_model_errors(ref):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             name,
             config=config,
-            revision=revision,
+            revision=ref.revision,
             dtype=resolved,
             device_map={"": str(device)},
             quantization_config=None
             if stored
             else _bitsandbytes_config(quantization, resolved, nested_quant),
             attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=ref.trust_remote_code,
             ignore_mismatched_sizes=True,  # so that they are listed, and refused below in one line
             output_loading_info=True,
         )
@@ -162,16 +124,14 @@ def base_of(settings: Settings, device: torch.device, *, resident: bool = False)
     """`load_base` with what the settings say."""
     model = settings.model
     return load_base(
-        model.base_model,
+        model.ref,
         quantization=model.base_quantization,
         dtype=model.dtype,
         device=device,
-        revision=model.model_revision,
         nested_quant=model.use_bnb_nested_quant,
         llm_int8=model.llm_int8,
         resident=resident,
         attn_implementation=model.attn_implementation,
-        trust_remote_code=settings.get("trust_remote_code"),
     )
 
 

@@ -35,23 +35,23 @@ FEWEST_TRIALS, MOST_TRIALS = 4, 16  # at once in an engine, where nobody says ot
 
 def not_packable(settings: Settings) -> str | None:
     """Which of the options keeps these settings from training packed, in a few words; None if none does."""
-    model, get = settings.model, settings.get
+    model = settings.model
     reasons = {
-        "use_dora": model.use_dora,
-        "lora_modules_to_save": bool(model.lora_modules_to_save),
-        "lora_vision": model.lora_vision,
+        "use_dora": settings.lora.use_dora,
+        "lora_modules_to_save": bool(settings.lora.modules_to_save),
+        "lora_vision": settings.lora.vision,
         "llm_int8, with which a row's result depends on its neighbours": model.llm_int8,
-        "fp16": bool(get("fp16")),
-        "bf16 over a float32 base": bool(get("bf16")) and model.dtype == "float32",
-        f"optim {get('optim')}": get("optim") not in OPTIMIZERS,
-        "neftune_noise_alpha": get("neftune_noise_alpha") is not None,
-        "gradient_checkpointing_kwargs": bool(get("gradient_checkpointing_kwargs")),
-        "logging_nan_inf_filter": bool(get("logging_nan_inf_filter")),
-        "eval_on_start": bool(get("eval_on_start")),
-        f"num_workers {settings.data.num_workers}, whose number may change": isinstance(
-            settings.data.workers, tuple
+        "fp16": bool(settings.training.fp16),
+        "bf16 over a float32 base": bool(settings.training.bf16) and model.dtype == "float32",
+        f"optim {settings.training.optim}": settings.training.optim not in OPTIMIZERS,
+        "neftune_noise_alpha": settings.training.neftune_noise_alpha is not None,
+        "gradient_checkpointing_kwargs": bool(settings.training.gradient_checkpointing_kwargs),
+        "logging_nan_inf_filter": bool(settings.training.logging_nan_inf_filter),
+        "eval_on_start": bool(settings.training.eval_on_start),
+        f"num_workers {settings.run.num_workers}, whose number may change": isinstance(
+            settings.run.workers, tuple
         ),
-        "trust_remote_code, for a model whose layers are not known": bool(get("trust_remote_code")),
+        "trust_remote_code, for a model whose layers are not known": bool(settings.model.trust_remote_code),
     }
     return next((reason for reason, there in reasons.items() if there), None)
 
@@ -93,14 +93,14 @@ def packed_model(
         DoesNotFitError: not even one row at a time would fit in the GPU's memory.
     """
     transformers_logging.disable_progress_bar()
-    gpu = torch.cuda.is_available() and not settings.get("use_cpu")
+    gpu = torch.cuda.is_available() and not settings.run.use_cpu
     device = torch.device("cuda" if gpu else "cpu")
     try:
         passes = _plan(largest or settings, store, trials, rank, device, note)
     except DoesNotFitError:
         if largest is None:
             raise
-        passes = _plan(settings, store, trials, settings.model.lora_r, device, note)
+        passes = _plan(settings, store, trials, settings.lora.r, device, note)
         smaller = "and not for the largest trial of the search space"
         note(labelled("", f"{smaller}: trials that need more end as INFEASIBLE"))
     plan = passes.plan
@@ -139,7 +139,7 @@ def _plan(
     Raises:
         DoesNotFitError: there is none for one row of one trial.
     """
-    kept = fitting_rows(store, settings.get("max_length"), "skip")
+    kept = fitting_rows(store, settings.training.max_length, "skip")
     longest = bucket_length(_longest(settings, store, kept))
     for at_once in halves(trials):
         rows = min(
@@ -147,7 +147,8 @@ def _plan(
             max(
                 1,
                 min(
-                    at_once * settings.get("per_device_train_batch_size"), GOOD_TOKENS[device.type] // longest
+                    at_once * settings.training.per_device_train_batch_size,
+                    GOOD_TOKENS[device.type] // longest,
                 ),
             ),
         )
@@ -166,14 +167,14 @@ def trials_at_once(settings: Settings, store: Store, device: str) -> int:
     """How many trials keep an engine on "cuda" or "cpu" busy; more would only begin before the search has
     learnt from the others."""
     longest = bucket_length(
-        _longest(settings, store, fitting_rows(store, settings.get("max_length"), "skip"))
+        _longest(settings, store, fitting_rows(store, settings.training.max_length, "skip"))
     )
-    filling: int = -(-GOOD_TOKENS[device] // (longest * settings.get("per_device_train_batch_size")))
+    filling: int = -(-GOOD_TOKENS[device] // (longest * settings.training.per_device_train_batch_size))
     return min(max(filling, FEWEST_TRIALS), MOST_TRIALS)
 
 
 def _longest(settings: Settings, store: Store, kept: np.ndarray) -> int:
     """Tokens of the longest row that is trained on."""
     longest = int(store.column("tokens")[store.rows_of(TRAIN)[kept]].max())
-    limit: int | None = settings.get("max_length")
+    limit: int | None = settings.training.max_length
     return longest if limit is None else min(longest, limit)

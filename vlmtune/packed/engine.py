@@ -22,13 +22,11 @@ import torch
 
 from vlmtune.config.settings import Settings
 from vlmtune.data.examples import read_examples
-from vlmtune.data.processor import load_processor
 from vlmtune.data.split import EVAL
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import EncodedExample
 from vlmtune.errors import DoesNotFitError
 from vlmtune.evaluation.objective import Objective, cached
-from vlmtune.model.base import outline, read_config
 from vlmtune.model.memory import is_out_of_memory
 from vlmtune.model.mllama import pictured_layers
 from vlmtune.packed.build import check_packable, packed_model
@@ -79,23 +77,16 @@ class Engine:
         largest: dict[str, Any] | None = None,
     ) -> None:
         self.shard = shard
-        settings = Settings.from_dict(values)
+        settings = Settings.from_flags(values)
         self.store, self.deliver, self.metric = store, deliver, settings.search.metric
         self.objective = Objective.of(settings)
         self.early_stopping = settings.search.early_stopping != "none"
-        planned = Settings.from_dict(largest) if largest is not None else None
+        planned = Settings.from_flags(largest) if largest is not None else None
         self.model, self.trials = packed_model(settings, store, trials, rank, note, planned)
         self.operations = operations(self.model.base.get_decoder())
-        name, revision, remote = (
-            settings.model.base_model,
-            settings.model.model_revision,
-            settings.get("trust_remote_code"),
-        )
-        self.empty = outline(
-            read_config(name, revision=revision, trust_remote_code=remote), trust_remote_code=remote
-        )
+        self.empty = settings.model.ref.outline()
         self.pictured = pictured_layers(self.empty)
-        self.processor = load_processor(name, revision=revision, trust_remote_code=remote)
+        self.processor = settings.model.ref.processor()
         self.slots: dict[str, Slot] = {}
         self.round_seconds = 0.0  # of the last one's training
         self.folders: dict[str, str] = {}
@@ -123,7 +114,7 @@ class Engine:
             DataError: a row for training does not fit its `max_length`.
             ModelError: its target modules match nothing.
         """
-        settings = Settings.from_dict(values)
+        settings = Settings.from_flags(values)
         check_packable(settings)
         names, config = adapter_config(settings, self.empty)
         targets = [self._target(name) for name in names]

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, get_scheduler
-
-from vlmtune.config.settings import TrainingArguments
+from trl.trainer.sft_config import SFTConfig
 
 # Those that treat every number of an adapter by itself, so that they do the same on a flat vector as on its
 # matrices.
@@ -25,7 +24,7 @@ class AdapterOptimizer:
     a step whose rows have no picture.
     """
 
-    def __init__(self, flat: Tensor, always: int, args: TrainingArguments, max_steps: int) -> None:
+    def __init__(self, flat: Tensor, always: int, args: SFTConfig, max_steps: int) -> None:
         self.flat, self.always, self.max_grad_norm = flat, always, args.max_grad_norm
         self.gradient = torch.zeros_like(flat)
         self.parameters = [nn.Parameter(flat[:always]), nn.Parameter(flat[always:])]

@@ -79,8 +79,8 @@ class Slot:
     ) -> None:
         self.shard = shard
         self.trial_id, self.targets, self.lora_config = trial_id, targets, lora_config
-        self.settings = settings = Settings.from_dict(values)
-        kept = fitting_rows(store, settings.get("max_length"), settings.data.on_long_row)
+        self.settings = settings = Settings.from_flags(values)
+        kept = fitting_rows(store, settings.training.max_length, settings.data.on_long_row)
         self.train_rows = store.rows_of(TRAIN)[kept]
         with tempfile.TemporaryDirectory() as nowhere:
             self.args = training_arguments(settings, nowhere, checkpointing=False)
@@ -97,13 +97,12 @@ class Slot:
             if args.max_steps > 0
             else math.ceil(args.num_train_epochs * self.order.steps_per_epoch)
         )
-        model = settings.model
-        self.rank = model.lora_r
+        self.rank = settings.lora.r
         self.names = [target.name for target in targets]
         self.whole = self.layout = AdapterLayout(
             targets, self.rank
         )  # of this adapter alone, in which checkpoints are written
-        self.scaling = model.lora_alpha / (math.sqrt(self.rank) if model.use_rslora else self.rank)
+        self.scaling = settings.lora.alpha / (math.sqrt(self.rank) if settings.lora.use_rslora else self.rank)
         self.state, self.control = TrainerState(max_steps=steps), TrainerControl()
         self.state.compute_steps(args, steps)
         self.flow = DefaultFlowCallback()
@@ -200,12 +199,12 @@ class Slot:
     def rows(self, examples: dict[int, EncodedExample]) -> list[PassRow]:
         """The rows of the next micro-batch."""
         wanted = self.wanted()
-        cut = [shorten(examples[row], self.settings.get("max_length")) for row in wanted]
+        cut = [shorten(examples[row], self.settings.training.max_length) for row in wanted]
         if self.step is None:
             self.step = self._begin_step(examples)
         self.step.pictured |= any(PIXELS in example.tensors for example in cut)
         self.meter.begin()
-        model, weight = self.settings.model, 1 / max(self.step.labelled, 1)
+        weight = 1 / max(self.step.labelled, 1)
         # By the row's place in the step of all workers, so that it does not depend on their number.
         places = [(self.position + place) * self.shard.world + self.shard.rank for place in range(len(cut))]
         keys = [zlib.crc32(f"{self.args.seed} {self.state.global_step} {place}".encode()) for place in places]
@@ -213,7 +212,7 @@ class Slot:
             replace(
                 self.row(number, example),
                 weight=weight,
-                rate=model.lora_dropout,
+                rate=self.settings.lora.dropout,
                 key=key,
                 dft=self.args.loss_type == "dft",
             )
@@ -320,7 +319,7 @@ class Slot:
         return all(math.isfinite(value) for step in steps for value in step)
 
     def _begin_step(self, examples: dict[int, EncodedExample]) -> Step:
-        limit = self.settings.get("max_length")
+        limit = self.settings.training.max_length
         labelled = sum(int((shorten(examples[row], limit).labels >= 0).sum()) for row in self.step_rows())
         return Step(labelled, self._full(0), self._full(0))
 
@@ -345,7 +344,7 @@ class Slot:
         epochs = self.args.eval_strategy == IntervalStrategy.EPOCH
         return evaluation(
             vars(self.state) | {"step": self.state.global_step},
-            None if epochs else self.settings.get("eval_steps"),
+            None if epochs else self.settings.training.eval_steps,
         )
 
     def report(self, metrics: dict[str, float]) -> dict[str, Any]:

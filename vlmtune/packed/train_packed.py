@@ -39,7 +39,7 @@ def run_packed(settings: Settings, store: Store, folder: str, cluster: Cluster, 
         DivergedError: the loss or gradient is no number any more.
     """
     check_packable(settings)
-    workers = settings.data.workers
+    workers = settings.run.workers
     if workers == 0:
         return _outcome(train(settings, store, folder, show))
     if workers == 1:
@@ -61,17 +61,17 @@ def train(
         return last
     reports: list[TrialReport] = []
     engine = Engine(
-        settings.to_dict(),
+        settings.to_flags(),
         store,
         trials=1,
-        rank=settings.model.lora_r,
+        rank=settings.lora.r,
         deliver=lambda _, report: reports.append(report),
         note=_told(show),
         shard=shard,
     )
     runs = f"{folder}/runs" if shard.rank == 0 else None
     with last_checkpoint(place) as checkpoint:
-        slot = engine.slot(NAME, settings.to_dict(), runs_dir=runs, checkpoint=checkpoint, progress=show)
+        slot = engine.slot(NAME, settings.to_flags(), runs_dir=runs, checkpoint=checkpoint, progress=show)
     engine.join(slot, place)
     while engine.round():
         pass
@@ -84,17 +84,17 @@ def train(
 
 def _on_ray(settings: Settings, store: Store, folder: str, cluster: Cluster, progress: Progress) -> Outcome:
     """In Ray Train workers that sum their gradients, one to a GPU or CPU."""
-    gpu = cluster.workers_use_gpu(settings.get("use_cpu"))
+    gpu = cluster.workers_use_gpu(settings.run.use_cpu)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
-            "values": settings.to_dict(),
+            "values": settings.to_flags(),
             "store": store,
             "folder": folder,
             "progress": progress,
         },
         scaling_config=ScalingConfig(
-            num_workers=settings.data.most_workers, use_gpu=gpu, resources_per_worker=worker_resources(gpu)
+            num_workers=settings.run.max_workers, use_gpu=gpu, resources_per_worker=worker_resources(gpu)
         ),
         run_config=RunConfig(storage_path=f"{folder}/checkpoints", name="workers"),
     )
@@ -111,7 +111,7 @@ def _worker(config: dict[str, Any]) -> None:
     rank = context.get_world_rank()
     show = Gauges(NAME, rank, config["progress"] if rank == 0 else None)
     train(
-        Settings.from_dict(config["values"]),
+        Settings.from_flags(config["values"]),
         config["store"],
         config["folder"],
         show,
@@ -120,9 +120,9 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 def _in_actor(settings: Settings, store: Store, folder: str, cluster: Cluster, progress: Progress) -> Outcome:
-    gpu = cluster.workers_use_gpu(settings.get("use_cpu"))
+    gpu = cluster.workers_use_gpu(settings.run.use_cpu)
     (engine,), notes = start_engines(
-        settings.to_dict(), store, count=1, trials=1, rank=settings.model.lora_r, gpu=gpu
+        settings.to_flags(), store, count=1, trials=1, rank=settings.lora.r, gpu=gpu
     )
     for note in notes:
         _told(progress)(note)
@@ -131,7 +131,7 @@ def _in_actor(settings: Settings, store: Store, folder: str, cluster: Cluster, p
     while True:
         try:
             if not joined:
-                call: Any = engine.join.remote(NAME, settings.to_dict(), place, f"{folder}/runs", progress)
+                call: Any = engine.join.remote(NAME, settings.to_flags(), place, f"{folder}/runs", progress)
                 joined, number = ray.get(call), 0
             report: Any = ray.get(engine.wait.remote(NAME, number, WAIT))  # as `EngineActor.wait`
         except ActorUnavailableError:

@@ -7,7 +7,6 @@ from vlmtune import output, storage
 from vlmtune.cluster import connect, in_ray_job
 from vlmtune.config.settings import Settings
 from vlmtune.data.cache import find_or_make_store
-from vlmtune.data.processor import load_processor
 from vlmtune.data.samples import pick_samples
 from vlmtune.data.source import DataSource
 from vlmtune.output import cache_folder, located
@@ -32,7 +31,7 @@ def inspect_data(settings: Settings, output_dir: str | None) -> tuple[Summary, s
         is told.
     """
     folder = output.place(
-        output_dir or f"{settings.get('output_dir').rstrip('/')}-preflight", in_job=in_ray_job()
+        output_dir or f"{settings.run.output_dir.rstrip('/')}-preflight", in_job=in_ray_job()
     )
     settings = located(settings)
     source = DataSource.from_settings(settings)
@@ -41,9 +40,7 @@ def inspect_data(settings: Settings, output_dir: str | None) -> tuple[Summary, s
     store = find_or_make_store(
         source, cache_folder(settings), size_gb=settings.data.cache_size_gb, scanned=scanned
     )
-    processor = load_processor(
-        source.model, revision=source.revision, trust_remote_code=source.trust_remote_code
-    )
+    processor = source.model.processor()
     summary = summarise(store, settings, processor.tokenizer)
     if summary.ready:
         summary = replace(summary, memory=gpu_memory(settings, store))

@@ -130,7 +130,7 @@ def check(store: Store, settings: Settings) -> list[str]:
     """Why training on these rows cannot work with these settings, each in one line with its way out; empty
     if it can."""
     refusal = store.unusable_reason(settings.data.on_bad_row, list_rows=False)
-    length = length_problem(store, settings.get("max_length"), settings.data.on_long_row)
+    length = length_problem(store, settings.training.max_length, settings.data.on_long_row)
     return [problem for problem in (refusal, length) if problem is not None]
 
 
@@ -150,7 +150,7 @@ def summarise(store: Store, settings: Settings, tokenizer: Any) -> Summary:
     answers = defaultdict(set)
     for question, content in zip(questions, contents, strict=True):
         answers[question].add(content)
-    max_length, train = settings.get("max_length"), store.rows_of(TRAIN)
+    max_length, train = settings.training.max_length, store.rows_of(TRAIN)
     skipped = rows_too_long(store, max_length) if settings.data.on_long_row == "skip" else train[:0]
     kept = np.setdiff1d(train, skipped)
     notes, problems = _search(store, settings)
@@ -272,8 +272,8 @@ def _lengths(store: Store, settings: Settings) -> list[Length]:
         for length in searched_max_lengths(settings.search.search_space or {})
         if length is not None
     }
-    if settings.get("max_length") is not None:
-        origins[settings.get("max_length")] = "config"
+    if settings.training.max_length is not None:
+        origins[settings.training.max_length] = "config"
     tokens, required = store.column("tokens"), store.column("required")
     return [
         Length(

@@ -118,7 +118,7 @@ def compare(
     test = store.rows_of(TEST)
     if not len(test):
         return NO_TEST_ROWS
-    rows = chosen(test, settings.get("seed"))
+    rows = chosen(test, settings.training.seed)
     answered = f"{len(rows)} of {len(test)} rows that no trial saw are answered"
     logger.info(labelled("Test", f"{answered}, by the base and by the adapters"))
     try:
@@ -126,7 +126,7 @@ def compare(
     except (UserError, RayError) as error:
         return f"the test rows could not be answered: {reason(str(error))}"
     return comparison(
-        found, [str(group) for group in store.column("group")[rows]], len(test), settings.get("seed")
+        found, [str(group) for group in store.column("group")[rows]], len(test), settings.training.seed
     )
 
 
@@ -141,7 +141,7 @@ def _answers(
     settings: Settings, store: Store, cluster: Cluster, rows: np.ndarray, best: str, own: str | None
 ) -> list[Answered]:
     adapters = {BEST: adapter_files(best)} | ({OWN: adapter_files(own)} if own is not None else {})
-    job = Job(settings.to_dict(), adapters, (*adapters, BASE), Layout.of(store), NEW_TOKENS, likely=False)
+    job = Job(settings.to_flags(), adapters, (*adapters, BASE), Layout.of(store), NEW_TOKENS, likely=False)
     return [
         Answered(
             int(row),

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmtune.config.arguments import ALIASES
+from vlmtune.config.flag_table import ALIASES
 from vlmtune.data.lengths import length_limit
 from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store

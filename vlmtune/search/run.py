@@ -59,12 +59,12 @@ def search_adapter(settings: Settings) -> str:
         UserError: for whatever is wrong with the settings, the data, the model or the machine, before
         anything is written.
     """
-    resumed = settings.data.resume
+    resumed = settings.run.resume
     if resumed is not None:
         folder, settings = interrupted_search(resumed)
     else:
         folder = output_folder(settings)
-        output.check_free(folder, overwrite=settings.data.overwrite)
+        output.check_free(folder, overwrite=settings.run.overwrite)
     settings = located(settings)
     check_search(settings)
     space = Space.parse(settings.search.search_space or {}, settings)
@@ -123,7 +123,7 @@ def interrupted_search(resumed: str) -> tuple[str, Settings]:
     options = yaml12.load_options(storage.read_text(f"{folder}/search.yaml"))
     if options is None:
         raise ConfigError(f"--resume {folder}: search.yaml is damaged; start a new search")
-    return folder, Settings.from_dict(options)
+    return folder, Settings.from_flags(options)
 
 
 def check_search(settings: Settings) -> None:
@@ -146,7 +146,7 @@ def check_search(settings: Settings) -> None:
             )
         if name == metric or more.count(name) > 1:
             raise ConfigError(f"--more_metrics {name}: is an objective already; name it once")
-    if settings.data.workers == 0:
+    if settings.run.workers == 0:
         raise ConfigError(
             "--num_workers 0: a search trains in workers of their own; give at least 1, or use train.py"
         )
@@ -213,7 +213,7 @@ def finish(
         trials = Trials(rows, curves, objectives_of(settings), best, own)
         counts = {split: len(store.rows_of(split)) for split in ("train", "eval", "test")}
         pictures = pictures_of(compared, store, chosen)
-        gpus = chosen.data.most_workers if cluster.workers_use_gpu(chosen.get("use_cpu")) else 0
+        gpus = chosen.run.max_workers if cluster.workers_use_gpu(chosen.run.use_cpu) else 0
         report = Report(
             chosen,
             trials,

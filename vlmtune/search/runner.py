@@ -65,8 +65,8 @@ def unpackable(settings: Settings, space: Space) -> str | None:
 
     if "peak_memory" in (settings.search.metric, *(settings.search.more_metrics or ())):
         return "for peak_memory, which packed trials share"
-    if settings.data.workers != 1:
-        return f"num_workers {settings.data.num_workers}: all trials of a GPU share one"
+    if settings.run.workers != 1:
+        return f"num_workers {settings.run.num_workers}: all trials of a GPU share one"
     return next(
         (reason for one in _corners(settings, space) if (reason := not_packable(one)) is not None), None
     )
@@ -76,19 +76,19 @@ def isolated(
     settings: Settings, store: Store, output_dir: str, cluster: Cluster, reason: str | None
 ) -> Runner:
     """Each trial a Ray Train run in workers of its own."""
-    search, use_cpu = settings.search, settings.get("use_cpu")
-    workers = settings.data.workers
+    search, use_cpu = settings.search, settings.run.use_cpu
+    workers = settings.run.workers
     trainable = partial(
         run_trial,
-        values=settings.to_dict(),
+        values=settings.to_flags(),
         store=store,
         output_dir=output_dir,
         workers=workers,
         use_gpu=cluster.workers_use_gpu(use_cpu),
         metric=search.metric,
-        eval_steps=None if settings.get("eval_strategy") == "epoch" else settings.get("eval_steps"),
+        eval_steps=None if settings.training.eval_strategy == "epoch" else settings.training.eval_steps,
     )
-    at_once = search.max_concurrent_trials or cluster.fitting_trials(settings.data.most_workers, use_cpu)
+    at_once = search.max_concurrent_trials or cluster.fitting_trials(settings.run.max_workers, use_cpu)
     because = f": packed cannot train {reason}" if reason else ""
     return Runner(
         "isolated", trainable, at_once, f"isolated, {at_once} at once, each in workers of its own{because}"
@@ -102,7 +102,7 @@ def packed(settings: Settings, space: Space, store: Store, output_dir: str, clus
     from vlmtune.packed.packed_trial import PackedTrial
 
     search = settings.search
-    gpu = cluster.workers_use_gpu(settings.get("use_cpu"))
+    gpu = cluster.workers_use_gpu(settings.run.use_cpu)
     each = trials_at_once(settings, store, "cuda" if gpu else "cpu")
     total = len(space) if space.is_grid else search.num_samples
     count = int(cluster.gpus) if gpu else max(1, min(int(cluster.cpus), total // TRIALS_WORTH_A_CPU))
@@ -111,16 +111,16 @@ def packed(settings: Settings, space: Space, store: Store, output_dir: str, clus
     each = -(-at_once // count)
     largest = most_demanding(settings, space)
     engines, notes = start_engines(
-        settings.to_dict(),
+        settings.to_flags(),
         store,
         count=count,
         trials=each,
-        rank=largest.model.lora_r,
+        rank=largest.lora.r,
         gpu=gpu,
-        largest=largest.to_dict(),
+        largest=largest.to_flags(),
     )
     trainable = tune.with_parameters(
-        PackedTrial, values=settings.to_dict(), engines=engines, output_dir=output_dir, point_key=POINT
+        PackedTrial, values=settings.to_flags(), engines=engines, output_dir=output_dir, point_key=POINT
     )
     where = f"{count} {'GPU' if gpu else 'CPU'}{'s' if count > 1 else ''}"
     share = f", up to {each} of them" if count > 1 else ""
@@ -140,36 +140,29 @@ def packed(settings: Settings, space: Space, store: Store, output_dir: str, clus
 def most_demanding(settings: Settings, space: Space) -> Settings:
     """The settings, with the values of the space's ends that ask for the most memory: what engines plan
     theirs for."""
-    from vlmtune.model.base import outline, read_config
     from vlmtune.model.lora import target_modules
 
     every = list(_corners(settings, space))
-    lengths = [one.get("max_length") for one in every]
-    targets = {json.dumps(one.model.lora_target_modules): one for one in every}
+    lengths = [one.training.max_length for one in every if one.training.max_length is not None]
+    targets = {json.dumps(one.lora.target_modules): one for one in every}
     widest = settings
     if len(targets) > 1:
-        model, remote = settings.model, settings.get("trust_remote_code")
-        empty = outline(
-            read_config(model.base_model, revision=model.model_revision, trust_remote_code=remote),
-            trust_remote_code=remote,
-        )
+        empty = settings.model.ref.outline()
 
         def adapted(one: Settings) -> int:
             try:
-                names = target_modules(
-                    empty, one.model.lora_target_modules, lora_vision=one.model.lora_vision
-                )
+                names = target_modules(empty, one.lora.target_modules, lora_vision=one.lora.vision)
             except ModelError:  # its trial says so
                 return 0
             return sum(layer.in_features + layer.out_features for layer in map(empty.get_submodule, names))
 
         widest = max(targets.values(), key=adapted)
     return settings.replace(
-        lora_r=max(one.model.lora_r for one in every),
-        lora_dropout=max(one.model.lora_dropout for one in every),
-        lora_target_modules=widest.model.lora_target_modules,
-        max_length=None if None in lengths else max(lengths),
-        per_device_train_batch_size=max(one.get("per_device_train_batch_size") for one in every),
+        lora_r=max(one.lora.r for one in every),
+        lora_dropout=max(one.lora.dropout for one in every),
+        lora_target_modules=widest.lora.target_modules,
+        max_length=max(lengths) if len(lengths) == len(every) else None,
+        per_device_train_batch_size=max(one.training.per_device_train_batch_size for one in every),
     )
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vlmtune.config.arguments import DataArguments, SearchArguments
-from vlmtune.config.flags import Flag, flag, flags
+from vlmtune.config.flag_table import flag, flags
+from vlmtune.config.flags import Flag
 from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError, nearest
 from vlmtune.search.distributions import (
@@ -25,8 +25,8 @@ from vlmtune.search.expression import Expression
 # Points of the space at which expressions are tried before the search starts.
 _TRIED = 1000
 
-# Why an option is the same in every trial, and which options those are; all of DataArguments and
-# SearchArguments besides.
+# Why an option is the same in every trial, and which options those are; besides all of
+# DataSettings, RunSettings and SearchSettings.
 _FIXED: dict[str, str] = {
     "all trials share one frozen base": (
         "model_name_or_path model_revision dtype attn_implementation quantization llm_int8 load_in_4bit load_in_8bit use_bnb_nested_quant "
@@ -121,7 +121,7 @@ class Space:
     @property
     def own(self) -> dict[str, Any]:
         """The config's own values of `names`: the first trial."""
-        return {name: self.settings.get(name) for name in self.names}
+        return {name: self.settings.value(name) for name in self.names}
 
     @property
     def outside(self) -> dict[str, Any]:
@@ -193,7 +193,7 @@ class Space:
         for name, expression in self.expressions.items():
             label = f"search_space: {name}"
             values = {
-                variable: known[variable] if variable in known else self.settings.get(variable)
+                variable: known[variable] if variable in known else self.settings.value(variable)
                 for variable in expression.variables
             }
             known[name] = _as_option(
@@ -241,17 +241,17 @@ class _Constant:
 
 def _searchable(key: Any, label: str) -> Flag:
     option = flag(str(key), label)
-    if option.group is SearchArguments:
+    if option.group == "search":
         raise ConfigError(
             f"{label}: cannot be searched, as it describes the search itself; set it outside search_space"
-        )
-    if option.group is DataArguments:
-        raise ConfigError(
-            f"{label}: cannot be searched, as all trials share the same prepared rows; set it outside search_space"
         )
     if option.name in FIXED:
         raise ConfigError(
             f"{label}: cannot be searched, as {FIXED[option.name]}; set it outside search_space"
+        )
+    if option.group in ("data", "run"):
+        raise ConfigError(
+            f"{label}: cannot be searched, as all trials share the same prepared rows; set it outside search_space"
         )
     return option
 

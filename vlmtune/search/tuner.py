@@ -89,7 +89,7 @@ def make_searcher(settings: Settings, space: Space) -> TrialSearch:
     """Optuna over the space, for one objective or several."""
     search = settings.search
     more = {name: mode_of(name) for name in search.more_metrics or ()}
-    return TrialSearch(space, metric=search.metric, mode=search.mode, seed=settings.get("seed"), more=more)
+    return TrialSearch(space, metric=search.metric, mode=search.mode, seed=settings.training.seed, more=more)
 
 
 def diverged(trial_id: str, result: dict[str, Any], *, metric: str) -> bool:

@@ -24,6 +24,7 @@ from ray.train.torch import TorchTrainer
 
 from vlmtune.cluster import WORKER_CPUS
 from vlmtune.compat.ray_train import is_worker_loss
+from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
 from vlmtune.data.stream import read_batches, stream_batches
 from vlmtune.errors import UserError
@@ -66,7 +67,7 @@ def run_in_process(
     train(
         values,
         store,
-        rows=partial(read_batches, store, multiple=length_multiple(values)),
+        rows=partial(read_batches, store, multiple=length_multiple(Settings.from_flags(values))),
         report=report,
         work_dir=str(work_dir),
         runs_dir=f"{output_dir}/runs",
@@ -194,7 +195,9 @@ def worker(config: dict[str, Any]) -> None:
         train(
             config["values"],
             store,
-            rows=partial(stream_batches, store, multiple=length_multiple(config["values"])),
+            rows=partial(
+                stream_batches, store, multiple=length_multiple(Settings.from_flags(config["values"]))
+            ),
             report=report,
             work_dir=work_dir,
             runs_dir=local_runs,

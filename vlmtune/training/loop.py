@@ -17,7 +17,6 @@ from vlmtune.config.settings import Settings
 from vlmtune.data.examples import read_examples
 from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.order import Order
-from vlmtune.data.processor import load_processor
 from vlmtune.data.store import Store
 from vlmtune.evaluation.objective import Objective
 from vlmtune.training.callbacks import ProbeLongest, Report, ReportAtEvaluation
@@ -57,22 +56,21 @@ def train(
     if checkpoint is not None and _ended(checkpoint):
         return None  # its last report has been made
     transformers_logging.disable_progress_bar()
-    settings = Settings.from_dict(values)
-    kept = fitting_rows(store, settings.get("max_length"), settings.data.on_long_row)
+    settings = Settings.from_flags(values)
+    kept = fitting_rows(store, settings.training.max_length, settings.data.on_long_row)
     meter = Meter(runs_dir if rank == 0 else None, progress)
     plan = plan_step(settings, store, kept, world, meter.note)
     args = training_arguments(settings, work_dir, checkpointing=plan.checkpointing)
     model = adapted_model(settings, args, plan, meter.note)
     meter.operations = operations(model.get_base_model().get_decoder())
-    name, revision = settings.model.base_model, settings.model.model_revision
-    processor = load_processor(name, revision=revision, trust_remote_code=args.trust_remote_code)
+    processor = settings.model.ref.processor()
     order = Order(
         rows=len(kept),
         per_device=args.per_device_train_batch_size,
         accumulation=args.gradient_accumulation_steps,
         world=world,
         seed=args.seed if args.data_seed is None else args.data_seed,
-        workers=settings.data.workers[1] if isinstance(settings.data.workers, tuple) else None,
+        workers=settings.run.workers[1] if isinstance(settings.run.workers, tuple) else None,
     )
     args.gradient_accumulation_steps = order.passes_per_step
     trainer = AdapterTrainer(

@@ -9,10 +9,10 @@ from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
 from vlmtune.errors import ModelError
-from vlmtune.model.base import outline, read_config
 from vlmtune.model.capture import LENGTH_MULTIPLE
 from vlmtune.model.lora import target_modules
 from vlmtune.model.memory import Load, Plan, Shapes, estimate, shapes, size_text
+from vlmtune.model_ref import outline
 
 
 def memory_of(
@@ -25,36 +25,42 @@ def memory_of(
         kept: the training rows that are trained on.
         multiple: batches are padded to a multiple of this many tokens.
     """
-    model, remote = settings.model, settings.get("trust_remote_code")
-    config = read_config(model.base_model, revision=model.model_revision, trust_remote_code=remote)
-    empty = outline(config, trust_remote_code=remote)
+    model = settings.model
+    config = model.ref.config()
+    empty = outline(config, trust_remote_code=model.trust_remote_code)
     rows = store.rows_of(TRAIN)[kept]
     longest = int(store.column("tokens")[rows].max())
-    if (limit := settings.get("max_length")) is not None:
+    if (limit := settings.training.max_length) is not None:
         longest = min(longest, limit)
     crossed, seen = vision_tokens(config, int(store.column("image_tokens")[rows].max()))
     load = Load(
         quantization=model.base_quantization,
-        batch=settings.get("per_device_train_batch_size"),
+        batch=settings.training.per_device_train_batch_size,
         length=-(-longest // multiple) * multiple,
         labelled=int(min(store.column("answer_tokens")[rows].max(), longest)),
         image_tokens=seen if crossed else 0,
         vision_tokens=seen,
-        rank=model.lora_r,
-        dropout=model.lora_dropout > 0,
+        rank=settings.lora.r,
+        dropout=settings.lora.dropout > 0,
         compute_bytes=4 if model.dtype == "float32" else 2,
     )
     return shapes(
-        empty, target_modules(empty, model.lora_target_modules, lora_vision=model.lora_vision)
+        empty, target_modules(empty, settings.lora.target_modules, lora_vision=settings.lora.vision)
     ), load
 
 
 def recordable(settings: Settings, *, packed: bool = False) -> bool:
     """Whether a GPU can record steps of these settings as CUDA graphs: see `training.setup.adapted_model`."""
-    model, get = settings.model, settings.get
-    autocast = model.dtype == "float32" and not packed and (get("bf16") is not False or bool(get("fp16")))
-    plain = not (model.use_dora or model.lora_modules_to_save or autocast)
-    return plain and not get("activation_offloading") and get("cuda_graphs") is not False
+    model = settings.model
+    autocast = (
+        model.dtype == "float32"
+        and not packed
+        and (settings.training.bf16 is not False or bool(settings.training.fp16))
+    )
+    plain = not (settings.lora.use_dora or settings.lora.modules_to_save or autocast)
+    return (
+        plain and not settings.training.activation_offloading and settings.training.cuda_graphs is not False
+    )
 
 
 def gpu_memory(settings: Settings, store: Store) -> str:
@@ -62,7 +68,10 @@ def gpu_memory(settings: Settings, store: Store) -> str:
     not one to adapt."""
     try:
         model, load = memory_of(
-            settings, store, fitting_rows(store, settings.get("max_length"), "skip"), multiple=LENGTH_MULTIPLE
+            settings,
+            store,
+            fitting_rows(store, settings.training.max_length, "skip"),
+            multiple=LENGTH_MULTIPLE,
         )
     except ModelError:  # the preflight needs the processor alone; training says what is wrong with the model
         return ""

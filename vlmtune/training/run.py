@@ -21,8 +21,9 @@ from vlmtune.data.source import DataSource
 from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError, DataError
-from vlmtune.model.base import check_model, outline
+from vlmtune.model.base import check_model
 from vlmtune.model.lora import target_modules
+from vlmtune.model_ref import outline
 from vlmtune.output import cache_folder, located
 from vlmtune.training.launch import Outcome, Progress, run_in_process, run_on_ray
 from vlmtune.training.save import repeatable, save_adapter_folder
@@ -48,16 +49,16 @@ def train_adapter(settings: Settings, runners: Mapping[str, Run] | None = None) 
         UserError: for whatever is wrong with the settings, the data, the model or the machine, before
         anything is written.
     """
-    resumed = settings.data.resume
+    resumed = settings.run.resume
     if resumed is not None:
         folder, settings = interrupted_run(resumed)
     else:
         folder = output_folder(settings)
-        if settings.data.workers == 0 and "://" in folder:
+        if settings.run.workers == 0 and "://" in folder:
             raise ConfigError(
                 f"--output_dir {folder}: --num_workers 0 writes to a local folder; give one, or --num_workers 1"
             )
-        output.check_free(folder, overwrite=settings.data.overwrite)
+        output.check_free(folder, overwrite=settings.run.overwrite)
     settings = located(settings)
     cluster = start(settings)
     store = prepared(settings)
@@ -87,21 +88,17 @@ def interrupted_run(resumed: str) -> tuple[str, Settings]:
     options = yaml12.load_options(storage.read_text(f"{folder}/config.yaml"))
     if options is None:
         raise ConfigError(f"--resume {folder}: config.yaml is damaged; start a new run")
-    return folder, Settings.from_dict(options)
+    return folder, Settings.from_flags(options)
 
 
 def start(settings: Settings) -> Cluster:
     """Check model, adapter and machine, and connect to Ray."""
-    config = check_model(
-        settings.model.base_model,
-        revision=settings.model.model_revision,
-        trust_remote_code=settings.get("trust_remote_code"),
-    )
+    config = check_model(settings.model.ref)
     check_targets(settings, config)
     cluster = connect()
-    workers = settings.data.workers
-    cluster.check_workers(workers if isinstance(workers, int) else workers[0], settings.get("use_cpu"))
-    if cluster.nodes > 1 and settings.data.storage_path is None:
+    workers = settings.run.workers
+    cluster.check_workers(workers if isinstance(workers, int) else workers[0], settings.run.use_cpu)
+    if cluster.nodes > 1 and settings.run.storage_path is None:
         raise ConfigError(
             f"this cluster has {cluster.nodes} nodes: give --storage_path, a folder or URI that all of them can reach"
         )
@@ -114,14 +111,14 @@ def check_targets(settings: Settings, config: Any) -> None:
     Raises:
         ModelError: there are none.
     """
-    model = outline(config, trust_remote_code=settings.get("trust_remote_code"))
-    target_modules(model, settings.model.lora_target_modules, lora_vision=settings.model.lora_vision)
+    model = outline(config, trust_remote_code=settings.model.trust_remote_code)
+    target_modules(model, settings.lora.target_modules, lora_vision=settings.lora.vision)
 
 
 def output_folder(settings: Settings) -> str:
     """Where the run's output goes: `output_dir`, below `storage_path` where that is given and `output_dir`
     is relative."""
-    name, storage = settings.get("output_dir"), settings.data.storage_path
+    name, storage = settings.run.output_dir, settings.run.storage_path
     if storage is not None and "://" not in name and not Path(name).is_absolute():
         return f"{output.place(storage, in_job=in_ray_job(), flag='--storage_path')}/{name}"
     return output.place(name, in_job=in_ray_job())
@@ -139,7 +136,7 @@ def prepared(settings: Settings) -> Store:
     skipped = f"; {store.meta.bad_rows} bad rows skipped (bad_rows.jsonl)" if store.meta.bad_rows else ""
     rows = f"{store.meta.rows} rows ({counts}), up to {store.column('tokens').max()} tokens{skipped}"
     logger.info(labelled("Data", f"{data.data_path}: {rows}"))
-    max_length = settings.get("max_length")
+    max_length = settings.training.max_length
     tokens = store.column("tokens")[store.rows_of(TRAIN)]
     if max_length is not None and (cut := int((tokens > max_length).sum())):
         shortened = f"{cut} of {len(tokens)} training rows are shortened to --max_length {max_length}"
@@ -153,8 +150,8 @@ def prepared(settings: Settings) -> Store:
 def claim_for(settings: Settings, folder: str, store: Store, name: str) -> None:
     """Take the output folder, and write the settings, the data's key and the bad rows that were skipped into
     it."""
-    output.claim(folder, overwrite=settings.data.overwrite)
-    storage.write_text(f"{folder}/{name}", yaml12.dump(repeatable(settings).to_dict()))
+    output.claim(folder, overwrite=settings.run.overwrite)
+    storage.write_text(f"{folder}/{name}", yaml12.dump(repeatable(settings).to_flags()))
     storage.write_json(f"{folder}/{DATA_KEYS[name]}", {"key": store.meta.key})
     if store.meta.bad_rows:
         store.copy_bad_rows(f"{folder}/bad_rows.jsonl")
@@ -171,15 +168,15 @@ def check_same_data(folder: str, store: Store, name: str = "config.yaml") -> Non
 
 def run_isolated(settings: Settings, store: Store, folder: str, cluster: Cluster, show: Progress) -> Outcome:
     """TRL's loop, in this process or in Ray Train workers."""
-    if settings.data.workers == 0:
-        return run_in_process(settings.to_dict(), store, folder, progress=show)
+    if settings.run.workers == 0:
+        return run_in_process(settings.to_flags(), store, folder, progress=show)
 
     def on_ray(progress: Progress) -> Outcome:
         return run_on_ray(
-            settings.to_dict(),
+            settings.to_flags(),
             store,
-            workers=settings.data.workers,
-            use_gpu=cluster.workers_use_gpu(settings.get("use_cpu")),
+            workers=settings.run.workers,
+            use_gpu=cluster.workers_use_gpu(settings.run.use_cpu),
             storage_path=f"{folder}/checkpoints",
             name="train",
             runs_dir=f"{folder}/runs",

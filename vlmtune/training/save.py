@@ -48,7 +48,7 @@ def save_adapter_folder(
                 source_filesystem=source,
                 destination_filesystem=target,
             )
-    write_text(f"{folder}/config.yaml", yaml12.dump(repeatable(settings).to_dict()))
+    write_text(f"{folder}/config.yaml", yaml12.dump(repeatable(settings).to_flags()))
     describe(folder, settings, metrics, store)
 
 
@@ -99,9 +99,9 @@ tags: [lora, vlmtune]
 |---|---|
 {results}| evaluation loss (all {counts["eval"]} evaluation rows, full length) | {metrics["eval_loss"]:.4f} |
 | rows for training / evaluation / test | {counts["train"]} / {counts["eval"]} / {counts["test"]} |
-| rank, alpha, dropout | {model.lora_r}, {model.lora_alpha}, {model.lora_dropout} |
-| learning rate | {settings.get("learning_rate")} |
-| max_length | {settings.get("max_length")} |
+| rank, alpha, dropout | {settings.lora.r}, {settings.lora.alpha}, {settings.lora.dropout} |
+| learning rate | {settings.training.learning_rate} |
+| max_length | {settings.training.max_length} |
 | base weights while training | {model.base_quantization} |
 
 ```python

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from datasets import Dataset
 from torch.utils.data import DataLoader, IterableDataset
 from transformers.trainer_pt_utils import nested_gather
+from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from vlmtune.config.settings import TrainingArguments
 from vlmtune.data.collate import split_batch
 from vlmtune.data.order import MicroBatch, Order, evaluation_order
 from vlmtune.data.split import EVAL, TRAIN
@@ -106,7 +106,7 @@ class AdapterTrainer(SFTTrainer):
     def __init__(
         self,
         model: Any,
-        args: TrainingArguments,
+        args: SFTConfig,
         processor: Any,
         store: Store,
         order: Order,

@@ -74,7 +74,7 @@ class Report:
 def pictures_of(compared: Comparison | str, store: Store, settings: Settings) -> dict[int, list[str]]:
     """Small pictures of the rows that the page shows, from the data that the store was made of; none where
     that is gone by now."""
-    rows = [] if isinstance(compared, str) else [row.row for row in chosen(compared, settings.get("seed"))]
+    rows = [] if isinstance(compared, str) else [row.row for row in chosen(compared, settings.training.seed)]
     try:
         return {
             row: sample.images
@@ -109,7 +109,7 @@ def page(report: Report) -> str:
         _slices(report),
         _parallel(report),
         '<div class="pair">' + _importance(report) + _time(report) + "</div>",
-        gallery(report.compared, report.pictures, report.settings.get("seed"))
+        gallery(report.compared, report.pictures, report.settings.training.seed)
         if isinstance(report.compared, Comparison)
         else "",
         _repeat(report),
@@ -286,12 +286,12 @@ def _repeat(report: Report) -> str:
         f"python ray_jobs/train.py --config {report.folder}/best/config.yaml --output_dir NEW_FOLDER    # the best adapter again\n"
         f"python ray_jobs/eval.py --adapter {report.folder}/best --compare_base --output_dir NEW_FOLDER    # its answers, all metrics"
     )
-    dumped = yaml12.dump(repeatable(settings).to_dict())
+    dumped = yaml12.dump(repeatable(settings).to_flags())
     facts = {
         "data": f"{settings.data.data_path}, key {report.data_key}",
         "config": f"best/config.yaml, sha256 {hashlib.sha256(dumped.encode()).hexdigest()}",
         "rows": ", ".join(f"{count:,} {split}" for split, count in report.counts.items()),
-        "seed": str(settings.get("seed")),
+        "seed": str(settings.training.seed),
         "trials ran": f"{settings.search.trial_runner}; {sum(row.state == COMPLETE for row in report.trials.rows)} to their end",
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
     }

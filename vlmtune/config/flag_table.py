@@ -1,0 +1,118 @@
+"""The table of all flags, and values by flag name: from a command line, a YAML file or code."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from vlmtune.config import yaml12
+from vlmtune.config.flags import Flag
+from vlmtune.config.kinds import kind_of_hint
+from vlmtune.config.limits import UNSUPPORTED
+from vlmtune.config.options import (
+    DataSettings,
+    LoraSettings,
+    ModelSettings,
+    RunSettings,
+    SearchSettings,
+    TrainingSettings,
+)
+from vlmtune.config.trl_flags import TrlRefused
+from vlmtune.errors import ConfigError, nearest
+
+# Older names of the field, accepted wherever the name on the right is.
+ALIASES = {"max_seq_length": "max_length", "lora_rank": "lora_r", "target_modules": "lora_target_modules"}
+
+# In the order of `--help`.
+GROUPS: dict[str, type[Any]] = {
+    "data": DataSettings,
+    "run": RunSettings,
+    "model": ModelSettings,
+    "lora": LoraSettings,
+    "training": TrainingSettings,
+    "search": SearchSettings,
+    "refused": TrlRefused,
+}
+
+
+@cache
+def flags() -> dict[str, Flag]:
+    """Every option by its flag name, in the order of the groups."""
+    table: dict[str, Flag] = {}
+    for group, options in GROUPS.items():
+        hints = get_type_hints(options)
+        for option in dataclasses.fields(options):
+            kind, optional, choices = kind_of_hint(hints[option.name])
+            name = option.metadata.get("flag", option.name)
+            table[name] = Flag(
+                name=name,
+                group=group,
+                field=option.name,
+                kind=kind,
+                optional=optional,
+                choices=tuple(option.metadata.get("choices", choices)),
+                default=default_of(option),
+                help=option.metadata.get("help", ""),
+            )
+    return table
+
+
+def default_of(option: "dataclasses.Field[Any]") -> Any:
+    """A field's default; lists are fresh each time."""
+    return option.default_factory() if option.default_factory is not dataclasses.MISSING else option.default
+
+
+def flag(name: str, label: str | None = None) -> Flag:
+    """The option called `name`, or by an older name of it.
+
+    Raises:
+        ConfigError: there is none; the message names the nearest one.
+    """
+    option = flags().get(ALIASES.get(name, name))
+    if option is None:
+        names = [known for known in flags() if known not in UNSUPPORTED] + list(ALIASES)
+        raise ConfigError(f"{label or name}: there is no such option{nearest(name, names)}")
+    return option
+
+
+def read_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The checked values by flag name.
+
+    Args:
+        prefix: what stands before a name in messages, such as "--" or "config.yaml: ".
+
+    Raises:
+        ConfigError: a name is unknown or given under two names, or a value is wrong.
+    """
+    checked: dict[str, Any] = {}
+    names: dict[str, str] = {}  # as they were given
+    for name, value in values.items():
+        option = flag(name, prefix + name)
+        if option.name in names:
+            raise ConfigError(
+                f"{prefix}{name}: is another name of {names[option.name]}, which is given too; keep one"
+            )
+        names[option.name] = name
+        checked[option.name] = option.read(value, prefix + name)
+    return checked
+
+
+def read_file(path: str) -> dict[str, Any]:
+    """The checked options of a YAML file, by flag name.
+
+    Raises:
+        ConfigError: the file cannot be read, is no YAML mapping, or holds a wrong name or value.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        options = yaml12.load_options(text)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from None
+    except yaml12.YamlError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if options is None:
+        raise ConfigError(f"{path}: must hold options by name, such as `lora_r: 8`, one a line")
+    return read_values(options, f"{path}: ")

@@ -1,0 +1,303 @@
+"""The groups of options: frozen dataclasses of plain values, which pickle, compare and need no GPU.
+
+A field's metadata holds its `--help` text, its choices, and its flag where that is not the field's name.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vlmtune.config.trl_flags import TrlTraining
+from vlmtune.errors import ConfigError
+from vlmtune.model_ref import ModelRef
+
+Quantization = Literal["none", "nf4", "int8", "fp8"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+# Schedules that follow from the step alone: one that looks at a metric could not be told from early stopping.
+SCHEDULES = (
+    *("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"),
+    *("inverse_sqrt", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"),
+)
+# Optimizers that train adapters with nothing more installed.
+OPTIMIZERS = (
+    *("adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop"),
+    *("adamw_8bit", "adamw_bnb_8bit", "ademamix", "ademamix_8bit", "lion_32bit", "lion_8bit"),
+    *("rmsprop_bnb", "rmsprop_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "paged_ademamix_32bit"),
+    *("paged_ademamix_8bit", "paged_lion_32bit", "paged_lion_8bit"),
+)
+
+
+def option(default: Any, text: str, *, choices: tuple[str, ...] = (), flag: str | None = None) -> Any:
+    """A dataclass field that is an option of the command line."""
+    metadata: dict[str, Any] = {"help": text}
+    metadata |= {"choices": choices} if choices else {}
+    metadata |= {"flag": flag} if flag else {}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where the rows come from, and how they are checked, split and cached."""
+
+    data_path: str | None = option(
+        None,
+        "Training data: a frames folder, JSON, JSONL or Parquet, a saved dataset, or a dataset's name on "
+        "the Hub.",
+    )
+    eval_data_path: str | None = option(None, "Evaluation data, if it is not to be split off from data_path.")
+    eval_fraction: float = option(
+        0.1, "Share of data_path that is evaluated on during training and search, split by image content."
+    )
+    test_fraction: float = option(
+        0.1, "Share of data_path that no search sees; the headline numbers come from it."
+    )
+    group_by: str | None = option(
+        None, "Column whose rows stay together in the split, such as a camera or a sequence."
+    )
+    image_root: str | None = option(
+        None, "Folder that image paths are relative to. By default, the folder of the file that names them."
+    )
+    on_bad_row: Literal["error", "skip"] = option(
+        "error", "What a row that cannot be used does: stop the run, or go to bad_rows.jsonl."
+    )
+    on_long_row: Literal["error", "skip"] = option(
+        "error", "What a row does whose images alone are longer than max_length."
+    )
+    allow_outside_paths: bool = option(False, "Accept image paths that leave the data folder and image_root.")
+    allow_remote_images: bool = option(False, "Fetch images that are given as URLs.")
+    cache_dir: str | None = option(
+        None,
+        "Folder or URI for prepared rows, which later runs use again. By default in storage_path or "
+        "~/.cache.",
+    )
+    cache_size_gb: float = option(
+        200.0, "Delete the least recently used prepared rows when cache_dir holds more than this."
+    )
+    no_cache: bool = option(
+        False, "Keep no pixels on disk: read and resize the raw images at every use, in the same order."
+    )
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where a run computes and writes."""
+
+    output_dir: str = option("output", "Folder that the results are written to.")
+    num_workers: str = option(
+        "1", "Training workers, one GPU each: N, or MIN:MAX for an elastic run. 0 trains in this process."
+    )
+    storage_path: str | None = option(
+        None, "Folder or URI that every node can reach, for checkpoints and the search's state."
+    )
+    overwrite: bool = option(False, "Replace what output_dir holds from an earlier run.")
+    resume: str | None = option(None, "Output folder of an interrupted run or search to resume.")
+    use_cpu: bool = option(False, "Compute on the CPU even where there is a GPU.")
+
+    @property
+    def workers(self) -> int | tuple[int, int]:
+        """Number of training workers, or the (smallest, largest) number of an elastic run."""
+        low, colon, high = self.num_workers.partition(":")
+        return (int(low), int(high)) if colon else int(low)
+
+    @property
+    def max_workers(self) -> int:
+        """The largest number of training workers."""
+        return int(self.num_workers.rpartition(":")[2])
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The frozen base model: which one, in which types, and how its weights are held."""
+
+    model_name_or_path: str | None = option(None, "Base model: a folder, or a name on the Hub.")
+    model_revision: str = option("main", "Branch, tag or commit of the model on the Hub.")
+    trust_remote_code: bool = option(False, "Run the Python code that the model's repository brings along.")
+    dtype: Dtype | None = option(
+        None, "Type that the base computes in. By default bfloat16 where the device has it, else float32."
+    )
+    attn_implementation: str | None = option(
+        None,
+        "Attention kernel, by transformers' name: sdpa, eager, flash_attention_2. By default, the model's.",
+    )
+    quantization: Quantization | None = option(
+        None,
+        "How the base's weights are stored. load_in_4bit means nf4, load_in_8bit means int8; fp8 also "
+        "multiplies in 8 bits, on GPUs that can.",
+    )
+    load_in_8bit: bool = option(False, "The same as quantization int8.")
+    load_in_4bit: bool = option(False, "The same as quantization nf4.")
+    use_bnb_nested_quant: bool = option(
+        True, "With nf4: quantize the scales too, which saves 0.4 bits a weight."
+    )
+    base_in_memory: Literal["auto", "quantized", "dequantized"] = option(
+        "auto",
+        "With nf4 or int8: keep the weights quantized, or hold their values once in the type that the "
+        "base computes in: faster, two bytes a weight. By default dequantized where the GPU has room.",
+    )
+    llm_int8: bool = option(
+        False,
+        "With int8: also quantize activations, as LLM.int8 does. A row's result then depends on its "
+        "neighbours.",
+    )
+
+    @property
+    def base_model(self) -> str:
+        """The base's folder or name on the Hub. Parsed settings always have one."""
+        if self.model_name_or_path is None:
+            raise ConfigError("model_name_or_path is missing")
+        return self.model_name_or_path
+
+    @property
+    def ref(self) -> ModelRef:
+        """The base model's name, revision and whether its own code may run."""
+        return ModelRef(self.base_model, self.model_revision, self.trust_remote_code)
+
+    @property
+    def base_quantization(self) -> Quantization:
+        """The base's quantization, from `quantization`, `load_in_4bit` or `load_in_8bit`, whichever is set."""
+        if self.quantization is not None:
+            return self.quantization
+        return "nf4" if self.load_in_4bit else "int8" if self.load_in_8bit else "none"
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The LoRA adapter. A field's flag is PEFT's name with `lora_` before it."""
+
+    r: int = option(16, "Rank of the adapter.", flag="lora_r")
+    alpha: int = option(
+        32, "Scaling of the adapter: its output is multiplied by alpha / r.", flag="lora_alpha"
+    )
+    dropout: float = option(0.05, "Dropout of the adapter's input.", flag="lora_dropout")
+    target_modules: list[str] | str | None = option(
+        ["q_proj", "k_proj", "v_proj", "o_proj"],
+        "Modules that get an adapter. Bare names mean those of the language model; a pattern is matched "
+        "against full module names.",
+        flag="lora_target_modules",
+    )
+    modules_to_save: list[str] | None = option(
+        None, "Modules that are trained whole and saved with the adapter.", flag="lora_modules_to_save"
+    )
+    vision: bool = option(
+        False, "Let bare names in lora_target_modules also match the vision tower.", flag="lora_vision"
+    )
+    use_rslora: bool = option(False, "Rank-stabilised LoRA: multiply by alpha / sqrt(r).")
+    use_dora: bool = option(False, "Weight-decomposed LoRA (DoRA).")
+
+
+@dataclass(frozen=True)
+class TrainingSettings(TrlTraining):
+    """TRL's training options by their own names, with defaults that fit adapters, and a few of vlmtune's."""
+
+    lr_scheduler_type: str = option(
+        "linear",
+        "How the learning rate changes over the run; lr_scheduler_kwargs sets its details.",
+        choices=SCHEDULES,
+    )
+    optim: str = option("adamw_torch_fused", "Optimizer of the adapter's weights.", choices=OPTIMIZERS)
+    report_to: Literal["none", "tensorboard"] = option(
+        "none", "Curves go to runs/, for TensorBoard, in either case; no other service is told."
+    )
+    eval_strategy: str = option(
+        "steps",
+        "When to evaluate, report and save: every eval_steps, after every epoch, or never.",
+        choices=("no", "steps", "epoch"),
+    )
+    eval_steps: float | None = option(
+        0.25,
+        "Steps between evaluations, or below 1 a share of the run: 0.25 gives a search four chances to "
+        "stop a trial.",
+    )
+    logging_steps: float = option(
+        1.0, "Steps between two logged training losses, or below 1 a share of the run."
+    )
+    logging_nan_inf_filter: bool = option(
+        False,
+        "Replace a loss that is NaN or infinite in the log by the mean of the others; each step waits for"
+        " it.",
+    )
+    loss_type: str = option(
+        "nll",
+        "Training loss: nll, or dft for Dynamic Fine-Tuning. Evaluation is always nll.",
+        choices=("nll", "dft"),
+    )
+    gradient_checkpointing: bool | None = option(  # type: ignore[assignment]  # None: vlmtune decides
+        None,
+        "Recompute activations instead of keeping them, a third slower; auto: only where they do not fit "
+        "in memory.",
+    )
+    torch_compile: bool | None = option(  # type: ignore[assignment]
+        None, "Compile the decoder's layers: half a minute at the start; auto: on a GPU, in long runs."
+    )
+    cuda_graphs: bool | None = option(
+        None,
+        "Replay captured steps, faster below a few thousand tokens; auto: on a GPU with room for them.",
+    )
+    micro_batch_size: int | None = option(
+        None,
+        "Rows of per_device_train_batch_size that go through the model at once. By default as many as fit"
+        " in memory.",
+    )
+    pad_to_multiple_of: int | None = option(  # type: ignore[assignment]  # TRL's "auto" is for other hardware
+        None, "Pad every batch to a length that is a multiple of this many tokens."
+    )
+    max_length: int | None = option(
+        1024,
+        "Longest row in tokens, its images included. Text is shortened to it, images never; none for no "
+        "limit.",
+    )
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What is searched, with how many trials, and which trial is the best."""
+
+    search_space: dict[str, Any] | None = option(
+        None, "What to search, by flag name; usually in the YAML file. On the command line, as JSON."
+    )
+    num_samples: int = option(16, "Trials to run. A space that is all grid runs every combination instead.")
+    max_concurrent_trials: int | None = option(
+        None, "Trials that run at once. By default, as many as the resources allow."
+    )
+    trial_runner: Literal["auto", "isolated", "packed"] = option(
+        "auto",
+        "How a trial runs: packed trains many over one frozen base on each GPU, isolated gives each its "
+        "own training workers. By default packed, where every option of the search allows it.",
+    )
+    metric: str = option(
+        "eval_loss",
+        "What the search optimises: eval_loss, a metric of generated answers such as exact_match or mae, "
+        "or another number that trials report.",
+    )
+    more_metrics: list[str] | None = option(
+        None,
+        "Further numbers that trials report, such as seconds or peak_memory, to be good in at the same "
+        "time: the search looks for the trade-offs between them and the metric, which decides early "
+        "stopping and the best trial.",
+    )
+    metric_rows: int = option(
+        64,
+        "With a metric of answers: evaluation rows that are answered at each evaluation; all of them at a"
+        " trial's end.",
+    )
+    max_new_tokens: int = option(32, "With a metric of answers: the longest answer, in tokens.")
+    mode: Literal["min", "max"] = option("min", "Whether a smaller or a larger metric is better.")
+    time_budget_s: float | None = option(None, "Seconds after which no more trials run.")
+    refit: bool = option(
+        False, "After the search, train the best values once more, alone and on the full training data."
+    )
+    report: bool = option(
+        True, "After the search, answer the test rows with the base and the adapters, and write report.html."
+    )
+    early_stopping: Literal["asha", "none"] = option(
+        "asha", "Stop trials that fall behind at an evaluation, or never."
+    )
+    grace_period: float = option(
+        0.5,
+        "Share of its run that every trial gets before early stopping may end it; the first rung of ASHA.",
+    )
+    reduction_factor: int = option(
+        3, "One in this many trials continues at each rung of early stopping; each is this many times later."
+    )

@@ -1,0 +1,157 @@
+"""Which model, and what goes wrong between its name and its files, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmtune.errors import ModelError
+from vlmtune.hub import stay_offline_unless_reachable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, ProcessorMixin
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model on the Hub or in a folder, and whether the Python code that it brings along may run."""
+
+    name: str
+    revision: str = "main"
+    trust_remote_code: bool = False
+
+    def config(self) -> PreTrainedConfig:
+        """The config of a vision-language model, whether or not its weights are there.
+
+        Raises:
+            ModelError: it is not there, gated, damaged, or not that of a vision-language model.
+        """
+        from transformers import AutoConfig
+        from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+        with plain_model_errors(self):
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                self.name, revision=self.revision, trust_remote_code=self.trust_remote_code
+            )
+        remote_classes = getattr(config, "auto_map", None) or {}
+        if (
+            type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+            and "AutoModelForImageTextToText" not in remote_classes
+        ):
+            raise ModelError(
+                f"{self.name} is no vision-language model (its type is {config.model_type!r}): "
+                "give one that AutoModelForImageTextToText loads, for example llava-hf/llava-1.5-7b-hf"
+            )
+        return config
+
+    def outline(self) -> Any:
+        """The model's modules and shapes without weights (on the meta device): a second or two at any size.
+
+        Raises:
+            ModelError: as `config`.
+        """
+        model = outline(self.config(), trust_remote_code=self.trust_remote_code)
+        model.name_or_path = self.name
+        return model
+
+    def processor(self) -> ProcessorMixin:
+        """The model's processor: its tokenizer and image processor.
+
+        Raises:
+            ModelError: it is not there, gated, damaged, or has no image processor.
+        """
+        from transformers import AutoProcessor, ProcessorMixin
+
+        with plain_model_errors(self):
+            auto: Any = AutoProcessor
+            processor = auto.from_pretrained(
+                self.name, revision=self.revision, trust_remote_code=self.trust_remote_code
+            )
+        if not isinstance(processor, ProcessorMixin) or getattr(processor, "image_processor", None) is None:
+            raise ModelError(
+                f"{self.name}: no vision-language processor there (found {type(processor).__name__}, which takes no "
+                "images): give a vision-language model, or copy its processor_config.json and "
+                "preprocessor_config.json into the folder"
+            )
+        return processor
+
+
+def outline(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> Any:
+    """The modules and shapes of a config's model without weights (on the meta device)."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def plain_model_errors(ref: ModelRef) -> Iterator[None]:
+    """Turns what transformers, huggingface_hub and safetensors raise about a model into a `ModelError`."""
+    from safetensors import SafetensorError
+
+    if not Path(ref.name).exists():
+        stay_offline_unless_reachable()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        raise ModelError(_explain(error, ref.name, ref.revision)) from error
+
+
+def _explain(error: Exception, name: str, revision: str) -> str:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    from safetensors import SafetensorError
+
+    causes = list(_causes(error))
+
+    def caused_by(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    folder = Path(name)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        return f"{name} is a LoRA adapter, not a base model: give the base that its adapter_config.json names"
+    if caused_by(GatedRepoError):
+        page = f"https://huggingface.co/{name}"
+        return (
+            f"{name} is gated: accept its licence on {page}, then log in with `hf auth login` or set HF_TOKEN"
+        )
+    if caused_by(RevisionNotFoundError):
+        return f"{name} has no revision {revision!r}: see the model's page for its branches, tags and commits"
+    if caused_by(RepositoryNotFoundError):
+        return f"{name} is neither a folder nor a model on the Hub: check the spelling, or, if it is private, log in with `hf auth login`"
+    if caused_by(HFValidationError):
+        return f"{name} is not there: no such folder, and no name of a model on the Hub (OWNER/MODEL)"
+    if caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled):
+        return (
+            f"{name} is neither a folder nor in the local cache, and the Hub cannot be reached: check the name and the network, "
+            "unset HF_HUB_OFFLINE if it is set, or download the model first with `hf download` (if it is gated, accept its licence on "
+            f"https://huggingface.co/{name} and log in with `hf auth login`)"
+        )
+    if caused_by(SafetensorError):
+        return f"{name}: a weight file is damaged ({first_line(error)}): copy or download it again"
+    if caused_by(ImportError):
+        return f"{name} needs a package that is not installed: {first_line(error)}"
+    if "trust_remote_code" in str(error):
+        return f"{name} brings its own Python code: read it, and pass --trust_remote_code if you trust it"
+    return f"{name} cannot be loaded: {first_line(error)}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
