@@ -1,7 +1,10 @@
-# make setup   install into .venv; the other targets call it when it is needed
-# make demo    write sample files and search the best adapter for them; a CPU is enough
-# make test    the test suite that needs no GPU; make test-heavy, its tests that take half a minute or more each
-# make check   lint, format, types
+# make setup         install into .venv; the other targets call it when it is needed
+# make demo          write sample files and search the best adapter for them; a CPU is enough
+# make test          the test suite that needs no GPU
+# make test-heavy    its tests that take half a minute or more each
+# make test-oldest   tests of data, model, training and packed with the oldest versions that pyproject.toml allows
+# make check         lint, format, types, spelling
+# make flags         write the table of flags anew, after another version of TRL or transformers
 #
 # PYTHON=/path/to/python3.12 chooses the Python that .venv is made from: 3.11 or 3.12.
 
@@ -9,15 +12,17 @@ SHELL := /bin/bash
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+OLDEST := .venv-oldest
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 
-.PHONY: setup demo test test-heavy check constraints clean
+.PHONY: setup demo test test-heavy test-oldest check flags constraints clean
 
 setup: $(STAMP)
 
-# A .venv that is half made, or made from another Python, has no pip that runs on a supported version: it is made anew.
-# torch comes first and alone: with its version settled, pip never weighs other builds of several GB.
+# A .venv that is half made, or made from another Python, has no pip that runs on a supported version: it is
+# made anew. torch comes first and alone: with its version settled, pip never weighs other builds of several GB.
 $(STAMP): pyproject.toml constraints.txt
 	@rm -f $@
 	@$(RUN) -c "$(SUPPORTED)" 2>/dev/null && $(RUN) -m pip --version >/dev/null 2>&1 || { \
@@ -25,12 +30,23 @@ $(STAMP): pyproject.toml constraints.txt
 			if "$$python" -c "$(SUPPORTED)" >/dev/null 2>&1; then found="$$python"; break; fi; \
 		done; \
 		if [ -z "$$found" ]; then \
-			echo "vlmtune needs Python 3.11 or 3.12 with its venv module; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 2; \
+			echo "vlmtune needs Python 3.11 or 3.12 with its venv module;" \
+				"name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; \
+			exit 2; \
 		fi; \
 		echo "making $(VENV) from $$("$$found" --version)"; "$$found" -m venv --clear $(VENV); }
 	@echo "installing into $(VENV): a few minutes"
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(RUN) $(PIP_INSTALL) -c constraints.txt $(TORCH)
+	$(RUN) $(PIP_INSTALL) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The oldest versions go into an environment of their own; .ci/oldest.py takes them from pyproject.toml.
+$(OLDEST)/.installed: pyproject.toml constraints.txt .ci/oldest.py | setup
+	@echo "installing into $(OLDEST): a few minutes"
+	$(RUN) -m venv --clear $(OLDEST)
+	$(RUN) .ci/oldest.py > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python $(PIP_INSTALL) $(TORCH)
+	$(OLDEST)/bin/python $(PIP_INSTALL) -c $(OLDEST)/constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: setup
@@ -43,17 +59,26 @@ test: setup
 test-heavy: setup
 	$(RUN) -m pytest -m heavy
 
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest tests/data tests/model tests/training tests/packed
+
 check: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m codespell_lib
 
-# The exact versions that .venv holds now, under the same head. To move to newer ones: delete the lines below the head, make setup, make constraints.
+flags: setup
+	$(RUN) -m vlmtune.config.generate
+
+# The exact versions that .venv holds now, under the same head. To move to newer ones: delete the lines below the
+# head, make setup, make constraints.
 constraints: setup
-	@{ grep '^#' constraints.txt; $(RUN) -m pip freeze --all --exclude-editable --exclude pip --exclude wheel --exclude vlmtune \
+	@{ grep '^#' constraints.txt; \
+		$(RUN) -m pip freeze --all --exclude-editable --exclude pip --exclude wheel --exclude vlmtune \
 		| grep -v '^nvidia-\|^triton==\|^cuda-' | sed 's/+[a-z0-9.]*$$//'; } > constraints.txt.part
 	@mv constraints.txt.part constraints.txt
 	@touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
