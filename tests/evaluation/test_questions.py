@@ -9,10 +9,11 @@ import pytest
 
 from vlmtune.errors import ConfigError, DataError
 from vlmtune.evaluation.questions import complete, image_paths, pieces_of, read
+from vlmtune.model_ref import ModelRef
 
 
 def asked(pieces: Any, model: Path, after: int = 0) -> list[tuple[Any, Any]]:
-    rows = read(pieces[0], 0, after, str(model), "main", False, True)
+    rows = read(pieces[0], 0, after, ModelRef(str(model)), True)
     return [(pickle.loads(row["row"]), pickle.loads(row["example"])) for row in rows]
 
 
