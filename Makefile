@@ -2,7 +2,7 @@
 # make demo          write sample files and search the best adapter for them; a CPU is enough
 # make test          the test suite that needs no GPU
 # make test-heavy    its tests that take half a minute or more each
-# make test-oldest   tests of data, model, training and packed with the oldest versions that pyproject.toml allows
+# make test-oldest   the tests of four folders with the oldest versions that pyproject.toml allows
 # make check         lint, format, types, spelling
 # make flags         write the table of flags anew, after another version of TRL or transformers
 #
@@ -22,7 +22,7 @@ SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_in
 setup: $(STAMP)
 
 # A .venv that is half made, or made from another Python, has no pip that runs on a supported version: it is
-# made anew. torch comes first and alone: with its version settled, pip never weighs other builds of several GB.
+# made anew. torch comes first and alone: with its version settled, pip never considers builds of several GB.
 $(STAMP): pyproject.toml constraints.txt
 	@rm -f $@
 	@$(RUN) -c "$(SUPPORTED)" 2>/dev/null && $(RUN) -m pip --version >/dev/null 2>&1 || { \
@@ -71,8 +71,8 @@ check: setup
 flags: setup
 	$(RUN) -m vlmtune.config.generate
 
-# The exact versions that .venv holds now, under the same head. To move to newer ones: delete the lines below the
-# head, make setup, make constraints.
+# The exact versions that .venv holds now, under the same head. To move to newer ones: delete the lines below
+# the head, make setup, make constraints.
 constraints: setup
 	@{ grep '^#' constraints.txt; \
 		$(RUN) -m pip freeze --all --exclude-editable --exclude pip --exclude wheel --exclude vlmtune \
