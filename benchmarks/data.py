@@ -1,16 +1,16 @@
 """How fast are rows prepared, and does memory grow with their number?
 
-    python benchmarks/data.py speed  [--rows 10000] [--pairs 3]    # against bare decode, resize, tokenise
-    and write on the same cores
-    python benchmarks/data.py memory [--rows 2000 20000]           # peak memory of all processes with a 500
-    MB object store
-    python benchmarks/data.py inspect [--rows 4000] [--pairs 3]    # inspect_data.py against preparing, as
-    whole commands
-    python benchmarks/data.py rows FOLDER [--rows 90] [--text 90]  # nothing but such rows, and some without
-    a picture
+    python benchmarks/data.py speed   [--rows 10000] [--pairs 3]
+    python benchmarks/data.py memory  [--rows 2000 20000]
+    python benchmarks/data.py inspect [--rows 4000] [--pairs 3]
+    python benchmarks/data.py rows FOLDER [--rows 90] [--text 90]
 
-Rows have one 640x480 JPEG and a question and answer each; the processor is LLaVA-1.5's at full size (336
-pixels). No weights are needed.
+`speed` compares preparing with bare decoding, resizing, tokenizing and writing on the same cores. `memory`
+measures the peak memory of all processes with an object store of 500 MB. `inspect` compares
+`inspect_data.py` with preparing, as whole commands. `rows` only writes rows, some of them without an image.
+
+Rows have one 640x480 JPEG, a question and an answer; the processor is LLaVA-1.5's at full size (336 pixels).
+No weights are needed.
 """
 
 import argparse
@@ -54,12 +54,13 @@ def write_model(folder: Path) -> None:
 
 
 def write_rows(folder: Path, rows: int, words: int = 0, text: int = 0) -> Path:
-    """`rows` photographs-like JPEGs (smooth colours, edges, some noise; about 60 kB each), all different,
-    and a JSONL that names them.
+    """Write JPEGs and a JSONL of rows with one of them each; returns the JSONL's path.
+
+    The images are like photographs: smooth colours, edges, some noise, about 60 kB each, all different.
 
     Args:
-        words: so many are added to every question, all the same, and 40 to its answer.
-        text: so many rows more have 200 words and no picture.
+        words: words to add to every question, the same ones; its answer then gets 40 more.
+        text: number of further rows, of 200 words and no image.
     """
     (folder / "images").mkdir(parents=True)
     with multiprocessing.get_context("spawn").Pool() as pool:
@@ -89,8 +90,11 @@ def write_image(folder: Path, number: int) -> None:
 
 
 def bare(folder: str, model: str, out: str, floats: bool, numbers: list[int]) -> None:
-    """What has to be done at the least for some rows: decode, resize, tokenise, write. `floats`: the
-    processor's own float32 pixels."""
+    """The least work that some rows need: decode, resize, tokenize, write.
+
+    Args:
+        floats: write the processor's float32 pixels instead of uint8.
+    """
     from vlmtune.data.store_writer import write_shard
     from vlmtune.data.tokenize import EncodedExample
 
@@ -144,7 +148,7 @@ def timed_prepare(data: Path, model: Path, cache: Path) -> float:
 
 
 def speed(rows: int, pairs: int) -> None:
-    """Bare and prepared in turn, so that a machine whose speed drifts slows both."""
+    """Time bare work and `prepare` in turn, so that a machine whose speed drifts slows both."""
     from vlmtune.cluster import connect
 
     with tempfile.TemporaryDirectory() as name:
@@ -152,7 +156,9 @@ def speed(rows: int, pairs: int) -> None:
         write_model(top / "model")
         data = write_rows(top / "data", rows)
         connect()
-        ratios, seconds = [], {"bare uint8": [], "prepare": [], "found again": [], "bare float32": []}  # type: ignore[var-annotated]
+        ratios: list[float] = []
+        labels = ("bare uint8", "prepare", "from the cache", "bare float32")
+        seconds: dict[str, list[float]] = {label: [] for label in labels}
         with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
             timed_bare(pool, data.parent, top / "model", 256, floats=False)  # imports and caches
             few = write_rows(top / "few", 256)
@@ -160,22 +166,24 @@ def speed(rows: int, pairs: int) -> None:
             for pair in range(pairs):
                 seconds["bare uint8"].append(timed_bare(pool, data.parent, top / "model", rows, floats=False))
                 seconds["prepare"].append(timed_prepare(data, top / "model", top / f"cache{pair}"))
-                seconds["found again"].append(timed_prepare(data, top / "model", top / f"cache{pair}"))
+                seconds["from the cache"].append(timed_prepare(data, top / "model", top / f"cache{pair}"))
                 ratios.append(seconds["bare uint8"][-1] / seconds["prepare"][-1])
                 shutil.rmtree(top / f"cache{pair}")
             seconds["bare float32"].append(timed_bare(pool, data.parent, top / "model", rows, floats=True))
     for label, values in seconds.items():
         each = f"{statistics.median(values) / rows * 1e3:.2f} ms a row"
         print(
-            f"{label:12} {statistics.median(values):7.1f} s ({min(values):.1f} to {max(values):.1f}), {each}"
+            f"{label:14} {statistics.median(values):7.1f} s ({min(values):.1f} to {max(values):.1f}), {each}"
         )
-    print(
-        f"prepare reaches {statistics.median(ratios):.0%} of bare ({min(ratios):.0%} to {max(ratios):.0%}) on {os.cpu_count()} cores"
-    )
+    spread = f"{min(ratios):.0%} to {max(ratios):.0%}"
+    print(f"prepare reaches {statistics.median(ratios):.0%} of bare ({spread}) on {os.cpu_count()} cores")
 
 
 def peak_memory(command: list[str]) -> tuple[float, float]:
-    """(peak of the summed proportional memory of a command and all its children in GB, seconds)."""
+    """Run a command; returns its peak memory and its seconds.
+
+    The memory is the summed proportional memory (PSS) of its processes, in 2**30 bytes.
+    """
     started, peak, done = time.perf_counter(), 0.0, threading.Event()
     process = subprocess.Popen(command)
 
@@ -203,7 +211,7 @@ def peak_memory(command: list[str]) -> tuple[float, float]:
 
 
 def memory(sizes: list[int]) -> None:
-    """Prepare and read back data sets of several sizes, each in a fresh process."""
+    """Prepare data sets of several sizes and stream one epoch of each, in a fresh process for each."""
     peaks = []
     with tempfile.TemporaryDirectory() as name:
         top = Path(name)
@@ -220,7 +228,7 @@ def memory(sizes: list[int]) -> None:
 
 
 def inspect(rows: int, pairs: int) -> None:
-    """`inspect_data.py` and a bare `prepare`, each as a command with an empty cache, in turn."""
+    """Time `inspect_data.py` and `prepare` in turn, each as a command with an empty cache."""
     root = Path(__file__).parents[1]
     ratios = []
     with tempfile.TemporaryDirectory() as name:
@@ -243,9 +251,8 @@ def inspect(rows: int, pairs: int) -> None:
             ratios.append(seconds[1] / seconds[0])
             shutil.rmtree(top / f"a{pair}")
             shutil.rmtree(top / f"b{pair}")
-    print(
-        f"inspect_data.py takes {statistics.median(ratios):.2f} of preparing ({min(ratios):.2f} to {max(ratios):.2f}) for {rows} rows"
-    )
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    print(f"inspect_data.py takes {statistics.median(ratios):.2f} of preparing ({spread}) for {rows} rows")
 
 
 def only_prepare(data: str, model: str, cache: str) -> None:

@@ -1,12 +1,11 @@
-"""How far is the demo's base from its task, and what does LoRA make of it?
+"""How well does the demo's base do its task, and what does LoRA add?
 
     python -m vlmtune.demo
     python benchmarks/demo_base.py [--demo demo] [--learning_rates 4e-3 …] [--ranks 16 …] [--seeds 42 …]
 
-Trains with configs/demo.yaml as it stands and then with each rank and learning rate, in this process, by the
-loop that `train.py` runs,
-and answers the test rows greedily. A row is right when its whole answer is. About half a minute a run on one
-CPU core.
+Trains with the values of configs/demo.yaml and then with each rank and learning rate, in this process, by the
+loop that `train.py` runs, and answers the test rows greedily. An answer is right if all of it matches. A run
+takes about half a minute on one CPU core.
 """
 
 import argparse
@@ -35,8 +34,10 @@ def settings_of(demo: Path, folder: str, flags: dict[str, float]) -> Any:
 
 
 def exact_match(model: Any, tokenizer: Any, store: Any, rows: list[int]) -> tuple[float, dict[str, float]]:
-    """The share of rows whose answer is right to the letter, of all and by language. Rows of one length are
-    answered together."""
+    """The fraction of rows whose answer matches the reference exactly, of all rows and by language.
+
+    Rows of one length are answered together.
+    """
     from vlmtune.data.collate import collate
     from vlmtune.data.tokenize import ANSWER
 
@@ -50,22 +51,20 @@ def exact_match(model: Any, tokenizer: Any, store: Any, rows: list[int]) -> tupl
             pad_token_id=store.meta.pad_token_id,
             per_row=store.meta.pixels.per_row,
         )
-        taken = {
+        inputs = {
             name: torch.from_numpy(batch[name]) for name in ("input_ids", "attention_mask", "pixel_values")
         }
-        tensors = store.meta.pixels.normalize(taken)
+        tensors = store.meta.pixels.normalize(inputs)
         prompt = tensors["input_ids"].shape[1]
         with torch.no_grad():
-            written = model.generate(**tensors, max_new_tokens=8, do_sample=False)[:, prompt:]
-        for example, answer in zip(examples, written.tolist(), strict=True):
-            wanted = tokenizer.decode(example.input_ids[example.kinds == ANSWER], skip_special_tokens=True)
-            right["ko" if "명" in wanted else "en"].append(
-                tokenizer.decode(answer, skip_special_tokens=True) == wanted
+            answers = model.generate(**tensors, max_new_tokens=8, do_sample=False)[:, prompt:]
+        for example, answer in zip(examples, answers.tolist(), strict=True):
+            reference = tokenizer.decode(example.input_ids[example.kinds == ANSWER], skip_special_tokens=True)
+            right["ko" if "명" in reference else "en"].append(
+                tokenizer.decode(answer, skip_special_tokens=True) == reference
             )
-    of_all = [answer for answers in right.values() for answer in answers]
-    return float(np.mean(of_all)), {
-        language: round(float(np.mean(answers)), 3) for language, answers in sorted(right.items())
-    }
+    by_language = {name: round(float(np.mean(matches)), 3) for name, matches in sorted(right.items())}
+    return float(np.mean([match for matches in right.values() for match in matches])), by_language
 
 
 def base_and_adapter(settings: Any, folder: str | None) -> Any:
@@ -108,7 +107,7 @@ def main() -> int:
                 lines.append(
                     ("base alone", *exact_match(base_and_adapter(settings, None), tokenizer, store, rows), "")
                 )
-            name = f"seed {seed}, {flags or 'the config as it stands'}"
+            name = f"seed {seed}, {flags or 'values of the config'}"
             lines.append(
                 (name, *exact_match(base_and_adapter(settings, trained), tokenizer, store, rows), spent)
             )

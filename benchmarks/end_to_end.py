@@ -1,13 +1,11 @@
-"""How much slower are the steps of `ray_jobs/train.py`, fed from JPEG files through Ray, than bare steps on
-a batch in memory?
+"""How much slower are the steps of `ray_jobs/train.py`, fed from JPEG files through Ray, than bare steps?
 
     python benchmarks/end_to_end.py FOLDER [--rows 2000] [--steps 30] [--set torch_compile=true] [--json FILE]
 
-FOLDER holds LLaVA-1.5-7B (`benchmarks/full_size.py`). Rows have a 640x480 JPEG and text, and are cut to the
-640 tokens of the bare step's
-rows. The command's rows a second are those from its first step to its last, waiting for data and recording
-graphs included, evaluation
-left out; preparing the rows, loading and compiling come before and are stated beside.
+FOLDER holds LLaVA-1.5-7B (`benchmarks/full_size.py`). A bare step trains on a batch in memory. Rows have a
+640x480 JPEG and text, and are cut to the 640 tokens of the bare step's rows. The command's time is counted
+from its first step to its last, waiting for data and graph capture included and evaluation excluded.
+Preparing the rows, loading and compiling come before; their time is printed beside.
 """
 
 import argparse
@@ -22,8 +20,8 @@ from train_step import CASES, LEARNING_RATE, measure
 from versions import check_versions
 
 
-def train(folder: str, rows: int, given: dict[str, str]) -> dict[str, Any]:
-    """What train.py reports about an epoch of fresh rows."""
+def train(folder: str, rows: int, flags: dict[str, str]) -> dict[str, Any]:
+    """The metrics of train.py after an epoch of new rows."""
     with tempfile.TemporaryDirectory() as work:
         write_rows(Path(work), rows, words=900)
         options = {
@@ -41,7 +39,7 @@ def train(folder: str, rows: int, given: dict[str, str]) -> dict[str, Any]:
             "lora_alpha": "32",
             "lora_dropout": "0.05",
             "learning_rate": str(LEARNING_RATE),
-            **given,
+            **flags,
         }
         seconds = run_job("train.py", options)
         metrics: dict[str, Any] = json.loads(Path(f"{work}/out/metrics.json").read_text())
@@ -61,15 +59,16 @@ def main() -> None:
     )
     parser.add_argument("--json")
     args = parser.parse_args()
-    given = {"quantization": "nf4"} | dict(option.split("=", 1) for option in args.set)
-    bare = measure("ours", args.folder, {**CASES["llava-b8"], "ours": given}, args.steps)
+    flags = {"quantization": "nf4"} | dict(option.split("=", 1) for option in args.set)
+    bare = measure("ours", args.folder, {**CASES["llava-b8"], "ours": flags}, args.steps)
     step = bare["ms"] / 8
     print(f"bare step  {step:.1f} ms a row ({bare['low'] / 8:.1f} to {bare['high'] / 8:.1f})", flush=True)
-    metrics = train(args.folder, args.rows, given)
-    whole = 1e3 / metrics["rows_per_second"]
+    metrics = train(args.folder, args.rows, flags)
+    row = 1e3 / metrics["rows_per_second"]
     print(
-        f"train.py   {whole:.1f} ms a row over {metrics['step']} steps: {whole / step - 1:+.1%}; waiting for data "
-        f"{metrics['data_wait_fraction']:.2%}; {metrics['seconds']:.0f} of {metrics['total_s']:.0f} s are training"
+        f"train.py   {row:.1f} ms a row over {metrics['step']} steps: {row / step - 1:+.1%}; "
+        f"waiting for data {metrics['data_wait_fraction']:.2%}; "
+        f"{metrics['seconds']:.0f} of {metrics['total_s']:.0f} s are training"
     )
     if args.json:
         Path(args.json).write_text(json.dumps({"bare": bare, "train": metrics}))

@@ -1,19 +1,17 @@
 """Does the fast step compute what the plain stack computes, at full size and over several steps?
 
     python benchmarks/equality.py FOLDER [--steps 6] [--batch 4] [--sides SIDE ...] [--json FILE]
-    python benchmarks/equality.py FOLDER --sides "plain, float32, not quantised" "plain, float32" fp8
+    python benchmarks/equality.py FOLDER --sides "plain, float32, not quantized" "plain, float32" fp8
 
-FOLDER holds LLaVA-1.5-7B (`benchmarks/full_size.py`). Everybody trains float32 adapters from the same values
-on the same batches, another
-one in each step, without dropout. The first side is the plain stack with all arithmetic in float32; printed
-for each other one is how far
-it is from that: the largest relative difference of a step's loss, and relative norms of the difference of
-the first step's gradients, the
-last step's, and what training changed in the adapters. The plain stack's own distances, with two kernels of
-attention, are what rounding
-to bfloat16 costs anyone. The second command asks what NF4 and fp8, which round the weights in different
-ways, change in a model that is
-not quantised.
+FOLDER holds LLaVA-1.5-7B (`benchmarks/full_size.py`). All sides train float32 adapters from the same initial
+values on the same batches, another batch in each step, without dropout. The first side is the plain stack
+that computes in float32. For each other side the benchmark prints its distance from the first: the largest
+relative difference of a step's loss, and relative norms of the differences of the first step's gradients, of
+the last step's gradients, and of the change that training made to the adapters. The distances of the plain
+stack in bfloat16, with two kernels of attention, show what rounding to bfloat16 costs.
+
+The second command compares NF4 and fp8, which round the weights in different ways, with a model that is not
+quantized.
 """
 
 import argparse
@@ -41,15 +39,17 @@ SIDES: dict[str, tuple[Any, dict[str, Any]]] = {
     "fast, not compiled": (ours, {"quantization": "nf4", "torch_compile": False, "cuda_graphs": False}),
     "fast in little memory": (ours, SMALL | {"torch_compile": True}),
     "fp8": (ours, {"quantization": "fp8", "torch_compile": True}),
-    "plain, float32, not quantised": (plain, PLAIN | {"bits": None, "dtype": "float32"}),
+    "plain, float32, not quantized": (plain, PLAIN | {"bits": None, "dtype": "float32"}),
 }
 
 
 @contextmanager
-def watched() -> Iterator[dict[str, list[torch.Tensor]]]:
-    """Collects, of whatever trains in this process, each step's gradients and the first and last weights,
-    flat, on the CPU."""
-    found: dict[str, list[torch.Tensor]] = {"gradients": [], "weights": []}
+def recorded_training() -> Iterator[dict[str, list[torch.Tensor]]]:
+    """Record each step's gradients and the first and last weights of any training in this process.
+
+    Yields flat tensors on the CPU, under `gradients` (one for each step) and `weights` (first and last).
+    """
+    recorded: dict[str, list[torch.Tensor]] = {"gradients": [], "weights": []}
 
     def parameters(optimizer: Optimizer) -> list[torch.Tensor]:
         return [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -58,17 +58,17 @@ def watched() -> Iterator[dict[str, list[torch.Tensor]]]:
         return torch.cat([tensor.detach().float().cpu().flatten() for tensor in tensors])
 
     def before(optimizer: Optimizer, *_: Any) -> None:
-        found["gradients"].append(
+        recorded["gradients"].append(
             flat([parameter.grad for parameter in parameters(optimizer) if parameter.grad is not None])
         )
-        if not found["weights"]:
-            found["weights"].append(flat(parameters(optimizer)))
+        if not recorded["weights"]:
+            recorded["weights"].append(flat(parameters(optimizer)))
 
     def after(optimizer: Optimizer, *_: Any) -> None:
-        found["weights"][1:] = [flat(parameters(optimizer))]
+        recorded["weights"][1:] = [flat(parameters(optimizer))]
 
     handles = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
-    yield found
+    yield recorded
     for handle in handles:
         handle.remove()
 
@@ -105,17 +105,18 @@ def main() -> None:
             "plain": options,
             "ours": options,
         }
-        with watched() as found:
+        with recorded_training() as recorded:
             losses = side(args.folder, case, args.steps)["losses"]
-        reference = reference or (found, losses)
-        theirs, their_losses = reference
+        reference = reference or (recorded, losses)
+        first, first_losses = reference
         row = {
             "side": name,
-            "loss": max(abs(mine - other) / other for mine, other in zip(losses, their_losses, strict=True)),
-            "first_gradient": distance(found["gradients"][0], theirs["gradients"][0]),
-            "last_gradient": distance(found["gradients"][-1], theirs["gradients"][-1]),
+            "loss": max(abs(mine - other) / other for mine, other in zip(losses, first_losses, strict=True)),
+            "first_gradient": distance(recorded["gradients"][0], first["gradients"][0]),
+            "last_gradient": distance(recorded["gradients"][-1], first["gradients"][-1]),
             "change": distance(
-                found["weights"][1] - found["weights"][0], theirs["weights"][1] - theirs["weights"][0]
+                recorded["weights"][1] - recorded["weights"][0],
+                first["weights"][1] - first["weights"][0],
             ),
             "losses": losses,
         }

@@ -1,4 +1,4 @@
-"""A plot as an SVG file of its own, with its colours in it."""
+"""Write a plot as an SVG file with its own colours."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,20 +12,24 @@ def write_figure(
     file: str,
     plot: Plot,
     lines: Mapping[str, Sequence[tuple[float, float]]],
-    said: str,
+    title: str,
     *,
     dots: bool = False,
 ) -> None:
-    """Draw each line with its label, in turn in one of `COLOURS`; `dots`: mark its points too. `said` stands
-    above."""
-    marks = [f'<text x="{LEFT}" y="{TOP}">{said}</text>']
+    """Draw lines of a plot, each with its label and one of `COLOURS`.
+
+    Args:
+        lines: points (x, y) by label.
+        title: text above the plot.
+        dots: mark the points too.
+    """
+    marks = [f'<text x="{LEFT}" y="{TOP}">{title}</text>']
     for place, (label, line) in enumerate(lines.items()):
         colour = f"colour{place}"
         marks.append(plot.line(line, label, colour))
         marks += [plot.dot(x, y, f"{label}: {y:.1f} at {x:g}", colour, size=4) for x, y in line if dots]
-        marks.append(
-            f'<text x="{WIDTH - 20}" y="{30 + 18 * place}" text-anchor="end" fill="{COLOURS[place]}">{label}</text>'
-        )
+        position = f'x="{WIDTH - 20}" y="{30 + 18 * place}" text-anchor="end"'
+        marks.append(f'<text {position} fill="{COLOURS[place]}">{label}</text>')
     svg = plot.svg(marks).replace(
         "<svg ",
         '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="12" fill="#57606a" ',

@@ -1,11 +1,11 @@
-"""Write a model folder of true size with random weights, for machines that reach no hub.
+"""Write a model folder of true size with random weights, for machines without access to the hub.
 
     python benchmarks/full_size.py llava-1.5-7b FOLDER
     python benchmarks/full_size.py llama-3.2-11b-vision FOLDER
 
 The shapes are those of llava-hf/llava-1.5-7b-hf and meta-llama/Llama-3.2-11B-Vision-Instruct; the tokenizer
-is the demo's small one, with
-the family's special tokens. Weights are made on the GPU if there is one. 14 and 22 GB.
+is the demo's small one, with the family's special tokens. Weights are made on the GPU if there is one. The
+folders take 14 and 22 GB.
 """
 
 import sys
@@ -54,8 +54,7 @@ def llava(processor: tf.ProcessorMixin) -> tf.PreTrainedConfig:
 
 
 def mllama(processor: tf.ProcessorMixin) -> tf.PreTrainedConfig:
-    """Llama-3.2-11B-Vision: up to four tiles of 560 pixels, 40 layers of which 8 read the image by
-    cross-attention."""
+    """Llama-3.2-11B-Vision: up to four tiles of 560 pixels; 8 of its 40 layers are cross-attention."""
     processor.image_processor = tf.MllamaImageProcessorPil(
         size={"height": 560, "width": 560}, max_image_tiles=4
     )
@@ -89,9 +88,9 @@ def main() -> None:
         model = tf.AutoModelForImageTextToText.from_config(config)
     for name, parameter in model.named_parameters():
         if name.endswith(("gate", "gate_attn", "gate_ffn")):
-            torch.nn.init.constant_(parameter, 0.5)  # shut gates would let no image through
-        # A layer adds little to what it is given, as in trained models: otherwise the layers amplify every
-        # rounding.
+            torch.nn.init.constant_(parameter, 0.5)  # closed gates would hide the image
+        # A layer of a trained model adds little to its input. Without this scale the layers would amplify
+        # every rounding.
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             parameter.data *= (2 * config.text_config.num_hidden_layers) ** -0.5
         if name.endswith("embed_tokens.weight"):

@@ -1,10 +1,9 @@
-"""Does a run on GPUs do what a run on the CPU does? Trains through Ray Train on as many GPUs as given and
-compares the ranks.
+"""Does a run on GPUs do what a run on the CPU does? Trains through Ray Train and compares the ranks.
 
     python benchmarks/gpu_check.py MODEL_FOLDER DATA_PATH --workers 2 [--any_flag value of train.py]
 
-Prints a line: steps, seconds a step, peak memory, evaluation losses, whether all ranks hold the same
-adapter, and how far it moved.
+Prints one line: steps, seconds a step, peak memory, evaluation losses, whether all ranks hold the same
+adapter, and the sum of its absolute values.
 """
 
 import sys
@@ -20,7 +19,7 @@ from versions import check_versions
 
 from vlmtune.cluster import connect
 from vlmtune.config.parse import parse
-from vlmtune.console import quiet
+from vlmtune.console import configure_console
 from vlmtune.data.stream import stream_batches
 from vlmtune.output import located
 from vlmtune.training.launch import worker_resources
@@ -29,7 +28,7 @@ from vlmtune.training.run import prepared
 
 
 def worker(config: dict[str, Any]) -> None:
-    """Train, then report what this rank's adapter looks like."""
+    """Train, then report whether this rank's adapter equals those of the others."""
     context = ray.train.get_context()
     rank = context.get_world_rank()
     reports: list[dict[str, Any]] = []
@@ -45,28 +44,27 @@ def worker(config: dict[str, Any]) -> None:
         )
     trained = [parameter.detach().double() for parameter in model.parameters() if parameter.requires_grad]
     digest = torch.stack([tensor.abs().sum() for tensor in trained])
-    everyone = [digest]
+    digests = [digest]
     if context.get_world_size() > 1:
-        everyone = [torch.empty_like(digest) for _ in range(context.get_world_size())]
-        torch.distributed.all_gather(everyone, digest)
+        digests = [torch.empty_like(digest) for _ in range(context.get_world_size())]
+        torch.distributed.all_gather(digests, digest)
     metrics = {
         **reports[-1],
         "eval_losses": [round(metrics["eval_loss"], 5) for metrics in reports],
-        "ranks_agree": all(torch.equal(everyone[0], part) for part in everyone),
+        "ranks_agree": all(torch.equal(digests[0], other) for other in digests),
         "adapter_sum": float(digest.sum()),
         "dtypes": sorted(
             {str(parameter.dtype) for parameter in model.parameters() if parameter.requires_grad}
         ),
     }
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # Ray Train keeps the metrics of reports that come with a checkpoint
+    with tempfile.TemporaryDirectory() as folder:
+        # Ray Train keeps only the metrics of reports that come with a checkpoint.
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
 
 def main() -> None:
     check_versions()
-    quiet()
+    configure_console()
     model, data, _, workers, *flags = sys.argv[1:]
     settings = located(parse(["--model_name_or_path", model, "--data_path", data, *flags]))
     cluster = connect()

@@ -1,5 +1,7 @@
-"""A job by its command, and when it did what: what Tune and metrics.json tell of times is rounded or summed
-up."""
+"""Run a job by its command, and read the times of its events.
+
+The times that Tune and metrics.json report are rounded or summed up.
+"""
 
 import subprocess
 import sys
@@ -11,8 +13,9 @@ from tensorboardX.proto.event_pb2 import Event
 
 
 def run_job(script: str, options: Mapping[str, str]) -> float:
-    """Run `ray_jobs/script` with these options as flags; its lines go to stderr with the seconds since its
-    start. Returns how long it took.
+    """Run `ray_jobs/script` with these options as flags; returns the seconds that it took.
+
+    Its lines go to stderr, each with the seconds since its start.
 
     Raises:
         CalledProcessError: it ended with an error.
@@ -34,14 +37,13 @@ def run_job(script: str, options: Mapping[str, str]) -> float:
 
 def event_times(folder: Path, tag: str) -> list[float]:
     """Seconds since 1970 of each value under `tag` in a run's TensorBoard events, in order."""
-    found = []
+    times = []
     for file in sorted(folder.glob("events*")):
         data, place = file.read_bytes(), 0
         while place < len(data):
-            size = int.from_bytes(
-                data[place : place + 8], "little"
-            )  # of an event, between two checksums of 4 bytes
+            # An event stands between two checksums of 4 bytes, after its size.
+            size = int.from_bytes(data[place : place + 8], "little")
             event = Event.FromString(data[place + 12 : place + 12 + size])
-            found += [event.wall_time for value in event.summary.value if value.tag == tag]
+            times += [event.wall_time for value in event.summary.value if value.tag == tag]
             place += size + 16
-    return sorted(found)
+    return sorted(times)

@@ -1,5 +1,4 @@
-"""How fast is a search over packed trials, against trials of the plain stack one by one and against isolated
-trials side by side?
+"""How fast is a search over packed trials, compared with plain trials and with isolated trials?
 
     python benchmarks/search.py FOLDER packed --cases 16x1 4x8 [--set quantization=fp8] [--json FILE]
     python benchmarks/search.py FOLDER plain --batch 1
@@ -8,18 +7,19 @@ trials side by side?
     python benchmarks/search.py FOLDER whole --trials 16 --batch 1 [--early_stopping asha]
     python benchmarks/search.py table FILE [FILE ...] [--figure FILE.svg]
 
-FOLDER holds a model of true size (`benchmarks/full_size.py`). `packed` trains so many trials in one engine,
-on random pictures with text,
-640 tokens a row (`--text` for 128 tokens without a picture). `plain` is one TRL run with gradient
-checkpointing, as people copy it;
-`beside` as many of vlmtune's isolated training loops at once on the same GPU, or with `--side plain` of that
-TRL run. Printed is the
-time a row, start-up left out.
-`equal` compares packed adapters with those of isolated runs, and two isolated runs whose kernels differ with
-each other. `whole` runs
-`ray_jobs/tune.py` on 100 rows a trial, from command to end, and says what Tune, RPC and checkpoints add to
-the engine's time. `table`
-joins results of several calls.
+FOLDER holds a model of true size (`benchmarks/full_size.py`). Each mode prints the time a row without the
+start-up:
+
+- `packed` trains several trials in one engine, on random images with text, 640 tokens a row (`--text` for
+  128 tokens without an image).
+- `plain` is one TRL run with gradient checkpointing, as people copy it.
+- `beside` runs several of vlmtune's isolated training loops at once on the same GPU, or with `--side plain`
+  several of that TRL run.
+- `equal` compares packed adapters with those of isolated runs, and isolated runs with one kernel with
+  isolated runs with another.
+- `whole` runs `ray_jobs/tune.py` on 100 rows a trial, from command to end, and says what Tune, RPC and
+  checkpoints add to the engine's time.
+- `table` joins the results of several calls.
 """
 
 import argparse
@@ -41,13 +41,12 @@ from versions import check_versions
 
 from vlmtune.model_ref import ModelRef
 
-WARM_UP = 6  # rounds: three as they are, one recorded, and their neighbours
+WARM_UP = 6  # rounds: three without a graph, one that captures it, and their neighbours
 ROWS = 100
 
 
 def write_rows(folder: Path, *, text: bool) -> Path:
-    """`ROWS` rows and 4 to evaluate on, longer than they will be cut to, with a random picture each unless
-    `text`."""
+    """Write `ROWS` training rows and 8 others, longer than max_length, with a random image unless `text`."""
     from PIL import Image
 
     random = np.random.RandomState(0)
@@ -87,7 +86,7 @@ def prepared_rows(folder: str, work: Path, *, text: bool) -> Any:
 def options(folder: str, args: argparse.Namespace, **more: Any) -> dict[str, Any]:
     from vlmtune.config.settings import Settings
 
-    given = dict(option.split("=", 1) for option in args.set)
+    flags = dict(option.split("=", 1) for option in args.set)
     return Settings.from_flags(
         {
             "model_name_or_path": folder,
@@ -101,19 +100,19 @@ def options(folder: str, args: argparse.Namespace, **more: Any) -> dict[str, Any
             "learning_rate": 1e-4,
             "eval_strategy": "no",
             "max_steps": args.rounds,
-            **given,
+            **flags,
             **more,
         }
     ).to_flags()
 
 
 def packed(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rounds of an engine in which so many trials train, for each of the `--cases` one after another."""
+    """Time the rounds of an engine for each of the `--cases`, one after another."""
     from vlmtune.packed.engine import Engine
 
     cases = [tuple(map(int, case.split("x"))) for case in args.cases] or [(args.trials, args.batch)]
     most, largest = max(trials for trials, _ in cases), max(batch for _, batch in cases)
-    found = []
+    results = []
     with tempfile.TemporaryDirectory() as work:
         store = prepared_rows(folder, Path(work), text=args.text)
         notes: list[str] = []
@@ -130,8 +129,8 @@ def packed(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
             for limit in (engine.model.features.limit, 0) if args.pixels else (engine.model.features.limit,):
                 engine.model.features.drop()
                 engine.model.features.limit = limit
-                note(f"{trials} x {batch}, {'pixels' if limit == 0 else 'kept features'}")
-                found.append(
+                note(f"{trials} x {batch}, {'pixels' if limit == 0 else 'cached features'}")
+                results.append(
                     {
                         "trials": trials,
                         "batch": batch,
@@ -139,24 +138,24 @@ def packed(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                         **rounds(engine, folder, args, trials, batch),
                     }
                 )
-                found[-1] |= {
+                results[-1] |= {
                     "load_s": loaded - started,
                     "notes": notes,
                     "features_gb": engine.model.features.size / 2**30,
                 }
-    return found
+    return results
 
 
 def rounds(engine: Any, folder: str, args: argparse.Namespace, trials: int, batch: int) -> dict[str, Any]:
-    """Time `--rounds` rounds of trials that join for them."""
+    """Let trials join an engine, and time `--rounds` rounds."""
     started = time.perf_counter()
     for number in range(trials):
         values = options(folder, args, learning_rate=1e-5 * (number + 1), per_device_train_batch_size=batch)
         engine.join(engine.slot(f"t{number}", values, runs_dir=None, checkpoint=None), "")
     _synchronize()
     times = [time.perf_counter()]
-    for _ in range(args.rounds - 1):  # the last one would evaluate
-        engine.round()  # not waited for, as in a search
+    for _ in range(args.rounds - 1):  # without the last one, which would evaluate
+        engine.round()  # without waiting for the device, as in a search
         times.append(time.perf_counter())
     losses = [slot.state.log_history[-1]["loss"] for slot in engine.slots.values() if slot.state.log_history]
     for number in range(trials):
@@ -180,7 +179,7 @@ def rounds(engine: Any, folder: str, args: argparse.Namespace, trials: int, batc
 
 
 def matmul_rate() -> float:
-    """Operations a second of a large bf16 product on this GPU."""
+    """Operations per second of a large bf16 product on this GPU."""
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     times = []
     for _ in range(20):
@@ -194,29 +193,28 @@ def matmul_rate() -> float:
 
 def case_of(args: argparse.Namespace) -> dict[str, Any]:
     """The same rows as a case of `train_step.py`."""
-    given = {"quantization": "nf4"} | dict(option.split("=", 1) for option in args.set)
+    flags = {"quantization": "nf4"} | dict(option.split("=", 1) for option in args.set)
     return {
         **CASES["llava-b8"],
         "batch": args.batch,
         "image": not args.text,
         "tokens": 128 if args.text else 640,
-        "ours": given,
+        "ours": flags,
     }
 
 
 def plain(folder: str, args: argparse.Namespace) -> dict[str, Any]:
-    found = measure("plain", folder, case_of(args), args.rounds)
+    result = measure("plain", folder, case_of(args), args.rounds)
     return {
-        "ms_a_row": found["ms"] / args.batch,
-        "low": found["low"] / args.batch,
-        "high": found["high"] / args.batch,
-        "peak_gb": found["peak_gb"],
+        "ms_a_row": result["ms"] / args.batch,
+        "low": result["low"] / args.batch,
+        "high": result["high"] / args.batch,
+        "peak_gb": result["peak_gb"],
     }
 
 
 def beside(folder: str, args: argparse.Namespace) -> dict[str, Any]:
-    """`--trials` processes at once, each with a share of the GPU's memory; a row's time is that of all their
-    rows together."""
+    """Run `--trials` processes at once on one GPU. The time a row is that of all their rows together."""
     case = json.dumps(case_of(args))
     script = Path(__file__).with_name("train_step.py")
     command = [sys.executable, str(script), "--side", args.side, folder, case, "--steps", str(args.rounds)]
@@ -225,20 +223,23 @@ def beside(folder: str, args: argparse.Namespace) -> dict[str, Any]:
         for _ in range(args.trials)
     ]
     outputs = [process.communicate() for process in processes]
-    found = [
+    results = [
         json.loads(out.splitlines()[-1])
         for (out, _), process in zip(outputs, processes, strict=True)
         if process.returncode == 0
     ]
-    if len(found) < args.trials:
+    if len(results) < args.trials:
         return {"error": next(err.strip().splitlines()[-1][:200] for _, err in outputs if err.strip())}
-    rate = sum(args.batch / one["ms"] for one in found)
-    return {"ms_a_row": 1 / rate, "peak_gb": sum(one["peak_gb"] for one in found)}
+    rate = sum(args.batch / one["ms"] for one in results)
+    return {"ms_a_row": 1 / rate, "peak_gb": sum(one["peak_gb"] for one in results)}
 
 
 def equal(folder: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Relative distances of adapters after `--rounds` steps: packed against alone, and alone with one kernel
-    against another."""
+    """Relative distances of adapters after `--rounds` steps.
+
+    Packed trials are compared with trials trained alone by plain kernels, and trials trained alone by
+    compiled kernels with the same.
+    """
     from functools import partial
 
     from safetensors.torch import load_file
@@ -277,39 +278,42 @@ def equal(folder: str, args: argparse.Namespace) -> dict[str, Any]:
                     report=lambda metrics, path: reports.append((metrics, flat(path))),  # noqa: B023
                 )
                 losses[number, kernels], alone[number, kernels] = reports[-1][0]["eval_loss"], reports[-1][1]
-        got: dict[str, TrialReport] = {}
+        reports_by_trial: dict[str, TrialReport] = {}
         engine = Engine(
-            values[0], store, trials=args.trials, rank=4 * args.trials, deliver=got.__setitem__, note=print
+            values[0],
+            store,
+            trials=args.trials,
+            rank=4 * args.trials,
+            deliver=reports_by_trial.__setitem__,
+            note=print,
         )
         for number, one in enumerate(values):
             engine.join(engine.slot(f"t{number}", one, runs_dir=None, checkpoint=None), f"{work}/t{number}")
         while engine.round():
             pass
         engine.close()
-        found: dict[str, Any] = {}
+        distances: dict[str, Any] = {}
         for number in range(args.trials):
-            metrics = got[f"t{number}"].metrics
+            metrics = reports_by_trial[f"t{number}"].metrics
             mine, one, other = (
                 flat(metrics["checkpoint_path"]),
                 alone[number, "plain"],
                 alone[number, "compiled"],
             )
-            found[f"rank {4 * (number + 1)}"] = {
+            distances[f"rank {4 * (number + 1)}"] = {
                 "packed_against_alone": _distance(mine, one),
                 "alone_against_alone": _distance(other, one),
                 "eval_loss": [metrics["eval_loss"], losses[number, "plain"], losses[number, "compiled"]],
             }
-    return found
+    return distances
 
 
 def whole(folder: str, args: argparse.Namespace) -> dict[str, Any]:
-    """A search by its command, and what Tune, RPC and checkpoints add to the engine's own time for training
-    and evaluation.
+    """Run a search by its command, and measure what Tune, RPC and checkpoints add to the engine's time.
 
-    That is taken from when all trials have had their first evaluation to when those that ran to their end
-    have had their last but one: the
-    last ones wait for checkpoints that nothing hides. What a stopped trial trained until it was told so
-    counts as added.
+    The window begins when all trials have had their first evaluation. It ends when the complete trials have
+    had their last evaluation but one: the last ones wait for checkpoints that nothing hides. Rows that a
+    stopped trial trained until it heard of it count as added.
     """
     with tempfile.TemporaryDirectory() as work:
         out = f"{work}/out"
@@ -318,7 +322,7 @@ def whole(folder: str, args: argparse.Namespace) -> dict[str, Any]:
             for name, value in options(folder, args).items()
             if name not in ("data_path", "max_steps", "eval_strategy")
         }
-        given = {
+        config = {
             **shared,
             "data_path": str(write_rows(Path(work), text=args.text)),
             "image_root": work,
@@ -334,21 +338,21 @@ def whole(folder: str, args: argparse.Namespace) -> dict[str, Any]:
             "output_dir": out,
             "search_space": {"learning_rate": {"loguniform": [1e-6, 1e-3]}},
         }
-        (Path(work) / "config.json").write_text(json.dumps(given))
+        (Path(work) / "config.json").write_text(json.dumps(config))
         seconds = run_job("tune.py", {"config": f"{work}/config.json"})
         reports = [
             [json.loads(line) for line in file.read_text().splitlines()]
             for file in sorted(Path(out).glob("tune/*/result.json"))
         ]
-        # A trial that was stopped may have been evaluated once more before it was told.
+        # A stopped trial may have been evaluated once more before it heard of it.
         times = [
             event_times(Path(out) / "runs" / trial[0]["trial_id"], "eval_loss")[: len(trial)]
             for trial in reports
         ]
     gpus = max(torch.cuda.device_count(), 1)
-    whole = [number for number, trial in enumerate(reports) if trial[-1]["step"] == trial[-1]["max_steps"]]
-    last = len(reports[whole[0]]) - 2
-    window = max(trial[0] for trial in times), max(times[number][last] for number in whole)
+    complete = [number for number, trial in enumerate(reports) if trial[-1]["step"] == trial[-1]["max_steps"]]
+    last = len(reports[complete[0]]) - 2
+    window = max(trial[0] for trial in times), max(times[number][last] for number in complete)
     clock = window[1] - window[0]
     evaluating = [np.cumsum([report["eval_seconds"] for report in trial]) for trial in reports]
     spent = [
@@ -363,7 +367,7 @@ def whole(folder: str, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "total_s": seconds,
         "rows": sum(trial[-1]["step"] for trial in reports) * args.batch,
-        "ended": len(whole),
+        "ended": len(complete),
         "searching_s": max(max(trial) for trial in times) - min(min(trial) for trial in times),
         "clock_s": clock,
         "engine_s": engine,
@@ -374,8 +378,13 @@ def whole(folder: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def within(window: tuple[float, float], at: list[float], values: Any) -> float:
-    """By how much a trial's number grew in the window, straight between its reports; after its last one it
-    counts as ended."""
+    """How much a trial's number grew in the window, interpolated between its reports and constant after them.
+
+    Args:
+        window: begin and end, in seconds.
+        at: times of the reports, in seconds.
+        values: the number in each report.
+    """
     return float(np.diff(np.interp(window, at, values))[0])
 
 
@@ -384,8 +393,7 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def table(files: list[str], figure: str | None) -> None:
-    """All results of several calls, with their ratios; and as a picture those against plain trials, by the
-    tokens of a trial's step."""
+    """Print the results of several calls with their ratios; `figure` draws the ratios to plain trials."""
     from vlmtune.search.report.charts import Plot, Scale
 
     rows = [json.loads(line) for file in files for line in Path(file).read_text().splitlines()]
@@ -401,23 +409,24 @@ def table(files: list[str], figure: str | None) -> None:
         ratios, beside = "", {"plain side by side": "plain", "ours side by side": "ours"}
         for name in ("plain", *beside):
             mode, side = ("beside", beside[name]) if name in beside else (name, None)
-            found = [
+            times = [
                 other["ms_a_row"] for other in same if other["mode"] == mode and side in (None, other["side"])
             ]
-            ratio = min(found) / row["ms_a_row"] if found else 0.0
-            ratios += f"  {ratio:.2f}x {name}" if found else ""
-            if found and name == "plain":
+            ratio = min(times) / row["ms_a_row"] if times else 0.0
+            ratios += f"  {ratio:.2f}x {name}" if times else ""
+            if times and name == "plain":
                 arithmetic = "fp8 base" if "quantization=fp8" in row["set"] else "NF4's values"
                 lines.setdefault(arithmetic, []).append((row["batch"] * (128 if row["text"] else 640), ratio))
         kind = "text " if row["text"] else "pixels " if row["pixels"] else ""
         what = f"{row['trials']} x {row['batch']} {kind}{' '.join(row['set'])}"
         print(
-            f"{what:32} {row['ms_a_row']:6.1f} ms a row  {row['share_of_matmul']:.0%} of the matmul rate  {row['peak_gb']:.1f} GB{ratios}"
+            f"{what:32} {row['ms_a_row']:6.1f} ms a row  {row['share_of_matmul']:.0%} of the matmul rate  "
+            f"{row['peak_gb']:.1f} GB{ratios}"
         )
     if figure:
         points = [point for line in lines.values() for point in line]
         tokens, ratios_of = zip(*points, strict=True)
-        name = "tokens of a trial's own step"
+        name = "tokens of a trial's step"
         plot = Plot(
             Scale.of(tokens), Scale.of([0, *ratios_of]), name, "times as fast as plain trials one by one"
         )
@@ -444,7 +453,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument(
-        "--pixels", action="store_true", help="packed: each case once more without features that are kept"
+        "--pixels", action="store_true", help="packed: each case once more without cached features"
     )
     parser.add_argument("--side", default="ours", choices=("ours", "plain"), help="of beside")
     parser.add_argument("--text", action="store_true")
@@ -457,10 +466,10 @@ def main() -> None:
         table(args.mode, args.figure)
         return
     mode = args.mode[0]
-    found = {"packed": packed, "plain": plain, "beside": beside, "equal": equal, "whole": whole}[mode](
+    results = {"packed": packed, "plain": plain, "beside": beside, "equal": equal, "whole": whole}[mode](
         args.folder, args
     )
-    for one in found if isinstance(found, list) else [found]:
+    for one in results if isinstance(results, list) else [results]:
         what = {name: getattr(args, name) for name in ("batch", "trials", "text", "set", "side")}
         row = json.dumps({"mode": mode, **what, **one})
         print(row, flush=True)

@@ -1,5 +1,4 @@
-"""Does the search find better adapters than random search does, for the same number of trials and for the
-same training?
+"""Does the search find better adapters than random search, for as many trials and for the same training?
 
     python -m vlmtune.demo
     python benchmarks/search_quality.py curves CURVES.jsonl [--demo demo] [--processes 2]
@@ -8,20 +7,17 @@ same training?
     python benchmarks/search_quality.py rungs CURVES.jsonl [--seeds 14]
 
 `curves` trains adapters for the demo's task at every point of a grid (`POINTS`) to their end, in engines of
-the packed runner, and appends
-the eval_loss of every evaluation of a run to the file; ended and given again, it goes on. The others run
-whole searches over these curves:
-Optuna's samplers and ASHA are those of vlmtune, called as Tune calls them, and only training is looked up,
-between two learning rates by
-interpolation. `compare` sets the default against random search, `startup` and `rungs` against itself with
-other options. All trials that
-run at once advance by one evaluation at a time, as in an engine; a slot that gets free is taken before the
-next. The unit of compute is one
-evaluation interval, an eighth of a run.
+the packed runner, and appends the eval_loss of every evaluation of a run to the file. It resumes when you
+rerun the same command.
 
-A search's result is the eval_loss of its best trial that ran to its end, as a multiple of the best in the
-whole space. Methods are compared
-in pairs by seed, with 95 % bootstrap intervals of the mean ratio.
+The other modes run whole searches over these curves. Optuna's samplers and ASHA are those of vlmtune, called
+as Tune calls them. Only training is looked up, by interpolation between two learning rates. `compare` sets
+the default against random search, `startup` and `rungs` with other options of its own. All trials that run at
+once advance by one evaluation at a time, as in an engine, and a free slot is filled before the next
+evaluation. The unit of compute is one evaluation interval, an eighth of a run.
+
+The result of a search is the eval_loss of its best complete trial, as a multiple of the best in the space.
+Methods are compared in pairs by seed, with 95 % bootstrap intervals of the mean ratio.
 """
 
 import argparse
@@ -47,8 +43,8 @@ EVALUATIONS = 8  # of a run
 AT_ONCE = 4  # trials in an engine
 SHAPES = ((4, 8), (8, 16), (16, 32), (32, 64))  # lora_r and lora_alpha
 RATES = tuple(round(float(rate), 7) for rate in np.geomspace(3.2e-5, 2e-2, 15))
-# What the two shipped configs take, with their learning rates times 32 for a model 32 times narrower.
-OWN: dict[str, dict[str, Any]] = {
+# The values of the two shipped configs, with their learning rates times 32 for a model 32 times narrower.
+BASELINES: dict[str, dict[str, Any]] = {
     "llava-1.5-7b.yaml": {"lora_r": 16, "lora_alpha": 32, "learning_rate": 4.5e-4},
     "llama-3.2-11b-vision.yaml": {
         "lora_r": 8,
@@ -57,16 +53,16 @@ OWN: dict[str, dict[str, Any]] = {
         "lora_dropout": 0.05,
     },
 }
-# Every second rate first, so that a part of them serves already.
+# Every second rate comes first, so that an interrupted run has a usable part.
 POINTS: list[dict[str, Any]] = [
-    *OWN.values(),
+    *BASELINES.values(),
     *(
         {"lora_r": r, "lora_alpha": alpha, "learning_rate": rate}
         for rate in RATES[::2] + RATES[1::2]
         for r, alpha in SHAPES
     ),
 ]
-# Where to search: as configs/demo.yaml stands, and as llava-1.5-7b.yaml does.
+# Search spaces: that of configs/demo.yaml, and that of llava-1.5-7b.yaml.
 SPACES: dict[str, dict[str, Any]] = {
     "demo": {},
     "llava": {
@@ -118,9 +114,9 @@ def train_part(points: list[dict[str, float]], values: dict[str, Any], store: An
     curves: list[list[float]] = [[] for _ in points]
     rank = max(r for r, _ in SHAPES)
     engine = CurveEngine(values, store, trials=AT_ONCE, rank=rank, deliver=lambda *_: None, note=print)
-    coming = iter(enumerate(points))
+    waiting = iter(enumerate(points))
     while True:
-        while len(engine.slots) < AT_ONCE and (following := next(coming, None)) is not None:
+        while len(engine.slots) < AT_ONCE and (following := next(waiting, None)) is not None:
             number, point = following
             engine.join(engine.slot(str(number), values | point, runs_dir=None, checkpoint=None), "")
         if not engine.round():
@@ -160,26 +156,26 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 class Curves:
-    """Learning curves by shape: logarithms of losses, linear in the logarithm of the learning rate."""
+    """Learning curves by rank and alpha: log losses, interpolated linearly in the log learning rate."""
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
-        self.own = {
+        self.baselines = {
             name: next(
-                row["eval_loss"] for row in rows if dict(row, eval_loss=None) == dict(own, eval_loss=None)
+                row["eval_loss"] for row in rows if dict(row, eval_loss=None) == dict(values, eval_loss=None)
             )
-            for name, own in OWN.items()
+            for name, values in BASELINES.items()
         }
         self.rates: dict[tuple[int, int], list[float]] = {}
         self.losses: dict[tuple[int, int], np.ndarray] = {}
         for shape in SHAPES:
-            there = [
+            of_shape = [
                 row
                 for row in rows
                 if (row["lora_r"], row["lora_alpha"]) == shape and "lora_dropout" not in row
             ]
-            there.sort(key=lambda row: row["learning_rate"])
-            self.rates[shape] = [row["learning_rate"] for row in there]
-            self.losses[shape] = np.log([row["eval_loss"] for row in there])
+            of_shape.sort(key=lambda row: row["learning_rate"])
+            self.rates[shape] = [row["learning_rate"] for row in of_shape]
+            self.losses[shape] = np.log([row["eval_loss"] for row in of_shape])
 
     def at(self, values: dict[str, Any]) -> np.ndarray:
         """eval_loss at each of the evaluations."""
@@ -194,7 +190,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Method:
-    """How a search proposes, and with which options it stops trials early."""
+    """A search's sampler, and the options of its early stopping."""
 
     sampler: Sampler
     stopping: dict[str, Any] = field(default_factory=dict)
@@ -218,10 +214,10 @@ METHODS = {
 def search(
     space: Any, curves: Curves, method: Method, *, at_once: int, seed: int, trials: int, compute: float
 ) -> list[tuple[int, int, float]]:
-    """Run one search; returns (compute spent, trials ended, best eval_loss of those that ran to their end)
-    whenever one did.
+    """Run one search until it has ended `trials` trials or spent `compute`, running trials included.
 
-    It ends after so many trials, or when so much compute is spent, trials under way included.
+    Returns:
+        (compute spent, trials ended, best eval_loss of the complete trials) after each trial that ended.
     """
     from vlmtune.search.sampler import TrialSearch
     from vlmtune.search.tuner import make_scheduler
@@ -231,10 +227,10 @@ def search(
     searcher._ot_study.sampler = method.sampler(seed)
     scheduler = make_scheduler(space.settings.replace(**method.stopping), space)
     scheduler.set_search_properties("eval_loss", "min")
-    controller: Any = None  # ASHA does not ask it for anything
+    controller: Any = None  # ASHA does not use it
     running: dict[str, tuple[Any, Iterator[tuple[int, float]]]] = {}
     spent, started, ended, best = 0, 0, 0, math.inf
-    found: list[tuple[int, int, float]] = []
+    progress: list[tuple[int, int, float]] = []
     while spent < compute:
         while len(running) < at_once and started < trials:
             name = f"t{started}"
@@ -256,12 +252,12 @@ def search(
                 del running[name]
                 ended += 1
                 best = min(best, loss) if last else best
-                found.append((spent, ended, best))
+                progress.append((spent, ended, best))
             else:
                 searcher.on_trial_result(name, result)
             if spent >= compute:
                 break
-    return found
+    return progress
 
 
 def space_of(name: str, demo: Path) -> Any:
@@ -272,28 +268,25 @@ def space_of(name: str, demo: Path) -> Any:
 
 
 def least(space: Any, curves: Curves) -> float:
-    """The best eval_loss that the space holds."""
+    """The best eval_loss in the space."""
     low, high = space.distributions["learning_rate"].ends
-    found = []
+    losses = []
     for rank in space.distributions["lora_r"].ends:
         known = curves.rates[rank, 2 * rank]
-        rates = [
-            low,
-            high,
-            *(rate for rate in known if low < rate < high),
-        ]  # between them, curves are straight lines
-        found += [
+        # Between these rates, curves are straight lines.
+        rates = [low, high, *(rate for rate in known if low < rate < high)]
+        losses += [
             curves.at({"lora_r": rank, "lora_alpha": 2 * rank, "learning_rate": rate})[-1] for rate in rates
         ]
-    return float(min(found))
+    return float(min(losses))
 
 
-def final(found: list[tuple[int, int, float]]) -> float:
-    return min((best for _, _, best in found), default=math.inf)
+def final(progress: list[tuple[int, int, float]]) -> float:
+    return min((best for _, _, best in progress), default=math.inf)
 
 
 def interval(ratios: list[float]) -> str:
-    """The geometric mean of ratios and its 95 % bootstrap interval, in per cent over or under 1."""
+    """The geometric mean of ratios and its 95 % bootstrap interval, in percent over or under 1."""
     logs = np.log(ratios)
     draws = np.random.default_rng(0).choice(logs, (10_000, len(logs))).mean(1)
     low, high = np.exp(np.percentile(draws, [2.5, 97.5])) - 1
@@ -319,8 +312,8 @@ def regrets(
 
 
 def compare(args: argparse.Namespace, curves: Curves) -> None:
-    """A table for each space and number of trials at once: multiples of the space's best loss, and how the
-    default does against others."""
+    """Print a table for each space and number of trials at once: multiples of the space's best loss, and the
+    default compared with other methods."""
     full = args.trials * EVALUATIONS
     budgets = {
         f"{args.trials} trials": (args.trials, math.inf),
@@ -330,17 +323,18 @@ def compare(args: argparse.Namespace, curves: Curves) -> None:
         space = space_of(name, args.demo)
         floor = least(space, curves)
         fixed = " and ".join(
-            f"{curve[-1] / floor:.1f} with {config}'s own values" for config, curve in curves.own.items()
+            f"{curve[-1] / floor:.1f} times it with the values of {config}"
+            for config, curve in curves.baselines.items()
         )
-        print(f"\n{name}: the best eval_loss is {floor:.4f}; of it {fixed}, without a search")
+        print(f"\n{name}: the best eval_loss is {floor:.4f}; without a search {fixed}")
         for at_once, (budget, (trials, compute)) in product(args.at_once, budgets.items()):
             print(f"  {at_once} at once, {budget}")
-            found = {
+            results = {
                 label: regrets(space, curves, method, args, at_once=at_once, trials=trials, compute=compute)
                 for label, method in METHODS.items()
             }
-            ours = next(iter(found.values()))
-            for label, values in found.items():
+            ours = next(iter(results.values()))
+            for label, values in results.items():
                 quartiles = " ".join(f"{value:.3f}" for value in np.percentile(values, [25, 50, 75]))
                 against = (
                     ""
@@ -351,22 +345,21 @@ def compare(args: argparse.Namespace, curves: Curves) -> None:
 
 
 def startup() -> dict[str, Method]:
-    """TPE with other options, beside the search's early stopping."""
+    """TPE with other options, with the search's early stopping."""
 
     def tpe(**options: Any) -> Method:
         return Method(lambda seed: optuna.samplers.TPESampler(seed=seed, **options))
 
-    variants = {
-        f"startup {size}, {'liar' if liar else 'no liar'}, {'multivariate' if multivariate else 'independent'}": tpe(
-            n_startup_trials=size, constant_liar=liar, multivariate=multivariate
-        )
-        for size, liar, multivariate in product((4, 8, 10, 16), (True, False), (True, False))
-    }
+    variants = {}
+    for size, liar, multivariate in product((4, 8, 10, 16), (True, False), (True, False)):
+        kind = "multivariate" if multivariate else "independent"
+        label = f"startup {size}, {'liar' if liar else 'no liar'}, {kind}"
+        variants[label] = tpe(n_startup_trials=size, constant_liar=liar, multivariate=multivariate)
     return {**variants, "random": METHODS["random and ASHA"]}
 
 
 def rungs() -> dict[str, Method]:
-    """ASHA with its first rung at other shares of a run, and other numbers of which one trial goes on."""
+    """ASHA with other first rungs and other reduction factors."""
     pairs = [(1, 2), (1, 3), (1, 8), (2, 2), (2, 3), (2, 4), (3, 2), (3, 3), (4, 2), (4, 3), (4, 4)]
     variants = {
         f"first at {part}/{EVALUATIONS}, one in {factor}": Method(
@@ -378,8 +371,10 @@ def rungs() -> dict[str, Method]:
 
 
 def rank(variants: dict[str, Method], args: argparse.Namespace, curves: Curves) -> None:
-    """The geometric mean multiple of the best loss, over all spaces: for `--trials` trials, and for the
-    compute of as many whole runs."""
+    """Print the geometric mean multiple of the best loss over all spaces, for each variant.
+
+    The budgets are `--trials` trials, and the compute of as many whole runs.
+    """
     budgets = [(args.trials, math.inf), (10**6, float(args.trials * EVALUATIONS))]
     columns = [(at_once, *budget) for budget in budgets for at_once in args.at_once]
     print(
@@ -406,11 +401,11 @@ def rank(variants: dict[str, Method], args: argparse.Namespace, curves: Curves) 
         print(f"{label:44}" + "".join(f"{mean:7.3f}" for mean in means), flush=True)
 
 
-# The picture
+# The figure
 
 
 def figure(args: argparse.Namespace, curves: Curves) -> None:
-    """Median multiple of the best loss by compute spent, of each method, as an SVG file."""
+    """Draw each method's median multiple of the best loss by compute spent, as an SVG file."""
     from vlmtune.search.report.charts import Plot, Scale
 
     space, at_once = space_of(args.spaces[0], args.demo), args.at_once[len(args.at_once) // 2]

@@ -3,14 +3,12 @@
     python benchmarks/train_step.py FOLDER CASE [CASE ...] [--steps 12] [--json FILE]
 
 FOLDER holds a model of true size (`benchmarks/full_size.py`). Each case runs TRL's SFTTrainer as people run
-it, and then vlmtune's own
-training loop, both on the same rows in a process of their own, and prints the median of the steps after the
-fourth.
+it, and then vlmtune's training loop, on the same rows, each in a process of its own. It prints the median of
+the steps after the fourth.
 
-The plain script: transformers + bitsandbytes + PEFT + TRL, adapters on the language model only (r=16,
-dropout 0.05, q, k, v, o), bf16; TRL
-casts the adapters to bf16 and that is left in. The vision tower's forward pass is part of every step on both
-sides.
+The plain script is transformers + bitsandbytes + PEFT + TRL: adapters on the language model only (r=16,
+dropout 0.05, q, k, v, o), bf16. TRL casts the adapters to bf16, and the script leaves that in. Both sides run
+the vision tower's forward pass in every step.
 """
 
 import argparse
@@ -35,8 +33,7 @@ WARM_UP = 4
 LABELLED = 40  # tokens a row
 LEARNING_RATE = 1e-5
 
-# What each case trains: rows a step, tokens a row, tiles of an image (0: text only), and the options of
-# either side.
+# Each case: rows a step, tokens a row, whether a row has an image, and the options of both sides.
 NF4, INT8 = {"bits": 4, "checkpointing": True}, {"bits": 8, "checkpointing": True}
 SMALL = {
     "quantization": "nf4",
@@ -67,8 +64,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def example_batch(folder: str, case: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
-    """One batch of equal length: an image of random pixels (as many tiles as the processor makes of
-    1120x1120) and random words."""
+    """One batch of rows of equal length: an image of 1120x1120 random pixels, if any, and random words."""
     from PIL import Image
 
     from vlmtune.model_ref import ModelRef
@@ -98,20 +94,20 @@ def example_batch(folder: str, case: dict[str, Any], seed: int = 0) -> dict[str,
 
 
 def batches(folder: str, case: dict[str, Any]) -> Callable[[int], dict[str, torch.Tensor]]:
-    """The batch of a step, by its number: always the same one, unless the case is `varied`."""
+    """The batch of a step by its number: always the same one, unless the case is `varied`."""
 
     @cache
-    def made(seed: int) -> dict[str, torch.Tensor]:
+    def batch_of_seed(seed: int) -> dict[str, torch.Tensor]:
         return {name: torch.from_numpy(value) for name, value in example_batch(folder, case, seed).items()}
 
-    return lambda step: dict(made(step if case.get("varied") else 0))
+    return lambda step: dict(batch_of_seed(step if case.get("varied") else 0))
 
 
 def plain(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
-    """TRL as its own examples use it.
+    """Train with TRL as its examples use it.
 
-    The case's plain side may have `same_start`, float32 adapters with the first values of vlmtune's, and
-    another `dtype` to compute in.
+    The options of the case's plain side may include `same_start`, for float32 adapters with the initial
+    values of vlmtune's, and another `dtype` to compute in.
     """
     from datasets import Dataset
     from peft import LoraConfig
@@ -196,7 +192,7 @@ def plain(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
 
 
 def ours(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
-    """vlmtune's training loop, one worker, on rows that are already in memory."""
+    """Train with vlmtune's training loop, one worker, on rows that are in memory."""
     from types import SimpleNamespace
 
     from vlmtune.config.settings import Settings
@@ -226,9 +222,7 @@ def ours(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
             notes.append(numbers["note"])
         if "loss" in numbers and "eval_loss" not in numbers:
             losses.append(numbers["loss"])
-        if (
-            "loss" in numbers
-        ):  # its step is over; not waited for, or the device would have nothing to do meanwhile
+        if "loss" in numbers:  # Python is done with the step; waiting for the device would leave it idle
             times.append(time.perf_counter())
 
     settings = Settings.from_flags(
@@ -277,7 +271,7 @@ def _synchronize() -> None:
 
 
 def measure(side: str, folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
-    """One side in a process of its own; its result, or the last line of its error."""
+    """Run one side in a process of its own; returns its result, or the last line of its error."""
     command = [sys.executable, __file__, "--side", side, folder, json.dumps(case), "--steps", str(steps)]
     started = time.perf_counter()
     process = subprocess.run(command, capture_output=True, text=True)
@@ -287,19 +281,20 @@ def measure(side: str, folder: str, case: dict[str, Any], steps: int) -> dict[st
     return {**json.loads(process.stdout.splitlines()[-1]), "total_s": time.perf_counter() - started}
 
 
-def show(
-    name: str, label: str, found: dict[str, Any], rows: int, against: dict[str, Any] | None = None
+def print_result(
+    name: str, label: str, result: dict[str, Any], rows: int, against: dict[str, Any] | None = None
 ) -> None:
-    if "ms" not in found:
-        print(f"{name:16} {label:6} {found['error']}", flush=True)
+    if "ms" not in result:
+        print(f"{name:16} {label:6} {result['error']}", flush=True)
         return
-    ratio = f"  {against['ms'] / found['ms']:.2f}x" if against and "ms" in against else ""
+    ratio = f"  {against['ms'] / result['ms']:.2f}x" if against and "ms" in against else ""
+    spread = f"({result['low'] / rows:.1f} to {result['high'] / rows:.1f})"
     print(
-        f"{name:16} {label:6} {found['ms'] / rows:7.1f} ms a row ({found['low'] / rows:.1f} to {found['high'] / rows:.1f})"
-        f"  peak {found['peak_gb']:5.1f} GB  whole run {found['total_s']:.0f} s{ratio}",
+        f"{name:16} {label:6} {result['ms'] / rows:7.1f} ms a row {spread}"
+        f"  peak {result['peak_gb']:5.1f} GB  whole run {result['total_s']:.0f} s{ratio}",
         flush=True,
     )
-    for note in found.get("notes", []):
+    for note in result.get("notes", []):
         print(f"    {note}", flush=True)
 
 
@@ -330,16 +325,14 @@ def main() -> None:
     for name in args.cases:
         case = CASES[name]
         case["ours"] |= dict(option.split("=", 1) for option in args.set)
-        same = json.dumps(
-            {**case, "ours": None}
-        )  # cases that differ on vlmtune's side alone share the plain run
+        same = json.dumps({**case, "ours": None})  # cases that differ in `ours` alone share the plain run
         if args.only != "ours" and same not in plain_runs:
             plain_runs[same] = measure("plain", args.folder, case, args.steps)
-            show(name, "plain", plain_runs[same], case["batch"])
+            print_result(name, "plain", plain_runs[same], case["batch"])
         results[name] = {"plain": plain_runs.get(same)}
         if args.only != "plain":
             results[name]["ours"] = measure("ours", args.folder, case, args.steps)
-            show(name, "ours", results[name]["ours"], case["batch"], plain_runs.get(same))
+            print_result(name, "ours", results[name]["ours"], case["batch"], plain_runs.get(same))
         if args.json:
             Path(args.json).write_text(json.dumps(results, indent=2))
 

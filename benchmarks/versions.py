@@ -1,5 +1,4 @@
-"""The libraries that a benchmark runs on: older ones than the project asks for make other figures, and no
-error."""
+"""Check the libraries that a benchmark runs on: other versions give other figures without an error."""
 
 import sys
 import tomllib
@@ -12,11 +11,14 @@ NAMED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "ray")
 
 
 def check_versions() -> None:
-    """Print the versions on stderr; ends the benchmark where one is not what pyproject.toml asks for."""
+    """Print the versions on stderr. Ends the benchmark if pyproject.toml asks for another version."""
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     print(", ".join(f"{name} {version(name)}" for name in NAMED), file=sys.stderr, flush=True)
     for requirement in map(Requirement, project["dependencies"]):
-        if requirement.name in NAMED and not requirement.specifier.contains(
-            version(requirement.name), prereleases=True
-        ):
-            sys.exit(f"{requirement.name} {version(requirement.name)} is here, and {requirement} is needed")
+        if requirement.name not in NAMED:
+            continue
+        installed = version(requirement.name)
+        if not requirement.specifier.contains(installed, prereleases=True):
+            sys.exit(
+                f"{requirement.name} {installed} is installed, but pyproject.toml asks for {requirement}"
+            )

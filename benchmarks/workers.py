@@ -1,17 +1,16 @@
-"""How much faster does `ray_jobs/train.py` go through the same rows on several GPUs than on one?
+"""How much faster does `ray_jobs/train.py` train on the same rows with several GPUs than with one?
 
-    python benchmarks/workers.py FOLDER --workers 1 2 [--rows 1600] [--set trial_runner=packed
-    torch_compile=true] [--json FILE]
+    python benchmarks/workers.py FOLDER --workers 1 2 [--rows 1600] [--json FILE] [--work FOLDER]
+        [--set trial_runner=packed torch_compile=true]
 
 FOLDER holds LLaVA-1.5-7B (`benchmarks/full_size.py`). Every number of workers trains the same steps: 8 rows
-at a time on each GPU, and so
-many such parts a step that all steps have the rows of the largest number. Rows have a 640x480 JPEG and text,
-and are cut to 640 tokens.
-Printed are the median time of a step, by its row, with the fastest and slowest, the whole command's seconds,
-and the first number's time
-over each: the speed-up. How far the adapters are apart says something where dropout is 0 or the runner is
-packed. `--work` keeps rows and
-runs in a folder, where the next call finds the rows.
+at a time on each GPU, and as many such parts a step as give all steps the rows of the largest number of
+workers. Rows have a 640x480 JPEG and text, and are cut to 640 tokens.
+
+Prints for each number the median time of a step divided by its rows, with the fastest and slowest, the
+seconds of the whole command, and the speed-up over the first number. The distance between the adapters is
+only meaningful if dropout is 0 or the runner is packed. `--work` keeps rows and runs in a folder, where the
+next call finds the rows.
 """
 
 import argparse
@@ -28,17 +27,17 @@ from jobs import event_times, run_job
 from train_step import LEARNING_RATE
 from versions import check_versions
 
-WARM_UP = 8  # steps: CUDA graphs are recorded in them
+WARM_UP = 8  # steps: CUDA graphs are captured in them
 BATCH = 8  # rows at a time on each GPU
 
 
 def train(
-    folder: str, work: Path, data: Path, workers: int, rows: int, given: dict[str, str]
+    folder: str, work: Path, data: Path, workers: int, rows: int, flags: dict[str, str]
 ) -> dict[str, Any]:
-    """One run of the command with steps of `rows` rows, unless `given` says how many parts a step has."""
+    """Run the command once, in steps of `rows` rows unless `flags` sets gradient_accumulation_steps."""
     out = work / f"out{workers}"
-    batch = int(given.get("per_device_train_batch_size", BATCH))
-    parts = int(given.get("gradient_accumulation_steps", rows // (batch * workers)))
+    batch = int(flags.get("per_device_train_batch_size", BATCH))
+    parts = int(flags.get("gradient_accumulation_steps", rows // (batch * workers)))
     rows = parts * batch * workers
     options = {
         "model_name_or_path": folder,
@@ -60,28 +59,26 @@ def train(
         "num_workers": str(workers),
         "per_device_train_batch_size": str(batch),
         "gradient_accumulation_steps": str(parts),
-        **given,
+        **flags,
     }
     took = run_job("train.py", options)
-    seconds = (
-        np.diff(event_times(out / "runs", "train/loss"))[WARM_UP:-1] / rows * 1e3
-    )  # the last step is logged sooner than others
+    # Without the last step, which is logged sooner than the others.
+    ms_a_row = np.diff(event_times(out / "runs", "train/loss"))[WARM_UP:-1] / rows * 1e3
     metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
     return {
         "workers": workers,
-        "set": given,
+        "set": flags,
         "rows_a_step": rows,
-        "ms_a_row": statistics.median(seconds),
-        "low": float(seconds.min()),
-        "high": float(seconds.max()),
+        "ms_a_row": statistics.median(ms_a_row),
+        "low": float(ms_a_row.min()),
+        "high": float(ms_a_row.max()),
         "total_s": took,
         **metrics,
     }
 
 
 def distance(one: Path, other: Path) -> float:
-    """Relative norm of the difference of two runs' B halves, which training alone has made: they begin at
-    zero."""
+    """Relative norm of the difference of two runs' B matrices, which begin at zero."""
     from safetensors.numpy import load_file
 
     mine, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (one, other))
@@ -107,8 +104,8 @@ def main() -> None:
     parser.add_argument("--json")
     parser.add_argument("--work", metavar="FOLDER")
     args = parser.parse_args()
-    given = dict(option.split("=", 1) for option in args.set)
-    rows = int(given.get("per_device_train_batch_size", BATCH)) * max(args.workers)
+    flags = dict(option.split("=", 1) for option in args.set)
+    rows = int(flags.get("per_device_train_batch_size", BATCH)) * max(args.workers)
     first: dict[str, Any] | None = None
     with nullcontext(args.work) if args.work else tempfile.TemporaryDirectory() as work:
         work = Path(work).absolute()
@@ -120,19 +117,21 @@ def main() -> None:
                 if not data.exists():
                     (Path(made) / "rows").rename(data.parent)
         for workers in args.workers:
-            found = train(args.folder, work, data, workers, rows, given)
-            first = first or found
+            result = train(args.folder, work, data, workers, rows, flags)
+            first = first or result
             apart = distance(work / f"out{workers}", work / f"out{first['workers']}")
             print(
-                f"{workers} worker{'s' if workers > 1 else ' '}  {found['ms_a_row']:.2f} ms a row ({found['low']:.2f} to "
-                f"{found['high']:.2f})  {first['ms_a_row'] / found['ms_a_row']:.2f}x  {found['step']} steps, waiting for data "
-                f"{found['data_wait_fraction']:.2%}, peak {found['peak_memory']:.1f} GB a GPU, eval_loss {found['eval_loss']:.4f}, "
-                f"adapters {apart:.1e} apart, whole command {found['total_s']:.0f} s",
+                f"{workers} worker{'s' if workers > 1 else ' '}  {result['ms_a_row']:.2f} ms a row "
+                f"({result['low']:.2f} to {result['high']:.2f})  "
+                f"{first['ms_a_row'] / result['ms_a_row']:.2f}x  {result['step']} steps, "
+                f"waiting for data {result['data_wait_fraction']:.2%}, "
+                f"peak {result['peak_memory']:.1f} GB a GPU, eval_loss {result['eval_loss']:.4f}, "
+                f"adapters {apart:.1e} apart, whole command {result['total_s']:.0f} s",
                 flush=True,
             )
             if args.json:
                 with Path(args.json).open("a") as file:
-                    file.write(json.dumps({**found, "apart": apart}) + "\n")
+                    file.write(json.dumps({**result, "apart": apart}) + "\n")
 
 
 if __name__ == "__main__":

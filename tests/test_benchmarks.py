@@ -1,4 +1,4 @@
-"""The benchmarks' two sides run on tiny models, so that none is found broken on a GPU."""
+"""The benchmarks' two sides run on tiny models, so that they do not break on a GPU first."""
 
 import json
 import sys
@@ -41,11 +41,11 @@ def test_the_search_benchmark_trains_its_curves(stores: dict[str, Store], models
     values = values_of(stores["mall llava"], models / "llava", max_steps=4, eval_steps=2)
     points = [{"lora_r": 4, "learning_rate": 1e-3}, {"lora_r": 8, "learning_rate": 1e-2}]
     search_quality.train_part(points, values, stores["mall llava"], tmp_path / "curves.jsonl")
-    found = {row["lora_r"]: row["eval_loss"] for row in search_quality.read_lines(tmp_path / "curves.jsonl")}
-    assert {rank: len(curve) for rank, curve in found.items()} == {4: 2, 8: 2}
+    curves = {row["lora_r"]: row["eval_loss"] for row in search_quality.read_lines(tmp_path / "curves.jsonl")}
+    assert {rank: len(curve) for rank, curve in curves.items()} == {4: 2, 8: 2}
 
 
-def test_results_of_several_calls_become_a_table_and_a_picture(
+def test_results_of_several_calls_become_a_table_and_a_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     shared = {
@@ -57,7 +57,7 @@ def test_results_of_several_calls_become_a_table_and_a_picture(
         "share_of_matmul": 0.75,
         "trials": 16,
     }
-    found = [
+    results = [
         ("plain", 1, 450.0),
         ("packed", 1, 30.0),
         ("plain", 8, 90.0),
@@ -65,12 +65,12 @@ def test_results_of_several_calls_become_a_table_and_a_picture(
         ("packed", 2, 30.0),
     ]
     files = []
-    for number, (mode, batch, seconds) in enumerate(found):
+    for number, (mode, batch, seconds) in enumerate(results):
         files.append(tmp_path / f"{number}.jsonl")
         files[-1].write_text(json.dumps({**shared, "mode": mode, "batch": batch, "ms_a_row": seconds}) + "\n")
     search.table([str(file) for file in files], str(tmp_path / "figure.svg"))
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(" GB")[2].strip() for line in lines] == ["15.00x plain", "3.00x plain", ""]
-    picture = (tmp_path / "figure.svg").read_text()
-    assert picture.count("<circle") == 2
-    assert "15.0 at 640" in picture
+    figure = (tmp_path / "figure.svg").read_text()
+    assert figure.count("<circle") == 2
+    assert "15.0 at 640" in figure
