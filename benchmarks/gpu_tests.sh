@@ -17,5 +17,6 @@ for run in "qwen2_5_vl nf4" "mllama int8"; do
     set -- $run
     echo "$1 in $2 on $(nvidia-smi -L | head -1 | cut -d'(' -f1)"
     python3 ray_jobs/train.py --model_name_or_path "$out/$1" --data_path "$out/mall" \
-        --quantization "$2" --num_workers 0 --learning_rate 1e-2 --num_train_epochs 3 --per_device_train_batch_size 8 --output_dir "$out/run-$1"
+        --quantization "$2" --num_workers 0 --learning_rate 1e-2 --num_train_epochs 3 \
+        --per_device_train_batch_size 8 --output_dir "$out/run-$1"
 done

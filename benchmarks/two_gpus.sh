@@ -23,15 +23,16 @@ packed() {  # the same by engines that sum their gradients
 }
 search() {  # 16 trials over an engine on each GPU, and on the first alone
     for gpus in 0,1 0; do
-        CUDA_VISIBLE_DEVICES=$gpus timeout 280 python3 benchmarks/search.py "$llava" whole --trials 16 --batch 2 \
-            --json "$out/search.jsonl" --set "${options[@]}"
+        CUDA_VISIBLE_DEVICES=$gpus timeout 280 python3 benchmarks/search.py "$llava" whole \
+            --trials 16 --batch 2 --json "$out/search.jsonl" --set "${options[@]}"
     done
 }
 agree() {  # Llama-3.2-Vision in 8 bits, rows with images and without, its shipped config
     rows=$(mktemp -d)
     python3 benchmarks/data.py rows "$rows/mixed" >/dev/null
     timeout 280 python3 benchmarks/gpu_check.py "$mllama" "$rows/mixed/rows.jsonl" --workers 2 \
-        --config configs/llama-3.2-11b-vision.yaml --learning_rate 1e-4 --max_steps 20 --output_dir "$rows/out" ${CHECK:-}
+        --config configs/llama-3.2-11b-vision.yaml --learning_rate 1e-4 --max_steps 20 \
+        --output_dir "$rows/out" ${CHECK:-}
 }
 
 for part in "${@:-isolated packed search agree}"; do
