@@ -95,8 +95,8 @@ def bare(folder: str, model: str, out: str, floats: bool, numbers: list[int]) ->
     Args:
         floats: write the processor's float32 pixels instead of uint8.
     """
+    from vlmtune.data.encoded_example import EncodedExample
     from vlmtune.data.store_writer import write_shard
-    from vlmtune.data.tokenize import EncodedExample
 
     processor = _processor(model)
     options = {} if floats else {"do_rescale": False, "do_normalize": False}

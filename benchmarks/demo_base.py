@@ -39,7 +39,7 @@ def exact_match(model: Any, tokenizer: Any, store: Any, rows: list[int]) -> tupl
     Rows of one length are answered together.
     """
     from vlmtune.data.collate import collate
-    from vlmtune.data.tokenize import ANSWER
+    from vlmtune.data.encoded_example import ANSWER
 
     groups = defaultdict(list)
     for example in store.read(rows):

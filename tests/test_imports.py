@@ -20,7 +20,7 @@ DEMO_IMPORTS = {"vlmtune.errors", "vlmtune.data", "vlmtune.demo"}
 WITHOUT_RAY = (
     "vlmtune.errors", "vlmtune.config", "vlmtune.model", "vlmtune.packed.layers", "vlmtune.packed.optim", "vlmtune.packed.loss",
     *(f"vlmtune.evaluation.{name}" for name in ("text", "numbers", "metrics", "generate", "questions", "adapter", "options")),
-    *(f"vlmtune.data.{name}" for name in ("tokenize", "order", "collate", "formats", "images", "split")),
+    *(f"vlmtune.data.{name}" for name in ("tokenize", "encoded_example", "order", "collate", "formats", "scan", "images", "split")),
 )  # fmt: skip
 
 

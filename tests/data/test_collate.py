@@ -12,7 +12,8 @@ from transformers import CLIPImageProcessorPil, EfficientNetImageProcessorPil
 from transformers.utils.import_utils import is_torchvision_available
 
 from vlmtune.data.collate import PixelFormat, collate, probe_pixel_format, split_batch
-from vlmtune.data.tokenize import IGNORED, EncodedExample, RowEncoder, shorten
+from vlmtune.data.encoded_example import IGNORED, EncodedExample, shorten
+from vlmtune.data.tokenize import RowEncoder
 from vlmtune.model_ref import ModelRef
 
 Message = dict[str, Any]

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from vlmtune.data import formats
-from vlmtune.data.formats import Piece, read_piece, scan
+from vlmtune.data import scan as scan_module
+from vlmtune.data.formats import Piece, read_piece
 from vlmtune.data.image_paths import ImageRules, RowError
+from vlmtune.data.scan import scan
 from vlmtune.errors import DataError
 from vlmtune.storage import filesystem, join
 
@@ -273,7 +274,7 @@ def test_source_is_as_the_user_wrote_it_and_paths_are_absolute(
 
 
 def test_pieces_of_a_large_file_know_their_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(scan_module, "BLOCK_BYTES", 1000)
     rows = [{"instruction": f"row {number}", "output": "x" * (number * 37 % 900)} for number in range(1, 101)]
     rows[40]["output"] = "y" * 5000
     path = write_lines(tmp_path / "rows.jsonl", *(item for row in rows for item in ("", row, "{broken")))
@@ -342,7 +343,7 @@ def test_parquet_images_as_paths_bytes_and_structs(tmp_path: Path) -> None:
 def test_saved_dataset_keeps_images_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    monkeypatch.setattr(formats, "ROWS_PER_PIECE", 2)
+    monkeypatch.setattr(scan_module, "ROWS_PER_PIECE", 2)
     image = str(png(tmp_path / "a.png"))
     features = datasets.Features(
         {
@@ -450,7 +451,7 @@ def test_frames_without_labels_and_with_semicolons(tmp_path: Path) -> None:
 def test_many_frames_are_many_pieces_and_a_changed_frame_changes_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(formats, "FRAMES_PER_PIECE", 3)
+    monkeypatch.setattr(scan_module, "FRAMES_PER_PIECE", 3)
     names = tuple(f"f{number:03d}.png" for number in range(10))
     folder = frames_folder(
         tmp_path, COUNT, "id,count\n" + "".join(f"{number},{number}\n" for number in range(10)), names

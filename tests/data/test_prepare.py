@@ -25,9 +25,10 @@ from PIL import Image
 
 from vlmtune.cluster import connect
 from vlmtune.data.cache import USED, prepare_store
+from vlmtune.data.encoded_example import ANSWER
 from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
-from vlmtune.data.tokenize import ANSWER, RowEncoder
+from vlmtune.data.tokenize import RowEncoder
 from vlmtune.demo.scenes import MESSAGES
 from vlmtune.errors import DataError, ModelError
 from vlmtune.model_ref import ModelRef

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from vlmtune.data import store_writer
 from vlmtune.data.collate import PixelFormat
+from vlmtune.data.encoded_example import ANSWER, IMAGE, TEMPLATE, TEXT, EncodedExample
 from vlmtune.data.store import IMAGES, INDEX, Store, StoreMeta, file_states
 from vlmtune.data.store_writer import write_shard
-from vlmtune.data.tokenize import ANSWER, IMAGE, TEMPLATE, TEXT, EncodedExample
 from vlmtune.errors import DataError
 
 ROWS, PER_SHARD = 23, 9

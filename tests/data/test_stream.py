@@ -12,11 +12,11 @@ import torch
 
 from vlmtune.cluster import connect
 from vlmtune.data.cache import prepare_store
+from vlmtune.data.encoded_example import IGNORED
 from vlmtune.data.order import MicroBatch, Order, evaluation_order
 from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
 from vlmtune.data.stream import LOOP_SECONDS, Batch, Paced, read_batches, stream_batches
-from vlmtune.data.tokenize import IGNORED
 from vlmtune.errors import DataError
 from vlmtune.model_ref import ModelRef
 

@@ -13,20 +13,18 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.utils.import_utils import is_torchvision_available
 
-from vlmtune.data.tokenize import (
+from vlmtune.data.encoded_example import (
     ANSWER,
-    BUILTIN_TEMPLATE,
     IGNORED,
     IMAGE,
     SEQUENCE_TENSORS,
     TEMPLATE,
     TEXT,
     EncodedExample,
-    EncodeError,
-    RowEncoder,
     required_length,
     shorten,
 )
+from vlmtune.data.tokenize import BUILTIN_TEMPLATE, EncodeError, RowEncoder
 from vlmtune.model_ref import ModelRef
 
 Message = dict[str, Any]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from vlmtune.data.tokenize import IMAGE, RowEncoder
+from vlmtune.data.encoded_example import IMAGE
+from vlmtune.data.tokenize import RowEncoder
 from vlmtune.demo import lessons, pretrain
 from vlmtune.demo.kinds import NAMES
 from vlmtune.demo.quiz import ask

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from vlmtune.data.collate import probe_pixel_format
+from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.images import load_image
-from vlmtune.data.tokenize import EncodedExample, RowEncoder
+from vlmtune.data.tokenize import RowEncoder
 from vlmtune.evaluation.generate import (
     Layout,
     end_tokens,

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 from trl.trainer.utils import add_fused_lm_head
 
-from vlmtune.data.tokenize import IGNORED
+from vlmtune.data.encoded_example import IGNORED
 from vlmtune.model.head import label_scores, score_positions
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmtune.data.collate import PixelFormat
-from vlmtune.data.tokenize import ANSWER, IGNORED, TEMPLATE, EncodedExample
+from vlmtune.data.encoded_example import ANSWER, IGNORED, TEMPLATE, EncodedExample
 from vlmtune.packed.passes import ROWS, PassRow, batch_of, bucket_length, bucket_rows, cut_passes
 
 NOTHING = torch.zeros(1)

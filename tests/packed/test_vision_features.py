@@ -12,8 +12,8 @@ from packed_kit import Packed, make_engine
 from training_kit import difference, values_of
 
 from vlmtune.data.collate import PixelFormat
+from vlmtune.data.encoded_example import ANSWER, IMAGE, EncodedExample
 from vlmtune.data.store import Store
-from vlmtune.data.tokenize import ANSWER, IMAGE, EncodedExample
 from vlmtune.packed import packed_model
 from vlmtune.packed.layers import RowAdapters
 from vlmtune.packed.packed_model import PackedModel

@@ -16,13 +16,13 @@ from PIL import Image
 from vlmtune.cluster import connect
 from vlmtune.config.settings import Settings
 from vlmtune.data.cache import find_or_make_store, prepare_store
+from vlmtune.data.encoded_example import required_length, shorten
 from vlmtune.data.facts import error_kind
 from vlmtune.data.lengths import rows_too_long, trained_tokens
 from vlmtune.data.samples import pick_samples
 from vlmtune.data.source import DataSource
 from vlmtune.data.split import EVAL, TEST, TRAIN
 from vlmtune.data.store import Store
-from vlmtune.data.tokenize import required_length, shorten
 from vlmtune.errors import DataError
 from vlmtune.model_ref import ModelRef
 from vlmtune.preflight.console_report import WIDTH, console_report

@@ -2,7 +2,6 @@
 
 import os
 
-# Ray Data by default asks for a finished task's numbers in another thread, and a worker waits 0.1 s longer
-# for its next task. Here, because
-# it is read when ray.data is imported.
+# By default Ray Data fetches a finished task's statistics in another thread, and the worker waits 0.1 s
+# longer for its next task. Set here, because Ray reads it when ray.data is imported.
 os.environ.setdefault("RAY_DATA_METADATA_PREFETCH_ON_THREAD", "0")

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from vlmtune.data.encoded_example import EncodedExample, required_length
 from vlmtune.data.facts import error_kind, row_facts
 from vlmtune.data.images import ImageError, content_hash, load_image
 from vlmtune.data.store import Store
-from vlmtune.data.tokenize import EncodedExample, EncodeError, RowEncoder, required_length
+from vlmtune.data.tokenize import EncodeError, RowEncoder
 from vlmtune.errors import DataError
 from vlmtune.model_ref import ModelRef
 

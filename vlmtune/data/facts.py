@@ -1,5 +1,4 @@
-"""What the preflight tells of rows and training has no use for: noted while a row is prepared, because
-reading twice costs double."""
+"""What only the preflight shows of a row. Noted while the row is prepared: reading twice costs double."""
 
 import hashlib
 import re
@@ -9,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-# A line per row of the store, in the order of its index.
+# A line for each row of the store, in the order of its index.
 FACTS = pa.schema(
     [
         ("format", pa.string()),  # of the data file: see `formats.Piece`
@@ -17,37 +16,42 @@ FACTS = pa.schema(
         ("image_sizes", pa.list_(pa.string())),  # "WIDTHxHEIGHT" in pixels, upright
         ("image_formats", pa.list_(pa.string())),  # Pillow's name: JPEG, PNG, …
         ("image_hashes", pa.list_(pa.string())),
-        ("question", pa.string()),  # hash of the images and of all that is not the assistant's
-        ("content", pa.string()),  # hash of the images and of all texts
+        ("question", pa.string()),  # hash of the images and of all turns but the assistant's
+        ("content", pa.string()),  # hash of the images and of all turns
     ]
 )
 
 
 def row_facts(
-    messages: Sequence[dict[str, Any]], images: Sequence[Image.Image], hashes: Sequence[str]
+    messages: Sequence[dict[str, Any]], images: Sequence[Image.Image], image_hashes: Sequence[str]
 ) -> dict[str, Any]:
-    """The facts of one conversation, but for its format. `hashes` are the images' `content_hash`es."""
+    """The facts of one conversation, without its format.
+
+    Args:
+        image_hashes: `images.content_hash` of each image.
+    """
     asked = [message for message in messages if message["role"] != "assistant"]
     return {
         "turns": sum(message["role"] != "system" for message in messages),
         "image_sizes": [f"{image.width}x{image.height}" for image in images],
         "image_formats": [image.format or "unknown" for image in images],
-        "image_hashes": list(hashes),
-        "question": _hash(asked, hashes),
-        "content": _hash(messages, hashes),
+        "image_hashes": list(image_hashes),
+        "question": _hash(asked, image_hashes),
+        "content": _hash(messages, image_hashes),
     }
 
 
 def error_kind(reason: str) -> str:
     """The reason for a bad row without what differs from row to row: numbers and paths."""
-    places = re.sub(r"\w+://\S+|(?<!\S)/\S+|\S+/\S+\.\w+|(?<!\S)[\w.-]*\w\.[A-Za-z]\w{1,4}\b", "…", reason)
-    return re.sub(r"(?<![\w-])\d+(?:[.,]\d+)*", "N", re.sub("…(?: …)+", "…", places))  # not the 8 of UTF-8
+    paths = r"\w+://\S+|(?<!\S)/\S+|\S+/\S+\.\w+|(?<!\S)[\w.-]*\w\.[A-Za-z]\w{1,4}\b"
+    without_paths = re.sub("…(?: …)+", "…", re.sub(paths, "…", reason))
+    return re.sub(r"(?<![\w-])\d+(?:[.,]\d+)*", "N", without_paths)  # not the 8 of UTF-8
 
 
-def _hash(messages: Sequence[dict[str, Any]], hashes: Sequence[str]) -> str:
-    """16 hex digits, the same for the same images, roles and words, however the words are spaced."""
-    parts = [*hashes, *(f"{message['role']}: {' '.join(_text(message).split())}" for message in messages)]
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
+def _hash(messages: Sequence[dict[str, Any]], image_hashes: Sequence[str]) -> str:
+    """16 hex digits; equal for equal images, roles and words, however the words are spaced."""
+    turns = (f"{message['role']}: {' '.join(_text(message).split())}" for message in messages)
+    return hashlib.blake2b("\0".join([*image_hashes, *turns]).encode(), digest_size=8).hexdigest()
 
 
 def _text(message: dict[str, Any]) -> str:

@@ -1,5 +1,4 @@
-"""A frames folder: frames/*.jpg, dialogues of messages.txt, and labels.csv that fills their `{column}`
-placeholders."""
+"""A frames folder: frames/*.jpg, dialogues in messages.txt, and labels.csv for their {column} marks."""
 
 import csv
 import io
@@ -28,11 +27,17 @@ SPEAKERS = {
 TURN = re.compile(rf"\s*({'|'.join(SPEAKERS)})\s*[:\uff1a]\s*(.*)", re.IGNORECASE)
 PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
+# The fields of Line and Frame are part of the prepared store's key: see `source.fingerprint`.
+
 
 @dataclass(frozen=True)
 class Line:
-    """A turn of a dialogue as written in messages.txt. `number`: the line that it begins on; `columns`: what
-    it needs of labels.csv."""
+    """A turn of a dialogue as messages.txt has it.
+
+    Attributes:
+        number: the line of the file that it begins on.
+        columns: the columns of labels.csv that its placeholders name.
+    """
 
     role: str
     text: str
@@ -45,10 +50,12 @@ Dialogue = tuple[Line, ...]
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame with its label row (None: it has none), or, where `error` says so, a label row that has no
-    frame.
+    """A frame with its label row; or, where `error` is set, a label row without a frame.
 
-    `version`: size in bytes and time of change, so that a changed frame makes another piece.
+    Attributes:
+        source: the place of the frame or the label row, for people.
+        version: size in bytes and time of the last change, so that a changed frame changes the piece.
+        labels: the label row as {column: value}; None if the frame has none.
     """
 
     source: str
@@ -59,43 +66,48 @@ class Frame:
 
 
 def scan_frames(folder: str, shown: str, group_by: str | None) -> tuple[tuple[Dialogue, ...], list[Frame]]:
-    """The dialogues and all frames of `folder` (an absolute path or URI, called `shown` in messages), in
-    name order; bad label rows last.
+    """The dialogues of a frames folder and its frames in name order, then its label rows without a frame.
 
-    Raises DataError where no frame could be used: a file that is missing or cannot be read, no dialogue, a
-    placeholder without its column.
+    Args:
+        folder: an absolute path or URI.
+        shown: what messages call the folder.
+
+    Raises:
+        DataError: no frame can be used, because a file is missing or cannot be read, there is no dialogue,
+            or labels.csv lacks a column that a placeholder or `group_by` names.
     """
     frames = _list_frames(folder, shown)
-    dialogues = parse_dialogues(
-        _read_text(join(folder, "messages.txt"), f"{shown}/messages.txt"), f"{shown}/messages.txt"
-    )
-    labels_name = f"{shown}/labels.csv"
-    needed = [(column, line) for dialogue in dialogues for line in dialogue for column in line.columns]
+    messages = f"{shown}/messages.txt"
+    dialogues = parse_dialogues(_read_text(join(folder, "messages.txt"), messages), messages)
+    placeholders = [(column, line) for dialogue in dialogues for line in dialogue for column in line.columns]
+    labels = f"{shown}/labels.csv"
     if not _exists(join(folder, "labels.csv")):
-        if needed:
-            column, line = needed[0]
+        if placeholders:
+            column, line = placeholders[0]
             raise DataError(
-                f"{shown}/messages.txt:{line.number} uses {{{column}}}, but there is no {labels_name}: add it, with a column {column!r}"
+                f"{messages}:{line.number} uses {{{column}}}, but there is no {labels}: "
+                f"add it, with a column {column!r}"
             )
         if group_by:
-            raise DataError(f"--group_by {group_by}: there is no {labels_name} to hold this column")
+            raise DataError(f"--group_by {group_by}: there is no {labels} to hold this column")
         return dialogues, frames
-    columns, rows = _read_table(_read_text(join(folder, "labels.csv"), labels_name), labels_name)
-    for column, line in needed:
+    columns, rows = _read_table(_read_text(join(folder, "labels.csv"), labels), labels)
+    for column, line in placeholders:
         if column not in columns:
             raise DataError(
-                f"{shown}/messages.txt:{line.number}: labels.csv has no column {column!r} for {{{column}}}; it has: {', '.join(columns)}"
+                f"{messages}:{line.number}: labels.csv has no column {column!r} for {{{column}}}; "
+                f"it has: {', '.join(columns)}"
             )
     if group_by and group_by not in columns:
-        raise DataError(
-            f"--group_by {group_by}: {labels_name} has no such column; it has: {', '.join(columns)}"
-        )
+        raise DataError(f"--group_by {group_by}: {labels} has no such column; it has: {', '.join(columns)}")
     return dialogues, _match(frames, columns, rows, shown)
 
 
-def frame_conversations(frames: Sequence[Frame], dialogues: Sequence[Dialogue]) -> Iterator[RawRow]:
-    """A record for each frame and dialogue, in that order; one with an error for a frame or label row that
-    cannot be used."""
+def frame_rows(frames: Sequence[Frame], dialogues: Sequence[Dialogue]) -> Iterator[RawRow]:
+    """A row for each frame and dialogue, in that order.
+
+    A frame or label row that cannot be used gives one row with the reason.
+    """
     for frame in frames:
         if frame.error:
             yield RawRow(frame.source, error=frame.error)
@@ -109,49 +121,47 @@ def frame_conversations(frames: Sequence[Frame], dialogues: Sequence[Dialogue]) 
             source = frame.source if len(dialogues) == 1 else f"{frame.source} (dialogue {number + 1})"
             yield _fill(dialogues[number], frame, source)
         if len(usable) < len(dialogues):
-            yield RawRow(
-                frame.source, error="the frame has no row in labels.csv: add one, or take the frame away"
-            )
+            reason = "the frame has no row in labels.csv: add one, or take the frame away"
+            yield RawRow(frame.source, error=reason)
 
 
 def parse_dialogues(text: str, shown: str) -> tuple[Dialogue, ...]:
-    """The dialogues of a messages.txt: turns begin `USER:`, `ASSISTANT:` or `SYSTEM:`, go on over the next
-    lines, and end at a blank line.
+    """The dialogues of a messages.txt.
 
-    Raises DataError, with the line, for text outside a turn, turns in no sensible order, stray braces, and a
-    file without a dialogue.
+    A turn begins with `USER:`, `ASSISTANT:` or `SYSTEM:`, goes on over the next lines, and a blank line ends
+    its dialogue.
+
+    Raises:
+        DataError: text outside a turn, turns in no sensible order, stray braces, or no dialogue at all.
     """
     dialogues: list[list[tuple[str, str, int]]] = [[]]
     for number, line in enumerate(text.split("\n"), 1):
-        found = TURN.match(line)
-        if found:
-            dialogues[-1].append((SPEAKERS[found.group(1).lower()], found.group(2).strip(), number))
+        opening = TURN.match(line)
+        if opening:
+            dialogues[-1].append((SPEAKERS[opening.group(1).lower()], opening.group(2).strip(), number))
         elif not line.strip():
             dialogues += [[]] if dialogues[-1] else []
         elif dialogues[-1]:
-            role, before, begun = dialogues[-1][-1]
-            dialogues[-1][-1] = (role, f"{before}\n{line.strip()}".strip(), begun)
+            role, before, first_line = dialogues[-1][-1]
+            dialogues[-1][-1] = (role, f"{before}\n{line.strip()}".strip(), first_line)
         else:
             raise DataError(f"{shown}:{number}: text outside a turn; begin the line with USER: or ASSISTANT:")
     if not dialogues[0]:
         raise DataError(
             f"{shown} holds no dialogue: write a line that begins USER: and one that begins ASSISTANT:"
         )
-    return tuple(_check(turns, shown) for turns in dialogues if turns)
+    return tuple(_check_dialogue(turns, shown) for turns in dialogues if turns)
 
 
-def _check(turns: list[tuple[str, str, int]], shown: str) -> Dialogue:
+def _check_dialogue(turns: list[tuple[str, str, int]], shown: str) -> Dialogue:
+    first_line = f"{shown}:{turns[0][2]}"
     try:
         check_order([(f"{shown}:{number}", role) for role, _, number in turns])
     except RowError as error:
         message = str(error)
-        raise DataError(
-            message if message.startswith(shown) else f"{shown}:{turns[0][2]}: {message}"
-        ) from error
+        raise DataError(message if message.startswith(shown) else f"{first_line}: {message}") from error
     if (marks := sum(text.count(IMAGE_MARK) for _, text, _ in turns)) > 1:
-        raise DataError(
-            f"{shown}:{turns[0][2]}: the dialogue has {marks} {IMAGE_MARK} marks; a frame is one image"
-        )
+        raise DataError(f"{first_line}: the dialogue has {marks} {IMAGE_MARK} marks; a frame is one image")
     for role, text, number in turns:
         if not text:
             raise DataError(f"{shown}:{number}: the {role} turn is empty")
@@ -163,16 +173,19 @@ def _check(turns: list[tuple[str, str, int]], shown: str) -> Dialogue:
 
 
 def _columns(text: str, place: str) -> tuple[str, ...]:
-    found = [match for match in PLACEHOLDER.finditer(text) if match.group() not in ("{{", "}}")]
-    for match in found:
+    """The columns that the placeholders of a text name."""
+    matches = [match for match in PLACEHOLDER.finditer(text) if match.group() not in ("{{", "}}")]
+    for match in matches:
         if not (match.group(1) or "").strip():
             raise DataError(
-                f"{place}: {match.group()!r} is no placeholder; write {{{{ and }}}} for braces that stay as they are"
+                f"{place}: {match.group()!r} is no placeholder; "
+                "write {{ and }} for braces that stay as they are"
             )
-    return tuple(match.group(1).strip() for match in found)
+    return tuple(match.group(1).strip() for match in matches)
 
 
 def _fill(dialogue: Dialogue, frame: Frame, source: str) -> RawRow:
+    """The dialogue with the frame's labels in place of its placeholders."""
     labels = frame.labels or {}
     empty = next((column for line in dialogue for column in line.columns if not labels[column]), None)
     if empty is not None:
@@ -182,76 +195,74 @@ def _fill(dialogue: Dialogue, frame: Frame, source: str) -> RawRow:
         return match.group()[0] if match.group(1) is None else labels[match.group(1).strip()]
 
     turns = [{"role": line.role, "content": PLACEHOLDER.sub(value, line.text)} for line in dialogue]
-    return RawRow(source, {"messages": turns, "image": f"frames/{frame.name}"}, labels)
+    return RawRow(source, {"messages": turns, "image": f"frames/{frame.name}"}, group_fields=labels)
 
 
 def _match(
     frames: list[Frame], columns: list[str], rows: list[tuple[int, list[str]]], shown: str
 ) -> list[Frame]:
-    """Each frame with its label row; then the label rows that have none."""
+    """Each frame with its label row; then an erroneous Frame for each label row that fits no single frame.
+
+    Args:
+        rows: (line number, values) of the label rows.
+    """
     lower = {column.lower(): number for number, column in reversed(list(enumerate(columns)))}
     key = next((lower[name] for name in IMAGE_COLUMNS if name in lower), None)
     if key is None:
         raise DataError(
-            f"{shown}/labels.csv names no image: it needs a column {', '.join(IMAGE_COLUMNS)}; it has: {', '.join(columns)}"
+            f"{shown}/labels.csv names no image: it needs a column {', '.join(IMAGE_COLUMNS)}; "
+            f"it has: {', '.join(columns)}"
         )
-    known = _index([frame.name for frame in frames])
+    names_by_key = _index([frame.name for frame in frames])
     labels: dict[str, tuple[int, dict[str, str]]] = {}
     bad = []
-    for number, row in rows:
-        source = f"{shown}/labels.csv:{number}"
+    for line, row in rows:
+        source = f"{shown}/labels.csv:{line}"
         if len(row) != len(columns):
-            bad.append(
-                Frame(
-                    source,
-                    error=f"{len(row)} fields where the header has {len(columns)}: put quotes round text with commas",
-                )
+            reason = (
+                f"{len(row)} fields where the header has {len(columns)}: put quotes round text with commas"
             )
+            bad.append(Frame(source, error=reason))
             continue
-        found = _find(known, row[key])
-        if len(found) != 1:
-            several = (
-                f"fits {len(found)} frames ({', '.join(found[:3])}): name the file"
-                if found
-                else f"has no frame in {shown}/frames"
-            )
+        names = _find(names_by_key, row[key])
+        if not names:
+            reason = f"{columns[key]} {row[key]!r} has no frame in {shown}/frames"
+            bad.append(Frame(source, error=reason))
+        elif len(names) > 1:
+            several = f"fits {len(names)} frames ({', '.join(names[:3])}): name the file"
             bad.append(Frame(source, error=f"{columns[key]} {row[key]!r} {several}"))
-        elif found[0] in labels:
-            bad.append(
-                Frame(
-                    source,
-                    error=f"frame {found[0]} has a row already, on line {labels[found[0]][0]}: keep one",
-                )
-            )
+        elif names[0] in labels:
+            reason = f"frame {names[0]} has a row already, on line {labels[names[0]][0]}: keep one"
+            bad.append(Frame(source, error=reason))
         else:
-            labels[found[0]] = (number, dict(zip(columns, row, strict=True)))
-    return [
+            labels[names[0]] = (line, dict(zip(columns, row, strict=True)))
+    matched = [
         replace(frame, labels=labels[frame.name][1]) if frame.name in labels else frame for frame in frames
-    ] + bad
+    ]
+    return matched + bad
 
 
 def _index(names: list[str]) -> Mapping[str | int, list[str]]:
-    """Frames by name, by name without extension, and by the last number in the name."""
-    known: dict[str | int, list[str]] = defaultdict(list)
+    """Frame names by name, by name without extension, and by the last number in the name."""
+    index: dict[str | int, list[str]] = defaultdict(list)
     for name in names:
         stem = name.rpartition(".")[0]
         numbers = re.findall(r"[0-9]+", stem)
-        known[name].append(name)
-        known[stem].append(name)
+        index[name].append(name)
+        index[stem].append(name)
         if numbers:
-            known[int(numbers[-1])].append(name)
-    return known
+            index[int(numbers[-1])].append(name)
+    return index
 
 
-def _find(known: Mapping[str | int, list[str]], value: str) -> list[str]:
+def _find(names_by_key: Mapping[str | int, list[str]], value: str) -> list[str]:
     name = value.replace("\\", "/").removeprefix("./").removeprefix("frames/")
     number = int(name) if re.fullmatch(r"[0-9]{1,18}", name) else name
-    return known.get(name) or known.get(number) or []
+    return names_by_key.get(name) or names_by_key.get(number) or []
 
 
 def _read_table(text: str, shown: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header of a CSV text, and its rows with the number of the line each begins on. Its separator is
-    `,` `;` or a tab."""
+    """The header of a CSV text, and (line number, values) of its rows. Separators: comma, semicolon, tab."""
     header = text.partition("\n")[0]
     separator = max(",;\t", key=header.count)
     reader = csv.reader(

@@ -1,5 +1,4 @@
-"""JSONL and JSON array files as a stream of records: strict about what JSON allows, bounded in memory, and
-with the place of each fault."""
+"""JSONL and JSON array files as streams of rows: strict JSON, bounded memory, the place of each fault."""
 
 import codecs
 import io
@@ -17,19 +16,19 @@ SPACE = " \t\r\n"
 
 
 class StrictDecoder:
-    """json.JSONDecoder that tells of NaN, Infinity and doubled keys, which Python's own lets pass."""
+    """json.JSONDecoder that reports NaN, Infinity and doubled keys, which Python's own accepts."""
 
     def __init__(self) -> None:
         self._faults: list[str] = []
-        self._decoder = json.JSONDecoder(
-            object_pairs_hook=self._object, parse_constant=self._faults_of_constant
-        )
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant)
 
     def decode(self, text: str, start: int = 0) -> tuple[Any, int, str | None]:
-        """The value that begins at `start`, the index after it, and what is wrong with it although it parses.
+        """The value that begins at `start`, the index after it, and its fault if it parses but is not JSON.
 
-        Raises json.JSONDecodeError, ValueError for a number with thousands of digits, and RecursionError for
-        deep nesting.
+        Raises:
+            json.JSONDecodeError: it does not parse.
+            ValueError: a number has thousands of digits.
+            RecursionError: objects or lists are nested too deep.
         """
         self._faults.clear()
         value, end = self._decoder.raw_decode(text, start)
@@ -43,13 +42,15 @@ class StrictDecoder:
             self._faults.append(f"field {doubled!r} stands twice in one object: keep one")
         return fields
 
-    def _faults_of_constant(self, name: str) -> None:
+    def _constant(self, name: str) -> None:
         self._faults.append(f"{name} is not JSON: write a number, a string or null")
 
 
 def split_lines(file: IO[bytes], block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, int, int]]:
     """Byte ranges of about `block_bytes` that end where lines end: (start, stop, number of the first line).
-    One pass, a block in memory."""
+
+    It reads the file once, with one block in memory.
+    """
     start = position = 0
     line = 1
     while block := file.read(block_bytes):
@@ -65,8 +66,10 @@ def split_lines(file: IO[bytes], block_bytes: int = BLOCK_BYTES) -> Iterator[tup
 def read_lines(
     file: IO[bytes], shown: str, start: int, stop: int, line: int, max_bytes: int = MAX_ROW_BYTES
 ) -> Iterator[RawRow]:
-    """The records of a JSONL file from byte `start`, where line number `line` begins, to `stop`. Blank lines
-    are counted, not given."""
+    """The rows of a JSONL file from byte `start`, where line number `line` begins, to `stop`.
+
+    Blank lines count as lines and give no row.
+    """
     file.seek(start)
     reader = io.BufferedReader(file, 1 << 20)  # type: ignore[type-var]
     decoder = StrictDecoder()
@@ -81,9 +84,9 @@ def read_lines(
                 position += len(rest)
                 if rest.endswith(b"\n"):
                     break
+            limit = f"{max_bytes // 10**6} MB"
             yield RawRow(
-                source,
-                error=f"the line is longer than {max_bytes // 10**6} MB: keep images in files, not in the text",
+                source, error=f"the line is longer than {limit}: keep images in files, not in the text"
             )
             continue
         text = text.removeprefix(BOM) if position == len(text) else text
@@ -106,33 +109,35 @@ def _line(text: bytes, source: str, decoder: StrictDecoder) -> RawRow:
         return RawRow(source, error=_unreadable(error))
     if end < len(decoded):
         return RawRow(source, error=f"not JSON at column {end + 1}: more text after the end of the row")
-    return RawRow(source, record, record, fault)
+    return RawRow(source, record, group_fields=record, error=fault)
 
 
 class ArrayReader:
-    """The items of a file that holds one JSON array, read bit by bit: the file may be larger than memory."""
+    """The rows of a file that holds one JSON array, read in blocks: the file may be larger than memory."""
 
     def __init__(self, file: IO[bytes], shown: str, max_chars: int = MAX_ROW_BYTES) -> None:
         self._file, self._shown, self._max_chars = file, shown, max_chars
-        # Bytes that are no UTF-8 become lone surrogates, so that only the row that holds them is bad.
+        # Bytes that are not UTF-8 become lone surrogates, so that only the row that holds them is bad.
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
         self._text, self._at, self._ended = "", 0, False
         self._line, self._column = 1, 0  # where self._text begins in the file
 
     def __iter__(self) -> Iterator[RawRow]:
-        """Yields an item each. Text that is no JSON gives one last item with the error, because nothing
-        after it can be made out."""
+        """Give a row for each item.
+
+        Text that is not JSON gives one last row with the error, as nothing after it can be made out.
+        """
         decoder = StrictDecoder()
         number = 0
         try:
-            mark = self._take("[")
+            mark = self._expect("[")
             if self._peek() == "]":
-                mark = self._take("]")
+                mark = self._expect("]")
             while mark != "]":
                 record, fault = self._item(decoder)
-                yield RawRow(f"{self._shown}[{number}]", record, record, fault)
+                yield RawRow(f"{self._shown}[{number}]", record, group_fields=record, error=fault)
                 number += 1
-                mark = self._take(",]")
+                mark = self._expect(",]")
             if self._peek():
                 raise json.JSONDecodeError("more text after the end of the array", self._text, self._at)
         except json.JSONDecodeError as error:
@@ -160,7 +165,8 @@ class ArrayReader:
                 if len(self._text) - self._at > self._max_chars or not self._more():
                     raise
 
-    def _take(self, marks: str) -> str:
+    def _expect(self, marks: str) -> str:
+        """Read one of these characters."""
         mark = self._peek()
         if not mark or mark not in marks:
             raise json.JSONDecodeError(f"expected {' or '.join(marks)}", self._text, self._at)
@@ -168,7 +174,7 @@ class ArrayReader:
         return mark
 
     def _peek(self) -> str:
-        """The next character that is no space; an empty string at the end of the file."""
+        """The next character that is no space, not read yet; an empty string at the end of the file."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in SPACE:
                 self._at += 1
@@ -178,8 +184,10 @@ class ArrayReader:
                 return ""
 
     def _more(self) -> bool:
-        """Drops what was read and adds as much as is left, so that long items are not decoded too often.
-        False at the end."""
+        """Drop what was read and read a further block; False at the end of the file.
+
+        A block is as long as what is left, so that a long item is decoded only a few times.
+        """
         if self._ended:
             return False
         block = self._file.read(max(READ_BYTES, len(self._text) - self._at))
@@ -192,8 +200,6 @@ class ArrayReader:
 
 
 def _unreadable(error: Exception) -> str:
-    return (
-        "objects or lists nested too deep"
-        if isinstance(error, RecursionError)
-        else f"JSON that cannot be read: {error}"
-    )
+    if isinstance(error, RecursionError):
+        return "objects or lists nested too deep"
+    return f"JSON that cannot be read: {error}"

@@ -1,4 +1,4 @@
-"""Whether the training rows fit `max_length`, and how much of them is trained on. Reads the index only."""
+"""Which training rows fit `max_length`, and how many of their tokens are trained on. Reads the index only."""
 
 import numpy as np
 
@@ -6,38 +6,44 @@ from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
 from vlmtune.errors import DataError
 
-SHOWN = 3  # rows named in a message
+ROWS_IN_MESSAGE = 3
 
 
 def length_problem(store: Store, max_length: int | None, on_long_row: str) -> str | None:
-    """Why the training rows cannot be cut to `max_length`, in one line with the way out; None if they can,
-    or may be left out."""
+    """Why the training rows cannot be cut to `max_length`, in one line with the way out.
+
+    None if they can be cut, or if those that cannot are skipped.
+    """
     rows, long = store.rows_of(TRAIN), rows_too_long(store, max_length)
     if not len(long) or (on_long_row == "skip" and len(long) < len(rows)):
         return None
-    other = ", --on_long_row skip leaves them out" if len(long) < len(rows) else ""
+    skip = ", --on_long_row skip leaves them out" if len(long) < len(rows) else ""
     return (
-        f"{len(long)} of {len(rows)} training rows do not fit max_length {max_length} with their images and template whole "
-        f"({_named(store, long)}): --max_length {store.column('tokens')[rows].max()} cuts nothing, "
-        f"{store.column('required')[rows].max()} keeps a word of each answer{other}"
+        f"{len(long)} of {len(rows)} training rows do not fit max_length {max_length} "
+        f"with their images and template whole ({_listed(store, long)}): "
+        f"--max_length {store.column('tokens')[rows].max()} cuts nothing, "
+        f"{store.column('required')[rows].max()} keeps a word of each answer{skip}"
     )
 
 
 def trained_tokens(store: Store, rows: np.ndarray, max_length: int | None) -> int:
-    """About how many tokens of these rows are trained on within `max_length`, as `tokenize.shorten` cuts a
-    row of one answer."""
-    tokens, needed, answers = (store.column(name)[rows] for name in ("tokens", "required", "answer_tokens"))
+    """How many tokens of these rows are trained on where `encoded_example.shorten` cuts them to `max_length`.
+
+    Exact for rows with one answer, about right for others.
+    """
+    tokens, required, answers = (store.column(name)[rows] for name in ("tokens", "required", "answer_tokens"))
     if max_length is None:
         return int(answers.sum())
-    budget = max_length - (needed - 1)
-    question = tokens - (needed - 1) - answers
-    cut = np.minimum(answers, np.maximum(np.maximum(budget - question, budget // 2), 1))
-    return int(np.where((needed <= max_length) & (max_length < tokens), cut, answers).sum())
+    budget = max_length - (required - 1)
+    question = tokens - (required - 1) - answers
+    shortened = np.minimum(answers, np.maximum(np.maximum(budget - question, budget // 2), 1))
+    return int(np.where((required <= max_length) & (max_length < tokens), shortened, answers).sum())
 
 
 def fitting_rows(store: Store, max_length: int | None, on_long_row: str) -> np.ndarray:
-    """The rows to train on, counted within the training rows; shape `[n]`. Evaluation is always on all of
-    its rows.
+    """The rows to train on, as positions within the training rows; shape `[n]`.
+
+    Evaluation always uses all of its rows.
 
     Raises:
         DataError: see `length_problem`.
@@ -48,18 +54,23 @@ def fitting_rows(store: Store, max_length: int | None, on_long_row: str) -> np.n
 
 
 def rows_too_long(store: Store, max_length: int | None) -> np.ndarray:
-    """The training rows whose images and template alone need more than `max_length` tokens, as the store's
-    row numbers; shape `[n]`."""
+    """Row numbers of the training rows that need more than `max_length` tokens for images and template.
+
+    Shape `[n]`.
+    """
     rows = store.rows_of(TRAIN)
     long: np.ndarray = rows[store.column("required")[rows] > length_limit(max_length)]
     return long
 
 
 def length_limit(max_length: int | None) -> float:
+    """`max_length` as a number: infinite where it is None."""
     return np.inf if max_length is None else max_length
 
 
-def _named(store: Store, rows: np.ndarray) -> str:
+def _listed(store: Store, rows: np.ndarray) -> str:
+    """The first rows with what they need, for a message."""
     sources, required = store.column("source"), store.column("required")
-    named = "; ".join(f"{sources[row]} needs {required[row]}" for row in rows[:SHOWN])
-    return named + (f"; and {len(rows) - SHOWN} more" if len(rows) > SHOWN else "")
+    first = "; ".join(f"{sources[row]} needs {required[row]}" for row in rows[:ROWS_IN_MESSAGE])
+    more = len(rows) - ROWS_IN_MESSAGE
+    return first + (f"; and {more} more" if more > 0 else "")

@@ -1,8 +1,7 @@
 """Which rows are trained on, when, and on which rank: one pure function of the seed.
 
-Both trial runners, evaluation and resume ask here, so that the order of rows depends on nothing but the seed
-and the size of a step:
-not on the number of workers, Ray's blocks or the machine.
+Both trial runners, evaluation and resume use it, so that the order of rows depends only on the seed and the
+size of a step: not on the number of workers, Ray's blocks or the machine.
 """
 
 from dataclasses import dataclass
@@ -12,8 +11,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of one forward pass on one rank. `filler` says that its only row is there to keep ranks in step
-    and carries no labels."""
+    """Rows of one forward pass on one rank.
+
+    Attributes:
+        filler: its only row keeps this rank in step with the others, and carries no labels.
+    """
 
     rows: tuple[int, ...]
     filler: bool = False
@@ -23,9 +25,13 @@ class MicroBatch:
 class Order:
     """The order of `rows` training rows for steps of `per_device * accumulation * workers` rows.
 
-    `workers` are those that a step is made for, all `world` of them by default. An elastic run that lacks
-    some makes the same steps with
-    more passes each, so that it goes on at the exact next row when one comes or goes.
+    Attributes:
+        per_device: rows of one forward pass of a rank.
+        accumulation: forward passes of a rank in a step.
+        world: ranks that run now.
+        workers: ranks that a step is made for; by default `world`. An elastic run with fewer ranks makes the
+            same steps with more passes each, so that it continues at the exact next row when the number of
+            ranks changes.
     """
 
     rows: int
@@ -46,7 +52,7 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch; the last one takes what rows are left."""
+        """Optimizer steps in an epoch; the last one takes the rows that are left."""
         return -(-self.rows // self.rows_per_step)
 
     @property
@@ -66,12 +72,11 @@ class Order:
     def step(self, epoch: int, step: int, rank: int) -> list[MicroBatch]:
         """The micro-batches of `rank` in optimizer step `step` of `epoch`.
 
-        The rows of a step are dealt to the ranks like cards, then cut into micro-batches of `per_device`. In
-        the last, shorter step a
-        rank may be left without a row: it then gets a filler, because ranks must take part in every
-        all-reduce.
+        The rows of a step go to the ranks in turn, then are cut into micro-batches of `per_device`. In the
+        last, shorter step a rank may have no row left: it gets a filler, because every rank must take part in
+        every all-reduce.
         """
-        return self._deal(self.permutation(epoch), step, rank)
+        return self._share(self.permutation(epoch), step, rank)
 
     def epoch(self, epoch: int, rank: int, first_step: int = 0) -> list[MicroBatch]:
         """The micro-batches of `rank` in `epoch` from `first_step` on."""
@@ -79,15 +84,14 @@ class Order:
         return [
             batch
             for step in range(first_step, self.steps_per_epoch)
-            for batch in self._deal(permutation, step, rank)
+            for batch in self._share(permutation, step, rank)
         ]
 
-    def _deal(self, permutation: np.ndarray, step: int, rank: int) -> list[MicroBatch]:
+    def _share(self, permutation: np.ndarray, step: int, rank: int) -> list[MicroBatch]:
         rows = permutation[step * self.rows_per_step : (step + 1) * self.rows_per_step]
-        mine = [int(row) for row in rows[rank :: self.world]]
-        return [
-            cut(mine, self.per_device, index, filler=int(rows[0])) for index in range(self._passes(len(rows)))
-        ]
+        on_rank = [int(row) for row in rows[rank :: self.world]]
+        passes = range(self._passes(len(rows)))
+        return [cut(on_rank, self.per_device, index, filler=int(rows[0])) for index in passes]
 
     def _passes(self, rows: int) -> int:
         return -(-rows // (self.per_device * self.world))
@@ -100,8 +104,10 @@ def cut(rows: list[int], size: int, index: int, *, filler: int) -> MicroBatch:
 
 
 def evaluation_order(rows: int, batch: int, rank: int, world: int) -> list[MicroBatch]:
-    """The micro-batches of `rank` over an evaluation set in its own order, each row on one rank, the same
-    number on every rank."""
-    mine = list(range(rank, rows, world))
+    """The micro-batches of `rank` over an evaluation set of `rows` rows, in the order of the set.
+
+    Each row is on one rank, and every rank has the same number of micro-batches.
+    """
+    on_rank = list(range(rank, rows, world))
     passes = -(-rows // (batch * world))
-    return [cut(mine, batch, index, filler=0) for index in range(passes)]
+    return [cut(on_rank, batch, index, filler=0) for index in range(passes)]

@@ -16,6 +16,7 @@ import ray
 import ray.data
 
 from vlmtune.data.collate import probe_pixel_format
+from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.examples import cached_encoder, encode_row
 from vlmtune.data.formats import Piece, read_piece
 from vlmtune.data.ray_data import configure_ray_data, reraise_user_errors
@@ -23,7 +24,7 @@ from vlmtune.data.source import DataSource, ScannedData
 from vlmtune.data.split import EVAL, TRAIN, connected, split
 from vlmtune.data.store import StoreMeta
 from vlmtune.data.store_writer import finish_store, write_shard
-from vlmtune.data.tokenize import EncodedExample, RowEncoder
+from vlmtune.data.tokenize import RowEncoder
 from vlmtune.errors import DataError
 
 IndexLine = dict[str, Any]  # what is known of one row: see `examples.encode_row` and `store.INDEX`

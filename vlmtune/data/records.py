@@ -1,5 +1,4 @@
-"""One raw record, in any of the understood shapes → one conversation with its images, or the reason why it
-is none."""
+"""One raw record, in any understood shape → one conversation with its images, or the reason why not."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ Message = dict[str, Any]
 
 IMAGE_MARK = "<image>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-# Fields that a row of each format must have; the first format whose first field is there is the row's.
+# Fields that a row of each format must have. A row has the first format whose first field it has.
 REQUIRED = {
     "messages": ("messages",),
     "LLaVA": ("conversations",),
@@ -37,19 +36,29 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class RawRow:
-    """A record as a reader found it. `source`: its place for people; `labels`: where its group is looked up;
-    `error`: why it is bad."""
+    """A row as a reader gave it.
+
+    Attributes:
+        source: its place for people, such as FILE:LINE.
+        record: its content, in any of the formats of REQUIRED.
+        group_fields: the mapping in which `--group_by` is looked up.
+        error: why the row is bad; None if the reader found no fault.
+    """
 
     source: str
     record: Any = None
-    labels: Any = None
+    group_fields: Any = None
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation. `field`: where it stands in the record; image parts may carry their own
-    reference in `image`."""
+    """One turn of a conversation.
+
+    Attributes:
+        field: its place in the record, for messages.
+        parts: typed parts. An image part may carry its own reference in `image`.
+    """
 
     field: str
     role: str
@@ -57,89 +66,99 @@ class Turn:
 
 
 def conversation(record: Any, rules: ImageRules) -> tuple[list[Message], list[str | bytes]]:
-    """`record` as messages of typed parts, and its images (paths, URIs or encoded bytes) in the order of the
-    image parts.
+    """`record` as messages of typed parts, and its images in the order of the image parts.
 
-    `<image>` marks become image parts where they stand; images without any mark stand before the first user
-    text.
-    Raises RowError, naming the field, for everything that could not be trained on as it is meant.
+    `<image>` marks become image parts in their places. Images without any mark come before the first user
+    text. An image is a path, a URI or encoded bytes.
+
+    Raises:
+        RowError: the record cannot be trained on as it is meant; the message names the field.
     """
     if not isinstance(record, Mapping):
-        raise RowError(f"the row must be an object with named fields, not {kind(record)}")
+        raise RowError(f"the row must be an object with named fields, not {json_type(record)}")
     turns = _turns(record)
     check_order([(turn.field, turn.role) for turn in turns])
     images = _place_images(turns, _record_images(record))
     for turn in turns:
         _check_turn(turn)
-    resolved = [_image(value, field, rules) for field, value in images]
     messages = [{"role": turn.role, "content": [_plain(part) for part in turn.parts]} for turn in turns]
-    return messages, resolved
+    return messages, [_image(value, field, rules) for field, value in images]
 
 
-def group_of(labels: Any, group_by: str) -> str:
-    """The value of the `group_by` field of a row. Raises RowError where it is missing, empty or no plain
-    value."""
-    value = labels.get(group_by)
+def group_of(fields: Any, group_by: str) -> str:
+    """The value of the `group_by` field of a row.
+
+    Raises:
+        RowError: it is missing, empty or no plain value.
+    """
+    value = fields.get(group_by)
     if value is None or value == "":
         raise RowError(f"field {group_by!r} (--group_by) is missing or empty: give every row its group")
     if isinstance(value, Mapping | bytes) or (isinstance(value, Sequence) and not isinstance(value, str)):
-        raise RowError(f"field {group_by!r} (--group_by) must be a plain value, not {kind(value)}")
+        raise RowError(f"field {group_by!r} (--group_by) must be a plain value, not {json_type(value)}")
     return check_text(str(value), f"field {group_by!r} (--group_by)")
 
 
 def check_order(turns: Sequence[tuple[str, str]]) -> None:
-    """Holds (place, role) pairs to: perhaps one system turn, then user and assistant in turns, an assistant
-    at the end. Raises RowError."""
-    spoken = [turn for turn in turns if turn[1] != "system"]
-    if not spoken:
-        raise RowError(
-            "the conversation has no turns" if not turns else "the conversation has only a system turn"
-        )
+    """Check the order of (place, role) pairs: an optional system turn, then user and assistant in turns.
+
+    Raises:
+        RowError: the order is another one, or the last turn is not the assistant's.
+    """
+    dialogue = [turn for turn in turns if turn[1] != "system"]
+    if not dialogue:
+        raise RowError(f"the conversation has {'only a system turn' if turns else 'no turns'}")
     for field, role in turns[1:]:
         if role == "system":
             raise RowError(f"{field} is a system turn: only the first turn may be one")
-    if spoken[0][1] != "user":
+    if dialogue[0][1] != "user":
         raise RowError(
-            f"{spoken[0][0]} is an assistant turn with no user turn before it: begin with the user"
+            f"{dialogue[0][0]} is an assistant turn with no user turn before it: begin with the user"
         )
-    for (_, before), (field, role) in pairwise(spoken):
+    for (_, before), (field, role) in pairwise(dialogue):
         if before == role:
             raise RowError(
                 f"{field} is a second {role} turn in a row: join the two, or add the turn between them"
             )
-    if spoken[-1][1] != "assistant":
+    if dialogue[-1][1] != "assistant":
         raise RowError(
-            f"{spoken[-1][0]}, the last turn, is the user's: end with an assistant turn, there is nothing to learn after it"
+            f"{dialogue[-1][0]}, the last turn, is the user's: "
+            "end with an assistant turn, there is nothing to learn after it"
         )
 
 
 def check_text(text: Any, field: str) -> str:
-    """`text` if it is a string that UTF-8 can hold, else RowError."""
+    """`text` itself.
+
+    Raises:
+        RowError: it is no string, or UTF-8 cannot hold it.
+    """
     if not isinstance(text, str):
-        raise RowError(f"{field} must be a string, not {kind(text)}")
+        raise RowError(f"{field} must be a string, not {json_type(text)}")
     broken = re.search("[\ud800-\udfff]", text)
     if broken and "\udc80" <= broken.group() <= "\udcff":
         raise RowError(f"{field} holds bytes that are not UTF-8: save the file as UTF-8")
     if broken:
         raise RowError(
-            f"{field} holds half a character (\\u{ord(broken.group()):04x} without its pair): write the character whole"
+            f"{field} holds half a character (\\u{ord(broken.group()):04x} without its pair): "
+            "write the character whole"
         )
     return text
 
 
 def split_marks(text: str) -> list[Part]:
-    """`text` as text and image parts, whitespace next to a mark trimmed and empty texts left out."""
-    pieces = text.split(IMAGE_MARK)
+    """`text` as text and image parts, with white space next to a mark trimmed and empty texts left out."""
+    texts = text.split(IMAGE_MARK)
     parts: list[Part] = []
-    for number, piece in enumerate(pieces):
+    for number, between in enumerate(texts):
         parts += [{"type": "image"}] if number else []
-        piece = piece.lstrip() if number else piece
-        piece = piece.rstrip() if number < len(pieces) - 1 else piece
-        parts += [{"type": "text", "text": piece}] if piece.strip() else []
+        between = between.lstrip() if number else between
+        between = between.rstrip() if number < len(texts) - 1 else between
+        parts += [{"type": "text", "text": between}] if between.strip() else []
     return parts
 
 
-def kind(value: Any) -> str:
+def json_type(value: Any) -> str:
     """What `value` is, in the words of JSON."""
     names = (
         (type(None), "null"),
@@ -149,10 +168,8 @@ def kind(value: Any) -> str:
         (bytes, "bytes"),
         (Mapping, "an object"),
     )
-    return next(
-        (name for form, name in names if isinstance(value, form)),
-        "a list" if isinstance(value, Sequence) else type(value).__name__,
-    )
+    other = "a list" if isinstance(value, Sequence) else type(value).__name__
+    return next((name for form, name in names if isinstance(value, form)), other)
 
 
 def _turns(record: Mapping[str, Any]) -> list[Turn]:
@@ -186,21 +203,20 @@ def _instruction(record: Mapping[str, Any]) -> list[Turn]:
 
 def _filled(value: Any, field: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise RowError(
-            f"{field} must be a non-empty string, not {kind(value) if not isinstance(value, str) else 'an empty one'}"
-        )
+        actual = "an empty one" if isinstance(value, str) else json_type(value)
+        raise RowError(f"{field} must be a non-empty string, not {actual}")
     return check_text(value, field)
 
 
 def _turn_list(value: Any, field: str) -> list[Turn]:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise RowError(f"{field!r} must be a list of turns, not {kind(value)}")
+        raise RowError(f"{field!r} must be a list of turns, not {json_type(value)}")
     return [_turn(turn, f"{field}[{number}]") for number, turn in enumerate(value)]
 
 
 def _turn(turn: Any, field: str) -> Turn:
     if not isinstance(turn, Mapping):
-        raise RowError(f"{field} must be an object with a role and a text, not {kind(turn)}")
+        raise RowError(f"{field} must be an object with a role and a text, not {json_type(turn)}")
     role_key, text_key = ("from", "value") if "from" in turn else ("role", "content")
     for key in (role_key, text_key):
         if key not in turn:
@@ -213,7 +229,7 @@ def _turn(turn: Any, field: str) -> Turn:
 
 def _parts(content: Any, field: str) -> list[Part]:
     if not isinstance(content, Sequence) or isinstance(content, bytes):
-        raise RowError(f"{field} must be a string or a list of parts, not {kind(content)}")
+        raise RowError(f"{field} must be a string or a list of parts, not {json_type(content)}")
     if isinstance(content, str):
         return split_marks(check_text(content, field))
     return [part for number, part in enumerate(content) for part in _typed_part(part, f"{field}[{number}]")]
@@ -224,28 +240,32 @@ def _typed_part(part: Any, field: str) -> list[Part]:
     if form == "text":
         return split_marks(check_text(part.get("text"), f"{field}.text"))
     if form == "image":
-        own = next((part[key] for key in ("image", "path", "url") if part.get(key) is not None), None)
-        return [{"type": "image"} if own is None else {"type": "image", "image": own, "field": field}]
+        image = next((part[key] for key in ("image", "path", "url") if part.get(key) is not None), None)
+        return [{"type": "image"} if image is None else {"type": "image", "image": image, "field": field}]
     raise RowError(
-        f'{field} must be {{"type": "text", "text": …}} or {{"type": "image", "image": …}}, not {form or kind(part)}'
+        f'{field} must be {{"type": "text", "text": …}} or {{"type": "image", "image": …}}, '
+        f"not {form or json_type(part)}"
     )
 
 
 def _record_images(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    given = [key for key in ("image", "images") if record.get(key) is not None]
-    if len(given) > 1:
+    """(field, image) of the record's own image fields."""
+    fields = [key for key in ("image", "images") if record.get(key) is not None]
+    if len(fields) > 1:
         raise RowError("the row has both 'image' and 'images': keep one")
-    if not given:
+    if not fields:
         return []
-    value = record[given[0]]
+    value = record[fields[0]]
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [(f"{given[0]}[{number}]", image) for number, image in enumerate(value)]
-    return [(given[0], value)]
+        return [(f"{fields[0]}[{number}]", image) for number, image in enumerate(value)]
+    return [(fields[0], value)]
 
 
 def _place_images(turns: list[Turn], images: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """All images in the order of their parts; with no image part at all, puts parts for them before the
-    first user text."""
+    """All images in the order of their parts.
+
+    Where the turns have no image part at all, it puts parts for the images before the first user text.
+    """
     parts = [part for turn in turns for part in turn.parts if part["type"] == "image"]
     if not parts:
         first = next(turn for turn in turns if turn.role == "user")
@@ -254,11 +274,12 @@ def _place_images(turns: list[Turn], images: list[tuple[str, Any]]) -> list[tupl
     marks = sum("image" not in part for part in parts)
     if marks != len(images):
         raise RowError(
-            f"{_count(marks, IMAGE_MARK + ' mark')} but {_count(len(images), 'image')}: give each image one mark, or no marks at all"
+            f"{_count(marks, IMAGE_MARK + ' mark')} but {_count(len(images), 'image')}: "
+            "give each image one mark, or no marks at all"
         )
-    following = iter(images)
+    unplaced = iter(images)
     return [
-        (f"{part['field']}.image", part["image"]) if "image" in part else next(following) for part in parts
+        (f"{part['field']}.image", part["image"]) if "image" in part else next(unplaced) for part in parts
     ]
 
 
@@ -268,10 +289,8 @@ def _check_turn(turn: Turn) -> None:
             f"{turn.field} is a turn of the {turn.role} and holds an image: only user turns may show one"
         )
     if not turn.parts:
-        raise RowError(
-            f"{turn.field} is empty"
-            + (": there is nothing to learn" if turn.role == "assistant" else ": say or show something")
-        )
+        hint = "there is nothing to learn" if turn.role == "assistant" else "say or show something"
+        raise RowError(f"{turn.field} is empty: {hint}")
 
 
 def _plain(part: Part) -> Part:
@@ -286,7 +305,7 @@ def _image(value: Any, field: str, rules: ImageRules) -> str | bytes:
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
-        raise RowError(f"{field} must be a path or bytes, not {kind(value)}")
+        raise RowError(f"{field} must be a path or bytes, not {json_type(value)}")
     return rules.resolve(value)
 
 
@@ -295,7 +314,10 @@ def _resemblance(record: Mapping[str, Any]) -> str:
     for form, fields in REQUIRED.items():
         if any(field in record for field in fields):
             return f"looks like an {form} row, but has no {fields[0]!r} (its fields: {names})"
-    return f"no known row format: it needs 'messages', 'conversations', or 'instruction' and 'output' (its fields: {names})"
+    return (
+        "no known row format: it needs 'messages', 'conversations', or 'instruction' and 'output' "
+        f"(its fields: {names})"
+    )
 
 
 def _count(number: int, noun: str) -> str:

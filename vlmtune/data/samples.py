@@ -1,4 +1,4 @@
-"""A few rows of the data as a person sees them, with small images, for the preflight and a search's report."""
+"""A few rows as a person sees them, with small images, for the preflight's and a search's reports."""
 
 import base64
 import io

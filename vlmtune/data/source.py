@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmtune.data.formats import Piece, scan
+from vlmtune.data.formats import Piece
+from vlmtune.data.scan import scan
 from vlmtune.data.store import file_states
 from vlmtune.errors import ConfigError
 from vlmtune.model_ref import ModelRef

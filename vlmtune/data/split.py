@@ -1,8 +1,7 @@
-"""Train, eval and test: which group of rows stands on which side.
+"""Train, eval and test: which group of rows is in which split.
 
-Rows that share an image, or a value of the `--group_by` column, form a group, and a group never stands on
-two sides. Which side it takes
-depends on the seed and the content alone.
+Rows that share an image, or a value of the `--group_by` column, form a group, and a group is never in two
+splits. Its split depends on the seed and the content alone.
 """
 
 import hashlib
@@ -15,8 +14,10 @@ TRAIN, EVAL, TEST = "train", "eval", "test"
 
 
 def connected(keys: Sequence[Sequence[str]]) -> list[str]:
-    """The group of each row, named by the least of its keys: rows that share a key, directly or through
-    others, are one group."""
+    """The group of each row: rows that share a key, directly or through other rows, are one group.
+
+    A group is named by the first of its keys in alphabetical order.
+    """
     parent: dict[str, str] = {}
 
     def root(key: str) -> str:
@@ -36,11 +37,12 @@ def connected(keys: Sequence[Sequence[str]]) -> list[str]:
 
 
 def split(groups: Sequence[str], *, eval_fraction: float, test_fraction: float, seed: int) -> list[str]:
-    """The side of each row: groups in the order of a seeded hash fill the test set, then the evaluation set,
-    and the rest is trained on.
+    """The split of each row.
+
+    Groups, in the order of a seeded hash, fill the test set, then the evaluation set. The rest is trained on.
 
     Raises:
-        DataError: if a side that was asked for, or the training set, would be empty.
+        DataError: a split that was asked for, or the training set, would be empty.
     """
     members: dict[str, list[int]] = defaultdict(list)
     for row, group in enumerate(groups):
@@ -48,18 +50,19 @@ def split(groups: Sequence[str], *, eval_fraction: float, test_fraction: float, 
     shuffled = sorted(
         members, key=lambda group: hashlib.blake2b(f"{seed}:{group}".encode(), digest_size=16).digest()
     )
-    sides = [TRAIN] * len(groups)
+    splits = [TRAIN] * len(groups)
     rest = iter(shuffled)
-    for side, fraction in ((TEST, test_fraction), (EVAL, eval_fraction)):
+    for name, fraction in ((TEST, test_fraction), (EVAL, eval_fraction)):
         wanted, filled = round(fraction * len(groups)) or int(fraction > 0), 0
-        while filled < wanted and (following := next(rest, None)) is not None:
-            for row in members[following]:
-                sides[row] = side
-            filled += len(members[following])
-    for part, share in ((TRAIN, 1.0), (EVAL, eval_fraction), (TEST, test_fraction)):
-        if share > 0 and part not in sides:
+        while filled < wanted and (next_group := next(rest, None)) is not None:
+            for row in members[next_group]:
+                splits[row] = name
+            filled += len(members[next_group])
+    for name, fraction in ((TRAIN, 1.0), (EVAL, eval_fraction), (TEST, test_fraction)):
+        if fraction > 0 and name not in splits:
             raise DataError(
-                f"{len(groups)} rows in {len(members)} groups of equal images or --group_by values leave no row for {part}: "
+                f"{len(groups)} rows in {len(members)} groups of equal images or --group_by values "
+                f"leave no row for {name}: "
                 "give more data, or a smaller --eval_fraction or --test_fraction"
             )
-    return sides
+    return splits

@@ -1,4 +1,4 @@
-"""The prepared store: rows tokenized and resized once, in Parquet, readable at random by any trial on any node.
+"""The prepared store: rows tokenized and resized once, in Parquet; any trial on any node reads any row.
 
 FOLDER/rows-*.parquet     what `EncodedExample` holds, in row groups of about a megabyte
 FOLDER/index.parquet      a line for each row: where it is, its split, source and lengths
@@ -25,8 +25,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
 from vlmtune.data.collate import PixelFormat
+from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.split import TRAIN
-from vlmtune.data.tokenize import EncodedExample
 from vlmtune.errors import DataError
 from vlmtune.model_ref import ModelRef
 from vlmtune.storage import filesystem, one_line, scheme
@@ -52,7 +52,7 @@ INDEX = pa.schema(
         ("tokens", pa.int32()),
         ("image_tokens", pa.int32()),
         ("answer_tokens", pa.int32()),
-        ("required", pa.int32()),  # see `tokenize.required_length`
+        ("required", pa.int32()),  # see `encoded_example.required_length`
         ("shard", pa.string()),
         ("row_group", pa.int32()),
         ("offset", pa.int32()),

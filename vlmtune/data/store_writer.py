@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save as save_tensors
 
+from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.facts import FACTS
 from vlmtune.data.store import BAD_ROWS, IMAGES, INDEX, ROWS, StoreMeta, file_states
-from vlmtune.data.tokenize import EncodedExample
 from vlmtune.storage import filesystem, scheme
 
 # What one random read fetches: a few LLaVA images (0.34 MB each), or thousands of text rows.

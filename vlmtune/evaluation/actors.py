@@ -17,8 +17,8 @@ from peft import PeftModel
 from vlmtune.cluster import READ_CPUS, READ_TASKS, WORKER_CPUS, Cluster
 from vlmtune.config.settings import Settings
 from vlmtune.console import without_stderr
+from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.ray_data import configure_ray_data, reraise_user_errors
-from vlmtune.data.tokenize import EncodedExample
 from vlmtune.evaluation.generate import Layout, end_tokens, generate, likelihoods, question, reference
 from vlmtune.model.base import base_of
 from vlmtune.model.fast import lean_lora

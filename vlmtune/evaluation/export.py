@@ -15,9 +15,11 @@ from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.console import labelled
 from vlmtune.data.collate import gradient_image, probe_pixel_format
-from vlmtune.data.formats import read_piece, scan
+from vlmtune.data.encoded_example import EncodedExample
+from vlmtune.data.formats import read_piece
 from vlmtune.data.images import ImageError, load_image
-from vlmtune.data.tokenize import EncodedExample, EncodeError, RowEncoder
+from vlmtune.data.scan import scan
+from vlmtune.data.tokenize import EncodeError, RowEncoder
 from vlmtune.errors import ConfigError, DataError, ModelError
 from vlmtune.evaluation.adapter import adapter_settings, check_fit
 from vlmtune.evaluation.generate import Layout

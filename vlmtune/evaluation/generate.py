@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from vlmtune.data.collate import PixelFormat, collate, split_batch
+from vlmtune.data.encoded_example import IMAGE, SEQUENCE_TENSORS, TEMPLATE, TEXT, EncodedExample
 from vlmtune.data.store import Store
-from vlmtune.data.tokenize import IMAGE, SEQUENCE_TENSORS, TEMPLATE, TEXT, EncodedExample, RowEncoder
+from vlmtune.data.tokenize import RowEncoder
 from vlmtune.model.capture import stop_recording
 
 Read = Callable[[Store, Sequence[int]], list[EncodedExample]]

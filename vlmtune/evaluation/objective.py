@@ -11,9 +11,9 @@ import numpy as np
 import torch.distributed as dist
 
 from vlmtune.config.settings import Settings
+from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.split import EVAL
 from vlmtune.data.store import Store
-from vlmtune.data.tokenize import EncodedExample
 from vlmtune.evaluation.generate import Read, answers, reference
 from vlmtune.evaluation.metrics import METRICS, score
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from pyarrow import fs
 
-from vlmtune.data.formats import READERS, Piece, scan
+from vlmtune.data.formats import READERS, Piece
 from vlmtune.data.image_paths import RowError
 from vlmtune.data.images import ImageError, load_image
 from vlmtune.data.records import conversation
+from vlmtune.data.scan import scan
 from vlmtune.data.tokenize import EncodeError, RowEncoder
 from vlmtune.errors import ConfigError, DataError
 from vlmtune.model_ref import ModelRef
@@ -49,7 +50,7 @@ class Asked:
 
 
 def pieces_of(data_path: str, question: str | None, **rules: Any) -> Sequence[Piece | ImageList]:
-    """The pieces of what is to be answered, in its order. `rules` are those of `formats.scan`.
+    """The pieces of what is to be answered, in its order. `rules` are those of `scan.scan`.
 
     Raises:
         ConfigError: images without a question.

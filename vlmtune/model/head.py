@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmtune.data.tokenize import IGNORED
+from vlmtune.data.encoded_example import IGNORED
 
 POSITIONS_MULTIPLE = 8  # positions are taken in multiples, so that their number seldom differs
 

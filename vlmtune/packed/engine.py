@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from vlmtune.config.settings import Settings
+from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.examples import read_examples
 from vlmtune.data.split import EVAL
 from vlmtune.data.store import Store
-from vlmtune.data.tokenize import EncodedExample
 from vlmtune.errors import DoesNotFitError
 from vlmtune.evaluation.objective import Objective, cached
 from vlmtune.model.memory import is_out_of_memory

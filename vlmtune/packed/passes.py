@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from vlmtune.data.collate import collate
+from vlmtune.data.encoded_example import IGNORED, EncodedExample
 from vlmtune.data.store import StoreMeta
-from vlmtune.data.tokenize import IGNORED, EncodedExample
 from vlmtune.model.transfer import to_device
 
 PIXELS = "pixel_values"

@@ -21,11 +21,11 @@ from transformers.trainer_callback import DefaultFlowCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from vlmtune.config.settings import Settings
+from vlmtune.data.encoded_example import EncodedExample, shorten
 from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.order import MicroBatch, Order
 from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
-from vlmtune.data.tokenize import EncodedExample, shorten
 from vlmtune.model.lora import initial_a
 from vlmtune.model.transfer import OnTheWay, host_buffer
 from vlmtune.packed.layers import AdapterLayout, Target

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from vlmtune.config.settings import Settings
+from vlmtune.data.encoded_example import ANSWER, IMAGE, TEMPLATE, TEXT
 from vlmtune.data.lengths import length_problem, rows_too_long, trained_tokens
 from vlmtune.data.split import EVAL, TEST, TRAIN
 from vlmtune.data.store import Store
-from vlmtune.data.tokenize import ANSWER, IMAGE, TEMPLATE, TEXT
 from vlmtune.errors import DataError
 from vlmtune.search.lengths import searched_max_lengths, usable_max_lengths
 

@@ -18,10 +18,10 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from vlmtune.data.collate import split_batch
+from vlmtune.data.encoded_example import IGNORED
 from vlmtune.data.order import MicroBatch, Order, evaluation_order
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
-from vlmtune.data.tokenize import IGNORED
 from vlmtune.evaluation.generate import Read
 from vlmtune.evaluation.objective import Objective
 from vlmtune.model.capture import stop_recording

@@ -1,0 +1,101 @@
+"""One conversation as token ids, the kind of each token, and image tensors; and how it is cut to a length."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+# The kind of a token, in `EncodedExample.kinds`.
+TEMPLATE, IMAGE, TEXT, ANSWER = 0, 1, 2, 3
+IGNORED = -100  # the label that torch's and transformers' losses leave out
+
+# Tensors of a processor that run along the tokens (dimension 1 after the batch's) and must be cut with them.
+SEQUENCE_TENSORS = ("token_type_ids", "mm_token_type_ids", "cross_attention_mask")
+
+
+@dataclass
+class EncodedExample:
+    """One conversation, ready for the model but not yet cut to a length.
+
+    Attributes:
+        input_ids: `[T]` int32, image placeholders included.
+        kinds: `[T]` uint8, what each token is: TEMPLATE, IMAGE, TEXT or ANSWER. The loss is on ANSWER.
+        tensors: the model's other inputs, as its processor gives them for a batch of one row:
+            `pixel_values` (uint8 where the store holds resized pixels), image sizes and masks, and
+            SEQUENCE_TENSORS of shape `[1, T, ...]`. Most models have none for a text-only row.
+    """
+
+    input_ids: np.ndarray
+    kinds: np.ndarray
+    tensors: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """`[T]` int64: the token's id where it is trained on, else IGNORED."""
+        labels = self.input_ids.astype(np.int64)
+        labels[self.kinds != ANSWER] = IGNORED
+        return labels
+
+    @property
+    def image_tokens(self) -> int:
+        return int((self.kinds == IMAGE).sum())
+
+    def take(self, positions: np.ndarray) -> "EncodedExample":
+        """The tokens at these rising positions, with every tensor that runs along them."""
+        tensors = {
+            name: value[:, positions] if name in SEQUENCE_TENSORS else value
+            for name, value in self.tensors.items()
+        }
+        return EncodedExample(self.input_ids[positions], self.kinds[positions], tensors)
+
+    def prompt(self) -> "EncodedExample":
+        """What comes before the last answer: what the model is given to generate that answer."""
+        answers = np.flatnonzero(self.kinds == ANSWER)
+        breaks = np.flatnonzero(np.diff(answers) > 1)
+        start = answers[breaks[-1] + 1] if len(breaks) else answers[0]
+        return self.take(np.arange(start))
+
+
+def required_length(example: EncodedExample) -> int:
+    """The smallest `max_length` that holds the row's images, the template and one trained token."""
+    first = int(np.argmax(example.kinds == ANSWER))
+    return int((_protected(example.kinds, first)).sum()) + 1
+
+
+def shorten(example: EncodedExample, max_length: int | None) -> EncodedExample:
+    """Cut text, never image tokens, so that at most `max_length` tokens remain.
+
+    It keeps, in this order:
+    1. every image token, and the template before the first answer;
+    2. the start of the first answer: up to half of the length that is left, or more if the question is short;
+    3. the end of the question, nearest to the answer;
+    4. what follows the first answer, as far as the length goes.
+
+    Raises:
+        ValueError: `max_length` is below `required_length(example)`.
+    """
+    length = len(example.input_ids)
+    if max_length is None or length <= max_length:
+        return example
+    if max_length < (required := required_length(example)):
+        raise ValueError(
+            f"max_length {max_length} cannot hold this row: its images and template alone need {required}"
+        )
+    first = int(np.argmax(example.kinds == ANSWER))
+    keep = _protected(example.kinds, first)
+    budget = max_length - int(keep.sum())
+    question = np.flatnonzero(~keep[:first])
+    later = first + np.flatnonzero(~keep[first:])
+    breaks = np.flatnonzero(example.kinds[first:] != ANSWER)
+    answer = int(breaks[0]) if len(breaks) else length - first
+    from_answer = min(answer, max(budget - len(question), budget // 2, 1))
+    from_question = min(len(question), budget - from_answer)
+    keep[question[len(question) - from_question :]] = True
+    keep[later[: budget - from_question]] = True
+    return example.take(np.flatnonzero(keep))
+
+
+def _protected(kinds: np.ndarray, first_answer: int) -> np.ndarray:
+    """`[T]` bool: tokens that are never cut."""
+    positions = np.arange(len(kinds))
+    protected: np.ndarray = (kinds == IMAGE) | ((kinds == TEMPLATE) & (positions < first_answer))
+    return protected

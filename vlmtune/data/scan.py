@@ -1,0 +1,248 @@
+"""Data files of every understood format → pieces that any process can read: `scan`."""
+
+import re
+from dataclasses import replace
+from itertools import accumulate
+
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from vlmtune.compat.datasets import fingerprint_of
+from vlmtune.data.formats import Piece, open_file
+from vlmtune.data.frames import scan_frames
+from vlmtune.data.hub import load_dataset
+from vlmtune.data.image_paths import ImageRules
+from vlmtune.data.jsonfiles import BLOCK_BYTES, StrictDecoder, split_lines
+from vlmtune.data.records import REQUIRED
+from vlmtune.errors import DataError
+from vlmtune.storage import absolute, filesystem, join, one_line, parent, scheme
+
+UNDERSTOOD = (
+    "a folder with frames/, messages.txt and labels.csv; "
+    ".jsonl, .json or .parquet files of instruction, messages or LLaVA rows; "
+    "a Hugging Face dataset by name or saved folder"
+)
+FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
+FRAMES_PER_PIECE = 256
+ROWS_PER_PIECE = 1024  # of a Hugging Face dataset
+HEAD_BYTES = 64_000
+NAMES_IN_MESSAGE = 6
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def scan(
+    data_path: str,
+    *,
+    image_root: str | None = None,
+    group_by: str | None = None,
+    allow_outside_paths: bool = False,
+    allow_remote_images: bool = False,
+) -> list[Piece]:
+    """Recognise what `data_path` holds and cut it into pieces, in the order of its rows.
+
+    Costs one pass over JSONL files to count lines; other files are opened, not read.
+
+    Args:
+        data_path: a file, folder, URI or hub name.
+        image_root: the folder that image paths start from; by default the folder of the file that names
+            them. Paths of a frames folder always start from the folder itself.
+
+    Raises:
+        DataError: the data as a whole cannot be read. Single bad rows come from `read_piece`.
+    """
+    shown = data_path.rstrip("/") or data_path
+    try:
+        path = absolute(data_path)
+        system, inner = filesystem(path)
+        info = system.get_file_info(inner)
+        folder = path if info.type == fs.FileType.Directory else parent(path)
+        root = absolute(image_root) if image_root else folder
+        rules = ImageRules(root, allow_outside_paths, allow_remote_images)
+        whole = Piece("", path, shown, rules, group_by)  # all of the data, still to be recognised and cut
+        if image_root:
+            _check_image_root(root, image_root)
+        if info.type == fs.FileType.Directory:
+            names = [entry.base_name for entry in system.get_file_info(fs.FileSelector(inner))]
+            return _scan_folder(whole, names)
+        if info.type == fs.FileType.File:
+            return _scan_file(whole)
+        return _scan_hub(whole, image_root)
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise DataError(f"{shown} cannot be read: {one_line(error)}") from error
+
+
+def _scan_folder(whole: Piece, names: list[str]) -> list[Piece]:
+    shown = whole.shown
+    if {"dataset_info.json", "state.json"} <= set(names) or "dataset_dict.json" in names:
+        return _scan_dataset(replace(whole, format="saved"))
+    files = sorted(
+        name for name in names if _suffix(name) in FORMAT_OF_SUFFIX and not name.startswith((".", "_"))
+    )
+    if "messages.txt" in names and files:
+        raise DataError(
+            f"{shown} holds both messages.txt and {files[0]}: give the one to read its own folder"
+        )
+    if "messages.txt" in names:
+        return _scan_frames(whole)
+    if "frames" in names and not files:
+        raise DataError(
+            f"{shown} has frames/ but no messages.txt: "
+            "write an example dialogue there, with USER: and ASSISTANT: turns"
+        )
+    if not files:
+        raise DataError(
+            f"{shown} holds {_listed(names)}, no data that is understood. Understood: {UNDERSTOOD}"
+        )
+    pieces = [piece for name in files for piece in _scan_file(_inside(whole, name))]
+    first_of_format = {piece.format: piece.shown for piece in reversed(pieces)}
+    if len(first_of_format) > 1:
+        mixed = " and ".join(sorted(first_of_format.values()))
+        raise DataError(f"{shown} mixes formats: {mixed}; give one of the files, or convert them")
+    return pieces
+
+
+def _scan_file(whole: Piece) -> list[Piece]:
+    with open_file(whole.path) as file:
+        head = file.read(HEAD_BYTES)
+    kind = _recognise(head, whole.shown)
+    if kind == "parquet":
+        return _scan_parquet(whole)
+    if kind == "json":
+        return [replace(whole, format="json")]
+    with open_file(whole.path) as file:
+        return [
+            replace(whole, format="jsonl", start=start, stop=stop, first=line)
+            for start, stop, line in split_lines(file, BLOCK_BYTES)
+        ]
+
+
+def _recognise(head: bytes, shown: str) -> str:
+    """The format of a file from its first bytes, and from its name where these leave a choice."""
+    named = FORMAT_OF_SUFFIX.get(_suffix(shown))
+    text = head.removeprefix(b"\xef\xbb\xbf").strip()
+    if not text:
+        raise DataError(f"{shown} is empty: nothing to learn from")
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{shown} is UTF-16 text: save it as UTF-8")
+    if named == "parquet":
+        raise DataError(f"{shown} is no Parquet file: it begins with {head[:8]!r}")
+    if re.fullmatch(rb"\[\s*\]", text):
+        raise DataError(f"{shown} is an empty array: nothing to learn from")
+    one_a_line = _parses(text.partition(b"\n")[0])
+    if text.startswith(b"[") and not (named == "jsonl" and one_a_line):
+        return "json"
+    if named == "json" and not one_a_line and len(head) < HEAD_BYTES:
+        raise DataError(
+            f"{shown} is neither an array of rows, [{{…}}, …], nor one row a line: put its rows in [ ]"
+        )
+    if named or text.startswith(b"{"):
+        return "jsonl"
+    raise DataError(
+        f"{shown} is no format that is understood; it begins with {head[:16]!r}. Understood: {UNDERSTOOD}"
+    )
+
+
+def _parses(line: bytes) -> bool:
+    try:
+        StrictDecoder().decode(line.decode())
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _scan_frames(whole: Piece) -> list[Piece]:
+    dialogues, frames = scan_frames(whole.path, whole.shown, whole.group_by)
+    rules = replace(whole.rules, root=whole.path)
+    piece = replace(whole, format="frames", rules=rules, dialogues=dialogues)
+    return [
+        replace(piece, frames=tuple(frames[first : first + FRAMES_PER_PIECE]))
+        for first in range(0, len(frames), FRAMES_PER_PIECE)
+    ]
+
+
+def _scan_parquet(whole: Piece) -> list[Piece]:
+    with open_file(whole.path) as file, pq.ParquetFile(file) as table:
+        _check_columns(table.schema_arrow.names, whole)
+        sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+    if not sum(sizes):
+        raise DataError(f"{whole.shown} has no rows: nothing to learn from")
+    firsts = accumulate(sizes, initial=0)
+    return [
+        replace(whole, format="parquet", start=group, first=first)
+        for group, first in zip(range(len(sizes)), firsts, strict=False)
+    ]
+
+
+def _scan_hub(whole: Piece, image_root: str | None) -> list[Piece]:
+    """A dataset of the hub, where no file or folder has this name.
+
+    Its images may lie in the download cache, unless `image_root` is set.
+    """
+    missing = f"{whole.shown}: no such file or folder"
+    if (
+        scheme(whole.path)
+        or _suffix(whole.shown) in {*FORMAT_OF_SUFFIX, ".csv", ".txt"}
+        or not HUB_NAME.fullmatch(whole.shown)
+    ):
+        raise DataError(missing)
+    owner = whole.shown.partition("/")[0]
+    if (
+        owner != whole.shown
+        and filesystem(owner)[0].get_file_info(absolute(owner)).type == fs.FileType.Directory
+    ):
+        raise DataError(f"{missing} in {owner}/")
+    import datasets
+
+    rules = whole.rules if image_root else replace(whole.rules, root=str(datasets.config.HF_CACHE_HOME))
+    try:
+        return _scan_dataset(replace(whole, format="hub", path=whole.shown, rules=rules))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"{missing} here, and no Hugging Face dataset of that name could be loaded: {one_line(error)}"
+        ) from error
+
+
+def _scan_dataset(whole: Piece) -> list[Piece]:
+    data = load_dataset(whole.path, whole.shown, from_hub=whole.format == "hub")
+    _check_columns(data.column_names, whole)
+    if not len(data):
+        raise DataError(f"{whole.shown} has no rows: nothing to learn from")
+    whole = replace(whole, version=fingerprint_of(data))
+    return [
+        replace(whole, start=start, stop=min(start + ROWS_PER_PIECE, len(data)), first=start)
+        for start in range(0, len(data), ROWS_PER_PIECE)
+    ]
+
+
+def _check_columns(names: list[str], whole: Piece) -> None:
+    if not any(fields[0] in names for fields in REQUIRED.values()):
+        wanted = ", ".join(fields[0] for fields in REQUIRED.values())
+        raise DataError(f"{whole.shown} has none of the columns {wanted}; it has: {', '.join(names)}")
+    if whole.group_by and whole.group_by not in names:
+        raise DataError(
+            f"--group_by {whole.group_by}: {whole.shown} has no such column; it has: {', '.join(names)}"
+        )
+
+
+def _check_image_root(path: str, flag_value: str) -> None:
+    system, inner = filesystem(path)
+    if system.get_file_info(inner).type != fs.FileType.Directory:
+        raise DataError(f"--image_root {flag_value}: no such folder")
+
+
+def _inside(whole: Piece, name: str) -> Piece:
+    return replace(whole, path=join(whole.path, name), shown=f"{whole.shown}/{name}")
+
+
+def _suffix(name: str) -> str:
+    stem, dot, ending = name.partition("?")[0].rpartition(".")
+    return f".{ending.lower()}" if dot and stem else ""
+
+
+def _listed(names: list[str]) -> str:
+    if not names:
+        return "nothing"
+    more = len(names) - NAMES_IN_MESSAGE
+    return ", ".join(sorted(names)[:NAMES_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
