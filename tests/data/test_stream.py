@@ -16,7 +16,7 @@ from vlmtune.data.encoded_example import IGNORED
 from vlmtune.data.order import MicroBatch, Order, evaluation_order
 from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
-from vlmtune.data.stream import LOOP_SECONDS, Batch, Paced, read_batches, stream_batches
+from vlmtune.data.stream import LOOP_SECONDS, Batch, ThrottledExecutor, read_batches, stream_batches
 from vlmtune.errors import DataError
 from vlmtune.model_ref import ModelRef
 
@@ -138,9 +138,9 @@ def test_a_full_stream_leaves_the_trainers_process_alone(
     limits = ray.data.ExecutionResources(object_store_memory=1)
     monkeypatch.setattr(ray.data.DataContext.get_current().execution_options, "resource_limits", limits)
     steps = []
-    step = Paced.on_execution_step
+    step = ThrottledExecutor.on_execution_step
     monkeypatch.setattr(
-        Paced,
+        ThrottledExecutor,
         "on_execution_step",
         lambda self, executor: (steps.append(time.monotonic()), step(self, executor)),
     )

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlmtune.data.frames import Dialogue, Frame, frame_rows
-from vlmtune.data.hub import dataset_records, load_dataset
+from vlmtune.data.hub_datasets import dataset_records, load_dataset
 from vlmtune.data.image_paths import ImageRules, RowError
 from vlmtune.data.jsonfiles import ArrayReader, read_lines
 from vlmtune.data.records import FIELDS, RawRow, conversation, group_of

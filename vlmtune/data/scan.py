@@ -10,7 +10,7 @@ from pyarrow import fs
 from vlmtune.compat.datasets import fingerprint_of
 from vlmtune.data.formats import Piece, open_file
 from vlmtune.data.frames import scan_frames
-from vlmtune.data.hub import load_dataset
+from vlmtune.data.hub_datasets import load_dataset
 from vlmtune.data.image_paths import ImageRules
 from vlmtune.data.jsonfiles import BLOCK_BYTES, StrictDecoder, split_lines
 from vlmtune.data.records import REQUIRED

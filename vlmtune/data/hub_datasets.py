@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face Hub or of a saved folder, as records whose images are still encoded."""
+"""Hugging Face datasets, of the Hub or of a saved folder, as records whose images are still encoded."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,10 +10,15 @@ ROWS_AT_ONCE = 32  # in memory; each may hold encoded images
 
 
 def load_dataset(path: str, shown: str, *, from_hub: bool) -> Any:
-    """The `train` split of the hub's dataset `path`, downloaded unless it lies in the cache; or of a folder
-    that `save_to_disk` wrote.
+    """The `train` split of a dataset, as a `datasets.Dataset`.
 
-    Raises DataError for a saved folder without this split, and what `datasets` raises.
+    Args:
+        path: the name of a dataset of the Hub, which is downloaded unless it is in the cache; or a folder that
+            `save_to_disk` wrote.
+        shown: what messages call it.
+
+    Raises:
+        DataError: a saved folder has no such split. What `datasets` raises is not caught.
     """
     import datasets
 
@@ -34,21 +39,21 @@ def dataset_records(data: Any, start: int, stop: int, columns: list[str]) -> Ite
     """Rows `start` to `stop` of a dataset, with `columns` only; images as {"bytes", "path"}."""
     import datasets
 
-    features = datasets.Features({name: _keep_encoded(data.features[name]) for name in columns})
+    features = datasets.Features({name: _without_decoding(data.features[name]) for name in columns})
     rows = data.select(range(start, stop)).select_columns(columns).with_format("arrow")
     for table in rows.iter(ROWS_AT_ONCE):
         for stored in table.to_pylist():
             yield features.decode_example(stored)
 
 
-def _keep_encoded(feature: Any) -> Any:
-    """The feature without the decoding of images: they are decoded later, by our own checks."""
+def _without_decoding(feature: Any) -> Any:
+    """The feature with its images left encoded: `images.load_image` decodes and checks them later."""
     import datasets
 
     if isinstance(feature, datasets.Image):
         return datasets.Image(decode=False)
     if isinstance(feature, dict):
-        return {name: _keep_encoded(inner) for name, inner in feature.items()}
+        return {name: _without_decoding(inner) for name, inner in feature.items()}
     if isinstance(feature, datasets.List | datasets.LargeList):
-        return type(feature)(_keep_encoded(feature.feature))
+        return type(feature)(_without_decoding(feature.feature))
     return feature
