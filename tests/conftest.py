@@ -1,6 +1,7 @@
-"""What several modules test on and is slow to make: tiny models, sample pictures and prepared rows, written
-once a session. Nobody may
-change them."""
+"""Fixtures that several test modules share and that are slow to make: models, sample images, prepared rows.
+
+They are written once a session. No test may change them.
+"""
 
 import json
 import shutil
@@ -35,8 +36,7 @@ def printed_log() -> None:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model of each family, named after it; qwen2_5_vl only where torchvision is
-    installed."""
+    """A folder with a tiny model of each family by its name; qwen2_5_vl only if torchvision is installed."""
     folder = tmp_path_factory.mktemp("models")
     for family in FAMILIES:
         if family != "qwen2_5_vl" or is_torchvision_available():
@@ -46,7 +46,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mall(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A frames folder of 24 pictures, two dialogues each."""
+    """A frames folder of 24 images, two dialogues each."""
     folder = tmp_path_factory.mktemp("samples") / "mall"
     write_mall(folder, frames=24)
     return folder
@@ -54,15 +54,15 @@ def mall(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stores(models: Path, mall: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Store]:
-    """`mall` pictures and `mixed` rows, 11 to train on and 5 to evaluate on, of which some have a picture;
-    for each of two families."""
+    """Prepared rows for two families: `mall FAMILY`, rows with an image, and `mixed FAMILY`, 11 rows to
+    train on and 5 to evaluate on, of which some have an image."""
     folder = tmp_path_factory.mktemp("prepared")
     rows = list(instruction_rows())[:32:2]
-    pictured = [
+    mixed = [
         {**row, "image": f"{mall}/frames/seq_{index:06d}.jpg"} if index % 3 == 1 else row
         for index, row in enumerate(rows)
     ]
-    for name, part in (("train", pictured[:11]), ("eval", pictured[11:])):
+    for name, part in (("train", mixed[:11]), ("eval", mixed[11:])):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
     connect()
@@ -87,7 +87,7 @@ def stores(models: Path, mall: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Sums in one order, as in a Ray worker: else two runs differ in the last bits."""
+    """Use one thread, as a Ray worker does: with more, sums change their order and runs their last bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -96,8 +96,10 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def run_loop(stores: dict[str, Store], models: Path, tmp_path: Path, one_thread: None) -> Callable[..., Run]:
-    """Train on one of `stores`, recording what is asked for and reported. `interrupt` ends the run after the
-    report of that step."""
+    """Returns a function that trains on one of `stores` and records its batches, steps and reports.
+
+    Its `interrupt` ends the run after the report of that step.
+    """
     number = iter(range(100))
 
     def run(

@@ -1,10 +1,10 @@
-"""What tests of HTML pages share."""
+"""Helpers for tests of HTML pages."""
 
 from html.parser import HTMLParser
 
 
 class Links(HTMLParser):
-    """All that a page points to, and its tags."""
+    """The URLs that a page refers to, and its tags."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -1,11 +1,10 @@
 """Where results go: nothing of anybody else's is ever deleted, and nothing is half-written."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from vlmtune import output, storage
+from vlmtune import output
 from vlmtune.errors import ConfigError
 
 
@@ -121,22 +120,3 @@ def test_a_file_is_no_place(tmp_path: Path):
     with pytest.raises(ConfigError, match="is a file, not a folder"):
         output.claim(str(tmp_path / "out"), overwrite=True)
     assert (tmp_path / "out").read_text() == "mine"
-
-
-def test_a_write_replaces_whole_or_not_at_all(tmp_path: Path):
-    path = tmp_path / "new" / "metrics.json"
-    assert not storage.exists(str(path))
-    storage.write_json(str(path), {"loss": 1.5, "text": "사람", "path": tmp_path})
-    assert json.loads(storage.read_text(path.as_uri())) == {
-        "loss": 1.5,
-        "text": "사람",
-        "path": str(tmp_path),
-    }
-    with pytest.raises(UnicodeEncodeError):
-        storage.write_text(str(path), "half \ud800")
-    assert json.loads(path.read_text(encoding="utf-8"))["loss"] == 1.5
-    storage.write_text(str(path), "other")
-    assert path.read_text() == "other"
-    assert [entry.name for entry in path.parent.iterdir()] == ["metrics.json"]
-    assert storage.exists(str(path))
-    assert not storage.exists(str(path.parent))

@@ -1,5 +1,4 @@
-"""Local paths and URIs behind one interface: file systems, names, and files that are written whole or not at
-all."""
+"""Local paths and URIs behind one interface: file systems, names, and atomic writes."""
 
 import json
 import os
@@ -17,15 +16,15 @@ PART = ".part"  # ends the name of a file that is being written
 
 def scheme(path: str) -> str:
     """The lower-case scheme of a URI (`s3`, `file`, `https`, `data`); an empty string for a plain path."""
-    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", path) or re.match(r"(data):", path, re.IGNORECASE)
-    return found.group(1).lower() if found else ""
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", path) or re.match(r"(data):", path, re.IGNORECASE)
+    return match.group(1).lower() if match else ""
 
 
 def absolute(path: str) -> str:
-    """A plain path or `file://` URI as an absolute local path, right in any working directory; other URIs as
-    they are.
+    """A plain path or `file://` URI as an absolute local path; another URI without a slash at its end.
 
-    Raises ValueError for a `file://` URI that names another host.
+    Raises:
+        ValueError: for a `file://` URI that names another host.
     """
     if scheme(path) == "file":
         parts = urlsplit(path)
@@ -36,8 +35,12 @@ def absolute(path: str) -> str:
 
 
 def join(folder: str, name: str) -> str:
-    """`name`, a plain relative path, below `folder`, an absolute path or a URI (whose `?options` stay at the
-    end)."""
+    """The path or URI of `name` below `folder`.
+
+    Args:
+        folder: an absolute path, or a URI; its `?options` stay at the end.
+        name: a plain relative path.
+    """
     if not scheme(folder):
         return posixpath.join(folder, name)
     base, _, options = folder.partition("?")
@@ -57,8 +60,9 @@ def parent(path: str) -> str:
 def filesystem(path: str) -> tuple[fs.FileSystem, str]:
     """The pyarrow file system of a path or URI, and the path inside it.
 
-    Raises ValueError or NotImplementedError for a scheme that pyarrow does not know, OSError where the
-    service cannot be reached.
+    Raises:
+        ValueError, NotImplementedError: for a scheme that pyarrow does not know.
+        OSError: if the service cannot be reached.
     """
     if scheme(path) in ("", "file"):
         return fs.LocalFileSystem(), absolute(path)
@@ -76,25 +80,26 @@ def one_line(error: BaseException) -> str:
 
 @lru_cache(maxsize=64)
 def _service(uri: str) -> tuple[fs.FileSystem, str]:
-    """Kept, because opening one may cost a network request (the region of an S3 bucket)."""
+    """The file system of a URI and its prefix, cached: opening an S3 bucket may ask for its region."""
     service, prefix = fs.FileSystem.from_uri(uri)
     return service, prefix
 
 
 def exists(path: str) -> bool:
-    """Whether there is a file of this path or URI."""
+    """Whether the path or URI names a file; False for a folder."""
     files, inner = filesystem(path)
     return bool(files.get_file_info(inner).type == fs.FileType.File)
 
 
 def read_text(path: str) -> str:
+    """The content of a text file in UTF-8."""
     files, inner = filesystem(path)
     with files.open_input_stream(inner) as stream:
         return bytes(stream.read()).decode()
 
 
 def write_text(path: str, text: str) -> None:
-    """Write a text file in one move: it is either there whole or not at all."""
+    """Write a text file atomically: under another name, then renamed."""
     content = text.encode()
     files, inner = filesystem(path)
     files.create_dir(inner.rpartition("/")[0], recursive=True)
@@ -104,12 +109,12 @@ def write_text(path: str, text: str) -> None:
 
 
 def write_json(path: str, values: dict[str, Any]) -> None:
+    """Write a JSON file atomically. A value that JSON does not know is written as its `str`."""
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def apply_umask(folder: Path | str) -> None:
-    """Give the files of a folder the mode that new files have here: safetensors leaves its own to their
-    owner alone."""
+    """Give a folder's files the mode of new files: safetensors lets only their owner read them."""
     mask = os.umask(0)
     os.umask(mask)
     for file in Path(folder).iterdir():
