@@ -15,9 +15,9 @@ from vlmtune.model.fast import (
     lean_lora,
     skip_padding_mask,
     without_vision_gradient,
-    without_walks,
 )
 from vlmtune.model.lora import attach, lora_config, target_modules
+from vlmtune.model.step import skip_module_traversal
 from vlmtune.model_ref import ModelRef
 
 CPU = torch.device("cpu")
@@ -143,18 +143,20 @@ def test_mode_and_gradients_are_as_after_a_walk(models: Path):
     `zero_grad`."""
     model, _ = adapted(models / "llava", "none", dropout=0.5)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    without_walks(model, trained)
+    view = skip_module_traversal(model)
+    assert list(view.parameters()) == trained
     for mode in (True, False, False, True, True):
-        assert model.train(mode) is model
+        assert view.train(mode) is view
+        assert view.training == mode
         assert {module.training for module in model.modules()} == {mode}
     model.eval()
-    assert not any(module.training for module in model.modules())
+    assert not any(module.training for module in view.train(False).models[0].modules())
     inputs = batch(models / "llava")
-    model(**inputs).loss.backward()
+    view(**inputs).loss.backward()
     assert all(parameter.grad is not None for parameter in trained)
-    model.zero_grad(set_to_none=False)
+    view.zero_grad(set_to_none=False)
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in trained)
-    model.zero_grad()
+    view.zero_grad()
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

@@ -14,6 +14,8 @@ from training_kit import difference, values_of
 from vlmtune.data.collate import PixelFormat
 from vlmtune.data.encoded_example import ANSWER, IMAGE, EncodedExample
 from vlmtune.data.store import Store
+from vlmtune.model.memory import Plan
+from vlmtune.model.step import AcceleratedStep
 from vlmtune.packed import packed_model
 from vlmtune.packed.layers import RowAdapters
 from vlmtune.packed.packed_model import PackedModel
@@ -136,7 +138,8 @@ def test_features_of_pictures_of_different_size(stores: dict[str, Store]) -> Non
     meta = replace(stores["mall llava"].meta, pixels=PixelFormat(raw=False), pad_token_id=0)
     rows = [pictured_row(number, side, picture) for number, side in enumerate((2, 4, 4))]
     features = VisionFeatures(base, meta, rows=3, limit=1e9)
-    model = PackedModel(base, meta, 1000, print, features)
+    plan = Plan(resident=False, checkpointing=False, micro_batch=3, compiled=False)
+    model = PackedModel(AcceleratedStep(base, plan, print), meta, 1000, features)
     kept = model.losses(rows)
     assert sorted(len(one) for one in features.kept.values()) == [1, 4, 4]
     features.drop()

@@ -19,7 +19,7 @@ from vlmtune.model.base import load_base
 from vlmtune.model.head import label_scores
 from vlmtune.model.lora import load_adapter
 from vlmtune.model_ref import ModelRef
-from vlmtune.training import trainer
+from vlmtune.training import evaluator, trainer
 
 RunLoop = Callable[..., Run]
 
@@ -122,7 +122,8 @@ def test_training_loss_is_that_of_its_type(
 def test_a_step_is_logged_once_with_its_own_numbers(
     run_loop: RunLoop, ahead: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("vlmtune.training.trainer.runs_ahead", lambda device: ahead)
+    for module in ("trainer", "step_log"):
+        monkeypatch.setattr(f"vlmtune.training.{module}.runs_ahead", lambda device: ahead)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     options = {"max_steps": 5, "eval_steps": 2, "learning_rate": 1e-2, "lr_scheduler_type": "linear"}
     each, pairs = (run_loop("mixed llava", logging_steps=steps, **options) for steps in (1, 2))
@@ -229,7 +230,8 @@ def test_all_modules_train_in_a_step_and_none_in_an_evaluation(
         seen.append((torch.is_grad_enabled(), {module.training for module in model.modules()}))
         return label_scores(model, batch)
 
-    monkeypatch.setattr(trainer, "label_scores", scores)
+    for module in (trainer, evaluator):
+        monkeypatch.setattr(module, "label_scores", scores)
     run_loop("mixed llava", max_steps=3, eval_steps=1)
     assert [modes for wanted, modes in seen if wanted] == [{True}] * 3
     assert {wanted for wanted, _ in seen} == {True, False}

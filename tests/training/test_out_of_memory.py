@@ -10,7 +10,7 @@ import torch
 from training_kit import Run, difference
 
 from vlmtune.demo.models import write_model
-from vlmtune.training.trainer import AdapterTrainer
+from vlmtune.model.step import AcceleratedStep, Batch
 
 RunLoop = Callable[..., Run]
 OPTIONS = {"quantization": "none", "max_steps": 3, "learning_rate": 1e-2, "per_device_train_batch_size": 4}
@@ -20,16 +20,17 @@ def fail_above(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """Let steps of more than `most` rows at a time run out of memory after their backward pass; returns the
     sizes that were tried."""
     tried: list[int] = []
-    whole = AdapterTrainer._run_parts
+    whole = AcceleratedStep._run_parts
 
-    def limited(self: AdapterTrainer, *args: Any) -> torch.Tensor:
-        tried.append(self.micro_batch)
-        loss = whole(self, *args)
-        if self.micro_batch > most:
-            raise torch.OutOfMemoryError("injected")
-        return loss
+    def limited(self: AcceleratedStep, batch: Batch, rows: int, run: Any) -> list[torch.Tensor]:
+        losses = whole(self, batch, rows, run)
+        if torch.is_grad_enabled():
+            tried.append(rows)
+            if rows > most:
+                raise torch.OutOfMemoryError("injected")
+        return losses
 
-    monkeypatch.setattr(AdapterTrainer, "_run_parts", limited)
+    monkeypatch.setattr(AcceleratedStep, "_run_parts", limited)
     return tried
 
 
@@ -63,14 +64,15 @@ def test_an_evaluation_that_does_not_fit_is_the_same_evaluation(
 ):
     options = OPTIONS | {"per_device_eval_batch_size": 5}
     undisturbed = run_loop("mixed llava", **options)
-    prepare = AdapterTrainer._prepare_inputs
+    whole = AcceleratedStep._run_parts
 
-    def limited(self: AdapterTrainer, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        if not self.adapted.training and len(inputs["input_ids"]) > 2:
+    def limited(self: AcceleratedStep, batch: Batch, rows: int, run: Any) -> list[torch.Tensor]:
+        losses = whole(self, batch, rows, run)
+        if not torch.is_grad_enabled() and rows > 2:
             raise torch.OutOfMemoryError("injected")
-        return prepare(self, inputs)
+        return losses
 
-    monkeypatch.setattr(AdapterTrainer, "_prepare_inputs", limited)
+    monkeypatch.setattr(AcceleratedStep, "_run_parts", limited)
     run = run_loop("mixed llava", **options)
     assert [report["eval_loss"] for report in run.reports] == pytest.approx(
         [r["eval_loss"] for r in undisturbed.reports], rel=1e-5

@@ -8,14 +8,12 @@ train.
 - `without_autocast`: the whole model in the base's own dtype, where autocast would widen every norm.
 - `skip_padding_mask`: rows padded on the right need no padding mask under causal attention, which lets
 attention use its fastest kernel.
-- `without_walks`: a step's bookkeeping touches what is trained, not thousands of modules.
 - `compile_layers`: `torch.compile` for each decoder layer, which fuses norms, rotary embedding, activation,
 casts and LoRA's additions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial, wraps
 from typing import Any
 
@@ -148,32 +146,6 @@ def skip_padding_mask(model: PreTrainedModel) -> None:
             decoder.config = config
 
     decoder.forward = forward
-
-
-def without_walks(model: PeftModel, trained: Sequence[nn.Parameter]) -> None:
-    """Let `model` change its mode only where it has another one, and clear gradients of `trained` alone, in
-    place.
-
-    transformers' Trainer asks for both in every step, which takes Python some 10 ms for the 2,000 modules of
-    LLaVA-1.5-7B with an adapter.
-    """
-    whole, given = model.train, None  # a new model's modules have different modes
-
-    def train(mode: bool = True) -> PeftModel:
-        nonlocal given
-        if mode != given:
-            whole(mode)
-            given = mode
-        return model
-
-    def zero_grad(set_to_none: bool = True) -> None:
-        for parameter in trained:
-            if set_to_none:
-                parameter.grad = None
-            elif parameter.grad is not None:
-                parameter.grad.zero_()
-
-    model.train, model.zero_grad = train, zero_grad  # type: ignore[method-assign]
 
 
 def compile_layers(

@@ -34,7 +34,7 @@ def host_buffer(flat: Tensor) -> Tensor:
     return torch.empty(flat.shape, dtype=flat.dtype, pin_memory=runs_ahead(flat.device))
 
 
-class OnTheWay:
+class AsyncHostCopy:
     """A tensor's numbers on their way to the CPU; the device is waited for when they are read."""
 
     def __init__(self, tensor: Tensor) -> None:

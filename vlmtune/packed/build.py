@@ -17,14 +17,15 @@ from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError, DoesNotFitError
-from vlmtune.model.fast import without_vision_gradient
+from vlmtune.model.base import base_of
 from vlmtune.model.memory import Plan, halves
+from vlmtune.model.step import AcceleratedStep
 from vlmtune.packed.optim import OPTIMIZERS
 from vlmtune.packed.packed_model import PackedModel
 from vlmtune.packed.passes import ROWS, bucket_length
 from vlmtune.packed.vision_features import VisionFeatures
 from vlmtune.training.needs import recordable
-from vlmtune.training.setup import frozen_base, layer_by_layer, plan_step, record
+from vlmtune.training.setup import plan_step
 
 # Tokens of a pass that keep the device busy; more cost memory and bring little.
 GOOD_TOKENS = {"cuda": 10240, "cpu": 2048}
@@ -107,20 +108,19 @@ def packed_model(
     if passes.trials < trials:
         room = f"is there for {passes.trials} of {trials} trials at once"
         note(labelled("Memory", f"{room}; the others wait"))
-    base = frozen_base(settings, device, plan)
-    without_vision_gradient(base)
+    base = base_of(settings, device, resident=plan.resident)
     if plan.checkpointing:
         base.gradient_checkpointing_enable()
-    layer_by_layer(base, plan)
+    step = AcceleratedStep(base, plan, note)
     every = passes.kept + len(store.rows_of(EVAL))
     features = VisionFeatures(
         base, store.meta, rows=every, limit=plan.spare * FEATURES_SHARE if gpu else FEATURES
     )
     model = PackedModel(
-        base, store.meta, (plan.micro_batch if gpu else passes.rows) * passes.longest, note, features
+        step, store.meta, (plan.micro_batch if gpu else passes.rows) * passes.longest, features
     )
     if gpu and recordable(settings, packed=True) and not plan.checkpointing:
-        record(base, model.leaves, note)
+        step.capture(model.leaves)
     if not gpu:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     return model, passes.trials

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vlmtune.compat.trl import add_fused_lm_head
 from vlmtune.data.store import StoreMeta
-from vlmtune.model.capture import forget_graphs, stop_recording
 from vlmtune.model.head import score_positions
+from vlmtune.model.step import AcceleratedStep
 from vlmtune.model.transfer import to_device
 from vlmtune.packed.layers import AdapterLayout, RowAdapters, Target, pack_layers
 from vlmtune.packed.loss import RowLosses, row_losses
@@ -41,13 +41,12 @@ class PackedModel:
         layout: where an adapter's layers lie in its flat vector. Another one after `fit`, see there.
     """
 
-    def __init__(
-        self, base: Any, meta: StoreMeta, tokens: int, note: Callable[[str], None], features: VisionFeatures
-    ) -> None:
+    def __init__(self, step: AcceleratedStep, meta: StoreMeta, tokens: int, features: VisionFeatures) -> None:
+        base: Any = step.base
         add_fused_lm_head(base)
         score_positions(base)
         base.train()
-        self.base, self.meta, self.tokens, self.note, self.features = base, meta, tokens, note, features
+        self.step, self.base, self.meta, self.tokens, self.features = step, base, meta, tokens, features
         self.device, self.dtype = base.device, base.dtype
         self.layout = AdapterLayout([], 1)
         self.layers: dict[str, Any] = {}
@@ -77,7 +76,7 @@ class PackedModel:
         self.layout = layout
         self.layers = pack_layers(self.base, [target.name for target in layout.targets])
         self.buffers, self.bound = {}, None
-        forget_graphs(self.base.get_decoder())
+        self.step.forget_graphs()
 
     def add_gradients(self, rows: Sequence[PassRow], add: Callable[[Any, Tensor], None]) -> PassResult:
         """Run rows forward and back. `add(owner, gradient)` gets the summed gradient `[P]` of each owner's
@@ -104,7 +103,7 @@ class PackedModel:
         self._set_mode(training=True)
         if not self.dropout and any(row.rate for row in rows):
             self.dropout = True
-            forget_graphs(self.base.get_decoder())
+            self.step.forget_graphs()
         return self._in_passes(rows, run)
 
     def losses(self, rows: Sequence[PassRow]) -> PassResult:
@@ -150,7 +149,7 @@ class PackedModel:
                 continue
             except torch.OutOfMemoryError:
                 self._drop_gradients()
-            more = self.features.drop() or stop_recording(self.base)
+            more = self.features.drop() or self.step.drop_graphs()
             torch.cuda.empty_cache()
             if more:
                 waiting.insert(0, part)
@@ -160,7 +159,7 @@ class PackedModel:
                 continue
             half = -(-len(part) // 2)
             self.tokens = half * bucket_length(max(len(row.example.input_ids) for row in part))
-            self.note(
+            self.step.note(
                 f"out of GPU memory with {len(part)} rows at a time: going on with {half}, every trial's step stays the same"
             )
             waiting = [part[:half], part[half:], *waiting]

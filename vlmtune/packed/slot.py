@@ -27,7 +27,7 @@ from vlmtune.data.order import MicroBatch, Order
 from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
 from vlmtune.model.lora import initial_a
-from vlmtune.model.transfer import OnTheWay, host_buffer
+from vlmtune.model.transfer import AsyncHostCopy, host_buffer
 from vlmtune.packed.layers import AdapterLayout, Target
 from vlmtune.packed.optim import AdapterOptimizer
 from vlmtune.packed.passes import PIXELS, PassRow
@@ -128,7 +128,7 @@ class Slot:
         self.step: Step | None = None
         self.logged: list[Tensor] = []
         self.since_log = 0
-        self.unread: tuple[dict[str, float], OnTheWay] | None = None
+        self.unread: tuple[dict[str, float], AsyncHostCopy] | None = None
         self.optimizer: AdapterOptimizer | None = None
         self.buffers: list[
             list[Tensor]
@@ -275,7 +275,7 @@ class Slot:
             self.control.should_evaluate = True  # the part of an epoch that a number of steps leaves
         if self.control.should_log:
             numbers = {"learning_rate": rate, "epoch": self.state.epoch, "step": self.state.global_step}
-            self.unread = numbers, OnTheWay(torch.stack(self.logged))
+            self.unread = numbers, AsyncHostCopy(torch.stack(self.logged))
             self.logged, self.control.should_log = [], False
         self.step, self.position = None, 0
         self.next, self.coming = self.coming, next(self.steps, [])

@@ -3,13 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
-from vlmtune.data.order import MicroBatch
-from vlmtune.data.split import TRAIN
 from vlmtune.training.report import Meter
 from vlmtune.training.trainer import AdapterTrainer
 
@@ -25,15 +22,11 @@ class ProbeLongest(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         trainer = self.trainer
-        tokens = trainer.store.column("tokens")[trainer.store.rows_of(TRAIN)[trainer.kept]]
-        longest = trainer.kept[np.argsort(tokens, kind="stable")[-args.per_device_train_batch_size :]]
-        batch = next(
-            iter(trainer.rows(TRAIN, [MicroBatch(tuple(int(row) for row in longest))], trainer.max_length))
-        )
+        batch = trainer.batches.longest(args.per_device_train_batch_size, args.max_length)
         with torch.random.fork_rng(devices=[args.device]):
-            trainer.gradients_of(trainer.model_wrapped, batch, int((batch["labels"] >= 0).sum()))
-        trainer.adapted.zero_grad()
-        trainer.answered.zero_()
+            trainer.add_gradients(trainer.model_wrapped, batch, int((batch["labels"] >= 0).sum()))
+        trainer.model_wrapped.zero_grad()
+        trainer.step_log.reset()
 
 
 class ReportAtEvaluation(TrainerCallback):

@@ -14,22 +14,22 @@ from transformers import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from vlmtune.config.settings import Settings
-from vlmtune.data.examples import read_examples
 from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.order import Order
 from vlmtune.data.store import Store
 from vlmtune.evaluation.objective import Objective
+from vlmtune.training.batches import BatchReader, WorkerBatches
 from vlmtune.training.callbacks import ProbeLongest, Report, ReportAtEvaluation
 from vlmtune.training.report import Meter
 from vlmtune.training.setup import adapted_model, operations, plan_step, training_arguments
-from vlmtune.training.trainer import AdapterTrainer, Rows
+from vlmtune.training.trainer import AdapterTrainer
 
 
 def train(
     values: dict[str, Any],
     store: Store,
     *,
-    rows: Rows,
+    rows: BatchReader,
     report: Report,
     work_dir: str,
     runs_dir: str | None = None,
@@ -61,8 +61,8 @@ def train(
     meter = Meter(runs_dir if rank == 0 else None, progress)
     plan = plan_step(settings, store, kept, world, meter.note)
     args = training_arguments(settings, work_dir, checkpointing=plan.checkpointing)
-    model = adapted_model(settings, args, plan, meter.note)
-    meter.operations = operations(model.get_base_model().get_decoder())
+    model, step = adapted_model(settings, args, plan, meter.note)
+    meter.operations = operations(step.base.get_decoder())
     processor = settings.model.ref.processor()
     order = Order(
         rows=len(kept),
@@ -77,16 +77,11 @@ def train(
         model,
         args,
         processor,
-        store,
-        order,
-        kept=kept,
-        rank=rank,
-        rows=rows,
+        step=step,
+        batches=WorkerBatches(store, order, kept, rank, rows),
         meter=meter,
         first_step=_state(checkpoint)["global_step"],
-        plan=plan,
         objective=Objective.of(settings),
-        read=read_examples,
     )
     trainer.remove_callback(PrinterCallback)
     if args.device.type == "cuda":

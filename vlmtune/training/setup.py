@@ -15,19 +15,11 @@ from vlmtune.console import labelled
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError
 from vlmtune.model.base import base_of
-from vlmtune.model.capture import LENGTH_MULTIPLE, Trained, capture
-from vlmtune.model.fast import (
-    compile_layers,
-    lean_lora,
-    skip_padding_mask,
-    without_autocast,
-    without_vision_gradient,
-)
-from vlmtune.model.fast import parts as parts_of
+from vlmtune.model.capture import LENGTH_MULTIPLE
 from vlmtune.model.frozen import has_fp8
 from vlmtune.model.lora import attach, lora_config, target_modules
 from vlmtune.model.memory import WORTH_COMPILING, Plan, choose, estimate, plan_text, seconds_of
-from vlmtune.model.offload import Checkpoints
+from vlmtune.model.step import AcceleratedStep
 from vlmtune.training.needs import memory_of, recordable
 
 
@@ -135,14 +127,6 @@ def training_arguments(settings: Settings, work_dir: str, *, checkpointing: bool
     )
 
 
-def frozen_base(settings: Settings, device: torch.device, plan: Plan) -> Any:
-    """The base of the settings on `device`, its vision tower without gradient, its decoder without padding
-    masks."""
-    base = base_of(settings, device, resident=plan.resident)
-    skip_padding_mask(base)
-    return base
-
-
 def adapter_config(settings: Settings, model: Any) -> tuple[list[str], Any]:
     """The layers of a model, or of its outline, that get adapters, and PEFT's config for them."""
     options = settings.lora
@@ -160,39 +144,23 @@ def adapter_config(settings: Settings, model: Any) -> tuple[list[str], Any]:
     return targets, config
 
 
-def adapted_model(settings: Settings, args: SFTConfig, plan: Plan, note: Callable[[str], None]) -> Any:
-    """The frozen base of the settings with a new adapter, on this worker's device, ready for fast steps."""
-    base = frozen_base(settings, args.device, plan)
+def adapted_model(
+    settings: Settings, args: SFTConfig, plan: Plan, note: Callable[[str], None]
+) -> tuple[Any, AcceleratedStep]:
+    """The frozen base of the settings with a new adapter, on this worker's device, and its training steps.
+
+    Where these offload activations themselves, TRL's own offloading is switched off in `args`.
+    """
+    base = base_of(settings, args.device, resident=plan.resident)
     adapted = attach(base, adapter_config(settings, base)[1], seed=args.seed)
-    lean_lora(adapted)
-    without_vision_gradient(base)
-    if layer_by_layer(base, plan, lora_vision=settings.lora.vision):
+    step = AcceleratedStep.for_adapter(
+        adapted,
+        plan,
+        note,
+        capturable=recordable(settings),
+        mixed_precision=args.bf16 or args.fp16,
+        eval_rows=args.per_device_eval_batch_size,
+    )
+    if step.offloads:
         args.activation_offloading = False
-    if args.device.type == "cuda":
-        # A float32 base with bf16 asked for needs autocast. A graph must not be recorded under it: the casts
-        # that autocast keeps would be
-        # replayed with the adapter's old values.
-        plain = without_autocast(adapted) if base.dtype != torch.float32 else not (args.bf16 or args.fp16)
-        if plain and recordable(settings) and not plan.checkpointing:
-            trained = [parameter for parameter in base.get_decoder().parameters() if parameter.requires_grad]
-            record(base, lambda: trained, note)
-    return adapted
-
-
-def layer_by_layer(base: Any, plan: Plan, *, lora_vision: bool = False) -> bool:
-    """Compile the decoder's layers as the plan says; returns whether their checkpoints leave the GPU."""
-    checkpoints = Checkpoints() if plan.offload and plan.checkpointing and not lora_vision else None
-    if plan.compiled or checkpoints is not None:
-        compile_layers(base, compiled=plan.compiled, checkpoints=checkpoints)
-    return checkpoints is not None
-
-
-def record(base: Any, trained: Trained, note: Callable[[str], None]) -> None:
-    """Let the decoder, and what beside it has nothing to train, replay CUDA graphs."""
-    decoder, *beside = parts_of(base)
-    capture(decoder, trained, note)
-    for part in beside:
-        if not any(
-            parameter.requires_grad for parameter in part.parameters()
-        ):  # a gradient may enter through any of its outputs
-            capture(part, list, note)
+    return adapted, step

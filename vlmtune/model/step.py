@@ -1,0 +1,228 @@
+"""What makes a training step over a frozen base fast or small: one object for both runners.
+
+Each part lies in a module of its own and changes no result: `fast` (LoRA in the activations' dtype, no
+padding mask, compiled layers), `capture` (CUDA graphs), `offload` (checkpoints in the CPU's memory). Here
+they are applied as the plan of memory says, and micro-batches shrink where the memory runs out after all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from vlmtune.data.collate import split_batch
+from vlmtune.model.capture import Trained, capture, forget_graphs, stop_recording
+from vlmtune.model.fast import (
+    compile_layers,
+    lean_lora,
+    parts,
+    skip_padding_mask,
+    without_autocast,
+    without_vision_gradient,
+)
+from vlmtune.model.memory import Plan
+from vlmtune.model.offload import Checkpoints
+from vlmtune.model.transfer import to_device
+
+Batch = dict[str, Tensor]
+
+
+class AcceleratedStep:
+    """Training steps over one frozen base, which is changed in place.
+
+    Args:
+        base: the model, with its adapter where one trains alone.
+        plan: what is compiled, checkpointed and offloaded, and how many rows go through at once.
+        note: takes a line for the person who watches.
+        eval_rows: rows that are evaluated at once, where the plan sets no limit.
+
+    Attributes:
+        trained: the parameters of `base` that require a gradient.
+        train_rows, eval_rows: rows that go through at once; fewer after the memory ran out.
+        offloads: whether activations at checkpoints leave the GPU.
+    """
+
+    def __init__(
+        self, base: PreTrainedModel, plan: Plan, note: Callable[[str], None], *, eval_rows: int = 1
+    ) -> None:
+        self.base, self.note = base, note
+        self.trained = [parameter for parameter in base.parameters() if parameter.requires_grad]
+        self.train_rows, self.eval_rows = plan.micro_batch, plan.evaluated or eval_rows
+        skip_padding_mask(base)
+        without_vision_gradient(base)
+        self.offloads = plan.offload and plan.checkpointing and not _trains(parts(base)[1:])
+        if plan.compiled or self.offloads:
+            checkpoints = Checkpoints() if self.offloads else None
+            compile_layers(base, compiled=plan.compiled, checkpoints=checkpoints)
+
+    @classmethod
+    def for_adapter(
+        cls,
+        adapted: PeftModel,
+        plan: Plan,
+        note: Callable[[str], None],
+        *,
+        capturable: bool,
+        mixed_precision: bool,
+        eval_rows: int,
+    ) -> AcceleratedStep:
+        """The steps of one PEFT adapter that trains alone.
+
+        Args:
+            capturable: whether the settings allow CUDA graphs.
+            mixed_precision: whether the trainer runs the model under autocast.
+        """
+        lean_lora(adapted)
+        base: Any = adapted.get_base_model()
+        step = cls(base, plan, note, eval_rows=eval_rows)
+        if base.device.type == "cuda":
+            # A float32 base with bf16 asked for needs autocast. A graph must not be captured under it: the
+            # casts that autocast keeps would be replayed with the adapter's old values.
+            plain = without_autocast(adapted) if base.dtype != torch.float32 else not mixed_precision
+            if plain and capturable and not plan.checkpointing:
+                trained = [
+                    parameter for parameter in base.get_decoder().parameters() if parameter.requires_grad
+                ]
+                step.capture(lambda: trained)
+        return step
+
+    def capture(self, trained: Trained) -> None:
+        """Replay CUDA graphs of the decoder, and of the parts beside it that have nothing to train.
+
+        Args:
+            trained: gives the leaves that a call of the decoder has gradients for.
+        """
+        decoder, *beside = parts(self.base)
+        capture(decoder, trained, self.note)
+        for part in beside:
+            if not _trains([part]):  # a gradient may enter through any of its outputs
+                capture(part, list, self.note)
+
+    def forget_graphs(self) -> None:
+        """Capture the decoder anew, because the leaves that it trains lie elsewhere from now on."""
+        forget_graphs(self.base.get_decoder())
+
+    def drop_graphs(self) -> bool:
+        """Free the memory of all CUDA graphs, for want of it; returns whether there were any."""
+        return stop_recording(self.base)
+
+    def gradients(self, batch: Batch, run: Callable[[Batch], Tensor]) -> Tensor:
+        """The sum of `run(part)` over the parts of a batch, each of which adds to the parameters' gradients.
+
+        Where a part does not fit in memory the gradients are put back, and the same is tried without CUDA
+        graphs, then with half as many rows at once.
+
+        Raises:
+            torch.OutOfMemoryError: not even one row fits.
+        """
+        before = [None if parameter.grad is None else parameter.grad.clone() for parameter in self.trained]
+        while True:
+            try:
+                return torch.stack(self._run_parts(batch, self.train_rows, run)).sum()
+            except torch.OutOfMemoryError:
+                if not self.drop_graphs():
+                    self.train_rows = self._half(min(self.train_rows, len(batch["input_ids"])))
+            for parameter, gradient in zip(self.trained, before, strict=True):
+                parameter.grad = None if gradient is None else gradient.clone()
+            torch.cuda.empty_cache()
+
+    def evaluated(self, batch: Batch, run: Callable[[Batch], Tensor]) -> Tensor:
+        """The sum of `run(part)` over the parts of a batch, without gradients; fewer rows where they do not fit.
+
+        Raises:
+            torch.OutOfMemoryError: not even one row fits.
+        """
+        while True:
+            try:
+                with torch.no_grad():
+                    first, *rest = self._run_parts(batch, self.eval_rows, run)
+                    return sum(rest, first)
+            except torch.OutOfMemoryError:
+                size = min(self.eval_rows, len(batch["input_ids"]))
+                if size > 1 or not self.drop_graphs():
+                    self.eval_rows = self._half(size)
+            torch.cuda.empty_cache()
+
+    def average_gradients(self, world: int) -> None:
+        """Average the gradients over `world` workers, in one message, once a step."""
+        if world > 1:
+            average_gradients(self.trained, world)
+
+    def gradient_norm(self, scaler: torch.amp.GradScaler | None = None) -> Tensor:
+        """The norm of all gradients; not waited for, unless a scaler of fp16 is still to be divided out."""
+        gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        return norm if scaler is None else norm / scaler.get_scale()
+
+    def _run_parts(self, batch: Batch, rows: int, run: Callable[[Batch], Tensor]) -> list[Tensor]:
+        return [run(part) for part in split_batch(batch, rows)]
+
+    def _half(self, size: int) -> int:
+        """Half of `size` rows, with a note; inside the handling of an error, which goes on where size is 1."""
+        if size == 1:
+            raise
+        half = -(-size // 2)
+        self.note(
+            f"out of GPU memory with {size} rows at a time: going on with {half}, the step stays the same"
+        )
+        return half
+
+
+class TrainedView(nn.Module):
+    """A model as the Trainer's loop sees it: of its thousands of modules, only the trained parameters.
+
+    The loop sets the mode, clips the gradients and clears them in every step, for which Python would walk
+    through all modules of the model: some 10 ms for LLaVA-1.5-7B. Made by `skip_module_traversal`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.trained = nn.ParameterList(p for p in model.parameters() if p.requires_grad)
+        self.models = (model,)  # in a tuple, so that it is none of this module's own
+        self.mode_is_set = False  # a new model's modules have different modes
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.models[0](**inputs)
+
+    def train(self, mode: bool = True) -> TrainedView:
+        """Skip `model.train(mode)` when the mode is unchanged."""
+        (model,) = self.models
+        if not self.mode_is_set or model.training != mode:
+            model.train(mode)
+            self.mode_is_set = True
+        self.training = mode
+        return self
+
+
+def skip_module_traversal(model: nn.Module) -> TrainedView:
+    """A view of `model` whose `train`, `parameters` and `zero_grad` touch only what is trained."""
+    return TrainedView(model)
+
+
+def average_gradients(parameters: list[nn.Parameter], world: int) -> None:
+    """Average the gradients over the workers, in one message.
+
+    A gradient that no worker has stays None, so its weight is left alone. Waits for the device only on a
+    worker that lacks a gradient, such as that of cross-attention in a step whose rows have no image.
+    """
+    present = [parameter.grad is not None for parameter in parameters]
+    sizes = [parameter.numel() for parameter in parameters]
+    counts = to_device(torch.tensor(present, dtype=parameters[0].dtype), parameters[0].device)
+    flat = torch.cat(
+        [*(torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters), counts]
+    )
+    dist.all_reduce(flat)
+    *gradients, counts = flat.div_(world).split([*sizes, len(parameters)])
+    anywhere = present if all(present) else counts.tolist()
+    for parameter, gradient, used in zip(parameters, gradients, anywhere, strict=True):
+        parameter.grad = gradient.view_as(parameter) if used else None
+
+
+def _trains(modules: list[Any]) -> bool:
+    return any(parameter.requires_grad for module in modules for parameter in module.parameters())

@@ -1,0 +1,88 @@
+"""The batches of one worker: which rows, in which order, and how they reach the device."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset
+
+from vlmtune.data.order import MicroBatch, Order, evaluation_order
+from vlmtune.data.split import EVAL, TRAIN
+from vlmtune.data.store import Store
+from vlmtune.model.transfer import to_device
+
+Batch = dict[str, torch.Tensor]
+
+
+class BatchReader(Protocol):
+    """Gives micro-batches of a split, cut to `max_length` tokens, in exactly the order asked for."""
+
+    def __call__(
+        self, split: str, batches: Sequence[MicroBatch], max_length: int | None
+    ) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True)
+class WorkerBatches:
+    """The batches of the worker `rank`.
+
+    Attributes:
+        order: the rows of every training step, counted among those that are trained on.
+        kept: the rows of the training split that are trained on.
+        read: reads micro-batches, counted in the rows of a split.
+    """
+
+    store: Store
+    order: Order
+    kept: np.ndarray
+    rank: int
+    read: BatchReader
+
+    def training(self, batches: list[MicroBatch], max_length: int | None) -> Iterator[Batch]:
+        """Micro-batches of `order`, on the CPU."""
+        in_split = [
+            replace(batch, rows=tuple(int(self.kept[row]) for row in batch.rows)) for batch in batches
+        ]
+        return self.read(TRAIN, in_split, max_length)
+
+    def evaluation(self, per_device: int) -> Iterator[Batch]:
+        """This worker's part of the evaluation rows, at full length, on the CPU."""
+        rows = len(self.store.rows_of(EVAL))
+        return self.read(EVAL, evaluation_order(rows, per_device, self.rank, self.order.world), None)
+
+    def longest(self, count: int, max_length: int | None) -> Batch:
+        """The `count` longest training rows in one batch, on the CPU."""
+        tokens = self.store.column("tokens")[self.store.rows_of(TRAIN)[self.kept]]
+        rows = np.argsort(tokens, kind="stable")[-count:]
+        return next(self.training([MicroBatch(tuple(int(row) for row in rows))], max_length))
+
+    def on_device(self, batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
+        """The batch as the model takes it: on `device`, which need not have come so far, and its pixels
+        normalised to `dtype`."""
+        moved = {name: to_device(tensor, device) for name, tensor in batch.items()}
+        return self.store.meta.pixels.normalize(moved, dtype)
+
+
+class BatchStream(IterableDataset):  # type: ignore[type-arg]
+    """The training batches of one rank; each pass over it is the next epoch.
+
+    When a run is resumed, the Trainer throws away the batches that the checkpoint has seen. Those are
+    yielded empty and never read.
+    """
+
+    def __init__(
+        self, order: Order, rank: int, first_step: int, fetch: Callable[[list[MicroBatch]], Iterator[Batch]]
+    ) -> None:
+        self.order, self.rank, self.fetch = order, rank, fetch
+        self.epoch, self.first_step = divmod(first_step, order.steps_per_epoch)
+
+    def __len__(self) -> int:
+        return self.order.micro_batches_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, first_step = self.epoch, self.first_step
+        self.epoch, self.first_step = epoch + 1, 0
+        yield from ({} for _ in range(first_step * self.order.passes_per_step))
+        yield from self.fetch(self.order.epoch(epoch, self.rank, first_step))

@@ -1,0 +1,61 @@
+"""The evaluation of an adapter: its loss on the whole evaluation set and, where asked for, its answers."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from vlmtune.data.examples import read_examples
+from vlmtune.evaluation.objective import Objective
+from vlmtune.model.head import label_scores
+from vlmtune.model.step import AcceleratedStep
+from vlmtune.training.batches import Batch, WorkerBatches
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates a model, which is in evaluation mode, on this worker's part of the rows.
+
+    Attributes:
+        objective: the metric of generated answers beside the loss, if any.
+        autocast: the context in which the trainer computes a loss.
+    """
+
+    model: Any
+    processor: Any
+    step: AcceleratedStep
+    batches: WorkerBatches
+    objective: Objective | None
+    autocast: Callable[[], AbstractContextManager[Any]]
+
+    def loss(self, per_device: int) -> float:
+        """Summed negative log-likelihood of all labelled tokens over their number, on all workers.
+
+        Rows have their full length, so its value does not depend on batch size, `max_length` or the number
+        of workers.
+        """
+        total = torch.zeros(2, dtype=torch.float64, device=self.model.device)
+        for batch in self.batches.evaluation(per_device):
+            total += self.step.evaluated(batch, self._negative_log_likelihood)
+        if self.batches.order.world > 1:
+            dist.all_reduce(total)
+        return (total[0] / total[1]).item()
+
+    def answers(self, *, last: bool) -> dict[str, float]:
+        """The metric of generated answers by its name. `last`: of the run's evaluations."""
+        if self.objective is None:
+            return {}
+        rank, world = self.batches.rank, self.batches.order.world
+        return self.objective.measure(
+            self.model, self.processor, self.batches.store, read_examples, last=last, rank=rank, world=world
+        )
+
+    def _negative_log_likelihood(self, batch: Batch) -> torch.Tensor:
+        """[2]: summed over the labelled tokens of a batch, and their number."""
+        with self.autocast():
+            inputs = self.batches.on_device(batch, self.model.device, self.model.dtype)
+            outputs = label_scores(self.model, inputs)
+        return torch.stack([-outputs.log_probs.double().sum(), outputs.label_mask.sum().double()])

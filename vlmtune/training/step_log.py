@@ -1,0 +1,111 @@
+"""The log of a step, written while the next step runs.
+
+The Trainer's own log reads loss and gradient norm as soon as a step is launched. The device then has no work
+until Python comes to its next launch: some ten milliseconds of a training step.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from vlmtune.model.transfer import AsyncHostCopy, runs_ahead
+
+
+@dataclass(frozen=True)
+class PendingLog:
+    """Numbers of `steps` steps on their way to the CPU: loss, gradient norm, correct and labelled tokens."""
+
+    numbers: AsyncHostCopy
+    learning_rate: float
+    steps: int
+
+
+class StepLog(TrainerCallback):
+    """Sums up each step's numbers on the device, and logs them in place of the Trainer.
+
+    Args:
+        log: the Trainer's `log`.
+        gather: gives the values of all workers for a tensor of this one.
+        filter_nan: whether a loss that is NaN or infinite counts as the mean of those before it.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        log: Callable[[dict[str, float]], None],
+        gather: Callable[[Tensor], Tensor],
+        filter_nan: bool,
+    ) -> None:
+        self.device, self.log, self.gather, self.filter_nan = device, log, gather, filter_nan
+        self.loss = torch.zeros((), device=device)  # with the two below: since the last log
+        self.tokens = torch.zeros(2, dtype=torch.int64, device=device)  # correct, labelled
+        self.logged_step = 0
+        self.norm = torch.tensor(math.nan)  # of the last step's gradient
+        self.learning_rate = 0.0
+        self.pending: PendingLog | None = None
+
+    def count_tokens(self, correct: Tensor, labelled: Tensor) -> None:
+        """Add the tokens of a part of a batch."""
+        self.tokens += torch.stack([correct, labelled])
+
+    def count_loss(self, loss: Tensor, step: int) -> None:
+        """Add the loss of a device batch in the step after `step`."""
+        if self.filter_nan:
+            loss = torch.where(loss.isfinite(), loss, self.loss / (1 + step - self.logged_step))
+        self.loss += loss
+
+    def flush(self) -> None:
+        """Log the step that was recorded last, if it has not been."""
+        if self.pending is None:
+            return
+        pending, self.pending = self.pending, None
+        loss, norm, correct, labelled = pending.numbers.tolist()
+        logs = {"loss": loss / pending.steps, "grad_norm": norm, "learning_rate": pending.learning_rate}
+        self.log({**logs, "mean_token_accuracy": correct / max(labelled, 1)})
+
+    def reset(self) -> None:
+        """Forget what was added since the last log."""
+        self.loss.zero_()
+        self.tokens.zero_()
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.logged_step = state.global_step
+        self.reset()
+
+    def on_optimizer_step(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.learning_rate = float(
+            kwargs["optimizer"].param_groups[0]["lr"]
+        )  # before the schedule's next step
+
+    def on_step_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        return self._record(state, control)
+
+    def on_epoch_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        return self._record(state, control)
+
+    def _record(self, state: TrainerState, control: TrainerControl) -> TrainerControl:
+        """Send the numbers of the last step on their way where it is to be logged."""
+        if control.should_log and state.global_step > self.logged_step:
+            loss, norm = self.gather(self.loss).mean(), self.norm.to(self.device)
+            numbers = torch.cat([torch.stack([loss.double(), norm.double()]), self.tokens.double()])
+            steps = state.global_step - self.logged_step
+            self.pending = PendingLog(AsyncHostCopy(numbers), self.learning_rate, steps)
+            self.logged_step = state.global_step
+            self.reset()
+        control.should_log = False  # the Trainer's own, which waits
+        ends = state.global_step >= state.max_steps
+        if control.should_evaluate or control.should_save or ends or not runs_ahead(self.device):
+            self.flush()
+        return control
