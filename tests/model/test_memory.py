@@ -10,10 +10,9 @@ import torch
 import transformers as tf
 
 from vlmtune.errors import DoesNotFitError
-from vlmtune.model.base import outline
 from vlmtune.model.lora import target_modules
 from vlmtune.model.memory import GB, Load, Plan, Shapes, choose, estimate, plan_text, shapes
-from vlmtune.model_ref import ModelRef
+from vlmtune.model_ref import ModelRef, outline
 from vlmtune.training.needs import vision_tokens
 
 STEP = Load(quantization="nf4", batch=8, length=640, labelled=40, image_tokens=0, rank=16, vision_tokens=576)
