@@ -52,7 +52,7 @@ def test_the_folder_is_that_of_an_adapter_and_not_of_a_checkpoint(
     assert metrics["versions"]["peft"] == version("peft")
     assert Settings.load(out / "config.yaml") == repeatable(settings)
     assert settings.run.overwrite
-    assert not Settings.load(out / "config.yaml").data.overwrite
+    assert not Settings.load(out / "config.yaml").run.overwrite
 
 
 def test_the_card_says_what_it_was_made_from(saved: tuple[Run, Path, Settings], models: Path):
