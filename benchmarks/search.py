@@ -108,6 +108,7 @@ def options(folder: str, args: argparse.Namespace, **more: Any) -> dict[str, Any
 
 def packed(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Time the rounds of an engine for each of the `--cases`, one after another."""
+    from vlmtune.config.settings import Settings
     from vlmtune.packed.engine import Engine
 
     cases = [tuple(map(int, case.split("x"))) for case in args.cases] or [(args.trials, args.batch)]
@@ -122,13 +123,16 @@ def packed(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
             notes.append(line)
             print(f"{time.perf_counter() - started:.0f} s: {line}", file=sys.stderr, flush=True)
 
-        shared = options(folder, args, num_samples=most, per_device_train_batch_size=largest)
+        shared = Settings.from_flags(
+            options(folder, args, num_samples=most, per_device_train_batch_size=largest)
+        )
         engine = Engine(shared, store, trials=most, rank=16, deliver=lambda *_: None, note=note)
         loaded = time.perf_counter()
         for trials, batch in cases:
-            for limit in (engine.model.features.limit, 0) if args.pixels else (engine.model.features.limit,):
-                engine.model.features.drop()
-                engine.model.features.limit = limit
+            max_bytes = engine.model.features.max_bytes
+            for limit in (max_bytes, 0) if args.pixels else (max_bytes,):
+                engine.model.features.disable()
+                engine.model.features.max_bytes = limit
                 note(f"{trials} x {batch}, {'pixels' if limit == 0 else 'cached features'}")
                 results.append(
                     {
@@ -141,23 +145,26 @@ def packed(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                 results[-1] |= {
                     "load_s": loaded - started,
                     "notes": notes,
-                    "features_gb": engine.model.features.size / 2**30,
+                    "features_gb": engine.model.features.bytes / 2**30,
                 }
     return results
 
 
 def rounds(engine: Any, folder: str, args: argparse.Namespace, trials: int, batch: int) -> dict[str, Any]:
     """Let trials join an engine, and time `--rounds` rounds."""
+    from vlmtune.config.settings import Settings
+
     started = time.perf_counter()
     for number in range(trials):
         values = options(folder, args, learning_rate=1e-5 * (number + 1), per_device_train_batch_size=batch)
-        engine.join(engine.slot(f"t{number}", values, runs_dir=None, checkpoint=None), "")
+        engine.join(engine.slot_factory.make(f"t{number}", Settings.from_flags(values), folder=""))
     _synchronize()
     times = [time.perf_counter()]
     for _ in range(args.rounds - 1):  # without the last one, which would evaluate
-        engine.round()  # without waiting for the device, as in a search
+        engine.train_round()  # without waiting for the device, as in a search
         times.append(time.perf_counter())
-    losses = [slot.state.log_history[-1]["loss"] for slot in engine.slots.values() if slot.state.log_history]
+    histories = [slot.progress.state.log_history for slot in engine.slots.values()]
+    losses = [history[-1]["loss"] for history in histories if history]
     for number in range(trials):
         engine.leave(f"t{number}")
     seconds = np.diff(times)
@@ -172,7 +179,7 @@ def rounds(engine: Any, folder: str, args: argparse.Namespace, trials: int, batc
         "join_s": (times[0] - started) / trials,
         "first_rounds_s": list(seconds[:WARM_UP]),
         "peak_gb": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0,
-        "share_of_matmul": tokens / middle * engine.operations / matmul_rate()
+        "share_of_matmul": tokens / middle * engine.slot_factory.operations / matmul_rate()
         if torch.cuda.is_available()
         else 0.0,
     }
@@ -244,6 +251,7 @@ def equal(folder: str, args: argparse.Namespace) -> dict[str, Any]:
 
     from safetensors.torch import load_file
 
+    from vlmtune.config.settings import Settings
     from vlmtune.data.stream import read_batches
     from vlmtune.packed.engine import Engine
     from vlmtune.packed.messages import TrialReport
@@ -280,7 +288,7 @@ def equal(folder: str, args: argparse.Namespace) -> dict[str, Any]:
                 losses[number, kernels], alone[number, kernels] = reports[-1][0]["eval_loss"], reports[-1][1]
         reports_by_trial: dict[str, TrialReport] = {}
         engine = Engine(
-            values[0],
+            Settings.from_flags(values[0]),
             store,
             trials=args.trials,
             rank=4 * args.trials,
@@ -288,8 +296,9 @@ def equal(folder: str, args: argparse.Namespace) -> dict[str, Any]:
             note=print,
         )
         for number, one in enumerate(values):
-            engine.join(engine.slot(f"t{number}", one, runs_dir=None, checkpoint=None), f"{work}/t{number}")
-        while engine.round():
+            trial = Settings.from_flags(one)
+            engine.join(engine.slot_factory.make(f"t{number}", trial, folder=f"{work}/t{number}"))
+        while engine.train_round():
             pass
         engine.close()
         distances: dict[str, Any] = {}

@@ -96,6 +96,7 @@ def demo_settings(demo: Path, **flags: Any) -> Any:
 
 def train_part(points: list[dict[str, float]], values: dict[str, Any], store: Any, file: Path) -> None:
     """Train some points together in an engine of this process, and append their curves to `file`."""
+    from vlmtune.config.settings import Settings
     from vlmtune.packed.engine import Engine
     from vlmtune.packed.messages import TrialReport
     from vlmtune.packed.slot import Slot
@@ -103,7 +104,7 @@ def train_part(points: list[dict[str, float]], values: dict[str, Any], store: An
     class CurveEngine(Engine):
         """An engine that keeps evaluations and writes no checkpoints."""
 
-        def _keep(self, slot: Slot, report: TrialReport) -> None:
+        def _take_checkpoint(self, slot: Slot, report: TrialReport) -> None:
             curve = curves[int(slot.trial_id)]
             curve.append(round(report.metrics["eval_loss"], 6))
             if report.last:
@@ -113,13 +114,14 @@ def train_part(points: list[dict[str, float]], values: dict[str, Any], store: An
 
     curves: list[list[float]] = [[] for _ in points]
     rank = max(r for r, _ in SHAPES)
-    engine = CurveEngine(values, store, trials=AT_ONCE, rank=rank, deliver=lambda *_: None, note=print)
+    shared = Settings.from_flags(values)
+    engine = CurveEngine(shared, store, trials=AT_ONCE, rank=rank, deliver=lambda *_: None, note=print)
     waiting = iter(enumerate(points))
     while True:
         while len(engine.slots) < AT_ONCE and (following := next(waiting, None)) is not None:
             number, point = following
-            engine.join(engine.slot(str(number), values | point, runs_dir=None, checkpoint=None), "")
-        if not engine.round():
+            engine.join(engine.slot_factory.make(str(number), shared.replace(**point), folder=""))
+        if not engine.train_round():
             return
 
 

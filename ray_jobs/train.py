@@ -12,7 +12,7 @@ from vlmtune.errors import plain_user_errors
 def main() -> None:
     configure_console()  # before the libraries are imported
     from vlmtune.config.parse import parse
-    from vlmtune.packed.build import check_packable
+    from vlmtune.packed.packable import check_packable
     from vlmtune.packed.train_packed import run_packed
     from vlmtune.training.run import train_adapter
 

@@ -8,8 +8,9 @@ from typing import Any
 from safetensors.torch import load_file
 from training_kit import Adapter
 
+from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
-from vlmtune.packed.checkpoint_folder import last_checkpoint
+from vlmtune.packed.checkpoint_folder import fetch_last_checkpoint
 from vlmtune.packed.engine import Engine
 from vlmtune.packed.messages import TrialReport
 
@@ -27,14 +28,18 @@ class Packed:
     def join(self, name: str, values: dict[str, Any]) -> None:
         self.steps.setdefault(name, [])
         folder = f"{self.folder}/{name}"
-        with last_checkpoint(folder) as checkpoint:
-            slot = self.engine.slot(
-                name, values, runs_dir=None, checkpoint=checkpoint, progress=self.steps[name].append
+        with fetch_last_checkpoint(folder) as checkpoint:
+            slot = self.engine.slot_factory.make(
+                name,
+                Settings.from_flags(values),
+                folder=folder,
+                checkpoint=checkpoint,
+                progress=self.steps[name].append,
             )
-        self.engine.join(slot, folder)
+        self.engine.join(slot)
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
-        while not until() and self.engine.round():
+        while not until() and self.engine.train_round():
             pass
 
     def close(self) -> None:
@@ -58,7 +63,9 @@ def make_engine(
         reports.setdefault(name, []).append(report)
 
     return Packed(
-        Engine(values, store, trials=trials, rank=rank, deliver=deliver, note=notes.append),
+        Engine(
+            Settings.from_flags(values), store, trials=trials, rank=rank, deliver=deliver, note=notes.append
+        ),
         folder,
         reports,
         {},

@@ -23,11 +23,12 @@ from vlmtune.evaluation.metrics import METRICS
 from vlmtune.evaluation.objective import Objective
 from vlmtune.model.base import load_base
 from vlmtune.model_ref import ModelRef
-from vlmtune.packed import engine, packed_model
-from vlmtune.packed.build import not_packable
+from vlmtune.packed import checkpoint_writer, packed_model
 from vlmtune.packed.layers import AdapterLayout, RowAdapters
+from vlmtune.packed.packable import not_packable
 from vlmtune.packed.packed_model import PassResult
-from vlmtune.packed.slot import ADAPTER, OPTIMIZER, PREFIX, Slot
+from vlmtune.packed.slot_adapter import SlotAdapter
+from vlmtune.packed.trial_checkpoint import ADAPTER_FILE, OPTIMIZER_FILE, PEFT_PREFIX
 from vlmtune.packed.worker_shard import WorkerShard
 
 pytestmark = pytest.mark.timeout(200)
@@ -156,10 +157,10 @@ def test_one_joins_late_one_leaves_early_and_the_others_do_not_notice(
     rows = "mixed llava"
     alone = {name: run_loop(rows, **TRIALS[name]) for name in ("three", "eight")}
     packed = pack(stores[rows], models / "llava", tmp_path, {name: TRIALS[name] for name in ("one", "three")})
-    packed.run(until=lambda: packed.engine.slots["three"].state.global_step == 2)
+    packed.run(until=lambda: packed.engine.slots["three"].progress.step == 2)
     packed.engine.leave("one")
     packed.join("eight", values_of(stores[rows], models / "llava", **TRIALS["eight"]))
-    packed.run(until=lambda: packed.engine.slots["three"].state.global_step == 4)
+    packed.run(until=lambda: packed.engine.slots["three"].progress.step == 4)
     packed.join(
         "large", values_of(stores[rows], models / "llava", **TRIALS["large"])
     )  # of a rank that needs another layout
@@ -175,7 +176,7 @@ def test_a_trial_goes_on_from_its_checkpoint_in_another_engine(
     rows, trial = "mixed llava", {**TRIALS["eight"], "max_steps": 8, "eval_steps": 3, "optim": "adamw_torch"}
     alone = run_loop(rows, **trial)
     first = pack(stores[rows], models / "llava", tmp_path, {"eight": trial, "one": TRIALS["one"]})
-    first.run(until=lambda: first.engine.slots["eight"].state.global_step == 4)  # the checkpoint is of step 3
+    first.run(until=lambda: first.engine.slots["eight"].progress.step == 4)  # the checkpoint is of step 3
     first.close()
     second = pack(stores[rows], models / "llava", tmp_path, {"large": TRIALS["large"], "eight": trial})
     second.run()
@@ -245,7 +246,7 @@ def test_a_trial_that_leaves_changes_no_bit_within_a_shape(
             tmp_path / str(leaves),
             {"mine": trial, "beside": beside, "third": beside},
         )
-        packed.run(until=lambda packed=packed: packed.engine.slots["mine"].state.global_step == 2)
+        packed.run(until=lambda packed=packed: packed.engine.slots["mine"].progress.step == 2)
         if leaves:  # five rows then are filled up to the six that there were
             packed.engine.leave("beside")
         packed.run()
@@ -289,7 +290,7 @@ def test_a_pass_that_does_not_fit_is_the_same_step_in_halves(
             raise torch.OutOfMemoryError("injected after the backward pass")
         return gradients(self)
 
-    monkeypatch.setattr(packed_model.RowAdapters, "gradients", full_above_three)
+    monkeypatch.setattr(RowAdapters, "gradients", full_above_three)
     halved = pack(store, models / "llava", tmp_path / "halved", trials)
     halved.run()
     halved.close()
@@ -340,7 +341,8 @@ def test_a_gpu_that_is_too_small_for_a_pass(stores: dict[str, Store], models: Pa
         if capped.notes != roomy.notes:
             break
     assert any(
-        re.search(r"out of GPU memory with \d+ rows at a time: going on with", note) for note in capped.notes
+        re.search(r"out of GPU memory with \d+ rows at a time: continuing with", note)
+        for note in capped.notes
     ), capped.notes
     for name in trials:
         assert capped.losses(name) == pytest.approx(roomy.losses(name), rel=1e-4), (
@@ -360,7 +362,7 @@ def test_a_trial_of_which_no_row_fits_is_infeasible_and_the_others_go_on(
     forward = packed_model.PackedModel._forward
 
     def full_for_large(self: Any, part: Any, *, dropout: bool) -> Any:
-        if any(row.owner.rank == 64 for row in part):
+        if any(row.owner.adapter.rank == 64 for row in part):
             raise torch.OutOfMemoryError("injected")
         return forward(self, part, dropout=dropout)
 
@@ -390,15 +392,15 @@ def test_a_trial_for_which_the_others_would_have_to_move_without_memory_leaves_t
     packed = make_engine(values, store, tmp_path / "disturbed")
     packed.join("one", values)
     packed.join("two", values)
-    packed.engine.round()
-    lay_out, layout = Slot.lay_out, packed.engine.model.layout
+    packed.engine.train_round()
+    lay_out, layout = SlotAdapter.lay_out, packed.engine.model.adapters.layout
 
-    def full_for_two(self: Slot, new: AdapterLayout, device: torch.device) -> None:
-        if self.trial_id == "two" and new is not layout:
+    def full_for_two(self: SlotAdapter, new: AdapterLayout, device: torch.device) -> None:
+        if self is packed.engine.slots["two"].adapter and new is not layout:
             raise torch.OutOfMemoryError("injected")
         lay_out(self, new, device)
 
-    monkeypatch.setattr(Slot, "lay_out", full_for_two)
+    monkeypatch.setattr(SlotAdapter, "lay_out", full_for_two)
     packed.join("large", {**values, "lora_target_modules": "all-linear"})
     packed.run()
     packed.close()
@@ -412,29 +414,29 @@ def test_parked_trials_wait(stores: dict[str, Store], models: Path, tmp_path: Pa
         stores["mall llava"], models / "llava", tmp_path, {name: TRIALS[name] for name in ("one", "three")}
     )
     for _ in range(3):
-        assert packed.engine.round(parked={"one"})
-    assert [packed.engine.slots[name].state.global_step for name in ("one", "three")] == [0, 3]
-    assert not packed.engine.round(parked={"one", "three"})
+        assert packed.engine.train_round(parked={"one"})
+    assert [packed.engine.slots[name].progress.step for name in ("one", "three")] == [0, 3]
+    assert not packed.engine.train_round(parked={"one", "three"})
 
 
 def test_reports_do_not_wait_for_their_checkpoints_but_the_last(
     stores: dict[str, Store], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    write, open_disk, waited = engine.save_checkpoint, threading.Event(), []
+    write, open_disk, waited = checkpoint_writer.write_checkpoint, threading.Event(), []
 
     def when_the_disk_is_open(*args: Any) -> None:
         waited.append(open_disk.wait(60))
         write(*args)
 
-    monkeypatch.setattr(engine, "save_checkpoint", when_the_disk_is_open)
+    monkeypatch.setattr(checkpoint_writer, "write_checkpoint", when_the_disk_is_open)
     packed = pack(
         stores["mall llava"], models / "llava", tmp_path, {"one": {"max_steps": 4, "eval_steps": 1}}
     )
-    packed.run(until=lambda: len(packed.reports.get("one", [])) == engine.UNWRITTEN)
+    packed.run(until=lambda: len(packed.reports.get("one", [])) == checkpoint_writer.MAX_UNWRITTEN)
     assert not list(tmp_path.rglob("report.json"))
     opening = threading.Timer(1.0, open_disk.set)
     opening.start()
-    packed.run(until=lambda: len(packed.reports["one"]) > engine.UNWRITTEN)
+    packed.run(until=lambda: len(packed.reports["one"]) > checkpoint_writer.MAX_UNWRITTEN)
     assert open_disk.is_set(), "a third copy of the adapter waited for the first to be written"
     packed.run()
     packed.close()
@@ -455,26 +457,25 @@ def test_a_checkpoint_keeps_its_numbers_until_it_is_written(
     slot = packed.engine.slots["one"]
     writes, expected = [], []
     for step in range(3):
-        packed.engine.round()
-        writes.append(slot.save(lambda _: None))
-        assert slot.optimizer is not None
-        expected.append(slot.optimizer.flat.clone())
+        packed.engine.train_round()
+        writes.append(slot.begin_checkpoint())
+        expected.append(slot.adapter.flat.clone())
         if step == 1:  # the first is written while the second waits, and the third takes its place
-            writes[0](made(tmp_path / "0"))
+            writes[0].write(made(tmp_path / "0"), lambda _: None)
     for step in (1, 2):
-        writes[step](made(tmp_path / str(step)))
+        writes[step].write(made(tmp_path / str(step)), lambda _: None)
     for step, flat in enumerate(expected):
-        adapter = load_file(tmp_path / str(step) / ADAPTER)
-        pairs = slot.layout.unpack(flat, slot.names, slot.rank)
+        adapter = load_file(tmp_path / str(step) / ADAPTER_FILE)
+        pairs = slot.adapter.layout.unpack(flat, slot.adapter.names, slot.adapter.rank)
         for name, pair in pairs.items():
             assert all(
-                torch.equal(adapter[f"{PREFIX}{name}.lora_{half}.weight"], one)
+                torch.equal(adapter[f"{PEFT_PREFIX}{name}.lora_{half}.weight"], one)
                 for half, one in zip("AB", pair, strict=True)
             )
-        averages = torch.load(tmp_path / str(step) / OPTIMIZER)["flat"]
+        averages = torch.load(tmp_path / str(step) / OPTIMIZER_FILE)["flat"]
         assert averages["exp_avg"].abs().sum() > 0
     assert not torch.equal(expected[0], expected[1])
-    assert len(slot.buffers) == 2, "memory for as many as there were at once"
+    assert len(slot.adapter.host_memory.free) == 2, "memory for as many as there were at once"
 
 
 def made(folder: Path) -> Path:

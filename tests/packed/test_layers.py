@@ -6,14 +6,25 @@ from peft import LoraConfig
 from peft.tuners.lora import Linear as PeftLinear
 from torch import nn
 
-from vlmtune.packed.layers import AdapterLayout, PackedLinear, RowAdapters, Target, dropped, pack_layers
+from vlmtune.packed.layers import (
+    AdapterLayout,
+    PackedLinear,
+    RowAdapters,
+    TargetLayer,
+    hash_dropout,
+    pack_layers,
+)
 
 RANKS = (1, 3, 8, 16)
-TARGETS = [Target("deep.q", 24, 40), Target("cross.k", 40, 24, pictured=True), Target("o", 40, 24)]
+TARGETS = [
+    TargetLayer("deep.q", 24, 40),
+    TargetLayer("cross.k", 40, 24, image_only=True),
+    TargetLayer("o", 40, 24),
+]
 
 
 def random_adapter(
-    rank: int, seed: int, targets: list[Target] = TARGETS
+    rank: int, seed: int, targets: list[TargetLayer] = TARGETS
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(seed)
 
@@ -41,9 +52,9 @@ def test_an_adapter_comes_out_of_its_flat_vector_as_it_went_in(rank: int) -> Non
 def test_layers_that_only_pictures_reach_lie_behind_the_others() -> None:
     layout = AdapterLayout(TARGETS, 2)
     only_pictured = layout.pack(random_adapter(2, 1, [TARGETS[1]]))
-    assert not only_pictured[: layout.always].any()
-    assert only_pictured[layout.always :].all()
-    assert layout.size - layout.always == 2 * (40 + 24)
+    assert not only_pictured[: layout.image_start].any()
+    assert only_pictured[layout.image_start :].all()
+    assert layout.size - layout.image_start == 2 * (40 + 24)
 
 
 def test_layers_that_an_adapter_leaves_out_are_zero() -> None:
@@ -54,7 +65,7 @@ def test_layers_that_an_adapter_leaves_out_are_zero() -> None:
 
 def make(rows: int, *, rank: int = 16) -> tuple[PackedLinear, RowAdapters, AdapterLayout]:
     torch.manual_seed(5)
-    layout = AdapterLayout([Target("q", 24, 40)], rank)
+    layout = AdapterLayout([TargetLayer("q", 24, 40)], rank)
     layer = PackedLinear(nn.Linear(24, 40, dtype=torch.float64).requires_grad_(False), 0)
     adapters = RowAdapters(layout, rows, torch.float64, torch.device("cpu"))
     layer.bind(adapters, adapters.pairs[0])
@@ -138,7 +149,7 @@ def test_dropout_is_right_in_distribution_and_a_function_of_key_layer_and_place_
     boost = (1 / (1 - rate)).view(3, 1, 1)
     key = torch.tensor([1, 2, 3], dtype=torch.int32).view(3, 1, 1)
     x, number = torch.rand(3, 1000, 256) + 0.5, torch.tensor(7, dtype=torch.int32)
-    y = dropped(x, key, number, threshold, boost)
+    y = hash_dropout(x, key, number, threshold, boost)
     zero = y == 0
     torch.testing.assert_close(zero.float().mean((1, 2)), rate, atol=3e-3, rtol=0)
     torch.testing.assert_close(
@@ -146,11 +157,11 @@ def test_dropout_is_right_in_distribution_and_a_function_of_key_layer_and_place_
     )  # five standard deviations
     torch.testing.assert_close(y.mean((1, 2)), x.mean((1, 2)), rtol=5e-3, atol=0)
     assert torch.equal(y[2], x[2])
-    alone = dropped(x[1:2], key[1:2], number, threshold[1:2], boost[1:2])
+    alone = hash_dropout(x[1:2], key[1:2], number, threshold[1:2], boost[1:2])
     assert torch.equal(alone[0], y[1]), "it does not depend on the row's neighbours"
     for changed in (
-        dropped(x, key + 1, number, threshold, boost),
-        dropped(x, key, number + 1, threshold, boost),
+        hash_dropout(x, key + 1, number, threshold, boost),
+        hash_dropout(x, key, number + 1, threshold, boost),
     ):
         both = (changed == 0)[0] & zero[0]
         assert abs(float(both.float().mean()) - 0.01) < 2e-3, (
@@ -162,8 +173,10 @@ def test_compiled_dropout_is_the_same() -> None:
     x, number = torch.rand(2, 30, 64), torch.tensor(1, dtype=torch.int32)
     key = torch.tensor([2**31 - 1, -(2**31)], dtype=torch.int32).view(2, 1, 1)
     threshold, boost = torch.full((2, 1, 1), 2**30, dtype=torch.int32), torch.full((2, 1, 1), 2.0)
-    eager = dropped(x, key, number, threshold, boost)
-    assert torch.equal(torch.compile(dropped, backend="aot_eager")(x, key, number, threshold, boost), eager)
+    eager = hash_dropout(x, key, number, threshold, boost)
+    assert torch.equal(
+        torch.compile(hash_dropout, backend="aot_eager")(x, key, number, threshold, boost), eager
+    )
 
 
 def test_layers_are_wrapped_once() -> None:
@@ -173,6 +186,6 @@ def test_layers_are_wrapped_once() -> None:
     assert again["1.0"] is first["1.0"] is model[1][0]
     assert isinstance(model[0], PackedLinear)
     other = pack_layers(nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4))), ["0", "1.0"])
-    assert other["1.0"].number == first["1.0"].number != other["0"].number, (
+    assert other["1.0"].layer_id == first["1.0"].layer_id != other["0"].layer_id, (
         "dropout does not depend on which other layers have adapters"
     )

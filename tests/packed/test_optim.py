@@ -5,11 +5,11 @@ import torch
 from transformers import Trainer, get_scheduler
 
 from vlmtune.config.settings import Settings
-from vlmtune.packed.layers import AdapterLayout, Target
+from vlmtune.packed.layers import AdapterLayout, TargetLayer
 from vlmtune.packed.optim import OPTIMIZERS, AdapterOptimizer
 from vlmtune.training.setup import training_arguments
 
-TARGETS = [Target("q", 12, 8), Target("cross", 8, 12, pictured=True)]
+TARGETS = [TargetLayer("q", 12, 8), TargetLayer("cross", 8, 12, image_only=True)]
 STEPS = 6
 
 
@@ -34,7 +34,7 @@ def gradients(layout: AdapterLayout, step: int) -> torch.Tensor:
 def test_it_does_what_the_trainer_does_with_the_matrices(tmp_path, optim: str, clip: float):
     layout, args = AdapterLayout(TARGETS, 4), arguments(tmp_path, optim=optim, max_grad_norm=clip)
     start = torch.randn(layout.size)
-    mine = AdapterOptimizer(start.clone(), layout.always, args, STEPS)
+    mine = AdapterOptimizer(start.clone(), layout.image_start, args, STEPS)
     matrices = [torch.nn.Parameter(part.clone()) for pair in layout.views(start) for part in pair]
     make, options = Trainer.get_optimizer_cls_and_kwargs(args)
     theirs = make([{"params": matrices, "weight_decay": args.weight_decay}], **options)
@@ -44,11 +44,11 @@ def test_it_does_what_the_trainer_does_with_the_matrices(tmp_path, optim: str, c
         mine.gradient += gradients(layout, step)
         parts = [part for pair in layout.views(gradients(layout, step)) for part in pair]
         if not pictured:
-            mine.gradient[layout.always :] = 0
+            mine.gradient[layout.image_start :] = 0
         for number, (matrix, part) in enumerate(zip(matrices, parts, strict=True)):
             matrix.grad = part.clone() if pictured or number < 2 else None
         assert mine.learning_rate == schedule.get_last_lr()[0]
-        norm = mine.step(pictured=pictured)
+        norm = mine.step(has_images=pictured)
         expected = torch.nn.utils.clip_grad_norm_(matrices, clip or float("inf"))
         theirs.step()
         schedule.step()
@@ -62,17 +62,17 @@ def test_it_does_what_the_trainer_does_with_the_matrices(tmp_path, optim: str, c
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_a_checkpoint_goes_on_as_if_it_had_not_stopped(tmp_path, optim: str):
     layout, args = AdapterLayout(TARGETS, 4), arguments(tmp_path, optim=optim)
-    whole = AdapterOptimizer(torch.ones(layout.size), layout.always, args, STEPS)
+    whole = AdapterOptimizer(torch.ones(layout.size), layout.image_start, args, STEPS)
     for step in range(3):
         whole.gradient += gradients(layout, step)
-        whole.step(pictured=step > 0)
+        whole.step(has_images=step > 0)
     torch.save(whole.state_dict(), tmp_path / "state.pt")
-    resumed = AdapterOptimizer(whole.flat.clone(), layout.always, args, STEPS)
+    resumed = AdapterOptimizer(whole.flat.clone(), layout.image_start, args, STEPS)
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for step in range(3, STEPS):
         for one in (whole, resumed):
             one.gradient += gradients(layout, step)
-            one.step(pictured=True)
+            one.step(has_images=True)
     assert torch.equal(whole.flat, resumed.flat)
 
 
@@ -80,9 +80,9 @@ def test_what_fills_a_lower_rank_up_stays_zero(tmp_path):
     layout, args = AdapterLayout(TARGETS, 8), arguments(tmp_path, weight_decay=0.5)
     flat = layout.pack({"q": (torch.randn(2, 12), torch.randn(8, 2))})
     zero = flat == 0
-    optimizer = AdapterOptimizer(flat, layout.always, args, STEPS)
+    optimizer = AdapterOptimizer(flat, layout.image_start, args, STEPS)
     for step in range(STEPS):
         optimizer.gradient += gradients(layout, step) * ~zero
-        optimizer.step(pictured=True)
+        optimizer.step(has_images=True)
     assert not optimizer.flat[zero].any()
     assert optimizer.flat[~zero].all()

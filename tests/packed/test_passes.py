@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vlmtune.data.collate import PixelFormat
 from vlmtune.data.encoded_example import ANSWER, IGNORED, TEMPLATE, EncodedExample
-from vlmtune.packed.passes import ROWS, PassRow, batch_of, bucket_length, bucket_rows, cut_passes
+from vlmtune.packed.passes import ROW_BUCKETS, PassRow, bucket_length, bucket_rows, cut_passes, make_batch
 
 NOTHING = torch.zeros(1)
 
@@ -30,7 +30,7 @@ def test_a_bucket_of_length_holds_the_row_and_little_more(tokens: int):
     assert bucket_length(bucket_length(tokens)) == bucket_length(tokens)
 
 
-@pytest.mark.parametrize("rows", range(1, ROWS[-1] + 1))
+@pytest.mark.parametrize("rows", range(1, ROW_BUCKETS[-1] + 1))
 def test_a_bucket_of_rows_holds_them_and_little_more(rows: int):
     assert rows <= bucket_rows(rows) <= rows * 4 / 3 + 1
     assert bucket_rows(bucket_rows(rows)) == bucket_rows(rows)
@@ -49,7 +49,7 @@ def test_passes_hold_every_row_once_and_no_row_pays_for_a_longer_one(
     assert sorted(id(one) for part in passes for one in part) == sorted(map(id, rows))
     for part in passes:
         lengths = {bucket_length(len(one.example.input_ids)) for one in part}
-        assert len(lengths) == len({one.pictured for one in part}) == 1
+        assert len(lengths) == len({one.has_image for one in part}) == 1
         assert len(part) == 1 or bucket_rows(len(part)) * lengths.pop() <= tokens
         owners = [one.owner for one in part]
         assert owners == sorted(owners), "rows of one trial stand together"
@@ -58,7 +58,7 @@ def test_passes_hold_every_row_once_and_no_row_pays_for_a_longer_one(
 def test_a_batch_is_filled_up_with_rows_that_count_nothing():
     meta = SimpleNamespace(pad_token_id=0, pixels=PixelFormat(raw=False))
     rows = [row("a", 20), row("a", 30), row("b", 17), row("b", 18), row("c", 25)]
-    batch = batch_of(rows, meta, torch.device("cpu"), torch.float32)
+    batch = make_batch(rows, meta, torch.device("cpu"), torch.float32)
     assert batch["input_ids"].shape == (6, 32)
     assert (batch["labels"] != IGNORED).sum(1).tolist() == [1, 1, 1, 1, 1, 0]
     assert batch["attention_mask"].sum(1).tolist() == [20, 30, 17, 18, 25, 25]

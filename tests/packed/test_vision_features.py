@@ -16,7 +16,6 @@ from vlmtune.data.encoded_example import ANSWER, IMAGE, EncodedExample
 from vlmtune.data.store import Store
 from vlmtune.model.memory import Plan
 from vlmtune.model.step import AcceleratedStep
-from vlmtune.packed import packed_model
 from vlmtune.packed.layers import RowAdapters
 from vlmtune.packed.packed_model import PackedModel
 from vlmtune.packed.passes import PassRow
@@ -39,7 +38,7 @@ def run(
     name = rows.split()[1]
     packed = make_engine(values_of(stores[rows], models / name, **shared), stores[rows], folder)
     if limit is not None:
-        packed.engine.model.features.limit = limit
+        packed.engine.model.features.max_bytes = limit
     calls: list[int] = []
     tower = getattr(packed.engine.model.base.base_model, TOWER[name])
     tower.register_forward_hook(
@@ -60,9 +59,9 @@ def test_training_with_kept_features_is_training_with_pixels(
     kept, once = run(rows, stores, models, tmp_path / "kept")
     pixels, again = run(rows, stores, models, tmp_path / "pixels", limit=0)
     features = kept.engine.model.features
-    assert len(once) == len(features.kept) > 0, "each row by itself, and once"
+    assert len(once) == len(features.cached) > 0, "each row by itself, and once"
     assert len(once) < sum(again) / 4
-    assert features.size == sum(one.numel() * one.element_size() for one in features.kept.values())
+    assert features.bytes == sum(one.numel() * one.element_size() for one in features.cached.values())
     for trial in TRIALS:
         assert kept.losses(trial) == pytest.approx(pixels.losses(trial), rel=1e-4)
         assert difference(kept.adapter(trial), pixels.adapter(trial)) < 1e-5
@@ -73,13 +72,13 @@ def test_rows_without_room_are_computed_each_time_and_where_most_have_none_pixel
 ):
     rows = "mall llava"
     all_kept, once = run(rows, stores, models, tmp_path / "all")
-    size = all_kept.engine.model.features.size
+    size = all_kept.engine.model.features.bytes
     some, more = run(rows, stores, models, tmp_path / "some", limit=size * 0.7)
-    assert 0 < some.engine.model.features.size <= size * 0.7
+    assert 0 < some.engine.model.features.bytes <= size * 0.7
     assert len(once) < len(more)
     assert set(more) == {1}
     few, calls = run(rows, stores, models, tmp_path / "few", limit=size * 0.2)
-    assert few.engine.model.features.size == 0
+    assert few.engine.model.features.bytes == 0
     assert max(calls) > 1
     for other in (some, few):
         assert difference(other.adapter("a"), all_kept.adapter("a")) < 1e-5
@@ -97,9 +96,9 @@ def test_they_go_first_when_memory_runs_out(
             raise torch.OutOfMemoryError("injected after the backward pass")
         return gradients(self)
 
-    monkeypatch.setattr(packed_model.RowAdapters, "gradients", full_once)
+    monkeypatch.setattr(RowAdapters, "gradients", full_once)
     full, _ = run("mall llava", stores, models, tmp_path / "full")
-    assert full.engine.model.features.size == 0
+    assert full.engine.model.features.bytes == 0
     assert asked[2] == asked[3], "the same rows again, all together"
     for trial in TRIALS:
         assert difference(full.adapter(trial), roomy.adapter(trial)) < 1e-5
@@ -137,12 +136,12 @@ def test_features_of_pictures_of_different_size(stores: dict[str, Store]) -> Non
     )
     meta = replace(stores["mall llava"].meta, pixels=PixelFormat(raw=False), pad_token_id=0)
     rows = [pictured_row(number, side, picture) for number, side in enumerate((2, 4, 4))]
-    features = VisionFeatures(base, meta, rows=3, limit=1e9)
+    features = VisionFeatures(base, meta, total_rows=3, max_bytes=1e9)
     plan = Plan(resident=False, checkpointing=False, micro_batch=3, compiled=False)
     model = PackedModel(AcceleratedStep(base, plan, print), meta, 1000, features)
     kept = model.losses(rows)
-    assert sorted(len(one) for one in features.kept.values()) == [1, 4, 4]
-    features.drop()
+    assert sorted(len(one) for one in features.cached.values()) == [1, 4, 4]
+    features.disable()
     pixels = model.losses(rows)
     for row in rows:
         assert kept.rows[id(row)][0].item() == pytest.approx(pixels.rows[id(row)][0].item(), rel=1e-5)
@@ -171,8 +170,8 @@ def test_kept_features_on_a_gpu(rows: str, stores: dict[str, Store], models: Pat
     shared = {"use_cpu": False, "dtype": "float32", "torch_compile": False}
     kept, once = run(rows, stores, models, tmp_path / "kept", **shared)
     pixels, _ = run(rows, stores, models, tmp_path / "pixels", limit=0, **shared)
-    assert len(kept.engine.model.features.kept) > 0
-    assert len(once) <= len(kept.engine.model.features.kept), "recorded, its hooks do not run"
+    assert len(kept.engine.model.features.cached) > 0
+    assert len(once) <= len(kept.engine.model.features.cached), "recorded, its hooks do not run"
     for trial in TRIALS:
         assert kept.losses(trial) == pytest.approx(pixels.losses(trial), rel=1e-4)
         assert difference(kept.adapter(trial), pixels.adapter(trial)) < 1e-3

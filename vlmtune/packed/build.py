@@ -1,5 +1,4 @@
-"""What an engine needs before its first trial: whether these settings can be packed, the plan of its memory,
-and the base made ready."""
+"""Builds the model of an engine: plans its memory for as many trials as fit, and loads the frozen base."""
 
 from __future__ import annotations
 
@@ -16,66 +15,43 @@ from vlmtune.console import labelled
 from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
-from vlmtune.errors import ConfigError, DoesNotFitError
+from vlmtune.errors import DoesNotFitError
 from vlmtune.model.base import base_of
 from vlmtune.model.memory import Plan, halves
 from vlmtune.model.step import AcceleratedStep
-from vlmtune.packed.optim import OPTIMIZERS
 from vlmtune.packed.packed_model import PackedModel
-from vlmtune.packed.passes import ROWS, bucket_length
+from vlmtune.packed.passes import ROW_BUCKETS, bucket_length
 from vlmtune.packed.vision_features import VisionFeatures
 from vlmtune.training.needs import recordable
 from vlmtune.training.setup import plan_step
 
-# Tokens of a pass that keep the device busy; more cost memory and bring little.
-GOOD_TOKENS = {"cuda": 10240, "cpu": 2048}
-FEATURES = 2 * 2**30  # bytes that the pictures' features may take without a GPU
-FEATURES_SHARE = 0.8  # on a GPU, of the memory that the plan leaves free
-FEWEST_TRIALS, MOST_TRIALS = 4, 16  # at once in an engine, where nobody says otherwise
-
-
-def not_packable(settings: Settings) -> str | None:
-    """Which of the options keeps these settings from training packed, in a few words; None if none does."""
-    model = settings.model
-    reasons = {
-        "use_dora": settings.lora.use_dora,
-        "lora_modules_to_save": bool(settings.lora.modules_to_save),
-        "lora_vision": settings.lora.vision,
-        "llm_int8, with which a row's result depends on its neighbours": model.llm_int8,
-        "fp16": bool(settings.training.fp16),
-        "bf16 over a float32 base": bool(settings.training.bf16) and model.dtype == "float32",
-        f"optim {settings.training.optim}": settings.training.optim not in OPTIMIZERS,
-        "neftune_noise_alpha": settings.training.neftune_noise_alpha is not None,
-        "gradient_checkpointing_kwargs": bool(settings.training.gradient_checkpointing_kwargs),
-        "logging_nan_inf_filter": bool(settings.training.logging_nan_inf_filter),
-        "eval_on_start": bool(settings.training.eval_on_start),
-        f"num_workers {settings.run.num_workers}, whose number may change": isinstance(
-            settings.run.workers, tuple
-        ),
-        "trust_remote_code, for a model whose layers are not known": bool(settings.model.trust_remote_code),
-    }
-    return next((reason for reason, there in reasons.items() if there), None)
-
-
-def check_packable(settings: Settings) -> None:
-    """Raises ConfigError for settings that cannot be trained packed."""
-    if (reason := not_packable(settings)) is not None:
-        raise ConfigError(f"--trial_runner packed: cannot train {reason}; use --trial_runner isolated")
+# Tokens of a pass that keep the device busy. More of them need memory and bring little.
+EFFICIENT_TOKENS = {"cuda": 10240, "cpu": 2048}
+FEATURE_BYTES = 2 * 2**30  # for cached vision features, without a GPU
+FEATURE_FRACTION = 0.8  # for cached vision features on a GPU, of the memory that the plan leaves free
+MIN_TRIALS, MAX_TRIALS = 4, 16  # of an engine, where --max_concurrent_trials is not given
 
 
 @dataclass(frozen=True)
-class Passes:
-    """How an engine's passes are run: so many trials at once, at most `rows` rows of `longest` tokens, of
-    `kept` training rows."""
+class EnginePlan:
+    """How an engine's passes are run.
 
-    plan: Plan
+    Attributes:
+        step: how the base is loaded and its steps are run.
+        trials: how many train at once.
+        rows: rows of a pass, at most, where the step's plan does not set it.
+        longest: tokens of the longest row, padding included.
+        train_rows: how many rows are trained on.
+    """
+
+    step: Plan
     trials: int
     rows: int
     longest: int
-    kept: int
+    train_rows: int
 
 
-def packed_model(
+def build_model(
     settings: Settings,
     store: Store,
     trials: int,
@@ -83,12 +59,15 @@ def packed_model(
     note: Callable[[str], None],
     largest: Settings | None = None,
 ) -> tuple[PackedModel, int]:
-    """The base of the settings on this process's device, and how many trials of at most `rank` can train
-    over it at once, up to `trials`.
+    """Load the base of the settings on this process's device.
 
     Args:
-        largest: what to plan the memory for, if a GPU has so much; otherwise it is planned for the settings
-        themselves.
+        trials: how many shall train at once, at most.
+        rank: the highest LoRA rank among them.
+        largest: settings to plan the memory for, if a GPU has enough; else it is planned for `settings`.
+
+    Returns:
+        The model, and how many trials can train over it at once.
 
     Raises:
         DoesNotFitError: not even one row at a time would fit in the GPU's memory.
@@ -96,34 +75,60 @@ def packed_model(
     transformers_logging.disable_progress_bar()
     gpu = torch.cuda.is_available() and not settings.run.use_cpu
     device = torch.device("cuda" if gpu else "cpu")
+    plan = _plan_largest(settings, largest, store, trials, rank, device, note)
+    if plan.trials < trials:
+        room = f"is there for {plan.trials} of {trials} trials at once"
+        note(labelled("Memory", f"{room}; the others wait"))
+    base = base_of(settings, device, resident=plan.step.resident)
+    if plan.step.checkpointing:
+        base.gradient_checkpointing_enable()
+    step = AcceleratedStep(base, plan.step, note)
+    features = VisionFeatures(
+        base,
+        store.meta,
+        total_rows=plan.train_rows + len(store.rows_of(EVAL)),
+        max_bytes=plan.step.spare * FEATURE_FRACTION if gpu else FEATURE_BYTES,
+    )
+    max_tokens = (plan.step.micro_batch if gpu else plan.rows) * plan.longest
+    model = PackedModel(step, store.meta, max_tokens, features)
+    if gpu and recordable(settings, packed=True) and not plan.step.checkpointing:
+        step.capture(model.adapters.leaves)
+    if not gpu:
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    return model, plan.trials
+
+
+def trials_at_once(settings: Settings, store: Store, device: str) -> int:
+    """How many trials keep an engine on "cuda" or "cpu" busy.
+
+    More of them would start before the search has learnt from the others.
+    """
+    rows = fitting_rows(store, settings.training.max_length, "skip")
+    longest = bucket_length(_longest(settings, store, rows))
+    trial_tokens = longest * settings.training.per_device_train_batch_size
+    trials: int = -(-EFFICIENT_TOKENS[device] // trial_tokens)
+    return min(max(trials, MIN_TRIALS), MAX_TRIALS)
+
+
+def _plan_largest(
+    settings: Settings,
+    largest: Settings | None,
+    store: Store,
+    trials: int,
+    rank: int,
+    device: torch.device,
+    note: Callable[[str], None],
+) -> EnginePlan:
+    """The plan for `largest`, or for `settings` where `largest` does not fit."""
     try:
-        passes = _plan(largest or settings, store, trials, rank, device, note)
+        return _plan(largest or settings, store, trials, rank, device, note)
     except DoesNotFitError:
         if largest is None:
             raise
-        passes = _plan(settings, store, trials, settings.lora.r, device, note)
-        smaller = "and not for the largest trial of the search space"
-        note(labelled("", f"{smaller}: trials that need more end as INFEASIBLE"))
-    plan = passes.plan
-    if passes.trials < trials:
-        room = f"is there for {passes.trials} of {trials} trials at once"
-        note(labelled("Memory", f"{room}; the others wait"))
-    base = base_of(settings, device, resident=plan.resident)
-    if plan.checkpointing:
-        base.gradient_checkpointing_enable()
-    step = AcceleratedStep(base, plan, note)
-    every = passes.kept + len(store.rows_of(EVAL))
-    features = VisionFeatures(
-        base, store.meta, rows=every, limit=plan.spare * FEATURES_SHARE if gpu else FEATURES
-    )
-    model = PackedModel(
-        step, store.meta, (plan.micro_batch if gpu else passes.rows) * passes.longest, features
-    )
-    if gpu and recordable(settings, packed=True) and not plan.checkpointing:
-        step.capture(model.leaves)
-    if not gpu:
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-    return model, passes.trials
+    plan = _plan(settings, store, trials, settings.lora.r, device, note)
+    smaller = "and not for the largest trial of the search space"
+    note(labelled("", f"{smaller}: trials that need more end as INFEASIBLE"))
+    return plan
 
 
 def _plan(
@@ -133,48 +138,30 @@ def _plan(
     rank: int,
     device: torch.device,
     note: Callable[[str], None],
-) -> Passes:
-    """Passes for as many trials as there is memory for.
+) -> EnginePlan:
+    """The plan for as many trials as there is memory for.
 
     Raises:
-        DoesNotFitError: there is none for one row of one trial.
+        DoesNotFitError: one row of one trial does not fit.
     """
     kept = fitting_rows(store, settings.training.max_length, "skip")
     longest = bucket_length(_longest(settings, store, kept))
-    for at_once in halves(trials):
-        rows = min(
-            ROWS[-1],
-            max(
-                1,
-                min(
-                    at_once * settings.training.per_device_train_batch_size,
-                    GOOD_TOKENS[device.type] // longest,
-                ),
-            ),
-        )
-        load = {"packed": at_once, "rank": rank, "batch": rows, "length": longest}
+    batch = settings.training.per_device_train_batch_size
+    for count in halves(trials):
+        rows = min(ROW_BUCKETS[-1], max(1, min(count * batch, EFFICIENT_TOKENS[device.type] // longest)))
+        load = {"packed": count, "rank": rank, "batch": rows, "length": longest}
         try:
-            plan = plan_step(settings, store, kept, 1, note, runs=settings.search.num_samples, **load)
+            step = plan_step(settings, store, kept, 1, note, runs=settings.search.num_samples, **load)
         except DoesNotFitError:
-            if at_once == 1:
+            if count == 1:
                 raise
         else:
-            return Passes(plan, at_once, rows, longest, len(kept))
+            return EnginePlan(step, count, rows, longest, len(kept))
     raise AssertionError
 
 
-def trials_at_once(settings: Settings, store: Store, device: str) -> int:
-    """How many trials keep an engine on "cuda" or "cpu" busy; more would only begin before the search has
-    learnt from the others."""
-    longest = bucket_length(
-        _longest(settings, store, fitting_rows(store, settings.training.max_length, "skip"))
-    )
-    filling: int = -(-GOOD_TOKENS[device] // (longest * settings.training.per_device_train_batch_size))
-    return min(max(filling, FEWEST_TRIALS), MOST_TRIALS)
-
-
 def _longest(settings: Settings, store: Store, kept: np.ndarray) -> int:
-    """Tokens of the longest row that is trained on."""
+    """Tokens of the longest row that is trained on, among the training rows `kept`."""
     longest = int(store.column("tokens")[store.rows_of(TRAIN)[kept]].max())
     limit: int | None = settings.training.max_length
     return longest if limit is None else min(longest, limit)

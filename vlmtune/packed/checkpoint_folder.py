@@ -1,5 +1,4 @@
-"""Checkpoints of packed trials: a folder or URI a trial, in which the latest whole checkpoint is the one
-that counts."""
+"""A packed trial's folder or URI of checkpoints, of which the latest complete one counts."""
 
 from __future__ import annotations
 
@@ -14,65 +13,76 @@ import pyarrow.fs as pafs
 
 from vlmtune.storage import filesystem, write_json
 
-REPORT = "report.json"  # in a checkpoint, written last: the metrics that came with it
+REPORT_FILE = (
+    "report.json"  # of a checkpoint: the metrics reported with it. Written last, it marks it complete.
+)
 
 
-def save_checkpoint(write: Callable[[Path], None], folder: str, metrics: dict[str, Any]) -> None:
-    """Let `write` fill `folder` (`.../checkpoint-STEP`), or a local one that is brought there, and delete
-    the trial's earlier ones."""
-    fs, inner = filesystem(folder)
-    fs.create_dir(inner, recursive=True)
+def write_checkpoint(write: Callable[[Path], None], folder: str, metrics: dict[str, Any]) -> None:
+    """Write a checkpoint, and delete the trial's other ones.
+
+    Args:
+        write: fills a local folder.
+        folder: `.../checkpoint-STEP`, a folder or URI.
+        metrics: that were reported with it.
+    """
+    fs, path = filesystem(folder)
+    fs.create_dir(path, recursive=True)
     if isinstance(fs, pafs.LocalFileSystem):
-        write(Path(inner))
+        write(Path(path))
     else:
         with tempfile.TemporaryDirectory() as local:
             write(Path(local))
-            pafs.copy_files(local, inner, destination_filesystem=fs)
-    write_json(f"{folder}/{REPORT}", metrics)
-    parent, _, name = inner.rpartition("/")
-    for step, path in _whole(fs, parent):
+            pafs.copy_files(local, path, destination_filesystem=fs)
+    write_json(f"{folder}/{REPORT_FILE}", metrics)
+    parent, _, name = path.rpartition("/")
+    for step, other in _complete_checkpoints(fs, parent):
         if step != _step(name):
-            fs.delete_dir(path)
+            fs.delete_dir(other)
 
 
-def last_report(folder: str) -> dict[str, Any] | None:
-    """The metrics of the latest whole checkpoint of a trial; None if there is none."""
-    fs, inner = filesystem(folder)
-    whole = _whole(fs, inner)
-    if not whole:
+def read_last_report(folder: str) -> dict[str, Any] | None:
+    """The metrics of a trial's latest complete checkpoint; None if there is none."""
+    fs, path = filesystem(folder)
+    complete = _complete_checkpoints(fs, path)
+    if not complete:
         return None
-    with fs.open_input_stream(f"{max(whole)[1]}/{REPORT}") as stream:
+    with fs.open_input_stream(f"{max(complete)[1]}/{REPORT_FILE}") as stream:
         metrics: dict[str, Any] = json.loads(stream.read())
     return metrics
 
 
+def has_ended(report: dict[str, Any]) -> bool:
+    """Whether these are the metrics of a trial's last evaluation."""
+    return bool(report["step"] >= report["max_steps"])
+
+
 @contextmanager
-def last_checkpoint(folder: str) -> Iterator[str | None]:
-    """A local copy of the latest whole checkpoint of a trial, for as long as the block runs; None if there
-    is none."""
-    fs, inner = filesystem(folder)
-    whole = _whole(fs, inner)
-    if not whole:
+def fetch_last_checkpoint(folder: str) -> Iterator[str | None]:
+    """A local copy of a trial's latest complete checkpoint while the block runs; None if there is none."""
+    fs, path = filesystem(folder)
+    complete = _complete_checkpoints(fs, path)
+    if not complete:
         yield None
         return
     with tempfile.TemporaryDirectory() as local:
-        pafs.copy_files(max(whole)[1], local, source_filesystem=fs)
+        pafs.copy_files(max(complete)[1], local, source_filesystem=fs)
         yield local
 
 
-def _whole(fs: pafs.FileSystem, folder: str) -> list[tuple[int, str]]:
-    """(step, path) of the checkpoints in a trial's folder that were written to their end."""
+def _complete_checkpoints(fs: pafs.FileSystem, folder: str) -> list[tuple[int, str]]:
+    """(step, path) of each checkpoint of a trial that was written to its end."""
     entries = fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
-    found = [
+    paths = [
         entry.path
         for entry in entries
         if entry.type == pafs.FileType.Directory and entry.base_name.startswith("checkpoint-")
     ]
-    marks = fs.get_file_info([f"{path}/{REPORT}" for path in found])
+    reports = fs.get_file_info([f"{path}/{REPORT_FILE}" for path in paths])
     return [
         (_step(path), path)
-        for path, mark in zip(found, marks, strict=True)
-        if mark.type == pafs.FileType.File
+        for path, report in zip(paths, reports, strict=True)
+        if report.type == pafs.FileType.File
     ]
 
 

@@ -1,355 +1,173 @@
-"""An engine as a Ray actor: one to a GPU. Trials call it; its own thread trains.
+"""An engine as a Ray actor, one on each GPU. Trials call it, and its own thread trains.
 
-A call may come twice, because Ray or a trial that was started again repeats it: joining is by the trial's
-id, and reports are asked for by
-their number. An engine that died comes back empty, and its trials join again from their checkpoints.
+Calls may be repeated, by Ray or by a trial's process that was started again. Joining is therefore idempotent
+by the trial's id, and reports are asked for by number. An engine that died comes back without trials; they
+join again from their checkpoints.
 
-Every process that is given an engine's handle imports this module, each trial's too. So what imports torch
-is imported in methods.
+Every process that gets an engine's handle imports this module, each trial's process too. So methods import
+what needs torch.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
-from concurrent.futures import Future
-from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import ray
-from ray.actor import ActorHandle
-from ray.exceptions import RayTaskError
-
-from vlmtune.background import in_background
-from vlmtune.console import labelled
 from vlmtune.errors import UserError
-from vlmtune.packed.messages import NOTES, UnknownTrialError
-
-logger = logging.getLogger(__name__)
+from vlmtune.packed.engine_loop import EngineLoop
+from vlmtune.packed.messages import NoteLog, TrialReport, TrialRequest, Vacancy
+from vlmtune.packed.seats import Seat, Seats
 
 if TYPE_CHECKING:
+    from vlmtune.config.settings import Settings
     from vlmtune.data.store import Store
     from vlmtune.packed.engine import Engine
-    from vlmtune.packed.messages import TrialReport
-    from vlmtune.packed.slot import Slot
-    from vlmtune.training.launch import Progress
-
-IDLE = 1.0  # seconds after which an engine without work looks whether its checkpoints were written
-# reports that a trial may have unread before it waits: it trains on while the search decides about the last
-# one
-AHEAD = 2
-FORGOTTEN_AFTER = 600.0  # seconds in which nobody asked for a waiting trial: its process is gone for good
-MAX_RESTARTS = 8
-# seconds that an engine may start after the first one, at least, before the search goes on without it
-LATER = 30.0
-CALLS_AT_ONCE = (
-    256  # every trial waits in a call of its own, and those without a place in one or two at each engine
-)
-ENGINE_CPUS = 0.9  # that an engine without a GPU asks Ray for, and one with a GPU: it keeps a core busy
 
 
 class EngineActor:
-    """See `Engine` for the arguments. The base is loaded at the first call that needs it, also after a
-    restart."""
+    """Loads its base at the first call that needs it, also after a restart.
+
+    Args:
+        settings, store, rank, largest: as for `Engine`.
+        trials: how many shall train at once.
+    """
 
     def __init__(
-        self,
-        values: dict[str, Any],
-        store: Store,
-        trials: int,
-        rank: int,
-        largest: dict[str, Any] | None = None,
+        self, settings: Settings, store: Store, trials: int, rank: int, largest: Settings | None = None
     ) -> None:
-        self.values, self.store, self.trials, self.rank, self.largest = values, store, trials, rank, largest
-        self.changed = threading.Condition()
-        self.notes: list[str] = []
-        self.told = 0  # of the notes
+        self.settings, self.store, self.rank, self.largest = settings, store, rank, largest
+        self.seats = Seats(trials)
+        self.changed = self.seats.changed
+        self.notes = NoteLog()
+        early_stopping = settings.search.early_stopping != "none"
+        self.loop = EngineLoop(self.seats, self.notes, early_stopping=early_stopping)
         self.engine: Engine | None = None
-        self.training: Future[None] | None = None
-        self.failure: UserError | None = None  # why it could not start
-        self.coming: set[str] = set()  # those that have a place and are being made ready
-        self.joining: dict[str, tuple[Slot, str]] = {}
-        self.leaving: set[str] = set()
-        self.reports: dict[str, list[TrialReport]] = {}
-        self.taken: dict[str, int] = {}
-        self.asked: dict[str, float] = {}
-        self.reported = False  # since the last round began
+        self.start_error: UserError | None = None
 
     def start(self) -> None:
-        """Load the base and begin.
+        """Load the base and start the thread that trains.
 
         Raises:
-            UserError: it cannot be loaded, or does not fit.
+            UserError: the base cannot be loaded, or does not fit.
         """
         from vlmtune.packed.engine import Engine
 
         with self.changed:
-            if self.engine is None:
-                try:
-                    self.engine = Engine(
-                        self.values,
-                        self.store,
-                        trials=self.trials,
-                        rank=self.rank,
-                        deliver=self._deliver,
-                        note=self.notes.append,
-                        largest=self.largest,
-                    )
-                except UserError as error:
-                    self.failure = error  # else it would look like the engine with most room
-                    raise
-                self.failure = None
-                self.trials = self.engine.trials
-                self.training = in_background(partial(self._train, self.engine), "training")
-                self.training.add_done_callback(lambda _: self._notify())
+            if self.engine is not None:
+                return
+            try:
+                self.engine = Engine(
+                    self.settings,
+                    self.store,
+                    trials=self.seats.places,
+                    rank=self.rank,
+                    deliver=self.loop.deliver,
+                    note=self.notes.add,
+                    on_end=self.loop.end_seat,
+                    largest=self.largest,
+                )
+            except UserError as error:
+                # `find_place` raises it: with no trials this looks like the engine with the most free places.
+                self.start_error = error
+                raise
+            self.start_error = None
+            self.seats.places = self.engine.max_trials
+            self.loop.start(self.engine)
 
-    def news(self) -> list[str]:
-        """What was noted since it was told last. It comes with the next report, as `NOTES`, where nobody
-        asks."""
+    def take_notes(self) -> list[str]:
+        """Lines noted since the last call or report, which carries them as `NOTES`."""
         with self.changed:
-            told, self.told = self.told, len(self.notes)
-            return self.notes[told:]
+            return self.notes.take_unsent()
 
-    def room(self, trial_id: str, seconds: float = 0.0) -> tuple[bool, int]:
-        """Whether the trial is here, and for how many more there are places; if there is none, waits so long
-        for one.
+    def find_place(self, trial_id: str, wait_s: float = 0.0) -> Vacancy:
+        """Whether the trial is here, and how many places are free; waits up to `wait_s` for one.
 
         Raises:
-            Exception: what has ended the engine's thread, or kept it from starting.
+            Exception: what has ended the training thread, or kept it from starting.
         """
-
-        def here() -> bool:
-            return trial_id in self.reports or trial_id in self.coming
-
         with self.changed:
-            self.changed.wait_for(lambda: here() or self._places() > 0 or self._stopped(), timeout=seconds)
-            self._raise_of_training()
-            if self.failure is not None:
-                raise self.failure
-            return here(), self._places()
+            self.changed.wait_for(
+                lambda: self._has(trial_id) or self.seats.free_places > 0 or self.loop.stopped, timeout=wait_s
+            )
+            self.loop.raise_error()
+            if self.start_error is not None:
+                raise self.start_error
+            return Vacancy(self._has(trial_id), self.seats.free_places)
 
-    def join(
-        self,
-        trial_id: str,
-        values: dict[str, Any],
-        folder: str,
-        runs_dir: str,
-        progress: Progress | None = None,
-    ) -> bool:
-        """Take a trial in, from its last checkpoint in `folder` if there is one; one that is here already
-        stays as it is.
+    def join(self, request: TrialRequest) -> bool:
+        """Take a trial in, from its last checkpoint if there is one. A trial that is here stays as it is.
 
-        Returns whether there was a place. Who asked for room before may come too late.
+        Returns:
+            Whether there was a place. Other trials may have taken the one that `find_place` has found.
 
         Raises:
-            UserError: its values cannot be trained.
+            UserError: its settings cannot be trained.
         """
         self.start()
+        trial_id = request.trial_id
         with self.changed:
-            if trial_id in self.reports and trial_id not in self.leaving:
+            self.changed.wait_for(lambda: not self.seats.is_leaving(trial_id) or self.loop.stopped)
+            if self.seats.has_joined(trial_id):
                 return True
-            self.changed.wait_for(lambda: trial_id not in self.leaving or self._stopped())
-            self._raise_of_training()
-            if trial_id not in self.coming and self._places() <= 0:
-                return False
-            self.coming.add(trial_id)
+            self.loop.raise_error()
+            seat = self.seats.claim(trial_id)
+        if seat is None:
+            return False
         try:
-            self._make_ready(trial_id, values, folder, runs_dir, progress)
+            self._prepare(seat, request)
         finally:
             with self.changed:
-                self.coming.discard(trial_id)
+                self.seats.cancel(seat)  # does nothing after success
                 self.changed.notify_all()
         return True
 
-    def _make_ready(
-        self, trial_id: str, values: dict[str, Any], folder: str, runs_dir: str, progress: Progress | None
-    ) -> None:
-        """Let the engine take a trial that is coming in before its next round; what has ended has its last
-        report once more."""
-        from vlmtune.packed.checkpoint_folder import last_checkpoint, last_report
-        from vlmtune.packed.messages import TrialReport
-        from vlmtune.training.gauges import Gauges
-
-        assert self.engine is not None
-        self.engine.settle(trial_id)
-        last, slot = last_report(folder), None
-        ended = last is not None and last["step"] >= last["max_steps"]
-        if not ended:
-            with last_checkpoint(folder) as checkpoint:
-                slot = self.engine.slot(
-                    trial_id,
-                    values,
-                    runs_dir=runs_dir,
-                    checkpoint=checkpoint,
-                    progress=Gauges(trial_id, 0, progress),
-                )
-        with self.changed:
-            if trial_id not in self.coming:  # it has left meanwhile, or came twice
-                if slot is not None:
-                    slot.meter.close()
-                return
-            self.coming.discard(trial_id)
-            if slot is not None:
-                self.joining[trial_id] = slot, folder
-            self.reports[trial_id] = [TrialReport(last, True)] if last is not None and ended else []
-            self.taken[trial_id], self.asked[trial_id] = 0, time.monotonic()
-
-    def _places(self) -> int:
-        there = (
-            self.coming
-            | self.joining.keys()
-            | (self.engine.slots.keys() if self.engine is not None else set())
-        )
-        return self.trials - len(there - self.leaving)
-
-    def wait(self, trial_id: str, number: int, seconds: float) -> tuple[dict[str, Any], bool] | None:
-        """The trial's report of this number, from 0, since it joined, and whether it is the last; None if it
-        is not there in time.
+    def wait_for_report(self, trial_id: str, number: int, wait_s: float) -> TrialReport | None:
+        """The trial's report of this number, from 0, since it joined; None if it does not come in time.
 
         Raises:
-            UnknownTrialError: it has to join again.
+            UnknownTrialError: the trial has to join again.
         """
         with self.changed:
-            if trial_id not in self.reports:
-                raise UnknownTrialError(trial_id)
-            self.taken[trial_id], self.asked[trial_id] = number, time.monotonic()
-            self.changed.notify_all()  # it may have waited to be asked
-            self.changed.wait_for(
-                lambda: len(self.reports.get(trial_id, ())) > number or self._stopped(), timeout=seconds
-            )
-            self.asked[trial_id] = time.monotonic()
-            self._raise_of_training()
-            reports = self.reports.get(trial_id, [])
-            return (reports[number].metrics, reports[number].last) if len(reports) > number else None
+            seat = self.seats.joined(trial_id)
+            seat.next_report, seat.last_polled = number, time.monotonic()
+            self.changed.notify_all()  # the trial or the next round may have waited for this call
+            self.changed.wait_for(lambda: len(seat.reports) > number or self.loop.stopped, timeout=wait_s)
+            seat.last_polled = time.monotonic()
+            self.loop.raise_error()
+            return seat.reports[number] if len(seat.reports) > number else None
 
     def leave(self, trial_id: str) -> None:
         """Let a trial go and forget it."""
         with self.changed:
-            self.coming.discard(trial_id)
-            if trial_id in self.joining:
-                self.joining.pop(trial_id)[0].meter.close()
-            self.reports.pop(trial_id, None)
-            if self.engine is not None and trial_id in self.engine.slots:
-                self.leaving.add(trial_id)
+            slot = self.seats.leave(trial_id)
+            if slot is not None:
+                slot.close()
             self.changed.notify_all()
 
-    def _stopped(self) -> bool:
-        return self.training is not None and self.training.done()
+    def _prepare(self, seat: Seat, request: TrialRequest) -> None:
+        """Make a trial's slot, or find that the trial has ended already."""
+        from vlmtune.packed.checkpoint_folder import fetch_last_checkpoint, has_ended, read_last_report
+        from vlmtune.training.gauges import Gauges
 
-    def _raise_of_training(self) -> None:
-        if self.training is not None and self.training.done():
-            self.training.result()
-
-    def _notify(self) -> None:
-        with self.changed:
-            self.changed.notify_all()
-
-    def _deliver(self, trial_id: str, report: TrialReport) -> None:
-        with self.changed:
-            if trial_id in self.reports:
-                notes = self.news()
-                self.reports[trial_id].append(
-                    replace(report, metrics={**report.metrics, NOTES: notes}) if notes else report
-                )
-                self.reported = True
-            self.changed.notify_all()
-
-    def _train(self, engine: Engine) -> None:
-        while True:
-            if engine.early_stopping and self.reported:
-                self._let_the_search_decide(engine)
+        assert self.engine is not None
+        self.engine.checkpoints.wait_for(request.trial_id)
+        last = read_last_report(request.folder)
+        if last is not None and has_ended(last):
             with self.changed:
-                self.reported = False
-                parked = self._let_in_and_out(engine)
-                if not engine.slots.keys() - parked:
-                    self.changed.wait(timeout=IDLE)
-            engine.round(
-                parked
-            )  # does nothing without a trial, but to raise what kept a checkpoint from being written
-
-    def _let_the_search_decide(self, engine: Engine) -> None:
-        """Wait until the trials that have reported are stopped or asked to go on, for at most half the time
-        that their next rows take.
-
-        A trial that is stopped would train them for nothing.
-        """
-
-        def undecided() -> int:
-            return sum(0 < self._unread(name) < AHEAD for name in engine.slots.keys() - self.leaving)
-
+                self.seats.seat_ended(seat, TrialReport(last, last=True))
+            return
+        with fetch_last_checkpoint(request.folder) as checkpoint:
+            slot = self.engine.slot_factory.make(
+                request.trial_id,
+                request.settings,
+                folder=request.folder,
+                runs_dir=request.runs_dir,
+                checkpoint=checkpoint,
+                progress=Gauges(request.trial_id, 0, request.progress),
+            )
         with self.changed:
-            limit = engine.round_seconds * undecided() / max(len(engine.slots), 1) / 2
-            self.changed.wait_for(lambda: not undecided(), timeout=limit)
+            if not self.seats.seat_slot(seat, slot):
+                slot.close()
 
-    def _unread(self, trial_id: str) -> int:
-        """Reports that nobody has asked for; `AHEAD` of a trial that was forgotten."""
-        return len(self.reports[trial_id]) - self.taken[trial_id] if trial_id in self.reports else AHEAD
-
-    def _let_in_and_out(self, engine: Engine) -> set[str]:
-        """Between rounds: trials that leave or join; returns those that wait until somebody takes their
-        reports."""
-        parked = {name for name in engine.slots if self._unread(name) >= AHEAD}
-        forgotten = {
-            name for name in parked if time.monotonic() - self.asked.get(name, 0.0) > FORGOTTEN_AFTER
-        }
-        for trial_id in self.leaving | forgotten:
-            engine.leave(trial_id)
-        for trial_id in forgotten:
-            self.reports.pop(trial_id, None)  # whoever asks after all has to join again
-        self.leaving.clear()
-        while self.joining:
-            engine.join(*self.joining.pop(next(iter(self.joining))))
-        self.changed.notify_all()
-        return parked
-
-
-def start_engines(
-    values: dict[str, Any],
-    store: Store,
-    *,
-    count: int,
-    trials: int,
-    rank: int,
-    gpu: bool,
-    largest: dict[str, Any] | None = None,
-) -> tuple[list[ActorHandle[Any]], list[str]]:
-    """`count` engines, each with a GPU of its own or on CPUs, and what they have noted. They end with this
-    process.
-
-    Those whose GPU something else holds take trials as soon as it is theirs.
-
-    Raises:
-        DoesNotFitError: the base does not fit in a GPU's memory.
-    """
-    remote: Any = ray.remote(EngineActor)
-    options = {
-        "num_cpus": ENGINE_CPUS,
-        "num_gpus": 1 if gpu else 0,
-        "max_concurrency": CALLS_AT_ONCE,
-        "max_restarts": MAX_RESTARTS,
-    }
-    engines = [remote.options(**options).remote(values, store, trials, rank, largest) for _ in range(count)]
-    starts = [engine.start.remote() for engine in engines]
-    started = time.monotonic()
-    if not ray.wait(starts, timeout=LATER)[0]:
-        device = "GPU" if gpu else "CPU"
-        logger.info(labelled("Waiting", f"for a {device} that is free and the base that it loads"))
-        ray.wait(starts)
-    ready, waiting = ray.wait(starts, num_returns=count, timeout=max(LATER, time.monotonic() - started))
-    try:
-        ray.get(ready)
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
-    begun = [engine for engine, start in zip(engines, starts, strict=True) if start in ready]
-    notes = list(
-        dict.fromkeys(note for noted in ray.get([engine.news.remote() for engine in begun]) for note in noted)
-    )
-    if waiting:
-        what = "GPU" if gpu else "CPU"
-        free = f"{len(ready)} of {count} {what}s are free"
-        notes.append(labelled("", f"{free}; trials use the others when they are"))
-    return engines, notes
+    def _has(self, trial_id: str) -> bool:
+        return self.seats.get(trial_id) is not None and not self.seats.is_leaving(trial_id)

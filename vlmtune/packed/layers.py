@@ -1,12 +1,9 @@
-"""LoRA for many trials over one frozen linear layer: every row of a batch goes through the adapter of its
-own trial.
+"""LoRA for many trials over one frozen linear layer: each row of a batch uses its own trial's adapter.
 
-A trial's adapter is one flat float32 vector (`AdapterLayout`). Before a pass, the adapters of its rows are copied
-into `RowAdapters`, in the type
-that the base computes in; a slot of lower rank is filled up with zeros, which stay zero: their gradient is a
-product with zero. The frozen
-layer sees all rows as one batch, and the adapters are two batched products, one a row: no row's numbers
-depend on another row's.
+A trial's adapter is one flat float32 vector (`AdapterLayout`). Before a pass, the adapters of its rows are
+copied into `RowAdapters`, in the dtype that the base computes in. An adapter of lower rank is padded with
+zeros. They stay zero, because their gradient is a product with zero. The frozen layer sees all rows as one
+batch. The adapters are two batched matrix products, one a row, so no row's result depends on another row.
 
 Shapes: P numbers of an adapter, B rows of a pass, T tokens, D in_features, O out_features, R rank of the
 layout.
@@ -21,33 +18,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-Pair = tuple[Tensor, Tensor]
+Pair = tuple[Tensor, Tensor]  # A [R, D] and B [O, R] of one layer
 
 
 @dataclass(frozen=True)
-class Target:
-    """A frozen linear layer that gets adapters. `pictured`: only rows with a picture reach it (Mllama's
-    cross-attention)."""
+class TargetLayer:
+    """A frozen linear layer that gets adapters.
+
+    Attributes:
+        image_only: only rows with an image reach it, as in Mllama's cross-attention.
+    """
 
     name: str
     in_features: int
     out_features: int
-    pictured: bool = False
+    image_only: bool = False
 
 
 class AdapterLayout:
-    """Where A `[R, D]` and B `[O, R]` of each layer lie in the flat vector of an adapter; layers that only
-    pictures reach come last."""
+    """Where A `[R, D]` and B `[O, R]` of each layer are in an adapter's flat vector.
 
-    def __init__(self, targets: Iterable[Target], rank: int) -> None:
+    Attributes:
+        size: numbers of the vector, P.
+        image_start: first number of the layers that only rows with an image reach; they come last. `size`
+            where there are none.
+    """
+
+    def __init__(self, targets: Iterable[TargetLayer], rank: int) -> None:
         self.rank = rank
-        self.targets = sorted(targets, key=lambda target: target.pictured)
+        self.targets = sorted(targets, key=lambda target: target.image_only)
         self.sizes = [
             rank * size for target in self.targets for size in (target.in_features, target.out_features)
         ]
         self.size = sum(self.sizes)
-        self.always = rank * sum(
-            target.in_features + target.out_features for target in self.targets if not target.pictured
+        self.image_start = rank * sum(
+            target.in_features + target.out_features for target in self.targets if not target.image_only
         )
 
     def views(self, flat: Tensor) -> list[Pair]:
@@ -62,14 +67,17 @@ class AdapterLayout:
         ]
 
     def pack(self, adapter: dict[str, Pair], device: torch.device | None = None) -> Tensor:
-        """The flat float32 vector of an adapter of at most this rank, given as A `[r, D]` and B `[O, r]` by
-        layer; others are zero."""
+        """The flat float32 vector `[P]` of an adapter. Layers that it leaves out are zero.
+
+        Args:
+            adapter: A `[r, D]` and B `[O, r]` by layer name, of any rank r up to the layout's.
+        """
         flat = torch.zeros(self.size)
         for target, (a, b) in zip(self.targets, self.views(flat), strict=True):
             if target.name in adapter:
-                given_a, given_b = adapter[target.name]
-                a[: len(given_a)].copy_(given_a)
-                b[:, : given_b.shape[1]].copy_(given_b)
+                adapter_a, adapter_b = adapter[target.name]
+                a[: len(adapter_a)].copy_(adapter_a)
+                b[:, : adapter_b.shape[1]].copy_(adapter_b)
         return flat.to(device)
 
     def unpack(self, flat: Tensor, names: Iterable[str], rank: int) -> dict[str, Pair]:
@@ -83,14 +91,13 @@ class AdapterLayout:
 
 
 class RowAdapters:
-    """The adapters of the rows of a pass: memory that stays in place for each number of rows, so that a
-    recorded step finds it again.
+    """The adapters of the rows of a pass, at fixed addresses, which CUDA graphs need.
 
     Attributes:
-        flat: `[B, P]` in the type of the computation.
+        flat: `[B, P]` in the dtype of the computation.
         leaves: A `[B, R, D]` and B `[B, O, R]` of each layer, in turn; their gradients are those of each row.
         scaling: `[B, 1, 1]`, LoRA's factor.
-        key, threshold, boost: `[B, 1, 1]` of the dropout, see `dropped`.
+        dropout_key, dropout_threshold, dropout_scale: `[B, 1, 1]`, see `hash_dropout`.
     """
 
     def __init__(self, layout: AdapterLayout, rows: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -100,22 +107,21 @@ class RowAdapters:
         ]
         self.leaves = [leaf for pair in self.pairs for leaf in pair]
         self.scaling = torch.zeros(rows, 1, 1, dtype=dtype, device=device)
-        self.key = torch.zeros(rows, 1, 1, dtype=torch.int32, device=device)
-        self.threshold = torch.zeros_like(self.key)
-        self.boost = torch.ones_like(self.scaling)
+        self.dropout_key = torch.zeros(rows, 1, 1, dtype=torch.int32, device=device)
+        self.dropout_threshold = torch.zeros_like(self.dropout_key)
+        self.dropout_scale = torch.ones_like(self.scaling)
 
     def set_dropout(self, keys: Sequence[int], rates: Sequence[float]) -> None:
-        """The dropout of each row: `keys` of 32 bits that its zeros follow from, `rates` the share of
-        them."""
-        self._fill(self.key, [key - 2**32 if key >= 2**31 else key for key in keys])
-        self._fill(self.threshold, [int(rate * 2**31) for rate in rates])
-        self._fill(self.boost, [1 / (1 - rate) for rate in rates])
+        """Set the dropout of each row: its 32-bit key, and the probability that a number becomes zero."""
+        self._fill(self.dropout_key, [key - 2**32 if key >= 2**31 else key for key in keys])
+        self._fill(self.dropout_threshold, [int(rate * 2**31) for rate in rates])
+        self._fill(self.dropout_scale, [1 / (1 - rate) for rate in rates])
 
     def set_scaling(self, scalings: Sequence[float]) -> None:
         self._fill(self.scaling, scalings)
 
     def gradients(self) -> Tensor:
-        """Of each row, `[B, P]` in the type of the computation."""
+        """The gradient of each row's adapter, `[B, P]` in the dtype of the computation."""
         return torch.cat(
             [(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad).flatten(1) for leaf in self.leaves],
             1,
@@ -127,82 +133,93 @@ class RowAdapters:
 
 
 class PackedLinear(nn.Module):
-    """A frozen linear layer with an adapter for each row of the pass that is bound to it; without one, the
-    layer alone."""
+    """A frozen linear layer that adds, for each row of a pass, the LoRA of that row's adapter.
 
-    def __init__(self, base: nn.Linear, number: int) -> None:
+    With no adapters bound it is the frozen layer.
+
+    Args:
+        layer_id: a number of 32 bits that the layer's dropout depends on.
+    """
+
+    def __init__(self, base: nn.Linear, layer_id: int) -> None:
         super().__init__()
         self.base = base
         self.in_features, self.out_features = base.in_features, base.out_features
-        # A tensor and not a number: compiled code is shared by the layers.
+        # A tensor, because compiled code is shared by all layers and would be specialised for an int.
         self.register_buffer(
-            "number", torch.tensor(number, dtype=torch.int32, device=base.weight.device), persistent=False
+            "layer_id", torch.tensor(layer_id, dtype=torch.int32, device=base.weight.device), persistent=False
         )
-        self.number: Tensor
+        self.layer_id: Tensor
         self.a: Tensor | None
         self.b: Tensor | None
         self.bind(None, None)
 
     def bind(self, rows: RowAdapters | None, pair: Pair | None, *, dropout: bool = False) -> None:
-        """Use the adapters `pair` of `rows` from now on; `dropout`: whether any of them has one."""
+        """Use this layer's `pair` of the adapters `rows` from now on.
+
+        Args:
+            dropout: whether any of the rows has dropout.
+        """
         self.a, self.b = pair or (None, None)
         self.scaling = rows.scaling if rows is not None else None
         with_dropout = rows if dropout else None
-        self.key = with_dropout.key if with_dropout is not None else None
-        self.threshold = with_dropout.threshold if with_dropout is not None else None
-        self.boost = with_dropout.boost if with_dropout is not None else None
+        self.dropout_key = with_dropout.dropout_key if with_dropout is not None else None
+        self.dropout_threshold = with_dropout.dropout_threshold if with_dropout is not None else None
+        self.dropout_scale = with_dropout.dropout_scale if with_dropout is not None else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` [B, T, D] to [B, T, O]; also [B * n, T, D] of rows that hold n parts each, such as the tiles
-        of a picture."""
+        """`x` `[B, T, D]` to `[B, T, O]`.
+
+        Also `[B * n, T, D]` of rows that consist of n parts each, such as the tiles of an image.
+        """
         y: Tensor = self.base(x)
         if self.a is None or self.b is None or self.scaling is None:
             return y
         rows = x.to(y.dtype).reshape(len(self.a), -1, self.in_features)
-        if self.key is not None and self.threshold is not None and self.boost is not None:
-            rows = dropped(rows, self.key, self.number, self.threshold, self.boost)
+        key, threshold, scale = self.dropout_key, self.dropout_threshold, self.dropout_scale
+        if key is not None and threshold is not None and scale is not None:
+            rows = hash_dropout(rows, key, self.layer_id, threshold, scale)
         low = torch.bmm(rows, self.a.transpose(1, 2)) * self.scaling
         return y + torch.bmm(low, self.b.transpose(1, 2)).view_as(y)
 
 
-def dropped(x: Tensor, key: Tensor, number: Tensor, threshold: Tensor, boost: Tensor) -> Tensor:
-    """`x` [B, N, D] with a share of its numbers set to zero and the others enlarged, each row by its own
-    rate and its own key.
+def hash_dropout(x: Tensor, key: Tensor, layer_id: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
+    """Dropout of `x` `[B, N, D]`, each row with its own rate and its own key.
 
-    Whether a number is kept follows from the row's key, the layer and the place alone: torch's generator
-    would give a row other zeros with
-    other neighbours. Args: `key`, `threshold` int32 [B, 1, 1], the latter rate * 2**31; `boost` 1 / (1 -
-    rate); `number` of the layer.
+    Whether a number becomes zero follows by a hash from the row's key, the layer and the number's place.
+    torch's generator would give a row other zeros beside other neighbours.
+
+    Args:
+        key: int32 `[B, 1, 1]`.
+        layer_id: int32 scalar.
+        threshold: int32 `[B, 1, 1]`, rate * 2**31.
+        scale: `[B, 1, 1]`, 1 / (1 - rate), what the other numbers are multiplied by.
     """
     place = torch.arange(x.shape[1] * x.shape[2], dtype=torch.int32, device=x.device).view(
         1, x.shape[1], x.shape[2]
     )
-    # No product with `place` itself: compiled, it would become part of an index, and not wrap.
-    mixed = _mixed(place ^ _mixed(key ^ _mixed(number ^ 0x2545F491)))
-    return torch.where((mixed & 0x7FFFFFFF) >= threshold, x * boost, 0.0)
+    # `place` itself is not multiplied: compiled, the product would become part of an index, and not wrap.
+    mixed = _hash(place ^ _hash(key ^ _hash(layer_id ^ 0x2545F491)))
+    return torch.where((mixed & 0x7FFFFFFF) >= threshold, x * scale, 0.0)
 
 
-def _mixed(h: Tensor) -> Tensor:
-    """A hash of 32 bits in int32, whose products wrap: lowbias32,
-    https://nullprogram.com/blog/2018/07/31/."""
+def _hash(h: Tensor) -> Tensor:
+    """lowbias32 on int32, whose products wrap; https://nullprogram.com/blog/2018/07/31/."""
     h = (h ^ ((h >> 16) & 0xFFFF)) * 0x7FEB352D
     h = (h ^ ((h >> 15) & 0x1FFFF)) * (0x846CA68B - 2**32)
     return h ^ ((h >> 16) & 0xFFFF)
 
 
 def pack_layers(model: nn.Module, names: Sequence[str]) -> dict[str, PackedLinear]:
-    """Wrap the linear layers called `names`, in place; those that are wrapped already stay. Returns all of
-    them by name."""
+    """Wrap the linear layers called `names` in place, unless they are wrapped; returns them by name."""
     packed: dict[str, PackedLinear] = {}
     for name in names:
         parent, _, leaf = name.rpartition(".")
         layer = model.get_submodule(name)
         if not isinstance(layer, PackedLinear):
             assert isinstance(layer, nn.Linear)
-            number = (
-                zlib.crc32(name.encode()) - 2**31
-            )  # by the name: dropout depends on no other layer that has an adapter
-            layer = PackedLinear(layer, number)
+            # From the name, so that a layer's dropout does not depend on which other layers have adapters.
+            layer = PackedLinear(layer, zlib.crc32(name.encode()) - 2**31)
             setattr(model.get_submodule(parent), leaf, layer)
         packed[name] = layer
     return packed

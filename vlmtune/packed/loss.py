@@ -13,20 +13,18 @@ from vlmtune.model.head import label_scores
 
 @dataclass(frozen=True)
 class RowLosses:
-    """Of each row of a pass, shape `[B]`: the summed loss of its labelled tokens, and how many of them were
-    predicted right."""
+    """For each row of a pass, `[B]`: summed loss and number of correct predictions of its labelled tokens."""
 
     loss: Tensor
-    right: Tensor
+    correct: Tensor
 
 
 def row_losses(model: Any, batch: dict[str, Tensor], dft: Tensor | None = None) -> RowLosses:
-    """The negative log-likelihood of a model with TRL's fused head and `score_positions`, summed over the
-    labelled tokens of each row.
+    """Negative log-likelihood of a model with TRL's fused head and `score_positions`, summed for each row.
 
     Args:
         dft: bool `[B]`, rows whose loss is that of Dynamic Fine-Tuning
-        (https://huggingface.co/papers/2508.05629).
+            (https://huggingface.co/papers/2508.05629).
     """
     outputs = label_scores(model, batch)
     losses = -outputs.log_probs  # [B, K], zero where there is no label

@@ -1,10 +1,13 @@
-"""What trials and engines send each other. Both sides import this module, so it imports neither torch nor
+"""What trials and engines send each other. Both sides import this module: it imports neither torch nor
 transformers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+from vlmtune.config.settings import Settings
 
 NOTES = (
     "notes"  # in a report's metrics: lines that its engine has noted since the last report, for the console
@@ -15,6 +18,23 @@ FAILURE = "failed"
 
 
 @dataclass(frozen=True)
+class TrialRequest:
+    """What an engine needs to know of a trial that joins.
+
+    Attributes:
+        folder: folder or URI of its checkpoints; it resumes from the last one.
+        runs_dir: folder or URI of its TensorBoard events.
+        progress: takes the numbers of each logged step; must pickle.
+    """
+
+    trial_id: str
+    settings: Settings
+    folder: str
+    runs_dir: str
+    progress: Callable[[dict[str, Any]], None] | None = None
+
+
+@dataclass(frozen=True)
 class TrialReport:
     """The metrics of one evaluation of a trial, and whether the trial has ended with it."""
 
@@ -22,5 +42,32 @@ class TrialReport:
     last: bool
 
 
+class Vacancy(NamedTuple):
+    """An engine's answer to a trial that looks for a place. The larger one is the better choice.
+
+    Attributes:
+        has_trial: the engine has the trial already.
+        free_places: for how many more trials it has memory.
+    """
+
+    has_trial: bool
+    free_places: int
+
+
 class UnknownTrialError(Exception):
-    """The engine has no such trial, because it has restarted since the trial joined. The trial joins again."""
+    """The engine has restarted since the trial joined, and does not know it. The trial joins again."""
+
+
+class NoteLog:
+    """Lines that an engine notes for the console, each to be sent once."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.sent = 0
+
+    def add(self, line: str) -> None:
+        self.lines.append(line)
+
+    def take_unsent(self) -> list[str]:
+        first, self.sent = self.sent, len(self.lines)
+        return self.lines[first:]

@@ -1,5 +1,4 @@
-"""Optimizer, schedule and clipping of one trial: what SFTTrainer does for it alone, on the flat vector of
-its adapter."""
+"""Optimizer, schedule and clipping of one trial, on the flat vector of its adapter, as SFTTrainer does it."""
 
 from __future__ import annotations
 
@@ -10,41 +9,42 @@ from torch import Tensor, nn
 from transformers import Trainer, get_scheduler
 from trl.trainer.sft_config import SFTConfig
 
-# Those that treat every number of an adapter by itself, so that they do the same on a flat vector as on its
-# matrices.
+# Optimizers that treat every number by itself: on a flat vector they do the same as on matrices.
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd", "adagrad", "rmsprop")
 
 
 class AdapterOptimizer:
-    """Steps of one adapter, float32 `[P]`, of which the first `always` numbers are trained by every row, the
-    others by rows with a picture.
+    """Updates one adapter, float32 `[P]`.
 
-    torch's optimizers leave a parameter without a gradient alone, weight decay and momentum included: as
-    cross-attention's adapters are in
-    a step whose rows have no picture.
+    The vector is two parameters: the numbers before `image_start`, which every row trains, and the rest,
+    which only rows with an image train. torch's optimizers leave a parameter without a gradient unchanged,
+    weight decay and momentum included. That is what happens to cross-attention's adapters in a step whose
+    rows have no image.
     """
 
-    def __init__(self, flat: Tensor, always: int, args: SFTConfig, max_steps: int) -> None:
-        self.flat, self.always, self.max_grad_norm = flat, always, args.max_grad_norm
+    def __init__(self, flat: Tensor, image_start: int, args: SFTConfig, max_steps: int) -> None:
+        self.flat, self.image_start, self.max_grad_norm = flat, image_start, args.max_grad_norm
         self.gradient = torch.zeros_like(flat)
-        self.parameters = [nn.Parameter(flat[:always]), nn.Parameter(flat[always:])]
+        self.parameters = [nn.Parameter(flat[:image_start]), nn.Parameter(flat[image_start:])]
         make, options = Trainer.get_optimizer_cls_and_kwargs(args)
         used = [parameter for parameter in self.parameters if len(parameter)]
         self.optimizer = make([{"params": used, "weight_decay": args.weight_decay}], **options)
-        warm_up, details = args.get_warmup_steps(max_steps), args.lr_scheduler_kwargs
-        self.schedule = get_scheduler(args.lr_scheduler_type, self.optimizer, warm_up, max_steps, details)  # type: ignore[arg-type]
+        warmup, details = args.get_warmup_steps(max_steps), args.lr_scheduler_kwargs
+        self.schedule = get_scheduler(args.lr_scheduler_type, self.optimizer, warmup, max_steps, details)  # type: ignore[arg-type]
 
     @property
     def learning_rate(self) -> float:
         return float(self.schedule.get_last_lr()[0])
 
-    def step(self, *, pictured: bool) -> Tensor:
-        """One update with the gradient that was summed up; returns its norm before clipping, a tensor that
-        is not waited for.
+    def step(self, *, has_images: bool) -> Tensor:
+        """Update once with the accumulated gradient; returns the gradient's norm before clipping.
 
-        `pictured`: whether any row of the step has a picture.
+        The norm is a scalar tensor that is not waited for.
+
+        Args:
+            has_images: whether any row of the step has an image.
         """
-        parts = [self.gradient[: self.always], self.gradient[self.always :] if pictured else None]
+        parts = [self.gradient[: self.image_start], self.gradient[self.image_start :] if has_images else None]
         for parameter, part in zip(self.parameters, parts, strict=True):
             parameter.grad = part if len(parameter) else None
         norm: Tensor = self.gradient.norm()
@@ -56,12 +56,17 @@ class AdapterOptimizer:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs, copied: `flat`, the optimizer's averages as `[P]` by name; `parts`, what
-        else it keeps; `schedule`."""
+        """What a checkpoint needs, copied on the device.
+
+        Returns:
+            flat: the optimizer's averages by name, `[P]` each.
+            parts: the rest of the optimizer's state of each of the two parameters.
+            schedule: the schedule's state.
+        """
         parts = [self.optimizer.state.get(parameter, {}) for parameter in self.parameters]
         names = {name for part in parts for name, value in part.items() if _is_average(value)}
         flat = {name: torch.zeros_like(self.flat) for name in sorted(names)}
-        for part, piece in zip(parts, self._pieces(), strict=True):
+        for part, piece in zip(parts, self._slices(), strict=True):
             for name in names & part.keys():
                 flat[name][piece] = part[name]
         others = [
@@ -75,11 +80,10 @@ class AdapterOptimizer:
         return {"flat": flat, "parts": others, "schedule": self.schedule.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`, which may be on another device."""
-        fused = any(
-            group.get("fused") for group in self.optimizer.param_groups
-        )  # its counter of steps lies beside the parameters
-        for parameter, part, piece in zip(self.parameters, state["parts"], self._pieces(), strict=True):
+        """Take over a `state_dict`, which may be on another device."""
+        # A fused optimizer's counter of steps is on the parameters' device.
+        fused = any(group.get("fused") for group in self.optimizer.param_groups)
+        for parameter, part, piece in zip(self.parameters, state["parts"], self._slices(), strict=True):
             if part:
                 averages = {
                     name: value[piece].to(self.flat.device, copy=True)
@@ -94,8 +98,8 @@ class AdapterOptimizer:
         for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
             group["lr"] = rate
 
-    def _pieces(self) -> list[slice]:
-        return [slice(0, self.always), slice(self.always, None)]
+    def _slices(self) -> list[slice]:
+        return [slice(0, self.image_start), slice(self.image_start, None)]
 
 
 def _is_average(value: Any) -> bool:

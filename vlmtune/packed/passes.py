@@ -1,8 +1,7 @@
-"""Rows of many trials → passes through the model: rows of like length together, in few different shapes.
+"""Rows of many trials → passes through the base: rows of similar length together, in few shapes.
 
-A shape is a number of rows and a number of tokens, both rounded up to a bucket. Recorded steps are for one
-shape, and within a shape no
-number of a row depends on its neighbours.
+A shape is a number of rows and a number of tokens, each rounded up to a bucket. CUDA graphs are captured for
+one shape each. Within a shape no row's result depends on the other rows.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ from vlmtune.data.store import StoreMeta
 from vlmtune.model.transfer import to_device
 
 PIXELS = "pixel_values"
-ROWS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
+ROW_BUCKETS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 
 
 @dataclass(frozen=True)
 class PassRow:
-    """A row of one trial on its way through the model.
+    """A row of one trial that goes through the base.
 
     Attributes:
-        owner: whose it is; rows of one owner share `adapter`, float32 `[P]`, and `scaling`.
+        owner: the trial's slot; rows of one owner have the same `adapter`, float32 `[P]`, and `scaling`.
         number: of the row in the store.
-        weight: what its summed loss counts: one over the labelled tokens of its whole step.
-        rate, key: share of zeros of LoRA's dropout, and what they follow from.
-        dft: its loss is that of Dynamic Fine-Tuning.
+        weight: factor of its summed loss: one over the labelled tokens of its whole step.
+        dropout, dropout_key: rate of LoRA's dropout, and the 32-bit key that its zeros follow from.
+        dft: whether its loss is that of Dynamic Fine-Tuning.
     """
 
     owner: Any
@@ -43,59 +42,71 @@ class PassRow:
     adapter: Tensor
     scaling: float
     weight: float = 1.0
-    rate: float = 0.0
-    key: int = 0
+    dropout: float = 0.0
+    dropout_key: int = 0
     dft: bool = False
 
     @property
-    def pictured(self) -> bool:
+    def has_image(self) -> bool:
         return PIXELS in self.example.tensors
+
+    @property
+    def tokens(self) -> int:
+        return len(self.example.input_ids)
 
 
 def bucket_length(tokens: int) -> int:
-    """To how many tokens a row is padded: steps of 8 for the shortest, of 128 above 512; at most a quarter
-    is padding from 32 tokens on."""
+    """The number of tokens that a row is padded to: a multiple of 8 up to 128, of 128 above 512.
+
+    From 32 tokens on at most a quarter is padding.
+    """
     step = 8 if tokens <= 128 else 32 if tokens <= 256 else 64 if tokens <= 512 else 128
     return -(-tokens // step) * step
 
 
 def bucket_rows(rows: int) -> int:
-    """To how many rows a pass is filled up; at most a third of them is filling."""
-    return ROWS[bisect_left(ROWS, rows)]
+    """The number of rows that a pass is padded to; at most a third of them are padding."""
+    return ROW_BUCKETS[bisect_left(ROW_BUCKETS, rows)]
 
 
-def cut_passes(rows: Sequence[PassRow], tokens: int) -> Iterator[list[PassRow]]:
-    """The rows in passes of one bucket of length and at most `tokens` tokens, at least one row each; owners
-    stay together."""
+def cut_passes(rows: Sequence[PassRow], max_tokens: int) -> Iterator[list[PassRow]]:
+    """Divide rows into passes of one length bucket and at most `max_tokens` tokens, padding included.
+
+    A pass has at least one row. Rows with and without an image are in different passes. Rows of one owner
+    stay together.
+    """
     groups: dict[tuple[int, bool], list[PassRow]] = defaultdict(list)
     for row in rows:
-        groups[bucket_length(len(row.example.input_ids)), row.pictured].append(row)
+        groups[bucket_length(row.tokens), row.has_image].append(row)
     for (length, _), group in sorted(groups.items(), key=lambda item: item[0]):
-        most = max(1, min(tokens // length, ROWS[-1]))
-        size = ROWS[bisect_left(ROWS, most + 1) - 1]
+        most = max(1, min(max_tokens // length, ROW_BUCKETS[-1]))
+        size = ROW_BUCKETS[bisect_left(ROW_BUCKETS, most + 1) - 1]
         for first in range(0, len(group), size):
             yield group[first : first + size]
 
 
-def filled_up(rows: Sequence[PassRow]) -> list[PassRow]:
-    """The rows, and copies of the last one up to a bucket."""
+def pad_to_bucket(rows: Sequence[PassRow]) -> list[PassRow]:
+    """The rows, followed by copies of the last one up to a bucket of rows."""
     return [*rows, *[rows[-1]] * (bucket_rows(len(rows)) - len(rows))]
 
 
-def batch_of(
+def make_batch(
     rows: Sequence[PassRow], meta: StoreMeta, device: torch.device, dtype: torch.dtype, *, pixels: bool = True
 ) -> dict[str, Tensor]:
-    """The rows as the model takes them, on `device`, filled up to a bucket with rows that have no labels; or
-    all but their `pixels`."""
-    examples = [row.example for row in rows]
-    filled = [row.example for row in filled_up(rows)]
+    """The model's inputs for the rows, on `device`, padded to a bucket by rows without labels.
+
+    Args:
+        dtype: of the pixels.
+        pixels: False leaves the pixels out, because cached features take their place.
+    """
+    examples = [row.example for row in pad_to_bucket(rows)]
     if not pixels:
-        filled = [
+        examples = [
             replace(one, tensors={name: tensor for name, tensor in one.tensors.items() if name != PIXELS})
-            for one in filled
+            for one in examples
         ]
-    length = bucket_length(max(len(example.input_ids) for example in examples))
-    arrays = collate(filled, pad_token_id=meta.pad_token_id, per_row=meta.pixels.per_row, multiple=length)
+    length = bucket_length(max(row.tokens for row in rows))
+    arrays = collate(examples, pad_token_id=meta.pad_token_id, per_row=meta.pixels.per_row, multiple=length)
     arrays["labels"][len(rows) :] = IGNORED
     tensors = {
         name: to_device(torch.from_numpy(array), device) for name, array in arrays.items() if ":" not in name

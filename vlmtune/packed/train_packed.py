@@ -1,13 +1,12 @@
-"""One adapter trained by an engine with one slot, or by several: `train.py --trial_runner packed`, and a
-packed trial repeated alone."""
+"""One run trained packed: `train.py --trial_runner packed`, which also repeats a packed trial alone."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import ray
 import ray.train
-from ray.exceptions import ActorUnavailableError, RayTaskError
+from ray.exceptions import RayTaskError
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -15,91 +14,98 @@ from vlmtune.cluster import Cluster
 from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
 from vlmtune.errors import DivergedError, DoesNotFitError, UserError
-from vlmtune.packed.build import check_packable
-from vlmtune.packed.checkpoint_folder import last_checkpoint, last_report
+from vlmtune.packed.checkpoint_folder import fetch_last_checkpoint, has_ended, read_last_report
 from vlmtune.packed.engine import NO_ROW_FITS, Engine
-from vlmtune.packed.engine_actor import start_engines
-from vlmtune.packed.messages import NOTES, TrialReport, UnknownTrialError
+from vlmtune.packed.engine_client import EngineClient
+from vlmtune.packed.engine_pool import start_engines
+from vlmtune.packed.messages import NOTES, TrialReport, TrialRequest
+from vlmtune.packed.packable import check_packable
 from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
 from vlmtune.training.gauges import Gauges
 from vlmtune.training.launch import Outcome, Progress, fit, worker_resources
+from vlmtune.training.report import EVALUATION
 from vlmtune.training.run import watched
 
-NAME = "train"
-WAIT = 20.0  # seconds that one call waits in the engine
+TRIAL_ID = "train"  # of the run's only trial
 
 
 def run_packed(settings: Settings, store: Store, folder: str, cluster: Cluster, show: Progress) -> Outcome:
-    """Train the settings in an engine of their own: in this process with `--num_workers 0`, else on GPUs or
-    CPUs of the cluster.
+    """Train the settings in an engine of their own.
+
+    It runs in this process with `--num_workers 0`, in an actor with 1, and in Ray Train workers with more.
 
     Raises:
         ConfigError: an option cannot be trained packed.
         DoesNotFitError: not even one row at a time would fit in the GPU's memory.
-        DivergedError: the loss or gradient is no number any more.
+        DivergedError: the loss or gradient became NaN or infinite.
     """
     check_packable(settings)
     workers = settings.run.workers
     if workers == 0:
-        return _outcome(train(settings, store, folder, show))
-    if workers == 1:
-        return watched(lambda progress: _in_actor(settings, store, folder, cluster, progress), show)
-    return watched(lambda progress: _on_ray(settings, store, folder, cluster, progress), show)
+        return _outcome(train_shard(settings, store, folder, show))
+    train = _train_in_actor if workers == 1 else _train_in_workers
+    return watched(lambda progress: train(settings, store, folder, cluster, progress), show)
 
 
-def train(
-    settings: Settings, store: Store, folder: str, show: Progress, shard: WorkerShard = SINGLE_WORKER
+def train_shard(
+    settings: Settings, store: Store, folder: str, progress: Progress, shard: WorkerShard = SINGLE_WORKER
 ) -> dict[str, Any]:
-    """Train this process's share of the settings, from a checkpoint that is there; returns the last report,
-    which only the first one has.
+    """Train this process's part of the run, from its last checkpoint if there is one.
 
-    `folder`: of the run; several workers need to reach the same one.
+    Args:
+        folder: of the run; all workers need to reach it.
+
+    Returns:
+        The metrics of the last report; an empty dict on other workers than the first.
     """
-    place = _place(folder)
-    last = last_report(place)
-    if last is not None and last["step"] >= last["max_steps"]:
+    checkpoints = _checkpoint_folder(folder)
+    last = read_last_report(checkpoints)
+    if last is not None and has_ended(last):
         return last
     reports: list[TrialReport] = []
     engine = Engine(
-        settings.to_flags(),
+        settings,
         store,
         trials=1,
         rank=settings.lora.r,
         deliver=lambda _, report: reports.append(report),
-        note=_told(show),
+        note=_note(progress),
         shard=shard,
     )
-    runs = f"{folder}/runs" if shard.rank == 0 else None
-    with last_checkpoint(place) as checkpoint:
-        slot = engine.slot(NAME, settings.to_flags(), runs_dir=runs, checkpoint=checkpoint, progress=show)
-    engine.join(slot, place)
-    while engine.round():
+    with fetch_last_checkpoint(checkpoints) as checkpoint:
+        slot = engine.slot_factory.make(
+            TRIAL_ID,
+            settings,
+            folder=checkpoints,
+            runs_dir=f"{folder}/runs" if shard.rank == 0 else None,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+    engine.join(slot)
+    while engine.train_round():
         pass
     engine.close()
     if not reports:
         return {}
-    _check_ended(reports[-1].metrics)
+    _check_completed(reports[-1].metrics)
     return reports[-1].metrics
 
 
-def _on_ray(settings: Settings, store: Store, folder: str, cluster: Cluster, progress: Progress) -> Outcome:
-    """In Ray Train workers that sum their gradients, one to a GPU or CPU."""
+def _train_in_workers(
+    settings: Settings, store: Store, folder: str, cluster: Cluster, progress: Progress
+) -> Outcome:
+    """Train in Ray Train workers that sum their gradients, one on each GPU or CPU."""
     gpu = cluster.workers_use_gpu(settings.run.use_cpu)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={
-            "values": settings.to_flags(),
-            "store": store,
-            "folder": folder,
-            "progress": progress,
-        },
+        train_loop_config={"settings": settings, "store": store, "folder": folder, "progress": progress},
         scaling_config=ScalingConfig(
             num_workers=settings.run.max_workers, use_gpu=gpu, resources_per_worker=worker_resources(gpu)
         ),
         run_config=RunConfig(storage_path=f"{folder}/checkpoints", name="workers"),
     )
     fit(trainer)
-    last = last_report(_place(folder))
+    last = read_last_report(_checkpoint_folder(folder))
     if last is None:
         raise RuntimeError(f"the run in {folder} ended without a report")
     return _outcome(last)
@@ -108,72 +114,57 @@ def _on_ray(settings: Settings, store: Store, folder: str, cluster: Cluster, pro
 def _worker(config: dict[str, Any]) -> None:
     """The function that Ray Train runs in each worker."""
     context = ray.train.get_context()
-    rank = context.get_world_rank()
-    show = Gauges(NAME, rank, config["progress"] if rank == 0 else None)
-    train(
-        Settings.from_flags(config["values"]),
-        config["store"],
-        config["folder"],
-        show,
-        WorkerShard(rank, context.get_world_size()),
-    )
+    shard = WorkerShard(context.get_world_rank(), context.get_world_size())
+    progress = Gauges(TRIAL_ID, shard.rank, config["progress"] if shard.rank == 0 else None)
+    train_shard(config["settings"], config["store"], config["folder"], progress, shard)
 
 
-def _in_actor(settings: Settings, store: Store, folder: str, cluster: Cluster, progress: Progress) -> Outcome:
+def _train_in_actor(
+    settings: Settings, store: Store, folder: str, cluster: Cluster, progress: Progress
+) -> Outcome:
+    """Train in the actor of an engine, which Ray starts again if it dies."""
     gpu = cluster.workers_use_gpu(settings.run.use_cpu)
-    (engine,), notes = start_engines(
-        settings.to_flags(), store, count=1, trials=1, rank=settings.lora.r, gpu=gpu
-    )
-    for note in notes:
-        _told(progress)(note)
-    place, number = _place(folder), 0
-    joined = False
-    while True:
+    engines, notes = start_engines(settings, store, count=1, trials=1, rank=settings.lora.r, gpu=gpu)
+    request = TrialRequest(TRIAL_ID, settings, _checkpoint_folder(folder), f"{folder}/runs", progress)
+    client, note = EngineClient(engines, request), _note(progress)
+    report = None
+    while report is None or not report.last:
+        for line in notes:
+            note(line)
         try:
-            if not joined:
-                call: Any = engine.join.remote(NAME, settings.to_flags(), place, f"{folder}/runs", progress)
-                joined, number = ray.get(call), 0
-            report: Any = ray.get(engine.wait.remote(NAME, number, WAIT))  # as `EngineActor.wait`
-        except ActorUnavailableError:
-            joined = False
-            continue
+            report = client.read_report()
         except RayTaskError as error:
-            if isinstance(error.cause, UnknownTrialError):
-                joined = False
-                continue
             if isinstance(error.cause, UserError):
                 raise error.cause from None
             raise
-        if report is not None:
-            number += 1
-            for note in report[0].get(NOTES, ()):
-                _told(progress)(note)
-            if report[1]:
-                return _outcome(report[0])
+        notes = report.metrics.get(NOTES, [])
+    for line in notes:
+        note(line)
+    return _outcome(report.metrics)
 
 
-def _check_ended(metrics: dict[str, Any]) -> None:
-    """Raises a UserError where this last report is not that of a run which came to its end."""
+def _check_completed(metrics: dict[str, Any]) -> None:
+    """Raise a UserError, if this last report is not that of a run which made all its steps."""
     if metrics.get("infeasible"):
         raise DoesNotFitError(NO_ROW_FITS)
     if "checkpoint_path" not in metrics:
+        step = f"step {metrics['step']} of {metrics['max_steps']}"
         raise DivergedError(
-            f"the loss or its gradient is no number any more at step {metrics['step']} of {metrics['max_steps']}: "
-            "give a smaller --learning_rate"
+            f"the loss or gradient became NaN or infinite at {step}: give a smaller --learning_rate"
         )
 
 
 def _outcome(metrics: dict[str, Any]) -> Outcome:
-    _check_ended(metrics)
-    kept = {
-        name: value for name, value in metrics.items() if name not in ("checkpoint_path", "evaluation", NOTES)
-    }
-    return Outcome(kept, metrics["checkpoint_path"])
+    _check_completed(metrics)
+    internal = ("checkpoint_path", EVALUATION, NOTES)
+    return Outcome(
+        {name: value for name, value in metrics.items() if name not in internal}, metrics["checkpoint_path"]
+    )
 
 
-def _place(folder: str) -> str:
-    return f"{folder}/checkpoints/{NAME}"
+def _checkpoint_folder(folder: str) -> str:
+    return f"{folder}/checkpoints/{TRIAL_ID}"
 
 
-def _told(show: Progress) -> Any:
-    return lambda text: show({"note": text})
+def _note(progress: Progress) -> Callable[[str], None]:
+    return lambda line: progress({"note": line})

@@ -61,7 +61,7 @@ def make_runner(settings: Settings, space: Space, store: Store, output_dir: str,
 
 def unpackable(settings: Settings, space: Space) -> str | None:
     """Which option of some trial cannot be trained packed; None if none."""
-    from vlmtune.packed.build import not_packable
+    from vlmtune.packed.packable import not_packable
 
     if "peak_memory" in (settings.search.metric, *(settings.search.more_metrics or ())):
         return "for peak_memory, which packed trials share"
@@ -98,7 +98,7 @@ def isolated(
 def packed(settings: Settings, space: Space, store: Store, output_dir: str, cluster: Cluster) -> Runner:
     """All trials over one base on each GPU, or on the CPU."""
     from vlmtune.packed.build import trials_at_once
-    from vlmtune.packed.engine_actor import start_engines
+    from vlmtune.packed.engine_pool import start_engines
     from vlmtune.packed.packed_trial import PackedTrial
 
     search = settings.search
@@ -111,16 +111,16 @@ def packed(settings: Settings, space: Space, store: Store, output_dir: str, clus
     each = -(-at_once // count)
     largest = most_demanding(settings, space)
     engines, notes = start_engines(
-        settings.to_flags(),
+        settings,
         store,
         count=count,
         trials=each,
         rank=largest.lora.r,
         gpu=gpu,
-        largest=largest.to_flags(),
+        largest=largest,
     )
     trainable = tune.with_parameters(
-        PackedTrial, values=settings.to_flags(), engines=engines, output_dir=output_dir, point_key=POINT
+        PackedTrial, settings=settings, engines=engines, output_dir=output_dir, point_key=POINT
     )
     where = f"{count} {'GPU' if gpu else 'CPU'}{'s' if count > 1 else ''}"
     share = f", up to {each} of them" if count > 1 else ""

@@ -1,0 +1,97 @@
+"""Points the base's wrapped layers at the adapters of the rows of the pass under way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from vlmtune.model.step import AcceleratedStep
+from vlmtune.packed.layers import AdapterLayout, PackedLinear, RowAdapters, TargetLayer, pack_layers
+from vlmtune.packed.passes import PassRow, pad_to_bucket
+
+
+class AdapterBinding:
+    """The wrapped layers of a base and the memory that they read the rows' adapters from.
+
+    Attributes:
+        layout: where an adapter's layers are in its flat vector.
+    """
+
+    def __init__(self, step: AcceleratedStep) -> None:
+        self.step = step
+        self.device, self.dtype = step.base.device, step.base.dtype
+        self.layout = AdapterLayout([], 1)
+        self.layers: dict[str, PackedLinear] = {}
+        self._buffers: dict[int, RowAdapters] = {}  # by number of rows
+        self._bound: tuple[int, bool] | None = None  # number of rows, and whether with dropout
+
+    def make_room(self, targets: Sequence[TargetLayer], rank: int) -> bool:
+        """Make the layout large enough for adapters of `targets` and `rank`; returns whether it changed.
+
+        Flat vectors of the old layout must then be packed again.
+        """
+        known = {target.name for target in self.layout.targets}
+        if rank <= self.layout.rank and known >= {target.name for target in targets}:
+            return False
+        every = [*self.layout.targets, *(target for target in targets if target.name not in known)]
+        self.set_layout(AdapterLayout(every, max(rank, self.layout.rank)))
+        return True
+
+    def set_layout(self, layout: AdapterLayout) -> None:
+        """Use another layout. CUDA graphs read the old one's memory, so they are captured again."""
+        self.layout = layout
+        self.layers = pack_layers(self.step.base, [target.name for target in layout.targets])
+        self._buffers, self._bound = {}, None
+        self.step.forget_graphs()
+
+    def bind(self, rows: Sequence[PassRow], *, dropout: bool) -> None:
+        """Copy the rows' adapters into place, and point the layers at them.
+
+        Rows of padding get the adapter of the last row.
+        """
+        padded = pad_to_bucket(rows)
+        size = len(padded)
+        if size not in self._buffers:
+            self._buffers[size] = RowAdapters(self.layout, size, self.dtype, self.device)
+        buffer = self._buffers[size]
+        first = 0
+        for _, group in groupby(padded, key=lambda row: row.adapter.data_ptr()):
+            same = list(group)
+            with torch.no_grad():
+                buffer.flat[first : first + len(same)].copy_(same[0].adapter)
+            first += len(same)
+        buffer.set_scaling([row.scaling for row in padded])
+        if dropout:
+            buffer.set_dropout([row.dropout_key for row in padded], [row.dropout for row in padded])
+        if self._bound != (size, dropout):
+            self._point_layers_at(buffer, dropout=dropout)
+            self._bound = size, dropout
+
+    def bind_one(self, adapter: Tensor, scaling: float) -> None:
+        """Use one adapter, `[P]`, for every row, without dropout."""
+        one = RowAdapters(self.layout, 1, self.dtype, self.device)
+        with torch.no_grad():
+            one.flat[0].copy_(adapter)
+        one.set_scaling([scaling])
+        self._point_layers_at(one, dropout=False)
+        self._bound = None
+
+    def leaves(self) -> list[Tensor]:
+        """A and B of each layer, in turn, for the rows of the pass under way; its gradients are for these."""
+        return self._buffers[self._bound[0]].leaves if self._bound is not None else []
+
+    def gradients(self) -> Tensor:
+        """The gradient of each row's adapter in the pass under way, `[B, P]`."""
+        assert self._bound is not None
+        return self._buffers[self._bound[0]].gradients()
+
+    def drop_gradients(self) -> None:
+        for leaf in self.leaves():
+            leaf.grad = None
+
+    def _point_layers_at(self, rows: RowAdapters, *, dropout: bool) -> None:
+        for target, pair in zip(self.layout.targets, rows.pairs, strict=True):
+            self.layers[target.name].bind(rows, pair, dropout=dropout)

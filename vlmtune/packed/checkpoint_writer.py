@@ -1,0 +1,98 @@
+"""Writes checkpoints and delivers last reports in threads, while training goes on."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from vlmtune.packed.checkpoint_folder import write_checkpoint
+from vlmtune.packed.messages import TrialReport
+from vlmtune.packed.slot import PendingCheckpoint, Slot
+
+WRITER_THREADS = 4  # a trial's last report waits for its own checkpoint only
+# Checkpoints of a trial that wait to be written. Each holds adapter and averages in pinned memory, so a slow
+# disk then holds training up.
+MAX_UNWRITTEN = 2
+
+
+class CheckpointWriter:
+    """What is left to do of each trial's reports; for one trial, one after another.
+
+    Args:
+        processor: of the base model, saved with each checkpoint.
+        deliver: takes a trial's last report by its id.
+    """
+
+    def __init__(self, processor: Any, deliver: Callable[[str, TrialReport], None]) -> None:
+        self.processor, self.deliver = processor, deliver
+        self._processor_lock = Lock()
+        self._threads = ThreadPoolExecutor(WRITER_THREADS, thread_name_prefix="checkpoints")
+        self._latest: dict[str, deque[Future[None]]] = defaultdict(partial(deque, maxlen=MAX_UNWRITTEN))
+        self._unchecked: list[Future[None]] = []
+
+    def write(self, slot: Slot, checkpoint: PendingCheckpoint, folder: str, report: TrialReport) -> None:
+        """Write a checkpoint with its report's metrics, and deliver the report if it is the trial's last.
+
+        Waits while the trial has `MAX_UNWRITTEN` checkpoints to be written.
+        """
+
+        def work() -> None:
+            write_checkpoint(
+                lambda local: checkpoint.write(local, self._save_processor), folder, report.metrics
+            )
+            slot.records.publish_runs()
+            if report.last:
+                self.deliver(slot.trial_id, report)
+
+        self._submit(slot.trial_id, work)
+
+    def deliver_later(self, trial_id: str, report: TrialReport) -> None:
+        """Deliver a trial's last report, which has no checkpoint, after its earlier checkpoints."""
+        self._submit(trial_id, partial(self.deliver, trial_id, report))
+
+    def reserve_memory(self, slot: Slot) -> None:
+        """Allocate the memory of the slot's next checkpoint.
+
+        What fails here fails again, and is raised, when the checkpoint is copied.
+        """
+        self._threads.submit(slot.adapter.reserve_host_memory)
+
+    def wait_for(self, trial_id: str) -> None:
+        """Wait for a trial's checkpoints; may be called from any thread. `raise_errors` raises theirs."""
+        for future in list(self._latest[trial_id]):
+            future.exception()
+
+    def raise_errors(self) -> None:
+        """Raise what kept a checkpoint from being written."""
+        for future in [future for future in self._unchecked if future.done()]:
+            self._unchecked.remove(future)
+            future.result()
+
+    def close(self) -> None:
+        """Write what is left to be written."""
+        self._threads.shutdown()
+        self.raise_errors()
+
+    def _submit(self, trial_id: str, work: Callable[[], None]) -> None:
+        latest = self._latest[trial_id]
+        # It was submitted earlier, so a thread has it already: `run` cannot wait for it in vain.
+        previous = latest[-1] if latest else None
+        if len(latest) == MAX_UNWRITTEN:
+            latest[0].exception()
+
+        def run() -> None:
+            if previous is not None:
+                previous.result()
+            work()
+
+        latest.append(self._threads.submit(run))
+        self._unchecked.append(latest[-1])
+
+    def _save_processor(self, folder: Path) -> None:
+        with self._processor_lock:  # all trials share one
+            self.processor.save_pretrained(str(folder))

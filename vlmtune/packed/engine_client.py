@@ -1,0 +1,145 @@
+"""A trial's side of the engines: joins one of them, reads reports, and joins again after an engine restarted.
+
+It imports neither torch nor transformers: a search starts several processes that use it.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+
+from vlmtune.errors import UserError
+from vlmtune.packed.messages import NOTES, TrialReport, TrialRequest, UnknownTrialError, Vacancy
+
+CALL_WAIT_S = 20.0  # that one call waits in an engine
+# In which an engine has to say whether it has a place, once another has. It may be starting, or gone.
+VACANCY_WAIT_S = 1.0
+FULL_WAIT_S = 2.0  # that engines without a free place are waited for before all are asked again
+RETRY_PAUSE_S = 1.0  # between attempts to reach an engine that is restarting
+UNREACHABLE_LIMIT_S = 60.0  # after which the trial looks for another engine
+
+
+class EngineClient:
+    """Joins a trial to one of the engines, and reads its reports one after another.
+
+    Args:
+        engines: handles of `EngineActor`.
+        request: the trial.
+
+    Attributes:
+        engine: that the trial has joined.
+        next_report: number of the report to be read next, since it joined.
+    """
+
+    def __init__(self, engines: Sequence[ActorHandle[Any]], request: TrialRequest) -> None:
+        self.engines, self.request = list(engines), request
+        self.engine: ActorHandle[Any] | None = None
+        self.next_report = 0
+        self._unreachable_s = 0.0  # since the engine has answered
+        self._last_step = 0  # of the last report
+        self._notes: list[str] = []  # of the engine, for the next report
+
+    def read_report(self) -> TrialReport:
+        """The trial's next report; waits for it. Joins first where it has not joined, or has to again.
+
+        An engine that died may report again what it had not written as a checkpoint; that is skipped.
+
+        Raises:
+            UserError: no engine can train the trial. Its own exception, not Ray's.
+            RayTaskError: an engine's training has failed.
+            RayActorError: the engine is gone for good.
+        """
+        while True:
+            if self.engine is None:
+                self._join()
+            report = self._poll()
+            if report is None:
+                continue
+            self.next_report += 1
+            self._notes += report.metrics.get(NOTES, [])
+            if report.last or report.metrics["step"] > self._last_step:
+                self._last_step = report.metrics.get("step", 0)
+                metrics = {name: value for name, value in report.metrics.items() if name != NOTES}
+                notes, self._notes = self._notes, []
+                return replace(report, metrics={**metrics, **({NOTES: notes} if notes else {})})
+
+    def leave(self) -> None:
+        """Let the engine forget the trial."""
+        if self.engine is not None:
+            self.engine.leave.remote(self.request.trial_id)
+            self.engine = None
+
+    def _poll(self) -> TrialReport | None:
+        """Ask for the next report once; None if there is none yet, or the trial has to join again."""
+        assert self.engine is not None
+        call: Any = self.engine.wait_for_report.remote(self.request.trial_id, self.next_report, CALL_WAIT_S)
+        try:
+            report: TrialReport | None = ray.get(call)
+        except ActorUnavailableError:
+            time.sleep(RETRY_PAUSE_S)
+            self._unreachable_s += RETRY_PAUSE_S
+            if self._unreachable_s > UNREACHABLE_LIMIT_S:
+                self.engine = None
+            return None
+        except RayTaskError as error:
+            if not isinstance(error.cause, UnknownTrialError):
+                raise
+            self.engine = None
+            return None
+        self._unreachable_s = 0.0
+        return report
+
+    def _join(self) -> None:
+        """Join an engine that has a free place; wait while none has one, or none answers."""
+        while self.engine is None:
+            try:
+                engine = self._choose_engine()
+                if engine is not None and ray.get(engine.join.remote(self.request)):
+                    self.engine, self.next_report, self._unreachable_s = engine, 0, 0.0
+            except ActorUnavailableError:
+                time.sleep(RETRY_PAUSE_S)
+            except RayTaskError as error:
+                if isinstance(error.cause, UserError):
+                    raise error.cause from None
+                raise
+
+    def _choose_engine(self) -> Any:
+        """The engine that has the trial already, or else the one with the most free places.
+
+        Engines that do not answer are left out: their node may be gone for good. None if all are full, after
+        a short wait for a place.
+
+        Raises:
+            RayTaskError: what has ended the training of the engines, where all that answer have failed.
+            ActorUnavailableError: none answers.
+        """
+        trial_id = self.request.trial_id
+        calls: list[Any] = [engine.find_place.remote(trial_id) for engine in self.engines]
+        ray.wait(calls, timeout=CALL_WAIT_S)
+        answered, _ = ray.wait(calls, num_returns=len(calls), timeout=VACANCY_WAIT_S)
+        choices: list[tuple[Vacancy, int, ActorHandle[Any]]] = []
+        errors: list[Exception] = [ActorUnavailableError("no engine answers", None)]
+        for call in answered:
+            number = calls.index(call)
+            # Trials that ask at the same time do not all choose the same engine.
+            tie_break = zlib.crc32(f"{trial_id} {number}".encode())
+            try:
+                choices.append((ray.get(call), tie_break, self.engines[number]))
+            except (RayActorError, RayTaskError) as error:
+                errors.append(error)
+        if not choices:
+            raise errors[-1]
+        vacancy, _, engine = max(choices, key=lambda choice: choice[:2])
+        if vacancy.has_trial or vacancy.free_places > 0:
+            return engine
+        ray.wait(
+            [engine.find_place.remote(trial_id, FULL_WAIT_S) for *_, engine in choices], timeout=CALL_WAIT_S
+        )
+        return None

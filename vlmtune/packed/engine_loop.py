@@ -1,0 +1,105 @@
+"""The thread of an engine's actor that trains: rounds, and between them trials that join and leave."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from vlmtune.background import in_background
+from vlmtune.packed.messages import NOTES, NoteLog, TrialReport
+from vlmtune.packed.seats import Seats, SeatState
+
+if TYPE_CHECKING:
+    from vlmtune.packed.engine import Engine
+
+IDLE_CHECK_S = 1.0  # an engine without work looks this often whether its checkpoints were written
+
+
+class EngineLoop:
+    """Runs an engine for the trials that have seats. Other threads change the seats under their lock.
+
+    Args:
+        early_stopping: the search may stop a trial after any of its reports.
+
+    Attributes:
+        thread: ends with what has ended training; None before `start`.
+        new_reports: whether any trial has reported since the last round began.
+    """
+
+    def __init__(self, seats: Seats, notes: NoteLog, *, early_stopping: bool) -> None:
+        self.seats, self.notes, self.early_stopping = seats, notes, early_stopping
+        self.changed = seats.changed
+        self.thread: Future[None] | None = None
+        self.new_reports = False
+
+    @property
+    def stopped(self) -> bool:
+        return self.thread is not None and self.thread.done()
+
+    def raise_error(self) -> None:
+        """Raise what has ended the thread, if it has ended."""
+        if self.thread is not None and self.thread.done():
+            self.thread.result()
+
+    def start(self, engine: Engine) -> None:
+        self.thread = in_background(partial(self._run, engine), "training")
+        self.thread.add_done_callback(lambda _: self._notify())
+
+    def deliver(self, trial_id: str, report: TrialReport) -> None:
+        """Add a report to its trial's, with what the engine has noted since the last one."""
+        with self.changed:
+            if self.seats.has_joined(trial_id):
+                if notes := self.notes.take_unsent():
+                    report = replace(report, metrics={**report.metrics, NOTES: notes})
+                self.seats.joined(trial_id).reports.append(report)
+                self.new_reports = True
+            self.changed.notify_all()
+
+    def end_seat(self, trial_id: str) -> None:
+        """The engine has removed a trial."""
+        with self.changed:
+            self.seats.end(trial_id)
+            self.changed.notify_all()
+
+    def _run(self, engine: Engine) -> None:
+        while True:
+            if self.early_stopping and self.new_reports:
+                self._wait_for_search(engine)
+            with self.changed:
+                self.new_reports = False
+                waiting = self._apply_joins_and_leaves(engine)
+                if not engine.slots.keys() - waiting:
+                    self.changed.wait(timeout=IDLE_CHECK_S)
+            # Without a trial it still raises what kept a checkpoint from being written.
+            engine.train_round(parked=waiting)
+
+    def _wait_for_search(self, engine: Engine) -> None:
+        """Wait until the search has stopped or continued the trials that have reported.
+
+        A trial that it stops would train its next rows for nothing. Waits at most half the time that these
+        rows take.
+        """
+
+        def undecided() -> int:
+            return sum(seat.undecided for seat in self.seats.in_state(SeatState.TRAINING))
+
+        with self.changed:
+            limit = engine.round_seconds * undecided() / max(len(engine.slots), 1) / 2
+            self.changed.wait_for(lambda: not undecided(), timeout=limit)
+
+    def _apply_joins_and_leaves(self, engine: Engine) -> set[str]:
+        """Let trials leave and join; returns those that wait until their reports are read."""
+        abandoned = [seat for seat in self.seats.in_state(SeatState.TRAINING) if seat.abandoned]
+        for seat in [*self.seats.in_state(SeatState.LEAVING), *abandoned]:
+            engine.leave(seat.trial_id)
+            self.seats.remove(seat.trial_id)
+        for seat in self.seats.in_state(SeatState.READY):
+            engine.join(seat.start_training())
+        self.changed.notify_all()
+        return {seat.trial_id for seat in self.seats.in_state(SeatState.TRAINING) if seat.waits}
+
+    def _notify(self) -> None:
+        with self.changed:
+            self.changed.notify_all()

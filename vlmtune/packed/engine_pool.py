@@ -1,0 +1,89 @@
+"""Starts the engines of a search or a run, one on each GPU."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayTaskError
+
+from vlmtune.console import labelled
+from vlmtune.errors import UserError
+from vlmtune.packed.engine_actor import EngineActor
+
+if TYPE_CHECKING:
+    from vlmtune.config.settings import Settings
+    from vlmtune.data.store import Store
+
+logger = logging.getLogger(__name__)
+
+MAX_RESTARTS = 8  # of an engine whose process died
+# How long the other engines may take to start after the first one, at least, before the search begins without
+# them. Something else may hold their GPU.
+ENGINE_START_GRACE_S = 30.0
+# Each trial waits in one call of its own, and trials without a place in one or two at each engine.
+MAX_CONCURRENT_CALLS = 256
+ENGINE_CPUS = 0.9  # that an engine asks Ray for, with a GPU or without: its thread keeps a core busy
+
+
+def start_engines(
+    settings: Settings,
+    store: Store,
+    *,
+    count: int,
+    trials: int,
+    rank: int,
+    gpu: bool,
+    largest: Settings | None = None,
+) -> tuple[list[ActorHandle[Any]], list[str]]:
+    """Start engines, each with its own GPU or on CPUs. They end with this process.
+
+    Engines that cannot start yet take trials as soon as their GPU is free.
+
+    Args:
+        count: of engines.
+        trials, rank, largest: of each engine, as for `Engine`.
+
+    Returns:
+        The engines, and the lines that they have noted.
+
+    Raises:
+        DoesNotFitError: the base does not fit in a GPU's memory.
+    """
+    remote: Any = ray.remote(EngineActor)
+    options = {
+        "num_cpus": ENGINE_CPUS,
+        "num_gpus": 1 if gpu else 0,
+        "max_concurrency": MAX_CONCURRENT_CALLS,
+        "max_restarts": MAX_RESTARTS,
+    }
+    engines = [remote.options(**options).remote(settings, store, trials, rank, largest) for _ in range(count)]
+    device = "GPU" if gpu else "CPU"
+    starts = [engine.start.remote() for engine in engines]
+    ready, waiting = _wait_for_starts(starts, device)
+    try:
+        ray.get(ready)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+    started = [engine for engine, start in zip(engines, starts, strict=True) if start in ready]
+    lines = ray.get([engine.take_notes.remote() for engine in started])
+    notes = list(dict.fromkeys(line for part in lines for line in part))
+    if waiting:
+        free = f"{len(ready)} of {count} {device}s are free"
+        notes.append(labelled("", f"{free}; trials use the others when they are"))
+    return engines, notes
+
+
+def _wait_for_starts(starts: list[Any], device: str) -> tuple[list[Any], list[Any]]:
+    """The starts that are done and those that are not, after a wait in which most are."""
+    began = time.monotonic()
+    if not ray.wait(starts, timeout=ENGINE_START_GRACE_S)[0]:
+        logger.info(labelled("Waiting", f"for a {device} that is free and the base that it loads"))
+        ray.wait(starts)
+    grace = max(ENGINE_START_GRACE_S, time.monotonic() - began)
+    return ray.wait(starts, num_returns=len(starts), timeout=grace)

@@ -1,0 +1,97 @@
+"""Evaluates trials of an engine together, each with its own adapter."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from vlmtune.config.settings import Settings
+from vlmtune.data.split import EVAL
+from vlmtune.data.store import Store
+from vlmtune.evaluation.objective import Objective, cached
+from vlmtune.packed.example_cache import ExampleCache
+from vlmtune.packed.packed_model import PackedModel, PassResult
+from vlmtune.packed.slot import Slot
+from vlmtune.packed.worker_shard import WorkerShard
+
+EVALUATED_AT_ONCE = 64  # rows of the evaluation set that are in memory at once
+
+
+class Evaluator:
+    """Evaluates on all evaluation rows at full length: their loss, and the metric of the search.
+
+    Args:
+        processor: of the base model.
+        shard: this process's part of the rows.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: PackedModel,
+        store: Store,
+        examples: ExampleCache,
+        processor: Any,
+        shard: WorkerShard,
+    ) -> None:
+        self.model, self.store, self.examples, self.processor = model, store, examples, processor
+        self.shard = shard
+        self.objective = Objective.of(settings)  # None where the metric is the loss
+        self.rows = [int(row) for row in store.rows_of(EVAL)]
+
+    def evaluate(
+        self, slots: Sequence[Slot], end_too_large: Callable[[PassResult], None]
+    ) -> dict[Slot, dict[str, float]]:
+        """The metrics of each trial.
+
+        Args:
+            end_too_large: takes what each passes' result says of trials that do not fit in the memory. They
+                are left out from then on.
+        """
+        started = time.monotonic()
+        totals = {slot: torch.zeros(2, dtype=torch.float64, device=self.model.device) for slot in slots}
+        rows = self.rows[self.shard.rank :: self.shard.world]
+        for first in range(0, len(rows), EVALUATED_AT_ONCE):
+            result = self._add_losses(slots, rows[first : first + EVALUATED_AT_ONCE], totals)
+            end_too_large(result)
+            slots = [slot for slot in slots if slot not in result.too_large]
+        sums = {slot: self.shard.all_reduce_sum(totals[slot]).tolist() for slot in slots}
+        answers = {slot: self._score_answers(slot) for slot in slots}
+        seconds = (time.monotonic() - started) / max(len(slots), 1)
+        return {
+            slot: {"eval_loss": loss / labelled, **answers[slot], "eval_seconds": seconds}
+            for slot, (loss, labelled) in sums.items()
+        }
+
+    def _add_losses(
+        self, slots: Sequence[Slot], numbers: Sequence[int], totals: dict[Slot, torch.Tensor]
+    ) -> PassResult:
+        """Add these rows' summed loss and labelled tokens to each trial's total."""
+        examples = self.examples.get(numbers)
+        rows = {slot: [slot.evaluation_row(row, examples[row]) for row in numbers] for slot in slots}
+        result = self.model.losses([row for part in rows.values() for row in part])
+        for slot, part in rows.items():
+            if slot not in result.too_large:
+                losses = torch.stack([result.rows[id(row)][0] for row in part])
+                totals[slot][0] += losses.double().sum()
+                totals[slot][1] += sum(int((row.example.labels >= 0).sum()) for row in part)
+        return result
+
+    def _score_answers(self, slot: Slot) -> dict[str, float]:
+        """The metric of a trial's generated answers, if the search is for one."""
+        if self.objective is None:
+            return {}
+        examples = cached(self.examples.get(self.rows))
+        with self.model.single_adapter(slot.adapter.flat, slot.adapter.scaling) as model:
+            return self.objective.measure(
+                model,
+                self.processor,
+                self.store,
+                examples,
+                last=slot.progress.ended,
+                rank=self.shard.rank,
+                world=self.shard.world,
+            )

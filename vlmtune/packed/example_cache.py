@@ -1,0 +1,57 @@
+"""Rows that were read from the store: all trials of an engine train on the same ones."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from vlmtune.data.encoded_example import EncodedExample
+from vlmtune.data.examples import read_examples
+from vlmtune.data.store import Store
+
+CACHE_BYTES = 2 * 2**30  # of examples in memory
+
+
+class ExampleCache:
+    """The examples used last, in memory; a thread reads the next ones ahead.
+
+    Attributes:
+        bytes: memory that the examples take.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.examples: OrderedDict[int, EncodedExample] = OrderedDict()  # the ones used last come last
+        self.bytes = 0
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="rows")
+        self._prefetch: Future[None] | None = None
+
+    def get(self, rows: Sequence[int]) -> dict[int, EncodedExample]:
+        """The examples of these rows, by their number in the store."""
+        if self._prefetch is not None:
+            self._prefetch.result()
+            self._prefetch = None
+        wanted = list(dict.fromkeys(rows))
+        self._read(wanted)
+        for row in wanted:
+            self.examples.move_to_end(row)
+        examples = {row: self.examples[row] for row in wanted}
+        while self.bytes > CACHE_BYTES and len(self.examples) > len(wanted):
+            self.bytes -= _bytes(self.examples.popitem(last=False)[1])
+        return examples
+
+    def prefetch(self, rows: Sequence[int]) -> None:
+        """Begin to read these rows; the next `get` waits for them."""
+        self._prefetch = self._reader.submit(self._read, list(dict.fromkeys(rows)))
+
+    def _read(self, rows: Sequence[int]) -> None:
+        missing = [row for row in rows if row not in self.examples]
+        for row, example in zip(missing, read_examples(self.store, missing), strict=True):
+            self.examples[row] = example
+            self.bytes += _bytes(example)
+
+
+def _bytes(example: EncodedExample) -> int:
+    tensors = sum(tensor.nbytes for tensor in example.tensors.values())
+    return int(example.input_ids.nbytes + example.kinds.nbytes + tensors)

@@ -1,0 +1,36 @@
+"""Whether an engine can train these settings: packed training leaves some options to the isolated runner."""
+
+from __future__ import annotations
+
+from vlmtune.config.settings import Settings
+from vlmtune.errors import ConfigError
+from vlmtune.packed.optim import OPTIMIZERS
+
+
+def not_packable(settings: Settings) -> str | None:
+    """The option that these settings cannot be trained packed with, in a few words; None if there is none."""
+    model, lora, training = settings.model, settings.lora, settings.training
+    reasons = {
+        "use_dora": lora.use_dora,
+        "lora_modules_to_save": bool(lora.modules_to_save),
+        "lora_vision": lora.vision,
+        "llm_int8, with which a row's result depends on its neighbours": model.llm_int8,
+        "fp16": bool(training.fp16),
+        "bf16 over a float32 base": bool(training.bf16) and model.dtype == "float32",
+        f"optim {training.optim}": training.optim not in OPTIMIZERS,
+        "neftune_noise_alpha": training.neftune_noise_alpha is not None,
+        "gradient_checkpointing_kwargs": bool(training.gradient_checkpointing_kwargs),
+        "logging_nan_inf_filter": bool(training.logging_nan_inf_filter),
+        "eval_on_start": bool(training.eval_on_start),
+        f"num_workers {settings.run.num_workers}, whose number may change": isinstance(
+            settings.run.workers, tuple
+        ),
+        "trust_remote_code, for a model whose layers are not known": model.trust_remote_code,
+    }
+    return next((reason for reason, applies in reasons.items() if applies), None)
+
+
+def check_packable(settings: Settings) -> None:
+    """Raise a ConfigError that names the option, if the settings cannot be trained packed."""
+    if (reason := not_packable(settings)) is not None:
+        raise ConfigError(f"--trial_runner packed: cannot train {reason}; use --trial_runner isolated")

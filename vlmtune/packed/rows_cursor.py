@@ -1,0 +1,74 @@
+"""Which training rows of a trial come next: a position in its own order of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from vlmtune.data.order import MicroBatch, Order
+from vlmtune.packed.worker_shard import WorkerShard
+
+
+class RowsCursor:
+    """The micro-batches of each step, one after another, from any step on.
+
+    The position follows from the number of steps alone, so a checkpoint does not hold it.
+
+    Args:
+        row_numbers: numbers of the trial's training rows in the store, `[rows of the order]`.
+        order: which of them make up each step.
+        shard: this process's part of the rows of each step.
+        first_step: optimizer steps that the trial has made already.
+        max_steps: optimizer steps after which it ends.
+    """
+
+    def __init__(
+        self, row_numbers: np.ndarray, order: Order, shard: WorkerShard, *, first_step: int, max_steps: int
+    ) -> None:
+        self.row_numbers, self.order, self.shard, self.max_steps = row_numbers, order, shard, max_steps
+        self._steps = self._iterate_steps(first_step)
+        self._step = next(self._steps, [])  # micro-batches that are left of the step under way
+        self._following = next(self._steps, [])  # those of the step after it
+        self._rows_done = 0  # rows of the step under way that this process has trained on
+
+    def micro_batch(self) -> list[int]:
+        """Row numbers of the next micro-batch; empty where only other workers have rows in it."""
+        return self._numbers(self._step[:1])
+
+    def places(self) -> list[int]:
+        """The place of each row of the next micro-batch in the step of all workers.
+
+        It does not depend on the number of workers.
+        """
+        rows = range(self._rows_done, self._rows_done + len(self.micro_batch()))
+        return [row * self.shard.world + self.shard.rank for row in rows]
+
+    def rest_of_step(self) -> list[int]:
+        """Row numbers of the micro-batches that are left of the step under way, the next one included."""
+        return self._numbers(self._step)
+
+    def following_step(self) -> list[int]:
+        """Row numbers of the step after the one under way, which can be read ahead."""
+        return self._numbers(self._following)
+
+    def advance(self) -> bool:
+        """Move past the next micro-batch; returns whether it was the last one of its step."""
+        self._rows_done += len(self.micro_batch())
+        self._step = self._step[1:]
+        if self._step:
+            return False
+        self._step, self._following, self._rows_done = self._following, next(self._steps, []), 0
+        return True
+
+    def _numbers(self, batches: list[MicroBatch]) -> list[int]:
+        return [int(self.row_numbers[row]) for batch in batches if not batch.filler for row in batch.rows]
+
+    def _iterate_steps(self, step: int) -> Iterator[list[MicroBatch]]:
+        order = self.order
+        while step < self.max_steps:
+            epoch, first = divmod(step, order.steps_per_epoch)
+            batches, size = order.epoch(epoch, self.shard.rank, first), order.accumulation
+            count = min(order.steps_per_epoch - first, self.max_steps - step)
+            yield from (batches[index * size : (index + 1) * size] for index in range(count))
+            step += count

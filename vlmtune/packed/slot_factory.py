@@ -1,0 +1,64 @@
+"""Makes the slots of an engine's trials."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import LoraConfig
+
+from vlmtune.config.settings import Settings
+from vlmtune.data.store import Store
+from vlmtune.model.mllama import pictured_layers
+from vlmtune.packed.layers import TargetLayer
+from vlmtune.packed.packable import check_packable
+from vlmtune.packed.slot import Slot
+from vlmtune.packed.worker_shard import WorkerShard
+from vlmtune.training.setup import adapter_config
+
+
+class SlotFactory:
+    """Looks for target layers in the model's outline, so that trials are made while others train.
+
+    Args:
+        settings: of the engine.
+        operations: floating-point operations of training on one token.
+        shard: this process's part of every trial's rows.
+    """
+
+    def __init__(self, settings: Settings, store: Store, operations: float, shard: WorkerShard) -> None:
+        self.store, self.operations, self.shard = store, operations, shard
+        self.outline = settings.model.ref.outline()
+        self.image_only = pictured_layers(self.outline)
+
+    def make(self, trial_id: str, settings: Settings, **options: Any) -> Slot:
+        """Make a trial ready to join the engine. Takes a second or less; any thread may call it.
+
+        Args:
+            options: `folder`, `runs_dir`, `checkpoint` and `progress` of `Slot`.
+
+        Raises:
+            ConfigError: the settings cannot be trained packed.
+            DataError: a training row does not fit its `max_length`.
+            ModelError: its target modules match nothing.
+        """
+        check_packable(settings)
+        targets, lora_config = self._find_targets(settings)
+        return Slot(
+            trial_id,
+            settings,
+            self.store,
+            targets,
+            lora_config,
+            shard=self.shard,
+            operations=self.operations,
+            **options,
+        )
+
+    def _find_targets(self, settings: Settings) -> tuple[list[TargetLayer], LoraConfig]:
+        names, config = adapter_config(settings, self.outline)
+        layers = [(name, self.outline.get_submodule(name)) for name in names]
+        targets = [
+            TargetLayer(name, layer.in_features, layer.out_features, image_only=name in self.image_only)
+            for name, layer in layers
+        ]
+        return targets, config

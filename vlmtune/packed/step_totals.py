@@ -1,0 +1,113 @@
+"""Loss, accuracy and gradient norm of a trial's steps, as tensors that nothing waits for while it trains."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlmtune.model.transfer import AsyncHostCopy
+from vlmtune.packed.worker_shard import WorkerShard
+
+
+class StepTotals:
+    """Sums over the rows of one optimizer step under way.
+
+    Args:
+        labelled: labelled tokens of this process's rows of the step.
+        device: that the trial trains on.
+
+    Attributes:
+        has_images: whether any row of the step has an image.
+    """
+
+    def __init__(self, labelled: int, device: torch.device) -> None:
+        self.labelled, self.device, self.has_images = labelled, device, False
+        self.loss, self.correct = self._scalar(0), self._scalar(0)
+
+    @property
+    def weight(self) -> float:
+        """What each row's summed loss is multiplied by: one over the labelled tokens of the step."""
+        return 1 / max(self.labelled, 1)
+
+    def add(self, losses: Tensor, correct: Tensor) -> None:
+        """Add rows: their summed losses and numbers of correct tokens, each `[B]`."""
+        self.loss = self.loss + losses.sum() * self.weight
+        self.correct = self.correct + correct.sum()
+
+    def all_reduce(self, shard: WorkerShard, gradient: Tensor, *, needs_has_images: bool) -> Tensor:
+        """Make `gradient` `[P]` and the totals those of all workers; returns their labelled tokens, a scalar.
+
+        Args:
+            needs_has_images: make `has_images` that of all workers too, which waits for the device.
+        """
+        if shard.world == 1:
+            return self._scalar(self.labelled)
+        own = self.labelled
+        numbers = torch.stack(
+            [self._scalar(own), self.loss * own, self.correct, self._scalar(self.has_images)]
+        ).to(gradient.dtype)
+        gradients, sums = shard.all_reduce_sum(torch.cat([gradient * own, numbers])).split(
+            [len(gradient), len(numbers)]
+        )
+        labelled: Tensor
+        labelled, loss, self.correct, has_images = sums.double().unbind()
+        gradient.copy_(gradients / sums[0].clamp(min=1))
+        self.loss = loss / labelled.clamp(min=1)
+        if needs_has_images:
+            self.has_images = bool(has_images > 0)
+        return labelled
+
+    def _scalar(self, value: float) -> Tensor:
+        return torch.full((), float(value), dtype=torch.float64, device=self.device)
+
+
+@dataclass(frozen=True)
+class LoggedSteps:
+    """The numbers of one log line.
+
+    Attributes:
+        values: by the names that SFTTrainer logs them under.
+        finite: whether loss and gradient norm of every step are finite.
+    """
+
+    values: dict[str, float]
+    step: int
+    finite: bool
+
+
+class LossLog:
+    """Totals of the steps since the last log line. They are copied to the CPU while the next round runs."""
+
+    def __init__(self) -> None:
+        self._steps: list[Tensor] = []
+        self._pending: tuple[dict[str, float], int, AsyncHostCopy] | None = None
+
+    def add(self, totals: StepTotals, norm: Tensor, labelled: Tensor) -> None:
+        """Add a step: its totals, the norm of its gradient, and its labelled tokens."""
+        self._steps.append(
+            torch.stack([totals.loss.double(), totals.correct.double(), norm.double(), labelled])
+        )
+
+    def close_line(self, *, learning_rate: float, epoch: float, step: int) -> None:
+        """Begin the copy of the steps since the last line."""
+        numbers = {"learning_rate": learning_rate, "epoch": epoch}
+        self._pending = numbers, step, AsyncHostCopy(torch.stack(self._steps))
+        self._steps = []
+
+    def read_line(self) -> LoggedSteps | None:
+        """The line that was closed last, once; None if there is none. Waits for its copy."""
+        if self._pending is None:
+            return None
+        numbers, step, copied = self._pending
+        self._pending = None
+        steps = copied.tolist()  # [steps, 4]: loss, correct, gradient norm, labelled
+        values = {
+            "loss": sum(row[0] for row in steps) / len(steps),
+            "grad_norm": steps[-1][2],
+            **numbers,
+            "mean_token_accuracy": sum(row[1] for row in steps) / max(sum(row[3] for row in steps), 1),
+        }
+        return LoggedSteps(values, step, all(math.isfinite(value) for row in steps for value in row))

@@ -1,0 +1,93 @@
+"""How many steps a trial has made, and what is due after a step: a log line, an evaluation, its end."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from transformers import TrainerControl, TrainerState
+from transformers.trainer_callback import DefaultFlowCallback
+from transformers.trainer_utils import IntervalStrategy
+from trl.trainer.sft_config import SFTConfig
+
+from vlmtune.data.order import Order
+from vlmtune.training.report import evaluation
+
+
+class TrialProgress:
+    """The trainer's state of one trial; transformers' own callback says what is due.
+
+    Args:
+        state: of a checkpoint that the trial resumes from.
+    """
+
+    def __init__(self, args: SFTConfig, order: Order, state: TrainerState | None = None) -> None:
+        self.args, self.order = args, order
+        if state is None:
+            steps = (
+                args.max_steps
+                if args.max_steps > 0
+                else math.ceil(args.num_train_epochs * order.steps_per_epoch)
+            )
+            state = TrainerState(max_steps=steps)
+            state.compute_steps(args, steps)
+        self.state = state
+        self._control, self._flow = TrainerControl(), DefaultFlowCallback()
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps made so far."""
+        return int(self.state.global_step)
+
+    @property
+    def max_steps(self) -> int:
+        return int(self.state.max_steps)
+
+    @property
+    def ended(self) -> bool:
+        return self.step >= self.max_steps
+
+    @property
+    def evaluation_due(self) -> bool:
+        return bool(self._control.should_evaluate)
+
+    @property
+    def log_due(self) -> bool:
+        return bool(self._control.should_log)
+
+    @property
+    def evaluation_number(self) -> int:
+        """The number of the present evaluation among those of a whole run, from 1."""
+        numbers = vars(self.state) | {"step": self.state.global_step}
+        return evaluation(numbers, None if self._evaluates_epochs else self.args.eval_steps)
+
+    @property
+    def _evaluates_epochs(self) -> bool:
+        return bool(self.args.eval_strategy == IntervalStrategy.EPOCH)
+
+    def end_step(self) -> None:
+        """Count an optimizer step, and find out what is due now."""
+        state, order = self.state, self.order
+        state.global_step += 1
+        epochs, steps = divmod(state.global_step, order.steps_per_epoch)
+        state.epoch = epochs + steps * order.accumulation / order.micro_batches_per_epoch
+        self._control = self._flow.on_step_end(self.args, state, self._control)
+        if steps == 0:
+            self._control = self._flow.on_epoch_end(self.args, state, self._control)
+        # `max_steps` may end a run within an epoch, after which transformers does not evaluate.
+        if self.ended and (steps or not self._evaluates_epochs):
+            self._control.should_evaluate = True
+
+    def logged(self) -> None:
+        """No log line is due any more."""
+        self._control.should_log = False
+
+    def evaluated(self, metrics: dict[str, float]) -> dict[str, Any]:
+        """Record an evaluation; returns how far the trial has come with it."""
+        self._control.should_evaluate = False
+        self.state.log_history.append({**metrics, "step": self.step})
+        return self.position()
+
+    def position(self) -> dict[str, Any]:
+        """How far the trial has come, as it is reported."""
+        return {"step": self.step, "max_steps": self.max_steps, "epoch": float(self.state.epoch or 0)}

@@ -1,0 +1,48 @@
+"""What a packed trial measures, and its TensorBoard events."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from vlmtune.storage import filesystem
+from vlmtune.training.report import Meter
+
+
+class TrialRecords:
+    """Measures one trial by its part of the engine's time.
+
+    Args:
+        runs_dir: folder or URI of its TensorBoard events; None writes none.
+        progress: takes the numbers of each logged step.
+        operations: floating-point operations of training on one token.
+
+    Attributes:
+        seconds: time of the device that was this trial's.
+    """
+
+    def __init__(
+        self, runs_dir: str | None, progress: Callable[[dict[str, Any]], None] | None, operations: float
+    ) -> None:
+        self.runs_dir = runs_dir
+        # Events are appended to their file, which an object store cannot do: they are written locally.
+        remote = runs_dir is not None and "://" in runs_dir
+        self.local_runs = tempfile.mkdtemp(prefix="runs-") if remote else runs_dir
+        self.seconds = 0.0
+        self.meter = Meter(self.local_runs, progress, lambda: self.seconds)
+        self.meter.operations = operations
+
+    def charge(self, seconds: float, waited: float) -> None:
+        """Add a part of a round's time, and of its time spent waiting for rows."""
+        self.seconds += seconds
+        self.meter.waited += waited
+
+    def publish_runs(self) -> None:
+        """Copy the TensorBoard events to `runs_dir`, if that is not a local folder."""
+        if self.runs_dir is not None and self.local_runs != self.runs_dir:
+            target, path = filesystem(self.runs_dir)
+            target.create_dir(path, recursive=True)
+            pafs.copy_files(self.local_runs, path, destination_filesystem=target)
