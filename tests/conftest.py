@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import ray
 import torch
+from faulty_rows import write_faulty_rows
 from training_kit import InterruptedRunError, Run, values_of
 from transformers.utils.import_utils import is_torchvision_available
 
 from vlmtune.cluster import connect
 from vlmtune.console import show_log
-from vlmtune.data.cache import prepare_store
+from vlmtune.data.cache import find_or_make_store, prepare_store
 from vlmtune.data.order import MicroBatch
 from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
@@ -83,6 +84,26 @@ def stores(models: Path, mall: Path, tmp_path_factory: pytest.TempPathFactory) -
         made |= {name: prepare_store(source, str(folder / "cache")) for name, source in sources.items()}
     ray.shutdown()
     return made
+
+
+@pytest.fixture(scope="session")
+def faulty_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The JSONL file of `faulty_rows`."""
+    return write_faulty_rows(tmp_path_factory.mktemp("faulty"))
+
+
+@pytest.fixture(scope="session")
+def faulty_store(faulty_data: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The prepared rows of `faulty_data`: 24 good ones, and 9 bad ones that are listed."""
+    source = DataSource(
+        str(faulty_data), ModelRef(str(models / "llava")), eval_fraction=0.2, test_fraction=0.1
+    )
+    started = not ray.is_initialized()
+    connect()
+    store = find_or_make_store(source, str(tmp_path_factory.mktemp("cache")))
+    if started:
+        ray.shutdown()
+    return store
 
 
 @pytest.fixture

@@ -1,20 +1,25 @@
 """The cache folder: size limit, what is never deleted, and rows that are kept unencoded."""
 
+import json
 import os
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+from faulty_rows import BAD, GOOD
+from PIL import Image
 
 from vlmtune.cluster import connect
 from vlmtune.data.cache import PART, SAFE_SECONDS, USED, find_or_make_store, keep_within, prepare_store
 from vlmtune.data.examples import read_examples
 from vlmtune.data.order import Order
 from vlmtune.data.source import DataSource
+from vlmtune.data.store import Store
 from vlmtune.data.stream import read_batches, stream_batches
 from vlmtune.errors import DataError
 from vlmtune.model_ref import ModelRef
@@ -100,3 +105,30 @@ def test_a_store_in_use_is_marked(source: DataSource, tmp_path: Path) -> None:
     find_or_make_store(source, str(tmp_path), size_gb=0)
     assert time.time() - used.stat().st_mtime < 60
     assert Path(store.folder, "meta.json").exists()
+
+
+def test_bad_rows_are_refused_at_use_and_the_store_is_shared(
+    faulty_store: Store, faulty_data: Path, models: Path, source: DataSource
+) -> None:
+    cache = str(Path(faulty_store.folder).parent)
+    faulty = replace(source, data_path=str(faulty_data), eval_fraction=0.2, test_fraction=0.1)
+    reasons = r"gone/0\.jpg: there is no such file.*and 4 more"
+    with pytest.raises(DataError, match=rf"{reasons} \({BAD} of {GOOD + BAD} rows are bad; --on_bad_row"):
+        prepare_store(faulty, cache)
+    assert prepare_store(replace(faulty, on_bad_row="skip"), cache).folder == faulty_store.folder
+    assert [row["source"].rpartition(":")[2] for row in faulty_store.bad_rows()] == [
+        str(GOOD + 1 + number) for number in range(BAD)
+    ]
+
+
+def test_a_missing_image_that_arrives_is_noticed(tmp_path: Path, source: DataSource) -> None:
+    rows = [{"image": f"{number}.png", "instruction": "What?", "output": "a"} for number in range(6)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for number in range(6):
+        if number != 2:
+            Image.new("RGB", (20, 20), (number * 40, 0, 0)).save(tmp_path / f"{number}.png")
+    source = replace(source, data_path=str(tmp_path / "d.jsonl"))
+    with pytest.raises(DataError, match="1 of 6 rows are bad"):
+        prepare_store(source, str(tmp_path / "cache"))
+    Image.new("RGB", (20, 20), "blue").save(tmp_path / "2.png")
+    assert prepare_store(source, str(tmp_path / "cache")).meta.rows == 6

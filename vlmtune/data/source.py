@@ -95,8 +95,9 @@ class DataSource:
         Raises:
             DataError: a file cannot be read or is in no format that vlmtune understands.
         """
+        training = self._scan_path(self.data_path)
         evaluation = None if self.eval_data_path is None else self._scan_path(self.eval_data_path)
-        return ScannedData(self._scan_path(self.data_path), evaluation)
+        return ScannedData(training, evaluation)
 
     def _scan_path(self, path: str) -> list[Piece]:
         return scan(

@@ -1,1 +1,1 @@
-"""What a person wants to know before a GPU is taken: data, lengths, memory."""
+"""The preflight: what to know of data, lengths and memory before a run takes a GPU."""

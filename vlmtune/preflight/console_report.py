@@ -7,36 +7,32 @@ from rich.console import Console
 from rich.text import Text
 
 from vlmtune.console import labelled
-from vlmtune.preflight.summary import Alike, Summary
+from vlmtune.preflight.summary import RowGroups, Summary
+from vlmtune.preflight.wording import FORMAT_NAMES, counted, listed, short_source
 
 WIDTH = 100  # columns
 BAD_KINDS = 4
 EXAMPLE_LINES = 6
-SEGMENT = 90  # characters of a long text that are shown at either end
+SEGMENT_ENDS = 90  # characters of a long text that are shown at either end
 BAR = 10  # columns of the histogram's longest bar
-FORMATS = {
-    "frames": "frames folder",
-    "jsonl": "JSONL",
-    "json": "JSON",
-    "parquet": "Parquet",
-    "saved": "saved dataset",
-    "hub": "Hub dataset",
-}
 INDENT = labelled("", "")
 
 
 def console_report(summary: Summary, *, colour: bool) -> str:
-    """At most about 45 lines of at most 100 columns. What is trained on is highlighted, or stands in [[ ]]
-    without `colour`."""
+    """At most about 45 lines of at most 100 columns.
+
+    Args:
+        colour: highlight the tokens that are trained on; else they are in [[ ]].
+    """
     console = Console(
         width=WIDTH, force_terminal=colour, color_system="standard" if colour else None, highlight=False
     )
     with console.capture() as capture:
-        for line in _lines(summary):
+        for line in _data_lines(summary):
             console.print(Text(printable(line)), no_wrap=True, overflow="ellipsis")
         for text in _example(summary, console, colour):
             console.print(text, no_wrap=True, overflow="crop")
-        for line in _end(summary):
+        for line in _run_lines(summary):
             console.print(Text(printable(line)), no_wrap=True, overflow="ellipsis")
         for text in _verdict(summary).wrap(console, WIDTH):
             console.print(text)
@@ -44,86 +40,60 @@ def console_report(summary: Summary, *, colour: bool) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` on one line and without characters that a terminal would act on."""
+    """`text` on one line, without characters that a terminal would act on."""
     return "".join(letter if letter.isprintable() else "⏎" if letter == "\n" else "�" for letter in text)
 
 
-def counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def listed(counts: dict[str, int], names: dict[str, str] | None = None) -> str:
-    """`JPEG` where there is one kind, `JPEG 30, PNG 2` where there are more."""
-    shown = {(names or {}).get(name, name): count for name, count in counts.items()}
-    return (
-        ", ".join(shown)
-        if len(shown) == 1
-        else ", ".join(f"{name} {count:,}" for name, count in shown.items())
-    )
-
-
-def shortened(source: str, summary: Summary) -> str:
-    """A row's place without the folder that all of the data lies in."""
-    return source.removeprefix(summary.data_path.rpartition("/")[0] + "/")
-
-
-def _lines(summary: Summary) -> Iterator[str]:
+def _data_lines(summary: Summary) -> Iterator[str]:
     yield labelled("Data", f"{summary.data_path}, for {summary.model}")
-    images = f"{counted(summary.images, 'image')}"
+    images = counted(summary.images, "image")
     if summary.images:
         images += f" ({summary.different_images:,} different; {listed(summary.image_formats)})"
-    formats = f"   {listed(summary.formats, FORMATS)}" if summary.formats else ""
-    yield labelled(
-        "Rows", f"{counted(summary.rows, 'row')}, {counted(summary.turns, 'turn')}, {images}{formats}"
-    )
-    yield from _bad(summary)
-    yield from _alike("Repeats", summary, summary.duplicates, "with the same images and texts", " = ")
-    yield from _alike(
-        "Conflicts",
-        summary,
-        summary.contradictions,
-        "with the same images and question, but different answers",
-        " ≠ ",
-    )
+    formats = f"   {listed(summary.formats, FORMAT_NAMES)}" if summary.formats else ""
+    rows = f"{counted(summary.rows, 'row')}, {counted(summary.turns, 'turn')}"
+    yield labelled("Rows", f"{rows}, {images}{formats}")
+    yield from _bad_rows(summary)
+    repeats = "with the same images and texts"
+    yield from _row_groups("Repeats", summary, summary.duplicates, repeats, " = ")
+    conflicts = "with the same images and question, but different answers"
+    yield from _row_groups("Conflicts", summary, summary.contradictions, conflicts, " ≠ ")
     if summary.sizes is not None:
-        sizes, common = (
-            summary.sizes,
-            ", ".join(f"{_size(size)} ({count:,})" for size, count in summary.sizes.common),
+        smallest, median, largest = map(
+            _size, (summary.sizes.smallest, summary.sizes.median, summary.sizes.largest)
         )
-        yield labelled(
-            "Sizes",
-            f"{_size(sizes.smallest)} to {_size(sizes.largest)}, median {_size(sizes.median)}; most common {common}",
-        )
+        common = ", ".join(f"{_size(size)} ({count:,})" for size, count in summary.sizes.common)
+        yield labelled("Sizes", f"{smallest} to {largest}, median {median}; most common {common}")
     if summary.tokens:
         yield labelled("Tokens", f"{'':<8}{'min':>8}{'median':>8}{'p95':>8}{'max':>8}")
         for name, spread in summary.tokens.items():
             label = {"row": "row", "text": "= text", "image": "+ image"}[name]
             yield f"{INDENT}{label:<8}{spread.min:>8,}{spread.median:>8,}{spread.p95:>8,}{spread.max:>8,}"
-        yield from _beside(_histogram(summary), _lengths(summary))
+        yield from _side_by_side(_histogram(summary), _lengths(summary))
 
 
-def _bad(summary: Summary) -> Iterator[str]:
+def _bad_rows(summary: Summary) -> Iterator[str]:
     kinds = summary.bad
     if not kinds:
         yield labelled("Bad rows", "none")
         return
     yield labelled("Bad rows", f"{summary.bad_rows:,} of {summary.rows + summary.bad_rows:,}")
     for kind in kinds[:BAD_KINDS]:
-        alike = len({reason for _, reason in kind.first}) == 1
-        yield f"{kind.count:>9,} {kind.first[0][1] if alike else kind.kind}"
+        same_reason = len({reason for _, reason in kind.first}) == 1
+        yield f"{kind.count:>9,} {kind.first[0][1] if same_reason else kind.kind}"
         more = f", … {kind.count - len(kind.first):,} more" if kind.count > len(kind.first) else ""
-        yield f"{INDENT}  {', '.join(shortened(source, summary) for source, _ in kind.first)}{more}"
+        yield f"{INDENT}  {', '.join(short_source(source, summary) for source, _ in kind.first)}{more}"
     if len(kinds) > BAD_KINDS:
         rest = sum(kind.count for kind in kinds[BAD_KINDS:])
         yield f"{rest:>9,} for {counted(len(kinds) - BAD_KINDS, 'other reason')}: see the report"
 
 
-def _alike(label: str, summary: Summary, alike: Alike, what: str, sign: str) -> Iterator[str]:
-    if alike.groups:
-        yield labelled(label, f"{counted(alike.rows, 'row')} in {counted(alike.groups, 'group')} {what}")
-        yield f"{INDENT}{'; '.join(sign.join(shortened(source, summary) for source in group) for group in alike.first)}"
-    else:
+def _row_groups(label: str, summary: Summary, groups: RowGroups, shared: str, sign: str) -> Iterator[str]:
+    if not groups.groups:
         yield labelled(label, "none")
+        return
+    yield labelled(label, f"{counted(groups.rows, 'row')} in {counted(groups.groups, 'group')} {shared}")
+    first = (sign.join(short_source(source, summary) for source in group) for group in groups.first)
+    yield f"{INDENT}{'; '.join(first)}"
 
 
 def _size(size: str) -> str:
@@ -141,11 +111,14 @@ def _lengths(summary: Summary) -> Iterator[str]:
     yield f"{'max_length':>14}{'shortened':>11}{'do not fit':>12}{'(training)':>12}"
     for length in summary.lengths:
         origin = "" if length.origin == "usual" else length.origin
-        yield f"{origin:<8}{length.max_length:>6,}{length.shortened:>11,}{length.unfit:>12,}{f'({length.unfit_train:,})':>12}"
+        in_training = f"({length.unfit_train:,})"
+        yield (
+            f"{origin:<8}{length.max_length:>6,}{length.shortened:>11,}{length.unfit:>12,}{in_training:>12}"
+        )
     yield f"{summary.cuts_none:,} cuts nothing, {summary.fits_all:,} holds all images"
 
 
-def _beside(left: Iterable[str], right: Iterable[str]) -> Iterator[str]:
+def _side_by_side(left: Iterable[str], right: Iterable[str]) -> Iterator[str]:
     for one, other in zip_longest(left, right, fillvalue=""):
         yield f"{INDENT}{one:<40}{other}".rstrip()
 
@@ -161,10 +134,8 @@ def _example(summary: Summary, console: Console, colour: bool) -> Iterator[Text]
             text.append(words if colour else f"[[{words}]]", style="bold black on green")
         else:
             text.append(words, style="dim" if kind != "text" else "")
-    yield Text(
-        printable(labelled("Example", f"{shortened(example.source, summary)}; trained on: "))
-        + ("highlighted" if colour else "[[ ]]")
-    )
+    source = printable(labelled("Example", short_source(example.source, summary)))
+    yield Text(f"{source}; trained on: {'highlighted' if colour else '[[ ]]'}")
     lines = text.wrap(console, WIDTH - len(INDENT))
     for line in islice(lines, EXAMPLE_LINES):
         yield Text(INDENT) + line
@@ -173,11 +144,13 @@ def _example(summary: Summary, console: Console, colour: bool) -> Iterator[Text]
 
 
 def _elided(words: str) -> str:
-    """Long texts without their middle, so that the answer comes into view."""
-    return words if len(words) <= 2 * SEGMENT else f"{words[:SEGMENT]} … {words[-SEGMENT:]}"
+    """A long text without its middle, so that the answer is on the screen."""
+    if len(words) <= 2 * SEGMENT_ENDS:
+        return words
+    return f"{words[:SEGMENT_ENDS]} … {words[-SEGMENT_ENDS:]}"
 
 
-def _end(summary: Summary) -> Iterator[str]:
+def _run_lines(summary: Summary) -> Iterator[str]:
     yield labelled("Split", ", ".join(f"{name} {count:,}" for name, count in summary.split.items()) + " rows")
     limit = "in full" if summary.max_length is None else f"at max_length {summary.max_length:,}"
     yield labelled(

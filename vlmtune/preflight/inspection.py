@@ -1,5 +1,4 @@
-"""The preflight: what `ray_jobs/inspect_data.py` calls. It prepares the rows that training will use, and
-takes no GPU."""
+"""The preflight: prepare the rows that training will use, and report on them. It needs no GPU."""
 
 from dataclasses import replace
 
@@ -11,7 +10,8 @@ from vlmtune.data.samples import pick_samples
 from vlmtune.data.source import DataSource
 from vlmtune.output import cache_folder, located
 from vlmtune.preflight.html_report import html_report
-from vlmtune.preflight.summary import Summary, summarise
+from vlmtune.preflight.statistics import summarise
+from vlmtune.preflight.summary import Summary
 from vlmtune.storage import filesystem
 from vlmtune.training.needs import gpu_memory
 
@@ -20,15 +20,15 @@ def inspect_data(settings: Settings, output_dir: str | None) -> tuple[Summary, s
     """Read all rows, and write `preflight.json` and `preflight.html`.
 
     Args:
-        output_dir: folder or URI for the two files; by default beside the settings' own `output_dir`, which
-        is left to training.
+        output_dir: folder or URI for the two files; by default the settings' `output_dir` with `-preflight`
+            behind it, because training wants its folder free.
 
     Returns:
         The summary, and the absolute path or URI of the folder.
 
     Raises:
-        UserError: the data as a whole or the processor cannot be read. Bad rows do not raise: they are what
-        is told.
+        UserError: the data as a whole or the processor cannot be read. Bad rows do not raise: they are part
+            of the report.
     """
     folder = output.place(
         output_dir or f"{settings.run.output_dir.rstrip('/')}-preflight", in_job=in_ray_job()
@@ -40,8 +40,7 @@ def inspect_data(settings: Settings, output_dir: str | None) -> tuple[Summary, s
     store = find_or_make_store(
         source, cache_folder(settings), size_gb=settings.data.cache_size_gb, scanned=scanned
     )
-    processor = source.model.processor()
-    summary = summarise(store, settings, processor.tokenizer)
+    summary = summarise(store, settings, source.model.processor().tokenizer)
     if summary.ready:
         summary = replace(summary, memory=gpu_memory(settings, store))
     fs, inner = filesystem(folder)

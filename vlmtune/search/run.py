@@ -24,7 +24,7 @@ from vlmtune.output import located
 from vlmtune.packed.messages import FAILURE, NOTES
 from vlmtune.search import results
 from vlmtune.search.compare import Comparison, compare
-from vlmtune.search.lengths import usable_max_lengths
+from vlmtune.search.max_lengths import usable_max_lengths
 from vlmtune.search.refit import refit
 from vlmtune.search.report.charts import Trials
 from vlmtune.search.report.page import Report, page, pictures_of

@@ -1,0 +1,49 @@
+"""Samples of the rows: where they are, and what is shown of them."""
+
+import base64
+import io
+from pathlib import Path
+
+import pytest
+from faulty_rows import GOOD, MANY_IMAGES, row_of
+from PIL import Image
+
+from vlmtune.data.samples import IMAGES_PER_SAMPLE, SAMPLES, load_samples, pick_samples
+from vlmtune.data.scan import scan
+from vlmtune.data.store import Store
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def test_rows_with_different_images_at_even_distances(faulty_store: Store, faulty_data: Path) -> None:
+    samples = pick_samples(faulty_store, scan(str(faulty_data)))
+    lines = [int(sample.source.rpartition(":")[2]) for sample in samples]
+    assert len(lines) == SAMPLES
+    assert lines == sorted(set(lines))
+    assert lines[0] == 1 and lines[-1] == GOOD
+    assert not {21, 22, 23} & set(lines), "an image twice, or a row without one"
+
+
+def test_what_is_shown_of_a_row(faulty_store: Store, faulty_data: Path) -> None:
+    rows = [row_of(faulty_store, faulty_data, line) for line in (GOOD, 1)]
+    many, first = load_samples(faulty_store, scan(str(faulty_data)), rows)
+    assert (first.source, first.turns) == (
+        f"{faulty_data}:1",
+        [("user", "How many people?"), ("assistant", "0")],
+    )
+    assert first.tokens == faulty_store.column("tokens")[rows[1]]
+    assert first.split == faulty_store.column("split")[rows[1]]
+    assert len(many.images) == IMAGES_PER_SAMPLE < MANY_IMAGES
+    header, _, data = first.images[0].partition(",")
+    assert header == "data:image/jpeg;base64"
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (64, 48)
+
+
+def test_an_image_that_is_gone_by_now_is_left_out(
+    faulty_store: Store, faulty_data: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / faulty_data.name
+    copy.write_bytes(faulty_data.read_bytes())  # without the images beside it
+    (sample,) = load_samples(faulty_store, scan(str(copy)), [row_of(faulty_store, faulty_data, 1)])
+    assert sample.images == []
+    assert sample.turns[0][1] == "How many people?"

@@ -1,0 +1,34 @@
+"""Names and phrases that the preflight's page and its text share."""
+
+from vlmtune.preflight.summary import Summary
+
+FORMAT_NAMES = {
+    "frames": "frames folder",
+    "jsonl": "JSONL",
+    "json": "JSON",
+    "parquet": "Parquet",
+    "saved": "saved dataset",
+    "hub": "Hub dataset",
+}
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def listed(counts: dict[str, int], names: dict[str, str] | None = None) -> str:
+    """`JPEG` for one entry, `JPEG 30, PNG 2` for more.
+
+    Args:
+        names: other words for the keys of `counts`.
+    """
+    count_of = {(names or {}).get(name, name): count for name, count in counts.items()}
+    if len(count_of) == 1:
+        return next(iter(count_of))
+    return ", ".join(f"{name} {count:,}" for name, count in count_of.items())
+
+
+def short_source(source: str, summary: Summary) -> str:
+    """A row's place without the folder that the data is in."""
+    return source.removeprefix(summary.data_path.rpartition("/")[0] + "/")
