@@ -72,8 +72,8 @@ class ModelRef:
             )
         if not isinstance(processor, ProcessorMixin) or getattr(processor, "image_processor", None) is None:
             raise ModelError(
-                f"{self.name}: no vision-language processor there (found {type(processor).__name__}, which takes no "
-                "images): give a vision-language model, or copy its processor_config.json and "
+                f"{self.name}: no vision-language processor there (found {type(processor).__name__}, which "
+                "takes no images): give a vision-language model, or copy its processor_config.json and "
                 "preprocessor_config.json into the folder"
             )
         return processor
@@ -128,13 +128,17 @@ def _explain(error: Exception, name: str, revision: str) -> str:
     if caused_by(RevisionNotFoundError):
         return f"{name} has no revision {revision!r}: see the model's page for its branches, tags and commits"
     if caused_by(RepositoryNotFoundError):
-        return f"{name} is neither a folder nor a model on the Hub: check the spelling, or, if it is private, log in with `hf auth login`"
+        return (
+            f"{name} is neither a folder nor a model on the Hub: check the spelling, or, if it is private, "
+            "log in with `hf auth login`"
+        )
     if caused_by(HFValidationError):
         return f"{name} is not there: no such folder, and no name of a model on the Hub (OWNER/MODEL)"
     if caused_by(LocalEntryNotFoundError, OfflineModeIsEnabled):
         return (
-            f"{name} is neither a folder nor in the local cache, and the Hub cannot be reached: check the name and the network, "
-            "unset HF_HUB_OFFLINE if it is set, or download the model first with `hf download` (if it is gated, accept its licence on "
+            f"{name} is neither a folder nor in the local cache, and the Hub cannot be reached: check the "
+            "name and the network, unset HF_HUB_OFFLINE if it is set, or download the model first with "
+            "`hf download` (if it is gated, accept its licence on "
             f"https://huggingface.co/{name} and log in with `hf auth login`)"
         )
     if caused_by(SafetensorError):

@@ -29,7 +29,8 @@ def from_yaml(folder: Path, text: str) -> Settings:
 
 def test_the_older_command_has_the_older_defaults() -> None:
     command = (
-        "--data_path data.jsonl --output_dir out --per_device_train_batch_size 2 --gradient_accumulation_steps 2 "
+        "--data_path data.jsonl --output_dir out --per_device_train_batch_size 2 "
+        "--gradient_accumulation_steps 2 "
         "--max_seq_length 512 --num_train_epochs 3"
     )
     found = parse(command.split())

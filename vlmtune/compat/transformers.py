@@ -1,4 +1,4 @@
-"""transformers 5.23.0: attention masks without padding, and a layer's gradient checkpointing."""
+"""transformers 5.23.0: attention implementations and masks, deep-stack features, gradient checkpointing."""
 
 from collections.abc import Callable
 from copy import copy
@@ -10,6 +10,15 @@ from transformers import AttentionMaskInterface, PreTrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 SUFFIX = "_without_padding"  # behind the name of an attention implementation
+
+
+def attention_implementation(config: PreTrainedConfig) -> str:
+    """The name of the attention function that a part of a model uses, such as "sdpa".
+
+    Private: `PreTrainedConfig._attn_implementation`.
+    """
+    name: str = config._attn_implementation
+    return name
 
 
 def config_without_padding_mask(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -45,3 +54,20 @@ def run_checkpointed(layer: Any, function: Callable[..., Tensor], *inputs: Any) 
     """
     output: Tensor = layer._gradient_checkpointing_func(function, *inputs)
     return output
+
+
+def adds_deepstack_features(decoder: Any) -> bool:
+    """Whether a decoder adds deep-stack vision features. Private: `_deepstack_process` of its class."""
+    return "_deepstack_process" in vars(type(decoder))
+
+
+def add_deepstack_features_whole(decoder: Any) -> None:
+    """Make a decoder add deep-stack features of the shape of its hidden states, in place.
+
+    Private: `_deepstack_process(hidden_states, visual_pos_masks, visual_embeds)`, which returns the sum.
+    """
+    decoder._deepstack_process = _add_whole
+
+
+def _add_whole(hidden_states: Tensor, visual_pos_masks: None, visual_embeds: Tensor) -> Tensor:
+    return hidden_states + visual_embeds

@@ -51,7 +51,8 @@ class Flag:
         read = self._typed(value, label)
         if self.choices and read is not None and read not in self.choices:
             raise ConfigError(
-                f"{label}: {_show(value)} is not one of {', '.join(self.choices)}{nearest(str(value), self.choices)}"
+                f"{label}: {_show(value)} is not one of {', '.join(self.choices)}"
+                f"{nearest(str(value), self.choices)}"
             )
         limit = LIMITS.get(self.name)
         if limit and read is not None and not limit.holds(read):
@@ -157,7 +158,8 @@ def _check_workers(text: str, label: str) -> None:
     whole = low.isdecimal() and (high.isdecimal() if colon else True)
     if not whole or (colon and not 1 <= int(low) <= int(high)):
         raise ConfigError(
-            f"{label}: {_show(text)} is neither a number of workers, such as 2, nor a range with the smaller first, such as 2:8"
+            f"{label}: {_show(text)} is neither a number of workers, such as 2, nor a range with the smaller "
+            "first, such as 2:8"
         )
 
 

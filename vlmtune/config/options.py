@@ -156,7 +156,7 @@ class ModelSettings:
 
     @property
     def base_quantization(self) -> Quantization:
-        """The base's quantization, from `quantization`, `load_in_4bit` or `load_in_8bit`, whichever is set."""
+        """The base's quantization: `quantization`, or what `load_in_4bit` or `load_in_8bit` means."""
         if self.quantization is not None:
             return self.quantization
         return "nf4" if self.load_in_4bit else "int8" if self.load_in_8bit else "none"

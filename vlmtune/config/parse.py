@@ -34,7 +34,7 @@ TITLES = {
 
 
 def parse(argv: Sequence[str] | None = None, *, description: str = "") -> Settings:
-    """Settings from a command line, and from the YAML file that its `--config` names; flags override the file.
+    """Settings from a command line and the YAML file that its `--config` names; flags override the file.
 
     Where neither a file nor a model is given, the older instruction-tuning command's settings are used
     (`PRESET`). `--help` prints and exits 0.
@@ -66,7 +66,8 @@ def parse(argv: Sequence[str] | None = None, *, description: str = "") -> Settin
         )
     if settings.model.model_name_or_path is None and not resumed:
         raise ConfigError(
-            f"{config}: model_name_or_path is missing; name the model to adapt, such as llava-hf/llava-1.5-7b-hf"
+            f"{config}: model_name_or_path is missing; name the model to adapt, such as "
+            "llava-hf/llava-1.5-7b-hf"
         )
     return settings
 
@@ -107,7 +108,7 @@ class FlagParser(argparse.ArgumentParser):
 
 
 def _add_flag(section: "argparse._ActionsContainer", option: Flag, *, hidden: bool) -> None:
-    """Add an option's flag, with dashes for underscores too, and `--no_NAME` for a switch that can be on by default."""
+    """Add an option's flag, also with dashes, and `--no_NAME` for a switch that can be on by default."""
     names = [f"--{option.name}"]
     if "_" in option.name:
         names.append(f"--{option.name.replace('_', '-')}")

@@ -40,7 +40,7 @@ class Settings:
         return build(read_values(values))
 
     def to_flags(self) -> dict[str, Any]:
-        """The values that differ from the defaults, by flag name. `from_flags` makes equal settings of them."""
+        """The values that differ from the defaults, by flag name; `from_flags` reads them back."""
         values = {name: self.value(name) for name in flags()}
         return {name: value for name, value in values.items() if value != flags()[name].default}
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from vlmtune.data.collate import split_batch
 from vlmtune.model.capture import Trained, capture, forget_graphs, stop_recording
+from vlmtune.model.deepstack import use_dense_deepstack
 from vlmtune.model.fast import (
     compile_layers,
     lean_lora,
@@ -29,6 +30,7 @@ from vlmtune.model.fast import (
 from vlmtune.model.memory import Plan
 from vlmtune.model.offload import Checkpoints
 from vlmtune.model.transfer import to_device
+from vlmtune.model.vision_attention import use_varlen_attention
 
 Batch = dict[str, Tensor]
 
@@ -55,6 +57,8 @@ class AcceleratedStep:
         self.trained = [parameter for parameter in base.parameters() if parameter.requires_grad]
         self.train_rows, self.eval_rows = plan.micro_batch, plan.evaluated or eval_rows
         skip_padding_mask(base)
+        use_varlen_attention(base)
+        use_dense_deepstack(base.get_decoder())
         without_vision_gradient(base)
         self.offloads = plan.offload and plan.checkpointing and not _trains(parts(base)[1:])
         if plan.compiled or self.offloads:

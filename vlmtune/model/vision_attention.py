@@ -1,0 +1,85 @@
+"""One attention call for all images of a batch, in vision towers that concatenate their patches.
+
+Such towers (Qwen-VL, GLM-V and others) separate the images, or windows of them, by cumulative lengths.
+Without flash-attention, transformers splits the patches and calls the kernel once for each chunk: 640x480
+pixels are 30 windows, in each of 32 layers. torch has that kernel too: `torch.nn.attention.varlen`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from vlmtune.compat.transformers import attention_implementation
+
+# transformers hands the chunks' boundaries to any implementation whose name has "flash" in it.
+NAME = "flash_by_torch"
+HALF_TYPES = (torch.bfloat16, torch.float16)  # what the kernel computes in
+
+
+def attend_in_chunks(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention within each chunk, as transformers' attention functions take and return it.
+
+    Args:
+        query, key, value: [1, heads, patches, width of a head].
+        cu_seq_lens_q: [chunks + 1], the first patch of each chunk and the number of patches.
+
+    Returns:
+        [1, patches, heads, width of a head], and no weights.
+    """
+    if cu_seq_lens_q is None:  # a layer that does not know chunks
+        whole = nn.functional.scaled_dot_product_attention(
+            query, key, value, attention_mask, dropout_p=dropout, scale=scaling
+        )
+        return whole.transpose(1, 2).contiguous(), None
+    if query.is_cuda and query.dtype in HALF_TYPES and not dropout and max_length_q is not None:
+        from torch.nn.attention.varlen import varlen_attn
+
+        q, k, v = (part[0].transpose(0, 1).contiguous() for part in (query, key, value))
+        if scaling is not None:  # the kernel's own is 1 / sqrt(width of a head)
+            q = q * (scaling * query.shape[-1] ** 0.5)
+        bounds = cu_seq_lens_q.to(query.device, torch.int32)
+        out: Any = varlen_attn(q, k, v, bounds, bounds, max_length_q, max_length_q)
+        return out.unsqueeze(0), None
+    sizes = (cu_seq_lens_q[1:] - cu_seq_lens_q[:-1]).tolist()
+    chunks = zip(*(part.split(sizes, dim=2) for part in (query, key, value)), strict=True)
+    outs = [
+        nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
+        for q, k, v in chunks
+    ]
+    return torch.cat(outs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def use_varlen_attention(model: PreTrainedModel) -> bool:
+    """Make the vision tower attend in one call for all chunks, in place; returns whether it does.
+
+    It does where its attention layers take the chunks' boundaries and would use torch's own kernel.
+    """
+    vision = getattr(model.config, "vision_config", None)
+    if vision is None or attention_implementation(vision) != "sdpa":
+        return False
+    if not any(_takes_chunks(module) for module in model.modules()):
+        return False
+    AttentionInterface.register(NAME, attend_in_chunks)
+    model.set_attn_implementation({"vision_config": NAME})
+    return True
+
+
+def _takes_chunks(module: nn.Module) -> bool:
+    return "cu_seqlens" in inspect.signature(type(module).forward).parameters
