@@ -1,0 +1,147 @@
+"""The rows that every family is tried on, as conversations with typed parts, and the processor's own encoding of them.
+
+Nothing here uses vlmtune: this is the other side of each comparison.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+Message = dict[str, Any]
+SIZES = {"wide": (130, 50), "tall": (60, 90), "square": (120, 120), "other": (70, 60)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: (role, text) turns; the images stand before the text of the first user turn."""
+
+    turns: tuple[tuple[str, str], ...]
+    images: tuple[str, ...] = ()
+
+    @property
+    def answers(self) -> list[str]:
+        return [text for role, text in self.turns if role == "assistant"]
+
+    def messages(self) -> list[Message]:
+        asked = next(index for index, (role, _) in enumerate(self.turns) if role == "user")
+        return [
+            {
+                "role": role,
+                "content": [{"type": "image"} for _ in (self.images if index == asked else ())]
+                + [{"type": "text", "text": text}],
+            }
+            for index, (role, text) in enumerate(self.turns)
+        ]
+
+    def pixels(self) -> list[Image.Image]:
+        return [drawn(name) for name in self.images]
+
+
+CASES = {
+    "single": Case((("user", "how many people are in this image?"), ("assistant", "3")), ("tall",)),
+    "long": Case(
+        (
+            ("user", "what is the colour of the left door?"),
+            ("assistant", "The left door is bright and the lamp is dark; nobody waits near the entrance."),
+        ),
+        ("wide",),
+    ),
+    "several": Case(
+        (
+            ("user", "compare the first picture with the second"),
+            ("assistant", "fewer visitors, more light"),
+        ),
+        ("tall", "wide"),
+    ),
+    "text": Case((("user", "answer with a number: two and one"), ("assistant", "12 persons"))),
+    "system": Case(
+        (
+            ("system", "answer with a number."),
+            ("user", "how many people stand near the entrance?"),
+            ("assistant", "two"),
+        ),
+        ("square",),
+    ),
+    "turns": Case(
+        (
+            ("user", "how many people are in this queue?"),
+            ("assistant", "10"),
+            ("user", "is the shop window bright?"),
+            ("assistant", "yes, bright"),
+        ),
+        ("square",),
+    ),
+}
+
+
+def drawn(name: str) -> Image.Image:
+    """A picture with another gradient in each channel, so that wrong channels, scales and crops show."""
+    width, height = SIZES[name]
+    y, x = np.mgrid[0:height, 0:width]
+    channels = [x * 255 // width, y * 255 // height, (x * 3 + y * 2) % 256]
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
+EVALUATED = [
+    Case((("user", "is the lamp dark?"), ("assistant", "no, bright")), ("other",)),
+    Case((("user", "what is two and two?"), ("assistant", "4"))),
+]
+
+
+def write_rows(folder: Path) -> tuple[Path, Path]:
+    """Write the cases as train.jsonl, others as eval.jsonl, and their images beside them; returns the files' paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in SIZES:
+        drawn(name).save(folder / f"{name}.png")
+    paths = (folder / "train.jsonl", folder / "eval.jsonl")
+    for path, cases in zip(paths, (CASES.values(), EVALUATED), strict=True):
+        rows = [
+            {"messages": case.messages(), "images": [f"{image}.png" for image in case.images]} for case in cases
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return paths
+
+
+def official(processor: Any, case: Case, text: str | None = None) -> dict[str, torch.Tensor]:
+    """What the processor itself makes of a row: the model's inputs for a batch of one row.
+
+    Args:
+        text: the row as the processor is to be given it, for a processor that has no chat template.
+    """
+    if text is not None:
+        given = {"images": [case.pixels()]} if case.images else {}
+        return dict(processor(text=[text], return_tensors="pt", **given))
+    images = iter(case.pixels())
+    content = [
+        {
+            "role": message["role"],
+            "content": [
+                {"type": "image", "image": next(images)} if part["type"] == "image" else part
+                for part in message["content"]
+            ],
+        }
+        for message in case.messages()
+    ]
+    return dict(
+        processor.apply_chat_template(content, tokenize=True, return_dict=True, return_tensors="pt")
+    )
+
+
+def row_loss(model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> tuple[float, int]:
+    """Summed negative log-likelihood of the labelled tokens of one row under the model's own logits, and their number.
+
+    Args:
+        labels: `[T]`; inputs may be longer, by what the template puts behind the last answer.
+    """
+    given = {name: tensor for name, tensor in inputs.items() if name not in ("labels", "text_replacement_offsets")}
+    with torch.no_grad():
+        logits = model(**given, use_cache=False).logits[0, : len(labels) - 1].double()
+    wanted = labels[1:]
+    losses = torch.nn.functional.cross_entropy(logits, wanted, ignore_index=-100, reduction="sum")
+    return float(losses), int((wanted >= 0).sum())

@@ -1,0 +1,204 @@
+"""All that the family tests use of vlmtune, in one place: prepare, inspect, train, pack, answer, merge, in this process."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from trl.trainer.utils import add_fused_lm_head
+
+from families.cases import Case
+from vlmtune.config.settings import Settings
+from vlmtune.data.cache import find_or_make
+from vlmtune.data.collate import probe
+from vlmtune.data.order import MicroBatch
+from vlmtune.data.prepare import Source
+from vlmtune.data.processor import load_processor
+from vlmtune.data.store import Store
+from vlmtune.data.stream import read_batches
+from vlmtune.data.tokenize import EncodeError, Example, RowEncoder
+from vlmtune.errors import UserError
+from vlmtune.evaluation import export
+from vlmtune.evaluation.generate import Layout, end_tokens, generate
+from vlmtune.model.head import score_positions
+from vlmtune.model.lora import attach
+from vlmtune.model.memory import Plan
+from vlmtune.packed.engine import Engine
+from vlmtune.packed.loss import row_losses
+from vlmtune.preflight.summary import summarise
+from vlmtune.training.loop import train
+from vlmtune.training.needs import gpu_memory
+from vlmtune.training.setup import adapter_config, frozen_base
+
+PLAIN = (UserError, EncodeError)  # what a person is told in one line
+STEPS = 4
+
+
+@dataclass
+class Trained:
+    """What a run left behind: its adapter's folder and which rows it was given in which micro-batch."""
+
+    folder: Path
+    asked: list[list[int]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+    def adapter(self) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / "adapter_model.safetensors")
+
+
+class Subject:
+    """One model folder with the rows that it is tried on."""
+
+    def __init__(self, model: Path, rows: tuple[Path, Path], work: Path) -> None:
+        self.model, self.work = model, work
+        self.train_rows, self.eval_rows = rows
+        work.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def processor(self) -> Any:
+        return load_processor(str(self.model))
+
+    @cached_property
+    def layout(self) -> Layout:
+        pad = self.processor.tokenizer.pad_token_id
+        return Layout(probe(self.processor), self.processor.tokenizer.eos_token_id if pad is None else pad)
+
+    @cached_property
+    def encoder(self) -> RowEncoder:
+        return RowEncoder(self.processor, raw_pixels=self.layout.pixels.raw)
+
+    def encode(self, case: Case) -> Example:
+        return self.encoder.encode(case.messages(), case.pixels())
+
+    def text(self, case: Case) -> str | None:
+        """The row as the processor is given it, where it has no chat template to make it from."""
+        if self.processor.chat_template or self.processor.tokenizer.chat_template:
+            return None
+        return self.encoder.chat_text(case.messages())
+
+    @cached_property
+    def store(self) -> Store:
+        """All rows, to train on; `on_bad_row` skip. Needs a running Ray."""
+        source = Source(
+            str(self.train_rows),
+            str(self.model),
+            eval_data_path=str(self.eval_rows),
+            test_fraction=0.0,
+            on_bad_row="skip",
+        )
+        return find_or_make(source, str(self.work / "cache"))
+
+    def settings(self, **flags: Any) -> Settings:
+        base = {
+            "model_name_or_path": str(self.model),
+            "data_path": str(self.train_rows),
+            "eval_data_path": str(self.eval_rows),
+            "on_bad_row": "skip",
+            "quantization": "nf4",
+            "use_cpu": True,
+            "lr_scheduler_type": "constant",
+            "learning_rate": 1e-3,
+            "lora_dropout": 0.0,
+            "per_device_train_batch_size": 2,
+            "per_device_eval_batch_size": 2,
+            "max_length": None,
+            "max_steps": STEPS,
+            "gradient_checkpointing": False,
+            "cuda_graphs": False,
+        }
+        return Settings.from_dict({}).replace(**{**base, **flags})
+
+    def inspect(self) -> tuple[Any, str]:
+        """The preflight's summary of all rows, and its line on memory."""
+        settings = self.settings()
+        summary = summarise(self.store, settings, self.processor.tokenizer)
+        return summary, gpu_memory(settings, self.store)
+
+    def losses(self, examples: Sequence[Example], *, quantization: str = "none") -> list[float]:
+        """The summed loss of each row, as a training step computes it, rows in one batch."""
+        settings = self.settings(quantization=quantization)
+        base = frozen_base(settings, torch.device("cpu"), Plan(False, False, 1, False))
+        add_fused_lm_head(base, outputs=("log_probs", "is_top1"))
+        score_positions(base)
+        base.eval()
+        batch = self.layout.batch(base, examples)
+        with torch.no_grad():
+            return row_losses(base, batch).loss.tolist()
+
+    def train(self, **flags: Any) -> Trained:
+        """An isolated run."""
+        result = Trained(self.work / f"run-{len(list(self.work.glob('run-*')))}")
+
+        def rows(split: str, batches: Sequence[MicroBatch], length: int | None) -> Iterator[dict[str, torch.Tensor]]:
+            if split == "train":
+                result.asked.extend([int(row) for row in batch.rows] for batch in batches)
+            yield from read_batches(self.store, split, batches, length)
+
+        def report(metrics: dict[str, Any], folder: str) -> None:
+            result.losses.append(metrics["eval_loss"])
+            shutil.copytree(folder, result.folder / "adapter", dirs_exist_ok=True)
+
+        def progress(step: dict[str, Any]) -> None:
+            if "loss" in step:
+                result.losses.append(step["loss"])
+
+        work = str(result.folder)
+        values = self.settings(**flags).to_dict()
+        train(values, self.store, rows=rows, report=report, work_dir=work, progress=progress)
+        result.folder = result.folder / "adapter"
+        return result
+
+    def train_packed(self, **flags: Any) -> Trained:
+        """The same run in an engine, beside a second trial."""
+        folder = self.work / f"packed-{len(list(self.work.glob('packed-*')))}"
+        result = Trained(folder)
+        reports: dict[str, list[Any]] = {}
+
+        def deliver(name: str, report: Any) -> None:
+            reports.setdefault(name, []).append(report)
+
+        values = self.settings(**flags).to_dict()
+        engine = Engine(values, self.store, trials=2, rank=16, deliver=deliver, note=lambda line: None)
+        for name, other in (("one", {}), ("other", {"learning_rate": 3e-3, "lora_r": 4})):
+            values = self.settings(**{**flags, **other}).to_dict()
+            slot = engine.slot(name, values, runs_dir=None, checkpoint=None, progress=lambda step: None)
+            engine.join(slot, f"{folder}/{name}")
+        while engine.round():
+            pass
+        engine.close()
+        last = reports["one"][-1].metrics
+        result.losses.append(last["eval_loss"])
+        result.folder = Path(last["checkpoint_path"])
+        return result
+
+    def new_adapter(self, **flags: Any) -> Any:
+        """The base with the fresh adapter that training begins with, on plain PEFT layers."""
+        settings = self.settings(**flags)
+        base = frozen_base(settings, torch.device("cpu"), Plan(False, False, 1, False))
+        return attach(base, adapter_config(settings, base)[1], seed=settings.get("seed"))
+
+    def answers(self, model: Any, examples: Sequence[Example]) -> list[str]:
+        ends = end_tokens(model, self.processor)
+        return generate(
+            model, self.processor.tokenizer, self.layout, examples, max_new_tokens=8, ends=ends
+        )
+
+    def merge(self, adapter: Path) -> str:
+        """Merge into a folder and read it again; the text of how near the two are."""
+        folder = self.work / "merged"
+        folder.mkdir(exist_ok=True)
+        settings = self.settings(quantization="none", dtype="float32")
+        return export.merge(settings, str(adapter), str(folder)).text()
+
+
+def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The norm of what differs, relative to the norm of `other`."""
+    if one.keys() != other.keys():
+        missing = sorted(one.keys() ^ other.keys())
+        raise AssertionError(f"{len(missing)} tensors are in one adapter only, for example {missing[0]}")
+    flat = [torch.cat([adapter[name].flatten() for name in sorted(adapter)]) for adapter in (one, other)]
+    return float((flat[0] - flat[1]).norm() / flat[1].norm())
