@@ -1,6 +1,6 @@
 """All tiny families, by name: `FAMILIES`, and `build`, which writes one to a folder.
 
-    PYTHONPATH=tests python -m families.builders FOLDER [NAME …]
+PYTHONPATH=tests python -m families.builders FOLDER [NAME …]
 """
 
 import sys
@@ -9,6 +9,7 @@ import traceback
 from pathlib import Path
 
 from families import (  # noqa: F401  register
+    captioners,
     cohere,
     gemma,
     glm,

@@ -1,4 +1,4 @@
-"""The rows that every family is tried on, as conversations with typed parts, and the processor's own encoding of them.
+"""The rows that every family is tried on, and the processor's own encoding of them.
 
 Nothing here uses vlmtune: this is the other side of each comparison.
 """
@@ -95,51 +95,61 @@ EVALUATED = [
 
 
 def write_rows(folder: Path) -> tuple[Path, Path]:
-    """Write the cases as train.jsonl, others as eval.jsonl, and their images beside them; returns the files' paths."""
+    """Write train.jsonl with the cases, eval.jsonl with others, and their images; returns the two paths."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in SIZES:
         drawn(name).save(folder / f"{name}.png")
     paths = (folder / "train.jsonl", folder / "eval.jsonl")
     for path, cases in zip(paths, (CASES.values(), EVALUATED), strict=True):
         rows = [
-            {"messages": case.messages(), "images": [f"{image}.png" for image in case.images]} for case in cases
+            {"messages": case.messages(), "images": [f"{image}.png" for image in case.images]}
+            for case in cases
         ]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return paths
 
 
-def official(processor: Any, case: Case, text: str | None = None) -> dict[str, torch.Tensor]:
-    """What the processor itself makes of a row: the model's inputs for a batch of one row.
+def official(
+    processor: Any, cases: Sequence[Case], texts: Sequence[str | None] = ()
+) -> dict[str, torch.Tensor]:
+    """What the processor itself makes of a batch of rows, padded on the right: the model's inputs.
 
     Args:
-        text: the row as the processor is to be given it, for a processor that has no chat template.
+        texts: the rows as the processor is to be given them, for one that has no chat template.
     """
-    if text is not None:
-        given = {"images": [case.pixels()]} if case.images else {}
-        return dict(processor(text=[text], return_tensors="pt", **given))
-    images = iter(case.pixels())
-    content = [
-        {
-            "role": message["role"],
-            "content": [
-                {"type": "image", "image": next(images)} if part["type"] == "image" else part
-                for part in message["content"]
-            ],
-        }
-        for message in case.messages()
-    ]
-    return dict(
-        processor.apply_chat_template(content, tokenize=True, return_dict=True, return_tensors="pt")
-    )
+    padded = {"padding": True, "padding_side": "right"}
+    if any(text is not None for text in texts):
+        images = [case.pixels() for case in cases]
+        given = {"images": images} if any(images) else {}
+        return dict(processor(text=list(texts), return_tensors="pt", **padded, **given))
+    conversations = []
+    for case in cases:
+        pixels = iter(case.pixels())
+        conversations.append(
+            [
+                {
+                    "role": message["role"],
+                    "content": [
+                        {"type": "image", "image": next(pixels)} if part["type"] == "image" else part
+                        for part in message["content"]
+                    ],
+                }
+                for message in case.messages()
+            ]
+        )
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "processor_kwargs": padded}
+    return dict(processor.apply_chat_template(conversations, **options))
 
 
 def row_loss(model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> tuple[float, int]:
-    """Summed negative log-likelihood of the labelled tokens of one row under the model's own logits, and their number.
+    """Summed loss of the labelled tokens of one row under the model's own logits, and their number.
 
     Args:
         labels: `[T]`; inputs may be longer, by what the template puts behind the last answer.
     """
-    given = {name: tensor for name, tensor in inputs.items() if name not in ("labels", "text_replacement_offsets")}
+    given = {
+        name: tensor for name, tensor in inputs.items() if name not in ("labels", "text_replacement_offsets")
+    }
     with torch.no_grad():
         logits = model(**given, use_cache=False).logits[0, : len(labels) - 1].double()
     wanted = labels[1:]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 from trl import SFTConfig, SFTTrainer
@@ -21,7 +22,7 @@ ADAPTER_TOLERANCE = 1e-3
 
 @dataclass
 class Outcome:
-    """How a check ended: `ok`, `wrong`, `refused` (one plain line), `traceback`, or `skipped`; `detail` says more."""
+    """How a check ended: `ok`, `wrong`, `refused` (one plain line), `traceback` or `skipped`."""
 
     state: str
     detail: str = ""
@@ -51,7 +52,8 @@ class Trial:
         except Exception as error:  # noqa: BLE001  any family may fail in any way; the table says where
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = next(
-                (f for f in reversed(traceback.extract_tb(error.__traceback__)) if "/vlmtune/" in f.filename), last
+                (f for f in reversed(traceback.extract_tb(error.__traceback__)) if "/vlmtune/" in f.filename),
+                last,
             )
             place = f"{Path(where.filename).name}:{where.lineno}"
             outcome = Outcome("traceback", f"{place} {type(error).__name__}: {str(error)[:200]}")
@@ -109,16 +111,20 @@ def runs(values: Sequence[int]) -> list[list[int]]:
 
 
 def loss(trial: Trial) -> Outcome:
-    """Every row's loss is that of the transformers class on the processor's own encoding: alone and in a batch of unequal rows."""
+    """Every row's loss, alone and in a batch, is the transformers class's on the processor's own encoding."""
     subject = trial.subject
     model = AutoModelForImageTextToText.from_pretrained(subject.model, dtype=torch.float32).eval()
     examples = {name: subject.encode(CASES[name]) for name in trial.usable}
     expected, wrong = {}, []
     for name, example in examples.items():
-        inputs = official(subject.processor, CASES[name], subject.text(CASES[name]))
-        ids = torch.from_numpy(example.input_ids.astype("int64"))
+        case, ids = CASES[name], torch.from_numpy(example.input_ids.astype("int64"))
+        inputs = official(subject.processor, [case], [subject.text(case)])
+        if len(inputs["input_ids"][0]) == len(ids) - 1:  # the template does not close the last answer
+            inputs = official(subject.processor, [case], [subject.encoder.chat_text(case.messages())])
         if inputs["input_ids"][0, : len(ids)].tolist() != ids.tolist():
-            wrong.append(f"{name}: {len(ids)} tokens differ from the processor's {inputs['input_ids'].shape[1]}")
+            wrong.append(
+                f"{name}: {len(ids)} tokens differ from the processor's {inputs['input_ids'].shape[1]}"
+            )
             continue
         expected[name] = row_loss(model, inputs, torch.from_numpy(example.labels))
     groups = [[name] for name in expected] + ([list(expected)] if len(expected) > 1 else [])
@@ -128,12 +134,27 @@ def loss(trial: Trial) -> Outcome:
             total, count = expected[name]
             if not abs(value - total) / count <= LOSS_TOLERANCE * max(1.0, total / count):
                 where = "alone" if len(group) == 1 else "in a batch"
+                if (
+                    where == "in a batch"
+                    and abs(value - batched(trial, model, group, examples)[name]) / count < 1e-4
+                ):
+                    continue  # rows of a batch change each other's losses in transformers too
                 wrong.append(f"{name} {where}: {value / count:.5f}, transformers {total / count:.5f}")
     return Outcome("wrong", "; ".join(wrong)) if wrong else Outcome("ok")
 
 
+def batched(trial: Trial, model: Any, names: Sequence[str], examples: dict[str, Any]) -> dict[str, float]:
+    """The summed loss of each row in the processor's own batch, under the transformers class."""
+    batch = stock_batch(trial.subject, names, examples)
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        logits = model(**batch, use_cache=False).logits[:, :-1].double().transpose(1, 2)
+    losses = torch.nn.functional.cross_entropy(logits, labels[:, 1:], ignore_index=-100, reduction="none")
+    return dict(zip(names, losses.sum(1).tolist(), strict=True))
+
+
 def training(trial: Trial) -> Outcome:
-    """NF4 training in this process; plain transformers and PEFT load the adapter, and it does what was trained."""
+    """NF4 training in this process; plain transformers and PEFT load the adapter."""
     run = trial.subject.train()
     trial.trained = run
     base = AutoModelForImageTextToText.from_pretrained(trial.subject.model, dtype=torch.float32)
@@ -158,18 +179,18 @@ def equal(trial: Trial) -> Outcome:
 
 
 def stock(trial: Trial) -> Outcome:
-    """Plain TRL and PEFT on the processor's own batches, from the same first adapter: the same adapter after some steps."""
+    """Plain TRL and PEFT on the processor's own batches end at the same adapter from the same first one."""
     subject = trial.subject
-    flags = {"quantization": "none", "dtype": "float32"}
+    flags = {
+        "quantization": "none",
+        "dtype": "float32",
+        "per_device_train_batch_size": 2,
+    }
     ours = subject.train(**flags)
     model = subject.new_adapter(**flags)
-    names = [name for name in trial.usable]
-    examples = [subject.encode(CASES[name]) for name in names]
+    names = trial.usable
+    examples = {name: subject.encode(CASES[name]) for name in names}
     batches = iter([[names[row] for row in batch] for batch in ours.asked])
-
-    def collate(rows: list[Any]) -> dict[str, torch.Tensor]:
-        return stock_batch(subject, [CASES[name] for name in next(batches)], dict(zip(names, examples, strict=True)))
-
     arguments = SFTConfig(
         output_dir=str(subject.work / "stock"),
         max_steps=STEPS,
@@ -177,23 +198,65 @@ def stock(trial: Trial) -> Outcome:
         learning_rate=1e-3,
         lr_scheduler_type="constant",
         use_cpu=True,
+        bf16=False,
         report_to="none",
         save_strategy="no",
         gradient_checkpointing=False,
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         disable_tqdm=True,
+        max_length=None,
     )
-    raise NotImplementedError(arguments, model, collate, SFTTrainer)
+    trainer = SFTTrainer(
+        model,
+        arguments,
+        train_dataset=Dataset.from_dict({"row": list(range(2 * STEPS))}),
+        processing_class=subject.processor,
+        data_collator=lambda rows: stock_batch(subject, next(batches), examples),
+    )
+    trainer.train()
+    theirs = {
+        name.replace(".default.", "."): value.detach()
+        for name, value in model.named_parameters()
+        if value.requires_grad
+    }
+    apart = difference(ours.adapter(), theirs)
+    return Outcome("ok" if apart < ADAPTER_TOLERANCE else "wrong", f"{apart:.1e}")
 
 
-def stock_batch(subject: Subject, cases: Sequence[Any], examples: dict[str, Any]) -> dict[str, torch.Tensor]:
-    raise NotImplementedError
+def stock_batch(subject: Subject, names: Sequence[str], examples: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The processor's own batch of these rows, padded on the right, with the labels of `examples`."""
+    cases = [CASES[name] for name in names]
+    batch = official(subject.processor, cases, [subject.text(case) for case in cases])
+    lengths = batch["attention_mask"].sum(1).tolist()
+    if any(length < len(examples[name].labels) for name, length in zip(names, lengths, strict=True)):
+        # the template does not close the last answer
+        batch = official(
+            subject.processor, cases, [subject.encoder.chat_text(case.messages()) for case in cases]
+        )
+    batch["labels"] = torch.full_like(batch["input_ids"], -100)
+    for row, name in enumerate(names):
+        labels = torch.from_numpy(examples[name].labels)
+        batch["labels"][row, : len(labels)] = labels
+    return batch
+
+
+def prompt(trial: Trial) -> Outcome:
+    """What precedes an answer in training is what the chat template writes when it is asked for one."""
+    if trial.subject.text(CASES["single"]) is not None:
+        return Outcome("skipped")
+    name = next(name for name in ("single", "long", "text") if name in trial.usable)
+    trained, served = trial.subject.prompt_texts(CASES[name])
+    tails = [text[-40:] for text in served]
+    for text, tail in zip(("by default", "without thinking"), tails, strict=True):
+        if trained.endswith(tail):
+            return Outcome("ok", "" if text == "by default" else text)
+    return Outcome("wrong", f"trained {trained[-40:]!r}, served {tails}")
 
 
 def predict(trial: Trial) -> Outcome:
     subject = trial.subject
-    model = AutoModelForImageTextToText.from_pretrained(subject.model, dtype=torch.float32).eval()
+    model = subject.base()
     examples = [subject.encode(CASES[name]) for name in trial.usable]
     together = subject.answers(model, examples)
     alone = [subject.answers(model, [example])[0] for example in examples]
@@ -212,7 +275,9 @@ CHECKS = {
     "inspect": inspect,
     "labels": labels,
     "loss": loss,
+    "prompt": prompt,
     "training": training,
+    "stock": stock,
     "packed": packed,
     "equal": equal,
     "predict": predict,

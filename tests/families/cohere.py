@@ -1,4 +1,4 @@
-"""Cohere's families, whose head scales its logits, and DeepSeek's: Janus has a second, generating tower; both prepend a text."""
+"""Cohere's families, whose decoder scales its logits, and DeepSeek's, which prepend a text of their own."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from families.common import (
     with_ends,
 )
 from families.llava import llama_text
-from families.templates import AYA, COHERE2_SEVERAL, DEEPSEEK_VL
+from families.templates import chat_template
 
 SPECIAL = [
     *("<PAD>", "<UNK>", "<BOS_TOKEN>", "<EOS_TOKEN>", "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
@@ -69,7 +69,12 @@ def aya_vision() -> Built:
     )
     images = tf.GotOcr2ImageProcessor(**CROPS)
     processor = tf.AyaVisionProcessor(
-        images, tokenizer, patch_size=14, img_size=SIDE, downsample_factor=2, chat_template=AYA
+        images,
+        tokenizer,
+        patch_size=14,
+        img_size=SIDE,
+        downsample_factor=2,
+        chat_template=chat_template("cohere", IMAGE="<image>"),
     )
     return with_ends(tf.AyaVisionForConditionalGeneration(config), **token_ids(tokenizer)), processor
 
@@ -86,7 +91,14 @@ def cohere2_vision() -> Built:
         alignment_intermediate_size=128,
     )
     images = tf.Cohere2VisionImageProcessor(**CROPS, patch_size=2)
-    processor = tf.Cohere2VisionProcessor(images, tokenizer, chat_template=COHERE2_SEVERAL)
+    processor = tf.Cohere2VisionProcessor(
+        images,
+        tokenizer,
+        chat_template={
+            "default": chat_template("cohere", IMAGE="<|IMG_PATCH|>"),
+            "rag": "{{ documents[0] }}",
+        },
+    )
     return with_ends(tf.Cohere2VisionForConditionalGeneration(config), **token_ids(tokenizer)), processor
 
 
@@ -121,7 +133,9 @@ def deepseek_vl() -> Built:
         tie_word_embeddings=False,
     )
     images = tf.DeepseekVLImageProcessor(size=square())
-    processor = tf.DeepseekVLProcessor(images, tokenizer, chat_template=DEEPSEEK_VL, num_image_tokens=16)
+    processor = tf.DeepseekVLProcessor(
+        images, tokenizer, chat_template=chat_template("deepseek_vl"), num_image_tokens=16
+    )
     return with_ends(tf.DeepseekVLForConditionalGeneration(config), **token_ids(tokenizer)), processor
 
 
@@ -150,7 +164,7 @@ def deepseek_vl_hybrid() -> Built:
     )
     images = tf.DeepseekVLHybridImageProcessor(size=square(), high_res_size=square(256))
     processor = tf.DeepseekVLHybridProcessor(
-        images, tokenizer, chat_template=DEEPSEEK_VL, num_image_tokens=16
+        images, tokenizer, chat_template=chat_template("deepseek_vl"), num_image_tokens=16
     )
     return with_ends(tf.DeepseekVLHybridForConditionalGeneration(config), **token_ids(tokenizer)), processor
 
@@ -185,5 +199,7 @@ def janus() -> Built:
         image_token_id=tokenizer.vocab["<image_placeholder>"],
     )
     images = tf.JanusImageProcessor(size=square())
-    processor = tf.JanusProcessor(images, tokenizer, chat_template=DEEPSEEK_VL, num_image_tokens=16)
+    processor = tf.JanusProcessor(
+        images, tokenizer, chat_template=chat_template("deepseek_vl"), num_image_tokens=16
+    )
     return with_ends(tf.JanusForConditionalGeneration(config), **token_ids(tokenizer)), processor

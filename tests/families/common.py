@@ -1,7 +1,8 @@
 """What the builders of tiny families share: a register, a tokenizer, sizes of towers and decoders.
 
-Every builder returns a model with random weights (its seed is set by `build`) and the family's real processor. Widths are multiples
-of 64, the block of NF4; a weight's standard deviation is `GAIN`, so that random layers keep the size of what passes through them.
+Every builder returns a model with random weights (seeded by `build`) and the family's real processor. Widths are multiples
+of 64, the block of NF4. A weight's standard deviation is `GAIN`, so that random layers
+keep the size of what passes through them.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ SIDE = 56  # pixels of a square image that a tower of fixed size takes: 16 patch
 CORPUS = [
     "how many people are in this image? what is the colour of the left door and of the bag on the floor",
     "many people are in this queue; three persons stand near the entrance, two walk away, one sits alone",
-    "answer with a number. The shop window is bright, the lamp is dark. Nobody waits. User: Assistant: assistant system",
+    "answer with a number. The shop window is bright, the lamp is dark. Nobody waits. Assistant: system",
     "compare the first picture with the second: fewer visitors, more light, 0 1 2 3 4 5 6 7 8 9 10 12 24 48",
 ]
 

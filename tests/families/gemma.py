@@ -1,4 +1,4 @@
-"""Google's families: Gemma 3, 3n and 4 with bidirectional attention over an image's tokens, and PaliGemma, a prefix language model."""
+"""Google's families: Gemma 3, 3n and 4, whose images are attended both ways, and PaliGemma, a prefix LM."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from families.common import (
     token_ids,
     with_ends,
 )
-from families.templates import GEMMA3, GEMMA3N, GEMMA4
+from families.templates import chat_template
 
 ROLES = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
 SPECIAL3 = [
@@ -56,7 +56,10 @@ def gemma3() -> Built:
     model = tf.Gemma3ForConditionalGeneration(config)
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=GAIN)
     processor = tf.Gemma3Processor(
-        tf.Gemma3ImageProcessor(size=square()), tokenizer, chat_template=GEMMA3, image_seq_length=4
+        tf.Gemma3ImageProcessor(size=square()),
+        tokenizer,
+        chat_template=chat_template("gemma3", IMAGE="<start_of_image>"),
+        image_seq_length=4,
     )
     return with_ends(model, **{**tokens, "eos_token_id": [ids["<eos>"], ids["<end_of_turn>"]]}), processor
 
@@ -112,7 +115,7 @@ def gemma3n() -> Built:
         tf.Gemma3nAudioFeatureExtractor(),
         tf.SiglipImageProcessor(size=square(256), do_normalize=False),
         tokenizer,
-        chat_template=GEMMA3N,
+        chat_template=chat_template("gemma3", IMAGE="<image_soft_token>"),
         image_seq_length=256,
         audio_seq_length=4,
     )
@@ -171,7 +174,7 @@ def _gemma4(*, per_layer: int, shared: int, **more: Any) -> Built:
         tf.Gemma4ImageProcessor(max_soft_tokens=70),
         tokenizer,
         tf.Gemma4VideoProcessor(max_soft_tokens=70),
-        chat_template=GEMMA4,
+        chat_template=chat_template("gemma4"),
         image_seq_length=70,
     )
     ends = {**tokens, "eos_token_id": [ids["<eos>"], ids["<turn|>"]]}
@@ -197,7 +200,10 @@ def gemma4_moe() -> Built:
 
 def _paligemma(decoder: Any, **more: Any) -> Built:
     tokenizer = tiny_tokenizer(
-        ["<pad>", "<eos>", "<bos>", "<unk>", "<image>"], add_bos=True, named={"image_token": "<image>"}, **ROLES
+        ["<pad>", "<eos>", "<bos>", "<unk>", "<image>"],
+        add_bos=True,
+        named={"image_token": "<image>"},
+        **ROLES,
     )
     images = tf.SiglipImageProcessor(size=square())
     images.image_seq_length = 16

@@ -5,7 +5,7 @@ from typing import Any
 import transformers as tf
 
 from families.common import GAIN, WIDTH, Built, family, text, tiny_tokenizer, with_ends
-from families.templates import GLM4V, GLM45V
+from families.templates import chat_template
 
 SPECIAL = [
     *("<|endoftext|>", "[MASK]", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"),
@@ -63,7 +63,7 @@ def _glm(config: Any, model: Any, template: str, processor: Any = tf.Glm4vProces
 @family("<|user|>")
 def glm4v() -> Built:
     """GLM-4.1V."""
-    return _glm(tf.Glm4vConfig, tf.Glm4vForConditionalGeneration, GLM4V)
+    return _glm(tf.Glm4vConfig, tf.Glm4vForConditionalGeneration, chat_template("glm4v"))
 
 
 @family("<|user|>")
@@ -74,7 +74,7 @@ def glm4v_moe() -> Built:
     return _glm(
         tf.Glm4vMoeConfig,
         tf.Glm4vMoeForConditionalGeneration,
-        GLM45V,
+        chat_template("glm45v"),
         head_dim=16,
         num_hidden_layers=3,
         **experts,
@@ -85,4 +85,6 @@ def glm4v_moe() -> Built:
 @family("<|user|>")
 def glm46v() -> Built:
     """GLM-4.6V: the mixture of GLM-4.5V behind its own processor."""
-    return _glm(tf.Glm46VConfig, tf.Glm46VForConditionalGeneration, GLM45V, tf.Glm46VProcessor)
+    return _glm(
+        tf.Glm46VConfig, tf.Glm46VForConditionalGeneration, chat_template("glm45v"), tf.Glm46VProcessor
+    )

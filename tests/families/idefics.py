@@ -1,4 +1,4 @@
-"""Idefics and SmolVLM: batches hold a block of images for each row; the processor expands an image into tiles by itself."""
+"""Idefics and SmolVLM: batches hold a block of images for each row."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ import transformers as tf
 
 from families.common import SIDE, TOWER, WIDTH, Built, family, tiny_tokenizer, token_ids, with_ends
 from families.llava import ROLES, llama_text, mistral_text
-from families.templates import IDEFICS2, SMOLVLM
+from families.templates import chat_template
 
 GRID = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
 
 
 @family("<end_of_utterance>")
 def idefics2() -> Built:
-    """A perceiver makes a fixed number of features of each image; its processor tells no offsets of what it replaced."""
+    """A perceiver makes a fixed number of features an image; the processor tells no replacement offsets."""
     special = ["<unk>", "<s>", "</s>", "<fake_token_around_image>", "<image>", "<end_of_utterance>", "<pad>"]
     tokenizer = tiny_tokenizer(
         special, first=True, add_bos=True, pad_token="<pad>", padding_side="left", **ROLES
@@ -35,7 +35,9 @@ def idefics2() -> Built:
     images = tf.Idefics2ImageProcessor(
         size={"longest_edge": SIDE, "shortest_edge": 28}, do_image_splitting=False
     )
-    processor = tf.Idefics2Processor(images, tokenizer, image_seq_len=4, chat_template=IDEFICS2)
+    processor = tf.Idefics2Processor(
+        images, tokenizer, image_seq_len=4, chat_template=chat_template("idefics", HEAD="")
+    )
     ends = {**tokens, "eos_token_id": [ids["</s>"], ids["<end_of_utterance>"]]}
     return with_ends(tf.Idefics2ForConditionalGeneration(config), **ends), processor
 
@@ -63,7 +65,9 @@ def idefics3() -> Built:
         scale_factor=2,
     )
     images = tf.Idefics3ImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
-    processor = tf.Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=SMOLVLM)
+    processor = tf.Idefics3Processor(
+        images, tokenizer, image_seq_len=4, chat_template=chat_template("idefics", HEAD="<|im_start|>")
+    )
     return with_ends(tf.Idefics3ForConditionalGeneration(config), **token_ids(tokenizer)), processor
 
 
@@ -89,6 +93,6 @@ def smolvlm2() -> Built:
         tokenizer,
         tf.SmolVLMVideoProcessor(size={"longest_edge": 32}, **tile),
         image_seq_len=4,
-        chat_template=SMOLVLM,
+        chat_template=chat_template("idefics", HEAD="<|im_start|>"),
     )
     return with_ends(tf.SmolVLMForConditionalGeneration(config), **token_ids(tokenizer)), processor

@@ -2,8 +2,19 @@
 
 import transformers as tf
 
-from families.common import SIDE, TOWER, WIDTH, Built, family, square, text, tiny_tokenizer, token_ids, with_ends
-from families.templates import INTERNVL, LFM2_VL, OVIS2
+from families.common import (
+    SIDE,
+    TOWER,
+    WIDTH,
+    Built,
+    family,
+    square,
+    text,
+    tiny_tokenizer,
+    token_ids,
+    with_ends,
+)
+from families.templates import chat_template, chatml
 
 CROPS = {"size": square(), "crop_to_patches": True, "max_patches": 4, "min_patches": 1}
 
@@ -32,14 +43,14 @@ def internvl() -> Built:
         tokenizer,
         tf.InternVLVideoProcessor(size=square()),
         image_seq_length=4,
-        chat_template=INTERNVL,
+        chat_template=chatml("<IMG_CONTEXT>\\n", "<video>\\n"),
     )
     return with_ends(tf.InternVLForConditionalGeneration(config), **tokens), processor
 
 
 @family("<|im_end|>")
 def ovis2() -> Built:
-    """A visual vocabulary: the tower's outputs choose among its embeddings; indicator tokens stand around crops."""
+    """A visual vocabulary, and indicator tokens around crops; the processor needs `return_tensors`."""
     marks = ["<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"]
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<IMG_ATOM>", *marks, "<image>"]
     tokenizer = tiny_tokenizer(special, eos_token="<|im_end|>", pad_token="<|endoftext|>")
@@ -54,13 +65,15 @@ def ovis2() -> Built:
         hidden_size=WIDTH,
     )
     images = tf.Ovis2ImageProcessor(size=square(), crop_to_patches=True, max_patches=3)
-    processor = tf.Ovis2Processor(images, tokenizer, chat_template=OVIS2, image_seq_length=4)
+    processor = tf.Ovis2Processor(
+        images, tokenizer, chat_template=chatml("<image>\\n", default_system=True), image_seq_length=4
+    )
     return with_ends(tf.Ovis2ForConditionalGeneration(config), **tokens), processor
 
 
 @family("<|im_end|>")
 def lfm2_vl() -> Built:
-    """Convolutions between attention layers, whose output is `out_proj`; pixels are padded patches with a mask."""
+    """Convolutions between attention layers, whose output is `out_proj`; padded patches with a mask."""
     named = {
         "image_token": "<image>",
         "image_start_token": "<|image_start|>",
@@ -107,5 +120,5 @@ def lfm2_vl() -> Built:
         max_tiles=4,
         use_thumbnail=True,
     )
-    processor = tf.Lfm2VlProcessor(images, tokenizer, chat_template=LFM2_VL)
+    processor = tf.Lfm2VlProcessor(images, tokenizer, chat_template=chat_template("lfm2_vl"))
     return with_ends(tf.Lfm2VlForConditionalGeneration(config), **tokens), processor

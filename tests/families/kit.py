@@ -1,4 +1,4 @@
-"""All that the family tests use of vlmtune, in one place: prepare, inspect, train, pack, answer, merge, in this process."""
+"""All that the family tests use of vlmtune, in one place and in this process."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -13,17 +13,18 @@ from trl.trainer.utils import add_fused_lm_head
 
 from families.cases import Case
 from vlmtune.config.settings import Settings
-from vlmtune.data.cache import find_or_make
-from vlmtune.data.collate import probe
+from vlmtune.data.cache import find_or_make_store
+from vlmtune.data.collate import probe_pixel_format
 from vlmtune.data.order import MicroBatch
-from vlmtune.data.prepare import Source
 from vlmtune.data.processor import load_processor
+from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
 from vlmtune.data.stream import read_batches
-from vlmtune.data.tokenize import EncodeError, Example, RowEncoder
+from vlmtune.data.tokenize import EncodedExample, EncodeError, RowEncoder
 from vlmtune.errors import UserError
 from vlmtune.evaluation import export
 from vlmtune.evaluation.generate import Layout, end_tokens, generate
+from vlmtune.model.base import load_base
 from vlmtune.model.head import score_positions
 from vlmtune.model.lora import attach
 from vlmtune.model.memory import Plan
@@ -65,13 +66,15 @@ class Subject:
     @cached_property
     def layout(self) -> Layout:
         pad = self.processor.tokenizer.pad_token_id
-        return Layout(probe(self.processor), self.processor.tokenizer.eos_token_id if pad is None else pad)
+        return Layout(
+            probe_pixel_format(self.processor), self.processor.tokenizer.eos_token_id if pad is None else pad
+        )
 
     @cached_property
     def encoder(self) -> RowEncoder:
         return RowEncoder(self.processor, raw_pixels=self.layout.pixels.raw)
 
-    def encode(self, case: Case) -> Example:
+    def encode(self, case: Case) -> EncodedExample:
         return self.encoder.encode(case.messages(), case.pixels())
 
     def text(self, case: Case) -> str | None:
@@ -83,14 +86,14 @@ class Subject:
     @cached_property
     def store(self) -> Store:
         """All rows, to train on; `on_bad_row` skip. Needs a running Ray."""
-        source = Source(
+        source = DataSource(
             str(self.train_rows),
             str(self.model),
             eval_data_path=str(self.eval_rows),
             test_fraction=0.0,
             on_bad_row="skip",
         )
-        return find_or_make(source, str(self.work / "cache"))
+        return find_or_make_store(source, str(self.work / "cache"))
 
     def settings(self, **flags: Any) -> Settings:
         base = {
@@ -118,7 +121,7 @@ class Subject:
         summary = summarise(self.store, settings, self.processor.tokenizer)
         return summary, gpu_memory(settings, self.store)
 
-    def losses(self, examples: Sequence[Example], *, quantization: str = "none") -> list[float]:
+    def losses(self, examples: Sequence[EncodedExample], *, quantization: str = "none") -> list[float]:
         """The summed loss of each row, as a training step computes it, rows in one batch."""
         settings = self.settings(quantization=quantization)
         base = frozen_base(settings, torch.device("cpu"), Plan(False, False, 1, False))
@@ -133,7 +136,9 @@ class Subject:
         """An isolated run."""
         result = Trained(self.work / f"run-{len(list(self.work.glob('run-*')))}")
 
-        def rows(split: str, batches: Sequence[MicroBatch], length: int | None) -> Iterator[dict[str, torch.Tensor]]:
+        def rows(
+            split: str, batches: Sequence[MicroBatch], length: int | None
+        ) -> Iterator[dict[str, torch.Tensor]]:
             if split == "train":
                 result.asked.extend([int(row) for row in batch.rows] for batch in batches)
             yield from read_batches(self.store, split, batches, length)
@@ -155,25 +160,27 @@ class Subject:
     def train_packed(self, **flags: Any) -> Trained:
         """The same run in an engine, beside a second trial."""
         folder = self.work / f"packed-{len(list(self.work.glob('packed-*')))}"
-        result = Trained(folder)
-        reports: dict[str, list[Any]] = {}
+        reports: list[Any] = []
 
         def deliver(name: str, report: Any) -> None:
-            reports.setdefault(name, []).append(report)
+            if name == "one":
+                reports.append(report)
 
-        values = self.settings(**flags).to_dict()
-        engine = Engine(values, self.store, trials=2, rank=16, deliver=deliver, note=lambda line: None)
-        for name, other in (("one", {}), ("other", {"learning_rate": 3e-3, "lora_r": 4})):
-            values = self.settings(**{**flags, **other}).to_dict()
-            slot = engine.slot(name, values, runs_dir=None, checkpoint=None, progress=lambda step: None)
-            engine.join(slot, f"{folder}/{name}")
+        trials = {
+            "one": self.settings(**flags),
+            "other": self.settings(**flags, learning_rate=3e-3, lora_r=4),
+        }
+        engine = Engine(
+            trials["one"].to_dict(), self.store, trials=2, rank=16, deliver=deliver, note=lambda line: None
+        )
+        for name, settings in trials.items():
+            options = {"runs_dir": None, "checkpoint": None, "progress": lambda step: None}
+            engine.join(engine.slot(name, settings.to_dict(), **options), f"{folder}/{name}")
         while engine.round():
             pass
         engine.close()
-        last = reports["one"][-1].metrics
-        result.losses.append(last["eval_loss"])
-        result.folder = Path(last["checkpoint_path"])
-        return result
+        last = reports[-1].metrics
+        return Trained(Path(last["checkpoint_path"]), losses=[last["eval_loss"]])
 
     def new_adapter(self, **flags: Any) -> Any:
         """The base with the fresh adapter that training begins with, on plain PEFT layers."""
@@ -181,11 +188,28 @@ class Subject:
         base = frozen_base(settings, torch.device("cpu"), Plan(False, False, 1, False))
         return attach(base, adapter_config(settings, base)[1], seed=settings.get("seed"))
 
-    def answers(self, model: Any, examples: Sequence[Example]) -> list[str]:
+    def base(self) -> Any:
+        """The base in float32, as evaluation loads it."""
+        return load_base(
+            str(self.model), quantization="none", dtype="float32", device=torch.device("cpu")
+        ).eval()
+
+    def prompt_texts(self, case: Case) -> tuple[str, list[str]]:
+        """The text before the last answer of a row in training, and what the chat template writes when it is
+        asked for an answer: by default, and with thinking switched off."""
+        ids = self.encode(case).prompt().input_ids
+        served = []
+        for options in ({}, {"enable_thinking": False, "thinking": False}):
+            served.append(
+                self.processor.apply_chat_template(
+                    case.messages()[:-1], add_generation_prompt=True, tokenize=False, **options
+                )
+            )
+        return self.processor.tokenizer.decode(ids), served
+
+    def answers(self, model: Any, examples: Sequence[EncodedExample]) -> list[str]:
         ends = end_tokens(model, self.processor)
-        return generate(
-            model, self.processor.tokenizer, self.layout, examples, max_new_tokens=8, ends=ends
-        )
+        return generate(model, self.processor.tokenizer, self.layout, examples, max_new_tokens=8, ends=ends)
 
     def merge(self, adapter: Path) -> str:
         """Merge into a folder and read it again; the text of how near the two are."""

@@ -1,11 +1,23 @@
-"""Meta's families: Llama 3.2 Vision (cross-attention), Llama 4 (experts, tiles) and Perception LM (bfloat16 pixels in a ragged list)."""
+"""Meta's families: Llama 3.2 Vision (cross-attention), Llama 4 (experts, tiles) and Perception LM."""
 
 import torch
 import transformers as tf
 
-from families.common import GAIN, SIDE, TOWER, WIDTH, Built, family, square, text, tiny_tokenizer, token_ids, with_ends
+from families.common import (
+    GAIN,
+    SIDE,
+    TOWER,
+    WIDTH,
+    Built,
+    family,
+    square,
+    text,
+    tiny_tokenizer,
+    token_ids,
+    with_ends,
+)
 from families.llava import llama_text
-from families.templates import LLAMA3, LLAMA3_DATED, LLAMA4
+from families.templates import chat_template
 
 LLAMA3_SPECIAL = [
     *("<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<|start_header_id|>"),
@@ -55,13 +67,15 @@ def _mllama(template: str) -> Built:
 
 @family("<|eot_id|>")
 def mllama() -> Built:
-    return _mllama(LLAMA3)
+    return _mllama(
+        chat_template("llama", OPEN="<|start_header_id|>", SHUT="<|end_header_id|>", END="<|eot_id|>")
+    )
 
 
 @family("<|eot_id|>")
 def mllama_dated() -> Built:
-    """With a template that writes today's date, and takes a system turn as a string and without an image only."""
-    return _mllama(LLAMA3_DATED)
+    """Its template writes today's date, and takes a system turn as a string, without an image, only."""
+    return _mllama(chat_template("llama3_dated"))
 
 
 @family("<|eot|>")
@@ -104,7 +118,12 @@ def llama4() -> Built:
         image_token_index=ids["<|patch|>"],
     )
     images = tf.Llama4ImageProcessor(size=square(), max_patches=4)
-    processor = tf.Llama4Processor(images, tokenizer, patch_size=14, chat_template=LLAMA4)
+    processor = tf.Llama4Processor(
+        images,
+        tokenizer,
+        patch_size=14,
+        chat_template=chat_template("llama", OPEN="<|header_start|>", SHUT="<|header_end|>", END="<|eot|>"),
+    )
     ends = {**tokens, "eos_token_id": [ids[token] for token in ("<|end_of_text|>", "<|eom|>", "<|eot|>")]}
     return with_ends(tf.Llama4ForConditionalGeneration(config), **ends), processor
 
@@ -150,7 +169,9 @@ def perception_lm() -> Built:
         tf.PerceptionLMImageProcessor(tile_size=64, max_num_tiles=4, size=square(64)),
         tokenizer,
         patch_size=16,
-        chat_template=LLAMA3,
+        chat_template=chat_template(
+            "llama", OPEN="<|start_header_id|>", SHUT="<|end_header_id|>", END="<|eot_id|>"
+        ),
         pooling_ratio=2,
     )
     return with_ends(tf.PerceptionLMForConditionalGeneration(config), **token_ids(tokenizer)), processor

@@ -1,4 +1,4 @@
-"""LLaVA and its descendants: a CLIP or SigLIP tower, a projector, and one placeholder of the text for each feature."""
+"""LLaVA and its descendants: a CLIP or SigLIP tower, a projector, one token of the text for each feature."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from families.common import (
     token_ids,
     with_ends,
 )
-from families.templates import LLAVA_NEXT_MISTRAL, LLAVA_ONEVISION, LLAVA_VICUNA
+from families.templates import chat_template
 
 ROLES = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 PINPOINTS = [[56, 112], [112, 56], [112, 112]]
@@ -93,7 +93,7 @@ def llava_next() -> Built:
         image_seq_length=16,
         **tokens,
     )
-    processor = _next_processor(tokenizer, LLAVA_NEXT_MISTRAL, strategy="default", extra=1)
+    processor = _next_processor(tokenizer, chat_template("llava_next_mistral"), strategy="default", extra=1)
     return with_ends(tf.LlavaNextForConditionalGeneration(config), **tokens), processor
 
 
@@ -116,7 +116,7 @@ def granite_vision() -> Built:
         multimodal_projector_bias=True,
         **tokens,
     )
-    processor = _next_processor(tokenizer, LLAVA_VICUNA, strategy="full", extra=0)
+    processor = _next_processor(tokenizer, chat_template("llava_vicuna"), strategy="full", extra=0)
     return with_ends(tf.LlavaNextForConditionalGeneration(config), **tokens), processor
 
 
@@ -141,7 +141,7 @@ def llava_onevision() -> Built:
         tf.LlavaOnevisionVideoProcessor(size=square()),
         num_image_tokens=16,
         vision_feature_select_strategy="full",
-        chat_template=LLAVA_ONEVISION,
+        chat_template=chat_template("llava_onevision"),
     )
     return with_ends(tf.LlavaOnevisionForConditionalGeneration(config), **tokens), processor
 
@@ -164,7 +164,7 @@ def vipllava() -> Built:
         patch_size=14,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=LLAVA_VICUNA,
+        chat_template=chat_template("llava_vicuna"),
     )
     return with_ends(tf.VipLlavaForConditionalGeneration(config), **tokens), processor
 
@@ -191,7 +191,7 @@ def video_llava() -> Built:
         patch_size=14,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=LLAVA_VICUNA,
+        chat_template=chat_template("llava_vicuna"),
     )
     return with_ends(tf.VideoLlavaForConditionalGeneration(config), **tokens), processor
 
@@ -219,7 +219,7 @@ def llava_next_video() -> Built:
         patch_size=14,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=LLAVA_VICUNA,
+        chat_template=chat_template("llava_vicuna"),
     )
     return with_ends(tf.LlavaNextVideoForConditionalGeneration(config), **tokens), processor
 

@@ -1,4 +1,4 @@
-"""Mistral's families: towers that take images of any shape, with a token at the end of each row of patches."""
+"""Mistral's families: images of any shape, with a token at the end of each row of patches."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import transformers as tf
 
 from families.common import Built, family, tiny_tokenizer, token_ids, with_ends
 from families.llava import PIXTRAL_TOWER, ROLES, mistral_text
-from families.templates import MISTRAL3, PIXTRAL, PIXTRAL_STRINGS
+from families.templates import chat_template
 
 SPECIAL = [
     *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),
@@ -33,7 +33,7 @@ def mistral3() -> Built:
         tokenizer,
         patch_size=14,
         spatial_merge_size=2,
-        chat_template=MISTRAL3,
+        chat_template=chat_template("mistral"),
     )
     return with_ends(tf.Mistral3ForConditionalGeneration(config), **token_ids(tokenizer)), processor
 
@@ -55,10 +55,10 @@ def _pixtral(template: str) -> Built:
 
 @family("</s>")
 def pixtral() -> Built:
-    return _pixtral(PIXTRAL)
+    return _pixtral(chat_template("mistral"))
 
 
 @family("</s>")
 def pixtral_strings() -> Built:
     """With a template that takes the answers as strings only."""
-    return _pixtral(PIXTRAL_STRINGS)
+    return _pixtral(chat_template("pixtral_strings"))

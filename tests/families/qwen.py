@@ -1,11 +1,11 @@
-"""Qwen's vision-language families and those built like them: flattened patches, multimodal rope, one grid of patches an image."""
+"""Qwen's families: flattened patches, multimodal rope, one grid of patches an image."""
 
 from typing import Any
 
 import transformers as tf
 
 from families.common import TOWER, WIDTH, Built, family, text, tiny_tokenizer, with_ends
-from families.templates import QWEN2_VL, QWEN3_5, QWEN3_VL
+from families.templates import chat_template, chatml
 
 SPECIAL = [
     "<|endoftext|>",
@@ -19,6 +19,7 @@ SPECIAL = [
 ]
 MROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}  # half of a head's 16
 INTERLEAVED = {**MROPE, "mrope_interleaved": True}
+VISION_MARKS = ("<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video_pad|><|vision_end|>")
 THOUGHT = ("<think>", "</think>")
 PATCH14 = {"shortest_edge": 28 * 28, "longest_edge": 112 * 112}
 PATCH16 = {"shortest_edge": 32 * 32, "longest_edge": 128 * 128}
@@ -64,7 +65,7 @@ def _second(config: Any, model: Any, processor: Any, vision: dict[str, Any]) -> 
     made = config(text_config=parts.text(rope_parameters=MROPE), vision_config=vision, **parts.images)
     images, video = tf.Qwen2VLImageProcessor(size=PATCH14), tf.Qwen2VLVideoProcessor(size=PATCH14)
     return with_ends(model(made), **parts.ends), processor(
-        images, parts.tokenizer, video, chat_template=QWEN2_VL
+        images, parts.tokenizer, video, chat_template=chatml(*VISION_MARKS, default_system=True)
     )
 
 
@@ -79,9 +80,7 @@ def qwen2_vl() -> Built:
 def qwen2_5_vl() -> Built:
     vision = {**VISION3, "depth": 2, "patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1]}
     del vision["num_position_embeddings"]
-    return _second(
-        tf.Qwen2_5_VLConfig, tf.Qwen2_5_VLForConditionalGeneration, tf.Qwen2_5_VLProcessor, vision
-    )
+    return _second(tf.Qwen2_5_VLConfig, tf.Qwen2_5_VLForConditionalGeneration, tf.Qwen2_5_VLProcessor, vision)
 
 
 def _third(
@@ -102,13 +101,17 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
 
 @family("<|im_end|>")
 def qwen3_vl() -> Built:
-    return _third(tf.Qwen3VLConfig, tf.Qwen3VLForConditionalGeneration, QWEN3_VL, (), DEEP, **DENSE3)
+    return _third(
+        tf.Qwen3VLConfig, tf.Qwen3VLForConditionalGeneration, chatml(*VISION_MARKS), (), DEEP, **DENSE3
+    )
 
 
 @family("<|im_end|>")
 def qwen3_vl_moe() -> Built:
     more = {**DENSE3, **EXPERTS, "decoder_sparse_step": 1, "tie_word_embeddings": False}
-    return _third(tf.Qwen3VLMoeConfig, tf.Qwen3VLMoeForConditionalGeneration, QWEN3_VL, (), DEEP, **more)
+    return _third(
+        tf.Qwen3VLMoeConfig, tf.Qwen3VLMoeForConditionalGeneration, chatml(*VISION_MARKS), (), DEEP, **more
+    )
 
 
 RECURRENT = {
@@ -126,7 +129,12 @@ RECURRENT = {
 @family("<|im_end|>")
 def qwen3_5() -> Built:
     return _third(
-        tf.Qwen3_5Config, tf.Qwen3_5ForConditionalGeneration, QWEN3_5, THOUGHT, VISION3, **RECURRENT
+        tf.Qwen3_5Config,
+        tf.Qwen3_5ForConditionalGeneration,
+        chat_template("qwen3_5"),
+        THOUGHT,
+        VISION3,
+        **RECURRENT,
     )
 
 
@@ -134,5 +142,10 @@ def qwen3_5() -> Built:
 def qwen3_5_moe() -> Built:
     more = {**RECURRENT, **EXPERTS, "shared_expert_intermediate_size": 64}
     return _third(
-        tf.Qwen3_5MoeConfig, tf.Qwen3_5MoeForConditionalGeneration, QWEN3_5, THOUGHT, VISION3, **more
+        tf.Qwen3_5MoeConfig,
+        tf.Qwen3_5MoeForConditionalGeneration,
+        chat_template("qwen3_5"),
+        THOUGHT,
+        VISION3,
+        **more,
     )

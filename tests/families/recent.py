@@ -1,34 +1,39 @@
-"""Recent families beside the large ones: Molmo2, Kimi-K2.5, PaddleOCR-VL, VideoLLaMA 3, GLM-OCR, EXAONE 4.5, LightOnOCR, Aria."""
+"""Recent families beside the large ones: Molmo2, Kimi-K2.5, PaddleOCR-VL, VideoLLaMA 3, GLM-OCR, …"""
 
 from typing import Any
 
 import transformers as tf
 
-from families.common import TOWER, WIDTH, Built, family, siglip, text, tiny_tokenizer, token_ids, with_ends
-from families.glm import ROPE as GLM_ROPE
+from families import glm, qwen
+from families.common import TOWER, WIDTH, Built, family, text, tiny_tokenizer, token_ids, with_ends
 from families.llava import PIXTRAL_TOWER
-from families.qwen import MROPE, PATCH14, QwenParts
-from families.templates import KIMI, QWEN3_VL, chatml
+from families.qwen import MROPE, PATCH14, VISION_MARKS, QwenParts
+from families.templates import chat_template, chatml
 
 END = "<|im_end|>"
 
 
 @family(END)
 def molmo2() -> Built:
-    """Crops with pooling indices; the processor puts a BOS ahead of the text; the image token is not in the expanded text."""
-    special = [
-        *("<|endoftext|>", "<|im_start|>", END, "<|image|>", "<|video|>", "<im_start>", "<im_end>"),
-        *("<im_patch>", "<im_col>", "<low_res_im_start>", "<frame_start>", "<frame_end>", "<im_low>"),
-    ]
+    """Crops with pooling indices; the processor puts a BOS ahead of the text."""
+    marks = [
+        *("<|image|>", "<|video|>", "<im_start>", "<im_end>", "<im_patch>", "<im_col>"),
+        *("<low_res_im_start>", "<frame_start>", "<frame_end>", "<im_low>"),
+    ]  # beyond the rows of the head, embedded by a table of their own
+    special = ["<|endoftext|>", "<|im_start|>", END, *marks]
     named = {"image_token": "<|image|>", "video_token": "<|video|>"}
     tokenizer = tiny_tokenizer(
         special, bos_token="<|endoftext|>", eos_token=END, pad_token="<|endoftext|>", named=named
     )
     ids, tokens = tokenizer.vocab, token_ids(tokenizer)
     attention = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16}
-    size = len(tokenizer)
+    size = len(tokenizer) - len(marks)
     config = tf.Molmo2Config(
-        text_config={**text(**tokens, vocab_size=size - 16), "head_dim": 16, "additional_vocab_size": 16},
+        text_config={
+            **text(**tokens, vocab_size=size),
+            "head_dim": 16,
+            "additional_vocab_size": len(marks),
+        },
         vision_config={**TOWER, **attention, "image_size": [56, 56], "num_position_embeddings": 16},
         adapter_config={
             **attention,
@@ -56,7 +61,7 @@ def molmo2() -> Built:
 
 @family(END)
 def kimi_k25() -> Built:
-    """DeepSeek-V3's latent attention (q_a_proj, kv_b_proj) and experts below a tower of its own; an empty thought in training."""
+    """DeepSeek-V3's latent attention (q_a_proj, kv_b_proj) and experts; an empty thought in training."""
     special = [
         *("[BOS]", "[EOS]", "[PAD]", END, "<|im_user|>", "<|im_assistant|>", "<|im_system|>"),
         *("<|im_middle|>", "<|media_begin|>", "<|media_content|>", "<|media_end|>", "<|media_pad|>"),
@@ -93,7 +98,10 @@ def kimi_k25() -> Built:
     )
     limits = {"size": {"max_height": 112, "max_width": 112}}
     processor = tf.Kimi_K25Processor(
-        tf.Kimi_K25ImageProcessor(**limits), tokenizer, tf.Kimi_K25VideoProcessor(**limits), chat_template=KIMI
+        tf.Kimi_K25ImageProcessor(**limits),
+        tokenizer,
+        tf.Kimi_K25VideoProcessor(**limits),
+        chat_template=chat_template("kimi"),
     )
     return with_ends(tf.Kimi_K25ForConditionalGeneration(config), **tokens), processor
 
@@ -134,9 +142,7 @@ def video_llama_3() -> Built:
     """Patches merged by another factor in each row (`image_merge_sizes`)."""
     parts = QwenParts()
     named = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
-    from families.qwen import SPECIAL
-
-    tokenizer = tiny_tokenizer(SPECIAL, eos_token=END, pad_token="<|endoftext|>", named=named)
+    tokenizer = tiny_tokenizer(qwen.SPECIAL, eos_token=END, pad_token="<|endoftext|>", named=named)
     config = tf.VideoLlama3Config(
         text_config=tf.Qwen2Config(**parts.text()).to_dict(),
         vision_config={**TOWER, "patch_size": 14},
@@ -147,19 +153,17 @@ def video_llama_3() -> Built:
         tf.VideoLlama3ImageProcessor(size=PATCH14, merge_size=2),
         tokenizer,
         tf.VideoLlama3VideoProcessor(size=PATCH14),
-        chat_template=QWEN3_VL,
+        chat_template=chatml(*VISION_MARKS),
     )
     return with_ends(tf.VideoLlama3ForConditionalGeneration(config), **parts.ends), processor
 
 
 @family("<|user|>")
 def glm_ocr() -> Built:
-    from families.glm import ORDINARY, SPECIAL, TOWER as GLM_TOWER
-    from families.templates import GLM4V
 
     tokenizer = tiny_tokenizer(
-        SPECIAL,
-        ordinary=ORDINARY,
+        glm.SPECIAL,
+        ordinary=glm.ORDINARY,
         eos_token="<|endoftext|>",
         pad_token="<|endoftext|>",
         padding_side="left",
@@ -170,9 +174,9 @@ def glm_ocr() -> Built:
         text_config={
             **text(**tokens, vocab_size=len(tokenizer)),
             "head_dim": 16,
-            "rope_parameters": GLM_ROPE,
+            "rope_parameters": glm.ROPE,
         },
-        vision_config={**GLM_TOWER, "out_hidden_size": WIDTH},
+        vision_config={**glm.TOWER, "out_hidden_size": WIDTH},
         image_token_id=ids["<|image|>"],
         video_token_id=ids["<|video|>"],
         image_start_token_id=ids["<|begin_of_image|>"],
@@ -185,7 +189,7 @@ def glm_ocr() -> Built:
         tf.Glm46VImageProcessor(size=pixels),
         tokenizer,
         tf.Glm46VVideoProcessor(size=pixels),
-        chat_template=GLM4V,
+        chat_template=chat_template("glm4v"),
     )
     return with_ends(tf.GlmOcrForConditionalGeneration(config), **tokens), processor
 
@@ -198,9 +202,7 @@ def lighton_ocr() -> Built:
         "image_break_token": "<|vision_pad|>",
         "image_end_token": "<|vision_end|>",
     }
-    from families.qwen import SPECIAL
-
-    tokenizer = tiny_tokenizer(SPECIAL, eos_token=END, pad_token="<|endoftext|>", named=named)
+    tokenizer = tiny_tokenizer(qwen.SPECIAL, eos_token=END, pad_token="<|endoftext|>", named=named)
     tokens = token_ids(tokenizer)
     decoder = tf.Qwen3Config(**text(**tokens, vocab_size=len(tokenizer)), head_dim=16)
     config = tf.LightOnOcrConfig(
@@ -240,14 +242,14 @@ def aria() -> Built:
     }
     config = tf.AriaConfig(
         text_config=decoder,
-        vision_config=siglip(model_type="idefics3_vision", image_size=56),
-        projector_patch_to_query_dict={"16": 4},
+        vision_config={**TOWER, "model_type": "idefics3_vision", "image_size": 980, "patch_size": 140},
+        projector_patch_to_query_dict={"49": 8},
         image_token_index=tokenizer.vocab["<|img|>"],
     )
     processor = tf.AriaProcessor(
-        tf.AriaImageProcessor(max_image_size=490, min_image_size=56),
+        tf.AriaImageProcessor(),
         tokenizer,
         chat_template=chatml("<fim_prefix><|img|><fim_suffix>"),
-        size_conversion={490: 128, 980: 256},
+        size_conversion={980: 8},
     )
     return with_ends(tf.AriaForConditionalGeneration(config), **tokens), processor

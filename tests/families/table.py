@@ -1,6 +1,6 @@
 """Try families and print a table.
 
-    PYTHONPATH=.:tests python -m families.table [--work FOLDER] [NAME …]
+PYTHONPATH=.:tests python -m families.table [--work FOLDER] [NAME …]
 """
 
 import argparse
