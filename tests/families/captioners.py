@@ -1,4 +1,4 @@
-"""Families that are no causal chat models: encoder-decoders, and captioners whose image stands before all text."""
+"""Families that are no chat models: encoder-decoders, and captioners whose image stands before all text."""
 
 from typing import Any
 

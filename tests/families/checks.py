@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from families.cases import CASES, official, row_loss
@@ -180,12 +180,17 @@ def equal(trial: Trial) -> Outcome:
 
 def stock(trial: Trial) -> Outcome:
     """Plain TRL and PEFT on the processor's own batches end at the same adapter from the same first one."""
+    try:
+        apart = stock_difference(trial, rows=2)
+    except (IndexError, ValueError):  # not every processor takes rows with and without images together
+        apart = stock_difference(trial, rows=1)
+    return Outcome("ok" if apart < ADAPTER_TOLERANCE else "wrong", f"{apart:.1e}")
+
+
+def stock_difference(trial: Trial, rows: int) -> float:
+    """The distance of two adapters after steps of so many rows."""
     subject = trial.subject
-    flags = {
-        "quantization": "none",
-        "dtype": "float32",
-        "per_device_train_batch_size": 2,
-    }
+    flags = {"quantization": "none", "dtype": "float32", "per_device_train_batch_size": rows}
     ours = subject.train(**flags)
     model = subject.new_adapter(**flags)
     names = trial.usable
@@ -194,7 +199,7 @@ def stock(trial: Trial) -> Outcome:
     arguments = SFTConfig(
         output_dir=str(subject.work / "stock"),
         max_steps=STEPS,
-        per_device_train_batch_size=2,
+        per_device_train_batch_size=rows,
         learning_rate=1e-3,
         lr_scheduler_type="constant",
         use_cpu=True,
@@ -210,18 +215,18 @@ def stock(trial: Trial) -> Outcome:
     trainer = SFTTrainer(
         model,
         arguments,
-        train_dataset=Dataset.from_dict({"row": list(range(2 * STEPS))}),
+        train_dataset=Dataset.from_dict({"row": list(range(rows * STEPS))}),
         processing_class=subject.processor,
-        data_collator=lambda rows: stock_batch(subject, next(batches), examples),
+        data_collator=lambda some: stock_batch(subject, next(batches), examples),
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     theirs = {
         name.replace(".default.", "."): value.detach()
         for name, value in model.named_parameters()
         if value.requires_grad
     }
-    apart = difference(ours.adapter(), theirs)
-    return Outcome("ok" if apart < ADAPTER_TOLERANCE else "wrong", f"{apart:.1e}")
+    return difference(ours.adapter(), theirs)
 
 
 def stock_batch(subject: Subject, names: Sequence[str], examples: dict[str, Any]) -> dict[str, torch.Tensor]:

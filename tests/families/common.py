@@ -1,8 +1,8 @@
 """What the builders of tiny families share: a register, a tokenizer, sizes of towers and decoders.
 
-Every builder returns a model with random weights (seeded by `build`) and the family's real processor. Widths are multiples
-of 64, the block of NF4. A weight's standard deviation is `GAIN`, so that random layers
-keep the size of what passes through them.
+Every builder returns a model with random weights (seeded by `build`) and the family's real processor. Widths
+are multiples of 64, the block of NF4. A weight's standard deviation is `GAIN`, so that random layers keep the
+size of what passes through them.
 """
 
 from collections.abc import Callable, Sequence

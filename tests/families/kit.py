@@ -15,25 +15,27 @@ from families.cases import Case
 from vlmtune.config.settings import Settings
 from vlmtune.data.cache import find_or_make_store
 from vlmtune.data.collate import probe_pixel_format
+from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.order import MicroBatch
-from vlmtune.data.processor import load_processor
 from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
 from vlmtune.data.stream import read_batches
-from vlmtune.data.tokenize import EncodedExample, EncodeError, RowEncoder
+from vlmtune.data.tokenize import EncodeError, RowEncoder
 from vlmtune.errors import UserError
 from vlmtune.evaluation import export
 from vlmtune.evaluation.generate import Layout, end_tokens, generate
-from vlmtune.model.base import load_base
+from vlmtune.model.base import base_of
 from vlmtune.model.head import score_positions
 from vlmtune.model.lora import attach
 from vlmtune.model.memory import Plan
+from vlmtune.model.step import AcceleratedStep
+from vlmtune.model_ref import ModelRef
 from vlmtune.packed.engine import Engine
 from vlmtune.packed.loss import row_losses
 from vlmtune.preflight.summary import summarise
 from vlmtune.training.loop import train
 from vlmtune.training.needs import gpu_memory
-from vlmtune.training.setup import adapter_config, frozen_base
+from vlmtune.training.setup import adapter_config
 
 PLAIN = (UserError, EncodeError)  # what a person is told in one line
 STEPS = 4
@@ -61,7 +63,7 @@ class Subject:
 
     @cached_property
     def processor(self) -> Any:
-        return load_processor(str(self.model))
+        return ModelRef(str(self.model)).processor()
 
     @cached_property
     def layout(self) -> Layout:
@@ -88,7 +90,7 @@ class Subject:
         """All rows, to train on; `on_bad_row` skip. Needs a running Ray."""
         source = DataSource(
             str(self.train_rows),
-            str(self.model),
+            ModelRef(str(self.model)),
             eval_data_path=str(self.eval_rows),
             test_fraction=0.0,
             on_bad_row="skip",
@@ -113,7 +115,7 @@ class Subject:
             "gradient_checkpointing": False,
             "cuda_graphs": False,
         }
-        return Settings.from_dict({}).replace(**{**base, **flags})
+        return Settings.from_flags({**base, **flags})
 
     def inspect(self) -> tuple[Any, str]:
         """The preflight's summary of all rows, and its line on memory."""
@@ -124,7 +126,8 @@ class Subject:
     def losses(self, examples: Sequence[EncodedExample], *, quantization: str = "none") -> list[float]:
         """The summed loss of each row, as a training step computes it, rows in one batch."""
         settings = self.settings(quantization=quantization)
-        base = frozen_base(settings, torch.device("cpu"), Plan(False, False, 1, False))
+        base = base_of(settings, torch.device("cpu"))
+        AcceleratedStep(base, Plan(False, False, 1, False), note=print)
         add_fused_lm_head(base, outputs=("log_probs", "is_top1"))
         score_positions(base)
         base.eval()
@@ -152,7 +155,7 @@ class Subject:
                 result.losses.append(step["loss"])
 
         work = str(result.folder)
-        values = self.settings(**flags).to_dict()
+        values = self.settings(**flags).to_flags()
         train(values, self.store, rows=rows, report=report, work_dir=work, progress=progress)
         result.folder = result.folder / "adapter"
         return result
@@ -171,11 +174,11 @@ class Subject:
             "other": self.settings(**flags, learning_rate=3e-3, lora_r=4),
         }
         engine = Engine(
-            trials["one"].to_dict(), self.store, trials=2, rank=16, deliver=deliver, note=lambda line: None
+            trials["one"].to_flags(), self.store, trials=2, rank=16, deliver=deliver, note=lambda line: None
         )
         for name, settings in trials.items():
             options = {"runs_dir": None, "checkpoint": None, "progress": lambda step: None}
-            engine.join(engine.slot(name, settings.to_dict(), **options), f"{folder}/{name}")
+            engine.join(engine.slot(name, settings.to_flags(), **options), f"{folder}/{name}")
         while engine.round():
             pass
         engine.close()
@@ -185,14 +188,13 @@ class Subject:
     def new_adapter(self, **flags: Any) -> Any:
         """The base with the fresh adapter that training begins with, on plain PEFT layers."""
         settings = self.settings(**flags)
-        base = frozen_base(settings, torch.device("cpu"), Plan(False, False, 1, False))
-        return attach(base, adapter_config(settings, base)[1], seed=settings.get("seed"))
+        base = base_of(settings, torch.device("cpu"))
+        return attach(base, adapter_config(settings, base)[1], seed=settings.training.seed)
 
     def base(self) -> Any:
         """The base in float32, as evaluation loads it."""
-        return load_base(
-            str(self.model), quantization="none", dtype="float32", device=torch.device("cpu")
-        ).eval()
+        settings = self.settings(quantization="none", dtype="float32")
+        return base_of(settings, torch.device("cpu")).eval()
 
     def prompt_texts(self, case: Case) -> tuple[str, list[str]]:
         """The text before the last answer of a row in training, and what the chat template writes when it is
