@@ -223,7 +223,7 @@ def search(
     """
     from vlmtune.search.sampler import TrialSearch
     from vlmtune.search.tuner import make_scheduler
-    from vlmtune.training.report import EVALUATION
+    from vlmtune.training.meter import EVALUATION
 
     searcher = TrialSearch(space, metric="eval_loss", mode="min", seed=seed)
     searcher._ot_study.sampler = method.sampler(seed)

@@ -254,7 +254,7 @@ def ours(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
 
 
 def _result(times: list[float]) -> dict[str, Any]:
-    from vlmtune.training.report import peak_memory
+    from vlmtune.training.meter import peak_memory
 
     seconds = np.diff(times)[WARM_UP - 1 : -1]  # the last step is logged sooner than others
     return {

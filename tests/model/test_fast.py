@@ -105,7 +105,7 @@ def test_all_parts_together_change_nothing(models: Path, family: str, quantizati
 def test_values_held_once_are_the_quantised_ones(models: Path, quantization: str):
     inputs = batch(models / "llava")
     quantised, _ = adapted(models / "llava", quantization)
-    held, base = adapted(models / "llava", quantization, resident=True)
+    held, base = adapted(models / "llava", quantization, dequantized=True)
     assert {type(module).__name__ for module in base.modules()}.isdisjoint(
         {"Linear4bit", "Linear8bitLt", "Int8Linear"}
     )

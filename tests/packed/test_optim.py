@@ -7,7 +7,7 @@ from transformers import Trainer, get_scheduler
 from vlmtune.config.settings import Settings
 from vlmtune.packed.layers import AdapterLayout, TargetLayer
 from vlmtune.packed.optim import OPTIMIZERS, AdapterOptimizer
-from vlmtune.training.setup import training_arguments
+from vlmtune.training.trl_arguments import training_arguments
 
 TARGETS = [TargetLayer("q", 12, 8), TargetLayer("cross", 8, 12, image_only=True)]
 STEPS = 6

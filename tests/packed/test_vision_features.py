@@ -14,7 +14,7 @@ from training_kit import difference, values_of
 from vlmtune.data.collate import PixelFormat
 from vlmtune.data.encoded_example import ANSWER, IMAGE, EncodedExample
 from vlmtune.data.store import Store
-from vlmtune.model.memory import Plan
+from vlmtune.model.memory import StepPlan
 from vlmtune.model.step import AcceleratedStep
 from vlmtune.packed.layers import RowAdapters
 from vlmtune.packed.packed_model import PackedModel
@@ -137,7 +137,7 @@ def test_features_of_pictures_of_different_size(stores: dict[str, Store]) -> Non
     meta = replace(stores["mall llava"].meta, pixels=PixelFormat(raw=False), pad_token_id=0)
     rows = [pictured_row(number, side, picture) for number, side in enumerate((2, 4, 4))]
     features = VisionFeatures(base, meta, total_rows=3, max_bytes=1e9)
-    plan = Plan(resident=False, checkpointing=False, micro_batch=3, compiled=False)
+    plan = StepPlan(dequantized=False, checkpointing=False, micro_batch=3, compiled=False)
     model = PackedModel(AcceleratedStep(base, plan, print), meta, 1000, features)
     kept = model.losses(rows)
     assert sorted(len(one) for one in features.cached.values()) == [1, 4, 4]

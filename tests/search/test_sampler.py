@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from vlmtune.config.settings import Settings
 from vlmtune.search.sampler import CONSTRAINT, TrialSearch
 from vlmtune.search.space import Space
-from vlmtune.training.report import EVALUATION
+from vlmtune.training.meter import EVALUATION
 
 OWN = Settings.from_flags({"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4})
 SPACE = {

@@ -27,7 +27,7 @@ from vlmtune.search.space import Space
 from vlmtune.search.trial import out_of_memory, point
 from vlmtune.search.tuner import TRIAL_CPUS, Asha, diverged, make_scheduler, run_search
 from vlmtune.training.launch import worker_resources
-from vlmtune.training.report import EVALUATION, evaluation
+from vlmtune.training.meter import EVALUATION, evaluation_number
 
 OWN = Settings.from_flags({"learning_rate": 1.0, "lora_r": 8, "grace_period": 0.25, "reduction_factor": 2})
 SPACE = {"learning_rate": {"uniform": [0.01, 0.5]}, "lora_r": {"choice": [4, 8]}}
@@ -248,7 +248,7 @@ def test_nobody_is_stopped_before_half_of_its_run_however_long_that_is() -> None
 def test_evaluations_are_numbered_by_the_share_of_the_run(
     eval_steps: float | None, metrics: dict[str, Any], number: int
 ) -> None:
-    assert evaluation(metrics, eval_steps) == number
+    assert evaluation_number(metrics, eval_steps) == number
 
 
 def test_what_counts_as_out_of_memory() -> None:

@@ -1,7 +1,7 @@
 """A step that does not fit in memory: tried again with fewer rows at a time, and the same step."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +120,3 @@ def test_a_gpu_that_is_too_small_for_the_batch(tmp_path: Path, capsys: pytest.Ca
         "out of GPU memory with 256 rows at a time: going on with 128" in note for note in capped["notes"]
     )
     assert capped["losses"] == pytest.approx(roomy["losses"], rel=1e-4)
-
-
-def test_sizes_are_halved_to_one() -> None:
-    from vlmtune.model.memory import halves
-
-    sizes: Sequence[int] = list(halves(12))
-    assert sizes == [12, 6, 3, 2, 1]

@@ -53,7 +53,7 @@ def load_base(
     device: torch.device,
     nested_quant: bool = True,
     llm_int8: bool = False,
-    resident: bool = False,
+    dequantized: bool = False,
     attn_implementation: str | None = None,
 ) -> PreTrainedModel:
     """The frozen base model on `device`: no parameter requires a gradient, and the key-value cache is off.
@@ -64,7 +64,7 @@ def load_base(
     `int8` means 8-bit
     weights with arithmetic in `dtype` (`vlmtune.model.frozen`); `llm_int8` asks for bitsandbytes' LLM.int8
     instead, whose activations
-    are 8-bit too. `resident` holds the values of nf4 or int8 once in `dtype`. `fp8` multiplies the language
+    are 8-bit too. `dequantized` holds the values of nf4 or int8 once in `dtype`. `fp8` multiplies the language
     model's linear layers in
     8-bit floats. `dtype` None is `default_dtype(device)`, "auto" is the one that the model was saved in.
 
@@ -76,7 +76,7 @@ def load_base(
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from vlmtune.model.frozen import make_fp8, make_resident, prepare_frozen
+    from vlmtune.model.frozen import dequantize_layers, make_fp8, prepare_frozen
     from vlmtune.model.mllama import keep_rows_apart
 
     name = ref.name
@@ -108,8 +108,8 @@ def load_base(
     model: PreTrainedModel = loaded[0]
     _check_loading(name, info=loaded[1])
     model.requires_grad_(False)
-    if resident:
-        make_resident(model, resolved)
+    if dequantized:
+        dequantize_layers(model, resolved)
     elif quantization == "fp8":
         make_fp8(model.get_decoder())
     else:
@@ -120,7 +120,7 @@ def load_base(
     return model
 
 
-def base_of(settings: Settings, device: torch.device, *, resident: bool = False) -> PreTrainedModel:
+def base_of(settings: Settings, device: torch.device, *, dequantized: bool = False) -> PreTrainedModel:
     """`load_base` with what the settings say."""
     model = settings.model
     return load_base(
@@ -130,7 +130,7 @@ def base_of(settings: Settings, device: torch.device, *, resident: bool = False)
         device=device,
         nested_quant=model.use_bnb_nested_quant,
         llm_int8=model.llm_int8,
-        resident=resident,
+        dequantized=dequantized,
         attn_implementation=model.attn_implementation,
     )
 

@@ -7,7 +7,7 @@ not depend on its
 neighbours in the batch, activations may have any number of dimensions, and there is no rounding of
 activations to 8 bits.
 
-`make_resident` holds the values of either once in the compute dtype: the same values, no dequantising at
+`dequantize_layers` holds the values of either once in the compute dtype: the same values, no dequantising at
 each use, two bytes a weight.
 `fp8` multiplies 8-bit floats, weights and activations, forward and backward (`Fp8Linear`): another
 arithmetic, twice as fast on Hopper.
@@ -126,7 +126,7 @@ def prepare_frozen(model: nn.Module, *, llm_int8: bool = False) -> None:
             )
 
 
-def make_resident(model: nn.Module, dtype: torch.dtype) -> None:
+def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:
     """Replace every quantised layer by a plain `nn.Linear` that holds its values in `dtype`, in place."""
     for parent, name in _children(model, lambda child: isinstance(child, Linear4bit | Linear8bitLt)):
         setattr(parent, name, _plain_linear(getattr(parent, name), dtype))

@@ -27,7 +27,7 @@ from vlmtune.model.fast import (
     without_autocast,
     without_vision_gradient,
 )
-from vlmtune.model.memory import Plan
+from vlmtune.model.memory import StepPlan
 from vlmtune.model.offload import Checkpoints
 from vlmtune.model.transfer import to_device
 from vlmtune.model.vision_attention import use_varlen_attention
@@ -51,7 +51,7 @@ class AcceleratedStep:
     """
 
     def __init__(
-        self, base: PreTrainedModel, plan: Plan, note: Callable[[str], None], *, eval_rows: int = 1
+        self, base: PreTrainedModel, plan: StepPlan, note: Callable[[str], None], *, eval_rows: int = 1
     ) -> None:
         self.base, self.note = base, note
         self.trained = [parameter for parameter in base.parameters() if parameter.requires_grad]
@@ -69,7 +69,7 @@ class AcceleratedStep:
     def for_adapter(
         cls,
         adapted: PeftModel,
-        plan: Plan,
+        plan: StepPlan,
         note: Callable[[str], None],
         *,
         capturable: bool,

@@ -17,13 +17,13 @@ from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.errors import DoesNotFitError
 from vlmtune.model.base import base_of
-from vlmtune.model.memory import Plan, halves
+from vlmtune.model.choose_plan import halves
+from vlmtune.model.memory import StepPlan
 from vlmtune.model.step import AcceleratedStep
 from vlmtune.packed.packed_model import PackedModel
 from vlmtune.packed.passes import ROW_BUCKETS, bucket_length
 from vlmtune.packed.vision_features import VisionFeatures
-from vlmtune.training.needs import recordable
-from vlmtune.training.setup import plan_step
+from vlmtune.training.step_plan import can_capture, plan_step
 
 # Tokens of a pass that keep the device busy. More of them need memory and bring little.
 EFFICIENT_TOKENS = {"cuda": 10240, "cpu": 2048}
@@ -44,7 +44,7 @@ class EnginePlan:
         train_rows: how many rows are trained on.
     """
 
-    step: Plan
+    step: StepPlan
     trials: int
     rows: int
     longest: int
@@ -79,7 +79,7 @@ def build_model(
     if plan.trials < trials:
         room = f"is there for {plan.trials} of {trials} trials at once"
         note(labelled("Memory", f"{room}; the others wait"))
-    base = base_of(settings, device, resident=plan.step.resident)
+    base = base_of(settings, device, dequantized=plan.step.dequantized)
     if plan.step.checkpointing:
         base.gradient_checkpointing_enable()
     step = AcceleratedStep(base, plan.step, note)
@@ -91,7 +91,7 @@ def build_model(
     )
     max_tokens = (plan.step.micro_batch if gpu else plan.rows) * plan.longest
     model = PackedModel(step, store.meta, max_tokens, features)
-    if gpu and recordable(settings, packed=True) and not plan.step.checkpointing:
+    if gpu and can_capture(settings, packed=True) and not plan.step.checkpointing:
         step.capture(model.adapters.leaves)
     if not gpu:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))

@@ -27,8 +27,7 @@ from vlmtune.packed.slot import Slot
 from vlmtune.packed.slot_adapter import lay_out_together
 from vlmtune.packed.slot_factory import SlotFactory
 from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
-from vlmtune.training.report import EVALUATION
-from vlmtune.training.setup import operations
+from vlmtune.training.meter import EVALUATION, operations_per_token
 
 NO_ROW_FITS = "out of GPU memory with one row: give a smaller --max_length or --lora_r, or --quantization nf4"
 
@@ -77,7 +76,7 @@ class Engine:
     ) -> None:
         self.settings, self.shard, self.deliver, self.on_end = settings, shard, deliver, on_end
         self.model, self.max_trials = build_model(settings, store, trials, rank, note, largest)
-        flops = operations(self.model.base.get_decoder())
+        flops = operations_per_token(self.model.base.get_decoder())
         self.slot_factory = SlotFactory(settings, store, flops, shard)
         self.examples = ExampleCache(store)
         processor = settings.model.ref.processor()

@@ -30,8 +30,8 @@ from vlmtune.packed.trial_checkpoint import TrialCheckpoint
 from vlmtune.packed.trial_progress import TrialProgress
 from vlmtune.packed.trial_records import TrialRecords
 from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
-from vlmtune.training.report import EVALUATION
-from vlmtune.training.setup import training_arguments
+from vlmtune.training.meter import EVALUATION
+from vlmtune.training.trl_arguments import training_arguments
 
 
 class Slot:

@@ -13,7 +13,7 @@ from vlmtune.packed.layers import TargetLayer
 from vlmtune.packed.packable import check_packable
 from vlmtune.packed.slot import Slot
 from vlmtune.packed.worker_shard import WorkerShard
-from vlmtune.training.setup import adapter_config
+from vlmtune.training.adapted_model import adapter_config
 
 
 class SlotFactory:

@@ -23,7 +23,7 @@ from vlmtune.packed.packable import check_packable
 from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
 from vlmtune.training.gauges import Gauges
 from vlmtune.training.launch import Outcome, Progress, fit, worker_resources
-from vlmtune.training.report import EVALUATION
+from vlmtune.training.meter import EVALUATION
 from vlmtune.training.run import watched
 
 TRIAL_ID = "train"  # of the run's only trial

@@ -11,7 +11,7 @@ from transformers.trainer_utils import IntervalStrategy
 from trl.trainer.sft_config import SFTConfig
 
 from vlmtune.data.order import Order
-from vlmtune.training.report import evaluation
+from vlmtune.training.meter import evaluation_number
 
 
 class TrialProgress:
@@ -59,7 +59,7 @@ class TrialProgress:
     def evaluation_number(self) -> int:
         """The number of the present evaluation among those of a whole run, from 1."""
         numbers = vars(self.state) | {"step": self.state.global_step}
-        return evaluation(numbers, None if self._evaluates_epochs else self.args.eval_steps)
+        return evaluation_number(numbers, None if self._evaluates_epochs else self.args.eval_steps)
 
     @property
     def _evaluates_epochs(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from vlmtune.storage import filesystem
-from vlmtune.training.report import Meter
+from vlmtune.training.meter import Meter
 
 
 class TrialRecords:

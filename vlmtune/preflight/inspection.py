@@ -10,10 +10,10 @@ from vlmtune.data.samples import pick_samples
 from vlmtune.data.source import DataSource
 from vlmtune.output import cache_folder, located
 from vlmtune.preflight.html_report import html_report
+from vlmtune.preflight.memory import gpu_memory
 from vlmtune.preflight.statistics import summarise
 from vlmtune.preflight.summary import Summary
 from vlmtune.storage import filesystem
-from vlmtune.training.needs import gpu_memory
 
 
 def inspect_data(settings: Settings, output_dir: str | None) -> tuple[Summary, str]:

@@ -11,7 +11,7 @@ from ray.tune.search.optuna import OptunaSearch
 from vlmtune.compat.ray_tune import completed_trials, optuna_trial
 from vlmtune.packed.messages import FAILURE
 from vlmtune.search.space import Space
-from vlmtune.training.report import EVALUATION
+from vlmtune.training.meter import EVALUATION
 
 CONSTRAINT = "infeasible"  # the name of Optuna's constraint: above 0 for a trial that could not run at all
 

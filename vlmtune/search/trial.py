@@ -14,7 +14,7 @@ from vlmtune.data.store import Store
 from vlmtune.errors import DoesNotFitError
 from vlmtune.model.memory import is_out_of_memory
 from vlmtune.training.launch import run_on_ray
-from vlmtune.training.report import EVALUATION, evaluation
+from vlmtune.training.meter import EVALUATION, evaluation_number
 
 POINT = "point"  # the key of a grid point in a trial's Tune config
 
@@ -63,7 +63,7 @@ def run_trial(
         # Said here and not by the callback: a trial that is run again after its training had ended has no
         # other report.
         metrics = outcome.metrics | {
-            EVALUATION: evaluation(outcome.metrics, eval_steps),
+            EVALUATION: evaluation_number(outcome.metrics, eval_steps),
             CHECKPOINT_PATH_KEY: outcome.checkpoint,
         }
         tune.report(metrics)
@@ -82,7 +82,7 @@ class ReportUntilLast(TuneReportCallback):
         first = metrics[0]
         if first["step"] < first["max_steps"]:
             super().after_report(
-                run_context, [{**first, EVALUATION: evaluation(first, self.eval_steps)}], checkpoint
+                run_context, [{**first, EVALUATION: evaluation_number(first, self.eval_steps)}], checkpoint
             )
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
-from vlmtune.training.report import Meter
+from vlmtune.training.meter import Meter
 from vlmtune.training.trainer import AdapterTrainer
 
 Report = Callable[[dict[str, Any], str], None]

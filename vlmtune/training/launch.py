@@ -55,7 +55,7 @@ def run_in_process(
     """Train here, without Ray Train; the last checkpoint stays in `output_dir`/checkpoints, and the run goes
     on from one that is there."""
     from vlmtune.training.loop import train
-    from vlmtune.training.setup import length_multiple
+    from vlmtune.training.step_plan import length_multiple
 
     def report(metrics: dict[str, Any], folder: str) -> None:
         (Path(folder) / REPORT).write_text(json.dumps(metrics))
@@ -167,7 +167,7 @@ def worker_resources(use_gpu: bool) -> dict[str, float]:
 def worker(config: dict[str, Any]) -> None:
     """The function that Ray Train runs in each worker."""
     from vlmtune.training.loop import train
-    from vlmtune.training.setup import length_multiple
+    from vlmtune.training.step_plan import length_multiple
 
     context = ray.train.get_context()
     store: Store = config["store"]

@@ -18,11 +18,13 @@ from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.order import Order
 from vlmtune.data.store import Store
 from vlmtune.evaluation.objective import Objective
+from vlmtune.training.adapted_model import adapted_model
 from vlmtune.training.batches import BatchReader, WorkerBatches
 from vlmtune.training.callbacks import ProbeLongest, Report, ReportAtEvaluation
-from vlmtune.training.report import Meter
-from vlmtune.training.setup import adapted_model, operations, plan_step, training_arguments
+from vlmtune.training.meter import Meter, operations_per_token
+from vlmtune.training.step_plan import plan_step
 from vlmtune.training.trainer import AdapterTrainer
+from vlmtune.training.trl_arguments import training_arguments
 
 
 def train(
@@ -62,7 +64,7 @@ def train(
     plan = plan_step(settings, store, kept, world, meter.note)
     args = training_arguments(settings, work_dir, checkpointing=plan.checkpointing)
     model, step = adapted_model(settings, args, plan, meter.note)
-    meter.operations = operations(step.base.get_decoder())
+    meter.operations = operations_per_token(step.base.get_decoder())
     processor = settings.model.ref.processor()
     order = Order(
         rows=len(kept),

@@ -24,7 +24,7 @@ from vlmtune.model.step import AcceleratedStep, skip_module_traversal
 from vlmtune.model.transfer import runs_ahead, to_device
 from vlmtune.training.batches import Batch, BatchStream, WorkerBatches
 from vlmtune.training.evaluator import Evaluator
-from vlmtune.training.report import Meter
+from vlmtune.training.meter import Meter
 from vlmtune.training.step_log import StepLog
 
 

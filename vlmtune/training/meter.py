@@ -18,7 +18,7 @@ from vlmtune.evaluation.metrics import METRICS
 EVALUATION = "evaluation"  # in a report: which of the evaluations it is that a whole run makes
 
 
-def evaluation(metrics: dict[str, Any], eval_steps: float | None) -> int:
+def evaluation_number(metrics: dict[str, Any], eval_steps: float | None) -> int:
     """The number of a report among the evaluations of a whole run, from 1: trials at the same number have
     done the same share of theirs.
 
@@ -155,6 +155,19 @@ def matrix_rate() -> float | None:
         return None
     words = torch.cuda.get_device_name().replace("-", " ").split()
     return next((rate for word, rate in MATRIX_RATES.items() if word in words), None)
+
+
+def operations_per_token(decoder: torch.nn.Module) -> float:
+    """Floating-point operations of training on one token.
+
+    Two a frozen weight in the forward pass and two for the gradient of its input; it has none of its own.
+    """
+    weights = sum(
+        layer.in_features * layer.out_features
+        for layer in decoder.modules()
+        if isinstance(layer, torch.nn.Linear)
+    )
+    return 4.0 * weights
 
 
 def peak_memory() -> float:

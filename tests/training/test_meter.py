@@ -4,9 +4,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from tensorboardX.proto.event_pb2 import Event
 
-from vlmtune.training.report import Meter, peak_memory
+from vlmtune.training.meter import Meter, operations_per_token, peak_memory
 
 
 def scalars(folder: Path) -> dict[tuple[str, int], float]:
@@ -83,3 +84,8 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest
 
 def test_peak_memory_is_that_of_this_process():
     assert 0.1 < peak_memory() < 64  # GB: torch alone takes a few hundred MB
+
+
+def test_operations_are_four_a_weight() -> None:
+    decoder = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.LayerNorm(16), torch.nn.Linear(16, 4))
+    assert operations_per_token(decoder) == 4 * (8 * 16 + 16 * 4)

@@ -8,7 +8,7 @@ import torch
 
 from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError
-from vlmtune.training.setup import operations, training_arguments
+from vlmtune.training.trl_arguments import training_arguments
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,3 @@ def test_arguments_without_a_gpu(tmp_path: Path) -> None:
     arguments = training_arguments(settings, str(tmp_path), checkpointing=True)
     assert (arguments.bf16, arguments.activation_offloading, arguments.torch_compile) == (False, False, False)
     assert arguments.output_dir == str(tmp_path)
-
-
-def test_operations_are_four_a_weight() -> None:
-    decoder = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.LayerNorm(16), torch.nn.Linear(16, 4))
-    assert operations(decoder) == 4 * (8 * 16 + 16 * 4)

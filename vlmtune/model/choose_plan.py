@@ -1,0 +1,117 @@
+"""The fastest plan of a training step that fits a GPU's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from vlmtune.errors import DoesNotFitError
+from vlmtune.model.memory import CONTEXT, USABLE, StepLoad, StepPlan, estimate_memory, size_text, usable
+from vlmtune.model.shapes import ModelShapes
+
+BUSY_TOKENS = 2048  # tokens of a micro-batch below which fewer rows at once cost speed
+EVALUATED_TOKENS = 4096  # the tower's included: as many keep a GPU busy without a backward pass
+# Operations a second of a large GPU without compiled layers; only to guess whether a run is long.
+EAGER_RATE = 300e12
+WORTH_COMPILING = 240  # seconds that a run takes without; compiling takes about 30 and saves a quarter
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What the settings fix about a plan; None leaves a choice to `choose_plan`.
+
+    Attributes:
+        dequantized, checkpointing, micro_batch, compiled, offload: as in `StepPlan`.
+        graphs: whether steps can be captured as CUDA graphs. Those with checkpoints never are.
+    """
+
+    dequantized: bool | None = None
+    checkpointing: bool | None = None
+    micro_batch: int | None = None
+    compiled: bool = True
+    offload: bool = False
+    graphs: bool = True
+
+
+def choose_plan(model: ModelShapes, load: StepLoad, capacity: float, options: PlanOptions) -> StepPlan:
+    """The fastest plan that fits `capacity` bytes of GPU memory.
+
+    Raises:
+        DoesNotFitError: not even one row at a time fits, with the numbers and what would.
+    """
+    room = usable(capacity)
+    plans = list(_by_speed(load, options))
+    for plan in plans:
+        if (spare := room - estimate_memory(model, load, plan).reserved) >= 0:
+            evaluated = max(plan.micro_batch, EVALUATED_TOKENS // (load.length + load.vision_tokens))
+            return replace(plan, spare=spare, evaluated=evaluated)
+    smallest = min(plans, key=lambda plan: estimate_memory(model, load, plan).reserved)
+    needed = estimate_memory(model, load, smallest).text()
+    raise DoesNotFitError(
+        f"not enough GPU memory: {plan_text(smallest, load)} still takes about {needed}, and "
+        f"{size_text(room)} of {size_text(capacity)} can be used; {_what_would_fit(model, load, smallest, room)}"
+    )
+
+
+def plan_text(plan: StepPlan, load: StepLoad) -> str:
+    """The plan in a few words, for the console."""
+    stored = "as it is" if load.quantization == "none" else f"in {load.quantization}"
+    held = "base held in the type it computes in" if plan.dequantized else f"base {stored}"
+    parts = "" if plan.micro_batch >= load.batch else f" of {load.batch}"
+    checkpointing = f"{'with' if plan.checkpointing else 'no'} gradient checkpointing"
+    return f"{plan.micro_batch}{parts} rows at a time, {held}, {checkpointing}"
+
+
+def training_seconds(model: ModelShapes, tokens: float) -> float:
+    """About how long training on so many tokens takes: four operations a frozen weight, forward and for the
+    input's gradient."""
+    return 4 * model.decoder * tokens / EAGER_RATE
+
+
+def halves(batch: int) -> Iterator[int]:
+    """The number, half of it, and so on, to 1."""
+    while batch > 1:
+        yield batch
+        batch = -(-batch // 2)
+    yield 1
+
+
+def _by_speed(load: StepLoad, options: PlanOptions) -> Iterator[StepPlan]:
+    """Plans from the fastest to the smallest.
+
+    Fewer rows at once cost little down to about `BUSY_TOKENS`, then checkpointing costs less. Captured steps
+    of half as many rows are a little faster than all rows in a step that is not captured.
+    """
+    sizes = [options.micro_batch] if options.micro_batch else list(halves(load.batch))
+    large = [size for size in sizes if size * load.length >= BUSY_TOKENS or size == sizes[0]]
+    quantized = load.quantization in ("nf4", "int8")
+    if options.dequantized is not None:
+        ways = [options.dequantized]
+    else:
+        ways = [True, False] if quantized else [False]
+    free = options.checkpointing is None
+    for checkpointing in (False, True) if options.checkpointing is None else (options.checkpointing,):
+        for dequantized in ways:
+            for size in large if free and not checkpointing else sizes:
+                plan = StepPlan(dequantized, checkpointing, size, options.compiled, options.offload)
+                if options.graphs and not checkpointing:
+                    yield from (
+                        replace(plan, micro_batch=less, graphs=True)
+                        for less in (size, -(-size // 2))
+                        if less in large
+                    )
+                yield plan
+
+
+def _what_would_fit(model: ModelShapes, load: StepLoad, plan: StepPlan, room: float) -> str:
+    tried = []
+    if load.quantization != "nf4":
+        tried.append(("--quantization nf4", replace(load, quantization="nf4")))
+    if load.length > 512:
+        tried.append(("--max_length 512, where the images allow it", replace(load, length=512)))
+    least = replace(plan, micro_batch=1, checkpointing=True, graphs=False)
+    for what, smaller in tried:
+        if estimate_memory(model, smaller, least).total <= room:
+            return f"{what} would fit"
+    needed = estimate_memory(model, load, plan).reserved
+    return f"a GPU with {size_text((needed + CONTEXT) / USABLE)} would do"

@@ -1,0 +1,89 @@
+"""The sizes of a model that its memory and its speed follow from, read from its outline (no weights)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# What a vision tower keeps beside the output of each layer, in such outputs: masks, and the inner values of
+# its last layers.
+EXTRA_VISION_OUTPUTS = 20
+
+
+@dataclass(frozen=True)
+class ModelShapes:
+    """Numbers of weights, layers and features of a model with an adapter.
+
+    Attributes:
+        quantized: weights of linear layers, which quantization reaches; `other`: all other weights.
+        decoder: those of the linear layers that are the language model's.
+        largest: weights of the largest linear layer.
+        layers, hidden, intermediate: of the decoder.
+        attention, key_value: widths of the decoder's queries and of its keys.
+        cross_layers: decoder layers that read the image (Mllama).
+        vocabulary: rows of the output head.
+        adapter: in_features + out_features, summed over the layers that get an adapter.
+        adapted: in_features alone, summed over the same layers.
+        vision: numbers that the vision tower keeps for each of its tokens while it runs; 0 without a tower.
+    """
+
+    quantized: int
+    decoder: int
+    other: int
+    largest: int
+    layers: int
+    cross_layers: int
+    hidden: int
+    intermediate: int
+    attention: int
+    key_value: int
+    vocabulary: int
+    adapter: int
+    adapted: int
+    vision: int
+
+
+def model_shapes(outline: PreTrainedModel, targets: Sequence[str]) -> ModelShapes:
+    """The sizes of a model given as its outline on the meta device, with adapters on the layers `targets`."""
+    from torch import nn
+
+    head = outline.get_output_embeddings()
+    decoder = outline.get_decoder()
+    in_decoder = {id(module) for module in decoder.modules()}
+    linears = [module for module in outline.modules() if isinstance(module, nn.Linear) and module is not head]
+    quantized = sum(linear.weight.numel() for linear in linears)
+    config = outline.config.get_text_config()
+    adapted = [outline.get_submodule(name) for name in targets]
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return ModelShapes(
+        quantized=quantized,
+        decoder=sum(linear.weight.numel() for linear in linears if id(linear) in in_decoder),
+        other=sum(parameter.numel() for parameter in outline.parameters()) - quantized,
+        largest=max(linear.weight.numel() for linear in linears),
+        layers=config.num_hidden_layers,
+        cross_layers=len(getattr(config, "cross_attention_layers", None) or []),
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        attention=heads * width,
+        key_value=(getattr(config, "num_key_value_heads", None) or heads) * width,
+        vocabulary=head.out_features if isinstance(head, nn.Linear) else config.vocab_size,
+        adapter=sum(
+            module.in_features + module.out_features for module in adapted if isinstance(module, nn.Linear)
+        ),
+        adapted=sum(module.in_features for module in adapted if isinstance(module, nn.Linear)),
+        vision=_vision_numbers(getattr(outline.config, "vision_config", None)),
+    )
+
+
+def _vision_numbers(config: Any) -> int:
+    """Numbers a token that a vision tower keeps: transformers keeps the output of each of its layers."""
+    if config is None:
+        return 0
+    layers = [getattr(config, name, 0) for name in ("num_hidden_layers", "depth", "num_global_layers")]
+    width = getattr(config, "embed_dim", None) or config.hidden_size
+    return int((sum(layers) + EXTRA_VISION_OUTPUTS) * width)

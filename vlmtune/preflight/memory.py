@@ -1,0 +1,31 @@
+"""What a run would take on a GPU, before one is taken."""
+
+from vlmtune.config.settings import Settings
+from vlmtune.data.lengths import fitting_rows
+from vlmtune.data.store import Store
+from vlmtune.errors import ModelError
+from vlmtune.model.capture import LENGTH_MULTIPLE
+from vlmtune.model.memory import StepPlan, estimate_memory, size_text
+from vlmtune.training.step_plan import can_capture, step_needs
+
+
+def gpu_memory(settings: Settings, store: Store) -> str:
+    """What a step takes on a GPU, at its fastest and at its smallest, in one line.
+
+    Empty where the model is not one to adapt: the preflight needs the processor alone, and training says
+    what is wrong with the model.
+    """
+    kept = fitting_rows(store, settings.training.max_length, "skip")
+    try:
+        model, load = step_needs(settings, store, kept, multiple=LENGTH_MULTIPLE)
+    except ModelError:
+        return ""
+    quantized = load.quantization in ("nf4", "int8")
+    graphs = can_capture(settings)
+    fastest = StepPlan(
+        dequantized=quantized, checkpointing=False, micro_batch=load.batch, compiled=True, graphs=graphs
+    )
+    smallest = StepPlan(dequantized=False, checkpointing=True, micro_batch=1, compiled=True)
+    most = size_text(estimate_memory(model, load, fastest).reserved)
+    least = size_text(estimate_memory(model, load, smallest).total)
+    return f"about {most} of a GPU at the fastest, {least} at the least; batch size {load.batch}"

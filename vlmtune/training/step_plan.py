@@ -1,0 +1,138 @@
+"""How a training step is run: what it asks of a GPU, and the plan that fits there."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlmtune.config.settings import Settings
+from vlmtune.console import labelled
+from vlmtune.data.split import TRAIN
+from vlmtune.data.store import Store
+from vlmtune.model.capture import LENGTH_MULTIPLE
+from vlmtune.model.choose_plan import WORTH_COMPILING, PlanOptions, choose_plan, plan_text, training_seconds
+from vlmtune.model.frozen import has_fp8
+from vlmtune.model.lora import target_modules
+from vlmtune.model.memory import GB, StepLoad, StepPlan, estimate_memory
+from vlmtune.model.shapes import ModelShapes, model_shapes
+from vlmtune.model_ref import outline
+
+NO_FP8_UNITS = (
+    "fp8: this device has no units for it, so the rounded values are multiplied in the type that the base "
+    "computes in"
+)
+
+
+def plan_step(
+    settings: Settings,
+    store: Store,
+    kept: np.ndarray,
+    world: int,
+    note: Callable[[str], None],
+    *,
+    runs: int = 1,
+    **load_changes: Any,
+) -> StepPlan:
+    """How a step is run; on a GPU by its memory, with a note.
+
+    Args:
+        kept: the training rows that are trained on.
+        world: workers that share them.
+        runs: how many runs like this one follow, for which compiling may be worth it.
+        load_changes: fields of `StepLoad` that differ from what the settings say.
+
+    Raises:
+        DoesNotFitError: not even one row at a time would fit.
+    """
+    training = settings.training
+    batch, micro_batch = training.per_device_train_batch_size, training.micro_batch_size
+    dequantized = {"auto": None, "quantized": False, "dequantized": True}[settings.model.base_in_memory]
+    gpu = uses_gpu(settings)
+    if settings.model.base_quantization == "fp8" and not (gpu and has_fp8(torch.device("cuda"))):
+        note(NO_FP8_UNITS)
+    if not gpu:
+        checkpointing, compiled = bool(training.gradient_checkpointing), bool(training.torch_compile)
+        return StepPlan(bool(dequantized), checkpointing, micro_batch or batch, compiled)
+    model, load = step_needs(settings, store, kept, multiple=length_multiple(settings))
+    load = replace(load, **load_changes)
+    compiles = training.torch_compile
+    if compiles is None:
+        steps = training.max_steps
+        rows = steps * batch if steps > 0 else training.num_train_epochs * len(kept) / world
+        compiles = training_seconds(model, runs * rows * load.length) > WORTH_COMPILING
+    free = torch.cuda.mem_get_info()[0]
+    options = PlanOptions(
+        dequantized=dequantized,
+        checkpointing=training.gradient_checkpointing,
+        micro_batch=micro_batch,
+        compiled=compiles,
+        offload=training.activation_offloading,
+        graphs=can_capture(settings, packed=load.packed > 0),
+    )
+    plan = choose_plan(model, load, free, options)
+    needed = estimate_memory(model, load, plan).text()
+    note(labelled("Memory", f"about {needed} of {free / GB:.0f} GB: {plan_text(plan, load)}"))
+    return plan
+
+
+def step_needs(
+    settings: Settings, store: Store, kept: np.ndarray, *, multiple: int = 1
+) -> tuple[ModelShapes, StepLoad]:
+    """The model's sizes with the adapters of the settings, and what a step of its longest rows asks for.
+
+    Args:
+        kept: the training rows that are trained on.
+        multiple: batches are padded to a multiple of this many tokens.
+    """
+    model, lora = settings.model, settings.lora
+    config = model.ref.config()
+    empty = outline(config, trust_remote_code=model.trust_remote_code)
+    rows = store.rows_of(TRAIN)[kept]
+    longest = int(store.column("tokens")[rows].max())
+    if (limit := settings.training.max_length) is not None:
+        longest = min(longest, limit)
+    crossed, seen = vision_tokens(config, int(store.column("image_tokens")[rows].max()))
+    load = StepLoad(
+        quantization=model.base_quantization,
+        batch=settings.training.per_device_train_batch_size,
+        length=-(-longest // multiple) * multiple,
+        labelled=int(min(store.column("answer_tokens")[rows].max(), longest)),
+        image_tokens=seen if crossed else 0,
+        vision_tokens=seen,
+        rank=lora.r,
+        dropout=lora.dropout > 0,
+        compute_bytes=4 if model.dtype == "float32" else 2,
+    )
+    targets = target_modules(empty, lora.target_modules, lora_vision=lora.vision)
+    return model_shapes(empty, targets), load
+
+
+def vision_tokens(config: Any, image_tokens: int) -> tuple[bool, int]:
+    """Whether cross-attention reads the images, and how many tokens the vision tower makes of those of a row
+    with `image_tokens`."""
+    if not getattr(config.get_text_config(), "cross_attention_layers", None):
+        merged = getattr(getattr(config, "vision_config", None), "spatial_merge_size", 1)
+        return False, image_tokens * merged**2
+    vision = config.vision_config  # an image is one token of the row
+    return True, image_tokens * vision.max_num_tiles * ((vision.image_size // vision.patch_size) ** 2 + 1)
+
+
+def can_capture(settings: Settings, *, packed: bool = False) -> bool:
+    """Whether a GPU can capture steps of these settings as CUDA graphs: see `AcceleratedStep.for_adapter`."""
+    training, lora = settings.training, settings.lora
+    mixed = training.bf16 is not False or bool(training.fp16)
+    autocast = settings.model.dtype == "float32" and not packed and mixed
+    plain = not (lora.use_dora or lora.modules_to_save or autocast)
+    return plain and not training.activation_offloading and training.cuda_graphs is not False
+
+
+def length_multiple(settings: Settings) -> int:
+    """The multiple of tokens to which a batch is padded; on a GPU few lengths are worth more than few tokens."""
+    return settings.training.pad_to_multiple_of or (LENGTH_MULTIPLE if uses_gpu(settings) else 1)
+
+
+def uses_gpu(settings: Settings) -> bool:
+    """Whether this process trains on a GPU."""
+    return torch.cuda.is_available() and not settings.run.use_cpu

@@ -1,0 +1,49 @@
+"""TRL's own arguments, made on the machine that trains: their device and precision are this machine's."""
+
+import dataclasses
+
+import torch
+from trl.trainer.sft_config import SFTConfig
+
+from vlmtune.config.settings import Settings
+from vlmtune.errors import ConfigError
+from vlmtune.training.step_plan import uses_gpu
+
+
+def training_arguments(settings: Settings, work_dir: str, *, checkpointing: bool) -> SFTConfig:
+    """TRL's arguments of the settings.
+
+    Args:
+        work_dir: local folder for checkpoints.
+        checkpointing: whether activations are computed again in the backward pass.
+
+    Raises:
+        ConfigError: bfloat16 is asked for on a GPU that does not compute in it.
+    """
+    gpu, bf16 = uses_gpu(settings), settings.training.bf16
+    has_bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if gpu and not has_bf16 and (bf16 or settings.model.dtype == "bfloat16"):
+        flag = "--bf16 true" if bf16 else "--dtype bfloat16"
+        raise ConfigError(
+            f"{flag}: {torch.cuda.get_device_name()} does not compute in bfloat16; leave it out, and float32 "
+            "is used"
+        )
+    known = {option.name for option in dataclasses.fields(SFTConfig)}
+    own = {name: value for name, value in vars(settings.training).items() if name in known}
+    return SFTConfig(
+        **{
+            **own,
+            "remove_unused_columns": False,
+            "save_strategy": "no",
+            "output_dir": work_dir,
+            "use_cpu": not gpu,
+            "bf16": has_bf16 if bf16 is None else bf16,
+            "gradient_checkpointing": checkpointing,
+            # Without a GPU activations are where offloading would put them.
+            "activation_offloading": gpu and settings.training.activation_offloading,
+            "torch_compile": False,  # of the whole model; ours is by layer
+            "dataset_kwargs": {"skip_prepare_dataset": True},
+            "disable_tqdm": True,
+            "report_to": "none",
+        }
+    )
