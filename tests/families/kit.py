@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from trl.trainer.utils import add_fused_lm_head
+from vlmtune.training.needs import gpu_memory
+from vlmtune.training.setup import adapter_config
 
 from families.cases import Case
 from vlmtune.config.settings import Settings
@@ -34,8 +36,6 @@ from vlmtune.packed.engine import Engine
 from vlmtune.packed.loss import row_losses
 from vlmtune.preflight.summary import summarise
 from vlmtune.training.loop import train
-from vlmtune.training.needs import gpu_memory
-from vlmtune.training.setup import adapter_config
 
 PLAIN = (UserError, EncodeError)  # what a person is told in one line
 STEPS = 4
