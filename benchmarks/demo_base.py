@@ -81,7 +81,8 @@ def base_and_adapter(settings: Any, folder: str | None) -> Any:
 
 
 def main() -> int:
-    from vlmtune.training.run import prepared, train_adapter
+    import vlmtune
+    from vlmtune.session import prepare_rows
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--demo", type=Path, default=Path("demo"))
@@ -98,9 +99,9 @@ def main() -> int:
         for number, (seed, flags) in enumerate(itertools.product(options.seeds, [{}, *searched])):
             settings = settings_of(options.demo, f"{folder}/{number}", {**flags, "seed": seed})
             started, used = time.monotonic(), time.process_time()
-            trained = train_adapter(settings)
+            trained = vlmtune.train(settings).folder
             spent = f"{time.monotonic() - started:.0f} s, {time.process_time() - used:.0f} s of CPU"
-            store = prepared(settings)
+            store = prepare_rows(settings)
             tokenizer = ModelRef(str(options.demo / "llava")).processor().tokenizer  # type: ignore[attr-defined]
             rows = [int(row) for row in store.rows_of("test")]
             if not lines:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vlmtune.search.report.charts import HEIGHT, LEFT, TOP, WIDTH, Plot
+from vlmtune.search.report.plot import HEIGHT, LEFT, TOP, WIDTH, Plot
 
 COLOURS = ("#1a7f37", "#9a6700", "#0969da", "#8c959f")
 

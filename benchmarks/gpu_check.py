@@ -21,10 +21,9 @@ from vlmtune.cluster import connect
 from vlmtune.config.parse import parse
 from vlmtune.console import configure_console
 from vlmtune.data.stream import stream_batches
-from vlmtune.output import located
+from vlmtune.session import prepare_rows, with_absolute_paths
 from vlmtune.training.launch import worker_resources
 from vlmtune.training.loop import train
-from vlmtune.training.run import prepared
 
 
 def worker(config: dict[str, Any]) -> None:
@@ -66,9 +65,9 @@ def main() -> None:
     check_versions()
     configure_console()
     model, data, _, workers, *flags = sys.argv[1:]
-    settings = located(parse(["--model_name_or_path", model, "--data_path", data, *flags]))
+    settings = with_absolute_paths(parse(["--model_name_or_path", model, "--data_path", data, *flags]))
     cluster = connect()
-    store = prepared(settings)
+    store = prepare_rows(settings)
     trainer = TorchTrainer(
         worker,
         train_loop_config={"values": settings.to_flags(), "store": store},

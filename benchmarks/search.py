@@ -403,7 +403,7 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 def table(files: list[str], figure: str | None) -> None:
     """Print the results of several calls with their ratios; `figure` draws the ratios to plain trials."""
-    from vlmtune.search.report.charts import Plot, Scale
+    from vlmtune.search.report.plot import Plot, Scale
 
     rows = [json.loads(line) for file in files for line in Path(file).read_text().splitlines()]
     lines: dict[str, list[tuple[float, float]]] = {}

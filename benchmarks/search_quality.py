@@ -199,9 +199,9 @@ class Method:
 
 
 def default_sampler(seed: int) -> optuna.samplers.BaseSampler:
-    from vlmtune.search.sampler import make_sampler
+    from vlmtune.search.sampler import make_tpe
 
-    return make_sampler(seed)
+    return make_tpe(seed)
 
 
 NEVER = {"early_stopping": "none"}
@@ -221,11 +221,11 @@ def search(
     Returns:
         (compute spent, trials ended, best eval_loss of the complete trials) after each trial that ended.
     """
-    from vlmtune.search.sampler import TrialSearch
+    from vlmtune.search.sampler import TrialSampler
     from vlmtune.search.tuner import make_scheduler
     from vlmtune.training.meter import EVALUATION
 
-    searcher = TrialSearch(space, metric="eval_loss", mode="min", seed=seed)
+    searcher = TrialSampler(space, metric="eval_loss", mode="min", seed=seed)
     searcher._ot_study.sampler = method.sampler(seed)
     scheduler = make_scheduler(space.settings.replace(**method.stopping), space)
     scheduler.set_search_properties("eval_loss", "min")
@@ -408,7 +408,7 @@ def rank(variants: dict[str, Method], args: argparse.Namespace, curves: Curves) 
 
 def figure(args: argparse.Namespace, curves: Curves) -> None:
     """Draw each method's median multiple of the best loss by compute spent, as an SVG file."""
-    from vlmtune.search.report.charts import Plot, Scale
+    from vlmtune.search.report.plot import Plot, Scale
 
     space, at_once = space_of(args.spaces[0], args.demo), args.at_once[len(args.at_once) // 2]
     floor, full = least(space, curves), args.trials * EVALUATIONS

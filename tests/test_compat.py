@@ -4,7 +4,6 @@ Where a test of the second half fails after an upgrade, the API has moved: chang
 `vlmtune/compat`, not its callers.
 """
 
-import argparse
 import ast
 import importlib
 import pkgutil
@@ -130,14 +129,6 @@ def ray_cluster() -> Iterator[None]:
     connect()
     yield
     ray.shutdown()
-
-
-def test_argparse_keeps_its_options() -> None:
-    from vlmtune.compat.argparse import actions_of
-
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--adapter")
-    assert [action.dest for action in actions_of(parser)] == ["help", "adapter"]
 
 
 def test_datasets_have_a_fingerprint_of_their_content() -> None:

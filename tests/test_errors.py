@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlmtune.errors import DataError, plain_user_errors
+from vlmtune.errors import DataError, SearchFailedError, SearchInterrupted, plain_user_errors
 
 
 @pytest.mark.parametrize(
@@ -10,6 +10,12 @@ from vlmtune.errors import DataError, plain_user_errors
     [
         (DataError("row 3: no image"), 2, "error: row 3: no image\n"),
         (KeyboardInterrupt(), 130, "Interrupted. Rerun the same command to resume.\n"),
+        (
+            SearchInterrupted("/out"),
+            130,
+            "Interrupted. To resume: python ray_jobs/tune.py --resume /out\n",
+        ),
+        (SearchFailedError("no trial ran to its end"), 1, "error: no trial ran to its end\n"),
     ],
 )
 def test_an_error_ends_the_command_with_one_line_and_a_code(

@@ -27,11 +27,13 @@ def content(folder: Path) -> dict[str, str]:
 
 def test_a_place_is_absolute_or_a_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    assert output.place("out/run", in_job=False) == str(tmp_path / "out/run")
-    assert output.place("/data/out/", in_job=True) == "/data/out"
-    assert output.place((tmp_path / "a b").as_uri(), in_job=True) == str(tmp_path / "a b")
+    assert output.resolve_folder("out/run", in_job=False) == str(tmp_path / "out/run")
+    assert output.resolve_folder("/data/out/", in_job=True) == "/data/out"
+    assert output.resolve_folder((tmp_path / "a b").as_uri(), in_job=True) == str(tmp_path / "a b")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    assert output.place("s3://bucket/out/?region=eu-west-1", in_job=True).startswith("s3://bucket/out")
+    assert output.resolve_folder("s3://bucket/out/?region=eu-west-1", in_job=True).startswith(
+        "s3://bucket/out"
+    )
 
 
 @pytest.mark.parametrize("path", ["out", "./out", "../out"])
@@ -39,15 +41,15 @@ def test_a_relative_place_is_refused_in_a_ray_job(path: str):
     with pytest.raises(
         ConfigError, match=r"^--output_dir .*out: inside a Ray job give an absolute path or a URI"
     ):
-        output.place(path, in_job=True)
+        output.resolve_folder(path, in_job=True)
     with pytest.raises(ConfigError, match=r"^--storage_path .*out: inside a Ray job"):
-        output.place(path, in_job=True, flag="--storage_path")
+        output.resolve_folder(path, in_job=True, flag="--storage_path")
 
 
 @pytest.mark.parametrize("path", ["nowhere://bucket/out", "file://otherhost/out"])
 def test_a_uri_that_cannot_be_opened_is_refused(path: str):
     with pytest.raises(ConfigError, match=rf"^--output_dir {path}: cannot be opened: ") as caught:
-        output.place(path, in_job=False)
+        output.resolve_folder(path, in_job=False)
     assert "\n" not in str(caught.value)
 
 
@@ -75,7 +77,7 @@ def test_an_absent_or_empty_folder_and_with_overwrite_a_run_of_ours_is_claimed(
             r"holds a finished run; choose another folder, or replace it with --overwrite",
         ),
         (("search.yaml", "trials.parquet"), r"holds a finished run"),
-        (("config.yaml",), r"holds an unfinished run; .*--overwrite, or go on with it: --resume "),
+        (("config.yaml",), r"holds an unfinished run; .*--overwrite, or resume it: --resume "),
         (("search.yaml", "tune/state.json"), r"holds an unfinished run"),
     ],
 )
@@ -116,7 +118,7 @@ def test_a_file_is_no_place(tmp_path: Path):
         (tmp_path / "out" / "sub", f"{tmp_path}/out is a file"),
     ):
         with pytest.raises(ConfigError, match=f"^--cache_dir {path}: {message}"):
-            output.place(str(path), in_job=False, flag="--cache_dir")
+            output.resolve_folder(str(path), in_job=False, flag="--cache_dir")
     with pytest.raises(ConfigError, match="is a file, not a folder"):
         output.claim(str(tmp_path / "out"), overwrite=True)
     assert (tmp_path / "out").read_text() == "mine"

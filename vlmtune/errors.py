@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+FAULT, USER_ERROR = 1, 2  # exit codes of commands
 INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
 
 
@@ -41,6 +42,22 @@ class DivergedError(UserError):
     """The loss or gradient of a run became NaN or infinite."""
 
 
+class SearchFailedError(Exception):
+    """A search in which no trial completed. It can be resumed."""
+
+
+class SearchInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a search, which can be resumed.
+
+    Attributes:
+        folder: absolute path or URI of its output folder.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        self.folder = folder
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of a message: "; did you mean X?" with the known word nearest to `word`, or an empty string."""
     close = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
@@ -49,16 +66,26 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def plain_user_errors(resume_hint: str = "") -> Iterator[None]:
-    """Wrap a command: a UserError is one line on stderr and exit code 2, Ctrl-C is exit code 130.
+    """Wrap a command: an expected error becomes a plain line on stderr and an exit code.
+
+    A UserError exits with 2, a search without a completed trial with 1, Ctrl-C with 130. Any other exception is
+    left to Python, which prints its traceback and exits with 1.
 
     Args:
         resume_hint: a sentence on how to resume, printed after Ctrl-C.
     """
     try:
         yield
+    except SearchInterrupted as interrupt:
+        _exit(f"Interrupted. To resume: python ray_jobs/tune.py --resume {interrupt.folder}", INTERRUPTED)
     except KeyboardInterrupt:
-        print(f"Interrupted. {resume_hint}".rstrip(), file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        _exit(f"Interrupted. {resume_hint}".rstrip(), INTERRUPTED)
+    except SearchFailedError as error:
+        _exit(f"error: {error}", FAULT)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _exit(f"error: {error}", USER_ERROR)
+
+
+def _exit(text: str, code: int) -> None:
+    print(text, file=sys.stderr)
+    sys.exit(code)

@@ -1,144 +1,146 @@
-"""Places on disk or in object storage: claimed before a run, never half-written, never somebody else's."""
+"""Output folders, local or in object storage: checked and claimed before a run writes into them.
 
-import os
+Only a folder that vlmtune wrote is ever emptied.
+"""
+
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from vlmtune.cluster import in_ray_job
+from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError
 from vlmtune.storage import PART, absolute, filesystem, one_line, scheme
 
-# Files whose presence shows that a folder was written by train.py or tune.py, and that the run in it ended.
-OURS = ("config.yaml", "search.yaml")
-FINISHED = ("metrics.json", "trials.parquet")
-# Whatever else a run leaves there: only a folder that holds nothing but these is ever emptied.
-RESULTS = "README.md adapter_config.json adapter_model.safetensors bad_rows.jsonl best checkpoints report.html runs tune"
-PREFLIGHT = "preflight.html preflight.json"
-PROCESSOR = (  # the names under which transformers saves a processor and its tokenizer
-    "added_tokens.json additional_chat_templates chat_template.jinja chat_template.json merges.txt preprocessor_config.json "
-    "processor_config.json sentencepiece.bpe.model special_tokens_map.json spiece.model tokenizer.json tokenizer.model "
-    "tokenizer_config.json video_preprocessor_config.json vocab.json vocab.txt"
+# Files that mark a folder as written by train.py or tune.py, and files that are written when the run ends.
+RUN_MARKS = ("config.yaml", "search.yaml")
+RUN_FINISHED = ("metrics.json", "trials.parquet")
+# Everything else that a run writes there.
+RESULTS = (
+    *("README.md", "adapter_config.json", "adapter_model.safetensors", "bad_rows.jsonl", "best"),
+    *("checkpoints", "report.html", "runs", "tune"),
 )
-KNOWN = {*OURS, *FINISHED, *RESULTS.split(), *PREFLIGHT.split(), *PROCESSOR.split()}
+PREFLIGHT = ("preflight.html", "preflight.json")
+PROCESSOR = (  # the names under which transformers saves a processor and its tokenizer
+    *("added_tokens.json", "additional_chat_templates", "chat_template.jinja", "chat_template.json"),
+    *("merges.txt", "preprocessor_config.json", "processor_config.json", "sentencepiece.bpe.model"),
+    *("special_tokens_map.json", "spiece.model", "tokenizer.json", "tokenizer.model"),
+    *("tokenizer_config.json", "video_preprocessor_config.json", "vocab.json", "vocab.txt"),
+)
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What a folder holds that one kind of command wrote: a file that marks it as such, those that show its
-    end, and all else.
+class FolderKind:
+    """How a folder that one kind of command wrote is recognised.
 
-    `known` None: whatever lies beside the mark is the command's. `way_on`: how to go on with an unfinished
-    one.
+    Attributes:
+        marks: files of which one is always there.
+        finished: files of which one is there when the command has finished.
+        known: everything that the command writes; None if any other file may be its own.
+        resume_hint: how to resume an unfinished run, with `{folder}` in it; the end of a message.
     """
 
     marks: tuple[str, ...]
     finished: tuple[str, ...]
     known: frozenset[str] | None
-    way_on: str = ""
+    resume_hint: str = ""
 
 
-RUN = Kind(OURS, FINISHED, frozenset(KNOWN), ", or go on with it: --resume {folder}")
-EVALUATION = Kind(
+RUN = FolderKind(
+    RUN_MARKS,
+    RUN_FINISHED,
+    frozenset({*RUN_MARKS, *RUN_FINISHED, *RESULTS, *PREFLIGHT, *PROCESSOR}),
+    ", or resume it: --resume {folder}",
+)
+EVALUATION = FolderKind(
     ("eval.yaml",), ("metrics.json",), frozenset({"eval.yaml", "metrics.json", "predictions.parquet"})
 )
-PREDICTION = Kind(
+PREDICTION = FolderKind(
     ("predict.yaml",),
     ("predictions.jsonl", "predictions.parquet"),
     frozenset({"predict.yaml", "predictions.jsonl", "predictions.parquet", "parts"}),
-    ", or go on with it: without --overwrite",
+    ", or resume it: rerun the same command without --overwrite",
 )
-EXPORT = Kind(("export.yaml",), ("export.yaml",), None)
+EXPORT = FolderKind(("export.yaml",), ("export.yaml",), None)
 
 
-def place(path: str, *, in_job: bool, flag: str = "--output_dir") -> str:
-    """The path as it will be printed and handed to workers: absolute, or a URI of a file system that pyarrow
-    opens.
+def resolve_folder(path: str, *, in_job: bool, flag: str = "--output_dir") -> str:
+    """The absolute path or URI of a folder, as it is printed and passed to workers.
+
+    Args:
+        in_job: whether this process is the entry point of a Ray job.
+        flag: the option that gave the path, for messages.
 
     Raises:
-        ConfigError: for a relative path inside a Ray job, whose working directory is deleted with the job,
-        or for such a file system.
+        ConfigError: the path is relative inside a Ray job, whose working directory is deleted after it; it
+            names a file; or pyarrow cannot open its file system.
     """
     if not scheme(path) and in_job and not Path(path).is_absolute():
         raise ConfigError(
-            f"{flag} {path}: inside a Ray job give an absolute path or a URI; the job's working directory is deleted after it"
+            f"{flag} {path}: inside a Ray job give an absolute path or a URI; the job's working directory is "
+            "deleted after it"
         )
     try:
         filesystem(path)
     except (ValueError, NotImplementedError, OSError) as error:
         raise ConfigError(f"{flag} {path}: cannot be opened: {one_line(error)}") from error
     if not scheme(path):
-        whole = Path(path).absolute()
-        there = next(one for one in (whole, *whole.parents) if one.exists())
-        if not there.is_dir():
-            raise ConfigError(
-                f"{flag} {path}: {'is' if there == whole else f'{there} is'} a file, not a folder"
-            )
+        local = Path(path).absolute()
+        existing = next(one for one in (local, *local.parents) if one.exists())
+        if not existing.is_dir():
+            what = "is" if existing == local else f"{existing} is"
+            raise ConfigError(f"{flag} {path}: {what} a file, not a folder")
     return absolute(path)
 
 
-def check_free(folder: str, *, overwrite: bool, kind: Kind = RUN) -> None:
-    """Refuse a folder that a new run may not use, before anything expensive is done.
+def check_free(folder: str, *, overwrite: bool, kind: FolderKind = RUN) -> None:
+    """Refuse a folder that a new run may not use, before anything expensive is done. Changes nothing.
 
     Raises:
-        ConfigError: if it holds a run and `overwrite` is not set, or things that no run of this kind wrote.
+        ConfigError: it holds a run and `overwrite` is not set, or it holds files that no run of this kind
+            wrote.
     """
-    fs, inner = filesystem(folder)
-    info = fs.get_file_info(inner)
+    files, inner = filesystem(folder)
+    info = files.get_file_info(inner)
     if info.type == pafs.FileType.File:
         raise ConfigError(f"--output_dir {folder}: is a file, not a folder")
     if info.type == pafs.FileType.NotFound:
         return
-    names = {entry.base_name for entry in fs.get_file_info(pafs.FileSelector(inner))}
+    names = {entry.base_name for entry in files.get_file_info(pafs.FileSelector(inner))}
     if names and not names & set(kind.marks):
         raise ConfigError(
             f"--output_dir {folder}: is not empty and holds no run of vlmtune; choose another folder"
         )
-    if foreign := sorted(
-        name for name in names if kind.known is not None and name.removesuffix(PART) not in kind.known
-    ):
+    foreign = [name for name in names if kind.known is not None and name.removesuffix(PART) not in kind.known]
+    if foreign:
         raise ConfigError(
-            f"--output_dir {folder}: holds {foreign[0]}, which no run of vlmtune wrote; move it, or choose another folder"
+            f"--output_dir {folder}: holds {min(foreign)}, which no run of vlmtune wrote; move it, or choose "
+            "another folder"
         )
     if names and not overwrite:
         finished = bool(names & set(kind.finished))
         state = "holds a finished run" if finished else "holds an unfinished run"
-        resume = "" if finished else kind.way_on.format(folder=folder)
+        resume = "" if finished else kind.resume_hint.format(folder=folder)
         raise ConfigError(
             f"--output_dir {folder}: {state}; choose another folder, or replace it with --overwrite{resume}"
         )
 
 
-def claim(folder: str, *, overwrite: bool, kind: Kind = RUN) -> None:
-    """Make the folder ready and empty for a new run. Raises what `check_free` raises."""
+def claim(folder: str, *, overwrite: bool, kind: FolderKind = RUN) -> None:
+    """Create the folder, or empty it, for a new run. Raises what `check_free` raises."""
     check_free(folder, overwrite=overwrite, kind=kind)
-    fs, inner = filesystem(folder)
+    files, inner = filesystem(folder)
     try:
-        fs.create_dir(inner, recursive=True)
+        files.create_dir(inner, recursive=True)
     except OSError as error:
         raise ConfigError(f"--output_dir {folder}: cannot be made: {one_line(error)}") from error
-    fs.delete_dir_contents(inner)
+    files.delete_dir_contents(inner)
 
 
-def located(settings: Settings) -> Settings:
-    """The settings with every local path in them made absolute: workers run in other directories, and so may
-    who repeats the run."""
-    paths = {"model_name_or_path": settings.model.base_model}
-    paths |= {name: settings.value(name) for name in ("data_path", "eval_data_path", "image_root")}
-    local = {
-        name: str(Path(path).absolute())
-        for name, path in paths.items()
-        if path is not None and Path(path).exists()
-    }
-    return settings.replace(**local)
+def settings_yaml(settings: Settings) -> str:
+    """The text of `config.yaml` and `search.yaml`, which repeats a run.
 
-
-def cache_folder(settings: Settings) -> str:
-    """Where prepared rows are kept, for this run and later ones on the same data."""
-    if settings.data.cache_dir is not None:
-        return place(settings.data.cache_dir, in_job=in_ray_job(), flag="--cache_dir")
-    if settings.run.storage_path is not None:
-        return f"{place(settings.run.storage_path, in_job=in_ray_job(), flag='--storage_path')}/prepared"
-    return f"{os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')}/vlmtune/prepared"
+    `overwrite` and `resume` are left out: repeating a run must not delete what is there.
+    """
+    return yaml12.dump(settings.replace(overwrite=False, resume=None).to_flags())

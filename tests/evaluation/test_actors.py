@@ -15,8 +15,9 @@ from vlmtune.cluster import READ_TASKS, connect
 from vlmtune.config.settings import Settings
 from vlmtune.data.cache import prepare_store
 from vlmtune.data.source import DataSource
-from vlmtune.evaluation.actors import BASE, Job, answering_as, load, run
-from vlmtune.evaluation.generate import Layout
+from vlmtune.evaluation.actors import BASE, AnswerJob, answer_rows
+from vlmtune.evaluation.adapter import answering_as, load_model
+from vlmtune.evaluation.generate import BatchBuilder
 from vlmtune.model.base import load_base
 from vlmtune.model.lora import attach, lora_config, save_adapter, target_modules
 from vlmtune.model_ref import ModelRef
@@ -49,9 +50,9 @@ def test_adapters_beside_each_other_answer_as_each_alone(
         "best": files_of(models, tmp_path / "best", rank=8, targets=["q_proj", "v_proj"], use_dora=use_dora),
         "own": files_of(models, tmp_path / "own", rank=2, targets=["k_proj", "v_proj", "down_proj"]),
     }
-    values = Settings.from_flags(
+    settings = Settings.from_flags(
         {"model_name_or_path": str(models / "llava"), "quantization": "nf4", "dtype": "float32"}
-    ).to_flags()
+    )
     tokens = torch.arange(5, 21)[None]
 
     def logits(model: Any, name: str) -> torch.Tensor:
@@ -59,9 +60,9 @@ def test_adapters_beside_each_other_answer_as_each_alone(
             found: torch.Tensor = model(input_ids=tokens).logits
         return found
 
-    alone = {name: logits(load(values, {name: files}, CPU), name) for name, files in adapters.items()}
-    alone["base"] = logits(load(values, {}, CPU), "base")
-    both = load(values, adapters, CPU)
+    alone = {name: logits(load_model(settings, {name: files}, CPU), name) for name, files in adapters.items()}
+    alone["base"] = logits(load_model(settings, {}, CPU), "base")
+    both = load_model(settings, adapters, CPU)
     for name in ("best", "base", "own", "best", "own", "base"):
         assert torch.equal(logits(both, name), alone[name]), name
     assert len({tuple(found.flatten().tolist()) for found in alone.values()}) == 3
@@ -77,16 +78,17 @@ def test_few_processes_read(
     cluster = connect()
     try:
         store = prepare_store(DataSource(str(mall), ModelRef(str(models / "llava"))), str(tmp_path / "cache"))
-        values = Settings.from_flags(
+        settings = Settings.from_flags(
             {"model_name_or_path": str(models / "llava"), "dtype": "float32", "use_cpu": True}
-        ).to_flags()
+        )
         items = [{"number": number} for number in range(16)]
 
         def read(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
             time.sleep(0.5)  # another one would start beside it
             yield {"row": pickle.dumps((int(item["number"]), os.getpid())), "example": pickle.dumps(None)}
 
-        found = list(run(Job(values, {}, (BASE,), Layout.of(store), 4, likely=False), items, read, cluster))
+        job = AnswerJob(settings, {}, (BASE,), BatchBuilder.of(store), 4, likelihoods=False)
+        found = list(answer_rows(job, items, read, cluster))
     finally:
         ray.shutdown()
     assert [number for (number, _), _ in found] == list(range(16))

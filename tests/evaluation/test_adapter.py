@@ -7,7 +7,7 @@ import pytest
 
 from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError, ModelError
-from vlmtune.evaluation.adapter import adapter_settings, other_data
+from vlmtune.evaluation.adapter import adapter_settings, uses_other_data
 
 
 @pytest.fixture
@@ -35,11 +35,9 @@ def test_config_yaml_tells_base_and_data_and_options_stand_over_it(folder: Path)
         {"data_path": str(folder / "mall" / ".." / "mall")},
         {"data_path": "others.jsonl", "image_root": "pictures"},
     )
-    assert (
-        not other_data(str(folder), same)
-        and not other_data(str(folder), {})
-        and other_data(str(folder), others)
-    )
+    assert not uses_other_data(str(folder), same["data_path"])
+    assert not uses_other_data(str(folder), None)
+    assert uses_other_data(str(folder), others["data_path"])
     assert adapter_settings(str(folder), same).data.group_by == "camera"
     changed = adapter_settings(str(folder), others).data
     assert (changed.group_by, changed.image_root, changed.eval_fraction) == (None, "pictures", 0.2)

@@ -12,7 +12,7 @@ from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.images import load_image
 from vlmtune.data.tokenize import RowEncoder
 from vlmtune.evaluation.generate import (
-    Layout,
+    BatchBuilder,
     end_tokens,
     generate,
     in_memory,
@@ -25,7 +25,7 @@ from vlmtune.model.fast import skip_padding_mask
 from vlmtune.model.lora import attach, lora_config, target_modules
 from vlmtune.model_ref import ModelRef
 
-PICTURE = {"type": "image"}
+IMAGE = {"type": "image"}
 FAMILIES = [("llava", "nf4"), ("mllama", "int8"), ("smolvlm", "none")]
 
 
@@ -36,8 +36,8 @@ def turn(role: str, *parts: Any) -> dict[str, Any]:
     }
 
 
-ROWS = [  # messages, number of pictures, question, reference
-    ([turn("user", PICTURE, "How many?"), turn("assistant", "5")], 1, "How many?", "5"),
+ROWS = [  # messages, number of images, question, reference
+    ([turn("user", IMAGE, "How many?"), turn("assistant", "5")], 1, "How many?", "5"),
     (
         [turn("user", "What is a beam, and its use?"), turn("assistant", "거푸집")],
         0,
@@ -46,7 +46,7 @@ ROWS = [  # messages, number of pictures, question, reference
     ),
     (
         [
-            turn("user", PICTURE, "몇 명 있습니까?"),
+            turn("user", IMAGE, "몇 명 있습니까?"),
             turn("assistant", "세 명"),
             turn("user", "And who?"),
             turn("assistant", "Nobody."),
@@ -58,7 +58,7 @@ ROWS = [  # messages, number of pictures, question, reference
     (
         [
             turn("system", "Count."),
-            turn("user", PICTURE, "one ", PICTURE, "two"),
+            turn("user", IMAGE, "one ", IMAGE, "two"),
             turn("assistant", "3 people."),
         ],
         2,
@@ -75,13 +75,13 @@ class Kit:
     def __init__(self, folder: Path, frames: Path, quantization: str) -> None:
         self.processor: Any = ModelRef(str(folder)).processor()
         self.tokenizer = self.processor.tokenizer
-        self.layout = Layout(probe_pixel_format(self.processor), self.tokenizer.pad_token_id)
-        self.encoder = encoder = RowEncoder(self.processor, raw_pixels=self.layout.pixels.raw)
-        pictures = [load_image(str(path)) for path in sorted(frames.iterdir())[:2]]
+        self.batches = BatchBuilder(probe_pixel_format(self.processor), self.tokenizer.pad_token_id)
+        self.encoder = encoder = RowEncoder(self.processor, raw_pixels=self.batches.pixels.raw)
+        images = [load_image(str(path)) for path in sorted(frames.iterdir())[:2]]
         self.examples: list[EncodedExample] = [
-            encoder.encode(messages, pictures[:count]) for messages, count, _, _ in ROWS
+            encoder.encode(messages, images[:count]) for messages, count, _, _ in ROWS
         ]
-        self.pictures = pictures
+        self.images = images
         self.model: Any = load_base(
             ModelRef(str(folder)), quantization=quantization, dtype="float32", device=torch.device("cpu")
         ).eval()  # type: ignore[arg-type]
@@ -89,7 +89,7 @@ class Kit:
 
     def answer(self, *examples: EncodedExample, tokens: int = 6) -> list[str]:
         return generate(
-            self.model, self.tokenizer, self.layout, examples, max_new_tokens=tokens, ends=self.ends
+            self.model, self.tokenizer, self.batches, examples, max_new_tokens=tokens, ends=self.ends
         )
 
 
@@ -110,7 +110,7 @@ def test_it_answers_as_plain_transformers(kit: Kit) -> None:
         ROWS[0][0][:1], add_generation_prompt=True, chat_template=kit.encoder.chat_template
     )
     inputs = kit.processor(
-        images=[[kit.pictures[0]]],
+        images=[[kit.images[0]]],
         text=[text],
         return_tensors="pt",
         add_special_tokens=not text.startswith("<"),
@@ -122,12 +122,12 @@ def test_it_answers_as_plain_transformers(kit: Kit) -> None:
 
 
 def test_likelihoods_of_a_batch_are_those_of_each_row_and_add_up_to_the_models_own_loss(kit: Kit) -> None:
-    together = likelihoods(kit.model, kit.layout, kit.examples)
+    together = likelihoods(kit.model, kit.batches, kit.examples)
     for example, (nll, tokens) in zip(kit.examples, together, strict=True):
         assert tokens == (example.labels >= 0).sum()
-        assert nll == pytest.approx(likelihoods(kit.model, kit.layout, [example])[0][0], abs=1e-4)
+        assert nll == pytest.approx(likelihoods(kit.model, kit.batches, [example])[0][0], abs=1e-4)
         with torch.no_grad():
-            own = kit.model(**kit.layout.batch(kit.model, [example]), use_cache=False).loss
+            own = kit.model(**kit.batches.batch(kit.model, [example]), use_cache=False).loss
         assert nll / tokens == pytest.approx(float(own), rel=1e-4)
 
 

@@ -9,7 +9,7 @@ import pytest
 from vlmtune.errors import ConfigError
 from vlmtune.evaluation.metrics import (
     METRICS,
-    Row,
+    AnsweredRow,
     anls,
     check_metrics,
     estimates,
@@ -100,7 +100,10 @@ def test_numbers_of_answers() -> None:
 
 
 def test_perplexity_is_of_all_tokens_not_of_rows() -> None:
-    rows = [Row("", "", nll=math.log(2) * 3, tokens=3), Row("", "", nll=math.log(8), tokens=1)]
+    rows = [
+        AnsweredRow("", "", nll=math.log(2) * 3, tokens=3),
+        AnsweredRow("", "", nll=math.log(8), tokens=1),
+    ]
     (found,) = estimates([rows], ["a", "b"], ["perplexity"])
     assert found["perplexity"].value == pytest.approx(math.exp((math.log(2) * 3 + math.log(8)) / 4))
 
@@ -114,8 +117,8 @@ def test_an_unknown_metric_is_named_with_the_nearest() -> None:
         check_metrics(["mae", "exact_mach"])
 
 
-def answered(right: np.ndarray) -> list[Row]:
-    return [Row("1" if one else "5", "1") for one in right]
+def answered(right: np.ndarray) -> list[AnsweredRow]:
+    return [AnsweredRow("1" if one else "5", "1") for one in right]
 
 
 def test_the_interval_is_that_of_a_binomial() -> None:
@@ -127,10 +130,10 @@ def test_the_interval_is_that_of_a_binomial() -> None:
     assert estimate.high == pytest.approx(0.8 + 1.96 * 0.02, abs=0.008)
 
 
-def test_rows_of_one_picture_do_not_count_as_independent() -> None:
+def test_rows_of_one_image_do_not_count_as_independent() -> None:
     right = np.repeat(
         np.arange(100) % 5 > 0, 4
-    )  # the same 400 rows, four to a picture: the standard error doubles
+    )  # the same 400 rows, four to an image: the standard error doubles
     (alone,) = estimates([answered(right)], [str(row) for row in range(400)], ["exact_match"])
     (grouped,) = estimates([answered(right)], [str(row // 4) for row in range(400)], ["exact_match"])
     widths = [entry["exact_match"].high - entry["exact_match"].low for entry in (alone, grouped)]
@@ -159,6 +162,6 @@ def test_estimates_are_seeded_and_do_not_depend_on_which_metrics_are_asked_for()
 
 
 def test_one_group_has_no_interval_and_metrics_without_a_say_are_left_out() -> None:
-    (found,) = estimates([[Row("x", "a cat")] * 3], ["same"] * 3, ["exact_match", "mae"])
+    (found,) = estimates([[AnsweredRow("x", "a cat")] * 3], ["same"] * 3, ["exact_match", "mae"])
     assert list(found) == ["exact_match"]
     assert (found["exact_match"].low, found["exact_match"].high) == (None, None)

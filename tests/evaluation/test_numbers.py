@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlmtune.evaluation.numbers import number
+from vlmtune.evaluation.numbers import first_number
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from vlmtune.evaluation.numbers import number
     ],
 )  # fmt: skip
 def test_a_number(text: str, expected: float) -> None:
-    assert number(text) == expected
+    assert first_number(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -38,4 +38,4 @@ def test_a_number(text: str, expected: float) -> None:
     ],
 )  # fmt: skip
 def test_no_number(text: str) -> None:
-    assert number(text) is None
+    assert first_number(text) is None

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from vlmtune.errors import ConfigError, DataError
-from vlmtune.evaluation.questions import complete, image_paths, pieces_of, read
+from vlmtune.evaluation.questions import image_paths, pieces_of, read_questions, with_answer
 from vlmtune.model_ref import ModelRef
 
 
 def asked(pieces: Any, model: Path, after: int = 0) -> list[tuple[Any, Any]]:
-    rows = read(pieces[0], 0, after, ModelRef(str(model)), True)
+    rows = read_questions(pieces[0], 0, after, ModelRef(str(model)), True)
     return [(pickle.loads(row["row"]), pickle.loads(row["example"])) for row in rows]
 
 
@@ -42,7 +42,7 @@ def test_images_without_a_question_and_questions_without_images(tmp_path: Path, 
 
 def test_a_damaged_image_is_a_row_with_a_reason(tmp_path: Path, mall: Path, models: Path) -> None:
     (tmp_path / "1.jpg").write_bytes((mall / "frames" / "seq_000001.jpg").read_bytes())
-    (tmp_path / "2.jpg").write_bytes(b"no picture")
+    (tmp_path / "2.jpg").write_bytes(b"no image")
     (good, example), (bad, nothing) = asked(pieces_of(str(tmp_path), "How many?"), models / "llava")
     assert (good.source, good.images, good.error, good.has_reference) == (
         f"{tmp_path}/1.jpg",
@@ -68,7 +68,7 @@ def test_a_damaged_image_is_a_row_with_a_reason(tmp_path: Path, mall: Path, mode
 def test_rows_without_an_answer_are_asked(
     record: dict[str, Any], field: str, tmp_path: Path, models: Path
 ) -> None:
-    assert complete(record)[field] != record.get(field)
+    assert with_answer(record)[field] != record.get(field)
     (tmp_path / "d.jsonl").write_text(json.dumps(record) + "\n")
     ((row, example),) = asked(pieces_of(str(tmp_path / "d.jsonl"), None), models / "llava")
     assert (row.error, row.has_reference) == (None, False)

@@ -10,12 +10,12 @@ import torch
 from vlmtune.cluster import connect
 from vlmtune.config.parse import parse
 from vlmtune.demo.scenes import write_instructions
-from vlmtune.training.run import train_adapter
+from vlmtune.single_run import train_adapter
 
 
 @pytest.fixture(scope="session")
 def adapters(models: Path, mall: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """An adapter on a tiny LLaVA in NF4, of the mall's pictures, and one on a tiny Mllama in 8 bits, of text
+    """An adapter on a tiny LLaVA in NF4, of the mall's images, and one on a tiny Mllama in 8 bits, of text
     rows."""
     folder = tmp_path_factory.mktemp("adapters")
     write_instructions(folder / "rows.jsonl")
@@ -30,7 +30,7 @@ def adapters(models: Path, mall: Path, tmp_path_factory: pytest.TempPathFactory)
             options += (
                 f" --output_dir {folder / family} --num_workers 0 --max_steps 8 --eval_strategy no --use_cpu"
             )
-            train_adapter(parse(options.split()))
+            train_adapter(parse(options.split()), lambda _: None)
         torch.set_num_threads(threads)
         ray.shutdown()
     return {family: folder / family for family in kinds}

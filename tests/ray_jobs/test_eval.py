@@ -15,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from vlmtune.cli.adapter_options import parse_evaluate
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError, DataError, ModelError
-from vlmtune.evaluation.evaluate import evaluate
+from vlmtune.evaluation.evaluate import EvaluateResult, evaluate_adapter
 from vlmtune.evaluation.generate import answers
 from vlmtune.evaluation.metrics import METRICS, exact_match
 from vlmtune.model.base import load_base
@@ -27,8 +28,8 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("one_ray")
 
 
-def run(*options: Any) -> list[str]:
-    return evaluate([str(option) for option in options], "")
+def run(*options: Any) -> EvaluateResult:
+    return evaluate_adapter(parse_evaluate([str(option) for option in options], "", "eval"))
 
 
 def test_the_command_compares_adapter_and_base_on_rows_that_no_search_saw(

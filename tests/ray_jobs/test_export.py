@@ -13,17 +13,19 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from vlmtune.cli.adapter_options import parse_export
+from vlmtune.cli.commands import export_lines
 from vlmtune.errors import ConfigError, ModelError
 from vlmtune.evaluation import export as module
-from vlmtune.evaluation.export import export
+from vlmtune.evaluation.export import ExportResult, export_adapter
 from vlmtune.model.base import load_base
 from vlmtune.model_ref import ModelRef
 
 ROOT = Path(__file__).parents[2]
 
 
-def run(*options: Any) -> list[str]:
-    return export([str(option) for option in options], "")
+def run(*options: Any) -> ExportResult:
+    return export_adapter(parse_export([str(option) for option in options], "", "export"))
 
 
 def test_the_command_merges_llava_and_writes_the_state_dict(
@@ -84,7 +86,8 @@ def test_the_command_merges_llava_and_writes_the_state_dict(
 def test_mllama_trained_in_8_bits_merges_into_full_precision_and_vllm_does_not_take_it(
     adapters: dict[str, Path], tmp_path: Path
 ) -> None:
-    lines = run("--adapter", adapters["mllama"], "--merge", "--output_dir", tmp_path / "out", "--use_cpu")
+    result = run("--adapter", adapters["mllama"], "--merge", "--output_dir", tmp_path / "out", "--use_cpu")
+    lines = list(export_lines(result))
     assert lines[1].startswith("Checked   logits differ by ")
     assert lines[-1].startswith("vLLM      would not take the adapter as it is: Llama-3.2-Vision left vLLM")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -93,7 +96,7 @@ def test_mllama_trained_in_8_bits_merges_into_full_precision_and_vllm_does_not_t
 
 
 def test_half_precision_has_its_own_tolerance(adapters: dict[str, Path], tmp_path: Path) -> None:
-    lines = run(
+    result = run(
         "--adapter",
         adapters["llava"],
         "--merge",
@@ -103,7 +106,7 @@ def test_half_precision_has_its_own_tolerance(adapters: dict[str, Path], tmp_pat
         "--dtype",
         "bfloat16",
     )
-    assert "(tolerance 0.05)" in lines[1]
+    assert result.merge_check is not None and "(tolerance 0.05)" in result.merge_check.text()
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
@@ -138,7 +141,7 @@ def test_bad_input_is_one_plain_line_and_nothing_is_written(
         (
             ["--merge", "--model_name_or_path", tmp_path / "nf4"],
             ModelError,
-            "nf4 is stored quantised, and an adapter is merged into full-",
+            "nf4 is stored quantized, and an adapter is merged into full-",
         ),
         (["--merge", "--model_name_or_path", models / "mllama"], ModelError, "does not fit the base"),
         (["--state_dict", "--adapter", tmp_path], ModelError, "is no adapter"),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from vlmtune.config.parse import parse
-from vlmtune.training.run import prepared
+from vlmtune.session import prepare_rows
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(240)
@@ -98,7 +98,7 @@ def test_it_reports_without_weights_or_network_and_warms_training(
     # Training finds what was prepared here: nothing is read again, so no Ray is needed either.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     before = sorted((tmp_path / "cache").rglob("*"))
-    assert prepared(parse(["--config", str(config)])).meta.rows == 48
+    assert prepare_rows(parse(["--config", str(config)])).meta.rows == 48
     assert sorted((tmp_path / "cache").rglob("*")) == before
 
 

@@ -13,16 +13,19 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from vlmtune import storage
+from vlmtune.cli.adapter_options import parse_predict
+from vlmtune.cli.commands import prediction_line
 from vlmtune.errors import ConfigError, DataError, ModelError
-from vlmtune.evaluation import predict as module
-from vlmtune.evaluation.predict import predict
+from vlmtune.evaluation import prediction_parts
+from vlmtune.evaluation.predict import PredictResult, predict_rows
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("one_ray")
 
 
-def run(*options: Any) -> list[str]:
-    return predict([str(option) for option in options], "")
+def run(*options: Any) -> PredictResult:
+    return predict_rows(parse_predict([str(option) for option in options], "", "predict"))
 
 
 def lines_of(file: Path) -> list[dict[str, Any]]:
@@ -47,17 +50,17 @@ def test_every_image_is_answered_once_though_the_run_was_ended(
         3,
     )
     out = tmp_path / "out"
-    monkeypatch.setattr(module, "ROWS_PER_PART", 5)
+    monkeypatch.setattr(prediction_parts, "ROWS_PER_PART", 5)
     written = []
 
-    def write(path: str, text: str, original: Any = module.storage.write_text) -> None:
+    def write(path: str, text: str, original: Any = storage.write_text) -> None:
         if len(written) == 3:  # predict.yaml and two parts: the run ends with rows that are in no part
             raise KeyboardInterrupt
         written.append(path)
         original(path, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.storage, "write_text", write)
+        patch.setattr(storage, "write_text", write)
         with pytest.raises(KeyboardInterrupt):
             run(*options, "--output_dir", out)
     parts = [out / "parts" / name for name in ("000000-000000000004.jsonl", "000000-000000000009.jsonl")]
@@ -70,10 +73,12 @@ def test_every_image_is_answered_once_though_the_run_was_ended(
         run(*options, "--output_dir", out, "--question", "Who?")
 
     capsys.readouterr()
-    assert run(*options, "--output_dir", out) == [f"Answers   {out}/predictions.jsonl: 24 rows"]
-    assert "going on with what is there" in capsys.readouterr().out
+    resumed = run(*options, "--output_dir", out)
+    assert prediction_line(resumed) == f"Answers   {out}/predictions.jsonl: 24 rows"
+    assert "resuming: answers that are already written are kept" in capsys.readouterr().out
     rows = lines_of(out / "predictions.jsonl")
     assert [row["source"] for row in rows] == [str(path) for path in sorted((mall / "frames").iterdir())]
+    assert resumed.predictions()["answer"].tolist() == [row["answer"] for row in rows]
     assert rows[:10] == before
     assert all(
         row["question"] == "How many?" and row["reference"] is None and row["error"] is None for row in rows
@@ -95,7 +100,7 @@ def test_rows_with_and_without_answers_and_bad_ones_stay_in_their_order(
         {"messages": [{"role": "user", "content": "And a column?"}]},
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"text": 1}\n')
-    (line,) = run(
+    result = run(
         *(
             "--adapter",
             adapters["mllama"],
@@ -109,7 +114,7 @@ def test_rows_with_and_without_answers_and_bad_ones_stay_in_their_order(
         *("--format", "parquet", "--max_new_tokens", 3, "--use_cpu", "--per_device_eval_batch_size", 2),
     )
     assert (
-        line
+        prediction_line(result)
         == f"Answers   {tmp_path}/out/predictions.parquet: 5 rows; 2 could not be answered, see their error"
     )
     found = pq.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()
@@ -180,7 +185,7 @@ def test_a_killed_process_goes_on(adapters: dict[str, Path], mall: Path, tmp_pat
     assert not (tmp_path / "out" / "predictions.jsonl").exists()
     done = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "going on with what is there" in done.stdout
+    assert "resuming: answers that are already written are kept" in done.stdout
     rows = lines_of(tmp_path / "out" / "predictions.jsonl")
     assert [row["source"] for row in rows] == sorted(
         str(path) for path in (tmp_path / "images").rglob("*.jpg")

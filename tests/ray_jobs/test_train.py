@@ -22,12 +22,11 @@ from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+import vlmtune
 from vlmtune.cluster import connect
 from vlmtune.config.parse import parse
 from vlmtune.demo.scenes import write_instructions
 from vlmtune.errors import ConfigError, DataError, ModelError, ResourceError, UserError
-from vlmtune.training import run
-from vlmtune.training.run import train_adapter
 
 ROOT = Path(__file__).parents[2]
 LINE = re.compile(r"(Data {6}|Adapter {3}|Curves {4}| {10})\S|step \d+/\d+  (loss|eval_loss) \d")
@@ -251,7 +250,7 @@ def test_a_killed_run_goes_on_with_resume(models: Path, mall: Path, tmp_path: Pa
     with pytest.raises(
         ConfigError, match=rf"--resume {tmp_path}/out: this run has ended, nothing is left to do"
     ):
-        train_adapter(parse(["--resume", str(tmp_path / "out")]))
+        vlmtune.train(parse(["--resume", str(tmp_path / "out")]))
 
 
 # From here on in this process, with one Ray for all: a start costs seconds.
@@ -276,7 +275,9 @@ def train(joined: None, models: Path, mall: Path, tmp_path: Path, monkeypatch: p
     otherwise."""
     monkeypatch.chdir(tmp_path)
 
-    def run_it(*options: str, **values: Any) -> Path:
+    def run_it(
+        *options: str, progress: Callable[[dict[str, Any]], None] | None = None, **values: Any
+    ) -> Path:
         quick = {
             "data_path": mall,
             "model_name_or_path": models / "llava",
@@ -286,13 +287,8 @@ def train(joined: None, models: Path, mall: Path, tmp_path: Path, monkeypatch: p
         }
         quick |= {"max_steps": 2, "use_cpu": True, "eval_strategy": "no"}
         given = {name: value for name, value in {**quick, **values}.items() if value is not None}
-        return Path(
-            train_adapter(
-                parse(
-                    [*(part for name, value in given.items() for part in (f"--{name}", str(value))), *options]
-                )
-            )
-        )
+        arguments = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+        return Path(vlmtune.train(parse([*arguments, *options]), progress=progress).folder)
 
     return run_it
 
@@ -411,7 +407,7 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[UserError], str]] = [
 
 def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"--resume .*absent: no run is there"):
-        train_adapter(parse(["--resume", str(tmp_path / "absent")]))
+        vlmtune.train(parse(["--resume", str(tmp_path / "absent")]))
 
 
 @pytest.mark.parametrize(("make", "options", "message"), BAD_DATA)
@@ -545,10 +541,9 @@ class StopError(Exception):
 def test_a_run_that_broke_off_goes_on_as_if_it_had_not(
     train: Train, mall: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    class BreakOff:
-        def __call__(self, logs: dict[str, float]) -> None:
-            if logs["step"] == 5:
-                raise StopError
+    def break_off(logs: dict[str, float]) -> None:
+        if logs["step"] == 5:
+            raise StopError
 
     shutil.copytree(mall, tmp_path / "mall")
     options = {
@@ -559,15 +554,13 @@ def test_a_run_that_broke_off_goes_on_as_if_it_had_not(
         "lora_dropout": 0.1,
     }
     whole = train(**options)
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "StepPrinter", BreakOff)
-        with pytest.raises(StopError):
-            train(**options, output_dir="broken")
-    with pytest.raises(ConfigError, match=r"holds an unfinished run; .*, or go on with it: --resume "):
+    with pytest.raises(StopError):
+        train(**options, output_dir="broken", progress=break_off)
+    with pytest.raises(ConfigError, match=r"holds an unfinished run; .*, or resume it: --resume "):
         train(**options, output_dir="broken")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    resumed = train_adapter(parse(["--resume", "../broken"]))
+    resumed = vlmtune.train(parse(["--resume", "../broken"])).folder
     weights = [load_file(Path(folder) / ADAPTER) for folder in (whole, resumed)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     metrics = [
@@ -579,21 +572,18 @@ def test_a_run_that_broke_off_goes_on_as_if_it_had_not(
 def test_a_run_is_not_resumed_on_other_data(
     train: Train, mall: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    class BreakOff:
-        def __call__(self, logs: dict[str, float]) -> None:
-            raise StopError
+    def break_off(logs: dict[str, float]) -> None:
+        raise StopError
 
     data = jsonl(tmp_path / "d.jsonl", *good_rows(12))
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "StepPrinter", BreakOff)
-        with pytest.raises(StopError):
-            train(data_path=data)
+    with pytest.raises(StopError):
+        train(data_path=data, progress=break_off)
     before = content(tmp_path / "out")
     jsonl(data, *good_rows(13))
     with pytest.raises(
         DataError, match=r"--resume .*out: the data or the model's processor has changed since this run began"
     ):
-        train_adapter(parse(["--resume", "out"]))
+        vlmtune.train(parse(["--resume", "out"]))
     assert content(tmp_path / "out") == before
 
 

@@ -7,11 +7,11 @@ import pytest
 from optuna.trial import TrialState
 
 from vlmtune.config.settings import Settings
-from vlmtune.search.sampler import CONSTRAINT, TrialSearch
+from vlmtune.search.sampler import CONSTRAINT, TrialSampler
 from vlmtune.search.space import Space
 from vlmtune.training.meter import EVALUATION
 
-OWN = Settings.from_flags({"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4})
+BASELINE = Settings.from_flags({"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4})
 SPACE = {
     "lora_r": {"choice": [4, 8, 64]},
     "lora_alpha": {"expr": "2 * lora_r"},
@@ -20,8 +20,8 @@ SPACE = {
 MOST_STEPS = 12
 
 
-def search(seed: int = 0, mode: str = "min") -> TrialSearch:
-    return TrialSearch(Space.parse(SPACE, OWN), metric="eval_loss", mode=mode, seed=seed)
+def search(seed: int = 0, mode: str = "min") -> TrialSampler:
+    return TrialSampler(Space.parse(SPACE, BASELINE), metric="eval_loss", mode=mode, seed=seed)
 
 
 def report(loss: float, evaluation: int, step: int) -> dict[str, Any]:
@@ -39,11 +39,11 @@ def loss_of(values: dict[str, Any]) -> float:
     return abs(math.log10(values["learning_rate"]) + 3.0) + values["lora_r"] / 100
 
 
-def trial_of(searcher: TrialSearch, trial_id: str) -> optuna.trial.FrozenTrial:
+def trial_of(searcher: TrialSampler, trial_id: str) -> optuna.trial.FrozenTrial:
     return searcher._ot_study.trials[searcher._ot_trials[trial_id].number]
 
 
-def run(searcher: TrialSearch, first: int, last: int) -> list[dict[str, Any]]:
+def run(searcher: TrialSampler, first: int, last: int) -> list[dict[str, Any]]:
     """The values of trials first … last - 1, run one at a time to their end."""
     drawn = []
     for number in range(first, last):
@@ -54,7 +54,7 @@ def run(searcher: TrialSearch, first: int, last: int) -> list[dict[str, Any]]:
     return drawn
 
 
-def test_the_first_trial_is_the_configs_own() -> None:
+def test_the_first_trial_is_the_baseline() -> None:
     assert search().suggest("a") == {"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4}
 
 
@@ -165,8 +165,8 @@ def test_a_restored_study_goes_on_as_if_it_had_not_been_interrupted(tmp_path: Pa
 
 
 def test_with_several_objectives_the_study_has_them_all_and_a_stopped_trial_has_no_values() -> None:
-    searcher = TrialSearch(
-        Space.parse(SPACE, OWN), metric="eval_loss", mode="min", seed=0, more={"rows_per_second": "max"}
+    searcher = TrialSampler(
+        Space.parse(SPACE, BASELINE), metric="eval_loss", mode="min", seed=0, more={"rows_per_second": "max"}
     )
     for trial_id in ("ended", "stopped", "diverged", "no memory"):
         searcher.suggest(trial_id)

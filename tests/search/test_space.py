@@ -15,10 +15,11 @@ from vlmtune.config.flag_table import flags
 from vlmtune.config.parse import parse
 from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError
-from vlmtune.search.space import FIXED, Space
+from vlmtune.search.space import Space
+from vlmtune.search.space_entries import FIXED
 
 ROOT = Path(__file__).parents[2]
-OWN = Settings.from_flags(
+BASELINE = Settings.from_flags(
     {"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4, "max_length": 512, "lora_dropout": 0.05}
 )
 SPACE = {
@@ -38,7 +39,7 @@ def run(space: Space, trials: int, seed: int = 0) -> list[dict[str, Any]]:
     """The values of the first trials that a TPE sampler draws where smaller learning rates and ranks are
     better."""
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
-    study.enqueue_trial(space.enqueued())
+    study.enqueue_trial(space.baseline_parameters())
     drawn = []
     for _ in range(trials):
         trial = study.ask()
@@ -48,12 +49,14 @@ def run(space: Space, trials: int, seed: int = 0) -> list[dict[str, Any]]:
     return drawn
 
 
-def test_the_first_trial_is_the_configs_own_and_later_ones_follow_the_space() -> None:
-    space = Space.parse(SPACE, OWN)
+def test_the_first_trial_is_the_baseline_and_later_ones_follow_the_space() -> None:
+    space = Space.parse(SPACE, BASELINE)
     assert space.names == ["lora_r", "lora_alpha", "learning_rate", "max_length"]
     assert not space.is_grid
     first, *others = run(space, 30)
-    assert first == space.own == {"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4, "max_length": 512}
+    assert (
+        first == space.baseline == {"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4, "max_length": 512}
+    )
     assert all(list(values) == space.names for values in others)
     assert all(values["lora_alpha"] == 2 * values["lora_r"] for values in others)
     assert all(1e-5 <= values["learning_rate"] <= 1e-2 for values in others)
@@ -61,14 +64,16 @@ def test_the_first_trial_is_the_configs_own_and_later_ones_follow_the_space() ->
     assert {values["max_length"] for values in others} == {256, 512}
 
 
-def test_own_values_inside_the_space_are_seen_by_the_sampler_and_others_are_not() -> None:
-    space = Space.parse({**SPACE, "lora_r": {"choice": [32, 64]}, "max_length": {"randint": [512, 600]}}, OWN)
-    assert space.outside == {"lora_r": 8}
-    assert space.enqueued() == {"learning_rate": 1e-4, "max_length": 512}
+def test_baseline_values_inside_the_space_are_seen_by_the_sampler_and_others_are_not() -> None:
+    space = Space.parse(
+        {**SPACE, "lora_r": {"choice": [32, 64]}, "max_length": {"randint": [512, 600]}}, BASELINE
+    )
+    assert space.baseline_outside == {"lora_r": 8}
+    assert space.baseline_parameters() == {"learning_rate": 1e-4, "max_length": 512}
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    study.enqueue_trial(space.enqueued())
+    study.enqueue_trial(space.baseline_parameters())
     trial = study.ask()
-    assert space(trial) == space.own
+    assert space(trial) == space.baseline
     assert trial.params == {"learning_rate": 1e-4, "max_length": 512}
     second = study.ask()
     assert space(second)["lora_r"] in (32, 64)
@@ -98,17 +103,19 @@ DRAWS: list[tuple[str, dict[str, list[float]], type, Callable[[Any], bool]]] = [
 def test_drawn_values_are_of_the_options_type_and_in_the_distribution(
     name: str, entry: dict[str, list[float]], kind: type, holds: Callable[[Any], bool]
 ) -> None:
-    drawn = [values[name] for values in run(Space.parse({name: entry}, OWN), 60)[1:]]
+    drawn = [values[name] for values in run(Space.parse({name: entry}, BASELINE), 60)[1:]]
     assert {type(value) for value in drawn} == {kind}
     assert [value for value in drawn if not holds(value)] == []
     assert len(set(drawn)) > 2
 
 
 def test_bounds_are_tunes() -> None:
-    drawn = {values["lora_r"] for values in run(Space.parse({"lora_r": {"randint": [2, 4]}}, OWN), 40)[1:]}
+    drawn = {
+        values["lora_r"] for values in run(Space.parse({"lora_r": {"randint": [2, 4]}}, BASELINE), 40)[1:]
+    }
     assert drawn == {2, 3}
     drawn = {
-        values["lora_r"] for values in run(Space.parse({"lora_r": {"quniform": [2, 4, 2]}}, OWN), 40)[1:]
+        values["lora_r"] for values in run(Space.parse({"lora_r": {"quniform": [2, 4, 2]}}, BASELINE), 40)[1:]
     }
     assert drawn == {2, 4}
 
@@ -126,7 +133,9 @@ def test_quantised_values_are_multiples_within_the_bounds(
 ) -> None:
     exact = Fraction(str(quantum))
     bounds = [float(exact * low), float(exact * (low + more))]
-    space = Space.parse({"weight_decay": {"qloguniform" if log else "quniform": [*bounds, quantum]}}, OWN)
+    space = Space.parse(
+        {"weight_decay": {"qloguniform" if log else "quniform": [*bounds, quantum]}}, BASELINE
+    )
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     study.ask()
     for _ in range(5):
@@ -143,18 +152,18 @@ def test_lists_and_missing_values_can_be_chosen() -> None:
             "max_length": {"choice": [512, None]},
             "use_rslora": {"choice": [True, False]},
         },
-        OWN,
+        BASELINE,
     )
-    assert space.outside == {"lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+    assert space.baseline_outside == {"lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
     drawn = run(space, 30)
     assert drawn[0] == {
-        "lora_target_modules": OWN.lora.target_modules,
+        "lora_target_modules": BASELINE.lora.target_modules,
         "max_length": 512,
         "use_rslora": False,
     }
     assert all(values["lora_target_modules"] in names for values in drawn[1:])
     assert {values["max_length"] for values in drawn} == {512, None}
-    assert all(OWN.replace(**values) for values in drawn)
+    assert all(BASELINE.replace(**values) for values in drawn)
 
 
 def test_constants_are_applied_not_searched() -> None:
@@ -165,7 +174,7 @@ def test_constants_are_applied_not_searched() -> None:
             "lora_alpha": {"expr": "2 * lora_r"},
             "max_steps": {"randint": [1, 9]},
         },
-        OWN,
+        BASELINE,
     )
     assert space.names == ["lora_alpha", "max_steps"]
     first, second = run(space, 2)
@@ -174,9 +183,9 @@ def test_constants_are_applied_not_searched() -> None:
     assert space.settings.lora.r == 4
 
 
-def test_grids_are_listed_with_the_own_values_first() -> None:
+def test_grids_are_listed_with_the_baseline_first() -> None:
     space = Space.parse(
-        {"lora_r": {"grid": [4, 8]}, "max_length": {"grid": [256, 512]}, "use_rslora": True}, OWN
+        {"lora_r": {"grid": [4, 8]}, "max_length": {"grid": [256, 512]}, "use_rslora": True}, BASELINE
     )
     assert space.is_grid
     assert space.names == ["lora_r", "max_length"]
@@ -186,8 +195,8 @@ def test_grids_are_listed_with_the_own_values_first() -> None:
     assert all(point["use_rslora"] for point in space.grid())
 
 
-def test_a_grid_without_the_own_values_keeps_its_order() -> None:
-    space = Space.parse({"lora_r": {"grid": [4, 8]}, "lora_alpha": {"expr": "2 * lora_r"}}, OWN)
+def test_a_grid_without_the_baseline_keeps_its_order() -> None:
+    space = Space.parse({"lora_r": {"grid": [4, 8]}, "lora_alpha": {"expr": "2 * lora_r"}}, BASELINE)
     assert space.grid() == [{"lora_r": 4, "lora_alpha": 8}, {"lora_r": 8, "lora_alpha": 16}]
 
 
@@ -203,7 +212,7 @@ def test_every_end_is_a_corner_however_large_the_space() -> None:
             **many,
             "lora_alpha": {"choice": [1, 2, 4, 8]},
         },
-        OWN,
+        BASELINE,
     )
     corners = list(space.corners())
     assert any(corner["use_dora"] for corner in corners)
@@ -212,12 +221,12 @@ def test_every_end_is_a_corner_however_large_the_space() -> None:
 
 
 def test_a_space_of_constants_is_a_grid_of_one_point() -> None:
-    space = Space.parse({"lora_r": 4}, OWN)
+    space = Space.parse({"lora_r": 4}, BASELINE)
     assert (space.is_grid, len(space), space.grid(), space.names) == (True, 1, [{"lora_r": 4}], [])
 
 
 def test_a_space_that_is_no_grid_has_no_length_but_is_true() -> None:
-    space = Space.parse(SPACE, OWN)
+    space = Space.parse(SPACE, BASELINE)
     assert bool(space)
     with pytest.raises(TypeError, match="all grid"):
         len(space)
@@ -244,7 +253,7 @@ def test_a_space_that_is_no_grid_has_no_length_but_is_true() -> None:
     ],
 )
 def test_expressions(text: str, value: int) -> None:
-    space = Space.parse({"lora_alpha": {"expr": text}, "weight_decay": {"choice": [0, 0.1]}}, OWN)
+    space = Space.parse({"lora_alpha": {"expr": text}, "weight_decay": {"choice": [0, 0.1]}}, BASELINE)
     drawn = run(space, 2)[1]["lora_alpha"]
     assert (drawn, type(drawn)) == (value, int)
 
@@ -255,7 +264,7 @@ def test_expressions_may_need_each_other_in_any_order() -> None:
         "lora_alpha": {"expr": "lora_r * 2"},
         "lora_r": {"choice": [2, 3]},
     }
-    for values in run(Space.parse(raw, OWN), 10)[1:]:
+    for values in run(Space.parse(raw, BASELINE), 10)[1:]:
         assert list(values) == ["max_steps", "lora_alpha", "lora_r"]
         assert values["max_steps"] == 2 * values["lora_alpha"] == 4 * values["lora_r"]
 
@@ -410,7 +419,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("raw", "message"), WRONG)
 def test_a_wrong_space_is_named_with_its_option(raw: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        Space.parse(raw, OWN)
+        Space.parse(raw, BASELINE)
     assert message in str(caught.value)
     assert str(caught.value).startswith("search_space: ")
     assert "\n" not in str(caught.value)
@@ -418,7 +427,7 @@ def test_a_wrong_space_is_named_with_its_option(raw: dict[str, Any], message: st
 
 def test_an_expression_that_fails_between_the_ends_says_where() -> None:
     space = Space.parse(
-        {"lora_r": {"randint": [4, 9]}, "lora_alpha": {"expr": "lora_r / 2 + 2 / (lora_r - 6)"}}, OWN
+        {"lora_r": {"randint": [4, 9]}, "lora_alpha": {"expr": "lora_r / 2 + 2 / (lora_r - 6)"}}, BASELINE
     )
     with pytest.raises(ConfigError, match=r"where lora_r is (5|6|7)"):
         run(space, 60)
@@ -444,11 +453,11 @@ def test_every_supported_option_is_either_searchable_or_fixed_with_a_reason() ->
             if option.kind == "bool"
             else {"uniform": [0.1, 0.5]}
         )
-        assert Space.parse({name: entry}, OWN).names == [name]
+        assert Space.parse({name: entry}, BASELINE).names == [name]
 
 
 def test_pickling_keeps_the_meaning() -> None:
-    space = Space.parse({**SPACE, "target_modules": {"choice": [["q_proj"], ["v_proj"]]}}, OWN)
+    space = Space.parse({**SPACE, "target_modules": {"choice": [["q_proj"], ["v_proj"]]}}, BASELINE)
     drawn = run(space, 12, seed=3)
     assert run(pickle.loads(pickle.dumps(space)), 12, seed=3) == drawn
     assert run(space, 12, seed=4) != drawn
@@ -456,7 +465,11 @@ def test_pickling_keeps_the_meaning() -> None:
 
 def suggested(space: Space, seed: int) -> list[dict[str, Any]]:
     search = OptunaSearch(
-        space=space, metric="eval_loss", mode="min", seed=seed, points_to_evaluate=[space.enqueued()]
+        space=space,
+        metric="eval_loss",
+        mode="min",
+        seed=seed,
+        points_to_evaluate=[space.baseline_parameters()],
     )
     found = []
     for number in range(12):
@@ -469,10 +482,10 @@ def suggested(space: Space, seed: int) -> list[dict[str, Any]]:
 
 def test_ray_suggests_the_same_values_for_the_same_seed(tmp_path: Path) -> None:
     space = Space.parse(
-        {**SPACE, "target_modules": {"choice": [["q_proj"], ["v_proj"]]}, "weight_decay": 0.1}, OWN
+        {**SPACE, "target_modules": {"choice": [["q_proj"], ["v_proj"]]}, "weight_decay": 0.1}, BASELINE
     )
     first, *others = suggested(space, seed=1)
-    assert first == {**space.own, "weight_decay": 0.1}
+    assert first == {**space.baseline, "weight_decay": 0.1}
     assert all(
         values["lora_alpha"] == 2 * values["lora_r"] and values["weight_decay"] == 0.1 for values in others
     )
@@ -480,7 +493,7 @@ def test_ray_suggests_the_same_values_for_the_same_seed(tmp_path: Path) -> None:
     assert suggested(pickle.loads(pickle.dumps(space)), seed=1) == [first, *others]
     assert suggested(space, seed=2)[1:] != others
     search = OptunaSearch(
-        space=space, metric="eval_loss", mode="min", seed=1, points_to_evaluate=[space.enqueued()]
+        space=space, metric="eval_loss", mode="min", seed=1, points_to_evaluate=[space.baseline_parameters()]
     )
     search.save(str(tmp_path / "search.pkl"))
     again = OptunaSearch(space=space, metric="eval_loss", mode="min")
@@ -489,10 +502,10 @@ def test_ray_suggests_the_same_values_for_the_same_seed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["demo", "llava-1.5-7b", "llama-3.2-11b-vision"])
-def test_shipped_spaces_hold_their_own_values(name: str) -> None:
+def test_shipped_spaces_hold_their_baseline(name: str) -> None:
     found = parse(["--config", str(ROOT / f"configs/{name}.yaml")])
     assert found.search.search_space
     space = Space.parse(found.search.search_space, found)
-    assert space.outside == {}
-    assert run(space, 3)[0] == space.own
+    assert space.baseline_outside == {}
+    assert run(space, 3)[0] == space.baseline
     assert {"lora_r", "lora_alpha", "learning_rate"} <= set(space.names)

@@ -20,16 +20,18 @@ from ray.tune.schedulers import FIFOScheduler
 from vlmtune.cluster import Cluster, connect
 from vlmtune.config.settings import Settings
 from vlmtune.errors import DoesNotFitError
-from vlmtune.search import results
-from vlmtune.search.runner import Runner, isolated
-from vlmtune.search.sampler import TrialSearch
+from vlmtune.search import trial_results as results
+from vlmtune.search.isolated_trial import out_of_memory, trial_values
+from vlmtune.search.sampler import TrialSampler
 from vlmtune.search.space import Space
-from vlmtune.search.trial import out_of_memory, point
-from vlmtune.search.tuner import TRIAL_CPUS, Asha, diverged, make_scheduler, run_search
+from vlmtune.search.trial_runners import TrialRunner, make_isolated_runner
+from vlmtune.search.tuner import TRIAL_CPUS, BaselineAwareAsha, diverged, make_scheduler, run_trials
 from vlmtune.training.launch import worker_resources
 from vlmtune.training.meter import EVALUATION, evaluation_number
 
-OWN = Settings.from_flags({"learning_rate": 1.0, "lora_r": 8, "grace_period": 0.25, "reduction_factor": 2})
+BASELINE = Settings.from_flags(
+    {"learning_rate": 1.0, "lora_r": 8, "grace_period": 0.25, "reduction_factor": 2}
+)
 SPACE = {"learning_rate": {"uniform": [0.01, 0.5]}, "lora_r": {"choice": [4, 8]}}
 STEPS = 8
 TRIALS = 7
@@ -66,16 +68,16 @@ def made_trial() -> Callable[[dict[str, Any]], None]:
 @pytest.fixture(scope="module")
 def found(
     machine: None, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[list[results.TrialRow], list[optuna.trial.FrozenTrial]]:
+) -> tuple[list[results.TrialResult], list[optuna.trial.FrozenTrial]]:
     """What a search of trials that run one at a time says of them, and what Optuna does."""
-    space = Space.parse(SPACE, OWN)
-    searcher = TrialSearch(space, metric="eval_loss", mode="min", seed=0)
+    space = Space.parse(SPACE, BASELINE)
+    searcher = TrialSampler(space, metric="eval_loss", mode="min", seed=0)
     numbers = iter(range(TRIALS))
     config = tune.TuneConfig(
         metric="eval_loss",
         mode="min",
         search_alg=searcher,
-        scheduler=make_scheduler(OWN, space),
+        scheduler=make_scheduler(BASELINE, space),
         num_samples=TRIALS,
         max_concurrent_trials=1,
         trial_dirname_creator=lambda _: str(next(numbers)),
@@ -88,15 +90,15 @@ def found(
             storage_path=storage, verbose=0, stop=partial(diverged, metric="eval_loss")
         ),
     ).fit()
-    return results.rows_of(grid), searcher._ot_study.trials
+    return results.trial_results(grid), searcher._ot_study.trials
 
 
-def test_the_configs_own_values_run_to_their_end_though_others_are_better(tmp_path: Path) -> None:
+def test_the_baseline_runs_to_its_end_though_others_are_better(tmp_path: Path) -> None:
     numbers = iter(range(3))
     config = tune.TuneConfig(
         metric="eval_loss",
         mode="min",
-        scheduler=make_scheduler(OWN, Space.parse(SPACE, OWN)),
+        scheduler=make_scheduler(BASELINE, Space.parse(SPACE, BASELINE)),
         max_concurrent_trials=1,
         trial_dirname_creator=lambda _: str(next(numbers)),
     )
@@ -106,7 +108,7 @@ def test_the_configs_own_values_run_to_their_end_though_others_are_better(tmp_pa
         tune_config=config,
         run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
     ).fit()
-    ended = {row.values["learning_rate"]: row.state for row in results.rows_of(grid)}
+    ended = {row.values["learning_rate"]: row.state for row in results.trial_results(grid)}
     assert ended == {0.1: results.COMPLETE, 1.0: results.COMPLETE, 0.9: results.PRUNED}
 
 
@@ -116,7 +118,7 @@ def made_killed_trial(mark: Path) -> type[tune.Trainable]:
     class KilledTrial(tune.Trainable):
         def step(self) -> dict[str, Any]:
             return {
-                "eval_loss": point(self.config)["learning_rate"],
+                "eval_loss": trial_values(self.config)["learning_rate"],
                 "step": STEPS,
                 "max_steps": STEPS,
                 EVALUATION: 1,
@@ -144,25 +146,25 @@ def made_killed_trial(mark: Path) -> type[tune.Trainable]:
 def test_a_process_killed_while_it_takes_on_a_trial_loses_none(
     values: dict[str, Any], tmp_path: Path
 ) -> None:
-    settings = OWN.replace(search_space={"learning_rate": values}, early_stopping="none", num_samples=3)
-    runner = Runner(
+    settings = BASELINE.replace(search_space={"learning_rate": values}, early_stopping="none", num_samples=3)
+    runner = TrialRunner(
         "packed",
         made_killed_trial(tmp_path / "killed"),
         at_once=1,
-        text="",
+        description="",
         reuse_processes=True,
         max_failures=1,
     )
     space = Space.parse(settings.search.search_space, settings)
-    grid = run_search(settings, space, str(tmp_path), tune.Callback(), runner, resume=False)
+    grid = run_trials(settings, space, str(tmp_path), tune.Callback(), runner, resume=False)
     assert (tmp_path / "killed").exists()
-    rows = results.rows_of(grid)
+    rows = results.trial_results(grid)
     assert [row.state for row in rows] == [results.COMPLETE] * 3
     assert [row.metrics["eval_loss"] for row in rows] == [row.values["learning_rate"] for row in rows]
     assert len({row.trial_id for row in rows}) == len({row.values["learning_rate"] for row in rows}) == 3
 
 
-def test_the_first_trial_has_the_configs_own_values(found: Any) -> None:
+def test_the_first_trial_is_the_baseline(found: Any) -> None:
     rows, _ = found
     assert rows[0].values == {"learning_rate": 1.0, "lora_r": 8}
     assert rows[0].state == results.COMPLETE
@@ -189,7 +191,7 @@ def test_a_trial_that_diverges_is_stopped_at_once_and_never_the_best(found: Any)
     assert rows[3].state == results.PRUNED
     assert rows[3].metrics["step"] == 4
     assert told[3].state is TrialState.PRUNED
-    best = results.best_of(rows, "eval_loss", "min")
+    best = results.best_trial(rows, "eval_loss", "min")
     assert best is not None and best is not rows[3]
 
 
@@ -201,18 +203,18 @@ def test_a_trial_that_raises_is_failed_with_its_reason_and_the_others_go_on(foun
 
 
 def test_no_early_stopping_stops_nothing() -> None:
-    settings = OWN.replace(early_stopping="none")
+    settings = BASELINE.replace(early_stopping="none")
     assert type(make_scheduler(settings, Space.parse(SPACE, settings))) is FIFOScheduler
 
 
-def test_asha_knows_the_own_values_of_a_search_with_constants() -> None:
-    space = Space.parse({**SPACE, "lora_alpha": 32}, OWN)
-    assert Asha(space, 1, 3).own == {"learning_rate": 1.0, "lora_r": 8, "lora_alpha": 32}
+def test_asha_knows_the_baseline_of_a_search_with_constants() -> None:
+    space = Space.parse({**SPACE, "lora_alpha": 32}, BASELINE)
+    assert BaselineAwareAsha(space, 1, 3).baseline == {"learning_rate": 1.0, "lora_r": 8, "lora_alpha": 32}
 
 
 def test_nobody_is_stopped_before_half_of_its_run_however_long_that_is() -> None:
-    settings = OWN.replace(grace_period=0.5, reduction_factor=3)
-    scheduler = Asha(
+    settings = BASELINE.replace(grace_period=0.5, reduction_factor=3)
+    scheduler = BaselineAwareAsha(
         Space.parse(SPACE, settings), settings.search.grace_period, settings.search.reduction_factor
     )
     scheduler.set_search_properties("eval_loss", "min")
@@ -267,7 +269,8 @@ def test_as_many_isolated_trials_run_at_once_as_their_largest_number_of_workers_
 ) -> None:
     cluster = Cluster(dashboard=None, cpus=2, gpus=0, nodes=1)
     store: Any = None
-    assert isolated(OWN.replace(num_workers=workers), store, "out", cluster, None).at_once == at_once
+    settings = BASELINE.replace(num_workers=workers)
+    assert make_isolated_runner(settings, store, "out", cluster, None).at_once == at_once
 
 
 def test_a_driver_without_a_gpu_gives_its_workers_one() -> None:

@@ -33,7 +33,9 @@ TITLES = {
 }
 
 
-def parse(argv: Sequence[str] | None = None, *, description: str = "") -> Settings:
+def parse(
+    argv: Sequence[str] | None = None, *, description: str = "", prog: str | None = None
+) -> Settings:
     """Settings from a command line and the YAML file that its `--config` names; flags override the file.
 
     Where neither a file nor a model is given, the older instruction-tuning command's settings are used
@@ -42,11 +44,13 @@ def parse(argv: Sequence[str] | None = None, *, description: str = "") -> Settin
     Args:
         argv: the arguments without the program's name; those of this process by default.
         description: first lines of the help.
+        prog: the program as its user calls it, for the help.
 
     Raises:
         ConfigError: anything about the command line or the file is wrong, or no data or no model is named.
     """
-    given, config = _tokens(list(sys.argv[1:] if argv is None else argv), description)
+    parser = FlagParser(description, prog)
+    given, config = _tokens(list(sys.argv[1:] if argv is None else argv), parser)
     values = read_file(config) if config is not None else {}
     values |= read_values(given, "--")
     resumed = values.get("resume") is not None
@@ -75,8 +79,9 @@ def parse(argv: Sequence[str] | None = None, *, description: str = "") -> Settin
 class FlagParser(argparse.ArgumentParser):
     """Cuts a command line into names and texts: `Flag.read` knows the types."""
 
-    def __init__(self, description: str) -> None:
+    def __init__(self, description: str, prog: str | None) -> None:
         super().__init__(
+            prog=prog,
             description=description,
             allow_abbrev=False,
             usage="%(prog)s [--config FILE] [--option value ...]",
@@ -137,9 +142,9 @@ def _add_flag(section: "argparse._ActionsContainer", option: Flag, *, hidden: bo
         )
 
 
-def _tokens(argv: list[str], description: str) -> tuple[dict[str, Any], str | None]:
+def _tokens(argv: list[str], parser: FlagParser) -> tuple[dict[str, Any], str | None]:
     """The options that a command line gives, as texts by name, and the file that `--config` names."""
-    parsed, unknown = FlagParser(description).parse_known_args(argv)
+    parsed, unknown = parser.parse_known_args(argv)
     if unknown:
         first = unknown[0].partition("=")[0]
         if first.startswith("-"):

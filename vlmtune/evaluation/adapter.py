@@ -1,33 +1,88 @@
-"""An adapter's folder: the settings that it was trained with, whether it fits its base, and the files that
-PEFT needs of it."""
+"""The folder of a trained adapter: its settings, its fit to the base model, its files, and loading it."""
 
 import json
+import tempfile
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from peft import PeftModel
+
+from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError
-from vlmtune.model.base import check_model
+from vlmtune.model.base import base_of, check_model
+from vlmtune.model.fast import lean_lora
 from vlmtune.model.lora import check_adapter_folder, load_adapter
-from vlmtune.storage import absolute
+from vlmtune.storage import absolute, exists, filesystem, read_text
 
-WEIGHTS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")  # what PEFT reads
+AdapterFiles = dict[str, bytes]  # content of the ADAPTER_FILES of one adapter, by file name
 
 
-def adapter_settings(folder: str, given: dict[str, str]) -> Settings:
-    """The settings that an adapter was trained with, and over them those that are given.
+@dataclass(frozen=True)
+class TrainedAdapter:
+    """A finished adapter.
 
-    A plain PEFT folder, without config.yaml, names its base in adapter_config.json.
+    Attributes:
+        folder: absolute path or URI of its folder, which plain `PeftModel.from_pretrained` loads too.
+    """
+
+    folder: str
+
+    def settings(self) -> Settings:
+        """The settings that it was trained with.
+
+        Raises:
+            ConfigError: its config.yaml cannot be read.
+        """
+        file = f"{self.folder}/config.yaml"
+        values = yaml12.load_options(read_text(file))
+        if values is None:
+            raise ConfigError(f"{file}: must hold options by name")
+        return Settings.from_flags(values)
+
+    def load(self, device: Any = None) -> tuple[PeftModel, Any]:
+        """Load the base model with this adapter, for inference.
+
+        The base has the quantization and dtype that it was trained with.
+
+        Args:
+            device: a torch device or its name; by default the GPU if there is one.
+
+        Returns:
+            The PEFT model in evaluation mode, and the processor (tokenizer and image processor).
+
+        Raises:
+            ModelError: the base or the adapter cannot be loaded, or they do not fit.
+        """
+        import torch
+
+        settings = self.settings()
+        on_gpu = torch.cuda.is_available() and not settings.run.use_cpu
+        device = torch.device(device if device is not None else "cuda" if on_gpu else "cpu")
+        with adapter_folder(read_adapter_files(self.folder)) as folder:
+            model = load_adapter(base_of(settings, device), folder)
+        return model.eval(), settings.model.ref.processor()
+
+
+def adapter_settings(folder: str, overrides: Mapping[str, Any]) -> Settings:
+    """The settings that an adapter was trained with, changed by `overrides` (values by flag name).
+
+    The base of a plain PEFT folder, which has no config.yaml, is named in its adapter_config.json.
 
     Raises:
         ModelError: the folder holds no LoRA adapter.
-        ConfigError: its config.yaml or a given value is wrong, or no base is named.
+        ConfigError: its config.yaml or an override is wrong, or no base is named.
     """
-    settings = _trained_with(folder)
-    if other_data(folder, given):  # it has its own folders and columns
+    settings = _training_settings(folder)
+    if uses_other_data(folder, overrides.get("data_path")):  # which has its own folders and columns
         settings = settings.replace(eval_data_path=None, image_root=None, group_by=None)
     try:
-        settings = settings.replace(**given)
+        settings = settings.replace(**overrides)
     except ConfigError as error:
         raise ConfigError(f"--{error}") from None
     if settings.model.model_name_or_path is None:
@@ -35,13 +90,13 @@ def adapter_settings(folder: str, given: dict[str, str]) -> Settings:
     return settings
 
 
-def other_data(folder: str, given: dict[str, str]) -> bool:
-    """Whether data is given that is not what the adapter was trained on."""
-    trained = _trained_with(folder).data.data_path
-    return "data_path" in given and (trained is None or absolute(given["data_path"]) != absolute(trained))
+def uses_other_data(folder: str, data_path: str | None) -> bool:
+    """Whether `data_path` names other data than the adapter was trained on. None names no data."""
+    trained_on = _training_settings(folder).data.data_path
+    return data_path is not None and (trained_on is None or absolute(data_path) != absolute(trained_on))
 
 
-def _trained_with(folder: str) -> Settings:
+def _training_settings(folder: str) -> Settings:
     check_adapter_folder(Path(folder))
     file = Path(folder) / "config.yaml"
     if file.is_file():
@@ -50,19 +105,57 @@ def _trained_with(folder: str) -> Settings:
     return Settings.from_flags({"model_name_or_path": base} if base else {})
 
 
-def check_fit(settings: Settings, folder: str) -> None:
-    """Raises ModelError where the base cannot be loaded or the adapter is not for it: names, shapes, ranks.
-    Reads no base weights."""
+def check_adapter_fits(settings: Settings, folder: str) -> None:
+    """Check that the base can be loaded and that the adapter fits it, without reading the base's weights.
+
+    Raises:
+        ModelError: the base cannot be loaded, or names, shapes or ranks do not match.
+    """
     check_model(settings.model.ref)
     model = settings.model.ref.outline()
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=".*copying from a non-meta parameter"
-        )  # the shapes are what is looked at
+        # The weights stay on the meta device: only their shapes are compared.
+        warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
         load_adapter(model, folder)
 
 
-def adapter_files(folder: str) -> dict[str, bytes]:
-    """What PEFT needs of an adapter's folder."""
-    check_adapter_folder(Path(folder))
-    return {name: (Path(folder) / name).read_bytes() for name in WEIGHTS if (Path(folder) / name).is_file()}
+def read_adapter_files(folder: str) -> AdapterFiles:
+    """Read the files that PEFT needs from an adapter's folder or URI. A missing file is left out."""
+    files, inner = filesystem(folder)
+    contents = {}
+    for name in ADAPTER_FILES:
+        if exists(f"{folder}/{name}"):
+            with files.open_input_stream(f"{inner}/{name}") as stream:
+                contents[name] = bytes(stream.read())
+    return contents
+
+
+@contextmanager
+def adapter_folder(files: AdapterFiles) -> Iterator[str]:
+    """A temporary local folder with an adapter's files, inside the block."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
+        yield folder
+
+
+def load_model(settings: Settings, adapters: Mapping[str, AdapterFiles], device: Any) -> Any:
+    """Load the base on `device` with adapters by name, if any; `answering_as` activates one of them."""
+    model: Any = base_of(settings, device)
+    for name, files in adapters.items():
+        with adapter_folder(files) as folder:
+            model = load_adapter(model, folder, name=name)
+    if adapters:
+        lean_lora(model)
+    return model.eval()
+
+
+@contextmanager
+def answering_as(model: Any, name: str) -> Iterator[None]:
+    """Activate the adapter called `name` inside the block, or none if the model has none of that name."""
+    has_adapters = isinstance(model, PeftModel)
+    has_this_one = has_adapters and name in model.peft_config
+    if has_this_one:
+        model.set_adapter(name, inference_mode=True)
+    with model.disable_adapter() if has_adapters and not has_this_one else nullcontext():
+        yield

@@ -1,10 +1,8 @@
-"""What `ray_jobs/export.py` calls: a merged model, checked against base and adapter; the adapter as one
-file; what vLLM takes of it."""
+"""Export an adapter: merged into its base and checked, or as one file; and how vLLM serves it."""
 
-import argparse
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,26 +19,32 @@ from vlmtune.data.images import ImageError, load_image
 from vlmtune.data.scan import scan
 from vlmtune.data.tokenize import EncodeError, RowEncoder
 from vlmtune.errors import ConfigError, DataError, ModelError
-from vlmtune.evaluation.adapter import adapter_settings, check_fit
-from vlmtune.evaluation.generate import Layout
-from vlmtune.evaluation.options import BASE, read
+from vlmtune.evaluation.adapter import adapter_settings, check_adapter_fits
+from vlmtune.evaluation.generate import BatchBuilder
+from vlmtune.evaluation.options import STATE_DICT_FILE, ExportOptions
 from vlmtune.model.base import load_base
 from vlmtune.model.lora import language_prefix, load_adapter
 from vlmtune.model.serving import DEFAULT_RANK, max_lora_rank, refusals
 from vlmtune.model_ref import ModelRef
+from vlmtune.session import with_absolute_paths
 
 logger = logging.getLogger(__name__)
 
-STATE_DICT = "lora_adapter_state_dict.pt"
-# Of the logits' difference, relative to their spread: what rounding the merged weights once to the type that
-# they are stored in may do.
+# Allowed difference of the logits, relative to their spread: what rounding the merged weights once to the
+# type in which they are stored may change.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """How near two models' logits are: root mean square of the difference over the spread of the logits, and
-    equal next tokens of all."""
+class MergeCheck:
+    """How close the logits of two models are on one prompt.
+
+    Attributes:
+        difference: root mean square of the difference, divided by the spread of the logits.
+        tolerance: largest allowed difference.
+        equal: number of positions at which the likeliest token is the same.
+        tokens: number of positions.
+    """
 
     difference: float
     tolerance: float
@@ -54,110 +58,101 @@ class Agreement:
         )
 
 
-def export(argv: Sequence[str], description: str) -> list[str]:
-    """Run the command line; returns what to print.
+@dataclass(frozen=True)
+class ExportResult:
+    """What `vlmtune.export` wrote.
+
+    Attributes:
+        folder: absolute path of the output folder. With `merge`, plain transformers loads the model from it.
+        merge_check: the merged model compared with base and adapter; None without `merge`.
+        state_dict_file: the adapter's tensors for `torch.load`; None without `state_dict`.
+        vllm_command: the command with which vLLM serves the adapter; None if vLLM does not take it.
+        vllm_refusals: why vLLM does not take the adapter, if so.
+    """
+
+    folder: str
+    merge_check: MergeCheck | None
+    state_dict_file: str | None
+    vllm_command: str | None
+    vllm_refusals: tuple[str, ...]
+
+
+def export_adapter(options: ExportOptions) -> ExportResult:
+    """Write the merged model, the adapter's state dict, or both.
 
     Raises:
-        UserError: for whatever is wrong with the options, the adapter or its base, before anything is
-        written.
-        RuntimeError: the merged model does not compute what base and adapter do; it is not left behind.
+        UserError: something is wrong with the adapter or its base. Nothing has been written then.
+        RuntimeError: the merged model computes something else than base and adapter; it is deleted.
     """
-    options, given = read(argv, description, (*BASE, "output_dir", "overwrite"), _add_options)
-    if not (options.merge or options.state_dict):
-        raise ConfigError("nothing to export: give --merge, --state_dict, or both")
-    quantization = given.pop("quantization", "none")
-    if quantization != "none":
-        raise ConfigError(
-            f"--quantization {quantization}: an adapter is merged into full-precision weights only; leave it out"
-        )
-    settings = output.located(adapter_settings(options.adapter, given))
-    folder = output.place(settings.run.output_dir, in_job=in_ray_job())
+    overrides: dict[str, Any] = {**options.overrides, "output_dir": options.output_dir}
+    overrides.pop("quantization", None)  # "none" at most: the base is loaded in full precision anyway
+    settings = with_absolute_paths(adapter_settings(options.adapter, overrides))
+    folder = output.resolve_folder(settings.run.output_dir, in_job=in_ray_job())
     if "://" in folder:
         raise ConfigError(f"--output_dir {folder}: give a local folder, and copy it from there")
     output.check_free(folder, overwrite=settings.run.overwrite, kind=output.EXPORT)
     if options.merge:
-        check_full_precision(settings)
-    check_fit(settings, options.adapter)
+        check_full_precision(settings.model.ref)
+    check_adapter_fits(settings, options.adapter)
     output.claim(folder, overwrite=settings.run.overwrite, kind=output.EXPORT)
-    lines = []
-    if options.merge:
-        agreement = merge(settings, options.adapter, folder)
-        lines += [labelled("Merged", folder), labelled("Checked", agreement.text())]
-    if options.state_dict:
-        lines.append(labelled("Adapter", state_dict(options.adapter, folder)))
-    facts = {"adapter": options.adapter, "base_model": settings.model.base_model, "merged": options.merge}
-    storage.write_text(f"{folder}/export.yaml", yaml12.dump(facts))
-    return [*lines, *serving(settings, options.adapter)]
+    merge_check = merge(settings, options.adapter, folder) if options.merge else None
+    state_dict_file = write_state_dict(options.adapter, folder) if options.state_dict else None
+    record = {"adapter": options.adapter, "base_model": settings.model.base_model, "merged": options.merge}
+    storage.write_text(f"{folder}/export.yaml", yaml12.dump(record))
+    return ExportResult(folder, merge_check, state_dict_file, *vllm_serving(settings, options.adapter))
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--merge",
-        action="store_true",
-        help="Write the base with the adapter merged into it, in full precision.",
-    )
-    parser.add_argument(
-        "--state_dict",
-        "--state-dict",
-        action="store_true",
-        help=f"Write the adapter's tensors as {STATE_DICT}.",
-    )
-
-
-def check_full_precision(settings: Settings) -> None:
-    """Raises ModelError for a base whose weights are stored quantised."""
-    name = settings.model.base_model
-    config: Any = settings.model.ref.config()
+def check_full_precision(base: ModelRef) -> None:
+    """Raises ModelError for a base whose weights are stored quantized."""
+    config: Any = base.config()
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
-            f"{name} is stored quantised, and an adapter is merged into full-precision weights only: give the model that it was made from "
-            "with --model_name_or_path"
+            f"{base.name} is stored quantized, and an adapter is merged into full-precision weights only: "
+            "give the model that it was made from with --model_name_or_path"
         )
 
 
-def merge(settings: Settings, adapter: str, folder: str) -> Agreement:
-    """Write the full-precision base with the adapter merged into it, its processor beside it; read it again
-    and compare.
+def merge(settings: Settings, adapter: str, folder: str) -> MergeCheck:
+    """Merge the adapter into the full-precision base, write it with its processor, read it back and compare.
 
-    The base is loaded in the type that it is stored in, or in --dtype; on a GPU if there is one. Memory: the
-    model once.
+    The base is loaded in the type in which it is stored, or in `--dtype`; on the GPU if there is one. Memory:
+    the model once.
 
     Raises:
-        RuntimeError: the two differ by more than the tolerance.
+        RuntimeError: the logits differ by more than the tolerance.
     """
     import torch
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.disable_progress_bar()
-    device = torch.device("cuda" if torch.cuda.is_available() and not settings.run.use_cpu else "cpu")
-    processor: Any = settings.model.ref.processor()
-    example, layout = _prompt(settings, processor)
-    base = _load(settings, settings.model.ref, device)
+    transformers_logging.disable_progress_bar()
+    on_gpu = torch.cuda.is_available() and not settings.run.use_cpu
+    device = torch.device("cuda" if on_gpu else "cpu")
+    base_ref = settings.model.ref
+    processor: Any = base_ref.processor()
+    example, builder = _check_prompt(settings, processor)
+    base = _load_full_precision(settings, base_ref, device)
     adapted: Any = load_adapter(base, adapter)
-    wanted = _logits(adapted, layout, example)
-    merged = adapted.merge_and_unload(safe_merge=True)  # raises where a merged weight is not finite
+    expected = _logits(adapted, builder, example)
+    merged = adapted.merge_and_unload(safe_merge=True)  # raises if a merged weight is NaN or infinite
     dtype = str(merged.dtype).removeprefix("torch.")
-    merged.config.use_cache = merged.config.get_text_config().use_cache = True  # off only for training
+    merged.config.use_cache = merged.config.get_text_config().use_cache = True  # it is off for training
     merged.save_pretrained(folder)
     processor.save_pretrained(folder)
     storage.apply_umask(folder)
     del base, adapted, merged
-    found = _logits(
-        _load(settings, ModelRef(folder, trust_remote_code=settings.model.trust_remote_code), device),
-        layout,
-        example,
-    )
-    agreement = compare(found, wanted, TOLERANCES[dtype])
-    if not agreement.difference <= agreement.tolerance:
+    merged_ref = ModelRef(folder, trust_remote_code=base_ref.trust_remote_code)
+    logits = _logits(_load_full_precision(settings, merged_ref, device), builder, example)
+    check = compare_logits(logits, expected, TOLERANCES[dtype])
+    if not check.difference <= check.tolerance:
         for path in Path(folder).iterdir():
             path.unlink()
         raise RuntimeError(
-            f"the merged model does not compute what base and adapter do, and was deleted: {agreement.text()}"
+            f"the merged model does not compute what base and adapter do, and was deleted: {check.text()}"
         )
-    return agreement
+    return check
 
 
-def _load(settings: Settings, ref: ModelRef, device: Any) -> Any:
+def _load_full_precision(settings: Settings, ref: ModelRef, device: Any) -> Any:
     return load_base(
         ref,
         quantization="none",
@@ -167,84 +162,87 @@ def _load(settings: Settings, ref: ModelRef, device: Any) -> Any:
     ).eval()
 
 
-def _logits(model: Any, layout: Layout, example: EncodedExample) -> Any:
-    """[T, V] float32 on the CPU."""
+def _logits(model: Any, builder: BatchBuilder, example: EncodedExample) -> Any:
+    """The logits of one example; shape `[T, V]`, float32 on the CPU."""
     import torch
 
-    batch = layout.batch(model, [example])
+    batch = builder.batch(model, [example])
     batch.pop("labels")
     with torch.no_grad():
         return model(**batch, use_cache=False).logits[0].float().cpu()
 
 
-def compare(found: Any, wanted: Any, tolerance: float) -> Agreement:
-    """Two models' logits, float32 [T, V]."""
-    difference = float((found - wanted).square().mean().sqrt() / wanted.std())
-    equal = int((found.argmax(-1) == wanted.argmax(-1)).sum())
-    return Agreement(difference, tolerance, equal, len(wanted))
+def compare_logits(logits: Any, expected: Any, tolerance: float) -> MergeCheck:
+    """Compare two models' logits, float32 `[T, V]`."""
+    difference = float((logits - expected).square().mean().sqrt() / expected.std())
+    equal = int((logits.argmax(-1) == expected.argmax(-1)).sum())
+    return MergeCheck(difference, tolerance, equal, len(expected))
 
 
-def _prompt(settings: Settings, processor: Any) -> tuple[EncodedExample, Layout]:
-    """The first row of the adapter's data that can be read, else a question about a drawn picture."""
+def _check_prompt(settings: Settings, processor: Any) -> tuple[EncodedExample, BatchBuilder]:
+    """The first row of the adapter's data that can be read, else a question about a generated image."""
     pixels = probe_pixel_format(processor)
     encoder = RowEncoder(processor, raw_pixels=pixels.raw)
     tokenizer = processor.tokenizer
-    layout = Layout(
-        pixels, tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    )
-    for row in _rows(settings):
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    builder = BatchBuilder(pixels, pad)
+    for row in _good_rows(settings):
         try:
-            return encoder.encode(row["messages"], [load_image(image) for image in row["images"]]), layout
+            return encoder.encode(row["messages"], [load_image(image) for image in row["images"]]), builder
         except (ImageError, EncodeError):
             continue
     question = [{"type": "image"}, {"type": "text", "text": "How many people are in this picture?"}]
     answer = [{"type": "text", "text": "There are 3 people."}]
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return encoder.encode(messages, [gradient_image(320, 240)]), layout
+    return encoder.encode(messages, [gradient_image(320, 240)]), builder
 
 
-def _rows(settings: Settings) -> Iterator[dict[str, Any]]:
-    """The good rows of the adapter's data, none where it is no longer there."""
+def _good_rows(settings: Settings) -> Iterator[dict[str, Any]]:
+    """The good rows of the adapter's data; none if the data is gone."""
     data = settings.data
+    if data.data_path is None:
+        return
     try:
-        rules = {
-            name: settings.value(name)
-            for name in ("image_root", "allow_outside_paths", "allow_remote_images")
-        }
-        for piece in scan(data.data_path, **rules) if data.data_path else ():
+        pieces = scan(
+            data.data_path,
+            image_root=data.image_root,
+            allow_outside_paths=data.allow_outside_paths,
+            allow_remote_images=data.allow_remote_images,
+        )
+        for piece in pieces:
             yield from (row for row in read_piece(piece) if row["error"] is None)
     except DataError as error:
-        logger.info(labelled("", f"the check uses a drawn picture: {error}"))
+        logger.info(labelled("", f"the check uses a generated image: {error}"))
 
 
-def state_dict(adapter: str, folder: str) -> str:
-    """Write the adapter's tensors, under the names of adapter_model.safetensors, for torch.load; returns the
-    path."""
+def write_state_dict(adapter: str, folder: str) -> str:
+    """Write the adapter's tensors for `torch.load`, named as in adapter_model.safetensors; returns the path."""
     import torch
 
-    path = f"{folder}/{STATE_DICT}"
-    torch.save(_tensors(adapter), path)
+    path = f"{folder}/{STATE_DICT_FILE}"
+    torch.save(_adapter_tensors(adapter), path)
     return path
 
 
-def _tensors(adapter: str) -> dict[str, Any]:
+def _adapter_tensors(adapter: str) -> dict[str, Any]:
     from peft.utils.save_and_load import load_peft_weights
 
     return dict(load_peft_weights(adapter, device="cpu"))
 
 
-def serving(settings: Settings, adapter: str) -> list[str]:
-    """Whether vLLM takes the adapter as it is, and with which options, in lines to print."""
-    empty = settings.model.ref.outline()
-    base, config = settings.model.base_model, empty.config
-    prefix = language_prefix(empty)
+def vllm_serving(settings: Settings, adapter: str) -> tuple[str | None, tuple[str, ...]]:
+    """The command with which vLLM serves the adapter, or None and the reasons why vLLM does not take it."""
+    outline = settings.model.ref.outline()
     adapter_config = json.loads((Path(adapter) / "adapter_config.json").read_bytes())
     reasons = refusals(
-        adapter_config, [*_tensors(adapter)], model_type=config.model_type, language_prefix=prefix
+        adapter_config,
+        [*_adapter_tensors(adapter)],
+        model_type=outline.config.model_type,
+        language_prefix=language_prefix(outline),
     )
     if reasons:
-        return [labelled("vLLM", f"would not take the adapter as it is: {reason}") for reason in reasons]
+        return None, tuple(reasons)
     rank = max_lora_rank(adapter_config["r"])
     option = "" if rank is None or rank <= DEFAULT_RANK else f" --max-lora-rank {rank}"
-    command = f"vllm serve {base} --enable-lora{option} --lora-modules tuned={Path(adapter).absolute()}"
-    return [labelled("vLLM", command)]
+    modules = f"--lora-modules tuned={Path(adapter).absolute()}"
+    return f"vllm serve {settings.model.base_model} --enable-lora{option} {modules}", ()

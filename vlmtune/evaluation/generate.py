@@ -1,8 +1,7 @@
-"""Greedy answers to prepared rows, and how likely the model holds their references; in this process, on a
-model that is there.
+"""Generate greedy answers to prepared rows, and score their references, with a loaded model in this process.
 
-A row's prompt is all that comes before its last answer. Prompts of a batch are padded on the left: every
-answer begins at the same place.
+A row's prompt is everything before its last answer. The prompts of a batch are padded on the left, so that
+all answers start at the same position.
 """
 
 from __future__ import annotations
@@ -22,23 +21,23 @@ from vlmtune.data.store import Store
 from vlmtune.data.tokenize import RowEncoder
 from vlmtune.model.capture import stop_recording
 
-Read = Callable[[Store, Sequence[int]], list[EncodedExample]]
+ReadExamples = Callable[[Store, Sequence[int]], list[EncodedExample]]
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What makes a batch of examples, as a store's meta tells it."""
+class BatchBuilder:
+    """Makes batches of examples as the model takes them. Its two fields are in a store's meta."""
 
     pixels: PixelFormat
     pad_token_id: int
 
     @classmethod
-    def of(cls, store: Store) -> Layout:
+    def of(cls, store: Store) -> BatchBuilder:
         return cls(store.meta.pixels, store.meta.pad_token_id)
 
     def batch(self, model: Any, examples: Sequence[EncodedExample]) -> dict[str, Tensor]:
-        """The examples as the model takes them, on its device, padded on the right."""
+        """A batch on the model's device, padded on the right; `labels` are -100 outside the answers."""
         arrays = collate(examples, pad_token_id=self.pad_token_id, per_row=self.pixels.per_row)
         tensors = {name: torch.from_numpy(array).to(model.device) for name, array in arrays.items()}
         return self.pixels.normalize(next(split_batch(tensors, len(examples))), model.dtype)
@@ -52,22 +51,21 @@ def answers(
     *,
     max_new_tokens: int,
     batch_size: int,
-    read: Read = Store.read,
+    read: ReadExamples = Store.read,
 ) -> list[str]:
-    """The model's answers to these rows of a store, in their order. The model is left in the mode it was in.
+    """Generate the model's answers to rows of a store, in their order. The model keeps its mode.
 
     Args:
-        model: a transformers model, or one with PEFT adapters, which then count; on any device.
-        read: gives the examples of rows; `data.examples.read_examples` where the store may hold rows that are
-        not encoded.
+        model: a transformers model on any device, perhaps with active PEFT adapters.
+        read: reads the examples of rows; `data.examples.read_examples` for a store that may be unencoded.
     """
-    layout, ends = Layout.of(store), end_tokens(model, processor)
+    builder, ends = BatchBuilder.of(store), end_tokens(model, processor)
     texts: list[str] = []
     with evaluating(model):
         for start in range(0, len(rows), batch_size):
             examples = read(store, rows[start : start + batch_size])
             texts += generate(
-                model, processor.tokenizer, layout, examples, max_new_tokens=max_new_tokens, ends=ends
+                model, processor.tokenizer, builder, examples, max_new_tokens=max_new_tokens, ends=ends
             )
     return texts
 
@@ -75,20 +73,24 @@ def answers(
 def generate(
     model: Any,
     tokenizer: Any,
-    layout: Layout,
+    builder: BatchBuilder,
     examples: Sequence[EncodedExample],
     *,
     max_new_tokens: int,
     ends: list[int],
 ) -> list[str]:
-    """The answers to one batch of rows, without special tokens and white space around them; of half a batch
-    after the other where memory
-    is short."""
+    """Generate the answers to one batch, without special tokens and surrounding white space.
+
+    A batch that does not fit in memory is split in halves.
+
+    Args:
+        ends: ids of the tokens that end an answer, see `end_tokens`.
+    """
     from transformers import GenerationConfig
 
     # Every choice that the model's own generation config could make otherwise is made here.
-    plain: Any = GenerationConfig
-    config = plain(
+    untyped_config: Any = GenerationConfig
+    config = untyped_config(
         do_sample=False,
         num_beams=1,
         repetition_penalty=1.0,
@@ -96,35 +98,40 @@ def generate(
         max_new_tokens=max_new_tokens,
         use_cache=True,
         eos_token_id=ends,
-        pad_token_id=layout.pad_token_id,
+        pad_token_id=builder.pad_token_id,
         temperature=1.0,
         top_p=1.0,
         top_k=50,
     )
 
-    def run(some: Sequence[EncodedExample]) -> list[str]:
-        batch = padded_left(layout.batch(model, [example.prompt() for example in some]))
+    def run(part: Sequence[EncodedExample]) -> list[str]:
+        batch = padded_left(builder.batch(model, [example.prompt() for example in part]))
         batch.pop("labels")
-        written = model.generate(**batch, generation_config=config)[:, batch["input_ids"].shape[1] :]
+        generated = model.generate(**batch, generation_config=config)[:, batch["input_ids"].shape[1] :]
         return [
-            tokenizer.decode(_until(row, ends), skip_special_tokens=True).strip() for row in written.tolist()
+            tokenizer.decode(_until(ids, ends), skip_special_tokens=True).strip()
+            for ids in generated.tolist()
         ]
 
     return in_memory(run, examples, model)
 
 
-def likelihoods(model: Any, layout: Layout, examples: Sequence[EncodedExample]) -> list[tuple[float, int]]:
-    """(summed negative log-likelihood, number) of each row's labelled tokens, in all its answers, at full
-    length: parts of `eval_loss`."""
+def likelihoods(
+    model: Any, builder: BatchBuilder, examples: Sequence[EncodedExample]
+) -> list[tuple[float, int]]:
+    """(summed negative log-likelihood, number) of each row's labelled tokens.
 
-    def run(some: Sequence[EncodedExample]) -> list[tuple[float, int]]:
-        batch = layout.batch(model, some)
+    They are of all answers of the row, at full length: the terms of `eval_loss`.
+    """
+
+    def run(part: Sequence[EncodedExample]) -> list[tuple[float, int]]:
+        batch = builder.batch(model, part)
         labels = batch.pop("labels")[:, 1:]
         labelled = labels >= 0
         logits = model(**batch, use_cache=False).logits[:, :-1][labelled].float()
         losses = torch.nn.functional.cross_entropy(logits, labels[labelled], reduction="none").double()
         counts = labelled.sum(dim=1)
-        return [(float(part.sum()), len(part)) for part in losses.cpu().split(counts.tolist())]
+        return [(float(row.sum()), len(row)) for row in losses.cpu().split(counts.tolist())]
 
     with torch.no_grad():
         return in_memory(run, examples, model)
@@ -133,10 +140,9 @@ def likelihoods(model: Any, layout: Layout, examples: Sequence[EncodedExample]) 
 def in_memory(
     run: Callable[[Sequence[EncodedExample]], list[Result]], examples: Sequence[EncodedExample], model: Any
 ) -> list[Result]:
-    """`run` on all examples, or on one half after the other where they do not fit in the GPU's memory
-    together.
+    """Call `run` on all examples together, or in halves if they do not fit in the GPU's memory.
 
-    For the last one, steps of `model` that were recorded in training give way.
+    If one example does not fit alone, the CUDA graphs that `model` captured in training are freed first.
     """
     try:
         return run(examples)
@@ -146,77 +152,79 @@ def in_memory(
     torch.cuda.empty_cache()
     middle = len(examples) // 2
     return [
-        found
-        for part in (examples[:middle], examples[middle:])
-        if part
-        for found in in_memory(run, part, model)
+        result
+        for half in (examples[:middle], examples[middle:])
+        if half
+        for result in in_memory(run, half, model)
     ]
 
 
 def padded_left(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A batch that is padded on the right with its padding moved to the left, in every tensor that runs
-    along the tokens."""
+    """Move a batch's padding from the right to the left, in every tensor with a token dimension."""
     gaps = (batch["attention_mask"] == 0).sum(dim=1).tolist()
-    along = ("input_ids", "attention_mask", "labels", *SEQUENCE_TENSORS)
+    token_tensors = ("input_ids", "attention_mask", "labels", *SEQUENCE_TENSORS)
     return {
         name: torch.stack([row.roll(gap, dims=0) for row, gap in zip(tensor, gaps, strict=True)])
-        if name in along
+        if name in token_tensors
         else tensor
         for name, tensor in batch.items()
     }
 
 
 def end_tokens(model: Any, processor: Any) -> list[int]:
-    """The tokens that end an answer: the model's and the tokenizer's own, and the one that closes a turn in
-    the chat template."""
+    """Ids of the tokens that end an answer.
+
+    These are the end tokens of the model and the tokenizer, and the token that closes a turn in the chat
+    template.
+    """
     question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
     answer = {"role": "assistant", "content": [{"type": "text", "text": "!"}]}
     closing = int(RowEncoder(processor).encode([question, answer], []).input_ids[-1])
-    own = model.generation_config.eos_token_id
-    ends = {closing, processor.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    of_model = model.generation_config.eos_token_id
+    ends = {
+        closing,
+        processor.tokenizer.eos_token_id,
+        *(of_model if isinstance(of_model, list) else [of_model]),
+    }
     return sorted(end for end in ends if end is not None)
 
 
 def reference(tokenizer: Any, example: EncodedExample) -> str:
-    """The last answer of a row, as its tokens say it."""
+    """The text of a row's last answer, decoded from its tokens."""
     prompt = len(example.prompt().input_ids)
-    return _text(tokenizer, example.input_ids[prompt:])
+    return _decode(tokenizer, example.input_ids[prompt:])
 
 
 def question(tokenizer: Any, example: EncodedExample) -> str:
-    """The user's words before the last answer of a row, as their tokens say it."""
+    """The user's text in the last turn of a row, decoded from its tokens."""
     prompt = example.prompt()
     kinds = np.concatenate([[TEMPLATE], prompt.kinds, [TEMPLATE]])
-    starts, ends = (
-        np.flatnonzero((kinds[1:] == TEXT) & (kinds[:-1] != TEXT)),
-        np.flatnonzero((kinds[:-1] == TEXT) & (kinds[1:] != TEXT)),
-    )
+    starts = np.flatnonzero((kinds[1:] == TEXT) & (kinds[:-1] != TEXT))
+    ends = np.flatnonzero((kinds[:-1] == TEXT) & (kinds[1:] != TEXT))
     texts: list[str] = []
     last = 0
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        if (
-            prompt.kinds[last:start] != IMAGE
-        ).any():  # the template, or an earlier answer: another turn begins
+        if (prompt.kinds[last:start] != IMAGE).any():  # template or an earlier answer: a new turn starts
             texts.clear()
-        texts.append(_text(tokenizer, prompt.input_ids[start:end]))
+        texts.append(_decode(tokenizer, prompt.input_ids[start:end]))
         last = end
     return " ".join(text for text in texts if text)
 
 
-def _text(tokenizer: Any, ids: Any) -> str:
+def _decode(tokenizer: Any, ids: Any) -> str:
     return str(
         tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     ).strip()
 
 
 def _until(ids: list[int], ends: list[int]) -> list[int]:
-    """The tokens before the first that ends an answer; behind it there is only padding."""
+    """The tokens before the first end token; only padding follows it."""
     return next((ids[:place] for place, token in enumerate(ids) if token in ends), ids)
 
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode for the block."""
+    """Put the model in evaluation mode inside the block."""
     training = model.training
     model.eval()
     try:

@@ -1,9 +1,8 @@
-"""What answers are worth: one table of metrics, and intervals by resampling.
+"""Metrics of generated answers, with bootstrap confidence intervals.
 
-Every metric is a sum over rows divided by another one, perhaps with a function of the quotient. So a row has
-two numbers for each metric,
-and the same sums make the value, its interval, and the interval of a difference between two models on the
-same rows.
+Every metric is a ratio of two sums over rows (a numerator and a denominator), perhaps with a function of the
+ratio. Each row contributes two numbers to each metric. The same sums give the value, its interval, and the
+interval of the difference between two models on the same rows.
 """
 
 import math
@@ -17,20 +16,26 @@ import numpy as np
 from rapidfuzz.distance import LCSseq, Levenshtein
 
 from vlmtune.errors import ConfigError, nearest
-from vlmtune.evaluation.numbers import number
+from vlmtune.evaluation.numbers import first_number
 from vlmtune.evaluation.text import normalize, words
 
 RESAMPLES = 1000
-AT_ONCE = 50  # resamples in memory: 50 x groups numbers of 8 bytes
+RESAMPLES_AT_ONCE = 50  # held in memory together: 50 x groups numbers of 8 bytes
 CONFIDENCE = 0.95
 ANLS_THRESHOLD = 0.5
 ARTICLES = {"a", "an", "the"}
 
 
 @dataclass(frozen=True)
-class Row:
-    """One answered row. `nll`: the summed negative log-likelihood of the reference's `tokens` tokens, where
-    it was asked for."""
+class AnsweredRow:
+    """One row with a model's answer to it.
+
+    Attributes:
+        answer: what the model generated.
+        reference: the answer in the data.
+        nll: summed negative log-likelihood of the reference's `tokens` tokens; 0 if it was not computed.
+        tokens: number of labelled tokens; 0 if `nll` was not computed.
+    """
 
     answer: str
     reference: str
@@ -40,68 +45,82 @@ class Row:
 
 @dataclass(frozen=True)
 class Metric:
-    """`parts` of a row are what it adds to numerator and denominator: (0, 0) where it has no say. `share`: a
-    mean of values from 0 to 1."""
+    """How a metric is computed.
+
+    Attributes:
+        mode: whether lower ("min") or higher ("max") is better.
+        parts: numerator and denominator that a row adds; (0, 0) for a row that does not count.
+        finish: function of the ratio of the sums.
+        share: whether the metric is a mean of values from 0 to 1, shown in per cent.
+    """
 
     mode: Literal["min", "max"]
-    parts: Callable[[Row], tuple[float, float]]
+    parts: Callable[[AnsweredRow], tuple[float, float]]
     finish: Callable[[float], float] = float
     share: bool = False
 
 
 def exact_match(answer: str, reference: str) -> float:
-    """1 where the texts are equal, white space around them apart."""
+    """1 if the texts are equal, ignoring white space around them, else 0."""
     return float(answer.strip() == reference.strip())
 
 
 def normalized_match(answer: str, reference: str) -> float:
-    """1 where the texts are equal after `text.normalize`."""
+    """1 if the texts are equal after `text.normalize`, else 0."""
     return float(normalize(answer) == normalize(reference))
 
 
 def token_f1(answer: str, reference: str) -> float:
-    """Harmonic mean of precision and recall of the words, English articles left out, as in SQuAD (Rajpurkar
-    et al. 2016)."""
-    found, wanted = ([word for word in words(text) if word not in ARTICLES] for text in (answer, reference))
-    return _f1(sum((Counter(found) & Counter(wanted)).values()), len(found), len(wanted))
+    """F1 of the words without English articles, as in SQuAD (Rajpurkar et al. 2016)."""
+    answered, expected = (
+        [word for word in words(text) if word not in ARTICLES] for text in (answer, reference)
+    )
+    return _f1(sum((Counter(answered) & Counter(expected)).values()), len(answered), len(expected))
 
 
 def rouge_l(answer: str, reference: str) -> float:
-    """F1 of the longest common subsequence of words (Lin 2004, section 3, with beta 1 as in the rouge-score
-    package)."""
-    found, wanted = words(answer), words(reference)
-    return _f1(LCSseq.similarity(found, wanted), len(found), len(wanted))
+    """F1 of the longest common subsequence of words.
+
+    Lin 2004, section 3, with beta 1 as in the rouge-score package.
+    """
+    answered, expected = words(answer), words(reference)
+    return _f1(LCSseq.similarity(answered, expected), len(answered), len(expected))
 
 
 def anls(answer: str, reference: str) -> float:
-    """1 minus the edit distance over the longer length, 0 where that distance is half or more (Biten et al.
-    2019).
+    """1 minus the normalised edit distance; 0 if that distance is 0.5 or more (Biten et al. 2019).
 
-    Of whole characters (NFC: a Hangul syllable is one); case and the amount of white space do not count.
+    The distance counts whole characters after NFC, in which a Hangul syllable is one character. Case and the
+    amount of white space are ignored.
     """
-    found, wanted = (
+    answered, expected = (
         " ".join(unicodedata.normalize("NFC", text).casefold().split()) for text in (answer, reference)
     )
-    distance = Levenshtein.normalized_distance(found, wanted)
+    distance = Levenshtein.normalized_distance(answered, expected)
     return 1 - distance if distance < ANLS_THRESHOLD else 0.0
 
 
-def _f1(common: int, found: int, wanted: int) -> float:
-    if not found or not wanted:
-        return float(found == wanted)
-    return 2 * common / (found + wanted)
+def _f1(common: int, answered: int, expected: int) -> float:
+    if not answered or not expected:
+        return float(answered == expected)
+    return 2 * common / (answered + expected)
 
 
-def _mean(score: Callable[[str, str], float]) -> Callable[[Row], tuple[float, float]]:
+def _mean(score: Callable[[str, str], float]) -> Callable[[AnsweredRow], tuple[float, float]]:
     return lambda row: (score(row.answer, row.reference), 1.0)
 
 
-def _of_numbers(score: Callable[[float | None, float], float]) -> Callable[[Row], tuple[float, float]]:
-    """For rows whose reference tells a number. What the answer tells is None where it tells none."""
+def _of_numbers(
+    score: Callable[[float | None, float], float],
+) -> Callable[[AnsweredRow], tuple[float, float]]:
+    """Compare the numbers in answer and reference; rows whose reference has no number do not count.
 
-    def parts(row: Row) -> tuple[float, float]:
-        wanted = number(row.reference)
-        return (0.0, 0.0) if wanted is None else (score(number(row.answer), wanted), 1.0)
+    `score` gets None if the answer has no number.
+    """
+
+    def parts(row: AnsweredRow) -> tuple[float, float]:
+        expected = first_number(row.reference)
+        return (0.0, 0.0) if expected is None else (score(first_number(row.answer), expected), 1.0)
 
     return parts
 
@@ -109,20 +128,24 @@ def _of_numbers(score: Callable[[float | None, float], float]) -> Callable[[Row]
 METRICS: dict[str, Metric] = {
     "exact_match": Metric("max", _mean(exact_match), share=True),
     "normalized_match": Metric("max", _mean(normalized_match), share=True),
-    # An answer without a number counts as 0: left out, a model that says nothing would be the best.
-    # `number_rate` tells how many had one.
-    "mae": Metric("min", _of_numbers(lambda found, wanted: abs((found or 0.0) - wanted))),
-    "rmse": Metric("min", _of_numbers(lambda found, wanted: ((found or 0.0) - wanted) ** 2), math.sqrt),
+    # An answer without a number counts as 0. If it were left out, a model that answers nothing would be best.
+    # `number_rate` is the share of answers that have a number.
+    "mae": Metric("min", _of_numbers(lambda answered, expected: abs((answered or 0.0) - expected))),
+    "rmse": Metric(
+        "min", _of_numbers(lambda answered, expected: ((answered or 0.0) - expected) ** 2), math.sqrt
+    ),
     "within_1": Metric(
         "max",
-        _of_numbers(lambda found, wanted: float(found is not None and abs(found - wanted) <= 1)),
+        _of_numbers(lambda answered, expected: float(answered is not None and abs(answered - expected) <= 1)),
         share=True,
     ),
-    "number_rate": Metric("max", _of_numbers(lambda found, wanted: float(found is not None)), share=True),
+    "number_rate": Metric(
+        "max", _of_numbers(lambda answered, expected: float(answered is not None)), share=True
+    ),
     "token_f1": Metric("max", _mean(token_f1), share=True),
     "rouge_l": Metric("max", _mean(rouge_l), share=True),
     "anls": Metric("max", _mean(anls), share=True),
-    # Of all labelled tokens, whichever row they are in: the exponential of what training calls eval_loss.
+    # Over all labelled tokens of all rows: the exponential of eval_loss.
     "perplexity": Metric(
         "min", lambda row: (row.nll, float(row.tokens)), lambda loss: math.exp(min(loss, 700.0))
     ),
@@ -139,14 +162,17 @@ def check_metrics(names: Sequence[str]) -> None:
 
 
 def score(answers: Sequence[str], references: Sequence[str], name: str) -> float:
-    """One metric of `answers`; NaN where no row has a say, such as `mae` of references without a number."""
-    rows = [Row(*pair) for pair in zip(answers, references, strict=True)]
+    """Compute one metric of `answers`; NaN if no row counts, as for `mae` if no reference has a number."""
+    rows = [AnsweredRow(*pair) for pair in zip(answers, references, strict=True)]
     return _value(name, *parts_of(rows, [name]).sum(axis=0))
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A value and its interval; `low` and `high` are None where the rows are too few to resample."""
+class MetricEstimate:
+    """A metric's value and its 95 % confidence interval.
+
+    `low` and `high` are None if there is only one group of rows, which cannot be resampled.
+    """
 
     value: float
     low: float | None
@@ -154,29 +180,32 @@ class Estimate:
 
 
 def estimates(
-    models: Sequence[Sequence[Row]],
+    models: Sequence[Sequence[AnsweredRow]],
     groups: Sequence[str],
     names: Sequence[str],
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
-) -> list[dict[str, Estimate]]:
-    """The metrics of each model on the same rows; with two models, their difference (first minus second) as
-    a third entry.
+) -> list[dict[str, MetricEstimate]]:
+    """Compute the metrics of each model on the same rows, with 95 % confidence intervals.
 
-    Intervals are percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13) at 95 %. Whole
-    groups are drawn, because two
-    questions about one picture are not two independent rows, and the same groups for all models, so that a
-    difference is a paired one.
-    Metrics in which no row has a say are left out.
+    Intervals are percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13). Whole groups are
+    drawn, because two questions about one image are not two independent rows. The same groups are drawn for
+    all models, so that a difference between two models is paired.
 
     Args:
-        groups: of each row, such as its picture.
+        models: the answered rows of each model; the same rows in the same order.
+        groups: the group of each row, such as its image.
+        names: the metrics, keys of METRICS.
+
+    Returns:
+        The estimates by metric for each model. With two models, a third entry holds their difference (first
+        minus second). A metric in which no row counts is left out.
     """
     parts = np.concatenate([parts_of(rows, names) for rows in models], axis=1)
     drawn = np.array([*resampled(parts, groups, seed=seed, resamples=resamples)])
     width = 2 * len(names)
-    out: list[dict[str, Estimate]] = [{} for _ in range(3 if len(models) == 2 else len(models))]
+    result: list[dict[str, MetricEstimate]] = [{} for _ in range(3 if len(models) == 2 else len(models))]
     for place, name in enumerate(names):
         columns = [
             slice(width * model + 2 * place, width * model + 2 * place + 2) for model in range(len(models))
@@ -185,30 +214,31 @@ def estimates(
         samples = [np.array([_value(name, *sums) for sums in drawn[:, column]]) for column in columns]
         if len(models) == 2:
             values, samples = [*values, values[0] - values[1]], [*samples, samples[0] - samples[1]]
-        for entry, value, sample in zip(out, values, samples, strict=True):
+        for entry, value, sample in zip(result, values, samples, strict=True):
             if not math.isnan(value):
-                entry[name] = Estimate(value, *_interval(sample, len(set(groups))))
-    return out
+                entry[name] = MetricEstimate(value, *_interval(sample, len(set(groups))))
+    return result
 
 
-def parts_of(rows: Sequence[Row], names: Sequence[str]) -> np.ndarray:
-    """[N, 2 x metrics] float64: numerator and denominator of each row."""
+def parts_of(rows: Sequence[AnsweredRow], names: Sequence[str]) -> np.ndarray:
+    """Numerator and denominator of each row for each metric; shape `[N, 2 x metrics]`, float64."""
     return np.array(
         [[part for name in names for part in METRICS[name].parts(row)] for row in rows], dtype=float
     ).reshape(len(rows), -1)
 
 
 def resampled(parts: np.ndarray, groups: Sequence[str], *, seed: int, resamples: int) -> Iterator[np.ndarray]:
-    """The sums of the columns of `parts` [N, K] over as many groups as there are, drawn with replacement,
-    `resamples` times."""
+    """Draw the groups with replacement, `resamples` times; yields the column sums of `parts` `[N, K]`."""
     _, member = np.unique(np.asarray(groups), return_inverse=True)
     count = int(member.max()) + 1
     sums = np.zeros((count, parts.shape[1]))
     np.add.at(sums, member, parts)
     generator = np.random.default_rng(seed)
-    for start in range(0, resamples, AT_ONCE):
+    for start in range(0, resamples, RESAMPLES_AT_ONCE):
         yield from (
-            generator.multinomial(count, np.full(count, 1 / count), size=min(AT_ONCE, resamples - start))
+            generator.multinomial(
+                count, np.full(count, 1 / count), size=min(RESAMPLES_AT_ONCE, resamples - start)
+            )
             @ sums
         )
 
@@ -218,7 +248,7 @@ def _value(name: str, numerator: float, denominator: float) -> float:
 
 
 def _interval(sample: np.ndarray, groups: int) -> tuple[float | None, float | None]:
-    known = sample[~np.isnan(sample)]  # a draw may hold no row that has a say
+    known = sample[~np.isnan(sample)]  # a draw may have no row that counts
     if groups < 2 or not len(known):
         return None, None
     low, high = np.quantile(known, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])

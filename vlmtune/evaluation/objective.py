@@ -1,5 +1,7 @@
-"""A metric of generated answers as what a search is for: on a sample of the evaluation rows at each rung, on
-all at a trial's end."""
+"""A metric of generated answers as a search objective.
+
+It is measured on a sample of the evaluation rows at each evaluation, and on all of them at a trial's end.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,24 @@ from vlmtune.config.settings import Settings
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.split import EVAL
 from vlmtune.data.store import Store
-from vlmtune.evaluation.generate import Read, answers, reference
+from vlmtune.evaluation.generate import ReadExamples, answers, reference
 from vlmtune.evaluation.metrics import METRICS, score
 
-# Metrics of answers. Perplexity needs none: it is the exponential of eval_loss.
-OBJECTIVES = tuple(name for name in METRICS if name != "perplexity")
+# Metrics that need generated answers. Perplexity needs none: it is the exponential of eval_loss.
+ANSWER_METRICS = tuple(name for name in METRICS if name != "perplexity")
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is measured, on how many rows before the end, with how long answers, and the seed of the
-    sample."""
+    """A metric of generated answers, and how it is measured.
+
+    Attributes:
+        name: a key of `metrics.METRICS`.
+        rows: size of the sample of evaluation rows before the last step.
+        max_new_tokens: the longest answer in tokens.
+        batch_size: rows that are answered together.
+        seed: of the sample.
+    """
 
     name: str
     rows: int
@@ -34,9 +43,9 @@ class Objective:
 
     @classmethod
     def of(cls, settings: Settings) -> Objective | None:
-        """The objective of the settings where it is a metric of answers."""
+        """The objective of these settings if it is a metric of answers, else None."""
         search = settings.search
-        if search.metric not in OBJECTIVES:
+        if search.metric not in ANSWER_METRICS:
             return None
         return cls(
             search.metric,
@@ -51,40 +60,40 @@ class Objective:
         model: Any,
         processor: Any,
         store: Store,
-        read: Read,
+        read: ReadExamples,
         *,
         last: bool,
         rank: int = 0,
         world: int = 1,
     ) -> dict[str, float]:
-        """The metric of the model's answers, by its name; every rank answers a part of the rows, and all
-        know the result.
+        """Answer evaluation rows and compute the metric; returns {name: value}.
+
+        Each rank answers every `world`-th row. All ranks return the same result.
 
         Args:
-            last: of a trial's steps: all evaluation rows are answered then.
+            last: whether this is the trial's last step, at which all evaluation rows are answered.
         """
         rows = np.asarray(store.rows_of(EVAL))
-        if not last:  # the same rows for every trial
+        if not last:  # a sample, the same one for every trial
             rows = rows[np.random.RandomState(self.seed % 2**32).permutation(len(rows))[: self.rows]]
-        mine: Sequence[int] = [int(row) for row in rows[rank::world]]
-        found = answers(
+        own_rows: Sequence[int] = [int(row) for row in rows[rank::world]]
+        texts = answers(
             model,
             processor,
             store,
-            mine,
+            own_rows,
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
             read=read,
         )
-        wanted = [reference(processor.tokenizer, example) for example in read(store, mine)]
-        pairs: list[Any] = [(found, wanted)]
+        references = [reference(processor.tokenizer, example) for example in read(store, own_rows)]
         if world > 1:
-            pairs = [None] * world
-            dist.all_gather_object(pairs, (found, wanted))
-        texts, references = ([text for pair in pairs for text in pair[side]] for side in (0, 1))
+            gathered: list[Any] = [None] * world
+            dist.all_gather_object(gathered, (texts, references))
+            texts, references = ([text for pair in gathered for text in pair[side]] for side in (0, 1))
         return {self.name: score(texts, references, self.name)}
 
 
-def cached(examples: dict[int, EncodedExample]) -> Read:
-    """A `Read` of examples that are in memory already."""
+def read_from_memory(examples: dict[int, EncodedExample]) -> ReadExamples:
+    """A `ReadExamples` function over examples that are in memory, by row number."""
     return lambda _, rows: [examples[row] for row in rows]

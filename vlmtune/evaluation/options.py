@@ -1,96 +1,151 @@
-"""The command lines of eval.py, predict.py and export.py: some options of their own and some of training,
-over the adapter's settings."""
+"""Typed options of evaluate, predict and export, and the settings that each of them may override."""
 
-import argparse
-import re
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict, get_args
 
-from vlmtune.compat.argparse import actions_of
-from vlmtune.config.flag_table import ALIASES, flag
+from vlmtune.config.flag_table import read_values
+from vlmtune.config.options import Dtype, Quantization
 from vlmtune.errors import ConfigError, nearest
+from vlmtune.evaluation.metrics import METRICS, check_metrics
 
-# Options of training that tell which base is loaded and how, and how many rows go through it at once.
-BASE = (
-    "model_name_or_path",
-    "model_revision",
-    "trust_remote_code",
-    "quantization",
-    "dtype",
-    "attn_implementation",
-    "use_bnb_nested_quant",
-    "llm_int8",
-    "use_cpu",
-)
-DATA = (
-    "data_path",
-    "image_root",
-    "group_by",
-    "on_bad_row",
-    "allow_outside_paths",
-    "allow_remote_images",
-    "cache_dir",
-    "cache_size_gb",
-    "no_cache",
-    "storage_path",
-)
-RUN = ("per_device_eval_batch_size", "output_dir", "overwrite")
-NEW_TOKENS = 64
+Split = Literal["test", "eval", "train", "all"]
+PredictionFormat = Literal["jsonl", "parquet"]
+DEFAULT_NEW_TOKENS = 64
+STATE_DICT_FILE = "lora_adapter_state_dict.pt"  # what `export` writes with `state_dict`
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(re.sub(r"^argument (--\w+)\S*", r"\1:", message).replace("::", ":"))
+class ModelOverrides(TypedDict, total=False):
+    """Settings of the base model and the output folder, by flag name."""
+
+    model_name_or_path: str
+    model_revision: str
+    trust_remote_code: bool
+    quantization: Quantization
+    dtype: Dtype
+    attn_implementation: str
+    use_bnb_nested_quant: bool
+    llm_int8: bool
+    use_cpu: bool
+    overwrite: bool
 
 
-def read(
-    argv: Sequence[str],
-    description: str,
-    shared: Sequence[str],
-    add: Callable[[argparse.ArgumentParser], Any],
-) -> tuple[argparse.Namespace, dict[str, str]]:
-    """A command line's own options, and those of `shared`, options of training, that it gives, as texts by
-    name. `--help` exits 0.
+class PredictOverrides(ModelOverrides, total=False):
+    """Settings that `predict` may override, by flag name."""
+
+    image_root: str
+    allow_outside_paths: bool
+    allow_remote_images: bool
+    per_device_eval_batch_size: int
+
+
+class EvaluateOverrides(PredictOverrides, total=False):
+    """Settings that `evaluate` may override, by flag name."""
+
+    group_by: str
+    on_bad_row: Literal["error", "skip"]
+    cache_dir: str
+    cache_size_gb: float
+    no_cache: bool
+    storage_path: str
+    eval_fraction: float
+    test_fraction: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Options of `evaluate`, see `vlmtune.evaluate`.
 
     Raises:
-        ConfigError: an option is unknown or without its value, or there is no --adapter or --output_dir.
+        ConfigError: an option is wrong.
     """
-    parser = _Parser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument(
-        "--adapter", metavar="DIR", help="Folder of a trained adapter, of train.py, tune.py or PEFT."
-    )
-    add(parser)
-    for name in shared:
-        kind = flag(name).kind
-        nargs: dict[str, Any] = {"nargs": "?", "const": "true"} if kind == "bool" else {}
-        dashed = [f"--{name.replace('_', '-')}"] if "_" in name else []
-        parser.add_argument(
-            f"--{name}",
-            *dashed,
-            metavar=kind.upper(),
-            default=argparse.SUPPRESS,
-            help=flag(name).help,
-            **nargs,
-        )
-    parsed, unknown = parser.parse_known_args(list(argv))
-    if unknown:
-        word = unknown[0].partition("=")[0].lstrip("-").replace("-", "_")
-        known = [action.dest for action in actions_of(parser)]
-        raise ConfigError(
-            f"{unknown[0].partition('=')[0]}: this command has no such option{nearest(ALIASES.get(word, word), known)}"
-        )
-    given = {name: str(vars(parsed)[name]) for name in shared if name in vars(parsed)}
-    if parsed.adapter is None:
-        raise ConfigError("--adapter is missing: give the folder of a trained adapter, such as out/demo/best")
-    if "output_dir" not in given:
-        raise ConfigError("--output_dir is missing: give a folder for the results")
-    return parsed, given
+
+    adapter: str
+    output_dir: str
+    data_path: str | None = None
+    split: Split | None = None
+    metrics: Sequence[str] = tuple(METRICS)
+    base_only: bool = False
+    compare_base: bool = False
+    max_new_tokens: int = DEFAULT_NEW_TOKENS
+    overrides: EvaluateOverrides = field(default_factory=EvaluateOverrides)
+
+    def __post_init__(self) -> None:
+        check_overrides(self.overrides, EvaluateOverrides)
+        check_new_tokens(self.max_new_tokens)
+        if self.split is not None and self.split not in get_args(Split):
+            raise ConfigError(f"--split: {self.split!r} is not one of {', '.join(get_args(Split))}")
+        if self.base_only and self.compare_base:
+            raise ConfigError("--base_only and --compare_base: only one of them can be given")
+        try:
+            check_metrics(self.metrics)
+        except ConfigError as error:
+            raise ConfigError(f"--metrics {error}") from None
 
 
-def at_least_1(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
+@dataclass(frozen=True)
+class PredictOptions:
+    """Options of `predict`, see `vlmtune.predict`.
+
+    Raises:
+        ConfigError: an option is wrong.
+    """
+
+    adapter: str
+    data_path: str
+    output_dir: str
+    question: str | None = None
+    base_only: bool = False
+    format: PredictionFormat = "jsonl"
+    max_new_tokens: int = DEFAULT_NEW_TOKENS
+    overrides: PredictOverrides = field(default_factory=PredictOverrides)
+
+    def __post_init__(self) -> None:
+        check_overrides(self.overrides, PredictOverrides)
+        check_new_tokens(self.max_new_tokens)
+        if self.format not in get_args(PredictionFormat):
+            raise ConfigError(
+                f"--format: {self.format!r} is not one of {', '.join(get_args(PredictionFormat))}"
+            )
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Options of `export`, see `vlmtune.export`.
+
+    Raises:
+        ConfigError: an option is wrong, or neither `merge` nor `state_dict` is set.
+    """
+
+    adapter: str
+    output_dir: str
+    merge: bool = False
+    state_dict: bool = False
+    overrides: ModelOverrides = field(default_factory=ModelOverrides)
+
+    def __post_init__(self) -> None:
+        check_overrides(self.overrides, ModelOverrides)
+        if not (self.merge or self.state_dict):
+            raise ConfigError("nothing to export: give --merge, --state_dict, or both")
+        quantization = self.overrides.get("quantization", "none")
+        if quantization != "none":
+            raise ConfigError(
+                f"--quantization {quantization}: an adapter is merged into full-precision weights only; "
+                "leave it out"
+            )
+
+
+def check_overrides(overrides: Mapping[str, Any], allowed: type[Any]) -> None:
+    """Raises ConfigError for a setting that is not among the keys of the TypedDict `allowed`, or is wrong."""
+    known = list(allowed.__annotations__)
+    for name in overrides:
+        if name not in known:
+            raise ConfigError(f"--{name}: there is no such option here{nearest(name, known)}")
+    read_values(overrides, "--")
+
+
+def check_new_tokens(number: int) -> None:
+    """Raises ConfigError for a longest answer of less than one token."""
+    if number < 1:
+        raise ConfigError(f"--max_new_tokens: '{number}' is not a whole number of at least 1")

@@ -1,5 +1,7 @@
-"""What is to be answered: a folder of images with one question, or rows in any data format, with or without
-their answers."""
+"""The rows that predict.py answers: images with one question, or rows of any data format.
+
+Rows may or may not have a reference answer.
+"""
 
 from __future__ import annotations
 
@@ -23,23 +25,33 @@ from vlmtune.storage import absolute, filesystem, scheme
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
 IMAGES_PER_PIECE = 64
-# stands for an answer that is not there: a conversation ends with one; it is never shown to the model
-ANSWER = "?"
+# Stands in for a missing answer, because a conversation ends with one. The model never sees it.
+PLACEHOLDER_ANSWER = "?"
 
 
 @dataclass(frozen=True)
 class ImageList:
-    """Some images of a folder, absolute paths or URIs, all with the same question; what `Piece` is for data
-    files."""
+    """Some images of a folder with the same question; the counterpart of `Piece` for data files.
+
+    `paths` are absolute paths or URIs.
+    """
 
     paths: tuple[str, ...]
     question: str
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One row to be answered: its place in its piece, where people find it, and why it cannot be answered,
-    if so."""
+class QuestionRow:
+    """One row to be answered.
+
+    Attributes:
+        piece: index of the piece that the row is in.
+        number: index of the row in its piece.
+        source: where a person finds the row, such as `data.jsonl:3`.
+        images: path or URL of each image; None for an image that is stored in the data file.
+        has_reference: whether the row has an answer of its own.
+        error: why the row cannot be answered, if so.
+    """
 
     piece: int
     number: int
@@ -50,11 +62,15 @@ class Asked:
 
 
 def pieces_of(data_path: str, question: str | None, **rules: Any) -> Sequence[Piece | ImageList]:
-    """The pieces of what is to be answered, in its order. `rules` are those of `scan.scan`.
+    """List the pieces of `data_path` in order.
+
+    Args:
+        question: asked about every image; None if the rows have questions of their own.
+        rules: options of `scan.scan`.
 
     Raises:
-        ConfigError: images without a question.
-        DataError: there is nothing to answer, or nothing that is understood.
+        ConfigError: there are images but no question.
+        DataError: there is nothing to answer, or the format is unknown.
     """
     if question is not None:
         paths = image_paths(data_path)
@@ -75,11 +91,11 @@ def pieces_of(data_path: str, question: str | None, **rules: Any) -> Sequence[Pi
 
 
 def image_paths(data_path: str) -> list[str]:
-    """The images in a folder and the folders in it, by name, or the one image that the path names."""
+    """The images in a folder and its subfolders, sorted by name; or the one image that the path names."""
     try:
         system, inner = filesystem(absolute(data_path))
         info = system.get_file_info(inner)
-        found = (
+        entries = (
             system.get_file_info(fs.FileSelector(inner, recursive=True))
             if info.type == fs.FileType.Directory
             else [info]
@@ -88,58 +104,65 @@ def image_paths(data_path: str) -> list[str]:
         raise DataError(f"--data_path {data_path}: cannot be read: {error}") from error
     prefix = data_path.removesuffix(inner) if scheme(data_path) not in ("", "file") else ""
     images = (
-        entry for entry in found if entry.type == fs.FileType.File and entry.path.lower().endswith(SUFFIXES)
+        entry for entry in entries if entry.type == fs.FileType.File and entry.path.lower().endswith(SUFFIXES)
     )
     return sorted(prefix + entry.path for entry in images)
 
 
-def read(
+def read_questions(
     piece: Piece | ImageList,
     index: int,
-    after: int,
+    first: int,
     model: ModelRef,
     raw_pixels: bool,
 ) -> Iterator[dict[str, bytes]]:
-    """{"row": an `Asked`, "example": its `EncodedExample` or None}, pickled, for the rows of a piece from number
-    `after` on."""
-    encoder = _encoder(model, raw_pixels)
+    """Read the rows of a piece from number `first` on.
+
+    Yields:
+        {"row": a `QuestionRow`, "example": its `EncodedExample`, or None if it cannot be answered}; both pickled.
+    """
+    encoder = _question_encoder(model, raw_pixels)
     for number, (source, record, error) in enumerate(_records(piece)):
-        if number < after:
+        if number < first:
             continue
         images: list[str | bytes] = []
-        example, whole = None, record if isinstance(piece, ImageList) else complete(record)
+        example = None
+        completed = record if isinstance(piece, ImageList) else with_answer(record)
         try:
             if error is not None:
                 raise RowError(error)
-            messages, images = whole if isinstance(piece, ImageList) else conversation(whole, piece.rules)
+            messages, images = (
+                completed if isinstance(piece, ImageList) else conversation(completed, piece.rules)
+            )
             example = encoder.encode(messages, [load_image(image) for image in images])
         except (RowError, ImageError, EncodeError) as reason:
             error = str(reason)
         names = [image if isinstance(image, str) else None for image in images]
-        asked = Asked(
-            index, number, source, names, whole is record and not isinstance(piece, ImageList), error
-        )
-        yield {"row": pickle.dumps(asked), "example": pickle.dumps(example)}
+        has_reference = completed is record and not isinstance(piece, ImageList)
+        row = QuestionRow(index, number, source, names, has_reference, error)
+        yield {"row": pickle.dumps(row), "example": pickle.dumps(example)}
 
 
 def _records(piece: Piece | ImageList) -> Iterator[tuple[str, Any, str | None]]:
-    """(source, record, error) of each row; the record of an image is its conversation."""
+    """(source, record, error) of each row; the record of an image is already a conversation."""
     if isinstance(piece, Piece):
-        yield from ((found.source, found.record, found.error) for found in READERS[piece.format](piece))
+        yield from ((row.source, row.record, row.error) for row in READERS[piece.format](piece))
         return
     question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": piece.question}]}
-    answer = {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}
+    answer = {"role": "assistant", "content": [{"type": "text", "text": PLACEHOLDER_ANSWER}]}
     yield from ((path, ([question, answer], [path]), None) for path in piece.paths)
 
 
-def complete(record: Any) -> Any:
-    """The record with `ANSWER` as its last answer, if it has none; the same object if it has one, or is in
-    no known form."""
+def with_answer(record: Any) -> Any:
+    """Add PLACEHOLDER_ANSWER to a record without an answer.
+
+    Returns the same object if the record has an answer, or if its format is unknown.
+    """
     if not isinstance(record, Mapping):
         return record
     for field, turn in (
-        ("messages", {"role": "assistant", "content": ANSWER}),
-        ("conversations", {"from": "gpt", "value": ANSWER}),
+        ("messages", {"role": "assistant", "content": PLACEHOLDER_ANSWER}),
+        ("conversations", {"from": "gpt", "value": PLACEHOLDER_ANSWER}),
     ):
         turns = record.get(field)
         if isinstance(turns, list) and turns and isinstance(turns[-1], Mapping):
@@ -149,13 +172,13 @@ def complete(record: Any) -> Any:
                 else record
             )
     if record.get("prompt") is not None and not record.get("completion"):
-        return {**record, "completion": [{"role": "assistant", "content": ANSWER}]}
+        return {**record, "completion": [{"role": "assistant", "content": PLACEHOLDER_ANSWER}]}
     if record.get("instruction") is not None and not record.get("output"):
-        return {**record, "output": ANSWER}
+        return {**record, "output": PLACEHOLDER_ANSWER}
     return record
 
 
 @lru_cache(maxsize=1)
-def _encoder(model: ModelRef, raw_pixels: bool) -> RowEncoder:
-    """One a worker process: loading a processor costs a second."""
+def _question_encoder(model: ModelRef, raw_pixels: bool) -> RowEncoder:
+    """One encoder for a worker process, because loading a processor costs a second."""
     return RowEncoder(model.processor(), raw_pixels=raw_pixels)

@@ -11,7 +11,7 @@ import torch
 from vlmtune.config.settings import Settings
 from vlmtune.data.split import EVAL
 from vlmtune.data.store import Store
-from vlmtune.evaluation.objective import Objective, cached
+from vlmtune.evaluation.objective import Objective, read_from_memory
 from vlmtune.packed.example_cache import ExampleCache
 from vlmtune.packed.packed_model import PackedModel, PassResult
 from vlmtune.packed.slot import Slot
@@ -84,7 +84,7 @@ class Evaluator:
         """The metric of a trial's generated answers, if the search is for one."""
         if self.objective is None:
             return {}
-        examples = cached(self.examples.get(self.rows))
+        examples = read_from_memory(self.examples.get(self.rows))
         with self.model.single_adapter(slot.adapter.flat, slot.adapter.scaling) as model:
             return self.objective.measure(
                 model,

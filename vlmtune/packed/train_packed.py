@@ -22,9 +22,9 @@ from vlmtune.packed.messages import NOTES, TrialReport, TrialRequest
 from vlmtune.packed.packable import check_packable
 from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
 from vlmtune.training.gauges import Gauges
+from vlmtune.training.isolated import run_with_progress
 from vlmtune.training.launch import Outcome, Progress, fit, worker_resources
 from vlmtune.training.meter import EVALUATION
-from vlmtune.training.run import watched
 
 TRIAL_ID = "train"  # of the run's only trial
 
@@ -44,7 +44,7 @@ def run_packed(settings: Settings, store: Store, folder: str, cluster: Cluster, 
     if workers == 0:
         return _outcome(train_shard(settings, store, folder, show))
     train = _train_in_actor if workers == 1 else _train_in_workers
-    return watched(lambda progress: train(settings, store, folder, cluster, progress), show)
+    return run_with_progress(lambda progress: train(settings, store, folder, cluster, progress), show)
 
 
 def train_shard(

@@ -1,6 +1,6 @@
 """The preflight: prepare the rows that training will use, and report on them. It needs no GPU."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from vlmtune import output, storage
 from vlmtune.cluster import connect, in_ray_job
@@ -8,34 +8,47 @@ from vlmtune.config.settings import Settings
 from vlmtune.data.cache import find_or_make_store
 from vlmtune.data.samples import pick_samples
 from vlmtune.data.source import DataSource
-from vlmtune.output import cache_folder, located
 from vlmtune.preflight.html_report import html_report
 from vlmtune.preflight.memory import gpu_memory
 from vlmtune.preflight.statistics import summarise
 from vlmtune.preflight.summary import Summary
+from vlmtune.session import cache_folder, with_absolute_paths
 from vlmtune.storage import filesystem
 
 
-def inspect_data(settings: Settings, output_dir: str | None) -> tuple[Summary, str]:
+@dataclass(frozen=True)
+class InspectResult:
+    """What `vlmtune.inspect` found.
+
+    Attributes:
+        summary: what is in the data; `summary.problems` and whether training can start, `summary.ready`.
+        folder: absolute path or URI of the output folder.
+        json_file: the summary as JSON.
+        html_file: the summary as a page, with sample rows.
+    """
+
+    summary: Summary
+    folder: str
+    json_file: str
+    html_file: str
+
+
+def inspect_data(settings: Settings, output_dir: str | None) -> InspectResult:
     """Read all rows, and write `preflight.json` and `preflight.html`.
 
     Args:
         output_dir: folder or URI for the two files; by default the settings' `output_dir` with `-preflight`
             behind it, because training wants its folder free.
 
-    Returns:
-        The summary, and the absolute path or URI of the folder.
-
     Raises:
-        UserError: the data as a whole or the processor cannot be read. Bad rows do not raise: they are part
-            of the report.
+        UserError: the data as a whole or the processor cannot be read. Bad rows do not raise.
     """
-    folder = output.place(
+    folder = output.resolve_folder(
         output_dir or f"{settings.run.output_dir.rstrip('/')}-preflight", in_job=in_ray_job()
     )
-    settings = located(settings)
+    settings = with_absolute_paths(settings)
     source = DataSource.from_settings(settings)
-    scanned = source.scan()  # first, because starting Ray takes seconds
+    scanned = source.scan()  # before Ray starts, which takes seconds
     connect()
     store = find_or_make_store(
         source, cache_folder(settings), size_gb=settings.data.cache_size_gb, scanned=scanned
@@ -43,8 +56,9 @@ def inspect_data(settings: Settings, output_dir: str | None) -> tuple[Summary, s
     summary = summarise(store, settings, source.model.processor().tokenizer)
     if summary.ready:
         summary = replace(summary, memory=gpu_memory(settings, store))
-    fs, inner = filesystem(folder)
-    fs.create_dir(inner, recursive=True)
-    storage.write_json(f"{folder}/preflight.json", summary.to_dict())
-    storage.write_text(f"{folder}/preflight.html", html_report(summary, pick_samples(store, scanned.pieces)))
-    return summary, folder
+    files, inner = filesystem(folder)
+    files.create_dir(inner, recursive=True)
+    result = InspectResult(summary, folder, f"{folder}/preflight.json", f"{folder}/preflight.html")
+    storage.write_json(result.json_file, summary.to_dict())
+    storage.write_text(result.html_file, html_report(summary, pick_samples(store, scanned.pieces)))
+    return result

@@ -1,4 +1,4 @@
-"""How the value of one searched option is drawn: Tune's distributions, suggested through Optuna."""
+"""The distributions of searched options: Ray Tune's names, drawn by Optuna."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from vlmtune.config.flags import Flag
 from vlmtune.errors import ConfigError, nearest
 
-# Names, argument order and meaning are Ray Tune's; grid is its grid_search.
+# Names, order of arguments and meaning are Ray Tune's. grid is its grid_search.
 NUMERIC = {
     "uniform": "[lower, upper]",
     "quniform": "[lower, upper, quantum]",
@@ -22,7 +22,7 @@ NAMES = ("choice", *NUMERIC, "grid", "expr")
 
 
 class Trial(Protocol):
-    """What is asked of `optuna.Trial`, or of Ray's wrapper around one."""
+    """The methods that are used of `optuna.Trial`, or of Ray's wrapper around one."""
 
     @property
     def number(self) -> int: ...
@@ -35,26 +35,26 @@ class Trial(Protocol):
 
 @dataclass(frozen=True)
 class Categorical:
-    """One of some values, in no order."""
+    """One of several values without order. `exhaustive`: whether it is a grid, of which every value is run."""
 
     values: tuple[Any, ...]
     exhaustive: bool
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """Values that stand for all, to check others against."""
+        """The extreme values, at which the space is checked."""
         return self.values
 
     @property
     def _labels(self) -> list[Any]:
-        # Optuna keeps lists and mappings only as text.
+        # Optuna stores no lists and mappings, so they are JSON there.
         return [
             value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)
             for value in self.values
         ]
 
     def suggest(self, trial: Trial, name: str) -> Any:
-        """A value for the option `name` in `trial`."""
+        """Draw a value of the option `name` for `trial`."""
         labels = self._labels
         return self.values[labels.index(trial.suggest_categorical(name, labels))]
 
@@ -63,15 +63,15 @@ class Categorical:
         return value in self.values
 
     def parameter(self, value: Any) -> Any:
-        """What Optuna keeps for a contained value."""
+        """What Optuna stores for a contained value."""
         return self._labels[self.values.index(value)]
 
 
 @dataclass(frozen=True)
 class Numeric:
-    """A number between `low` and `high`, both included, evenly on a linear or a logarithmic scale.
+    """A number from `low` to `high`, both included, uniform on a linear or a logarithmic scale.
 
-    With a quantum, every value is a multiple of it; `whole` values are integers.
+    With a quantum, every value is a multiple of it. With `whole`, values are integers.
     """
 
     low: float
@@ -82,12 +82,12 @@ class Numeric:
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """Values that stand for all, to check others against."""
+        """The extreme values, at which the space is checked."""
         return (self.low, self.high)
 
     def suggest(self, trial: Trial, name: str) -> Any:
-        """A value for the option `name` in `trial`."""
-        if self.log and self.quantum:  # Optuna has no quantised logarithmic scale
+        """Draw a value of the option `name` for `trial`."""
+        if self.log and self.quantum:  # Optuna has no logarithmic scale with a step
             return self._multiple(trial.suggest_float(name, self.low, self.high, log=True))
         if self.whole:
             return trial.suggest_int(
@@ -109,7 +109,7 @@ class Numeric:
         )
 
     def parameter(self, value: Any) -> Any:
-        """What Optuna keeps for a contained value."""
+        """What Optuna stores for a contained value."""
         return int(value) if self.whole else value
 
     def _multiple(self, value: float) -> float:
@@ -125,14 +125,15 @@ Distribution = Categorical | Numeric
 
 
 def read_categorical(kind: str, arguments: Any, option: Flag, label: str) -> Categorical:
-    """A choice or grid over `arguments`, each typed as the option is.
+    """Read the `arguments` of a choice or grid, each as the option's type.
 
     Raises:
-        ConfigError: no list, an empty one, one with a value twice, or a value that the option cannot have.
+        ConfigError: they are no list, empty, hold a value twice, or a value that the option cannot have.
     """
     if not isinstance(arguments, list) or not arguments:
         raise ConfigError(
-            f"{label}: {kind} takes a list of values, as in {{{kind}: [8, 16]}}, not {json.dumps(arguments, default=str)}"
+            f"{label}: {kind} takes a list of values, as in {{{kind}: [8, 16]}}, "
+            f"not {json.dumps(arguments, default=str)}"
         )
     values = [option.read(value, f"{label}: {kind}") for value in arguments]
     for index, value in enumerate(values):
@@ -142,10 +143,10 @@ def read_categorical(kind: str, arguments: Any, option: Flag, label: str) -> Cat
 
 
 def read_numeric(kind: str, arguments: Any, option: Flag, label: str) -> Numeric:
-    """A range of numbers from Tune's arguments, for an option that is a number.
+    """Read the `arguments` of a range, for an option that is a number.
 
     Raises:
-        ConfigError: wrong arguments, or a range with values that the option cannot have.
+        ConfigError: the arguments are wrong, or the range has values that the option cannot have.
     """
     if option.kind not in ("int", "float"):
         raise ConfigError(f"{label}: {kind} draws numbers, which {option.name} does not take; use choice")
@@ -155,7 +156,8 @@ def read_numeric(kind: str, arguments: Any, option: Flag, label: str) -> Numeric
         isinstance(number, int | float) and not isinstance(number, bool) for number in numbers
     ):
         raise ConfigError(
-            f"{label}: {kind} takes {needed} numbers, {NUMERIC[kind]}, not {json.dumps(arguments, default=str)}"
+            f"{label}: {kind} takes {needed} numbers, {NUMERIC[kind]}, "
+            f"not {json.dumps(arguments, default=str)}"
         )
     low, high = numbers[:2]
     quantum = numbers[2] if needed == 3 else None
@@ -187,8 +189,8 @@ def read_numeric(kind: str, arguments: Any, option: Flag, label: str) -> Numeric
     return Numeric(low, high, quantum, log, whole)
 
 
-def unknown(kind: Any, label: str) -> ConfigError:
-    """The error for a distribution that there is not."""
+def unknown_distribution(kind: Any, label: str) -> ConfigError:
+    """The error for an unknown distribution."""
     return ConfigError(
         f"{label}: there is no distribution {kind!r}{nearest(str(kind), NAMES)}; there are {', '.join(NAMES)}"
     )

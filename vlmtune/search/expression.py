@@ -1,5 +1,7 @@
-"""Arithmetic over option names, such as "2 * lora_r": parsed to Python's own syntax tree and walked, never
-executed as code."""
+"""Arithmetic over option names, such as "2 * lora_r".
+
+An expression is parsed to Python's syntax tree and evaluated by walking it. It is never executed as code.
+"""
 
 import ast
 import math
@@ -37,10 +39,10 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
 }
-# Beyond these, a value is a slip of the pen, and whole numbers take minutes to raise to a power.
-_LONGEST = 500
-_LARGEST_POWER = 64
-_LARGEST_WHOLE = 2**64
+# Limits: a larger value is a typing error, and raising large whole numbers to a power takes minutes.
+_MAX_LENGTH = 500  # characters
+_MAX_POWER = 64
+_MAX_WHOLE = 2**64
 
 _ALLOWED = (
     f"numbers, options, + - * / // % **, comparisons, `a if condition else b`, and {', '.join(_FUNCTIONS)}"
@@ -55,16 +57,19 @@ class Expression:
 
     @classmethod
     def parse(cls, text: Any, label: str) -> "Expression":
-        """An expression from its text; `label` stands before messages.
+        """Parse an expression.
+
+        Args:
+            label: what stands before messages.
 
         Raises:
-            ConfigError: it is no text, does not parse, or holds something else than arithmetic.
+            ConfigError: it is not a text, does not parse, or holds something else than arithmetic.
         """
         if not isinstance(text, str) or not text.strip():
             raise ConfigError(f'{label}: an expr is a text, such as "2 * lora_r", not {text!r}')
-        if len(text) > _LONGEST:
+        if len(text) > _MAX_LENGTH:
             raise ConfigError(
-                f"{label}: an expr of {len(text)} characters is too long; {_LONGEST} are allowed"
+                f"{label}: an expr of {len(text)} characters is too long; {_MAX_LENGTH} are allowed"
             )
         expression = cls(text.strip())
         try:
@@ -82,7 +87,7 @@ class Expression:
 
     @property
     def variables(self) -> list[str]:
-        """The option names in it, each once, in order of appearance."""
+        """The option names in the expression, each once, in order of appearance."""
         called = {id(node.func) for node in ast.walk(self._tree) if isinstance(node, ast.Call)}
         names = [
             node for node in ast.walk(self._tree) if isinstance(node, ast.Name) and id(node) not in called
@@ -90,10 +95,14 @@ class Expression:
         return list(dict.fromkeys(node.id for node in sorted(names, key=lambda node: node.col_offset)))
 
     def evaluate(self, values: Mapping[str, Any], label: str) -> Any:
-        """Its value, where `values` holds one for each of its `variables`.
+        """Evaluate the expression.
+
+        Args:
+            values: a value for each of `variables`.
+            label: what stands before messages.
 
         Raises:
-            ConfigError: it has no value there, as in a division by zero; the message names the values.
+            ConfigError: it has no value, as in a division by zero; the message names the values.
         """
         try:
             result = _evaluate(self._tree, values)
@@ -106,12 +115,12 @@ class Expression:
         return result
 
     def where(self, values: Mapping[str, Any]) -> str:
-        """The values of its variables, for a message."""
+        """The values of the variables, for a message."""
         return ", ".join(f"{name} is {values[name]}" for name in self.variables) or "nothing varies"
 
 
 def _check(node: ast.AST) -> None:
-    """Raise a ValueError for anything but arithmetic."""
+    """Raises ValueError for anything but arithmetic."""
     match node:
         case ast.Constant(value=bool() | int() | float() | str()) | ast.Name():
             return
@@ -159,10 +168,10 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
 
 
 def _arithmetic(op: ast.operator, left: float, right: float) -> Any:
-    if isinstance(op, ast.Pow) and abs(right) > _LARGEST_POWER:
+    if isinstance(op, ast.Pow) and abs(right) > _MAX_POWER:
         raise ValueError(f"{right} is too large a power")
     result = _ARITHMETIC[type(op)](left, right)
-    if isinstance(result, int) and abs(result) > _LARGEST_WHOLE:
+    if isinstance(result, int) and abs(result) > _MAX_WHOLE:
         raise ValueError("the result is too large")
     return result
 

@@ -1,4 +1,4 @@
-"""Which values of `max_length` in a search space the prepared rows allow."""
+"""Which values of `max_length` in a search space fit the prepared rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,20 +12,23 @@ from vlmtune.data.store import Store
 from vlmtune.errors import DataError
 
 NAMES = ("max_length", *(alias for alias, name in ALIASES.items() if name == "max_length"))
-EXCLUSIVE = ("randint", "lograndint")  # their upper bound is not drawn
-RANGES = (*EXCLUSIVE, "quniform", "qloguniform")
+EXCLUSIVE_RANGES = ("randint", "lograndint")  # their upper bound is not drawn
+RANGES = (*EXCLUSIVE_RANGES, "quniform", "qloguniform")
 
 
 def usable_max_lengths(
     store: Store, search_space: Mapping[str, Any], *, on_long_row: str = "error"
 ) -> tuple[dict[str, Any], list[str]]:
-    """The search space without the values of `max_length` that the images of a training row do not fit, and
-    a line on what was removed.
+    """Remove values of `max_length` that are too small for the images of a training row.
 
-    With `on_long_row="skip"`, rows that do not even fit the largest value are left out of every trial and
-    ask for nothing, so that all
-    trials train on the same rows. An expression stays as it is. The space itself is checked by whoever
-    parses it.
+    With `on_long_row="skip"`, rows that do not even fit the largest value are left out of every trial, so that
+    all trials train on the same rows. They are not considered here.
+
+    Args:
+        search_space: as in the config; it is checked by `Space.parse`. An expression stays as it is.
+
+    Returns:
+        The search space, and a line on what was removed, if anything was.
 
     Raises:
         DataError: no value is left.
@@ -36,27 +39,30 @@ def usable_max_lengths(
     rows = store.rows_of(TRAIN)
     required = store.column("required")[rows]
     largest = max(map(length_limit, values))
-    counted = rows[required <= largest] if on_long_row == "skip" else rows
-    if not len(counted):
+    considered = rows[required <= largest] if on_long_row == "skip" else rows
+    if not len(considered):
         raise DataError(
             f"search_space: {key}: no training row fits {largest:g} tokens; the shortest needs {required.min()}"
         )
-    longest = counted[np.argmax(store.column("required")[counted])]
+    longest = considered[np.argmax(store.column("required")[considered])]
     floor = int(store.column("required")[longest])
     need = f"the images and template of {store.column('source')[longest]} alone need {floor} tokens"
     if largest < floor:
         raise DataError(
-            f"search_space: {key}: no value can be used, {need}: search from {floor} on, or give --on_long_row skip"
+            f"search_space: {key}: no value can be used, {need}: search from {floor} on, or give "
+            "--on_long_row skip"
         )
     if min(map(length_limit, values)) >= floor:
         return dict(search_space), []
-    entry, removed = _raised(search_space[key], floor)
+    entry, removed = _without_values_below(search_space[key], floor)
     return {**search_space, key: entry}, [f"{key} {removed} will not be searched: {need}"]
 
 
 def searched_max_lengths(search_space: Mapping[str, Any]) -> list[int | None]:
-    """The values of `max_length` in a search space: all of a choice, grid or single value, the ends of a
-    range, none of an expression."""
+    """The values of `max_length` in a search space.
+
+    These are all values of a choice or grid, a single value, the ends of a range, or none of an expression.
+    """
     entry = next((search_space[name] for name in NAMES if name in search_space), None)
     if isinstance(entry, int):
         return [entry]
@@ -66,20 +72,18 @@ def searched_max_lengths(search_space: Mapping[str, Any]) -> list[int | None]:
     if kind in ("choice", "grid") and isinstance(arguments, Sequence):
         return [value for value in arguments if value is None or isinstance(value, int)]
     if kind in RANGES and isinstance(arguments, Sequence) and len(arguments) >= 2:
-        return [int(arguments[0]), int(arguments[1]) - (kind in EXCLUSIVE)]
+        return [int(arguments[0]), int(arguments[1]) - (kind in EXCLUSIVE_RANGES)]
     return []
 
 
-def _raised(entry: Mapping[str, Any], floor: int) -> tuple[Any, str]:
-    """The distribution without what is below `floor`, of which something is left; and what was removed, in
-    words."""
+def _without_values_below(entry: Mapping[str, Any], floor: int) -> tuple[Any, str]:
+    """A distribution without its values below `floor`, and the removed values in words. Some value is left."""
     ((kind, arguments),) = entry.items()
     if kind not in RANGES:
         removed = sorted(value for value in arguments if length_limit(value) < floor)
         return {kind: [value for value in arguments if value not in removed]}, " and ".join(map(str, removed))
     low, high, *quantum = arguments
-    raised = (
-        -(-floor // int(quantum[0])) * int(quantum[0]) if quantum else floor
-    )  # bounds are multiples of the quantum
-    only = raised == high - (kind in EXCLUSIVE)
-    return (raised if only else {kind: [raised, high, *quantum]}), f"from {low} to {raised - 1}"
+    # Bounds are multiples of the quantum.
+    raised = -(-floor // int(quantum[0])) * int(quantum[0]) if quantum else floor
+    single = raised == high - (kind in EXCLUSIVE_RANGES)
+    return (raised if single else {kind: [raised, high, *quantum]}), f"from {low} to {raised - 1}"

@@ -1,4 +1,4 @@
-"""The winner of a search trained once more, alone, on the evaluation rows too."""
+"""Refit: train the best trial's values once more, alone, on the evaluation rows too."""
 
 import logging
 
@@ -7,21 +7,25 @@ from vlmtune.config.settings import Settings
 from vlmtune.console import labelled
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
-from vlmtune.packed.train_packed import run_packed
-from vlmtune.training.run import run_isolated
+from vlmtune.single_run import train_with_runner
 
 logger = logging.getLogger(__name__)
 
 
-def refit(chosen: Settings, store: Store, folder: str, cluster: Cluster) -> tuple[str, Store]:
-    """Train the chosen settings on all rows but the test split's; returns the checkpoint and the rows' store.
+def refit(settings: Settings, store: Store, folder: str, cluster: Cluster) -> tuple[str, Store]:
+    """Train the best trial's settings on all rows but the test rows.
 
-    What this run measures on evaluation rows says nothing: it has been trained on them. The search's numbers
-    stay the adapter's.
+    What this run measures on evaluation rows means nothing, because it trains on them. The numbers of the
+    search stay the adapter's numbers.
+
+    Args:
+        folder: output folder of the search.
+
+    Returns:
+        The last checkpoint (folder or URI), and the store with the rows that were trained on.
     """
     whole = Store(store.folder, train_splits=(TRAIN, EVAL))
-    rows = len(whole.rows_of(TRAIN))
-    logger.info(labelled("Refit", f"the best values once more, on {rows} rows: train and eval"))
-    run = run_packed if chosen.search.trial_runner == "packed" else run_isolated
-    outcome = run(chosen, whole, f"{folder}/tune/refit", cluster, lambda _: None)
+    text = f"the best values once more, on {len(whole.rows_of(TRAIN))} rows: train and eval"
+    logger.info(labelled("Refit", text))
+    outcome = train_with_runner(settings, whole, f"{folder}/tune/refit", cluster, lambda _: None)
     return outcome.checkpoint, whole

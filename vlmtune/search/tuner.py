@@ -1,5 +1,4 @@
-"""Build and run the search: Ray Tune drives, Optuna proposes, ASHA stops early, Ray Train trains each
-trial."""
+"""Run the trials: Ray Tune drives them, Optuna proposes them, ASHA stops them early."""
 
 import math
 from functools import partial
@@ -11,58 +10,64 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from vlmtune.config.settings import Settings
-from vlmtune.search.results import mode_of
-from vlmtune.search.runner import Runner
-from vlmtune.search.sampler import TrialSearch
+from vlmtune.search.isolated_trial import GRID_POINT, trial_values
+from vlmtune.search.objectives import mode_of
+from vlmtune.search.sampler import TrialSampler
 from vlmtune.search.space import Space
-from vlmtune.search.trial import POINT, point
+from vlmtune.search.trial_runners import TrialRunner
 
-TRIAL_CPUS = 0.01  # a trial's driver only waits for its workers; a whole CPU each would leave none for them
-PROGRESS = "progress"  # how much of its run a trial has done, up to 1: what ASHA calls time
-NEVER = 2.0  # of a run: what ASHA calls max_t, at which it would stop a trial
+# CPUs of a trial's driver, which only waits for its workers. With a whole CPU for each driver, none would be
+# left for the workers.
+TRIAL_CPUS = 0.01
+PROGRESS = "progress"  # in a result: the share of its run that a trial has done; ASHA's time attribute
+NEVER = 2.0  # ASHA's max_t, at which it stops a trial; PROGRESS never exceeds 1
 
 
-def run_search(
+def run_trials(
     settings: Settings,
     space: Space,
     output_dir: str,
     callback: tune.Callback,
-    runner: Runner,
+    runner: TrialRunner,
     *,
     resume: bool,
 ) -> tune.ResultGrid:
-    """Run the search of `settings` into `output_dir`/tune, or go on with the one that is there, if it had
-    begun."""
-    trial = tune.with_resources(runner.trainable, {"cpu": TRIAL_CPUS})
+    """Run all trials of a search; Tune's state goes to `output_dir`/tune.
+
+    With `resume`, the search that has begun there is resumed, if it has.
+    """
+    trainable = tune.with_resources(runner.trainable, {"cpu": TRIAL_CPUS})
     folder = f"{output_dir}/tune"
-    begun = resume and tune.Tuner.can_restore(folder)
-    grid = (
-        restored_tuner(folder, trial)
-        if begun
-        else make_tuner(settings, space, output_dir, callback, runner, trial)
-    ).fit()
+    if resume and tune.Tuner.can_restore(folder):
+        tuner = restore_tuner(folder, trainable)
+    else:
+        tuner = make_tuner(settings, space, output_dir, callback, runner, trainable)
+    grid = tuner.fit()
     if runner.reuse_processes and any(isinstance(error, RayActorError) for error in grid.errors):
-        # Tune begins a trial again whose process ends, except where that process was just taking it on after
-        # another one.
-        grid = restored_tuner(folder, trial).fit()
+        # Tune restarts a trial whose process died, unless the process died while it was given that trial.
+        grid = restore_tuner(folder, trainable).fit()
     return grid
 
 
-def restored_tuner(folder: str, trial: Any) -> tune.Tuner:
-    """The search in `folder`, to go on with: trials that failed begin anew, those that were under way at
-    their last checkpoint."""
-    return tune.Tuner.restore(folder, trial, resume_unfinished=True, restart_errored=True)
+def restore_tuner(folder: str, trainable: Any) -> tune.Tuner:
+    """The tuner of an interrupted search. Failed trials restart, unfinished ones resume from a checkpoint."""
+    return tune.Tuner.restore(folder, trainable, resume_unfinished=True, restart_errored=True)
 
 
 def make_tuner(
-    settings: Settings, space: Space, output_dir: str, callback: tune.Callback, runner: Runner, trial: Any
+    settings: Settings,
+    space: Space,
+    output_dir: str,
+    callback: tune.Callback,
+    runner: TrialRunner,
+    trainable: Any,
 ) -> tune.Tuner:
-    """A search that has not begun."""
+    """The tuner of a new search."""
     search = settings.search
     config = tune.TuneConfig(
         metric=search.metric,
         mode=search.mode,
-        search_alg=None if space.is_grid else make_searcher(settings, space),
+        search_alg=None if space.is_grid else make_sampler(settings, space),
         scheduler=make_scheduler(settings, space),
         num_samples=1 if space.is_grid else search.num_samples,
         max_concurrent_trials=runner.at_once,
@@ -71,8 +76,8 @@ def make_tuner(
         trial_dirname_creator=lambda trial: trial.trial_id,
     )
     return tune.Tuner(
-        trial,
-        param_space={POINT: tune.grid_search(space.grid())} if space.is_grid else None,
+        trainable,
+        param_space={GRID_POINT: tune.grid_search(space.grid())} if space.is_grid else None,
         tune_config=config,
         run_config=tune.RunConfig(
             name="tune",
@@ -85,49 +90,47 @@ def make_tuner(
     )
 
 
-def make_searcher(settings: Settings, space: Space) -> TrialSearch:
+def make_sampler(settings: Settings, space: Space) -> TrialSampler:
     """Optuna over the space, for one objective or several."""
     search = settings.search
     more = {name: mode_of(name) for name in search.more_metrics or ()}
-    return TrialSearch(space, metric=search.metric, mode=search.mode, seed=settings.training.seed, more=more)
+    return TrialSampler(space, metric=search.metric, mode=search.mode, seed=settings.training.seed, more=more)
 
 
 def diverged(trial_id: str, result: dict[str, Any], *, metric: str) -> bool:
-    """Whether a trial need not go on: its metric is no number any more. ASHA lets such a trial run to its
-    end."""
+    """Whether to stop a trial because its metric is NaN or infinite. ASHA would let it run to its end."""
     return not math.isfinite(result[metric])
 
 
 def make_scheduler(settings: Settings, space: Space) -> TrialScheduler:
-    """ASHA over the share of its run that a trial has done, which is the same at every trial's evaluations;
-    or none."""
+    """ASHA over the share of its run that a trial has done, or a scheduler that stops nothing.
+
+    The share is the same at the same evaluation of every trial.
+    """
     if settings.search.early_stopping == "none":
         return FIFOScheduler()
-    return Asha(space, settings.search.grace_period, settings.search.reduction_factor)
+    return BaselineAwareAsha(space, settings.search.grace_period, settings.search.reduction_factor)
 
 
-class Asha(ASHAScheduler):
-    """ASHA that lets the config's own values run to their end: what searching was worth is told against
-    them."""
+class BaselineAwareAsha(ASHAScheduler):
+    """ASHA that never stops the baseline, because the result of the search is compared with it."""
 
     def __init__(self, space: Space, grace_period: float, reduction_factor: int) -> None:
-        options: Any = {
-            "time_attr": PROGRESS,
-            "grace_period": grace_period,
-            "max_t": NEVER,
-        }  # Ray's types say whole numbers
+        # Fractions are fine; Ray's types ask for whole numbers.
+        options: Any = {"time_attr": PROGRESS, "grace_period": grace_period, "max_t": NEVER}
         super().__init__(reduction_factor=reduction_factor, **options)
-        self.own = {**space.own, **space.constants}
+        self.baseline = {**space.baseline, **space.constants}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        decision: str = super().on_trial_result(tune_controller, trial, _timed(result))
-        return TrialScheduler.CONTINUE if point(trial.config) == self.own else decision
+        decision: str = super().on_trial_result(tune_controller, trial, _with_progress(result))
+        return TrialScheduler.CONTINUE if trial_values(trial.config) == self.baseline else decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        if math.isfinite(result.get(self.metric or "", math.nan)):  # NaN is nothing to compare others with
-            super().on_trial_complete(tune_controller, trial, _timed(result))
+        # NaN would spoil the quantiles that other trials are compared with.
+        if math.isfinite(result.get(self.metric or "", math.nan)):
+            super().on_trial_complete(tune_controller, trial, _with_progress(result))
 
 
-def _timed(result: dict[str, Any]) -> dict[str, Any]:
-    """A result with its progress, if it is of a trial that trained."""
+def _with_progress(result: dict[str, Any]) -> dict[str, Any]:
+    """A result with PROGRESS added, if it is a report of training."""
     return {**result, PROGRESS: result["step"] / result["max_steps"]} if "step" in result else result

@@ -8,12 +8,11 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from vlmtune import __version__
-from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
+from vlmtune.output import settings_yaml
 from vlmtune.storage import filesystem, write_json, write_text
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 CHECKPOINT_ONLY = (
     "optimizer.pt",
     "scheduler.pt",
@@ -48,7 +47,7 @@ def save_adapter_folder(
                 source_filesystem=source,
                 destination_filesystem=target,
             )
-    write_text(f"{folder}/config.yaml", yaml12.dump(repeatable(settings).to_flags()))
+    write_text(f"{folder}/config.yaml", settings_yaml(settings))
     describe(folder, settings, metrics, store)
 
 
@@ -63,11 +62,6 @@ def describe(
     the card's table."""
     write_text(f"{folder}/README.md", model_card(settings, metrics, store, measured or {}))
     write_json(f"{folder}/metrics.json", {**metrics, "data": store.meta.key, "versions": versions()})
-
-
-def repeatable(settings: Settings) -> Settings:
-    """The settings as `config.yaml` holds them: repeating a run must not delete what is there."""
-    return settings.replace(overwrite=False, resume=None)
 
 
 def versions() -> dict[str, str]:

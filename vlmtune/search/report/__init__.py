@@ -1,1 +1,1 @@
-"""The page of a finished search: charts, answers, importance of the options."""
+"""The report page of a finished search: charts, answers, importance of the options."""

@@ -19,11 +19,11 @@ from training_kit import difference
 from vlmtune.cluster import Cluster
 from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError
-from vlmtune.packed.train_packed import run_packed
-from vlmtune.search.run import search_adapter
-from vlmtune.search.runner import make_runner, most_demanding, unpackable
+from vlmtune.search.run_search import run_search
 from vlmtune.search.space import Space
-from vlmtune.training.run import train_adapter
+from vlmtune.search.summary import search_summary
+from vlmtune.search.trial_runners import make_runner, most_demanding, unpackable_reason
+from vlmtune.single_run import train_adapter
 
 pytestmark = [pytest.mark.timeout(280), pytest.mark.usefixtures("machine")]
 
@@ -97,7 +97,7 @@ def test_a_killed_engine_and_a_killed_trial_lose_and_repeat_nothing(
     ]
     for killer in killers:
         killer.start()
-    summary = search_adapter(settings.replace(output_dir=str(folder)))
+    summary = search_summary(run_search(settings.replace(output_dir=str(folder))))
     for killer in killers:
         killer.join()
     assert worked == [True, True]
@@ -113,7 +113,7 @@ def test_a_killed_engine_and_a_killed_trial_lose_and_repeat_nothing(
         ] == [f"checkpoint-{STEPS}"]
     best = Settings.load(folder / "best" / "config.yaml")
     assert best.search.trial_runner == "packed"
-    train_adapter(best.replace(output_dir=str(tmp_path / "alone"), num_workers="0"), {"packed": run_packed})
+    train_adapter(best.replace(output_dir=str(tmp_path / "alone"), num_workers="0"), lambda _: None)
     adapters = [
         load_file(path / "adapter_model.safetensors") for path in (folder / "best", tmp_path / "alone")
     ]
@@ -135,14 +135,14 @@ def test_what_keeps_a_search_from_packing_is_named(
 ) -> None:
     asked = settings.replace(**changes)
     space = Space.parse(asked.search.search_space or {}, asked)
-    assert reason in (unpackable(asked, space) or "")
+    assert reason in (unpackable_reason(asked, space) or "")
     store: Any = None
     cluster = Cluster(dashboard=None, cpus=2, gpus=0, nodes=1)
     with pytest.raises(ConfigError, match=f"--trial_runner packed: cannot train .*{reason}"):
         make_runner(asked, space, store, "out", cluster)
     chosen = make_runner(asked.replace(trial_runner="auto"), space, store, "out", cluster)
     assert chosen.kind == "isolated"
-    assert reason in chosen.text
+    assert reason in chosen.description
 
 
 def test_engines_plan_for_the_trial_that_asks_for_most(settings: Settings) -> None:

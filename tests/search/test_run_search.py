@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import pyarrow.parquet as pq
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from ray.train import WorkerGroupError
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -20,12 +20,14 @@ from vlmtune.cluster import Cluster, connect
 from vlmtune.config.settings import Settings
 from vlmtune.data.cache import USED
 from vlmtune.data.store import Store
-from vlmtune.errors import ConfigError
-from vlmtune.output import cache_folder
-from vlmtune.packed.train_packed import run_packed
-from vlmtune.search.run import announce, search_adapter
+from vlmtune.errors import ConfigError, SearchFailedError
+from vlmtune.search import write_results
+from vlmtune.search.run_search import announce, run_search
+from vlmtune.search.search_result import SearchResult
 from vlmtune.search.space import Space
-from vlmtune.training.run import prepared, train_adapter
+from vlmtune.search.summary import search_summary
+from vlmtune.session import cache_folder, prepare_rows
+from vlmtune.single_run import train_adapter
 
 pytestmark = [pytest.mark.timeout(280), pytest.mark.usefixtures("machine")]
 
@@ -72,10 +74,8 @@ def runner(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def found(
-    settings: Settings, runner: str, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, str, list[dict[str, Any]]]:
-    """A search of three trials, two at a time: its folder, its summary, its table."""
+def result(settings: Settings, runner: str, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
+    """A search of three trials, two at a time."""
     folder = tmp_path_factory.mktemp("search") / "out"
     space = {
         "lora_r": {"choice": [4, 8]},
@@ -83,17 +83,26 @@ def found(
         "learning_rate": {"loguniform": [1e-3, 2e-2]},
         "max_length": {"choice": [128, 256]},
     }
-    before = prepared(settings).folder
+    before = prepare_rows(settings).folder
     made = files_of(before)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SFTConfig, "__post_init__", refuse)
         patch.setattr(torch.cuda, "_lazy_init", refuse)
-        summary = search_adapter(
-            settings.replace(output_dir=str(folder), num_samples=3, search_space=space, trial_runner=runner)
+        asked = settings.replace(
+            output_dir=str(folder), num_samples=3, search_space=space, trial_runner=runner
         )
+        result = run_search(asked)
+    assert isinstance(result, SearchResult)
     assert files_of(before) == made, "trials share the rows that were prepared before them"
     assert {entry.name for entry in Path(cache_folder(settings)).iterdir()} == {Path(before).name}
-    return folder, summary, pq.read_table(folder / "trials.parquet").to_pylist()
+    return result
+
+
+@pytest.fixture(scope="module")
+def found(result: SearchResult) -> tuple[Path, str, list[dict[str, Any]]]:
+    """The same: its folder, its summary, its table."""
+    rows = pq.read_table(Path(result.folder) / "trials.parquet").to_pylist()
+    return Path(result.folder), search_summary(result), rows
 
 
 def test_the_output_folder_is_laid_out_as_promised(found: tuple[Path, str, list[dict[str, Any]]]) -> None:
@@ -155,19 +164,19 @@ def test_the_summary_names_the_best_trial_and_where_things_are(
     assert lines[1].startswith(
         f"Best      trial {rows.index(best) + 1} of 3: eval_loss {best['eval_loss']:.4g}"
     )
-    assert f"(the config's own values: {rows[0]['eval_loss']:.4g})" in lines[1]
+    assert f"(baseline: {rows[0]['eval_loss']:.4g})" in lines[1]
     assert f"Adapter   {folder}/best" in lines
     assert f"Report    {folder}/report.html" in lines
     assert f"Curves    tensorboard --logdir {folder}/runs" in lines
     assert json.loads((folder / "best" / "metrics.json").read_text())["eval_loss"] == best["eval_loss"]
 
 
-def test_base_own_values_and_best_are_compared_on_test_rows_wherever_they_are_told(
+def test_base_baseline_and_best_are_compared_on_test_rows_wherever_they_are_told(
     found: tuple[Path, str, list[dict[str, Any]]], settings: Settings
 ) -> None:
     folder, summary, rows = found
     test = json.loads((folder / "best" / "metrics.json").read_text())["test"]
-    count = len(prepared(settings).rows_of("test"))
+    count = len(prepare_rows(settings).rows_of("test"))
     assert (test["rows"], test["of"]) == (count, count)
     assert set(test["models"]) == {"best", "base"} | ({"own"} if best_row(rows) is not rows[0] else set())
     assert set(test["models"]["best"]) == {"exact_match", "mae", "within_1"}
@@ -192,7 +201,7 @@ def test_best_repeats_alone_with_the_same_loss_at_any_length_that_cuts_nothing(
     settings = Settings.load(folder / "best" / "config.yaml").replace(
         num_workers="0", output_dir=str(tmp_path / "alone"), max_length=512
     )
-    train_adapter(settings, {"packed": run_packed})
+    train_adapter(settings, lambda _: None)
     alone = json.loads((tmp_path / "alone" / "metrics.json").read_text())["eval_loss"]
     assert alone == pytest.approx(best_row(rows)["eval_loss"], rel=1e-5)
     ours, theirs = (
@@ -214,6 +223,24 @@ def test_best_loads_with_plain_peft_and_changes_the_answer(
     assert (adapted - plain).abs().max() > 1e-3
 
 
+def test_the_result_holds_the_table_and_loads_the_best_adapter(
+    result: SearchResult, found: tuple[Path, str, list[dict[str, Any]]]
+) -> None:
+    folder, _, rows = found
+    assert result.trials.to_dict("records") == rows
+    assert result.trials["eval_loss"][result.best_number - 1] == result.metrics["eval_loss"]
+    assert result.baseline_trial is not None and result.baseline_trial.trial_id == rows[0]["trial_id"]
+    assert (result.report_file, result.table_file) == (f"{folder}/report.html", f"{folder}/trials.parquet")
+    model, processor = result.best.load("cpu")
+    assert isinstance(model, PeftModel) and not model.training
+    saved = load_file(folder / "best" / "adapter_model.safetensors")
+    loaded = get_peft_model_state_dict(model)
+    assert saved.keys() == loaded.keys()
+    assert all(torch.equal(saved[name], loaded[name]) for name in saved)
+    inputs = processor(text="How many people?", return_tensors="pt")
+    assert model.generate(**inputs, max_new_tokens=2).shape[1] > inputs["input_ids"].shape[1]
+
+
 @pytest.fixture(scope="module", params=RUNNERS)
 def grid(
     settings: Settings, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -228,7 +255,7 @@ def grid(
     with pytest.MonkeyPatch.context() as patch:
         lines: list[str] = []
         patch.setattr("vlmtune.console.say", lines.append)
-        summary = search_adapter(
+        result = run_search(
             settings.replace(
                 output_dir=str(folder),
                 search_space=space,
@@ -239,7 +266,12 @@ def grid(
                 more_metrics=["seconds"],
             )
         )
-    return folder, summary, pq.read_table(folder / "trials.parquet").to_pylist(), "\n".join(lines)
+    return (
+        folder,
+        search_summary(result),
+        pq.read_table(folder / "trials.parquet").to_pylist(),
+        "\n".join(lines),
+    )
 
 
 def test_a_grid_runs_every_combination_in_order(grid: tuple[Path, str, list[dict[str, Any]], str]) -> None:
@@ -291,7 +323,7 @@ def test_refit_trains_the_winner_on_evaluation_rows_too_and_keeps_the_numbers_of
     grid: tuple[Path, str, list[dict[str, Any]], str], settings: Settings
 ) -> None:
     folder, summary, rows, _ = grid
-    store = prepared(settings)
+    store = prepare_rows(settings)
     whole = len(store.rows_of("train")) + len(store.rows_of("eval"))
     metrics = json.loads((folder / "best" / "metrics.json").read_text())
     assert metrics["eval_loss"] == rows[0]["eval_loss"]
@@ -336,10 +368,9 @@ def test_a_refit_that_cannot_be_trained_leaves_what_the_search_found(
     with pytest.MonkeyPatch.context() as patch:
         lines: list[str] = []
         patch.setattr("vlmtune.console.say", lines.append)
-        patch.setattr("vlmtune.search.run.say", lines.append)
         if crash:
-            patch.setattr("vlmtune.search.run.refit", crashing)
-        summary = search_adapter(settings.replace(**data, **changes, search_space=space, refit=True))
+            patch.setattr(write_results, "refit", crashing)
+        result = run_search(settings.replace(**data, **changes, search_space=space, refit=True))
     reason = (
         "AcceleratorError: CUDA error: an illegal memory access"
         if crash
@@ -349,14 +380,14 @@ def test_a_refit_that_cannot_be_trained_leaves_what_the_search_found(
     assert len(told) == 1
     assert told[0].startswith(f"Refit     not done, the search's own adapter stays: {reason}")
     assert "Compile" not in told[0]
-    assert "trained once more" not in summary
+    assert result.refit_rows is None and "trained once more" not in search_summary(result)
     assert (tmp_path / "out" / "trials.parquet").is_file()
     assert "refit_rows" not in json.loads((tmp_path / "out" / "best" / "metrics.json").read_text())
     assert (tmp_path / "out" / "best" / "adapter_model.safetensors").is_file()
 
 
 def test_a_refit_store_trains_on_evaluation_rows_and_never_on_test_rows(settings: Settings) -> None:
-    store = prepared(settings)
+    store = prepare_rows(settings)
     whole = Store(store.folder, train_splits=("train", "eval"))
     rows = {split: set(store.rows_of(split).tolist()) for split in ("train", "eval", "test")}
     assert set(whole.rows_of("train").tolist()) == rows["train"] | rows["eval"]
@@ -365,19 +396,16 @@ def test_a_refit_store_trains_on_evaluation_rows_and_never_on_test_rows(settings
     assert function(*arguments).rows_of("train").tolist() == whole.rows_of("train").tolist()
 
 
-def test_a_search_without_a_trial_that_ends_leaves_with_one_reason(
-    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_search_without_a_trial_that_ends_raises_one_reason(settings: Settings, tmp_path: Path) -> None:
     space = {"lora_r": {"choice": [4, 8]}}
     hurried = settings.replace(
         output_dir=str(tmp_path / "out"), num_samples=2, search_space=space, time_budget_s=1
     )
-    with pytest.raises(SystemExit) as exit_:
-        search_adapter(hurried)
-    assert exit_.value.code == 1
-    printed = capsys.readouterr()
-    assert printed.err.startswith("error: no trial ran to its end. Every trial was stopped")
-    assert len(printed.err.splitlines()) == 2
+    with pytest.raises(
+        SearchFailedError, match=r"^no trial ran to its end\. Every trial was stopped"
+    ) as caught:
+        run_search(hurried)
+    assert len(str(caught.value).splitlines()) == 2
     assert not (tmp_path / "out" / "trials.parquet").exists()
 
 
@@ -387,7 +415,7 @@ def test_a_search_without_a_trial_that_ends_leaves_with_one_reason(
         ({"metric": "eval_los"}, "--metric eval_los: no trial reports it.*did you mean eval_loss"),
         (
             {"metric": "exact_match"},
-            "--metric exact_match: of answers the larger is the better; add --mode max",
+            "--metric exact_match: higher is better for this metric: add --mode max",
         ),
         ({"more_metrics": ["second"]}, "--more_metrics second: no trial reports it.*did you mean seconds"),
         ({"more_metrics": ["eval_loss"]}, "--more_metrics eval_loss: is an objective already"),
@@ -401,7 +429,7 @@ def test_what_a_search_refuses(
 ) -> None:
     given = {"output_dir": str(tmp_path / "out"), "search_space": {"lora_r": {"choice": [4, 8]}}, **changes}
     with pytest.raises(ConfigError, match=message):
-        search_adapter(settings.replace(**given))
+        run_search(settings.replace(**given))
     assert not (tmp_path / "out").exists()
 
 
@@ -409,7 +437,7 @@ def test_a_search_that_has_ended_is_not_resumed(
     found: tuple[Path, str, list[dict[str, Any]]], settings: Settings
 ) -> None:
     with pytest.raises(ConfigError, match="this search has ended"):
-        search_adapter(settings.replace(resume=str(found[0])))
+        run_search(settings.replace(resume=str(found[0])))
 
 
 def test_two_trials_fit_on_two_cpus() -> None:

@@ -1,5 +1,7 @@
-"""One trial, in the process that Tune starts for it: a Ray Train run whose reports are passed on. Its few
-imports keep that start short."""
+"""One isolated trial, in the process that Ray Tune starts for it: a Ray Train run whose reports go to Tune.
+
+This module imports little, so that the process starts fast.
+"""
 
 import math
 from collections.abc import Mapping
@@ -10,42 +12,44 @@ from ray import tune
 from ray.train import Checkpoint, WorkerGroupError
 from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallback
 
+from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
 from vlmtune.errors import DoesNotFitError
 from vlmtune.model.memory import is_out_of_memory
 from vlmtune.training.launch import run_on_ray
 from vlmtune.training.meter import EVALUATION, evaluation_number
 
-POINT = "point"  # the key of a grid point in a trial's Tune config
+GRID_POINT = "point"  # the key under which a trial of a grid has its values in its Tune config
 
 
-def point(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's values by option name, out of its Tune config."""
-    return dict(config.get(POINT, config))
+def trial_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A trial's searched values by flag name, from its Tune config."""
+    return dict(config.get(GRID_POINT, config))
 
 
 def run_trial(
     config: dict[str, Any],
     *,
-    values: dict[str, Any],
+    settings: Settings,
     store: Store,
     output_dir: str,
     workers: int | tuple[int, int],
     use_gpu: bool,
-    metric: str,
     eval_steps: float | None,
 ) -> None:
-    """Train with `values` and, before them, the trial's own, and report to Tune. A trial that does not fit
-    in memory reports just that.
+    """Train with the search's settings and the trial's values, and report to Tune.
+
+    A trial that does not fit in memory reports `infeasible`.
 
     Args:
-        values: `Settings.to_dict()`.
-        eval_steps: as the option; None where every epoch is evaluated.
+        config: the trial's Tune config, see `trial_values`.
+        settings: of the search, without the trial's values.
+        eval_steps: as the option; None if every epoch is evaluated.
     """
     trial_id = tune.get_context().get_trial_id()
     try:
         outcome = run_on_ray(
-            values | point(config),
+            settings.replace(**trial_values(config)).to_flags(),
             store,
             workers=workers,
             use_gpu=use_gpu,
@@ -58,10 +62,10 @@ def run_trial(
         failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else [error]
         if not any(out_of_memory(failure) for failure in failures):
             raise
-        tune.report({metric: math.nan, "infeasible": True, EVALUATION: 0})
+        tune.report({settings.search.metric: math.nan, "infeasible": True, EVALUATION: 0})
     else:
-        # Said here and not by the callback: a trial that is run again after its training had ended has no
-        # other report.
+        # Reported here and not by the callback: if Tune restarts a trial whose training had already finished,
+        # this is its only report.
         metrics = outcome.metrics | {
             EVALUATION: evaluation_number(outcome.metrics, eval_steps),
             CHECKPOINT_PATH_KEY: outcome.checkpoint,
@@ -70,7 +74,7 @@ def run_trial(
 
 
 class ReportUntilLast(TuneReportCallback):
-    """Passes a run's reports on to Tune, numbered, but for that of its last step."""
+    """Passes the reports of a run to Tune, except that of the last step, and numbers them."""
 
     def __init__(self, eval_steps: float | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -81,12 +85,10 @@ class ReportUntilLast(TuneReportCallback):
     ) -> None:
         first = metrics[0]
         if first["step"] < first["max_steps"]:
-            super().after_report(
-                run_context, [{**first, EVALUATION: evaluation_number(first, self.eval_steps)}], checkpoint
-            )
+            numbered = {**first, EVALUATION: evaluation_number(first, self.eval_steps)}
+            super().after_report(run_context, [numbered], checkpoint)
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether a worker ended for want of memory, of its GPU or its machine, or did not begin because it
-    would."""
+    """Whether a worker ran out of its GPU's or its machine's memory, or refused to start because it would."""
     return isinstance(error, ray.exceptions.OutOfMemoryError) or is_out_of_memory(error)

@@ -9,17 +9,27 @@ import pytest
 from page_kit import Links
 
 from vlmtune.config.settings import Settings
-from vlmtune.search.compare import BASE, BEST, OWN, Answered, comparison
-from vlmtune.search.report.answers import EXAMPLES
-from vlmtune.search.report.charts import Scale, Trials
-from vlmtune.search.report.importance import ENOUGH, importances
-from vlmtune.search.report.page import Report, page, seconds_of
-from vlmtune.search.results import COMPLETE, FAILED, INFEASIBLE, PRUNED, TrialRow
+from vlmtune.search.comparison import (
+    BASE,
+    BASELINE,
+    BEST,
+    ComparedRow,
+    NoComparison,
+    compare_answers,
+)
+from vlmtune.search.report.answers import GALLERY_ROWS
+from vlmtune.search.report.charts import ReportTrials
+from vlmtune.search.report.importance import ENOUGH_TRIALS, importances
+from vlmtune.search.report.page import report_page
+from vlmtune.search.report.plot import Scale
+from vlmtune.search.report.report_data import SearchReport
+from vlmtune.search.report.training_time import training_seconds
+from vlmtune.search.trial_results import COMPLETE, FAILED, INFEASIBLE, PRUNED, TrialResult
 
 PIXEL = "data:image/jpeg;base64,AAAA"
 
 
-def trial(number: int, rate: float, state: str = COMPLETE, **metrics: Any) -> TrialRow:
+def trial(number: int, rate: float, state: str = COMPLETE, **metrics: Any) -> TrialResult:
     """A trial that is the better, the nearer its rate is to 1e-3."""
     step = 8 if state == COMPLETE else 2
     known = {"eval_loss": abs(rate - 1e-3) * 100 + 0.1, "step": step, "max_steps": 8, "seconds": 5.0 * step}
@@ -30,11 +40,11 @@ def trial(number: int, rate: float, state: str = COMPLETE, **metrics: Any) -> Tr
         "lora_r": 4 * (1 + number % 2),
         "lora_target_modules": ["q_proj"] if number % 3 else "all-linear",
     }
-    return TrialRow(f"t{number}", values, state, {**known, **metrics})
+    return TrialResult(f"t{number}", values, state, {**known, **metrics})
 
 
 @pytest.fixture
-def rows() -> list[TrialRow]:
+def rows() -> list[TrialResult]:
     rates = [1e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 3e-4, 8e-4, 4e-2, 6e-2]
     states = [COMPLETE] * 3 + [PRUNED] * 5 + [FAILED, INFEASIBLE]
     return [
@@ -43,13 +53,13 @@ def rows() -> list[TrialRow]:
 
 
 @pytest.fixture
-def report(rows: list[TrialRow]) -> Report:
+def report(rows: list[TrialResult]) -> SearchReport:
     answers = [
-        Answered(
+        ComparedRow(
             row,
             f"<script>alert({row})</script>",
             "3",
-            {BASE: "<img src=x>", OWN: "2", BEST: "3" if row % 4 else "7"},
+            {BASE: "<img src=x>", BASELINE: "2", BEST: "3" if row % 4 else "7"},
         )
         for row in range(30)
     ]
@@ -58,13 +68,13 @@ def report(rows: list[TrialRow]) -> Report:
         for row in rows
         if row.metrics
     }
-    return Report(
+    return SearchReport(
         settings=Settings.from_flags({"data_path": "<b>mall</b>", "model_name_or_path": "base"}),
-        trials=Trials(rows, curves, {"eval_loss": "min"}, rows[1], rows[0]),
+        trials=ReportTrials(rows, curves, {"eval_loss": "min"}, rows[1], rows[0]),
         names=["learning_rate", "lora_r", "lora_target_modules"],
         drawn=["learning_rate", "lora_r", "lora_target_modules"],
-        compared=comparison(answers, [str(row) for row in range(30)], 30, 0),
-        pictures={row: [PIXEL] for row in range(30)},
+        comparison=compare_answers(answers, [str(row) for row in range(30)], 30, 0),
+        images={row: [PIXEL] for row in range(30)},
         folder="/out",
         data_key="key-of-the-data",
         counts={"train": 100, "eval": 10, "test": 30},
@@ -72,31 +82,28 @@ def report(rows: list[TrialRow]) -> Report:
     )
 
 
-def test_the_answer_comes_first(report: Report) -> None:
-    text = page(report)
+def test_the_answer_comes_first(report: SearchReport) -> None:
+    text = report_page(report)
     first = text[text.index("<main>") : text.index("<section>")]
-    assert (
-        "30 rows that no trial saw: exact match 0.0 % → 73.3 % (the config&#x27;s own values: 0.0 %); off by"
-        in first
-    )
+    assert "30 rows that no trial saw: exact match 0.0 % → 73.3 % (baseline: 0.0 %); off by" in first
     assert "The best of 10 trials is number 2: learning_rate 0.001, lora_r 8" in first
     assert "exact match against the base alone: +73.3 points (+" in first
     assert "3 complete, 5 pruned, 1 failed, 1 infeasible" in first
     assert first.count('class="tile"') == 5
 
 
-def test_the_page_needs_nothing_but_itself_and_holds_no_markup_of_the_data(report: Report) -> None:
-    text = page(report)
+def test_the_page_needs_nothing_but_itself_and_holds_no_markup_of_the_data(report: SearchReport) -> None:
+    text = report_page(report)
     found = Links(text)
-    assert found.targets == [PIXEL] * EXAMPLES
+    assert found.targets == [PIXEL] * GALLERY_ROWS
     assert not {"script", "link", "iframe", "object"} & set(found.tags)
     assert "<b>mall" not in text and "<script" not in text and "<img src=x" not in text
     assert not re.search(r"https?:|@import|url\(", text)
     assert "prefers-color-scheme: dark" in text and "width=device-width" in text
 
 
-def test_it_shows_how_the_best_was_found_and_how_to_repeat_it(report: Report) -> None:
-    text = page(report)
+def test_it_shows_how_the_best_was_found_and_how_to_repeat_it(report: SearchReport) -> None:
+    text = report_page(report)
     assert text.count("<svg") == 2 + 3 + 1, (
         "history, curves, a slice of each searched option, and all of them together"
     )
@@ -106,32 +113,32 @@ def test_it_shows_how_the_best_was_found_and_how_to_repeat_it(report: Report) ->
     assert "8 of 30 answers of the best adapter differ" in text
 
 
-def test_examples_are_worst_first(report: Report) -> None:
-    said = re.findall(r'<dt>tuned</dt><dd class="(\w+)">', page(report))
-    assert said == ["wrong"] * 8 + ["right"] * (EXAMPLES - 8)
+def test_examples_are_worst_first(report: SearchReport) -> None:
+    said = re.findall(r'<dt>tuned</dt><dd class="(\w+)">', report_page(report))
+    assert said == ["wrong"] * 8 + ["right"] * (GALLERY_ROWS - 8)
 
 
-def test_without_a_comparison_it_says_why(report: Report) -> None:
-    text = page(replace(report, compared="the data has no test rows", pictures={}))
+def test_without_a_comparison_it_says_why(report: SearchReport) -> None:
+    text = report_page(replace(report, comparison=NoComparison("the data has no test rows"), images={}))
     assert "No comparison with the base: the data has no test rows" in text
     assert "<figure>" not in text and "Before and after" not in text
 
 
-def test_an_adapter_worse_than_the_base_is_no_success(report: Report) -> None:
-    answers = [Answered(row, "?", "3", {BASE: "3", BEST: "4"}) for row in range(5)]
-    text = page(replace(report, compared=comparison(answers, list("abcde"), 5, 0)))
-    assert 'class="verdict stop"' in text and 'class="verdict ready"' in page(report)
+def test_an_adapter_worse_than_the_base_is_no_success(report: SearchReport) -> None:
+    answers = [ComparedRow(row, "?", "3", {BASE: "3", BEST: "4"}) for row in range(5)]
+    text = report_page(replace(report, comparison=compare_answers(answers, list("abcde"), 5, 0)))
+    assert 'class="verdict stop"' in text and 'class="verdict ready"' in report_page(report)
 
 
-def test_a_search_of_one_trial_has_a_page(report: Report, rows: list[TrialRow]) -> None:
-    alone = Trials(rows[:1], {}, {"eval_loss": "min"}, rows[0], rows[0])
-    text = page(replace(report, trials=alone, names=["learning_rate"], drawn=["learning_rate"]))
+def test_a_search_of_one_trial_has_a_page(report: SearchReport, rows: list[TrialResult]) -> None:
+    alone = ReportTrials(rows[:1], {}, {"eval_loss": "min"}, rows[0], rows[0])
+    text = report_page(replace(report, trials=alone, names=["learning_rate"], drawn=["learning_rate"]))
     assert "What mattered" not in text
-    assert "Searching found nothing better than the config&#x27;s own values" in text
+    assert "Searching found nothing better than the baseline (the config&#x27;s values)" in text
 
 
-def test_pruning_saves_what_a_trial_had_left_at_its_own_pace(rows: list[TrialRow]) -> None:
-    assert seconds_of(rows) == (3 * 40 + 5 * 10, 5 * 10, 5 * 30)
+def test_pruning_saves_what_a_trial_had_left_at_its_own_pace(rows: list[TrialResult]) -> None:
+    assert training_seconds(rows) == (3 * 40 + 5 * 10, 5 * 10, 5 * 30)
 
 
 def test_importance_finds_what_decides_and_is_silent_on_few_trials() -> None:
@@ -142,7 +149,7 @@ def test_importance_finds_what_decides_and_is_silent_on_few_trials() -> None:
     shares, of = found
     assert next(iter(shares)) == "learning_rate" and sum(shares.values()) == pytest.approx(1)
     assert of == "eval_loss at the end, 12 trials"
-    assert importances(many[: ENOUGH - 1], {}, ["learning_rate"], "eval_loss", "min") is None
+    assert importances(many[: ENOUGH_TRIALS - 1], {}, ["learning_rate"], "eval_loss", "min") is None
     same = [replace(row, values={"lora_r": 4}) for row in many]
     assert importances(same, {}, ["lora_r"], "eval_loss", "min") is None, "nothing varied"
 
@@ -164,22 +171,22 @@ def test_axes_have_a_handful_of_round_numbers_within_them(values: list[float], t
     assert scale.at(scale.low) == 0 and scale.at(scale.high) == 1
 
 
-def test_several_objectives_show_their_trade_offs(report: Report) -> None:
+def test_several_objectives_show_their_trade_offs(report: SearchReport) -> None:
     trials = replace(report.trials, objectives={"eval_loss": "min", "seconds": "min"})
-    text = page(replace(report, trials=trials))
+    text = report_page(replace(report, trials=trials))
     assert "Trade-offs" in text and 'aria-label="eval_loss by seconds"' in text
     assert text.count("<svg") == 2 + 3 + 1 + 1
     front = re.search(r"<th>trial</th>.*?</table>", text)
     assert front and front[0].count("<tr>") == 1, "all took 40 s, so the best by loss beats the others"
-    assert "Trade-offs" not in page(report)
+    assert "Trade-offs" not in report_page(report)
 
 
-def test_it_says_of_which_time_it_tells_and_of_which_adapter(report: Report) -> None:
-    assert "GPU-hours" not in page(report) and "trained once more" not in page(report)
-    for row, (start, end) in zip(report.trials.rows, [(100, 140), (120, 190)], strict=False):
+def test_it_says_of_which_time_it_tells_and_of_which_adapter(report: SearchReport) -> None:
+    assert "GPU-hours" not in report_page(report) and "trained once more" not in report_page(report)
+    for row, (start, end) in zip(report.trials.results, [(100, 140), (120, 190)], strict=False):
         row.metrics.update({"timestamp": end, "time_total_s": float(end - start)})
     settings = report.settings.replace(refit=True, trial_runner="packed")
-    text = page(replace(report, gpus=2, settings=settings))
+    text = report_page(replace(report, gpus=2, settings=settings))
     assert "GPU-hours" in text and "loaded the base once for all trials" in text
     assert "from the first trial's start to the last report</td><td>90 s" in text
     assert "The best adapter was trained once more" in text

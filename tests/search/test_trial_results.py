@@ -7,15 +7,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlmtune.config.settings import Settings
-from vlmtune.search import results
-from vlmtune.search.results import TrialRow
+from vlmtune.search import trial_results as results
+from vlmtune.search.objectives import mode_of
+from vlmtune.search.trial_results import TrialResult
 
 ENDED = {"step": 8, "max_steps": 8, "seconds": 1.5, "tokens_per_second": 100.0, "peak_memory": 0.5}
 
 
-def row(name: str, state: str, loss: float | None = None, **values: Any) -> TrialRow:
+def row(name: str, state: str, loss: float | None = None, **values: Any) -> TrialResult:
     metrics = {} if loss is None else {**ENDED, "eval_loss": loss, "checkpoint_path": f"/runs/{name}"}
-    return TrialRow(name, values, state, metrics)
+    return TrialResult(name, values, state, metrics)
 
 
 @pytest.mark.parametrize(
@@ -54,23 +55,23 @@ def test_state(metrics: dict[str, Any] | None, failed: bool, state: str) -> None
     ],
 )
 def test_the_reason_of_a_failure_is_one_line(traceback: str, reason: str) -> None:
-    assert results.reason(traceback) == reason
+    assert results.failure_reason(traceback) == reason
 
 
 def test_the_best_trial_ran_to_its_end_and_has_a_number() -> None:
     rows = [
-        row("own", results.COMPLETE, 3.0),
+        row("baseline", results.COMPLETE, 3.0),
         row("stopped", results.PRUNED, 1.0),
         row("diverged", results.COMPLETE, float("nan")),
         row("low", results.COMPLETE, 2.0),
         row("same", results.COMPLETE, 2.0),
         row("failed", results.FAILED),
     ]
-    best = results.best_of(rows, "eval_loss", "min")
+    best = results.best_trial(rows, "eval_loss", "min")
     assert best is not None and best.trial_id == "low" and best.checkpoint == "/runs/low"
-    highest = results.best_of(rows, "eval_loss", "max")
-    assert highest is not None and highest.trial_id == "own"
-    assert results.best_of(rows[1:3], "eval_loss", "min") is None
+    highest = results.best_trial(rows, "eval_loss", "max")
+    assert highest is not None and highest.trial_id == "baseline"
+    assert results.best_trial(rows[1:3], "eval_loss", "min") is None
 
 
 def test_the_table_keeps_types_where_trials_have_no_numbers(tmp_path: Path) -> None:
@@ -79,7 +80,8 @@ def test_the_table_keeps_types_where_trials_have_no_numbers(tmp_path: Path) -> N
         row("b", results.FAILED, lora_r=4, max_length=64, lora_target_modules="all-linear"),
     ]
     names = ["lora_r", "max_length", "lora_target_modules"]
-    results.write_table(rows, names, str(tmp_path), {"eval_loss": "min"})
+    table = results.trials_table(rows, names, {"eval_loss": "min"})
+    results.write_table(table, str(tmp_path / "trials.parquet"))
     table = pq.read_table(tmp_path / "trials.parquet")
     assert table.column_names == [
         "trial_id",
@@ -121,12 +123,12 @@ def test_the_table_keeps_types_where_trials_have_no_numbers(tmp_path: Path) -> N
 
 
 def test_another_metric_has_a_column_too() -> None:
-    rows = [TrialRow("a", {"lora_r": 8}, results.COMPLETE, {**ENDED, "eval_loss": 2.0, "train_loss": 1.0})]
-    assert results.table(rows, ["lora_r"], {"train_loss": "min"}).column_names[-2:] == [
+    rows = [TrialResult("a", {"lora_r": 8}, results.COMPLETE, {**ENDED, "eval_loss": 2.0, "train_loss": 1.0})]
+    assert results.trials_table(rows, ["lora_r"], {"train_loss": "min"}).column_names[-2:] == [
         "peak_memory",
         "train_loss",
     ]
-    assert results.table(rows, ["lora_r"], {"seconds": "min"}).column_names.count("seconds") == 1
+    assert results.trials_table(rows, ["lora_r"], {"seconds": "min"}).column_names.count("seconds") == 1
 
 
 def test_the_settings_of_a_trial_are_the_configs_with_its_values() -> None:
@@ -135,23 +137,23 @@ def test_the_settings_of_a_trial_are_the_configs_with_its_values() -> None:
     assert (chosen.lora.r, chosen.training.learning_rate) == (16, 1e-4)
 
 
-def test_the_front_holds_whom_nobody_beats() -> None:
+def test_the_front_holds_trials_that_no_other_dominates() -> None:
     found = [(1.0, 9.0), (2.0, 3.0), (2.0, 4.0), (3.0, 3.0), (4.0, 1.0), (math.nan, 0.0), (2.0, 3.0)]
     rows = [
-        results.TrialRow(
+        TrialResult(
             f"t{number}", {"lora_r": number}, results.COMPLETE, {"eval_loss": loss, "seconds": seconds}
         )
         for number, (loss, seconds) in enumerate(found)
     ]
-    rows.append(
-        results.TrialRow("stopped", {"lora_r": 9}, results.PRUNED, {"eval_loss": 0.0, "seconds": 0.0})
-    )
+    rows.append(TrialResult("stopped", {"lora_r": 9}, results.PRUNED, {"eval_loss": 0.0, "seconds": 0.0}))
     objectives = {"eval_loss": "min", "seconds": "min"}
-    assert [row.trial_id for row in results.front_of(rows, objectives)] == ["t0", "t1", "t4", "t6"], (
+    assert [row.trial_id for row in results.pareto_front(rows, objectives)] == ["t0", "t1", "t4", "t6"], (
         "equals stand side by side"
     )
-    assert [row.trial_id for row in results.front_of(rows, {"eval_loss": "min", "seconds": "max"})] == ["t0"]
-    assert results.table(rows, ["lora_r"], objectives)["pareto"].to_pylist() == [
+    assert [row.trial_id for row in results.pareto_front(rows, {"eval_loss": "min", "seconds": "max"})] == [
+        "t0"
+    ]
+    assert results.trials_table(rows, ["lora_r"], objectives)["pareto"].to_pylist() == [
         True,
         True,
         False,
@@ -161,7 +163,7 @@ def test_the_front_holds_whom_nobody_beats() -> None:
         True,
         False,
     ]
-    assert "pareto" not in results.table(rows, ["lora_r"], {"eval_loss": "min"}).column_names
+    assert "pareto" not in results.trials_table(rows, ["lora_r"], {"eval_loss": "min"}).column_names
 
 
 @pytest.mark.parametrize(
@@ -169,4 +171,4 @@ def test_the_front_holds_whom_nobody_beats() -> None:
     [("eval_loss", "min"), ("seconds", "min"), ("rows_per_second", "max"), ("exact_match", "max")],
 )
 def test_which_way_a_number_is_better(name: str, mode: str) -> None:
-    assert results.mode_of(name) == mode
+    assert mode_of(name) == mode

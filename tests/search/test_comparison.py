@@ -18,23 +18,24 @@ from vlmtune.data.store import Store
 from vlmtune.model.base import load_base
 from vlmtune.model.lora import attach, lora_config, save_adapter, target_modules
 from vlmtune.model_ref import ModelRef
-from vlmtune.search.compare import (
+from vlmtune.search.comparison import (
     BASE,
+    BASELINE,
     BEST,
-    MOST_ROWS,
+    MAX_ROWS,
     NO_TEST_ROWS,
-    OWN,
-    Answered,
+    ComparedRow,
     Comparison,
-    chosen,
+    NoComparison,
     compare,
-    comparison,
+    compare_answers,
+    sample_rows,
     worst_first,
 )
 
 
-def answered(row: int, reference: str, **answers: str) -> Answered:
-    return Answered(row, "How many?", reference, answers)
+def answered(row: int, reference: str, **answers: str) -> ComparedRow:
+    return ComparedRow(row, "How many?", reference, answers)
 
 
 COUNTS = [
@@ -47,25 +48,25 @@ GROUPS = ["a", "b", "c", "d"]
 
 
 def test_numbers_are_compared_by_their_errors() -> None:
-    found = comparison(COUNTS, GROUPS, 4, 0)
+    found = compare_answers(COUNTS, GROUPS, 4, 0)
     assert found.metrics == ["exact_match", "mae", "within_1"]
     assert {model: values["exact_match"].value for model, values in found.models.items()} == {
         BASE: 0.25,
-        OWN: 0.5,
+        BASELINE: 0.5,
         BEST: 0.75,
     }
-    assert {other: values["exact_match"].value for other, values in found.over.items()} == {
+    assert {other: values["exact_match"].value for other, values in found.gains.items()} == {
         BASE: 0.5,
-        OWN: 0.25,
+        BASELINE: 0.25,
     }
     assert found.models[BEST]["mae"].value == pytest.approx(0.5)
-    low, high = found.over[BASE]["exact_match"].low, found.over[BASE]["exact_match"].high
+    low, high = found.gains[BASE]["exact_match"].low, found.gains[BASE]["exact_match"].high
     assert low is not None and high is not None and low <= 0.5 <= high
-    assert found.line() == (
-        "4 rows that no trial saw: exact match 25.0 % → 75.0 % (the config's own values: 50.0 %); off by 2.5 → 0.5 on average"
+    assert found.summary_line() == (
+        "4 rows that no trial saw: exact match 25.0 % → 75.0 % (baseline: 50.0 %); off by 2.5 → 0.5 on average"
     )
-    assert found.card()["exact match, 4 test rows"] == "75.0 % (base: 25.0 %)"
-    assert found.facts()["best_minus"]["own"]["exact_match"]["value"] == 0.25
+    assert found.model_card_rows()["exact match, 4 test rows"] == "75.0 % (base: 25.0 %)"
+    assert found.to_dict()["best_minus"]["own"]["exact_match"]["value"] == 0.25
 
 
 def test_texts_are_compared_by_their_words_and_a_search_whose_best_is_its_first_has_two_models() -> None:
@@ -73,11 +74,11 @@ def test_texts_are_compared_by_their_words_and_a_search_whose_best_is_its_first_
         answered(0, "a red door", base="a door", best="a red door"),
         answered(1, "no", base="yes", best="no"),
     ]
-    found = comparison(rows, ["a", "b"], 9, 0)
+    found = compare_answers(rows, ["a", "b"], 9, 0)
     assert found.metrics == ["exact_match", "token_f1"]
-    assert set(found.models) == {BEST, BASE} and set(found.over) == {BASE}
+    assert set(found.models) == {BEST, BASE} and set(found.gains) == {BASE}
     assert (
-        found.line()
+        found.summary_line()
         == "2 of the 9 rows that no trial saw: exact match 0.0 % → 100.0 %; token f1 33.3 % → 100.0 %"
     )
 
@@ -91,11 +92,11 @@ def test_worst_first_is_by_the_best_adapters_error() -> None:
 
 
 def test_many_test_rows_are_drawn_from_the_same_way_each_time() -> None:
-    few, many = np.arange(7), np.arange(3 * MOST_ROWS)
-    assert chosen(few, 1).tolist() == few.tolist()
-    drawn = chosen(many, 1)
-    assert len(set(drawn.tolist())) == MOST_ROWS and (np.diff(drawn) > 0).all()
-    assert drawn.tolist() == chosen(many, 1).tolist() != chosen(many, 2).tolist()
+    few, many = np.arange(7), np.arange(3 * MAX_ROWS)
+    assert sample_rows(few, 1).tolist() == few.tolist()
+    drawn = sample_rows(many, 1)
+    assert len(set(drawn.tolist())) == MAX_ROWS and (np.diff(drawn) > 0).all()
+    assert drawn.tolist() == sample_rows(many, 1).tolist() != sample_rows(many, 2).tolist()
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +136,7 @@ def test_base_and_adapters_answer_every_test_row(held_out: tuple[Store, Settings
     assert isinstance(found, Comparison)
     rows = store.rows_of("test").tolist()
     assert [row.row for row in found.rows] == rows and found.total == len(rows) > 1
-    assert all(row.answers[BEST] == row.answers[OWN] for row in found.rows), (
+    assert all(row.answers[BEST] == row.answers[BASELINE] for row in found.rows), (
         "one adapter, from a folder and from a URI"
     )
     assert any(row.answers[BEST] != row.answers[BASE] for row in found.rows)
@@ -147,13 +148,17 @@ def test_an_adapter_that_cannot_answer_is_said_and_ends_nothing(
 ) -> None:
     store, settings = held_out
     found = compare(settings, store, connect(), str(tmp_path), None)
-    assert isinstance(found, str)
+    assert isinstance(found, NoComparison)
     assert (
-        found.startswith("the test rows could not be answered: ") and "adapter" in found and "\n" not in found
+        found.reason.startswith("the test rows could not be answered: ")
+        and "adapter" in found.reason
+        and "\n" not in found.reason
     )
 
 
 def test_nothing_is_compared_without_test_rows(
     held_out: tuple[Store, Settings], stores: dict[str, Store]
 ) -> None:
-    assert compare(held_out[1], stores["mall llava"], connect(), "nowhere", None) == NO_TEST_ROWS
+    assert compare(held_out[1], stores["mall llava"], connect(), "nowhere", None) == NoComparison(
+        NO_TEST_ROWS
+    )

@@ -1,0 +1,186 @@
+"""The command lines of eval, predict and export.
+
+Each has options of its own, and some settings of training, which replace those of the adapter's training.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn, cast, get_args
+
+from vlmtune.config.flag_table import ALIASES, flag, read_values
+from vlmtune.errors import ConfigError, nearest
+from vlmtune.evaluation.metrics import METRICS
+from vlmtune.evaluation.options import (
+    DEFAULT_NEW_TOKENS,
+    STATE_DICT_FILE,
+    EvaluateOptions,
+    EvaluateOverrides,
+    ExportOptions,
+    ModelOverrides,
+    PredictionFormat,
+    PredictOptions,
+    PredictOverrides,
+    Split,
+)
+
+
+class AdapterParser(argparse.ArgumentParser):
+    """Parses the command line of a command that takes `--adapter` and `--output_dir`."""
+
+    def __init__(self, description: str, prog: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.settings_flags: list[str] = []
+        self.add_argument(
+            "--adapter", metavar="DIR", help="Folder of a trained adapter, of train.py, tune.py or PEFT."
+        )
+
+    def add_switch(self, group: Any, name: str, text: str) -> None:
+        """Add a switch that is off by default to this parser or a group of it."""
+        group.add_argument(f"--{name}", f"--{name.replace('_', '-')}", action="store_true", help=text)
+
+    def add_new_tokens(self) -> None:
+        self.add_argument(
+            "--max_new_tokens",
+            "--max-new-tokens",
+            type=_at_least_1,
+            default=DEFAULT_NEW_TOKENS,
+            help="Longest answer in tokens.",
+        )
+
+    def add_settings(self, *names: str) -> None:
+        """Add settings of training by flag name."""
+        for name in names:
+            option = flag(name)
+            nargs: dict[str, Any] = {"nargs": "?", "const": "true"} if option.kind == "bool" else {}
+            dashed = [f"--{name.replace('_', '-')}"] if "_" in name else []
+            self.add_argument(
+                f"--{name}",
+                *dashed,
+                metavar=option.kind.upper(),
+                default=argparse.SUPPRESS,
+                help=option.help.replace("%", "%%"),
+                **nargs,
+            )
+            self.settings_flags.append(name)
+
+    def parse(self, argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
+        """The command's own options, and the typed settings that are given, by flag name.
+
+        `--help` exits with 0.
+
+        Raises:
+            ConfigError: an option is unknown or wrong, or --adapter or --output_dir is missing.
+        """
+        parsed, unknown = self.parse_known_args(sys.argv[1:] if argv is None else list(argv))
+        if unknown:
+            first = unknown[0].partition("=")[0]
+            word = first.lstrip("-").replace("-", "_")
+            known = ["adapter", *(name for name in vars(parsed)), *self.settings_flags]
+            raise ConfigError(
+                f"{first}: this command has no such option{nearest(ALIASES.get(word, word), known)}"
+            )
+        if parsed.adapter is None:
+            raise ConfigError(
+                "--adapter is missing: give the folder of a trained adapter, such as out/demo/best"
+            )
+        if "output_dir" not in parsed:
+            raise ConfigError("--output_dir is missing: give a folder for the results")
+        given = {name: vars(parsed)[name] for name in self.settings_flags if name in parsed}
+        return parsed, read_values(given, "--")
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(re.sub(r"^argument (--\w+)\S*", r"\1:", message).replace("::", ":"))
+
+
+def parse_evaluate(argv: Sequence[str] | None, description: str, prog: str) -> EvaluateOptions:
+    """The options of `eval`. Raises ConfigError, see `AdapterParser.parse`."""
+    parser = AdapterParser(description, prog)
+    which = parser.add_mutually_exclusive_group()
+    parser.add_switch(which, "base_only", "Evaluate the base model alone, without the adapter.")
+    parser.add_switch(which, "compare_base", "Evaluate the base model too, on the same rows.")
+    parser.add_argument(
+        "--split",
+        choices=get_args(Split),
+        help="Rows to evaluate. By default test, those of the adapter's data that no search saw, or all rows "
+        "of other data.",
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="NAMES",
+        help=f"Metrics with commas between them, of {', '.join(METRICS)}. By default all.",
+    )
+    parser.add_new_tokens()
+    parser.add_settings("output_dir", "data_path", *EvaluateOverrides.__annotations__)
+    own, settings = parser.parse(argv)
+    names = METRICS if own.metrics is None else (name.strip() for name in own.metrics.split(","))
+    return EvaluateOptions(
+        adapter=own.adapter,
+        output_dir=settings.pop("output_dir"),
+        data_path=settings.pop("data_path", None),
+        split=own.split,
+        metrics=tuple(names),
+        base_only=own.base_only,
+        compare_base=own.compare_base,
+        max_new_tokens=own.max_new_tokens,
+        overrides=cast(EvaluateOverrides, settings),
+    )
+
+
+def parse_predict(argv: Sequence[str] | None, description: str, prog: str) -> PredictOptions:
+    """The options of `predict`. Raises ConfigError, see `AdapterParser.parse`."""
+    parser = AdapterParser(description, prog)
+    parser.add_argument("--question", help="Asked about every image of --data_path, a folder of images.")
+    parser.add_switch(parser, "base_only", "Let the base model answer, without the adapter.")
+    parser.add_argument(
+        "--format",
+        choices=get_args(PredictionFormat),
+        default="jsonl",
+        help="File that the answers are written to.",
+    )
+    parser.add_new_tokens()
+    parser.add_settings("output_dir", "data_path", *PredictOverrides.__annotations__)
+    own, settings = parser.parse(argv)
+    if settings.get("data_path") is None:
+        raise ConfigError(
+            "--data_path is missing: give a folder of images with --question, or a file or folder of rows"
+        )
+    return PredictOptions(
+        adapter=own.adapter,
+        data_path=settings.pop("data_path"),
+        output_dir=settings.pop("output_dir"),
+        question=own.question,
+        base_only=own.base_only,
+        format=own.format,
+        max_new_tokens=own.max_new_tokens,
+        overrides=cast(PredictOverrides, settings),
+    )
+
+
+def parse_export(argv: Sequence[str] | None, description: str, prog: str) -> ExportOptions:
+    """The options of `export`. Raises ConfigError, see `AdapterParser.parse`."""
+    parser = AdapterParser(description, prog)
+    parser.add_switch(parser, "merge", "Write the base with the adapter merged into it, in full precision.")
+    parser.add_switch(parser, "state_dict", f"Write the adapter's tensors as {STATE_DICT_FILE}.")
+    parser.add_settings("output_dir", *ModelOverrides.__annotations__)
+    own, settings = parser.parse(argv)
+    return ExportOptions(
+        adapter=own.adapter,
+        output_dir=settings.pop("output_dir"),
+        merge=own.merge,
+        state_dict=own.state_dict,
+        overrides=cast(ModelOverrides, settings),
+    )
+
+
+def _at_least_1(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)

@@ -1,0 +1,165 @@
+"""The six commands, as `ray_jobs/*.py` and the console script `vlmtune` run them.
+
+Each parses its arguments before any heavy library is imported, calls one function, prints the result, and exits with 0 (done), 1 (a fault), 2 (a mistake in what was given) or 130 (Ctrl-C).
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import vlmtune
+from vlmtune.cli.adapter_options import parse_evaluate, parse_export, parse_predict
+from vlmtune.config.parse import parse
+from vlmtune.console import StepPrinter, configure_console, labelled, say
+from vlmtune.errors import plain_user_errors
+
+if TYPE_CHECKING:
+    from vlmtune.evaluation.evaluate import EvaluateResult
+    from vlmtune.evaluation.export import ExportResult
+    from vlmtune.evaluation.predict import PredictResult
+
+TUNE_HELP = """Search for the best LoRA adapter.
+
+{prog} --config configs/demo.yaml [--any_flag value]
+{prog} --resume OUTPUT_DIR
+"""
+TRAIN_HELP = """Train one LoRA adapter.
+
+{prog} --config configs/llava-1.5-7b.yaml [--any_flag value]
+{prog} --resume OUTPUT_DIR
+"""
+EVALUATE_HELP = """Evaluate an adapter: answer held-out rows, and compute metrics of the answers.
+
+{prog} --adapter out/demo/best --output_dir out/demo/eval [--compare_base | --base_only]
+{prog} --adapter DIR --data_path DATA --output_dir DIR [--split test]
+
+Without --data_path, the test rows of the data that the adapter was trained with are answered. No training and
+no search has seen them. Writes metrics.json, with intervals, and predictions.parquet.
+"""
+PREDICT_HELP = """Answer a question about every image of a folder, or the rows of a data file.
+
+{prog} --adapter out/demo/best --data_path FOLDER --question "How many people are there?" --output_dir DIR
+{prog} --adapter DIR --data_path rows.jsonl --output_dir DIR [--format parquet]
+
+An interrupted run resumes when you rerun the same command.
+"""
+EXPORT_HELP = """Export an adapter: merged into its base, or as one file; and how vLLM serves it.
+
+{prog} --adapter out/demo/best --merge --output_dir out/demo/merged
+{prog} --adapter out/demo/best --state_dict --output_dir out/demo/export
+"""
+INSPECT_HELP = """Look at the data before training: what is in it, what is wrong with it, how long rows are.
+
+{prog} --config configs/demo.yaml [--output_dir DIR]
+{prog} --data_path data.jsonl --model_name_or_path llava-hf/llava-1.5-7b-hf
+
+Needs the model's processor and tokenizer, no weights and no GPU. The prepared rows are kept for training.
+Exits with 2 if training cannot work. --output_dir is where preflight.json and preflight.html go, by default
+OUTPUT_DIR-preflight.
+"""
+
+
+def tune(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/tune.py") -> None:
+    """`tune`: search for the best adapter.
+
+    Args:
+        argv: the arguments; those of this process by default.
+        prog: the program as its user calls it, for the help.
+    """
+    configure_console()
+    with plain_user_errors():
+        settings = parse(argv, description=TUNE_HELP.format(prog=prog), prog=prog)
+        result = vlmtune.search(settings)
+        from vlmtune.search.summary import search_summary
+
+        say(search_summary(result))
+
+
+def train(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/train.py") -> None:
+    """`train`: train one adapter. Arguments as in `tune`."""
+    configure_console()
+    with plain_user_errors("To resume: --resume with its --output_dir."):
+        settings = parse(argv, description=TRAIN_HELP.format(prog=prog), prog=prog)
+        result = vlmtune.train(settings, progress=StepPrinter())
+        say(labelled("Adapter", result.folder))
+        say(labelled("Curves", f"tensorboard --logdir {result.curves_dir}"))
+
+
+def evaluate(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/eval.py") -> None:
+    """`eval`: evaluate an adapter. Arguments as in `tune`."""
+    configure_console()
+    with plain_user_errors():
+        options = parse_evaluate(argv, EVALUATE_HELP.format(prog=prog), prog)
+        from vlmtune.evaluation.evaluate import evaluate_adapter
+
+        for line in evaluation_lines(evaluate_adapter(options)):
+            say(line)
+
+
+def evaluation_lines(result: "EvaluateResult") -> Iterator[str]:
+    """The metrics of an evaluation and where they are."""
+    from vlmtune.evaluation.metrics_table import DIFFERENCE, metrics_table
+
+    yield from metrics_table(
+        {**result.metrics, **({DIFFERENCE: result.difference} if result.difference else {})}
+    )
+    yield labelled("Metrics", result.metrics_file)
+    yield labelled("Answers", result.predictions_file)
+
+
+def predict(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/predict.py") -> None:
+    """`predict`: answer images or rows. Arguments as in `tune`."""
+    configure_console()
+    with plain_user_errors("To resume: rerun the same command."):
+        options = parse_predict(argv, PREDICT_HELP.format(prog=prog), prog)
+        from vlmtune.evaluation.predict import predict_rows
+
+        say(prediction_line(predict_rows(options)))
+
+
+def prediction_line(result: "PredictResult") -> str:
+    """Where the answers are, and how many there are."""
+    errors = f"; {result.errors} could not be answered, see their error" if result.errors else ""
+    return labelled("Answers", f"{result.predictions_file}: {result.rows} rows{errors}")
+
+
+def export(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/export.py") -> None:
+    """`export`: export an adapter. Arguments as in `tune`."""
+    configure_console()
+    with plain_user_errors():
+        options = parse_export(argv, EXPORT_HELP.format(prog=prog), prog)
+        from vlmtune.evaluation.export import export_adapter
+
+        for line in export_lines(export_adapter(options)):
+            say(line)
+
+
+def export_lines(result: "ExportResult") -> Iterator[str]:
+    """What was exported, and how vLLM serves the adapter."""
+    if result.merge_check is not None:
+        yield labelled("Merged", result.folder)
+        yield labelled("Checked", result.merge_check.text())
+    if result.state_dict_file is not None:
+        yield labelled("Adapter", result.state_dict_file)
+    for reason in result.vllm_refusals:
+        yield labelled("vLLM", f"would not take the adapter as it is: {reason}")
+    if result.vllm_command is not None:
+        yield labelled("vLLM", result.vllm_command)
+
+
+def inspect(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/inspect_data.py") -> None:
+    """`inspect`: look at the data before training. Arguments as in `tune`."""
+    configure_console()
+    # --output_dir is the preflight's folder here; the settings' own one is left to training.
+    own_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own_parser.add_argument("--output_dir", "--output-dir")
+    own, others = own_parser.parse_known_args(argv)
+    with plain_user_errors():
+        settings = parse(others, description=INSPECT_HELP.format(prog=prog), prog=prog)
+        result = vlmtune.inspect(settings, output_dir=own.output_dir)
+        from vlmtune.preflight.console_report import console_report
+
+        say(console_report(result.summary, colour=sys.stdout.isatty()))
+        say(labelled("Report", f"{result.html_file} and preflight.json"))
+    sys.exit(0 if result.summary.ready else 2)

@@ -1,0 +1,213 @@
+"""What the search was worth on test rows: the base, the baseline and the best adapter answer them.
+
+No trial trained on test rows, and the search did not choose by them.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from ray.exceptions import RayError
+
+from vlmtune.cluster import Cluster
+from vlmtune.config.settings import Settings
+from vlmtune.console import labelled
+from vlmtune.data.split import TEST
+from vlmtune.data.store import Store
+from vlmtune.errors import UserError
+from vlmtune.evaluation.actors import BASE, AnswerJob
+from vlmtune.evaluation.adapter import read_adapter_files
+from vlmtune.evaluation.evaluate import answer_store_rows
+from vlmtune.evaluation.generate import BatchBuilder
+from vlmtune.evaluation.metrics import METRICS, AnsweredRow, MetricEstimate, estimates
+from vlmtune.evaluation.numbers import first_number
+from vlmtune.evaluation.options import DEFAULT_NEW_TOKENS
+from vlmtune.search.trial_results import failure_reason
+
+logger = logging.getLogger(__name__)
+
+MAX_ROWS = 500  # the interval of a share is then at most 9 points wide; more rows cost more than they tell
+BEST = "best"
+BASELINE = "own"  # the name under which metrics.json has held the baseline since the first version
+NO_TEST_ROWS = "the data has no test rows that a comparison with the base could use (--test_fraction)"
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """One test row of the store with each model's answer, by BEST, BASELINE and BASE."""
+
+    row: int
+    question: str
+    reference: str
+    answers: dict[str, str]
+
+
+@dataclass(frozen=True)
+class NoComparison:
+    """Why the models were not compared."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The models compared on the same test rows.
+
+    Attributes:
+        rows: the answered rows.
+        total: number of test rows, of which `rows` may be a sample.
+        metrics: the metrics, the most important one first.
+        models: the metrics of each model, by BEST, BASELINE and BASE.
+        gains: the best adapter's metrics minus those of BASELINE and of BASE.
+    """
+
+    rows: list[ComparedRow]
+    total: int
+    metrics: list[str]
+    models: dict[str, dict[str, MetricEstimate]]
+    gains: dict[str, dict[str, MetricEstimate]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers as metrics.json holds them."""
+
+        def plain(by_model: Mapping[str, Mapping[str, MetricEstimate]]) -> dict[str, Any]:
+            return {
+                model: {name: asdict(estimate) for name, estimate in metrics.items()}
+                for model, metrics in by_model.items()
+            }
+
+        return {
+            "rows": len(self.rows),
+            "of": self.total,
+            "models": plain(self.models),
+            "best_minus": plain(self.gains),
+        }
+
+    def model_card_rows(self) -> dict[str, str]:
+        """The numbers as rows of the model card's table: name and value."""
+        base = self.models[BASE]
+        return {
+            f"{name.replace('_', ' ')}, {len(self.rows)} test rows": (
+                f"{format_metric(name, best.value)} (base: {format_metric(name, base[name].value)})"
+            )
+            for name, best in self.models[BEST].items()
+        }
+
+    def summary_line(self) -> str:
+        """The first two metrics, before and after, in one line."""
+        which = f"{len(self.rows)} of the {self.total}" if len(self.rows) < self.total else f"{self.total}"
+        changes = [self._change(self.metrics[0], with_baseline=True)]
+        if second := next((name for name in self.metrics[1:] if name in self.models[BEST]), None):
+            changes.append(self._change(second, with_baseline=False))
+        return f"{which} rows that no trial saw: {'; '.join(changes)}"
+
+    def _change(self, name: str, *, with_baseline: bool) -> str:
+        before, after = (format_metric(name, self.models[model][name].value) for model in (BASE, BEST))
+        baseline = ""
+        if with_baseline and BASELINE in self.models:
+            baseline = f" (baseline: {format_metric(name, self.models[BASELINE][name].value)})"
+        if name == "mae":
+            return f"off by {before} → {after} on average{baseline}"
+        return f"{name.replace('_', ' ')} {before} → {after}{baseline}"
+
+
+def format_metric(name: str, value: float) -> str:
+    """A metric's value: a share in per cent, another number with two digits."""
+    return f"{100 * value:.1f} %" if METRICS[name].share else f"{value:.2g}"
+
+
+def compare(
+    settings: Settings, store: Store, cluster: Cluster, best: str, baseline: str | None
+) -> Comparison | NoComparison:
+    """Answer test rows with the base, the baseline and the best adapter, and compare the answers.
+
+    Nothing is raised if a model cannot answer: the search has its result already.
+
+    Args:
+        settings: those of the best trial.
+        best: folder or URI of the best adapter.
+        baseline: folder or URI of the baseline's adapter; None if its trial did not complete, or is the best.
+    """
+    test_rows = store.rows_of(TEST)
+    if not len(test_rows):
+        return NoComparison(NO_TEST_ROWS)
+    seed = settings.training.seed
+    rows = sample_rows(test_rows, seed)
+    text = f"{len(rows)} of {len(test_rows)} rows that no trial saw are answered, by the base and by the adapters"
+    logger.info(labelled("Test", text))
+    try:
+        compared = _answer(settings, store, cluster, rows, best, baseline)
+    except (UserError, RayError) as error:
+        return NoComparison(f"the test rows could not be answered: {failure_reason(str(error))}")
+    groups = [str(group) for group in store.column("group")[rows]]
+    return compare_answers(compared, groups, len(test_rows), seed)
+
+
+def sample_rows(test_rows: np.ndarray, seed: int) -> np.ndarray:
+    """At most MAX_ROWS of the test rows, in order. The same rows and seed give the same sample."""
+    if len(test_rows) <= MAX_ROWS:
+        return test_rows
+    return np.sort(np.random.default_rng(seed).choice(test_rows, MAX_ROWS, replace=False))
+
+
+def _answer(
+    settings: Settings, store: Store, cluster: Cluster, rows: np.ndarray, best: str, baseline: str | None
+) -> list[ComparedRow]:
+    adapters = {BEST: read_adapter_files(best)}
+    if baseline is not None:
+        adapters[BASELINE] = read_adapter_files(baseline)
+    models = (*adapters, BASE)
+    job = AnswerJob(settings, adapters, models, BatchBuilder.of(store), DEFAULT_NEW_TOKENS, likelihoods=False)
+    return [
+        ComparedRow(
+            int(row),
+            result["question"],
+            result["reference"],
+            {model: result[model]["answer"] for model in models},
+        )
+        for row, result in zip(rows, answer_store_rows(job, store, rows, cluster), strict=True)
+    ]
+
+
+def compare_answers(rows: Sequence[ComparedRow], groups: Sequence[str], total: int, seed: int) -> Comparison:
+    """Compute the metrics of each model and the differences.
+
+    If at least half of the references hold a number, errors of numbers are measured, else shared words.
+
+    Args:
+        groups: the group of each row, such as its image.
+        total: number of test rows, of which `rows` may be a sample.
+    """
+    with_number = sum(first_number(row.reference) is not None for row in rows)
+    numeric = 2 * with_number >= len(rows)
+    metrics = ["exact_match", "mae", "within_1"] if numeric else ["exact_match", "token_f1"]
+    by_model = {
+        model: [AnsweredRow(row.answers[model], row.reference) for row in rows]
+        for model in (BEST, BASELINE, BASE)
+        if model in rows[0].answers
+    }
+    models, gains = {}, {}
+    for other in (BASELINE, BASE):  # in pairs, because `estimates` pairs the resamples of two models
+        if other in by_model:
+            models[BEST], models[other], gains[other] = estimates(
+                [by_model[BEST], by_model[other]], groups, metrics, seed=seed
+            )
+    return Comparison(list(rows), total, metrics, models, gains)
+
+
+def worst_first(rows: Sequence[ComparedRow], metrics: Sequence[str], seed: int) -> list[ComparedRow]:
+    """Sort the rows by the error of the best adapter's answer, the largest first.
+
+    Rows with equal errors are in random order, because neighbouring rows are much alike.
+    """
+
+    def sort_key(row: ComparedRow) -> tuple[float, float]:
+        answer = AnsweredRow(row.answers[BEST], row.reference)
+        metric = METRICS["mae" if "mae" in metrics else "token_f1"]
+        loss = metric.parts(answer)[0] * (1 if metric.mode == "min" else -1)
+        return (METRICS["exact_match"].parts(answer)[0], -loss)
+
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return sorted((rows[place] for place in order), key=sort_key)

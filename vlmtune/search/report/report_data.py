@@ -1,0 +1,37 @@
+"""What the report page of a search shows."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vlmtune.config.settings import Settings
+from vlmtune.search.comparison import Comparison, NoComparison
+from vlmtune.search.report.charts import ReportTrials
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """What the report page of a search shows.
+
+    Attributes:
+        settings: those of the best trial.
+        trials: the trials and their curves.
+        names: the options that vary.
+        drawn: those of `names` that are not expressions of others.
+        comparison: the models on test rows, or why they were not compared.
+        images: thumbnails of test rows as data URIs, by row of the store.
+        folder: the output folder.
+        data_key: key of the prepared rows.
+        counts: number of rows by split.
+        gpus: number of GPUs that a trial trained on; 0 on a CPU.
+    """
+
+    settings: Settings
+    trials: ReportTrials
+    names: Sequence[str]
+    drawn: Sequence[str]
+    comparison: Comparison | NoComparison
+    images: Mapping[int, Sequence[str]]
+    folder: str
+    data_key: str
+    counts: Mapping[str, int]
+    gpus: int

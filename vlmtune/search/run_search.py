@@ -1,0 +1,96 @@
+"""Search for the best adapter, from settings to the finished output folder: what `ray_jobs/tune.py` calls."""
+
+import logging
+import os
+from dataclasses import replace
+
+from vlmtune.cluster import Cluster
+from vlmtune.config.settings import Settings
+from vlmtune.console import labelled
+from vlmtune.errors import ConfigError, SearchInterrupted
+from vlmtune.search.max_lengths import usable_max_lengths
+from vlmtune.search.objectives import check_objectives, objectives_of
+from vlmtune.search.search_result import SearchResult
+from vlmtune.search.space import Space
+from vlmtune.search.trial_console import TrialConsole
+from vlmtune.search.trial_results import curves_of, trial_results
+from vlmtune.search.trial_runners import make_runner
+from vlmtune.search.tuner import run_trials
+from vlmtune.search.write_results import write_results
+from vlmtune.session import SEARCH, Session
+
+logger = logging.getLogger(__name__)
+
+
+def run_search(settings: Settings) -> SearchResult:
+    """Search, or resume an interrupted search (`settings.run.resume`), and write everything that was found.
+
+    Raises:
+        UserError: something is wrong with the settings, the data, the model or the machine. Nothing has been
+            written then.
+        SearchFailedError: no trial completed. The search can be resumed.
+        SearchInterrupted: Ctrl-C. The search can be resumed.
+    """
+    session = Session.open(settings, SEARCH, check_search)
+    settings, folder = session.settings, session.folder
+    space = usable_space(session)
+    announce(settings, space, session.cluster)
+    runner = make_runner(settings, space, session.store, folder, session.cluster)
+    session.claim()
+    for line in (labelled("Trials", runner.description), *runner.notes):
+        logger.info(line)
+    console = TrialConsole(space.names, settings.search.metric, settings.search.mode)
+    # With Tune's own handler, Ctrl-C would look like the end of the search.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    try:
+        grid = run_trials(settings, space, folder, console, runner, resume=session.resumed)
+        runner.close()
+        # What repeats the best trial must train it in the same way.
+        session = replace(session, settings=settings.replace(trial_runner=runner.kind))
+        return write_results(session, space, trial_results(grid), curves_of(grid, settings.search.metric))
+    except KeyboardInterrupt:
+        raise SearchInterrupted(folder) from None
+
+
+def check_search(settings: Settings) -> None:
+    """Raises ConfigError for settings that train.py can use and a search cannot."""
+    check_objectives(settings)
+    if settings.run.workers == 0:
+        raise ConfigError(
+            "--num_workers 0: a search trains in workers of their own; give at least 1, or use train.py"
+        )
+    Space.parse(settings.search.search_space or {}, settings)
+
+
+def usable_space(session: Session) -> Space:
+    """The search space without values of `max_length` that the prepared rows do not fit; logs what is removed.
+
+    Raises:
+        DataError: no value of `max_length` is left.
+    """
+    settings = session.settings
+    usable, removed = usable_max_lengths(
+        session.store, settings.search.search_space or {}, on_long_row=settings.data.on_long_row
+    )
+    for line in removed:
+        logger.info(labelled("", line))
+    return Space.parse(usable, settings)
+
+
+def announce(settings: Settings, space: Space, cluster: Cluster) -> None:
+    """Log what will happen, in a few lines."""
+    search = settings.search
+    trials = (
+        f"{len(space)} trials, a full grid" if space.is_grid else f"{search.num_samples} trials, Optuna TPE"
+    )
+    stopping = ", ASHA early stopping" if search.early_stopping == "asha" else ""
+    goal = ", ".join(f"{mode} {name}" for name, mode in objectives_of(settings).items())
+    plural = "s" if search.more_metrics else ""
+    text = f"{', '.join(space.names)}: {trials}{stopping}; objective{plural}: {goal}"
+    logger.info(labelled("Search", text))
+    if space.baseline_outside and not space.is_grid:
+        outside = ", ".join(space.baseline_outside)
+        text = f"the first trial is the baseline (the config's values), whose {outside} is outside the search space"
+        logger.info(labelled("", text))
+    if cluster.dashboard:
+        logger.info(labelled("Dashboard", cluster.dashboard))

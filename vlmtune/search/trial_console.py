@@ -1,0 +1,78 @@
+"""The trials of a running search on the console."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from vlmtune.console import TrialTable
+from vlmtune.packed.messages import FAILURE, NOTES
+from vlmtune.search.isolated_trial import trial_values
+from vlmtune.search.trial_results import FAILED, failure_reason, proposal_number, state_of
+
+logger = logging.getLogger(__name__)
+
+
+class TrialConsole(tune.Callback):
+    """Passes the state of the trials from Ray Tune to a `TrialTable`.
+
+    It shows nothing if vlmtune's log lines are not shown. The table is made in `setup`, because Tune pickles
+    its callbacks before.
+    """
+
+    def __init__(self, names: list[str], metric: str, mode: str) -> None:
+        self.names, self.metric, self.mode = names, metric, mode
+        self.table: TrialTable | None = None
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        if logger.isEnabledFor(logging.INFO):
+            self.table = TrialTable(self.names, self.metric, self.mode)
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        for earlier in trials:  # trials that had ended when the search was interrupted
+            if earlier.is_finished() and self.table and _number(earlier, trials) not in self.table.rows:
+                self._update(trials, earlier)
+        self._update(trials, trial, "running")
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
+    ) -> None:
+        for note in result.get(NOTES, ()):
+            logger.info(note)
+        if result.get("step", math.inf) < result.get("max_steps", 0):
+            self._update(trials, trial, "running", result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._update(trials, trial, state_of(trial.last_result, failed=False).lower())
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._update(trials, trial, FAILED.lower())
+
+    def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
+        if self.table:
+            self.table.close()
+
+    def _update(
+        self, trials: list[Any], trial: Any, state: str | None = None, result: dict[str, Any] | None = None
+    ) -> None:
+        if self.table is None:
+            return
+        result = result or trial.last_result or {}
+        cells = trial_values(trial.config)
+        if "step" in result:
+            cells |= {name: result[name] for name in ("step", "max_steps", self.metric)}
+            cells["seconds"] = round(result["time_total_s"])
+        if trial.error_file is not None:
+            cells["error"] = failure_reason(Path(trial.error_file).read_text())
+        elif FAILURE in result:
+            cells["error"] = result[FAILURE]
+        ended = state_of(result, failed=trial.error_file is not None).lower()
+        self.table.update(_number(trial, trials), state=state or ended, **cells)
+
+
+def _number(trial: Any, trials: list[Any]) -> int:
+    """A trial's number in the table, counted from 1 in the order of proposal."""
+    own = proposal_number(trial.experiment_tag)
+    return 1 + sum(proposal_number(one.experiment_tag) < own for one in trials)

@@ -1,0 +1,155 @@
+"""Write what a search found: the best adapter, the comparison on test rows, the report page, the table."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow.fs as pafs
+from ray.exceptions import RayError
+from ray.train import TrainingFailedError
+
+from vlmtune import storage
+from vlmtune.config.settings import Settings
+from vlmtune.console import labelled
+from vlmtune.data.store import Store
+from vlmtune.errors import SearchFailedError, UserError
+from vlmtune.evaluation.adapter import TrainedAdapter
+from vlmtune.evaluation.objective import ANSWER_METRICS
+from vlmtune.search.comparison import Comparison, NoComparison, compare
+from vlmtune.search.objectives import objectives_of
+from vlmtune.search.refit import refit
+from vlmtune.search.report.charts import ReportTrials
+from vlmtune.search.report.page import report_page, thumbnails
+from vlmtune.search.report.report_data import SearchReport
+from vlmtune.search.search_result import SearchResult
+from vlmtune.search.space import Space
+from vlmtune.search.trial_results import (
+    COMPLETE,
+    Curves,
+    TrialResult,
+    best_trial,
+    failure_reason,
+    settings_of,
+    trials_table,
+    write_table,
+)
+from vlmtune.session import Session
+from vlmtune.storage import filesystem
+from vlmtune.training.save import describe, save_adapter_folder
+
+logger = logging.getLogger(__name__)
+
+
+def write_results(session: Session, space: Space, trials: list[TrialResult], curves: Curves) -> SearchResult:
+    """Write `best/`, `report.html` and, as the mark of a finished search, `trials.parquet`.
+
+    Raises:
+        SearchFailedError: no trial completed. The search can be resumed.
+    """
+    settings, store, folder = session.settings, session.store, session.folder
+    best = best_trial(trials, settings.search.metric, settings.search.mode)
+    if best is None:
+        raise SearchFailedError(_failure(trials, folder))
+    chosen = settings_of(best, settings)
+    metrics, trained_on = save_best(session, best, chosen)
+    baseline = baseline_trial(trials, space)
+    comparison = None
+    if settings.search.report:
+        other_baseline = baseline.checkpoint if baseline is not None and baseline is not best else None
+        comparison = compare(chosen, store, session.cluster, f"{folder}/best", other_baseline)
+        if isinstance(comparison, Comparison):
+            measured = {**metrics, "test": comparison.to_dict()}
+            describe(f"{folder}/best", chosen, measured, trained_on, comparison.model_card_rows())
+        shown = ReportTrials(trials, curves, objectives_of(settings), best, baseline)
+        write_report(session, space, chosen, shown, comparison)
+    table = trials_table(trials, space.names, objectives_of(settings))
+    write_table(table, f"{folder}/trials.parquet")
+    return SearchResult(
+        folder=folder,
+        best=TrainedAdapter(f"{folder}/best"),
+        best_trial=best,
+        best_number=trials.index(best) + 1,
+        baseline_trial=baseline,
+        metrics=metrics,
+        trials=table.to_pandas(),
+        objectives=objectives_of(settings),
+        searched=tuple(space.names),
+        comparison=comparison,
+        refit_rows=metrics.get("refit_rows"),
+        table_file=f"{folder}/trials.parquet",
+        report_file=f"{folder}/report.html" if settings.search.report else None,
+        curves_dir=f"{folder}/runs",
+        dashboard=session.cluster.dashboard,
+    )
+
+
+def save_best(session: Session, best: TrialResult, chosen: Settings) -> tuple[dict[str, Any], Store]:
+    """Write `best/`: the best trial's adapter and curves, or with `refit` those of a new training.
+
+    Returns:
+        The numbers of the best trial, and the store with the rows that the adapter was trained on.
+    """
+    folder, store = session.folder, session.store
+    checkpoint, metrics, runs = best.checkpoint, own_metrics(best.metrics), f"{folder}/runs/{best.trial_id}"
+    if chosen.search.refit:
+        try:
+            checkpoint, store = refit(chosen, store, folder, session.cluster)
+            metrics["refit_rows"] = len(store.rows_of("train"))
+            runs = f"{folder}/tune/refit/runs"
+        except (UserError, TrainingFailedError, RayError) as error:  # the search has its result
+            text = f"not done, the search's own adapter stays: {failure_reason(str(error))}"
+            logger.info(labelled("Refit", text))
+    source, inner = filesystem(runs)
+    target, out = filesystem(f"{folder}/best/runs")
+    target.create_dir(out, recursive=True)
+    pafs.copy_files(inner, out, source_filesystem=source, destination_filesystem=target)
+    save_adapter_folder(checkpoint, f"{folder}/best", chosen, metrics, store)
+    return metrics, store
+
+
+def write_report(
+    session: Session,
+    space: Space,
+    chosen: Settings,
+    trials: ReportTrials,
+    comparison: Comparison | NoComparison,
+) -> None:
+    """Write `report.html`."""
+    store = session.store
+    on_gpu = session.cluster.workers_use_gpu(chosen.run.use_cpu)
+    report = SearchReport(
+        settings=chosen,
+        trials=trials,
+        names=space.names,
+        drawn=list(space.distributions),
+        comparison=comparison,
+        images=thumbnails(comparison, store, chosen),
+        folder=session.folder,
+        data_key=store.meta.key,
+        counts={split: len(store.rows_of(split)) for split in ("train", "eval", "test")},
+        gpus=chosen.run.max_workers if on_gpu else 0,
+    )
+    storage.write_text(f"{session.folder}/report.html", report_page(report))
+
+
+def baseline_trial(trials: Sequence[TrialResult], space: Space) -> TrialResult | None:
+    """The trial of the baseline (the config's values); None if it did not complete."""
+    # It is found by its values, because Tune may list the trials of a resumed search in another order.
+    values = {**space.baseline, **space.constants}
+    return next((one for one in trials if one.state == COMPLETE and one.values == values), None)
+
+
+def own_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of the training run, without those that Ray Tune adds to a result."""
+    names = ("step", "max_steps", "epoch", "seconds", "peak_memory", "data_wait_fraction", "train_loss")
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name in (*names, *ANSWER_METRICS) or name.startswith("eval_") or name.endswith("_per_second")
+    }
+
+
+def _failure(trials: Sequence[TrialResult], folder: str) -> str:
+    reasons = [one.error for one in trials if one.error]
+    reason = reasons[0] if reasons else "Every trial was stopped, diverged or did not fit in memory."
+    return f"no trial ran to its end. {reason}\nLogs: {folder}/tune"

@@ -1,0 +1,73 @@
+"""Train one adapter, packed or isolated: what `ray_jobs/train.py` calls."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vlmtune.cluster import Cluster
+from vlmtune.config.settings import Settings
+from vlmtune.data.store import Store
+from vlmtune.evaluation.adapter import TrainedAdapter
+from vlmtune.packed.packable import check_packable
+from vlmtune.packed.train_packed import run_packed
+from vlmtune.session import TRAINING, Session
+from vlmtune.training.isolated import run_isolated
+from vlmtune.training.launch import Outcome
+from vlmtune.training.save import save_adapter_folder
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `vlmtune.train` trained.
+
+    Attributes:
+        folder: absolute path or URI of the output folder.
+        adapter: the trained adapter; `adapter.load()` returns a PEFT model and its processor.
+        metrics: the last report: `eval_loss` (mean negative log-likelihood of a labelled token on all
+            evaluation rows), `train_loss`, `step`, `max_steps`, `epoch`, `seconds`, `tokens_per_second`,
+            `rows_per_second`, `peak_memory` (GB of 2**30 bytes), and others.
+        curves_dir: folder of the TensorBoard events.
+    """
+
+    folder: str
+    adapter: TrainedAdapter
+    metrics: dict[str, Any]
+    curves_dir: str
+
+
+def train_adapter(settings: Settings, progress: Progress) -> TrainResult:
+    """Train one adapter, or resume an interrupted run (`settings.run.resume`).
+
+    Args:
+        progress: called with the numbers of each logged step and each evaluation, and with {"note": text}.
+
+    Raises:
+        UserError: something is wrong with the settings, the data, the model or the machine. Nothing has been
+            written then.
+    """
+    session = Session.open(settings, TRAINING, check_runner)
+    session.claim()
+    outcome = train_with_runner(session.settings, session.store, session.folder, session.cluster, progress)
+    save_adapter_folder(outcome.checkpoint, session.folder, session.settings, outcome.metrics, session.store)
+    return TrainResult(
+        session.folder, TrainedAdapter(session.folder), outcome.metrics, f"{session.folder}/runs"
+    )
+
+
+def check_runner(settings: Settings) -> None:
+    """Raises ConfigError for settings that the chosen runner cannot train."""
+    if settings.search.trial_runner == "packed":
+        check_packable(settings)
+
+
+def train_with_runner(
+    settings: Settings, store: Store, folder: str, cluster: Cluster, progress: Progress
+) -> Outcome:
+    """Train with the runner that `trial_runner` names: "packed", else isolated.
+
+    Checkpoints and curves go to `folder`, and a run resumes from a checkpoint in it.
+    """
+    run = run_packed if settings.search.trial_runner == "packed" else run_isolated
+    return run(settings, store, folder, cluster, progress)
