@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from PIL import Image
 from transformers import CLIPImageProcessorPil, EfficientNetImageProcessorPil
 from transformers.utils.import_utils import is_torchvision_available
@@ -100,10 +102,11 @@ def processed(encoder: RowEncoder, mix: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize("stored", ["found", "floats"])
 def test_rows_one_by_one_equal_the_whole_batch(models: Path, family: str, mix: str, stored: str) -> None:
-    if family == "mllama" and is_torchvision_available() and "t" in mix and set(mix) != {"t"}:
-        pytest.skip(
-            "with torchvision, Mllama's own processor loses the rows without an image of a mixed batch"
-        )
+    if family == "mllama" and "t" in mix and set(mix) != {"t"}:
+        if is_torchvision_available():
+            pytest.skip("with torchvision, Mllama's processor loses rows without an image of a mixed batch")
+        if Version(transformers.__version__) < Version("5.23"):
+            pytest.skip("before transformers 5.23, Mllama's processor refuses a batch that mixes such rows")
     encoder, pixels = kit(models / family, floats=stored == "floats")
     batch = batched(encoder, pixels, encoded(encoder, mix))
     ours, own = pixels.normalize(batch), processed(encoder, mix)
