@@ -1,4 +1,4 @@
-"""A trial's side of the engines: which one it joins, and how it goes on after one has restarted."""
+"""A trial's side of the engines: which one it joins, and how it joins again after one has restarted."""
 
 import os
 import signal

@@ -38,7 +38,7 @@ def random_adapter(
 
 
 @pytest.mark.parametrize("rank", RANKS)
-def test_an_adapter_comes_out_of_its_flat_vector_as_it_went_in(rank: int) -> None:
+def test_an_adapter_is_unpacked_as_it_was_packed(rank: int) -> None:
     layout, adapter = AdapterLayout(TARGETS, 16), random_adapter(rank, 0)
     found = layout.unpack(layout.pack(adapter), [target.name for target in TARGETS], rank)
     assert found.keys() == adapter.keys()
@@ -49,11 +49,11 @@ def test_an_adapter_comes_out_of_its_flat_vector_as_it_went_in(rank: int) -> Non
     )
 
 
-def test_layers_that_only_pictures_reach_lie_behind_the_others() -> None:
+def test_layers_that_only_images_reach_come_last() -> None:
     layout = AdapterLayout(TARGETS, 2)
-    only_pictured = layout.pack(random_adapter(2, 1, [TARGETS[1]]))
-    assert not only_pictured[: layout.image_start].any()
-    assert only_pictured[layout.image_start :].all()
+    image_only = layout.pack(random_adapter(2, 1, [TARGETS[1]]))
+    assert not image_only[: layout.image_start].any()
+    assert image_only[layout.image_start :].all()
     assert layout.size - layout.image_start == 2 * (40 + 24)
 
 
@@ -104,7 +104,7 @@ def test_every_row_goes_through_its_own_adapter_as_peft_computes_it() -> None:
         torch.testing.assert_close(found_a, peft.lora_A["default"].weight.grad)
         torch.testing.assert_close(found_b, peft.lora_B["default"].weight.grad)
         filled = layout.pack({"q": (found_a, found_b)})
-        assert torch.equal(gradients[row].float(), filled), "what fills a lower rank up has no gradient"
+        assert torch.equal(gradients[row].float(), filled), "the padding of a lower rank has no gradient"
 
 
 def test_a_neighbour_changes_nothing_not_even_with_nan() -> None:
@@ -129,7 +129,7 @@ def test_a_neighbour_changes_nothing_not_even_with_nan() -> None:
 
 
 def test_rows_of_several_parts_go_through_one_adapter() -> None:
-    """Mllama's cross-attention sees every tile of a picture as a row of its own."""
+    """Mllama's cross-attention sees each tile of an image as a row."""
     layer, adapters, layout = make(2)
     fill(adapters, layout, (4, 4), (1.0, 2.0))
     tiles = torch.randn(6, 5, 24, dtype=torch.float64)

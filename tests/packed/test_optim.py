@@ -31,7 +31,7 @@ def gradients(layout: AdapterLayout, step: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 @pytest.mark.parametrize("clip", [0.0, 0.5])
-def test_it_does_what_the_trainer_does_with_the_matrices(tmp_path, optim: str, clip: float):
+def test_steps_on_the_flat_vector_are_those_on_the_matrices(tmp_path, optim: str, clip: float):
     layout, args = AdapterLayout(TARGETS, 4), arguments(tmp_path, optim=optim, max_grad_norm=clip)
     start = torch.randn(layout.size)
     mine = AdapterOptimizer(start.clone(), layout.image_start, args, STEPS)
@@ -40,15 +40,15 @@ def test_it_does_what_the_trainer_does_with_the_matrices(tmp_path, optim: str, c
     theirs = make([{"params": matrices, "weight_decay": args.weight_decay}], **options)
     schedule = get_scheduler(args.lr_scheduler_type, theirs, args.get_warmup_steps(STEPS), STEPS)
     for step in range(STEPS):
-        pictured = step != 2  # one step without a picture: cross-attention's matrices have no gradient then
+        has_images = step != 2  # without an image, cross-attention's matrices have no gradient
         mine.gradient += gradients(layout, step)
         parts = [part for pair in layout.views(gradients(layout, step)) for part in pair]
-        if not pictured:
+        if not has_images:
             mine.gradient[layout.image_start :] = 0
         for number, (matrix, part) in enumerate(zip(matrices, parts, strict=True)):
-            matrix.grad = part.clone() if pictured or number < 2 else None
+            matrix.grad = part.clone() if has_images or number < 2 else None
         assert mine.learning_rate == schedule.get_last_lr()[0]
-        norm = mine.step(has_images=pictured)
+        norm = mine.step(has_images=has_images)
         expected = torch.nn.utils.clip_grad_norm_(matrices, clip or float("inf"))
         theirs.step()
         schedule.step()
@@ -60,7 +60,7 @@ def test_it_does_what_the_trainer_does_with_the_matrices(tmp_path, optim: str, c
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
-def test_a_checkpoint_goes_on_as_if_it_had_not_stopped(tmp_path, optim: str):
+def test_a_resumed_optimizer_makes_the_same_steps(tmp_path, optim: str):
     layout, args = AdapterLayout(TARGETS, 4), arguments(tmp_path, optim=optim)
     whole = AdapterOptimizer(torch.ones(layout.size), layout.image_start, args, STEPS)
     for step in range(3):
@@ -76,7 +76,7 @@ def test_a_checkpoint_goes_on_as_if_it_had_not_stopped(tmp_path, optim: str):
     assert torch.equal(whole.flat, resumed.flat)
 
 
-def test_what_fills_a_lower_rank_up_stays_zero(tmp_path):
+def test_padding_of_a_lower_rank_stays_zero(tmp_path):
     layout, args = AdapterLayout(TARGETS, 8), arguments(tmp_path, weight_decay=0.5)
     flat = layout.pack({"q": (torch.randn(2, 12), torch.randn(8, 2))})
     zero = flat == 0

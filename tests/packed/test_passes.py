@@ -2,26 +2,15 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packed_kit import row_of
 
 from vlmtune.data.collate import PixelFormat
-from vlmtune.data.encoded_example import ANSWER, IGNORED, TEMPLATE, EncodedExample
-from vlmtune.packed.passes import ROW_BUCKETS, PassRow, bucket_length, bucket_rows, cut_passes, make_batch
-
-NOTHING = torch.zeros(1)
-
-
-def row(owner: str, tokens: int, *, picture: bool = False) -> PassRow:
-    kinds = np.full(tokens, TEMPLATE, dtype=np.uint8)
-    kinds[-1] = ANSWER
-    tensors = {"pixel_values": np.zeros((1, 3, 4, 4), dtype=np.float32)} if picture else {}
-    return PassRow(
-        owner, 0, EncodedExample(np.arange(tokens, dtype=np.int32) + 5, kinds, tensors), NOTHING, 1.0
-    )
+from vlmtune.data.encoded_example import IGNORED
+from vlmtune.packed.passes import ROW_BUCKETS, bucket_length, bucket_rows, cut_passes, make_batch
 
 
 @pytest.mark.parametrize("tokens", [*range(1, 2000, 7), 4096])
@@ -44,7 +33,7 @@ def test_a_bucket_of_rows_holds_them_and_little_more(rows: int):
 def test_passes_hold_every_row_once_and_no_row_pays_for_a_longer_one(
     drawn: list[tuple[int, int, bool]], tokens: int
 ):
-    rows = [row(str(owner), length, picture=picture) for owner, length, picture in sorted(drawn)]
+    rows = [row_of(str(owner), length, image=image) for owner, length, image in sorted(drawn)]
     passes = list(cut_passes(rows, tokens))
     assert sorted(id(one) for part in passes for one in part) == sorted(map(id, rows))
     for part in passes:
@@ -57,7 +46,7 @@ def test_passes_hold_every_row_once_and_no_row_pays_for_a_longer_one(
 
 def test_a_batch_is_filled_up_with_rows_that_count_nothing():
     meta = SimpleNamespace(pad_token_id=0, pixels=PixelFormat(raw=False))
-    rows = [row("a", 20), row("a", 30), row("b", 17), row("b", 18), row("c", 25)]
+    rows = [row_of("a", 20), row_of("a", 30), row_of("b", 17), row_of("b", 18), row_of("c", 25)]
     batch = make_batch(rows, meta, torch.device("cpu"), torch.float32)
     assert batch["input_ids"].shape == (6, 32)
     assert (batch["labels"] != IGNORED).sum(1).tolist() == [1, 1, 1, 1, 1, 0]

@@ -23,8 +23,8 @@ from vlmtune.training.launch import Outcome
 
 pytestmark = pytest.mark.timeout(240)
 
-# Of eleven rows, so that the last step leaves a worker without one; of which some have a picture, for
-# cross-attention's adapters.
+# Eleven rows, so that the last step leaves a worker without one. Some have an image, for cross-attention's
+# adapters.
 NAME = "mixed mllama"
 OPTIONS: dict[str, Any] = {
     "quantization": "int8",
@@ -84,7 +84,7 @@ def assert_same(outcome: Outcome, steps: list[dict[str, Any]], alone: tuple[Outc
         )
 
 
-def test_two_workers_make_the_steps_of_one(
+def test_two_workers_train_the_adapter_of_one(
     stores: dict[str, Store], models: Path, cluster: Cluster, alone: tuple[Outcome, list[Any]], tmp_path: Path
 ):
     steps: list[dict[str, Any]] = []
@@ -96,7 +96,7 @@ def test_two_workers_make_the_steps_of_one(
 
 
 @pytest.mark.heavy
-def test_a_worker_that_dies_is_made_up_for_from_the_last_checkpoint(
+def test_a_run_whose_worker_dies_resumes_from_the_last_checkpoint(
     stores: dict[str, Store],
     models: Path,
     cluster: Cluster,
@@ -111,7 +111,7 @@ def test_a_worker_that_dies_is_made_up_for_from_the_last_checkpoint(
     assert (tmp_path / "died").exists()
     assert difference(adapter_of(outcome), adapter_of(alone[0])) < 1e-5
     logged = [step["step"] for step in steps if "loss" in step]
-    assert logged.count(min(logged)) == 1, "it does not begin anew"
+    assert logged.count(min(logged)) == 1, "the run does not start again from the beginning"
     assert (
         json.loads(Path(f"{outcome.checkpoint}/report.json").read_text())["step"]
         == outcome.metrics["max_steps"]

@@ -1,4 +1,4 @@
-"""The vision tower's features, kept: the same training as with pixels, and the tower runs once a row."""
+"""Cached vision features: training is the same as with pixels, and the tower runs once for each row."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -53,26 +53,26 @@ def run(
 
 
 @pytest.mark.parametrize("rows", ["mall llava", "mixed llava", "mixed mllama"])
-def test_training_with_kept_features_is_training_with_pixels(
+def test_training_with_cached_features_is_training_with_pixels(
     rows: str, stores: dict[str, Store], models: Path, tmp_path: Path
 ):
-    kept, once = run(rows, stores, models, tmp_path / "kept")
+    cached, once = run(rows, stores, models, tmp_path / "cached")
     pixels, again = run(rows, stores, models, tmp_path / "pixels", limit=0)
-    features = kept.engine.model.features
+    features = cached.engine.model.features
     assert len(once) == len(features.cached) > 0, "each row by itself, and once"
     assert len(once) < sum(again) / 4
     assert features.bytes == sum(one.numel() * one.element_size() for one in features.cached.values())
     for trial in TRIALS:
-        assert kept.losses(trial) == pytest.approx(pixels.losses(trial), rel=1e-4)
-        assert difference(kept.adapter(trial), pixels.adapter(trial)) < 1e-5
+        assert cached.losses(trial) == pytest.approx(pixels.losses(trial), rel=1e-4)
+        assert difference(cached.adapter(trial), pixels.adapter(trial)) < 1e-5
 
 
-def test_rows_without_room_are_computed_each_time_and_where_most_have_none_pixels_go_through(
+def test_rows_beyond_the_limit_are_computed_each_time_and_pixels_are_used_where_most_are(
     stores: dict[str, Store], models: Path, tmp_path: Path
 ):
     rows = "mall llava"
-    all_kept, once = run(rows, stores, models, tmp_path / "all")
-    size = all_kept.engine.model.features.bytes
+    all_cached, once = run(rows, stores, models, tmp_path / "all")
+    size = all_cached.engine.model.features.bytes
     some, more = run(rows, stores, models, tmp_path / "some", limit=size * 0.7)
     assert 0 < some.engine.model.features.bytes <= size * 0.7
     assert len(once) < len(more)
@@ -81,10 +81,10 @@ def test_rows_without_room_are_computed_each_time_and_where_most_have_none_pixel
     assert few.engine.model.features.bytes == 0
     assert max(calls) > 1
     for other in (some, few):
-        assert difference(other.adapter("a"), all_kept.adapter("a")) < 1e-5
+        assert difference(other.adapter("a"), all_cached.adapter("a")) < 1e-5
 
 
-def test_they_go_first_when_memory_runs_out(
+def test_features_are_dropped_first_when_memory_runs_out(
     stores: dict[str, Store], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     roomy, _ = run("mall llava", stores, models, tmp_path / "roomy")
@@ -104,10 +104,10 @@ def test_they_go_first_when_memory_runs_out(
         assert difference(full.adapter(trial), roomy.adapter(trial)) < 1e-5
 
 
-def test_features_of_pictures_of_different_size(stores: dict[str, Store]) -> None:
-    """Qwen2.5-VL's, whose pictures have as many tokens as they are large."""
+def test_features_of_images_of_different_size(stores: dict[str, Store]) -> None:
+    """Qwen2.5-VL's, whose larger images have more tokens."""
     torch.manual_seed(0)
-    width, picture = 64, 7
+    width, image_token = 64, 7
     base = tf.Qwen2_5_VLForConditionalGeneration(
         tf.Qwen2_5_VLConfig(
             text_config={
@@ -128,50 +128,50 @@ def test_features_of_pictures_of_different_size(stores: dict[str, Store]) -> Non
                 "window_size": 56,
                 "fullatt_block_indexes": [1],
             },
-            image_token_id=picture,
+            image_token_id=image_token,
             video_token_id=8,
             vision_start_token_id=9,
             vision_end_token_id=10,
         )
     )
     meta = replace(stores["mall llava"].meta, pixels=PixelFormat(raw=False), pad_token_id=0)
-    rows = [pictured_row(number, side, picture) for number, side in enumerate((2, 4, 4))]
+    rows = [image_row(number, side, image_token) for number, side in enumerate((2, 4, 4))]
     features = VisionFeatures(base, meta, total_rows=3, max_bytes=1e9)
     plan = StepPlan(dequantized=False, checkpointing=False, micro_batch=3, compiled=False)
     model = PackedModel(AcceleratedStep(base, plan, print), meta, 1000, features)
-    kept = model.losses(rows)
+    cached = model.losses(rows)
     assert sorted(len(one) for one in features.cached.values()) == [1, 4, 4]
     features.disable()
     pixels = model.losses(rows)
     for row in rows:
-        assert kept.rows[id(row)][0].item() == pytest.approx(pixels.rows[id(row)][0].item(), rel=1e-5)
-    assert kept.rows[id(rows[1])][0] != kept.rows[id(rows[2])][0], "the same words about another picture"
+        assert cached.rows[id(row)][0].item() == pytest.approx(pixels.rows[id(row)][0].item(), rel=1e-5)
+    assert cached.rows[id(rows[1])][0] != cached.rows[id(rows[2])][0], "the same text with another image"
 
 
-def pictured_row(number: int, side: int, picture: int) -> PassRow:
-    """A row with a picture of `side` times `side` patches, four to a token."""
+def image_row(number: int, side: int, image_token: int) -> PassRow:
+    """A row with an image of `side` times `side` patches, four to a token."""
     count = side * side // 4
-    ids = np.array([9, *[picture] * count, 10, *range(20, 32 - count)], dtype=np.int32)
+    ids = np.array([9, *[image_token] * count, 10, *range(20, 32 - count)], dtype=np.int32)
     kinds = np.where(ids >= 20, ANSWER, IMAGE).astype(np.uint8)
     random = np.random.RandomState(number)
     tensors = {
         "pixel_values": random.randn(side * side, 3 * 2 * 14 * 14).astype(np.float32),
         "image_grid_thw": np.array([[1, side, side]]),
-        "mm_token_type_ids": (ids == picture).astype(np.int64)[None],
+        "mm_token_type_ids": (ids == image_token).astype(np.int64)[None],
     }
     return PassRow(number, number, EncodedExample(ids, kinds, tensors), torch.zeros(0), 1.0)
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are recorded on a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are captured on a GPU")
 @pytest.mark.parametrize("rows", ["mall llava", "mixed mllama"])
-def test_kept_features_on_a_gpu(rows: str, stores: dict[str, Store], models: Path, tmp_path: Path):
-    """Where the tower is recorded: what it gives is copied before it runs again."""
+def test_cached_features_on_a_gpu(rows: str, stores: dict[str, Store], models: Path, tmp_path: Path):
+    """With a captured tower, whose output is copied before it runs again."""
     shared = {"use_cpu": False, "dtype": "float32", "torch_compile": False}
-    kept, once = run(rows, stores, models, tmp_path / "kept", **shared)
+    cached, once = run(rows, stores, models, tmp_path / "cached", **shared)
     pixels, _ = run(rows, stores, models, tmp_path / "pixels", limit=0, **shared)
-    assert len(kept.engine.model.features.cached) > 0
-    assert len(once) <= len(kept.engine.model.features.cached), "recorded, its hooks do not run"
+    assert len(cached.engine.model.features.cached) > 0
+    assert len(once) <= len(cached.engine.model.features.cached), "captured, its hooks do not run"
     for trial in TRIALS:
-        assert kept.losses(trial) == pytest.approx(pixels.losses(trial), rel=1e-4)
-        assert difference(kept.adapter(trial), pixels.adapter(trial)) < 1e-3
+        assert cached.losses(trial) == pytest.approx(pixels.losses(trial), rel=1e-4)
+        assert difference(cached.adapter(trial), pixels.adapter(trial)) < 1e-3

@@ -5,7 +5,8 @@ From the outside in:
     packed_trial, train_packed   what Tune and `train.py` run; both use engine_client
     engine_client, messages      a trial's side of an engine
     engine_pool, engine_actor    engines as Ray actors; seats: their trials, engine_loop: their thread
-    engine                       rounds over all trials: example_cache, evaluator, checkpoint_writer
+    engine                       rounds over all trials: example_cache, trial_evaluator,
+                                 checkpoint_writer
     slot_factory, slot           one trial: slot_adapter (optim, host_copies), rows_cursor, trial_progress,
                                  step_totals, trial_records; its files: trial_checkpoint, checkpoint_folder
     packed_model                 passes through the base: passes, layers, adapter_binding, loss,

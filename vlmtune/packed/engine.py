@@ -18,7 +18,6 @@ from vlmtune.data.store import Store
 from vlmtune.errors import DoesNotFitError
 from vlmtune.packed.build import build_model
 from vlmtune.packed.checkpoint_writer import CheckpointWriter
-from vlmtune.packed.evaluator import Evaluator
 from vlmtune.packed.example_cache import ExampleCache
 from vlmtune.packed.messages import TrialReport
 from vlmtune.packed.packed_model import PassResult
@@ -26,6 +25,7 @@ from vlmtune.packed.passes import PassRow, bucket_length
 from vlmtune.packed.slot import Slot
 from vlmtune.packed.slot_adapter import lay_out_together
 from vlmtune.packed.slot_factory import SlotFactory
+from vlmtune.packed.trial_evaluator import TrialEvaluator
 from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
 from vlmtune.training.meter import EVALUATION, operations_per_token
 
@@ -80,7 +80,7 @@ class Engine:
         self.slot_factory = SlotFactory(settings, store, flops, shard)
         self.examples = ExampleCache(store)
         processor = settings.model.ref.processor()
-        self.evaluator = Evaluator(settings, self.model, store, self.examples, processor, shard)
+        self.evaluator = TrialEvaluator(settings, self.model, store, self.examples, processor, shard)
         self.checkpoints = CheckpointWriter(processor, deliver)
         self.slots: dict[str, Slot] = {}
         self.round_seconds = 0.0

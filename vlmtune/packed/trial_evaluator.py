@@ -20,7 +20,7 @@ from vlmtune.packed.worker_shard import WorkerShard
 EVALUATED_AT_ONCE = 64  # rows of the evaluation set that are in memory at once
 
 
-class Evaluator:
+class TrialEvaluator:
     """Evaluates on all evaluation rows at full length: their loss, and the metric of the search.
 
     Args:
