@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from trl.trainer.utils import add_fused_lm_head
-from vlmtune.training.needs import gpu_memory
-from vlmtune.training.setup import adapter_config
 
 from families.cases import Case
 from vlmtune.config.settings import Settings
@@ -29,12 +27,14 @@ from vlmtune.evaluation.generate import Layout, end_tokens, generate
 from vlmtune.model.base import base_of
 from vlmtune.model.head import score_positions
 from vlmtune.model.lora import attach
-from vlmtune.model.memory import Plan
+from vlmtune.model.memory import StepPlan
 from vlmtune.model.step import AcceleratedStep
 from vlmtune.model_ref import ModelRef
 from vlmtune.packed.engine import Engine
 from vlmtune.packed.loss import row_losses
-from vlmtune.preflight.summary import summarise
+from vlmtune.preflight.memory import gpu_memory
+from vlmtune.preflight.statistics import summarise
+from vlmtune.training.adapted_model import adapter_config
 from vlmtune.training.loop import train
 
 PLAIN = (UserError, EncodeError)  # what a person is told in one line
@@ -127,7 +127,7 @@ class Subject:
         """The summed loss of each row, as a training step computes it, rows in one batch."""
         settings = self.settings(quantization=quantization)
         base = base_of(settings, torch.device("cpu"))
-        AcceleratedStep(base, Plan(False, False, 1, False), note=print)
+        AcceleratedStep(base, StepPlan(False, False, 1, False), note=print)
         add_fused_lm_head(base, outputs=("log_probs", "is_top1"))
         score_positions(base)
         base.eval()
