@@ -23,8 +23,9 @@ from vlmtune.data.order import MicroBatch
 from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
 from vlmtune.data.stream import read_batches
+from vlmtune.demo.instructions import instruction_rows
+from vlmtune.demo.mall import write_mall
 from vlmtune.demo.models import FAMILIES, write_model
-from vlmtune.demo.scenes import instruction_rows, write_mall
 from vlmtune.model_ref import ModelRef
 from vlmtune.training.loop import train
 

@@ -155,9 +155,9 @@ def test_every_package_has_its_layer() -> None:
         ("vlmtune.search.refit", "from vlmtune.api import train", True),
         ("vlmtune.session", "from vlmtune.training.save import describe", True),
         ("ray_jobs.tune", "from vlmtune.cli.commands import tune\nfrom vlmtune.config import parse", False),
-        ("ray_jobs.tune", "from vlmtune.demo import scenes", True),
-        ("vlmtune.data.formats", "from vlmtune.demo.scenes import MESSAGES", True),
-        ("vlmtune.demo.models", "from vlmtune.demo.scenes import sample_texts", False),
+        ("ray_jobs.tune", "from vlmtune.demo import mall", True),
+        ("vlmtune.data.formats", "from vlmtune.demo.mall import MESSAGES", True),
+        ("vlmtune.demo.models", "from vlmtune.demo.tiny_tokenizer import sample_texts", False),
         ("vlmtune.demo.models", "from vlmtune.model.lora import attach", True),
     ],
 )

@@ -29,7 +29,7 @@ from vlmtune.data.encoded_example import ANSWER
 from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import RowEncoder
-from vlmtune.demo.scenes import MESSAGES
+from vlmtune.demo.mall import MESSAGES
 from vlmtune.errors import DataError, ModelError
 from vlmtune.model_ref import ModelRef
 

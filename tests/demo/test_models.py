@@ -13,8 +13,9 @@ from transformers.utils.import_utils import is_torchvision_available
 
 from vlmtune.demo.__main__ import FAMILIES as COMMAND_FAMILIES
 from vlmtune.demo.__main__ import main
+from vlmtune.demo.instructions import KOREAN_TERMS
+from vlmtune.demo.mall import write_mall
 from vlmtune.demo.models import FAMILIES, write_model
-from vlmtune.demo.scenes import KOREAN_TERMS, write_mall
 from vlmtune.errors import ModelError
 
 needs_torchvision = pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed")

@@ -2,11 +2,11 @@ from random import Random
 
 from PIL import Image, ImageChops
 
-from vlmtune.demo.kinds import COLOURS, KINDS
+from vlmtune.demo.toy_kinds import COLOURS, KINDS
 from vlmtune.demo.toys import HEIGHT, MAX_THINGS, WIDTH, draw_toys, overlap
 
 
-def test_a_seed_always_gives_the_same_picture() -> None:
+def test_a_seed_always_gives_the_same_image() -> None:
     one, things = draw_toys(Random(5))
     other, same = draw_toys(Random(5))
     assert one.tobytes() == other.tobytes() and things == same
@@ -14,7 +14,7 @@ def test_a_seed_always_gives_the_same_picture() -> None:
     assert draw_toys(Random(6))[0].tobytes() != one.tobytes()
 
 
-def test_pictures_hold_every_number_kind_and_colour_of_things_that_can_be_seen() -> None:
+def test_images_hold_every_number_kind_and_colour_of_things_that_can_be_seen() -> None:
     drawn = [things for _, things in (draw_toys(Random(number)) for number in range(300))]
     everything = [thing for things in drawn for thing in things]
     assert {len(things) for things in drawn} == set(range(MAX_THINGS + 1))
@@ -32,12 +32,12 @@ def test_pictures_hold_every_number_kind_and_colour_of_things_that_can_be_seen()
     assert sum(share > 0.5 for share in hidden) < 0.01 * len(hidden)
 
 
-def test_an_empty_picture_differs_from_a_full_one_where_things_are() -> None:
+def test_an_empty_image_differs_from_a_full_one_where_things_are() -> None:
     for number in range(40):
-        picture, things = draw_toys(Random(number))
+        image, things = draw_toys(Random(number))
         for thing in things:
             box = [max(0, round(edge)) for edge in thing.box]
-            part = picture.crop((box[0], box[1], min(WIDTH, box[2]), min(HEIGHT, box[3])))
+            part = image.crop((box[0], box[1], min(WIDTH, box[2]), min(HEIGHT, box[3])))
             plain = Image.new("RGB", part.size, part.getpixel((part.width // 2, part.height // 2)))
             if thing.kind not in ("square", "circle", "cross") and part.width > 2:
                 assert ImageChops.difference(part, plain).getbbox() is not None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlmtune.demo.scenes import write_mall
+from vlmtune.demo.mall import write_mall
 from vlmtune.demo.toys import draw_toys
 from vlmtune.demo.trained import BASE, write_trained_llava
 from vlmtune.model.base import load_base
@@ -27,12 +27,10 @@ def base(folder: Path) -> Any:
     return load_base(ModelRef(str(folder)), quantization="nf4", dtype=None, device=torch.device("cpu"))
 
 
-def answers(base: Any, folder: Path, pictures: list[Image.Image], question: str) -> list[str]:
+def answers(base: Any, folder: Path, images: list[Image.Image], question: str) -> list[str]:
     processor: Any = ModelRef(str(folder)).processor()
     text = f"USER: <image>\n{question} ASSISTANT:"
-    inputs = processor(
-        text=[text] * len(pictures), images=[[picture] for picture in pictures], return_tensors="pt"
-    )
+    inputs = processor(text=[text] * len(images), images=[[image] for image in images], return_tensors="pt")
     ids = base.generate(**inputs, max_new_tokens=6, do_sample=False)
     return [
         text.strip()
@@ -57,12 +55,12 @@ def test_the_folder_is_a_whole_copy_of_at_most_8_mb(folder: Path) -> None:
 
 def test_it_counts_toys_in_nf4_and_says_the_same_every_time(base: Any, folder: Path) -> None:
     drawn = [draw_toys(Random(f"never trained on {number}")) for number in range(24)]
-    pictures, wanted = [picture for picture, _ in drawn], [len(things) for _, things in drawn]
-    english = answers(base, folder, pictures, "How many things are in this picture?")
+    images, wanted = [image for image, _ in drawn], [len(things) for _, things in drawn]
+    english = answers(base, folder, images, "How many things are in this picture?")
     assert sum(answer == str(number) for answer, number in zip(english, wanted, strict=True)) >= 19
-    korean = answers(base, folder, pictures, "물건은 몇 개입니까?")
+    korean = answers(base, folder, images, "물건은 몇 개입니까?")
     assert sum(answer == f"{number}개" for answer, number in zip(korean, wanted, strict=True)) >= 19
-    assert answers(base, folder, pictures[:1], "How many things are in this picture?") == english[:1]
+    assert answers(base, folder, images[:1], "How many things are in this picture?") == english[:1]
 
 
 def test_it_has_never_seen_people(base: Any, folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from vlmtune.cluster import connect
 from vlmtune.config.parse import parse
-from vlmtune.demo.scenes import write_instructions
+from vlmtune.demo.instructions import write_instructions
 from vlmtune.single_run import train_adapter
 
 

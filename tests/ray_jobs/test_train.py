@@ -25,7 +25,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import vlmtune
 from vlmtune.cluster import connect
 from vlmtune.config.parse import parse
-from vlmtune.demo.scenes import write_instructions
+from vlmtune.demo.instructions import write_instructions
 from vlmtune.errors import ConfigError, DataError, ModelError, ResourceError, UserError
 
 ROOT = Path(__file__).parents[2]

@@ -1,8 +1,7 @@
 """python -m vlmtune.demo [--output_dir demo] [--family llava mllama smolvlm qwen2_5_vl]
 
-Write sample files and tiny models to try vlmtune on: a LLaVA that was trained on other pictures, the other
-families with random weights.
-What is already there and whole stays as it is.
+Write sample files and tiny models to try vlmtune on. The LLaVA was trained on other images; the models of
+other families have random weights. Files and models that exist already stay as they are.
 """
 
 import argparse
@@ -11,7 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from vlmtune.demo.scenes import write_instructions, write_mall
+from vlmtune.demo.instructions import write_instructions
+from vlmtune.demo.mall import write_mall
 from vlmtune.demo.trained import write_trained_llava
 from vlmtune.errors import UserError
 
@@ -20,8 +20,11 @@ FAMILIES = ("llava", "mllama", "smolvlm", "qwen2_5_vl")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write what `arguments` (by default the command line) ask for and return the exit code: 0, or 2 where
-    something cannot be written."""
+    """Write what `arguments` (by default the command line) ask for.
+
+    Returns:
+        The exit code: 0, or 2 where something cannot be written.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m vlmtune.demo",
         description="Write sample files and tiny models to try vlmtune on.",
@@ -40,26 +43,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folder: Path = options.output_dir
     try:
-        mall = partial(write_mall, frames=FRAMES)
-        _write(
-            folder / "mall",
-            "labels.csv",
-            mall,
-            f"{FRAMES} pictures of a mall with the number of people in them",
-        )
-        _write(
-            folder / "instructions.jsonl",
-            "",
-            write_instructions,
-            "60 questions and answers about construction terms",
-        )
+        content = f"{FRAMES} images of a mall with the number of people in them"
+        _write(folder / "mall", "labels.csv", partial(write_mall, frames=FRAMES), content)
+        content = "60 questions and answers about construction terms"
+        _write(folder / "instructions.jsonl", "", write_instructions, content)
         for family in options.family:
-            what = (
-                "a small trained llava model"
-                if family == "llava"
-                else f"a tiny {family} model with random weights"
-            )
-            _write(folder / family, "config.json", partial(_write_model, family), what)
+            content = f"a tiny {family} model with random weights"
+            if family == "llava":
+                content = "a small trained llava model"
+            _write(folder / family, "config.json", partial(_write_model, family), content)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -69,20 +61,20 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _write(path: Path, last: str, write: Callable[[Path], None], what: str) -> None:
-    """Call `write` unless `path` has the file that is written `last`, and say which of the two was done."""
-    if (path / last).exists():
+def _write(path: Path, last_file: str, write: Callable[[Path], None], content: str) -> None:
+    """Call `write` unless `path` has the file that it writes last; print which of the two was done."""
+    if (path / last_file).exists():
         print(f"{path}: already there")
     else:
         write(path)
-        print(f"{path}: wrote {what}")
+        print(f"{path}: wrote {content}")
 
 
 def _write_model(family: str, folder: Path) -> None:
     if family == "llava":
         write_trained_llava(folder)
         return
-    from transformers.utils import logging  # takes seconds to import: only where a model is to be written
+    from transformers.utils import logging  # takes seconds to import
 
     from vlmtune.demo.models import write_model
 

@@ -1,31 +1,26 @@
-"""Tiny vision-language models with random weights, as ordinary Hugging Face folders under 2 MB, to run every
-path without a download.
+"""Tiny vision-language models with random weights, as Hugging Face folders under 2 MB, to run every path.
 
 Each has its family's real architecture, special tokens, processor and chat format; only the sizes are small.
-Every width is a multiple
-of 64, the block size of NF4. Weights have unit gain instead of a trained model's spread, so that LoRA can
-learn from features that are
-random but carry the input.
+Every width is a multiple of 64, the block size of NF4. Weights have unit gain instead of a trained model's
+standard deviation: features are random, but carry the input, so that LoRA can learn from them.
 """
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import tokenizers
 import torch
 import transformers as tf
-from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, processors, trainers
 from transformers.utils.import_utils import is_torchvision_available
 
-from vlmtune.demo.scenes import sample_texts
+from vlmtune.demo.chat_templates import MLLAMA_TEMPLATE, QWEN_TEMPLATE, SMOLVLM_TEMPLATE
+from vlmtune.demo.tiny_tokenizer import byte_level_tokenizer, llava_tokenizer, sample_texts, token_ids
 from vlmtune.errors import ModelError
 
 FAMILIES = ("llava", "mllama", "smolvlm", "qwen2_5_vl")
 
 WIDTH = 64
 GAIN = WIDTH**-0.5  # standard deviation of a weight that keeps the size of what it multiplies
-VOCABULARY = 960  # tokens learnt and special; at 64 floats each they are half of the file
 TEXT: dict[str, Any] = {
     "hidden_size": WIDTH,
     "intermediate_size": 2 * WIDTH,
@@ -36,77 +31,15 @@ TEXT: dict[str, Any] = {
 }
 VISION: dict[str, Any] = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "initializer_range": GAIN}
 
-MLLAMA_TEMPLATE = """\
-{{- bos_token }}
-{%- for message in messages %}
-    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
-    {%- if message['content'] is string %}
-        {{- message['content'] | trim }}
-    {%- else %}
-        {%- for part in message['content'] %}
-            {{- '<|image|>' if part['type'] == 'image' else part['text'] | trim }}
-        {%- endfor %}
-    {%- endif %}
-    {{- '<|eot_id|>' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif %}
-"""
-
-SMOLVLM_TEMPLATE = """\
-{{- '<|im_start|>' }}
-{%- for message in messages %}
-    {{- message['role'] | capitalize }}
-    {%- if message['content'] is string %}
-        {{- ': ' + message['content'] }}
-    {%- else %}
-        {{- ':' if message['content'][0]['type'] == 'image' else ': ' }}
-        {%- for part in message['content'] %}
-            {{- '<image>' if part['type'] == 'image' else part['text'] }}
-        {%- endfor %}
-    {%- endif %}
-    {{- '<end_of_utterance>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- 'Assistant:' }}
-{%- endif %}
-"""
-
-QWEN_TEMPLATE = """\
-{%- if messages[0]['role'] != 'system' %}
-    {{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
-{%- endif %}
-{%- for message in messages %}
-    {{- '<|im_start|>' + message['role'] + '\\n' }}
-    {%- if message['content'] is string %}
-        {{- message['content'] }}
-    {%- else %}
-        {%- for part in message['content'] %}
-            {%- if part['type'] == 'image' %}
-                {{- '<|vision_start|><|image_pad|><|vision_end|>' }}
-            {%- elif part['type'] == 'video' %}
-                {{- '<|vision_start|><|video_pad|><|vision_end|>' }}
-            {%- else %}
-                {{- part['text'] }}
-            {%- endif %}
-        {%- endfor %}
-    {%- endif %}
-    {{- '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-{%- endif %}
-"""
-
 
 def write_model(family: str, folder: Path | str, *, seed: int = 0, texts: list[str] | None = None) -> None:
-    """Write a tiny model of one of `FAMILIES`, its tokenizer trained on `texts` (by default that of the
-    sample files), to `folder`.
+    """Write a tiny model of one of `FAMILIES` to `folder`. A folder that has `config.json` is complete.
 
-    `config.json` comes last: a folder that has it is whole. Raises ModelError for an unknown family, and for
-    qwen2_5_vl where torchvision,
-    which its processor needs, is not installed.
+    Args:
+        texts: what its tokenizer is trained on; by default the text of the sample files.
+
+    Raises:
+        ModelError: an unknown family; or qwen2_5_vl without torchvision, which its processor needs.
     """
     builders = {"llava": _llava, "mllama": _mllama, "smolvlm": _smolvlm, "qwen2_5_vl": _qwen2_5_vl}
     if family not in builders:
@@ -123,60 +56,9 @@ def write_model(family: str, folder: Path | str, *, seed: int = 0, texts: list[s
             path.replace(folder / path.name)
 
 
-def byte_level_tokenizer(
-    texts: list[str], first: list[str], last: list[str], *, add_bos: bool = False, **roles: str
-) -> tf.PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer whose special tokens stand `first` and `last` in the vocabulary, as the
-    family has them.
-
-    `add_bos` puts the BOS token before every text that is tokenized with special tokens; `roles` name the
-    bos_token, eos_token, ….
-    """
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    bpe.normalizer = normalizers.NFC()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=VOCABULARY - len(last),
-            special_tokens=first,
-            initial_alphabet=alphabet,
-            show_progress=False,
-        ),
-    )
-    bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in last])
-    if add_bos:
-        bos = roles["bos_token"]
-        bpe.post_processor = processors.TemplateProcessing(
-            single=f"{bos}:0 $A:0", special_tokens=[(bos, bpe.token_to_id(bos))]
-        )
-    others = [token for token in first + last if token not in roles.values()]
-    return tf.PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        extra_special_tokens=others,
-        clean_up_tokenization_spaces=False,
-        model_max_length=4096,
-        **roles,
-    )
-
-
 def _llava(texts: list[str]) -> tuple[tf.PreTrainedModel, tf.ProcessorMixin]:
     """LLaVA-1.5: CLIP at 56x56 pixels in 14x14 patches gives 16 image tokens. No chat template."""
-    tokenizer = byte_level_tokenizer(
-        texts,
-        ["<unk>", "<s>", "</s>"],
-        ["<image>", "<pad>"],
-        add_bos=True,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        padding_side="left",
-    )
+    tokenizer = llava_tokenizer(texts)
     tokens = token_ids(tokenizer)
     config = tf.LlavaConfig(
         text_config=tf.LlamaConfig(
@@ -208,9 +90,8 @@ def _llava(texts: list[str]) -> tuple[tf.PreTrainedModel, tf.ProcessorMixin]:
 def _mllama(texts: list[str]) -> tuple[tf.PreTrainedModel, tf.ProcessorMixin]:
     """Llama-3.2-Vision: up to four tiles of 28x28 pixels, read by the cross-attention of layers 1 and 3.
 
-    As in the family, the image token's id is the first beyond the output layer, and both the template and
-    the tokenizer write the BOS
-    token: templated text is to be tokenized without special tokens.
+    As in the family, the image token's id is the first beyond the output layer, and both the template and the
+    tokenizer write the BOS token: text of the template is tokenized without special tokens.
     """
     last = [
         "<|begin_of_text|>",
@@ -258,9 +139,8 @@ def _mllama(texts: list[str]) -> tuple[tf.PreTrainedModel, tf.ProcessorMixin]:
     )
     model = tf.MllamaForConditionalGeneration(config)
     for name, parameter in model.named_parameters():
-        if (
-            "gate" in name.rsplit(".", 1)[-1]
-        ):  # gates start shut: no image would reach the text, nor a gradient the cross-attention
+        # Gates start shut: no image would reach the text, and no gradient the cross-attention.
+        if "gate" in name.rsplit(".", 1)[-1]:
             torch.nn.init.constant_(parameter, 0.5)
     images = tf.MllamaImageProcessorPil(size={"height": 28, "width": 28}, max_image_tiles=4)
     processor = tf.MllamaProcessor(images, tokenizer, chat_template=MLLAMA_TEMPLATE)
@@ -301,11 +181,11 @@ def _smolvlm(texts: list[str]) -> tuple[tf.PreTrainedModel, tf.ProcessorMixin]:
 
 
 def _qwen2_5_vl(texts: list[str]) -> tuple[tf.PreTrainedModel, tf.ProcessorMixin]:
-    """Qwen2.5-VL: 14x14 pixel patches merged by four, of images scaled to 28x28 … 112x112 pixels, 1 to 16
-    image tokens."""
+    """Qwen2.5-VL: images of 28x28 to 112x112 pixels; four patches of 14x14 pixels make an image token."""
     if not is_torchvision_available():
         raise ModelError(
-            "The processor of qwen2_5_vl needs torchvision, which is not installed (on a machine with a GPU: pip install torchvision)."
+            "The processor of qwen2_5_vl needs torchvision, which is not installed "
+            "(on a machine with a GPU: pip install torchvision)."
         )
     last = [
         "<|endoftext|>",
@@ -330,11 +210,8 @@ def _qwen2_5_vl(texts: list[str]) -> tuple[tf.PreTrainedModel, tf.ProcessorMixin
             **tokens,
             "num_hidden_layers": 2,
             "vocab_size": len(tokenizer),
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e6,
-                "mrope_section": [2, 3, 3],
-            },  # half of a head's 16
+            # The sections are half of a head's 16 dimensions.
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
         },
         vision_config={
             **VISION,
@@ -360,14 +237,7 @@ def _qwen2_5_vl(texts: list[str]) -> tuple[tf.PreTrainedModel, tf.ProcessorMixin
     return with_generation(tf.Qwen2_5_VLForConditionalGeneration(config), **{**tokens, **ends}), processor
 
 
-def token_ids(tokenizer: tf.PreTrainedTokenizerFast) -> dict[str, Any]:
-    return {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-
-
 def with_generation(model: tf.PreTrainedModel, **tokens: Any) -> tf.PreTrainedModel:
+    """The model with a generation config that decodes greedily and knows these token ids."""
     model.generation_config = tf.GenerationConfig(**tokens, do_sample=False)
     return model

@@ -1,10 +1,9 @@
-"""Pictures of toys: what the demo's base model learns to see and to count before anybody adapts it.
+"""Drawn images of toys: what the demo's base model learns to see and to count.
 
-A picture shows up to nine things. Most are of a named kind (a star, a lamp, …), the others are stacks of
-random parts that have no name.
-They lie on a plain or patterned ground, or stand in a yard that is seen in perspective, with things in the
-back that do not count. No
-picture shows people or the demo's mall: those are left for the adapter to learn.
+An image shows up to nine things. Most are of a named kind (a star, a lamp, …); the others are stacks of
+random shapes without a name. They lie on a plain or patterned ground, or stand in a yard in perspective, with
+things in the background that do not count. No image shows people or the demo's mall: an adapter has to learn
+these.
 """
 
 from dataclasses import dataclass
@@ -13,20 +12,24 @@ from random import Random
 
 from PIL import Image, ImageDraw
 
-from vlmtune.demo.kinds import COLOURS, KINDS, NAMES, STANDING, Colour, Part, ellipse, polygon, rectangle
+from vlmtune.demo.drawing import Box, Colour, overlap, shade
+from vlmtune.demo.toy_kinds import COLOURS, KINDS, NAMES, STANDING, Shape, ellipse, polygon, rectangle
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom
-
-WIDTH, HEIGHT = 112, 84  # pixels of a picture, as of the demo's frames
+WIDTH, HEIGHT = 112, 84  # pixels of an image, as of the demo's frames
 OVERSAMPLING = 2  # drawn this much larger, then reduced: smooth edges
 MAX_THINGS = 9
-MAX_OVERLAP = 0.35  # of the smaller of two things: whatever is counted can be seen
+MAX_OVERLAP = 0.35  # of the smaller of two things, so that every thing can be seen
+PLACES_TRIED = 30  # for each thing
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing of a picture: its kind (None: it has no name), its colour and the box that it takes (pixels
-    of the picture)."""
+    """One thing in an image.
+
+    Attributes:
+        kind: None: it has no name.
+        box: pixels of the image.
+    """
 
     kind: str | None
     colour: str
@@ -42,9 +45,9 @@ class Thing:
 
 
 def draw_toys(rng: Random) -> tuple[Image.Image, list[Thing]]:
-    """A picture of 112x84 pixels and the 0 to 9 things in it, back to front. Costs about 1.5 ms."""
-    picture = Image.new("RGB", (WIDTH * OVERSAMPLING, HEIGHT * OVERSAMPLING))
-    draw = ImageDraw.Draw(picture)
+    """An image of 112x84 pixels and the 0 to 9 things in it, back to front. Costs about 1.5 ms."""
+    image = Image.new("RGB", (WIDTH * OVERSAMPLING, HEIGHT * OVERSAMPLING))
+    draw = ImageDraw.Draw(image)
     yard = rng.random() < 0.6
     horizon = rng.uniform(8, 40)
     if yard:
@@ -57,12 +60,11 @@ def draw_toys(rng: Random) -> tuple[Image.Image, list[Thing]]:
     things.sort(key=lambda thing: thing.box[3])
     for thing in things:
         _draw_thing(draw, thing, yard, rng)
-    return picture.reduce(OVERSAMPLING), things
+    return image.reduce(OVERSAMPLING), things
 
 
 def _choose(yard: bool, rng: Random) -> list[tuple[str | None, str, float]]:
-    """What is in the picture: kind, colour and aspect of each thing. Few kinds and few colours, so that
-    there is much to count."""
+    """Kind, colour and aspect of each thing. Few kinds and colours, so that there is much to count."""
     names = rng.sample(STANDING if yard else NAMES, rng.randint(1, 3))
     colours = rng.sample(list(COLOURS), rng.choice((1, 2, 3, 8)))
     nameless = rng.choice((0.0, 0.0, 0.3, 1.0))  # share of things without a name
@@ -79,15 +81,14 @@ def _choose(yard: bool, rng: Random) -> list[tuple[str | None, str, float]]:
 
 
 def _place(things: list[Thing], aspect: float, horizon: float | None, rng: Random) -> Box:
-    """The box of another thing: the first of some random places where it hides nothing, else the freest of
-    them."""
+    """The box of another thing: the first random place without much overlap, else the one with the least."""
     best: tuple[float, Box] | None = None
-    for _ in range(30):
+    for _ in range(PLACES_TRIED):
         box = _anywhere(aspect, rng) if horizon is None else _standing(aspect, horizon, rng)
-        hidden = max((overlap(box, thing.box) for thing in things), default=0.0)
-        if best is None or hidden < best[0]:
-            best = hidden, box
-        if hidden < MAX_OVERLAP * rng.random():
+        overlapping = max((overlap(box, thing.box) for thing in things), default=0.0)
+        if best is None or overlapping < best[0]:
+            best = overlapping, box
+        if overlapping < MAX_OVERLAP * rng.random():
             break
     assert best is not None
     return best[1]
@@ -101,21 +102,15 @@ def _anywhere(aspect: float, rng: Random) -> Box:
 
 
 def _standing(aspect: float, horizon: float, rng: Random) -> Box:
-    """On the ground: the nearer to the lower edge, the larger. Things are 0.8 to 1.3 of a man's height, the
-    camera is at 3 m or so."""
+    """A box on the ground, larger nearer to the lower edge.
+
+    A thing has 0.8 to 1.3 times the height of a person, seen by a camera at about 3 m.
+    """
     foot = horizon + (HEIGHT - 4 - horizon) * rng.uniform(0.2, 1.0)
     height = max(9.0, (foot - horizon) * rng.uniform(0.45, 0.72)) / max(1.0, aspect) ** 0.5
     width = height * aspect
     middle = rng.uniform(3, WIDTH - 3)
     return middle - width / 2, foot - height, middle + width / 2, foot
-
-
-def overlap(one: Box, other: Box) -> float:
-    """The common area over the smaller one's area: 0 to 1."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
-    return max(0.0, width) * max(0.0, height) / smaller
 
 
 def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, yard: bool, rng: Random) -> None:
@@ -127,46 +122,49 @@ def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, yard: bool, rng: Random
             (90, 88, 84),
         )
     colour = _jitter(COLOURS[thing.colour], rng, 14)
-    for part in KINDS[thing.kind].parts if thing.kind else _stack(rng):
-        points = [(left + x * width, top + y * height) for x, y in part.points]
-        fill = _shade(part.colour or colour, part.shade)
-        if part.form == "o":
+    for shape in KINDS[thing.kind].shapes if thing.kind else _stack(rng):
+        points = [(left + x * width, top + y * height) for x, y in shape.points]
+        fill = shade(shape.colour or colour, shape.shade)
+        if shape.form == "o":
             draw.ellipse(points, fill)
-        elif part.form == "r":
+        elif shape.form == "r":
             draw.rectangle(points, fill)
         else:
             draw.polygon(points, fill)
 
 
-def _stack(rng: Random) -> list[Part]:
-    """A thing without a name: two to five random parts on top of each other, one of them in the thing's
-    colour."""
+def _stack(rng: Random) -> list[Shape]:
+    """A thing without a name: two to five random shapes on each other, one of them in the thing's colour."""
     number = rng.randint(2, 5)
     cuts = [0.0, *sorted(rng.uniform(0.12, 0.88) for _ in range(number - 1)), 1.0]
-    parts = []
-    for at, (top, bottom) in enumerate(pairwise(cuts)):
+    shapes = []
+    for index, (top, bottom) in enumerate(pairwise(cuts)):
         middle, half = rng.uniform(0.42, 0.58), rng.uniform(0.15, 0.42)
-        own = None if at == number // 2 else _jitter(rng.choice(list(COLOURS.values())), rng, 40)
+        other_colour = None if index == number // 2 else _jitter(rng.choice(list(COLOURS.values())), rng, 40)
         left, right = middle - half, middle + half
         if rng.random() < 0.15:  # two beside each other
-            parts += [
-                rectangle(left, top, middle - 0.05, bottom, 1, own),
-                rectangle(middle + 0.05, top, right, bottom, 1, own),
+            shapes += [
+                rectangle(left, top, middle - 0.05, bottom, 1, other_colour),
+                rectangle(middle + 0.05, top, right, bottom, 1, other_colour),
             ]
         elif rng.random() < 0.4:
-            parts.append(ellipse(left, max(0.0, top - 0.03), right, min(1.0, bottom + 0.03), 1, own))
+            shapes.append(
+                ellipse(left, max(0.0, top - 0.03), right, min(1.0, bottom + 0.03), 1, other_colour)
+            )
         elif rng.random() < 0.5:
-            parts.append(rectangle(left, top, right, bottom, 1, own))
+            shapes.append(rectangle(left, top, right, bottom, 1, other_colour))
         else:
             top_left, top_right = middle - half * rng.random(), middle + half * rng.random()
-            parts.append(
-                polygon((top_left, top), (top_right, top), (right, bottom), (left, bottom), colour=own)
+            shapes.append(
+                polygon(
+                    (top_left, top), (top_right, top), (right, bottom), (left, bottom), colour=other_colour
+                )
             )
-    return parts
+    return shapes
 
 
 def _draw_ground(draw: ImageDraw.ImageDraw, rng: Random) -> None:
-    """The whole picture in a muted colour: plain, in bands, in tiles or with stains."""
+    """The whole image in a muted colour: plain, in bands, in tiles or with stains."""
     width, height = WIDTH * OVERSAMPLING, HEIGHT * OVERSAMPLING
     base = _muted(rng)
     draw.rectangle((0, 0, width, height), base)
@@ -177,13 +175,13 @@ def _draw_ground(draw: ImageDraw.ImageDraw, rng: Random) -> None:
         for at in range(-step * 4, width + step * 4, 2 * step):
             draw.polygon(
                 [(at, 0), (at + step, 0), (at + step + slope, height), (at + slope, height)],
-                _shade(base, 0.93),
+                shade(base, 0.93),
             )
     elif pattern == "tiles":
         for row in range(height // step + 1):
             for column in range(row % 2, width // step + 1, 2):
                 draw.rectangle(
-                    (column * step, row * step, (column + 1) * step, (row + 1) * step), _shade(base, 0.93)
+                    (column * step, row * step, (column + 1) * step, (row + 1) * step), shade(base, 0.93)
                 )
     elif pattern == "stains":
         for _ in range(12):
@@ -192,8 +190,7 @@ def _draw_ground(draw: ImageDraw.ImageDraw, rng: Random) -> None:
 
 
 def _draw_yard(draw: ImageDraw.ImageDraw, horizon: float, rng: Random) -> None:
-    """A ground in perspective below the horizon; above it, and at both sides, walls and boards that are no
-    things."""
+    """A ground in perspective below the horizon. Walls and boards above it and beside it are no things."""
     width, height, line = WIDTH * OVERSAMPLING, HEIGHT * OVERSAMPLING, horizon * OVERSAMPLING
     floor, wall = _muted(rng), _muted(rng)
     draw.rectangle((0, 0, width, height), wall)
@@ -227,7 +224,7 @@ def _draw_tiles(
                 (column * step, top),
             ]
             corners = [(to[0] + x * (y - to[1]) / (height - to[1]), y) for x, y in ends]
-            draw.polygon([(x, max(y, line)) for x, y in corners], _shade(floor, tone))
+            draw.polygon([(x, max(y, line)) for x, y in corners], shade(floor, tone))
         row, bottom = row + 1, top
 
 
@@ -255,7 +252,7 @@ def _draw_side(
 
 def _draw_board(draw: ImageDraw.ImageDraw, corners: list[tuple[float, float]], rng: Random) -> None:
     colour = _jitter(rng.choice(list(COLOURS.values())), rng, 40) if rng.random() < 0.5 else _muted(rng)
-    draw.polygon(corners, colour, _shade(colour, 0.6))
+    draw.polygon(corners, colour, shade(colour, 0.6))
 
 
 def _muted(rng: Random) -> Colour:
@@ -265,9 +262,4 @@ def _muted(rng: Random) -> Colour:
 
 def _jitter(colour: Colour, rng: Random, most: int) -> Colour:
     red, green, blue = (min(255, max(0, channel + rng.randint(-most, most))) for channel in colour)
-    return red, green, blue
-
-
-def _shade(colour: Colour, factor: float) -> Colour:
-    red, green, blue = (min(255, round(channel * factor)) for channel in colour)
     return red, green, blue

@@ -1,5 +1,4 @@
-"""The demo's trained base: a LLaVA of 3.8 MB that counts drawn toys and has never seen people. `pretrain`
-made it."""
+"""The demo's trained base: a LLaVA of 3.8 MB that counts drawn toys. It was never trained on people."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +8,7 @@ BASE = Path(__file__).parent / "base"
 
 
 def write_trained_llava(folder: Path | str) -> None:
-    """Copy the base to `folder`. `config.json` comes last: a folder that has it is whole."""
+    """Copy the base to `folder`. A folder that has `config.json` is complete."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix=".part-") as unfinished:

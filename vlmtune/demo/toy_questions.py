@@ -1,26 +1,25 @@
-"""Questions and answers, English and Korean, about the pictures of `toys`: what the demo's base model is
-trained on.
+"""Questions and answers, English and Korean, about the images of `toys`, for the demo's base model.
 
-Nobody is asked about people in a picture. The words for people and their numbers are learnt from sums alone
-("2 people and 3 more people"),
-so that an adapter has the vocabulary to answer with and everything else to learn.
+No question is about people in an image. The base learns the words for people and their numbers from sums
+alone ("2 people and 3 more people"), so that an adapter has the vocabulary to answer with, and everything
+else to learn. The texts are part of the trained base: changing one means training it again.
 """
 
 from collections.abc import Callable
 from random import Random
 
-from vlmtune.demo.kinds import COLOURS, NAMES
+from vlmtune.demo.toy_kinds import COLOURS, NAMES
 from vlmtune.demo.toys import MAX_THINGS, Thing
 
 Turn = tuple[str, str]  # question, answer
 Question = Callable[[list[Thing], Random], Turn | None]
 
 KOREAN = {
-    "circle": "원", "square": "네모", "triangle": "세모", "star": "별", "cross": "십자", "moon": "달", "fish": "물고기", "tree": "나무",
-    "house": "집", "car": "자동차", "bottle": "병", "lamp": "등", "cone": "고깔", "mushroom": "버섯", "cup": "컵", "flower": "꽃",
-    "rocket": "로켓", "umbrella": "우산",
-    "elephant": "코끼리", "boat": "배", "clock": "시계", "chair": "의자", "cat": "고양이", "horse": "말", "book": "책", "bird": "새",
-    "train": "기차", "key": "열쇠", "apple": "사과", "bell": "종",
+    "circle": "원", "square": "네모", "triangle": "세모", "star": "별", "cross": "십자", "moon": "달",
+    "fish": "물고기", "tree": "나무", "house": "집", "car": "자동차", "bottle": "병", "lamp": "등",
+    "cone": "고깔", "mushroom": "버섯", "cup": "컵", "flower": "꽃", "rocket": "로켓", "umbrella": "우산",
+    "elephant": "코끼리", "boat": "배", "clock": "시계", "chair": "의자", "cat": "고양이", "horse": "말",
+    "book": "책", "bird": "새", "train": "기차", "key": "열쇠", "apple": "사과", "bell": "종",
 }  # fmt: skip
 ABSENT = tuple(name for name in KOREAN if name not in NAMES)  # never drawn: their number is 0
 COUNTERS = {
@@ -34,8 +33,8 @@ COUNTERS = {
     "train": "대",
 }
 KOREAN_COLOURS = {
-    "red": "빨간색", "blue": "파란색", "yellow": "노란색", "green": "초록색", "white": "하얀색", "black": "검은색", "purple": "보라색",
-    "orange": "주황색",
+    "red": "빨간색", "blue": "파란색", "yellow": "노란색", "green": "초록색",
+    "white": "하얀색", "black": "검은색", "purple": "보라색", "orange": "주황색",
 }  # fmt: skip
 PLURALS = {"fish": "fish", "cross": "crosses"}
 SIDES: dict[str, tuple[str, Callable[[Thing], float]]] = {
@@ -45,11 +44,11 @@ SIDES: dict[str, tuple[str, Callable[[Thing], float]]] = {
     "at the bottom": ("아래", lambda thing: thing.middle[1]),
 }
 ADDED = (("people", "사람", "명"), ("people", "사람", "명"), ("books", "책", "권"), ("cars", "자동차", "대"))
-PICTURES = (("picture", "그림"), ("picture", "사진"), ("image", "이미지"))
+IMAGE_WORDS = (("picture", "그림"), ("picture", "사진"), ("image", "이미지"))
 
 
 def ask(things: list[Thing], rng: Random) -> Turn:
-    """One question about a picture with these things in it, and the answer."""
+    """One question about an image with these things in it, and the answer."""
     named = all(thing.kind for thing in things)
     kinds: list[tuple[Question, int]] = [
         (count_kind, 5),
@@ -94,11 +93,11 @@ def count_both(things: list[Thing], rng: Random) -> Turn:
 
 
 def is_there(things: list[Thing], rng: Random) -> Turn:
-    name, (picture, korean) = _some_name(things, rng), rng.choice(PICTURES)
-    there = any(thing.kind == name for thing in things)
+    name, (image, korean) = _some_name(things, rng), rng.choice(IMAGE_WORDS)
+    present = any(thing.kind == name for thing in things)
     if rng.random() < 0.5:
-        return f"Is there {_article(name)} {name} in this {picture}?", "Yes" if there else "No"
-    return f"이 {korean}에 {_with(KOREAN[name], '이', '가')} 있습니까?", "예" if there else "아니요"
+        return f"Is there {_article(name)} {name} in this {image}?", "Yes" if present else "No"
+    return f"이 {korean}에 {_with(KOREAN[name], '이', '가')} 있습니까?", "예" if present else "아니요"
 
 
 def colour_of(things: list[Thing], rng: Random) -> Turn | None:
@@ -112,7 +111,7 @@ def colour_of(things: list[Thing], rng: Random) -> Turn | None:
 
 
 def far_side(things: list[Thing], rng: Random) -> Turn | None:
-    """What is farthest on a side; None where two things are nearly as far."""
+    """What is farthest on a side; None where two things are about as far."""
     english, (korean, distance) = rng.choice(list(SIDES.items()))
     ordered = sorted(things, key=distance)
     if len(ordered) < 2 or distance(ordered[-1]) - distance(ordered[-2]) < 4:  # pixels
@@ -145,7 +144,7 @@ def more(things: list[Thing], rng: Random) -> Turn | None:
 
 
 def add(things: list[Thing], rng: Random) -> Turn:
-    """A sum: no look at the picture helps. The only place where people come up."""
+    """A sum, whose answer is not in the image. People occur in no other question."""
     total = rng.randint(0, MAX_THINGS)
     first = rng.randint(0, total)
     english, korean, counter = rng.choice(ADDED)
@@ -156,8 +155,7 @@ def add(things: list[Thing], rng: Random) -> Turn:
 
 
 def vocabulary(samples: int = 4000) -> list[str]:
-    """Texts with every word of the questions and answers, about as often as they come: for the tokenizer to
-    learn."""
+    """Texts with every word of the questions and answers, about as often as they occur, for the tokenizer."""
     rng = Random("vocabulary")
     texts = []
     for _ in range(samples):
@@ -175,7 +173,7 @@ def _box(rng: Random) -> tuple[float, float, float, float]:
 
 
 def _some_name(things: list[Thing], rng: Random) -> str:
-    """A name to ask for: mostly of what is there, else one that is drawn elsewhere, or nowhere."""
+    """A name to ask for: mostly of a thing in the image, else of one in other images, or in none."""
     present = [thing.kind for thing in things if thing.kind]
     chance = rng.random()
     if present and chance < 0.75:
@@ -184,17 +182,17 @@ def _some_name(things: list[Thing], rng: Random) -> str:
 
 
 def _how_many(plural: str, korean: str, counter: str, number: int, rng: Random) -> Turn:
-    picture, korean_picture = rng.choice(PICTURES)
+    image, korean_image = rng.choice(IMAGE_WORDS)
     form = rng.randrange(5)
     if form == 0:
-        return f"How many {plural} are in this {picture}?", str(number)
+        return f"How many {plural} are in this {image}?", str(number)
     if form == 1:
         return f"How many {plural} do you see?", str(number)
     if form == 2:
         return f"Count the {plural}.", str(number)
     if form == 3:
         return (
-            f"이 {korean_picture}에 {_with(korean, '이', '가')} 몇 {counter} 있습니까?",
+            f"이 {korean_image}에 {_with(korean, '이', '가')} 몇 {counter} 있습니까?",
             f"{number}{counter}",
         )
     return f"{_with(korean, '은', '는')} 몇 {counter}입니까?", f"{number}{counter}"
