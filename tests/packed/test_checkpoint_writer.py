@@ -1,4 +1,4 @@
-"""Reports and checkpoints while training goes on."""
+"""Reports and checkpoints while training continues."""
 
 import threading
 from pathlib import Path

@@ -204,14 +204,14 @@ def test_a_trial_of_which_no_row_fits_is_infeasible_and_the_others_go_on(
     assert_as_alone(packed, "one", alone)
 
 
-def test_parked_trials_wait(stores: dict[str, Store], models: Path, tmp_path: Path):
+def test_waiting_trials_do_not_train(stores: dict[str, Store], models: Path, tmp_path: Path):
     packed = pack(
         stores["mall llava"], models / "llava", tmp_path, {name: TRIALS[name] for name in ("one", "three")}
     )
     for _ in range(3):
-        assert packed.engine.train_round(parked={"one"})
+        assert packed.engine.train_round(waiting={"one"})
     assert [packed.engine.slots[name].progress.step for name in ("one", "three")] == [0, 3]
-    assert not packed.engine.train_round(parked={"one", "three"})
+    assert not packed.engine.train_round(waiting={"one", "three"})
 
 
 def test_seconds_of_all_trials_add_up(stores: dict[str, Store], models: Path, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Writes checkpoints and delivers last reports in threads, while training goes on."""
+"""Writes checkpoints and delivers last reports in threads, while training continues."""
 
 from __future__ import annotations
 

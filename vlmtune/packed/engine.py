@@ -1,7 +1,7 @@
-"""Many trials train over one frozen base. Trials join and leave between rounds; each follows its own rows.
+"""Trains many trials over one frozen base, in rounds. Trials join and leave between rounds.
 
 A round is one micro-batch of every trial. Their rows go through the base together (`passes.cut_passes`). Each
-trial then updates its adapter when its own step is complete, and is evaluated when its own schedule says so.
+trial updates its adapter when its own step is complete, and is evaluated at its own steps.
 """
 
 from __future__ import annotations
@@ -39,15 +39,16 @@ def ignore_end(trial_id: str) -> None:
 class Engine:
     """A frozen base and the trials that train over it.
 
-    One thread calls `train_round` again and again, and `join` and `leave` between rounds.
+    One thread calls `train_round` again and again, and `join` and `leave` between rounds. The class is long
+    because a round, its reports and the ends of trials are one sequence.
 
     Args:
-        settings: those that all trials share.
-        trials: how many shall train at once.
+        settings: of all trials, but for the values that a search varies.
+        trials: how many trials to train at once.
         rank: the highest LoRA rank among them, for the plan of the memory.
         deliver: takes a trial's reports by its id, in order. The last one comes from another thread.
         note: takes lines for the console.
-        on_end: is called with a trial's id when it has left, of its own accord or because it has ended.
+        on_end: is called with the id of each trial that has left or ended.
         shard: this process's part, where several workers train the same trials. The first one delivers
             reports and writes checkpoints.
         largest: settings that need at least the memory of every trial, to plan the memory for.
@@ -76,8 +77,8 @@ class Engine:
     ) -> None:
         self.settings, self.shard, self.deliver, self.on_end = settings, shard, deliver, on_end
         self.model, self.max_trials = build_model(settings, store, trials, rank, note, largest)
-        flops = operations_per_token(self.model.base.get_decoder())
-        self.slot_factory = SlotFactory(settings, store, flops, shard)
+        operations = operations_per_token(self.model.base.get_decoder())
+        self.slot_factory = SlotFactory(settings, store, operations, shard)
         self.examples = ExampleCache(store)
         processor = settings.model.ref.processor()
         self.evaluator = TrialEvaluator(settings, self.model, store, self.examples, processor, shard)
@@ -105,11 +106,11 @@ class Engine:
             slot.close()
             self.on_end(trial_id)
 
-    def train_round(self, parked: Container[str] = ()) -> bool:
-        """Train one micro-batch of every trial but the parked ones; returns whether there was one."""
+    def train_round(self, waiting: Container[str] = ()) -> bool:
+        """Train one micro-batch of every trial except those in `waiting`; returns whether there was one."""
         started = time.monotonic()
         self.checkpoints.raise_errors()
-        slots = [slot for slot in self.slots.values() if slot.trial_id not in parked]
+        slots = [slot for slot in self.slots.values() if slot.trial_id not in waiting]
         if not slots:
             self._read_logs()
             return False
@@ -124,7 +125,8 @@ class Engine:
         if due:
             self._read_logs()
             self._synchronize()
-        self._charge(rows, time.monotonic() - started, waited)
+        self.round_seconds = time.monotonic() - started
+        _charge(rows, self.round_seconds, waited)
         self._evaluate([slot for slot in due if slot.trial_id in self.slots])
         return True
 
@@ -141,15 +143,6 @@ class Engine:
         self.examples.prefetch([row for slot in slots for row in slot.cursor.following_step()])
         return rows, waited
 
-    def _charge(self, rows: dict[Slot, list[PassRow]], seconds: float, waited: float) -> None:
-        """Charge every trial for its part of a round, by tokens: the seconds of all trials add up."""
-        self.round_seconds = seconds
-        tokens = {slot: sum(bucket_length(row.tokens) for row in part) for slot, part in rows.items()}
-        for slot, count in tokens.items():
-            # A worker may have no row at all in a round.
-            fraction = count / max(sum(tokens.values()), 1)
-            slot.records.charge(seconds * fraction, waited * fraction)
-
     def _synchronize(self) -> None:
         """Wait for the device, so that its training does not count as evaluation."""
         if self.model.device.type == "cuda":
@@ -163,12 +156,11 @@ class Engine:
                 self._end(slot, slot.report(metrics))
 
     def _evaluate(self, slots: list[Slot]) -> None:
-        """Evaluate trials together; report them, and take a checkpoint of each.
+        """Evaluate trials together, report them, and take a checkpoint of each.
 
-        All but last reports are delivered before the checkpoints are taken: the search decides about a
-        trial meanwhile, so that one that it stops hardly trains on. A last report waits for its checkpoint,
-        which is what remains of the trial. Of an engine that dies, a trial trains and reports again what was
-        not written.
+        Reports are delivered before the checkpoints are taken. So the search decides about a trial meanwhile,
+        and a trial that it stops hardly trains on. Only a last report waits for its checkpoint, which is what
+        remains of the trial. If the engine dies, its trials train and report again what was not written.
         """
         if not slots:
             return
@@ -193,7 +185,7 @@ class Engine:
 
     def _end_too_large(self, result: PassResult) -> None:
         for slot in result.too_large:
-            if slot.trial_id in self.slots:  # else its numbers have ended it just now
+            if slot.trial_id in self.slots:  # a NaN in its log may have ended it just before
                 self._end(slot, self._infeasible())
 
     def _infeasible(self) -> dict[str, Any]:
@@ -212,6 +204,14 @@ class Engine:
         slot.close()
         self.on_end(slot.trial_id)
         self.checkpoints.deliver_later(slot.trial_id, TrialReport(metrics, last=True))
+
+
+def _charge(rows: dict[Slot, list[PassRow]], seconds: float, waited: float) -> None:
+    """Divide a round's time among its trials, by tokens. All trials' seconds add up to the device's."""
+    tokens = {slot: sum(bucket_length(row.tokens) for row in part) for slot, part in rows.items()}
+    total = max(sum(tokens.values()), 1)  # a worker may have no row at all in a round
+    for slot, count in tokens.items():
+        slot.records.charge(seconds * count / total, waited * count / total)
 
 
 def _checkpoint_folder(slot: Slot) -> str:

@@ -1,11 +1,11 @@
 """An engine as a Ray actor, one on each GPU. Trials call it, and its own thread trains.
 
-Calls may be repeated, by Ray or by a trial's process that was started again. Joining is therefore idempotent
-by the trial's id, and reports are asked for by number. An engine that died comes back without trials; they
+Calls may be repeated: by Ray, or by a trial's process that was started again. Joining is therefore idempotent
+by the trial's id, and reports are asked for by number. An engine that died comes back without trials. They
 join again from their checkpoints.
 
-Every process that gets an engine's handle imports this module, each trial's process too. So methods import
-what needs torch.
+Every process that gets an engine's handle imports this module, each trial's process too. So only methods
+import modules that need torch.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 class EngineActor:
-    """Loads its base at the first call that needs it, also after a restart.
+    """What trials call. The base is loaded at the first call that needs it, also after a restart.
 
     Args:
         settings, store, rank, largest: as for `Engine`.
-        trials: how many shall train at once.
+        trials: how many trials to train at once.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class EngineActor:
                     largest=self.largest,
                 )
             except UserError as error:
-                # `find_place` raises it: with no trials this looks like the engine with the most free places.
+                # Without trials this looks like the engine with the most free places: `find_place` raises it.
                 self.start_error = error
                 raise
             self.start_error = None
@@ -75,7 +75,7 @@ class EngineActor:
             self.loop.start(self.engine)
 
     def take_notes(self) -> list[str]:
-        """Lines noted since the last call or report, which carries them as `NOTES`."""
+        """The lines noted since the last call, or the last report, which has them as `NOTES`."""
         with self.changed:
             return self.notes.take_unsent()
 
@@ -95,10 +95,10 @@ class EngineActor:
             return Vacancy(self._has(trial_id), self.seats.free_places)
 
     def join(self, request: TrialRequest) -> bool:
-        """Take a trial in, from its last checkpoint if there is one. A trial that is here stays as it is.
+        """Let a trial join, from its last checkpoint if there is one. Does nothing if it has joined.
 
         Returns:
-            Whether there was a place. Other trials may have taken the one that `find_place` has found.
+            Whether there was a place. Other trials may have taken the one that `find_place` found.
 
         Raises:
             UserError: its settings cannot be trained.
@@ -137,7 +137,7 @@ class EngineActor:
             return seat.reports[number] if len(seat.reports) > number else None
 
     def leave(self, trial_id: str) -> None:
-        """Let a trial go and forget it."""
+        """Remove a trial and drop its reports."""
         with self.changed:
             slot = self.seats.leave(trial_id)
             if slot is not None:
@@ -145,7 +145,7 @@ class EngineActor:
             self.changed.notify_all()
 
     def _prepare(self, seat: Seat, request: TrialRequest) -> None:
-        """Make a trial's slot, or find that the trial has ended already."""
+        """Make a trial's slot. A trial that had ended before gets its last report again."""
         from vlmtune.packed.checkpoint_folder import fetch_last_checkpoint, has_ended, read_last_report
         from vlmtune.training.gauges import Gauges
 

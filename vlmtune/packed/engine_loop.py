@@ -1,4 +1,4 @@
-"""The thread of an engine's actor that trains: rounds, and between them trials that join and leave."""
+"""The thread of an engine's actor that trains. Between rounds it lets trials join and leave."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlmtune.packed.seats import Seats, SeatState
 if TYPE_CHECKING:
     from vlmtune.packed.engine import Engine
 
-IDLE_CHECK_S = 1.0  # an engine without work looks this often whether its checkpoints were written
+IDLE_CHECK_S = 1.0  # pause of an engine without work before it checks again that its checkpoints were written
 
 
 class EngineLoop:
@@ -24,7 +24,7 @@ class EngineLoop:
         early_stopping: the search may stop a trial after any of its reports.
 
     Attributes:
-        thread: ends with what has ended training; None before `start`.
+        thread: has the error that ended training as its exception; None before `start`.
         new_reports: whether any trial has reported since the last round began.
     """
 
@@ -39,7 +39,7 @@ class EngineLoop:
         return self.thread is not None and self.thread.done()
 
     def raise_error(self) -> None:
-        """Raise what has ended the thread, if it has ended."""
+        """Raise the error that ended the thread, if it has ended."""
         if self.thread is not None and self.thread.done():
             self.thread.result()
 
@@ -48,7 +48,7 @@ class EngineLoop:
         self.thread.add_done_callback(lambda _: self._notify())
 
     def deliver(self, trial_id: str, report: TrialReport) -> None:
-        """Add a report to its trial's, with what the engine has noted since the last one."""
+        """Add a report to its trial's, with the lines that the engine has noted since the last one."""
         with self.changed:
             if self.seats.has_joined(trial_id):
                 if notes := self.notes.take_unsent():
@@ -58,7 +58,7 @@ class EngineLoop:
             self.changed.notify_all()
 
     def end_seat(self, trial_id: str) -> None:
-        """The engine has removed a trial."""
+        """Mark a trial that the engine has removed."""
         with self.changed:
             self.seats.end(trial_id)
             self.changed.notify_all()
@@ -72,8 +72,8 @@ class EngineLoop:
                 waiting = self._apply_joins_and_leaves(engine)
                 if not engine.slots.keys() - waiting:
                     self.changed.wait(timeout=IDLE_CHECK_S)
-            # Without a trial it still raises what kept a checkpoint from being written.
-            engine.train_round(parked=waiting)
+            # Without a trial, this still raises the error of a checkpoint that could not be written.
+            engine.train_round(waiting)
 
     def _wait_for_search(self, engine: Engine) -> None:
         """Wait until the search has stopped or continued the trials that have reported.

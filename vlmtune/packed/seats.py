@@ -1,4 +1,4 @@
-"""The trials of an engine's actor: where each one is between joining and leaving, and its unread reports."""
+"""The seats of an engine's actor: the state of each trial between joining and leaving, and its reports."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from vlmtune.packed.messages import TrialReport, UnknownTrialError
 if TYPE_CHECKING:
     from vlmtune.packed.slot import Slot
 
-# Unread reports with which a trial waits. It trains on while the search decides about its last report.
+# A trial with so many unread reports waits. With fewer it trains on, while the search decides about the last.
 MAX_UNREAD_REPORTS = 2
-# After this time without a call for a waiting trial, its process is gone for good.
+# If nobody has called for a waiting trial for so long, its process is gone for good.
 ABANDONED_AFTER_S = 600.0
 
 
@@ -38,9 +38,9 @@ class Seat:
     """One trial in an engine's actor.
 
     Attributes:
-        slot: what joins the engine, while READY.
-        reports: all since it joined, by their number from 0.
-        next_report: the number that its process asked for last; it has read those before.
+        slot: its slot while it is READY.
+        reports: all reports since it joined, by their number from 0.
+        next_report: the number that its process asked for last. It has read the reports before it.
         last_polled: when its process called last, in `time.monotonic` seconds.
     """
 
@@ -57,12 +57,12 @@ class Seat:
 
     @property
     def waits(self) -> bool:
-        """Whether it trains no further until its reports are read."""
+        """Whether it does not train until its reports are read."""
         return self.unread >= MAX_UNREAD_REPORTS
 
     @property
     def undecided(self) -> bool:
-        """Whether it trains on though the search may still stop it for its last report."""
+        """Whether it trains on while the search may still stop it because of its last report."""
         return self.state is SeatState.TRAINING and 0 < self.unread < MAX_UNREAD_REPORTS
 
     @property
@@ -72,7 +72,7 @@ class Seat:
         return waits and time.monotonic() - self.last_polled > ABANDONED_AFTER_S
 
     def start_training(self) -> Slot:
-        """Leave READY; returns the slot that joins the engine."""
+        """Change from READY to TRAINING; returns the slot, which has to join the engine."""
         assert self.state is SeatState.READY and self.slot is not None
         slot, self.slot, self.state = self.slot, None, SeatState.TRAINING
         return slot
@@ -85,7 +85,7 @@ class Seats:
         places: how many trials the engine has memory for.
 
     Attributes:
-        changed: its lock is held for every call and while a seat is changed; then it is notified.
+        changed: callers hold its lock, also to read or change a seat, and notify it after a change.
     """
 
     def __init__(self, places: int) -> None:
@@ -100,7 +100,7 @@ class Seats:
         """The seat of a trial that has joined.
 
         Raises:
-            UnknownTrialError: it has not.
+            UnknownTrialError: the trial has not joined, or has left.
         """
         seat = self._seats.get(trial_id)
         if seat is None or seat.state not in HAS_JOINED:
@@ -123,7 +123,7 @@ class Seats:
         return [seat for seat in self._seats.values() if seat.state is state]
 
     def claim(self, trial_id: str) -> Seat | None:
-        """The place of a trial whose slot is then made; None if it has none and all are taken."""
+        """The seat of a trial whose slot is to be made, with a place; None if all places are taken."""
         seat = self._seats.get(trial_id)
         if seat is None and self.free_places > 0:
             seat = self._seats[trial_id] = Seat(trial_id)
@@ -132,7 +132,8 @@ class Seats:
     def seat_slot(self, seat: Seat, slot: Slot) -> bool:
         """Let a trial join before the next round.
 
-        Returns False where it has left meanwhile, or where a repeated call was faster; `slot` is not needed.
+        Returns:
+            False if `slot` is not needed: the trial has left, or a repeated call was faster.
         """
         if not self._is_preparing(seat):
             return False
@@ -140,7 +141,7 @@ class Seats:
         return True
 
     def seat_ended(self, seat: Seat, last_report: TrialReport) -> None:
-        """Give the last report once more to a trial that ended before it joined."""
+        """Give its last report again to a trial that had ended before it joined."""
         if self._is_preparing(seat):
             seat.state, seat.reports = SeatState.ENDED, [last_report]
 
@@ -150,13 +151,13 @@ class Seats:
             self.remove(seat.trial_id)
 
     def end(self, trial_id: str) -> None:
-        """The engine has removed a trial, whose last report may still come."""
+        """Mark a trial that the engine has removed. Its last report may still come."""
         seat = self._seats.get(trial_id)
         if seat is not None and seat.state is SeatState.TRAINING:
             seat.state = SeatState.ENDED
 
     def leave(self, trial_id: str) -> Slot | None:
-        """Let a trial go whose process has left; returns its slot if that has not joined the engine."""
+        """Remove a trial, or let it leave before the next round; returns its slot if it was READY."""
         seat = self._seats.get(trial_id)
         if seat is None:
             return None

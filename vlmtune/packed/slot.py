@@ -35,10 +35,11 @@ from vlmtune.training.trl_arguments import training_arguments
 
 
 class Slot:
-    """One trial's training, a micro-batch at a time; the engine runs the rows that it asks for.
+    """One trial's training. The engine runs the rows of its next micro-batch, and gives it the result.
 
     Args:
-        targets: the layers that get its adapter, and `lora_config`: PEFT's config of it.
+        targets: the layers that get its adapter.
+        lora_config: PEFT's config of the adapter.
         folder: folder or URI that its checkpoints are written to.
         runs_dir: folder or URI of its TensorBoard events; None writes none.
         checkpoint: local folder of the checkpoint that it resumes from, at the exact next row.
@@ -91,12 +92,12 @@ class Slot:
             first_step=self.progress.step,
             max_steps=self.progress.max_steps,
         )
-        self.totals: StepTotals | None = None  # of the step under way, from its first micro-batch on
+        self.totals: StepTotals | None = None  # of the step under way; None before its first micro-batch
         self.log = LossLog()
         self.records = TrialRecords(runs_dir, progress, operations)
 
     def evaluation_row(self, number: int, example: EncodedExample) -> PassRow:
-        """A row to evaluate the adapter on as it is now, at full length."""
+        """A row for an evaluation of the adapter as it is now, at full length."""
         return PassRow(
             owner=self,
             number=number,
@@ -147,7 +148,7 @@ class Slot:
             self.totals = None
 
     def read_log(self) -> bool:
-        """Log what the last step has left to log; returns whether its numbers are finite."""
+        """Write the last closed log line; returns whether its losses and norms are finite."""
         line = self.log.read_line()
         if line is None:
             return True
@@ -156,14 +157,14 @@ class Slot:
         return line.finite
 
     def report(self, metrics: dict[str, float]) -> dict[str, Any]:
-        """Record an evaluation; returns all that is reported with its `metrics`."""
+        """Record an evaluation; returns its `metrics` with the trial's position and rates."""
         self.records.meter.log(metrics, self.progress.step, self.progress.max_steps)
         position = self.progress.evaluated(metrics)
         number = self.progress.evaluation_number
         return {**metrics, **position, **self.records.meter.summary(), EVALUATION: number}
 
     def begin_checkpoint(self) -> PendingCheckpoint:
-        """Begin to copy what a checkpoint holds as it is now; training can go on at once."""
+        """Begin to copy the trial's present state. Training can continue at once."""
         return PendingCheckpoint(
             self.adapter.begin_copy(), copy.deepcopy(self.progress.state), self.lora_config
         )
@@ -197,16 +198,16 @@ class Slot:
 
 @dataclass(frozen=True)
 class PendingCheckpoint:
-    """What a checkpoint of a slot holds, before it is written."""
+    """The state of a slot after a step, which is yet to be written."""
 
-    adapter: AdapterCopy
+    copied: AdapterCopy
     state: TrainerState
     lora_config: LoraConfig
 
     def write(self, folder: Path, save_processor: Callable[[Path], None]) -> None:
-        """Write it into a local folder, once. May run in another thread, while the slot trains on."""
-        adapter, optimizer = self.adapter.wait()
+        """Write the checkpoint into a local folder, once. The slot can train on in another thread."""
+        adapter, optimizer = self.copied.wait()
         self.lora_config.save_pretrained(str(folder))
         save_processor(folder)
         TrialCheckpoint(adapter, optimizer, self.state).write(folder)
-        self.adapter.release()
+        self.copied.release()

@@ -23,14 +23,14 @@ from vlmtune.packed.trial_checkpoint import TrialCheckpoint
 
 
 class SlotAdapter:
-    """One trial's adapter: it begins from a checkpoint or anew, and moves to another layout as a whole.
+    """One trial's adapter and optimizer. They move to another layout together.
 
     Args:
         checkpoint: to resume from.
 
     Attributes:
-        own_layout: of this adapter alone, in which checkpoints are written.
-        layout: in which it is now.
+        own_layout: the layout of this adapter alone, as in its checkpoints.
+        layout: the present layout.
         host_memory: for the copies that checkpoints are written from.
     """
 
@@ -53,12 +53,12 @@ class SlotAdapter:
 
     @property
     def names(self) -> list[str]:
-        """Of the layers that have an adapter."""
+        """Names of the layers that have an adapter."""
         return [target.name for target in self.targets]
 
     @property
     def optimizer(self) -> AdapterOptimizer:
-        """There is one from the first `lay_out` on."""
+        """The optimizer, which the first `lay_out` makes."""
         assert self._optimizer is not None
         return self._optimizer
 
@@ -70,7 +70,7 @@ class SlotAdapter:
     def lay_out(self, layout: AdapterLayout, device: torch.device) -> None:
         """Move adapter, gradient and optimizer state to `layout` on `device`.
 
-        Where the memory does not suffice, the adapter stays as it was.
+        If memory runs out, the adapter stays as it was.
         """
         new = self._start(layout, device) if self._optimizer is None else self._moved(layout, device)
         self.layout, self._optimizer, self._checkpoint = layout, new, None
@@ -79,7 +79,7 @@ class SlotAdapter:
         self.optimizer.gradient += gradient
 
     def begin_copy(self) -> AdapterCopy:
-        """Begin to copy what a checkpoint holds of the adapter as it is now; training can go on at once."""
+        """Begin to copy the adapter and its optimizer's state. Training can continue at once."""
         state = self.optimizer.state_dict()
         copies = self.host_memory.copy({**state.pop("flat"), _ADAPTER: self.flat})
         return AdapterCopy(self, self.layout, copies, state)
@@ -128,10 +128,10 @@ _ADAPTER = "adapter"  # among the vectors of a copy, beside the optimizer's aver
 
 @dataclass(frozen=True)
 class AdapterCopy:
-    """A copy of an adapter and its optimizer, which is on its way to the CPU.
+    """A copy of an adapter and its optimizer, on its way to the CPU.
 
     Attributes:
-        layout: that the copied vectors are in.
+        layout: the layout of the copied vectors.
         state: the rest of the optimizer's state.
     """
 
@@ -141,7 +141,7 @@ class AdapterCopy:
     state: dict[str, Any]
 
     def wait(self) -> tuple[dict[str, Pair], dict[str, Any]]:
-        """The adapter by layer, and the optimizer's state, as in `TrialCheckpoint`; waits for the copy."""
+        """Wait for the copy; returns adapter and optimizer state, as `TrialCheckpoint` has them."""
         self.copies.wait()
         own = self.adapter.own_layout
         vectors = {
@@ -152,19 +152,19 @@ class AdapterCopy:
         return adapter, {**self.state, "flat": {name: own.pack(pairs) for name, pairs in vectors.items()}}
 
     def release(self) -> None:
-        """Give the copy's memory back, once it is written."""
+        """Give back the copy's memory, after it was written."""
         self.adapter.host_memory.release(self.copies)
 
 
 def lay_out_together(new: SlotAdapter, others: Sequence[SlotAdapter], binding: AdapterBinding) -> bool:
-    """Lay a new adapter out for the engine's passes; returns whether the others had to move with it.
+    """Lay out a new adapter for the engine's passes; returns whether the others had to move.
 
     Raises:
-        DoesNotFitError: there is no memory for it. The others are as they were.
+        DoesNotFitError: there is no memory for it. The others stay as they were.
     """
     before = binding.layout
     try:
-        # First by itself: what does not even fit alone must not change the others' layout.
+        # First by itself: an adapter that does not even fit alone must not change the others' layout.
         new.lay_out(new.own_layout, torch.device("cpu"))
         moved = binding.make_room(new.targets, new.rank)
         if moved:
