@@ -94,7 +94,7 @@ def main() -> int:
         {"lora_r": rank, "lora_alpha": 2 * rank, "learning_rate": rate}
         for rate, rank in itertools.product(options.learning_rates, options.ranks)
     ]
-    lines = []
+    lines: list[tuple[str, float, dict[str, float], str]] = []
     with tempfile.TemporaryDirectory() as folder:
         for number, (seed, flags) in enumerate(itertools.product(options.seeds, [{}, *searched])):
             settings = settings_of(options.demo, f"{folder}/{number}", {**flags, "seed": seed})
@@ -102,7 +102,7 @@ def main() -> int:
             trained = vlmtune.train(settings).folder
             spent = f"{time.monotonic() - started:.0f} s, {time.process_time() - used:.0f} s of CPU"
             store = prepare_rows(settings)
-            tokenizer = ModelRef(str(options.demo / "llava")).processor().tokenizer  # type: ignore[attr-defined]
+            tokenizer = ModelRef(str(options.demo / "llava")).processor().tokenizer
             rows = [int(row) for row in store.rows_of("test")]
             if not lines:
                 lines.append(

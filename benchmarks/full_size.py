@@ -11,6 +11,7 @@ folders take 14 and 22 GB.
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers as tf
@@ -19,7 +20,7 @@ from vlmtune.demo.models import write_model
 from vlmtune.model_ref import ModelRef
 
 
-def llava(processor: tf.ProcessorMixin) -> tf.PreTrainedConfig:
+def llava(processor: Any) -> tf.PreTrainedConfig:
     """LLaVA-1.5-7B: CLIP ViT-L/14 at 336 pixels, 576 image tokens, Llama 7B."""
     processor.image_processor = tf.CLIPImageProcessorPil(
         size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
@@ -53,7 +54,7 @@ def llava(processor: tf.ProcessorMixin) -> tf.PreTrainedConfig:
     )
 
 
-def mllama(processor: tf.ProcessorMixin) -> tf.PreTrainedConfig:
+def mllama(processor: Any) -> tf.PreTrainedConfig:
     """Llama-3.2-11B-Vision: up to four tiles of 560 pixels; 8 of its 40 layers are cross-attention."""
     processor.image_processor = tf.MllamaImageProcessorPil(
         size={"height": 560, "width": 560}, max_image_tiles=4

@@ -304,14 +304,10 @@ def equal(folder: str, args: argparse.Namespace) -> dict[str, Any]:
         distances: dict[str, Any] = {}
         for number in range(args.trials):
             metrics = reports_by_trial[f"t{number}"].metrics
-            mine, one, other = (
-                flat(metrics["checkpoint_path"]),
-                alone[number, "plain"],
-                alone[number, "compiled"],
-            )
+            plain_kernels, compiled = alone[number, "plain"], alone[number, "compiled"]
             distances[f"rank {4 * (number + 1)}"] = {
-                "packed_against_alone": _distance(mine, one),
-                "alone_against_alone": _distance(other, one),
+                "packed_against_alone": _distance(flat(metrics["checkpoint_path"]), plain_kernels),
+                "alone_against_alone": _distance(compiled, plain_kernels),
                 "eval_loss": [metrics["eval_loss"], losses[number, "plain"], losses[number, "compiled"]],
             }
     return distances
@@ -475,10 +471,12 @@ def main() -> None:
         table(args.mode, args.figure)
         return
     mode = args.mode[0]
-    results = {"packed": packed, "plain": plain, "beside": beside, "equal": equal, "whole": whole}[mode](
-        args.folder, args
-    )
-    for one in results if isinstance(results, list) else [results]:
+    if mode == "packed":
+        results = packed(args.folder, args)
+    else:
+        modes = {"plain": plain, "beside": beside, "equal": equal, "whole": whole}
+        results = [modes[mode](args.folder, args)]
+    for one in results:
         what = {name: getattr(args, name) for name in ("batch", "trials", "text", "set", "side")}
         row = json.dumps({"mode": mode, **what, **one})
         print(row, flush=True)

@@ -33,6 +33,7 @@ from itertools import pairwise, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import optuna
@@ -225,8 +226,8 @@ def search(
     from vlmtune.search.tuner import make_scheduler
     from vlmtune.training.meter import EVALUATION
 
-    searcher = TrialSampler(space, metric="eval_loss", mode="min", seed=seed)
-    searcher._ot_study.sampler = method.sampler(seed)
+    with patch("vlmtune.search.sampler.make_tpe", method.sampler):
+        searcher = TrialSampler(space, metric="eval_loss", mode="min", seed=seed)
     scheduler = make_scheduler(space.settings.replace(**method.stopping), space)
     scheduler.set_search_properties("eval_loss", "min")
     controller: Any = None  # ASHA does not use it

@@ -112,7 +112,8 @@ def plain(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PrinterCallback, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
     from vlmtune.model.lora import attach, kept_in_fp32
 
