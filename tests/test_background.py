@@ -15,6 +15,11 @@ def test_it_returns_and_raises_what_the_work_does() -> None:
 
 
 def test_a_process_ends_with_work_that_never_does() -> None:
-    code = "import time; from vlmtune.background import in_background; in_background(lambda: time.sleep(1000), 'long'); print('end')"
+    code = """
+import time
+from vlmtune.background import in_background
+in_background(lambda: time.sleep(1000), 'long')
+print('end')
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout) == (0, "end\n")

@@ -84,7 +84,12 @@ def test_nodes_that_may_come_count(tmp_path: Path):
 
 @pytest.mark.timeout(120)
 def test_an_address_where_no_ray_answers_is_one_plain_line():
-    program = "from vlmtune.cluster import connect\nfrom vlmtune.errors import plain_user_errors\nwith plain_user_errors(): connect()"
+    program = """
+from vlmtune.cluster import connect
+from vlmtune.errors import plain_user_errors
+with plain_user_errors():
+    connect()
+"""
     environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False

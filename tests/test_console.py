@@ -8,7 +8,10 @@ from rich.console import Console
 from vlmtune.console import StepPrinter, TrialTable, format_value, labelled, show_log
 
 NAMES = ["lora_r", "lora_alpha", "learning_rate", "max_length"]
-REASON = "lora_target_modules: no linear layer is called 'no_such_proj'; there are q_proj, k_proj, v_proj, o_proj, gate_proj"
+REASON = (
+    "lora_target_modules: no linear layer is called 'no_such_proj'; "
+    "there are q_proj, k_proj, v_proj, o_proj, gate_proj"
+)
 
 
 def played(mode: str, *, columns: int = 80, terminal: bool = False) -> tuple[TrialTable, list[str]]:

@@ -13,19 +13,27 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "vlmtune.errors": 0, "vlmtune.html_page": 0, "vlmtune.background": 0, "vlmtune.storage": 0,
     "vlmtune.compat": 0, "vlmtune.hub": 0, "vlmtune.model_ref": 1,
-    "vlmtune.console": 1, "vlmtune.cluster": 1, "vlmtune.config": 2, "vlmtune.data": 3, "vlmtune.output": 4, "vlmtune.model": 5,
-    "vlmtune.session": 6, "vlmtune.evaluation": 7, "vlmtune.training": 8, "vlmtune.packed": 9, "vlmtune.single_run": 10,
+    "vlmtune.console": 1, "vlmtune.cluster": 1, "vlmtune.config": 2, "vlmtune.data": 3, "vlmtune.output": 4,
+    "vlmtune.model": 5, "vlmtune.session": 6, "vlmtune.evaluation": 7, "vlmtune.training": 8,
+    "vlmtune.packed": 9, "vlmtune.single_run": 10,
     "vlmtune.search": 11, "vlmtune.preflight": 12, "vlmtune.api": 13, "vlmtune.cli": 14, "ray_jobs": 15,
 }  # fmt: skip
 # Every module's import imports these, but they import libraries only when their functions are called, which
 # tests/test_api.py holds.
 PUBLIC_API = ("vlmtune", "vlmtune.api")
 DEMO_IMPORTS = {"vlmtune.errors", "vlmtune.data", "vlmtune.demo"}
-WITHOUT_RAY = (
-    "vlmtune.errors", "vlmtune.config", "vlmtune.model", "vlmtune.packed.layers", "vlmtune.packed.optim", "vlmtune.packed.loss",
-    *(f"vlmtune.evaluation.{name}" for name in ("text", "numbers", "metrics", "generate", "questions", "adapter", "options")),
-    *(f"vlmtune.data.{name}" for name in ("tokenize", "encoded_example", "order", "collate", "formats", "scan", "images", "split")),
-)  # fmt: skip
+WITHOUT_RAY = [
+    *("vlmtune.errors", "vlmtune.config", "vlmtune.model"),
+    *(
+        f"vlmtune.evaluation.{name}"
+        for name in ("text", "numbers", "metrics", "generate", "questions", "adapter", "options")
+    ),
+    *(
+        f"vlmtune.data.{name}"
+        for name in ("tokenize", "encoded_example", "order", "collate", "formats", "scan", "images", "split")
+    ),
+    *(f"vlmtune.packed.{name}" for name in ("layers", "optim", "loss")),
+]
 
 
 def read_sources() -> dict[str, str]:

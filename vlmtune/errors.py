@@ -68,8 +68,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def plain_user_errors(resume_hint: str = "") -> Iterator[None]:
     """Wrap a command: an expected error becomes a plain line on stderr and an exit code.
 
-    A UserError exits with 2, a search without a completed trial with 1, Ctrl-C with 130. Any other exception is
-    left to Python, which prints its traceback and exits with 1.
+    A UserError exits with 2, a search without a completed trial with 1, Ctrl-C with 130. Any other exception
+    is left to Python, which prints its traceback and exits with 1.
 
     Args:
         resume_hint: a sentence on how to resume, printed after Ctrl-C.
