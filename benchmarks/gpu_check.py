@@ -33,7 +33,7 @@ def worker(config: dict[str, Any]) -> None:
     reports: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as work_dir:
         model = train(
-            config["values"],
+            config["settings"],
             config["store"],
             rows=partial(stream_batches, config["store"]),
             report=lambda metrics, _: reports.append(metrics),
@@ -70,7 +70,7 @@ def main() -> None:
     store = prepare_rows(settings)
     trainer = TorchTrainer(
         worker,
-        train_loop_config={"values": settings.to_flags(), "store": store},
+        train_loop_config={"settings": settings, "store": store},
         scaling_config=ScalingConfig(
             num_workers=int(workers),
             use_gpu=cluster.gpus > 0,

@@ -279,7 +279,7 @@ def equal(folder: str, args: argparse.Namespace) -> dict[str, Any]:
                 )
                 reports: list[tuple[dict[str, Any], torch.Tensor]] = []
                 train(
-                    one | more,
+                    Settings.from_flags(one | more),
                     store,
                     rows=partial(read_batches, store),
                     work_dir=f"{work}/{kernels}{number}",

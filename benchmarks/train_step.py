@@ -244,7 +244,7 @@ def ours(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
     )
     with tempfile.TemporaryDirectory() as out:
         train(
-            settings.to_flags(),
+            settings,
             store,
             rows=lambda split, wanted, max_length: (batch_of(step) for step in range(len(wanted))),
             report=lambda *_: None,

@@ -13,7 +13,7 @@ import pytest
 import ray
 import torch
 from faulty_rows import write_faulty_rows
-from training_kit import InterruptedRunError, Run, values_of
+from training_kit import InterruptedRunError, Run, settings_of
 from transformers.utils.import_utils import is_torchvision_available
 
 from vlmtune.cluster import connect
@@ -149,7 +149,7 @@ def run_loop(stores: dict[str, Store], models: Path, tmp_path: Path, one_thread:
             if metrics["step"] == interrupt:
                 raise InterruptedRunError
 
-        values = values_of(store, models / name.split()[1], **changes)
+        settings = settings_of(store, models / name.split()[1], **changes)
         checkpoint = (
             None
             if go_on is None
@@ -158,7 +158,7 @@ def run_loop(stores: dict[str, Store], models: Path, tmp_path: Path, one_thread:
         work_dir = str(result.folder)
         try:
             result.model = train(
-                values,
+                settings,
                 store,
                 rows=rows,
                 report=report,

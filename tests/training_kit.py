@@ -49,8 +49,8 @@ def difference(one: Adapter, other: Adapter) -> float:
     return float((flat[0] - flat[1]).norm() / flat[1].norm())
 
 
-def values_of(store: Store, model: Path, **changes: Any) -> dict[str, Any]:
-    """Settings of a small run on the CPU, as plain values."""
+def settings_of(store: Store, model: Path, **changes: Any) -> Settings:
+    """Settings of a small run on the CPU."""
     base = {
         "model_name_or_path": str(model),
         "quantization": "nf4",
@@ -66,4 +66,9 @@ def values_of(store: Store, model: Path, **changes: Any) -> dict[str, Any]:
         "data_path": store.folder,
         **changes,
     }
-    return Settings.from_flags(base).replace(gradient_checkpointing=False, **values).to_flags()
+    return Settings.from_flags(base).replace(gradient_checkpointing=False, **values)
+
+
+def values_of(store: Store, model: Path, **changes: Any) -> dict[str, Any]:
+    """The same as values by flag name."""
+    return settings_of(store, model, **changes).to_flags()

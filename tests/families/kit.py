@@ -155,8 +155,7 @@ class Subject:
                 result.losses.append(step["loss"])
 
         work = str(result.folder)
-        values = self.settings(**flags).to_flags()
-        train(values, self.store, rows=rows, report=report, work_dir=work, progress=progress)
+        train(self.settings(**flags), self.store, rows=rows, report=report, work_dir=work, progress=progress)
         result.folder = result.folder / "adapter"
         return result
 

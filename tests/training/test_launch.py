@@ -3,6 +3,7 @@ happens when a worker dies."""
 
 import json
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import ray
 import torch
 from ray import cloudpickle
 from safetensors.torch import load_file
-from training_kit import Adapter, difference, values_of
+from training_kit import Adapter, difference, settings_of
 
 from vlmtune.cluster import Cluster, connect
 from vlmtune.data.order import Order
@@ -92,8 +93,8 @@ def recording(folder: Path) -> Callable[[dict[str, Any]], None]:
 def in_process(stores: dict[str, Store], models: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """The run that the others are compared with: here, in steps of 4 rows."""
     torch.set_num_threads(1)
-    values = values_of(stores[NAME], models / "mllama", per_device_train_batch_size=4, **OPTIONS)
-    return run_in_process(values, stores[NAME], str(tmp_path_factory.mktemp("in_process")))
+    settings = settings_of(stores[NAME], models / "mllama", per_device_train_batch_size=4, **OPTIONS)
+    return run_in_process(settings, stores[NAME], str(tmp_path_factory.mktemp("in_process")))
 
 
 @pytest.mark.timeout(240)
@@ -108,10 +109,12 @@ def test_workers_share_the_rows_and_agree_on_the_adapter(
     monkeypatch: pytest.MonkeyPatch,
 ):
     cluster.check_workers(workers, use_cpu=True)
-    values = values_of(stores[NAME], models / "mllama", per_device_train_batch_size=4 // workers, **OPTIONS)
+    settings = settings_of(
+        stores[NAME], models / "mllama", per_device_train_batch_size=4 // workers, **OPTIONS
+    )
     monkeypatch.setattr(launch, "worker", recording(tmp_path))
     options = {"workers": workers, "use_gpu": False, "storage_path": str(tmp_path / "storage"), "name": "run"}
-    outcome = run_on_ray(values, stores[NAME], runs_dir=(tmp_path / "runs").as_uri(), **options)
+    outcome = run_on_ray(settings, stores[NAME], runs_dir=(tmp_path / "runs").as_uri(), **options)
 
     adapter, expected = adapter_of(outcome), adapter_of(in_process)
     assert difference(adapter, expected) < 1e-5
@@ -157,22 +160,21 @@ def test_a_run_goes_on_after_a_worker_died(
                 time.sleep(0.1)
             os._exit(1)
 
-    values = values_of(stores[NAME], models / "mllama", per_device_train_batch_size=2, **OPTIONS)
+    settings = settings_of(stores[NAME], models / "mllama", per_device_train_batch_size=2, **OPTIONS)
     options = {
         "use_gpu": False,
         "storage_path": str(tmp_path / "storage"),
         "name": "run",
         "runs_dir": str(tmp_path / "runs"),
     }
-    outcome = run_on_ray(values, stores[NAME], workers=2, progress=die_once, **options)
+    outcome = run_on_ray(settings, stores[NAME], workers=2, progress=die_once, **options)
     assert died.exists()
     assert steps.read_text().split() == ["1", "2", "3", "3", "4", "5", "6"]  # from the checkpoint of step 2
     assert difference(adapter_of(outcome), adapter_of(in_process)) < 1e-5
     assert outcome.metrics["eval_loss"] == pytest.approx(in_process.metrics["eval_loss"], rel=1e-6)
 
-    again = run_on_ray(
-        values, stores[NAME], workers=2, progress=die_once, **options
-    )  # as after a crash behind the last step
+    # As after a crash behind the last step.
+    again = run_on_ray(settings, stores[NAME], workers=2, progress=die_once, **options)
     assert steps.read_text().split()[7:] == []
     assert again == outcome
 
@@ -181,7 +183,7 @@ def test_a_run_goes_on_after_a_worker_died(
 def test_a_mistake_of_the_user_is_raised_as_such_and_not_tried_again(
     cluster: Cluster, stores: dict[str, Store], models: Path, tmp_path: Path
 ):
-    values = values_of(stores[NAME], models / "mllama", max_length=8)
+    settings = settings_of(stores[NAME], models / "mllama", max_length=8)
     options = {
         "use_gpu": False,
         "storage_path": str(tmp_path),
@@ -191,7 +193,7 @@ def test_a_mistake_of_the_user_is_raised_as_such_and_not_tried_again(
     with pytest.raises(
         DataError, match=r"training rows do not fit max_length 8 .*17 keeps a word of each answer"
     ):
-        run_on_ray(values, stores[NAME], workers=1, **options)
+        run_on_ray(settings, stores[NAME], workers=1, **options)
 
 
 def test_a_run_in_process_keeps_one_checkpoint_and_goes_on_from_it(
@@ -205,22 +207,23 @@ def test_a_run_in_process_keeps_one_checkpoint_and_goes_on_from_it(
             raise StopError
 
     steps: list[dict[str, float]] = []
-    values = values_of(
+    settings = settings_of(
         stores["mixed llava"], models / "llava", eval_steps=1, num_train_epochs=2, lora_dropout=0.1
     )
-    whole = run_in_process(values, stores["mixed llava"], str(tmp_path / "whole"))
+    whole = run_in_process(settings, stores["mixed llava"], str(tmp_path / "whole"))
     with pytest.raises(StopError):
-        run_in_process(values, stores["mixed llava"], str(tmp_path / "parts"), progress=stop)
+        run_in_process(settings, stores["mixed llava"], str(tmp_path / "parts"), progress=stop)
     folder = tmp_path / "parts" / "checkpoints"
     assert last_checkpoint(folder) == str(folder / "checkpoint-3")
     (folder / "checkpoint-4").mkdir()  # half-written: it has no report
     assert last_checkpoint(folder) == str(folder / "checkpoint-3")
-    parts = run_in_process(values, stores["mixed llava"], str(tmp_path / "parts"), progress=steps.append)
+    parts = run_in_process(settings, stores["mixed llava"], str(tmp_path / "parts"), progress=steps.append)
     assert [log["step"] for log in steps if "loss" in log] == [4, 5, 6]
     assert difference(adapter_of(parts), adapter_of(whole)) == 0
     assert [path.name for path in folder.iterdir()] == ["checkpoint-6"]
     assert (
-        run_in_process(values, stores["mixed llava"], str(tmp_path / "parts"), progress=steps.append) == parts
+        run_in_process(settings, stores["mixed llava"], str(tmp_path / "parts"), progress=steps.append)
+        == parts
     )
 
 
@@ -236,12 +239,12 @@ def test_batches_are_padded_to_a_multiple(
             yield batch
 
     monkeypatch.setattr(launch, "read_batches", spy)
-    values = values_of(stores["mixed llava"], models / "llava", max_steps=2, pad_to_multiple_of=32)
-    run_in_process(values, stores["mixed llava"], str(tmp_path))
+    settings = settings_of(stores["mixed llava"], models / "llava", max_steps=2, pad_to_multiple_of=32)
+    run_in_process(settings, stores["mixed llava"], str(tmp_path))
     assert {length % 32 for length in lengths} == {0}
 
 
 def test_what_goes_to_workers_is_plain(stores: dict[str, Store], models: Path):
-    values = values_of(stores[NAME], models / "mllama")
-    assert json.loads(json.dumps(values)) == values
+    settings = settings_of(stores[NAME], models / "mllama")
+    assert pickle.loads(pickle.dumps(settings)) == settings
     assert len(cloudpickle.dumps(stores[NAME])) < 1000  # its path, not its rows

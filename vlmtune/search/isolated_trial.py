@@ -49,7 +49,7 @@ def run_trial(
     trial_id = tune.get_context().get_trial_id()
     try:
         outcome = run_on_ray(
-            settings.replace(**trial_values(config)).to_flags(),
+            settings.replace(**trial_values(config)),
             store,
             workers=workers,
             use_gpu=use_gpu,

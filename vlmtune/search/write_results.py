@@ -35,7 +35,7 @@ from vlmtune.search.trial_results import (
 )
 from vlmtune.session import Session
 from vlmtune.storage import filesystem
-from vlmtune.training.save import describe, save_adapter_folder
+from vlmtune.training.save import save_adapter_folder, write_card_and_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def write_results(session: Session, space: Space, trials: list[TrialResult], cur
         comparison = compare(chosen, store, session.cluster, f"{folder}/best", other_baseline)
         if isinstance(comparison, Comparison):
             measured = {**metrics, "test": comparison.to_dict()}
-            describe(f"{folder}/best", chosen, measured, trained_on, comparison.model_card_rows())
+            write_card_and_metrics(f"{folder}/best", chosen, measured, trained_on, comparison.model_card_rows())
         shown = ReportTrials(trials, curves, objectives_of(settings), best, baseline)
         write_report(session, space, chosen, shown, comparison)
     table = trials_table(trials, space.names, objectives_of(settings))

@@ -10,17 +10,16 @@ from transformers.trainer_utils import IntervalStrategy
 from vlmtune.training.meter import Meter
 from vlmtune.training.trainer import AdapterTrainer
 
-Report = Callable[[dict[str, Any], str], None]
+ReportResult = Callable[[dict[str, Any], str], None]  # takes metrics, and the folder of their checkpoint
 
 
-class ProbeLongest(TrainerCallback):
-    """Before the first step, tries the longest rows together, so that want of memory shows in seconds and
-    not in the middle of the run."""
+class ProbeLongestRows(TrainerCallback):
+    """Tries the longest rows together before the first step, so that a lack of memory shows in seconds."""
 
     def __init__(self, trainer: AdapterTrainer) -> None:
         self.trainer = trainer
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         trainer = self.trainer
         batch = trainer.batches.longest(args.per_device_train_batch_size, args.max_length)
         with torch.random.fork_rng(devices=[args.device]):
@@ -30,18 +29,17 @@ class ProbeLongest(TrainerCallback):
 
 
 class ReportAtEvaluation(TrainerCallback):
-    """Evaluate at the last step too, save after each evaluation, and report both together."""
+    """Evaluates at the last step too, saves after each evaluation, and reports both together."""
 
-    def __init__(self, meter: Meter, report: Report) -> None:
+    def __init__(self, meter: Meter, report: ReportResult) -> None:
         self.meter, self.report = meter, report
         self.metrics: dict[str, float] = {}
 
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        if (
-            state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.EPOCH
-        ):  # else the epoch's end does it
+        # With a strategy by epochs the end of the epoch evaluates.
+        if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.EPOCH:
             control.should_evaluate = True
         return control
 
@@ -53,8 +51,6 @@ class ReportAtEvaluation(TrainerCallback):
         return control
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        progress = {"step": state.global_step, "max_steps": state.max_steps, "epoch": float(state.epoch or 0)}
-        self.report(
-            {**self.metrics, **progress, **self.meter.summary()},
-            f"{args.output_dir}/checkpoint-{state.global_step}",
-        )
+        position = {"step": state.global_step, "max_steps": state.max_steps, "epoch": float(state.epoch or 0)}
+        folder = f"{args.output_dir}/checkpoint-{state.global_step}"
+        self.report({**self.metrics, **position, **self.meter.summary()}, folder)

@@ -5,10 +5,9 @@ from typing import Any
 
 from ray.util.metrics import Gauge
 
-# Name in the logs → what the dashboard says of it.
-SHOWN = {
+DESCRIPTIONS = {  # by the name in the logs
     "loss": "Training loss of the last logged step",
-    "eval_loss": "Evaluation loss, a labelled token",
+    "eval_loss": "Evaluation loss per labelled token",
     "learning_rate": "Learning rate",
     "tokens_per_second": "Tokens trained on a second",
     "rows_per_second": "Rows trained on a second",
@@ -19,18 +18,22 @@ SHOWN = {
 
 
 class Gauges:
-    """Takes the numbers of each logged step, shows them as `vlmtune_...`, and passes them on."""
+    """Sets a gauge `vlmtune_...` for each number of a logged step, and passes the numbers on.
 
-    def __init__(self, run: str, rank: int, then: Callable[[dict[str, Any]], None] | None) -> None:
-        self.tags, self.then = {"run": run, "worker": str(rank)}, then
+    Args:
+        pass_on: called with the same numbers.
+    """
+
+    def __init__(self, run: str, rank: int, pass_on: Callable[[dict[str, Any]], None] | None) -> None:
+        self.tags, self.pass_on = {"run": run, "worker": str(rank)}, pass_on
         self.gauges = {
             name: Gauge(f"vlmtune_{name}", description, tag_keys=tuple(self.tags))
-            for name, description in SHOWN.items()
+            for name, description in DESCRIPTIONS.items()
         }
 
     def __call__(self, numbers: dict[str, Any]) -> None:
         for name, gauge in self.gauges.items():
             if name in numbers:
                 gauge.set(numbers[name], tags=self.tags)
-        if self.then is not None:
-            self.then(numbers)
+        if self.pass_on is not None:
+            self.pass_on(numbers)

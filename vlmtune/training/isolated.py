@@ -21,11 +21,11 @@ def run_isolated(
         progress: called in this process with the numbers of each logged step.
     """
     if settings.run.workers == 0:
-        return run_in_process(settings.to_flags(), store, folder, progress=progress)
+        return run_in_process(settings, store, folder, progress=progress)
 
     def run(report: Progress) -> Outcome:
         return run_on_ray(
-            settings.to_flags(),
+            settings,
             store,
             workers=settings.run.workers,
             use_gpu=cluster.workers_use_gpu(settings.run.use_cpu),

@@ -42,32 +42,34 @@ class Outcome:
     checkpoint: str
 
 
-# How often a run goes on from its last checkpoint after a worker died. Ray restarts without end where a
-# cloud announces that it takes a
-# spot machine; this is for those that go unannounced, and for workers that the system kills.
+# How often a run resumes from its last checkpoint after a worker died. Ray restarts it without limit where a
+# cloud announces that it takes a spot machine. This is for machines that go unannounced, and for workers that
+# the system kills.
 MAX_RESTARTS = 8
-REPORT = "report.json"  # beside a checkpoint of `run_in_process`, written last: the metrics that came with it
+METRICS_FILE = "report.json"  # of a checkpoint of `run_in_process`, written last: the metrics of its report
 
 
 def run_in_process(
-    values: dict[str, Any], store: Store, output_dir: str, *, progress: Progress | None = None
+    settings: Settings, store: Store, output_dir: str, *, progress: Progress | None = None
 ) -> Outcome:
-    """Train here, without Ray Train; the last checkpoint stays in `output_dir`/checkpoints, and the run goes
-    on from one that is there."""
+    """Train in this process, without Ray Train.
+
+    The last checkpoint stays in `output_dir`/checkpoints, and a run resumes from it.
+    """
     from vlmtune.training.loop import train
     from vlmtune.training.step_plan import length_multiple
 
     def report(metrics: dict[str, Any], folder: str) -> None:
-        (Path(folder) / REPORT).write_text(json.dumps(metrics))
+        (Path(folder) / METRICS_FILE).write_text(json.dumps(metrics))
         for checkpoint in work_dir.glob("checkpoint-*"):
             if checkpoint != Path(folder):
                 shutil.rmtree(checkpoint)
 
     work_dir = Path(output_dir) / "checkpoints"
     train(
-        values,
+        settings,
         store,
-        rows=partial(read_batches, store, multiple=length_multiple(Settings.from_flags(values))),
+        rows=partial(read_batches, store, multiple=length_multiple(settings)),
         report=report,
         work_dir=str(work_dir),
         runs_dir=f"{output_dir}/runs",
@@ -77,20 +79,20 @@ def run_in_process(
     checkpoint = last_checkpoint(work_dir)
     if checkpoint is None:
         raise RuntimeError(f"the run in {output_dir} ended without a report")
-    return Outcome(json.loads((Path(checkpoint) / REPORT).read_text()), checkpoint)
+    return Outcome(json.loads((Path(checkpoint) / METRICS_FILE).read_text()), checkpoint)
 
 
 def last_checkpoint(work_dir: Path) -> str | None:
-    """The whole checkpoint with the most steps among those of `run_in_process`."""
-    whole = {
+    """The complete checkpoint of `run_in_process` with the most steps, if there is one."""
+    complete = {
         int(report.parent.name.rpartition("-")[2]): report.parent
-        for report in work_dir.glob(f"checkpoint-*/{REPORT}")
+        for report in work_dir.glob(f"checkpoint-*/{METRICS_FILE}")
     }
-    return str(whole[max(whole)]) if whole else None
+    return str(complete[max(complete)]) if complete else None
 
 
 def run_on_ray(
-    values: dict[str, Any],
+    settings: Settings,
     store: Store,
     *,
     workers: int | tuple[int, int],
@@ -103,10 +105,10 @@ def run_on_ray(
 ) -> Outcome:
     """Train in Ray Train workers, one to a GPU or CPU; checkpoints go to `storage_path`/`name`.
 
-    A run goes on from a checkpoint that is there already, and from its last one when a worker dies.
+    A run resumes from a checkpoint in that folder, also when a worker dies.
 
     Args:
-        workers: how many, or (fewest, most) for an elastic run.
+        workers: how many, or (min, max) for an elastic run.
         callbacks: Ray Train callbacks of the run.
         progress: called by the first worker with each logged step; must pickle.
 
@@ -117,14 +119,13 @@ def run_on_ray(
     trainer = TorchTrainer(
         worker,
         train_loop_config={
-            "values": values,
+            "settings": settings,
             "store": store,
             "name": name,
             "runs_dir": runs_dir,
             "progress": progress,
         },
-        # Ray Train's own ScalingConfig takes a range for an elastic run, the type that it is exported under
-        # does not say so.
+        # Ray Train takes a range of workers for an elastic run; the type of the public ScalingConfig says int.
         scaling_config=ScalingConfig(
             num_workers=cast(int, workers), use_gpu=use_gpu, resources_per_worker=worker_resources(use_gpu)
         ),
@@ -142,8 +143,10 @@ def run_on_ray(
 
 
 def fit(trainer: TorchTrainer) -> ray.train.Result:
-    """Run the trainer, again where a worker died. Ray's own `max_failures` would also repeat what a worker
-    raised, which it would again."""
+    """Run the trainer, and again where a worker died.
+
+    Ray's own `max_failures` would also repeat a run in which a worker raised an exception.
+    """
     for restarts_left in reversed(range(MAX_RESTARTS + 1)):
         try:
             return trainer.fit()
@@ -152,8 +155,7 @@ def fit(trainer: TorchTrainer) -> ray.train.Result:
             for failure in failures:
                 if isinstance(failure, UserError):
                     raise failure from None
-            # Ray's error stands in for an exception of ours where a worker was gone; others fail then
-            # because they miss it.
+            # Where a worker was lost, the others fail as well, because they miss it.
             if not restarts_left or not any(is_worker_loss(failure) for failure in failures):
                 raise
     raise AssertionError
@@ -170,12 +172,12 @@ def worker(config: dict[str, Any]) -> None:
     from vlmtune.training.step_plan import length_multiple
 
     context = ray.train.get_context()
+    settings: Settings = config["settings"]
     store: Store = config["store"]
     rank = context.get_world_rank()
 
     def report(metrics: dict[str, Any], folder: str) -> None:
-        # Every rank gives its folder: the others hold their random state, and Ray Train merges them into one
-        # checkpoint.
+        # Every rank gives its folder, with its random state; Ray Train merges them into one checkpoint.
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
         shutil.rmtree(folder, ignore_errors=True)
         if rank == 0 and local_runs != runs_dir:
@@ -189,15 +191,12 @@ def worker(config: dict[str, Any]) -> None:
         tempfile.TemporaryDirectory() as work_dir,
         checkpoint.as_directory() if checkpoint else nullcontext() as start,
     ):
-        local_runs = (
-            f"{work_dir}/runs" if "://" in runs_dir else runs_dir
-        )  # event files are appended to, which no object store can
+        # Event files are appended to, which no object store can.
+        local_runs = f"{work_dir}/runs" if "://" in runs_dir else runs_dir
         train(
-            config["values"],
+            settings,
             store,
-            rows=partial(
-                stream_batches, store, multiple=length_multiple(Settings.from_flags(config["values"]))
-            ),
+            rows=partial(stream_batches, store, multiple=length_multiple(settings)),
             report=report,
             work_dir=work_dir,
             runs_dir=local_runs,

@@ -1,8 +1,7 @@
 """What one worker does: load the base, attach the adapter, train it with TRL's SFTTrainer, evaluate, report.
 
-The loop reaches the world through two callables. `rows(split, micro_batches, max_length)` gives the batches
-that were asked for, in
-order; `report(metrics, checkpoint_folder)` takes a result. Whether Ray is behind them is not its business.
+The loop reaches Ray, if at all, through two callables: `rows(split, micro_batches, max_length)` reads the
+batches that it asks for, in order, and `report(metrics, checkpoint_folder)` takes a result.
 """
 
 import json
@@ -20,7 +19,7 @@ from vlmtune.data.store import Store
 from vlmtune.evaluation.objective import Objective
 from vlmtune.training.adapted_model import adapted_model
 from vlmtune.training.batches import BatchReader, WorkerBatches
-from vlmtune.training.callbacks import ProbeLongest, Report, ReportAtEvaluation
+from vlmtune.training.callbacks import ProbeLongestRows, ReportAtEvaluation, ReportResult
 from vlmtune.training.meter import Meter, operations_per_token
 from vlmtune.training.step_plan import plan_step
 from vlmtune.training.trainer import AdapterTrainer
@@ -28,11 +27,11 @@ from vlmtune.training.trl_arguments import training_arguments
 
 
 def train(
-    values: dict[str, Any],
+    settings: Settings,
     store: Store,
     *,
     rows: BatchReader,
-    report: Report,
+    report: ReportResult,
     work_dir: str,
     runs_dir: str | None = None,
     rank: int = 0,
@@ -40,32 +39,28 @@ def train(
     checkpoint: str | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> Any:
-    """Train one adapter from settings given as plain values; returns the trained model, or None where
-    nothing was left to do.
+    """Train one adapter; returns the trained model, or None where nothing was left to do.
 
     Args:
-        values: `Settings.to_dict()`.
         work_dir: local folder for checkpoints.
         runs_dir: where rank 0 writes TensorBoard events.
-        checkpoint: a checkpoint folder of an earlier run of the same settings to go on from, at the exact
-        next row.
-        progress: called with the numbers of each logged step.
+        rank, world: this worker's number and how many there are.
+        checkpoint: a checkpoint folder of an earlier run of the same settings, from whose next row it resumes.
+        progress: called with the numbers of each logged step and evaluation, and with {"note": text}.
 
     Raises:
         DoesNotFitError: not even one row at a time would fit in the GPU's memory.
         DataError: a row for training does not fit `max_length`, and `on_long_row` is not "skip".
     """
-    if checkpoint is not None and _ended(checkpoint):
+    if checkpoint is not None and _has_ended(checkpoint):
         return None  # its last report has been made
     transformers_logging.disable_progress_bar()
-    settings = Settings.from_flags(values)
     kept = fitting_rows(store, settings.training.max_length, settings.data.on_long_row)
     meter = Meter(runs_dir if rank == 0 else None, progress)
     plan = plan_step(settings, store, kept, world, meter.note)
     args = training_arguments(settings, work_dir, checkpointing=plan.checkpointing)
     model, step = adapted_model(settings, args, plan, meter.note)
     meter.operations = operations_per_token(step.base.get_decoder())
-    processor = settings.model.ref.processor()
     order = Order(
         rows=len(kept),
         per_device=args.per_device_train_batch_size,
@@ -78,31 +73,29 @@ def train(
     trainer = AdapterTrainer(
         model,
         args,
-        processor,
+        settings.model.ref.processor(),
         step=step,
         batches=WorkerBatches(store, order, kept, rank, rows),
         meter=meter,
-        first_step=_state(checkpoint)["global_step"],
+        first_step=0 if checkpoint is None else _trainer_state(checkpoint)["global_step"],
         objective=Objective.of(settings),
     )
     trainer.remove_callback(PrinterCallback)
     if args.device.type == "cuda":
-        trainer.add_callback(ProbeLongest(trainer))
+        trainer.add_callback(ProbeLongestRows(trainer))
     trainer.add_callback(ReportAtEvaluation(meter, report))
     trainer.train(resume_from_checkpoint=checkpoint)
     meter.close()
     return model
 
 
-def _state(checkpoint: str | None) -> dict[str, Any]:
-    """The Trainer's state in a checkpoint: its `global_step` optimizer steps of `max_steps`."""
-    if checkpoint is None:
-        return {"global_step": 0}
+def _trainer_state(checkpoint: str) -> dict[str, Any]:
+    """The Trainer's state in a checkpoint: among others its `global_step` of `max_steps` optimizer steps."""
     state: dict[str, Any] = json.loads((Path(checkpoint) / "trainer_state.json").read_text())
     return state
 
 
-def _ended(checkpoint: str) -> bool:
+def _has_ended(checkpoint: str) -> bool:
     """Whether the run of a checkpoint had done all its steps. The Trainer itself would do one more."""
-    state = _state(checkpoint)
+    state = _trainer_state(checkpoint)
     return bool(state["global_step"] >= state["max_steps"])

@@ -15,15 +15,18 @@ from tensorboardX.summary import scalar
 
 from vlmtune.evaluation.metrics import METRICS
 
-EVALUATION = "evaluation"  # in a report: which of the evaluations it is that a whole run makes
+EVALUATION = "evaluation"  # the key of the evaluation's number in a report
 
 
 def evaluation_number(metrics: dict[str, Any], eval_steps: float | None) -> int:
-    """The number of a report among the evaluations of a whole run, from 1: trials at the same number have
-    done the same share of theirs.
+    """The number of a report among the evaluations of a whole run, from 1.
 
-    Tune counts reports instead, and counts anew where an interrupted trial goes on. `eval_steps`: None where
-    every epoch is evaluated.
+    Trials at the same number have done the same share of their steps. Tune's own counter starts again at 1
+    where an interrupted trial resumes.
+
+    Args:
+        metrics: the report, with `epoch`, `step` and `max_steps`.
+        eval_steps: as the option; None where every epoch is evaluated.
     """
     if eval_steps is None:
         return max(1, round(float(metrics["epoch"])))
@@ -32,9 +35,15 @@ def evaluation_number(metrics: dict[str, Any], eval_steps: float | None) -> int:
 
 
 class Meter:
-    """Counts rows, tokens and seconds of training, and the share of them spent waiting for data.
+    """Counts rows, tokens and seconds of training, and the seconds spent waiting for data.
 
-    `clock`: seconds that count; other than the wall's where several runs share a device.
+    Args:
+        runs_dir: folder of the TensorBoard events; None writes none.
+        progress: called with the numbers of each log, and with {"note": text}.
+        clock: gives the seconds that count: other than the wall's where several runs share a device.
+
+    Attributes:
+        operations: floating-point operations of training on one token, for MFU; set once the model is loaded.
     """
 
     def __init__(
@@ -44,9 +53,7 @@ class Meter:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
-        self.operations = (
-            0.0  # floating-point operations a trained token, for MFU; set when the model is there
-        )
+        self.operations = 0.0
         self.progress = progress
         self.events = event_file(runs_dir) if runs_dir is not None else None
         self.started = clock()
@@ -56,7 +63,7 @@ class Meter:
         self.last: dict[str, float] = {}
 
     def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same batches; the time until each is there counts as waiting."""
+        """The same batches; the time until each one is read counts as waiting."""
         while True:
             before = time.monotonic()
             batch = next(batches, None)
@@ -66,26 +73,26 @@ class Meter:
             yield batch
 
     def begin(self) -> None:
-        """Training begins with the first of these calls: loading and the first fetch are none."""
+        """Start the clock at the first call, after loading and the first batch."""
         if not self.begun:
             self.begun, self.started, self.waited = True, self.clock() - self.paused, 0.0
 
     def count(self, *, rows: int, tokens: int) -> None:
-        """Rows that went through since the last call."""
+        """Add rows that were trained on."""
         self.rows += rows
         self.tokens += tokens
 
     def note(self, text: str) -> None:
-        """Tell the person who watches something in plain words."""
+        """Pass a line to the person who watches."""
         if self.progress is not None:
             self.progress({"note": text})
 
     def pause(self, seconds: float) -> None:
-        """Leave these seconds, of an evaluation, out of the training time."""
+        """Leave the seconds of an evaluation out of the training time."""
         self.paused += seconds
 
     def log(self, logs: dict[str, float], step: int, max_steps: int) -> None:
-        """Numbers of one step, to TensorBoard and to `progress`."""
+        """Write the numbers of a step or an evaluation to TensorBoard and to `progress`."""
         numbers = {name: value for name, value in logs.items() if isinstance(value, int | float)}
         if "loss" in numbers and self.rows:
             rates = self.rates()
@@ -99,25 +106,25 @@ class Meter:
             self.progress({**numbers, "step": step, "max_steps": max_steps})
 
     def rates(self) -> dict[str, float]:
-        """Seconds of training so far, what was done in them, and what it took; this rank's."""
+        """Seconds of training so far, rates, and peak memory; of this worker."""
         seconds = max(self.clock() - self.started - self.paused, 1e-9)
-        found = {
+        rates = {
             "seconds": seconds,
             "rows_per_second": self.rows / seconds,
             "tokens_per_second": self.tokens / seconds,
         }
         if self.operations and (rate := matrix_rate()):
-            found["mfu"] = found["tokens_per_second"] * self.operations / rate
-        return found | {"data_wait_fraction": min(self.waited / seconds, 1.0), "peak_memory": peak_memory()}
+            rates["mfu"] = rates["tokens_per_second"] * self.operations / rate
+        return rates | {"data_wait_fraction": min(self.waited / seconds, 1.0), "peak_memory": peak_memory()}
 
     def summary(self) -> dict[str, float]:
-        """What is reported beside the evaluation."""
-        found = self.rates()
+        """What is reported beside an evaluation."""
+        numbers = self.rates()
         if "loss" in self.last:
-            found["train_loss"] = self.last["loss"]
+            numbers["train_loss"] = self.last["loss"]
         if self.events is not None:
             self.events.flush()
-        return found
+        return numbers
 
     def close(self) -> None:
         if self.events is not None:
@@ -141,16 +148,23 @@ def event_file(folder: str) -> EventsWriter:
     return EventsWriter(f"{folder}/events", filename_suffix=f".{os.getpid()}")
 
 
-# Dense bfloat16 matrix rate in operations a second, by a word of the GPU's name, from the makers' data
-# sheets.
+# Dense bfloat16 operations a second, by a word of the GPU's name, from the makers' data sheets.
 MATRIX_RATES = {
-    "B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10G": 70e12, "A10": 125e12,
-    "4090": 165e12, "3090": 71e12,
-}  # fmt: skip
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "4090": 165e12,
+    "3090": 71e12,
+}
 
 
 def matrix_rate() -> float | None:
-    """Of this process's GPU; None without one, or for one whose rate is not known here."""
+    """The matrix rate of this process's GPU; None without a GPU, or for one that is not in `MATRIX_RATES`."""
     if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
         return None
     words = torch.cuda.get_device_name().replace("-", " ").split()

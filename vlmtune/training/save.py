@@ -28,8 +28,7 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "ray", "optu
 def save_adapter_folder(
     checkpoint: str, folder: str, settings: Settings, metrics: dict[str, Any], store: Store
 ) -> None:
-    """Write adapter, processor, `config.yaml`, `metrics.json` and model card; `metrics.json` last, as the
-    mark of a finished run.
+    """Write adapter, processor, `config.yaml`, model card and `metrics.json`, which marks a finished run.
 
     Args:
         checkpoint: folder or URI of the run's last checkpoint.
@@ -48,24 +47,27 @@ def save_adapter_folder(
                 destination_filesystem=target,
             )
     write_text(f"{folder}/config.yaml", settings_yaml(settings))
-    describe(folder, settings, metrics, store)
+    write_card_and_metrics(folder, settings, metrics, store)
 
 
-def describe(
+def write_card_and_metrics(
     folder: str,
     settings: Settings,
     metrics: dict[str, Any],
     store: Store,
     measured: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the model card and `metrics.json`, again where more is known by now. `measured`: more lines of
-    the card's table."""
+    """Write the model card and `metrics.json`, again once more was measured.
+
+    Args:
+        measured: further rows of the card's table, by their labels.
+    """
     write_text(f"{folder}/README.md", model_card(settings, metrics, store, measured or {}))
     write_json(f"{folder}/metrics.json", {**metrics, "data": store.meta.key, "versions": versions()})
 
 
 def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
+    """The versions of Python and of the packages that a result depends on."""
     # Ours is read from the source: in a Ray job it runs from the working directory, uninstalled.
     return {
         "python": platform.python_version(),
@@ -75,7 +77,7 @@ def versions() -> dict[str, str]:
 
 
 def model_card(settings: Settings, metrics: dict[str, Any], store: Store, measured: Mapping[str, str]) -> str:
-    """The adapter's README in the hub's format: what it was made from, how it did, how to load it."""
+    """The adapter's README in the Hub's format: its base, data and settings, its loss, and how to load it."""
     model = settings.model
     base = model.base_model
     counts = {split: len(store.rows_of(split)) for split in ("train", "eval", "test")}
