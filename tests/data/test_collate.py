@@ -19,7 +19,7 @@ from vlmtune.data.tokenize import RowEncoder
 from vlmtune.model_ref import ModelRef
 
 Message = dict[str, Any]
-PICTURE = {"type": "image"}
+IMAGE_PART = {"type": "image"}
 families = pytest.mark.parametrize(
     "family",
     [
@@ -44,18 +44,18 @@ def turn(role: str, *parts: Any) -> Message:
     }
 
 
-def picture(width: int, height: int) -> Image.Image:
+def gradient(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.RandomState(width).randint(0, 256, (height, width, 3)).astype(np.uint8))
 
 
 ROWS = {
-    "a": ([turn("user", PICTURE, "How many?"), turn("assistant", "5")], [picture(90, 60)]),
+    "a": ([turn("user", IMAGE_PART, "How many?"), turn("assistant", "5")], [gradient(90, 60)]),
     "b": (
         [
-            turn("user", PICTURE, "and", PICTURE, "Which is busier, and why?"),
+            turn("user", IMAGE_PART, "and", IMAGE_PART, "Which is busier, and why?"),
             turn("assistant", "The second."),
         ],
-        [picture(40, 130), picture(70, 71)],
+        [gradient(40, 130), gradient(70, 71)],
     ),
     "t": ([turn("user", "What is a beam?"), turn("assistant", "A member that carries a floor.")], []),
 }
@@ -64,7 +64,7 @@ MIXES = ["a", "b", "t", "ab", "ba", "aba", "tt", "at", "ta", "tb", "abt"]
 
 @cache
 def kit(folder: Path, floats: bool = False) -> tuple[RowEncoder, PixelFormat]:
-    """An encoder and the way that it stores pixels: as `probe_pixel_format` found, or as the processor's floats."""
+    """An encoder, and its pixel format: what `probe_pixel_format` finds, or the processor's floats."""
     processor = ModelRef(str(folder)).processor()
     processor.tokenizer.padding_side = "right"
     found = probe_pixel_format(processor)

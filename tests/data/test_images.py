@@ -141,7 +141,7 @@ def test_animation_gives_its_first_frame(form: str) -> None:
     assert far(load_image(data), frames[0]) <= 2
 
 
-def test_mpo_gives_its_first_picture() -> None:
+def test_mpo_gives_its_first_image() -> None:
     frames = [Image.new("RGB", (32, 16), colour) for colour in ("red", "blue")]
     image = load_image(encoded(frames[0], "MPO", save_all=True, append_images=frames[1:]))
     assert far(image, frames[0]) < 10
@@ -169,7 +169,7 @@ def test_exif_orientation_is_applied_once_in_other_formats(form: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
-def test_broken_exif_does_not_spoil_the_picture() -> None:
+def test_broken_exif_does_not_spoil_the_image() -> None:
     data = encoded(
         Image.new("RGB", (20, 10), "blue"), "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage"
     )
@@ -193,7 +193,7 @@ REFUSED = {
     "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid", "run `git lfs pull`"),
     "HEIC": (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00", "it is HEIC"),
     "video": (b"\x00\x00\x00\x18ftypisom\x00\x00\x00\x00", "it is a video"),
-    "text": (b"hello there, no picture", "not an image: it begins with b'hello there, no '"),
+    "text": (b"hello there, no image", "not an image: it begins with b'hello there, no '"),
     "bomb": (png_of_size(30_000, 30_000), "decompression bomb"),
     "large": (png_of_size(12_000, 9_000), "12000×9000 pixels are more than the limit of 100,000,000"),
     "zero size": (b"P6 0 10 255 ", "not an image"),
@@ -238,8 +238,8 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:::PIL")
-def test_damage_anywhere_is_an_image_error_or_a_picture() -> None:
-    """Flipped bytes may still give a picture; they never give another kind of exception."""
+def test_damage_anywhere_is_an_image_error_or_an_image() -> None:
+    """Flipped bytes may still give an image; they never give another kind of exception."""
     generator = random.Random(0)
     forms = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000", "AVIF")
     refused = 0
