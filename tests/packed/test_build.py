@@ -50,7 +50,7 @@ def test_a_pass_has_room_for_the_rows_of_all_trials_that_fit(
     assert {rank for _, rank, _ in asked} == {16}
     longest = bucket_length(int(store.column("tokens")[store.rows_of("train")].max()))
     assert model.max_tokens == asked[-1][2] * longest == 6 * longest
-    assert notes == ["Memory    is there for 2 of 8 trials at once; the others wait"]
+    assert notes == ["Memory    fits 2 of 8 trials at once; the others wait"]
 
 
 def test_an_engine_without_memory_for_one_trial_cannot_be_built(

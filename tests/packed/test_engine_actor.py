@@ -101,7 +101,7 @@ def test_trials_without_memory_wait_for_those_that_have_some(
 
     monkeypatch.setattr(build, "plan_step", only_one_fits)
     actor.start()
-    assert actor.notes.lines[-1] == "Memory    is there for 1 of 2 trials at once; the others wait"
+    assert actor.notes.lines[-1] == "Memory    fits 1 of 2 trials at once; the others wait"
     engine = actor.engine
     assert engine is not None
     join = engine.join
@@ -162,7 +162,7 @@ def test_without_memory_for_the_largest_trial_the_others_are_trained(
     actor = EngineActor(small, stores["mall llava"], 2, 512, large)
     actor.join(request("one", values, tmp_path))
     assert [metrics["step"] for metrics in reports(actor, "one")] == [2, STEPS]
-    assert "not for the largest trial" in actor.notes.lines[0]
+    assert "the largest trial of the search space does not fit" in actor.notes.lines[0]
     actor = EngineActor(large, stores["mall llava"], 2, 512)
     for call in (actor.start, partial(actor.find_place, "one")):
         with pytest.raises(DoesNotFitError):  # else it would look like the engine with the most free places

@@ -1,4 +1,4 @@
-"""Points the base's wrapped layers at the adapters of the rows of the pass under way."""
+"""Points the wrapped layers of a base at the adapters of a pass's rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlmtune.packed.passes import PassRow, pad_to_bucket
 
 
 class AdapterBinding:
-    """The wrapped layers of a base and the memory that they read the rows' adapters from.
+    """The wrapped layers of a base, and the memory from which they read the rows' adapters.
 
     Attributes:
         layout: where an adapter's layers are in its flat vector.
@@ -80,11 +80,11 @@ class AdapterBinding:
         self._bound = None
 
     def leaves(self) -> list[Tensor]:
-        """A and B of each layer, in turn, for the rows of the pass under way; its gradients are for these."""
+        """A and B of each layer, in turn, of the present pass's rows. Its gradients are for these tensors."""
         return self._buffers[self._bound[0]].leaves if self._bound is not None else []
 
     def gradients(self) -> Tensor:
-        """The gradient of each row's adapter in the pass under way, `[B, P]`."""
+        """The gradient of each row's adapter in the present pass, `[B, P]`."""
         assert self._bound is not None
         return self._buffers[self._bound[0]].gradients()
 

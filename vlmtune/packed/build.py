@@ -29,7 +29,7 @@ from vlmtune.training.step_plan import can_capture, plan_step
 EFFICIENT_TOKENS = {"cuda": 10240, "cpu": 2048}
 FEATURE_BYTES = 2 * 2**30  # for cached vision features, without a GPU
 FEATURE_FRACTION = 0.8  # for cached vision features on a GPU, of the memory that the plan leaves free
-MIN_TRIALS, MAX_TRIALS = 4, 16  # of an engine, where --max_concurrent_trials is not given
+MIN_TRIALS, MAX_TRIALS = 4, 16  # in an engine, if --max_concurrent_trials is not given
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class EnginePlan:
     Attributes:
         step: how the base is loaded and its steps are run.
         trials: how many train at once.
-        rows: rows of a pass, at most, where the step's plan does not set it.
+        rows: the most rows of a pass, without a GPU; on one `step` sets it.
         longest: tokens of the longest row, padding included.
         train_rows: how many rows are trained on.
     """
@@ -62,9 +62,9 @@ def build_model(
     """Load the base of the settings on this process's device.
 
     Args:
-        trials: how many shall train at once, at most.
+        trials: how many trials to train at once, at most.
         rank: the highest LoRA rank among them.
-        largest: settings to plan the memory for, if a GPU has enough; else it is planned for `settings`.
+        largest: settings of the trial that needs most memory. The plan is for it, if it fits.
 
     Returns:
         The model, and how many trials can train over it at once.
@@ -77,8 +77,7 @@ def build_model(
     device = torch.device("cuda" if gpu else "cpu")
     plan = _plan_largest(settings, largest, store, trials, rank, device, note)
     if plan.trials < trials:
-        room = f"is there for {plan.trials} of {trials} trials at once"
-        note(labelled("Memory", f"{room}; the others wait"))
+        note(labelled("Memory", f"fits {plan.trials} of {trials} trials at once; the others wait"))
     base = base_of(settings, device, dequantized=plan.step.dequantized)
     if plan.step.checkpointing:
         base.gradient_checkpointing_enable()
@@ -126,8 +125,8 @@ def _plan_largest(
         if largest is None:
             raise
     plan = _plan(settings, store, trials, settings.lora.r, device, note)
-    smaller = "and not for the largest trial of the search space"
-    note(labelled("", f"{smaller}: trials that need more end as INFEASIBLE"))
+    largest_text = "the largest trial of the search space does not fit"
+    note(labelled("", f"{largest_text}: trials that need more memory end as INFEASIBLE"))
     return plan
 
 

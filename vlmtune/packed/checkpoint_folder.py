@@ -1,4 +1,4 @@
-"""A packed trial's folder or URI of checkpoints, of which the latest complete one counts."""
+"""Writes and reads a packed trial's checkpoints in its folder or URI. The latest complete one counts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import pyarrow.fs as pafs
 
 from vlmtune.storage import filesystem, write_json
 
-REPORT_FILE = (
-    "report.json"  # of a checkpoint: the metrics reported with it. Written last, it marks it complete.
-)
+# The metrics reported with a checkpoint. It is written last, so it marks the checkpoint as complete.
+REPORT_FILE = "report.json"
 
 
 def write_checkpoint(write: Callable[[Path], None], folder: str, metrics: dict[str, Any]) -> None:
@@ -24,7 +23,7 @@ def write_checkpoint(write: Callable[[Path], None], folder: str, metrics: dict[s
     Args:
         write: fills a local folder.
         folder: `.../checkpoint-STEP`, a folder or URI.
-        metrics: that were reported with it.
+        metrics: the metrics reported with it.
     """
     fs, path = filesystem(folder)
     fs.create_dir(path, recursive=True)

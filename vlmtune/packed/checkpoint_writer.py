@@ -21,7 +21,7 @@ MAX_UNWRITTEN = 2
 
 
 class CheckpointWriter:
-    """What is left to do of each trial's reports; for one trial, one after another.
+    """Writes the checkpoints of all trials, those of one trial one after another.
 
     Args:
         processor: of the base model, saved with each checkpoint.
@@ -38,7 +38,7 @@ class CheckpointWriter:
     def write(self, slot: Slot, checkpoint: PendingCheckpoint, folder: str, report: TrialReport) -> None:
         """Write a checkpoint with its report's metrics, and deliver the report if it is the trial's last.
 
-        Waits while the trial has `MAX_UNWRITTEN` checkpoints to be written.
+        Returns at once, unless `MAX_UNWRITTEN` checkpoints of the trial are still to be written.
         """
 
         def work() -> None:
@@ -58,29 +58,29 @@ class CheckpointWriter:
     def reserve_memory(self, slot: Slot) -> None:
         """Allocate the memory of the slot's next checkpoint.
 
-        What fails here fails again, and is raised, when the checkpoint is copied.
+        An error is not raised here: it comes again when the checkpoint is copied.
         """
         self._threads.submit(slot.adapter.reserve_host_memory)
 
     def wait_for(self, trial_id: str) -> None:
-        """Wait for a trial's checkpoints; may be called from any thread. `raise_errors` raises theirs."""
+        """Wait for a trial's checkpoints. Any thread may call this; only `raise_errors` raises errors."""
         for future in list(self._latest[trial_id]):
             future.exception()
 
     def raise_errors(self) -> None:
-        """Raise what kept a checkpoint from being written."""
+        """Raise the error of a checkpoint that could not be written, if there is one."""
         for future in [future for future in self._unchecked if future.done()]:
             self._unchecked.remove(future)
             future.result()
 
     def close(self) -> None:
-        """Write what is left to be written."""
+        """Write the remaining checkpoints."""
         self._threads.shutdown()
         self.raise_errors()
 
     def _submit(self, trial_id: str, work: Callable[[], None]) -> None:
         latest = self._latest[trial_id]
-        # It was submitted earlier, so a thread has it already: `run` cannot wait for it in vain.
+        # It was submitted earlier, so a thread works on it already when `run` waits for it.
         previous = latest[-1] if latest else None
         if len(latest) == MAX_UNWRITTEN:
             latest[0].exception()

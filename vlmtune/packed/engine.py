@@ -131,7 +131,7 @@ class Engine:
         return True
 
     def close(self) -> None:
-        """Write what is left to be written."""
+        """Write the remaining checkpoints."""
         self.checkpoints.close()
 
     def _read_rows(self, slots: list[Slot]) -> tuple[dict[Slot, list[PassRow]], float]:

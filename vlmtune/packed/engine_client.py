@@ -1,6 +1,6 @@
-"""A trial's side of the engines: joins one of them, reads reports, and joins again after an engine restarted.
+"""Connects a trial to an engine: joins it, reads its reports, and joins again after the engine restarted.
 
-It imports neither torch nor transformers: a search starts several processes that use it.
+This module imports neither torch nor transformers, because a search starts several processes that use it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from vlmtune.errors import UserError
 from vlmtune.packed.messages import NOTES, TrialReport, TrialRequest, UnknownTrialError, Vacancy
 
-CALL_WAIT_S = 20.0  # that one call waits in an engine
-# In which an engine has to say whether it has a place, once another has. It may be starting, or gone.
+CALL_WAIT_S = 20.0  # longest wait of one call
+# Wait for the other engines' answers after the first one. They may be starting, or gone.
 VACANCY_WAIT_S = 1.0
-FULL_WAIT_S = 2.0  # that engines without a free place are waited for before all are asked again
-RETRY_PAUSE_S = 1.0  # between attempts to reach an engine that is restarting
-UNREACHABLE_LIMIT_S = 60.0  # after which the trial looks for another engine
+FULL_WAIT_S = 2.0  # wait for a place where all are taken, before all engines are asked again
+RETRY_PAUSE_S = 1.0  # pause between attempts to reach an engine that is restarting
+UNREACHABLE_LIMIT_S = 60.0  # time without an answer after which the trial looks for another engine
 
 
 class EngineClient:
@@ -34,25 +34,25 @@ class EngineClient:
         request: the trial.
 
     Attributes:
-        engine: that the trial has joined.
-        next_report: number of the report to be read next, since it joined.
+        engine: the engine that the trial has joined; None before it joins, and when it has to join again.
+        next_report: number of the next report to read, counted from 0 since the trial joined.
     """
 
     def __init__(self, engines: Sequence[ActorHandle[Any]], request: TrialRequest) -> None:
         self.engines, self.request = list(engines), request
         self.engine: ActorHandle[Any] | None = None
         self.next_report = 0
-        self._unreachable_s = 0.0  # since the engine has answered
-        self._last_step = 0  # of the last report
-        self._notes: list[str] = []  # of the engine, for the next report
+        self._unreachable_s = 0.0  # time without an answer of the engine
+        self._last_step = 0  # step of the last report
+        self._notes: list[str] = []  # the engine's lines to pass on with the next report
 
     def read_report(self) -> TrialReport:
-        """The trial's next report; waits for it. Joins first where it has not joined, or has to again.
+        """Wait for the trial's next report. If the trial has not joined, or has to again, it joins first.
 
-        An engine that died may report again what it had not written as a checkpoint; that is skipped.
+        After an engine died, a trial may report again what had no checkpoint yet. Such reports are skipped.
 
         Raises:
-            UserError: no engine can train the trial. Its own exception, not Ray's.
+            UserError: the trial cannot be trained. This is the engine's exception itself, not Ray's.
             RayTaskError: an engine's training has failed.
             RayActorError: the engine is gone for good.
         """
@@ -97,7 +97,7 @@ class EngineClient:
         return report
 
     def _join(self) -> None:
-        """Join an engine that has a free place; wait while none has one, or none answers."""
+        """Join an engine that has a free place. Wait while none has one, or none answers."""
         while self.engine is None:
             try:
                 engine = self._choose_engine()
@@ -113,11 +113,13 @@ class EngineClient:
     def _choose_engine(self) -> Any:
         """The engine that has the trial already, or else the one with the most free places.
 
-        Engines that do not answer are left out: their node may be gone for good. None if all are full, after
-        a short wait for a place.
+        Engines that do not answer are left out, because their node may be gone for good.
+
+        Returns:
+            None if all places are taken, after a short wait for one.
 
         Raises:
-            RayTaskError: what has ended the training of the engines, where all that answer have failed.
+            RayTaskError: all engines that answer have failed; this is the error of one of them.
             ActorUnavailableError: none answers.
         """
         trial_id = self.request.trial_id

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_RESTARTS = 8  # of an engine whose process died
-# How long the other engines may take to start after the first one, at least, before the search begins without
-# them. Something else may hold their GPU.
+MAX_RESTARTS = 8  # of one engine, after its process died
+# Least time that the other engines get to start after the first one. Then the search begins without the rest,
+# because something else may hold their GPU.
 ENGINE_START_GRACE_S = 30.0
-# Each trial waits in one call of its own, and trials without a place in one or two at each engine.
+# Each trial waits in one call. Trials without a place wait in one or two calls at each engine.
 MAX_CONCURRENT_CALLS = 256
-ENGINE_CPUS = 0.9  # that an engine asks Ray for, with a GPU or without: its thread keeps a core busy
+ENGINE_CPUS = 0.9  # asked of Ray for each engine, with a GPU or without: its thread keeps a core busy
 
 
 def start_engines(
@@ -75,15 +75,15 @@ def start_engines(
     notes = list(dict.fromkeys(line for part in lines for line in part))
     if waiting:
         free = f"{len(ready)} of {count} {device}s are free"
-        notes.append(labelled("", f"{free}; trials use the others when they are"))
+        notes.append(labelled("", f"{free}; trials use the others once they are free"))
     return engines, notes
 
 
 def _wait_for_starts(starts: list[Any], device: str) -> tuple[list[Any], list[Any]]:
-    """The starts that are done and those that are not, after a wait in which most are."""
+    """Wait for the first start, then a while for the others; returns those that are done and the rest."""
     began = time.monotonic()
     if not ray.wait(starts, timeout=ENGINE_START_GRACE_S)[0]:
-        logger.info(labelled("Waiting", f"for a {device} that is free and the base that it loads"))
+        logger.info(labelled("Waiting", f"for a free {device}, and for its engine to load the base"))
         ray.wait(starts)
     grace = max(ENGINE_START_GRACE_S, time.monotonic() - began)
     return ray.wait(starts, num_returns=len(starts), timeout=grace)

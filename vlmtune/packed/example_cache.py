@@ -1,4 +1,4 @@
-"""Rows that were read from the store: all trials of an engine train on the same ones."""
+"""Keeps rows of the store in memory, because all trials of an engine train on the same ones."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.examples import read_examples
 from vlmtune.data.store import Store
 
-CACHE_BYTES = 2 * 2**30  # of examples in memory
+CACHE_BYTES = 2 * 2**30  # for examples in memory
 
 
 class ExampleCache:
-    """The examples used last, in memory; a thread reads the next ones ahead.
+    """Keeps the examples used last in memory. A thread reads the next ones ahead.
 
     Attributes:
         bytes: memory that the examples take.
@@ -42,7 +42,7 @@ class ExampleCache:
         return examples
 
     def prefetch(self, rows: Sequence[int]) -> None:
-        """Begin to read these rows; the next `get` waits for them."""
+        """Begin to read these rows. The next `get` waits for them."""
         self._prefetch = self._reader.submit(self._read, list(dict.fromkeys(rows)))
 
     def _read(self, rows: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""Copies of device tensors in pinned memory that is kept for the next copies."""
+"""Copies device tensors to pinned memory, which is used again for the next copies."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from vlmtune.model.transfer import host_buffer
 
-CHECKPOINT_VECTORS = 3  # of a checkpoint: the adapter and AdamW's two averages
+CHECKPOINT_VECTORS = 3  # the adapter and AdamW's two averages
 
 
 @dataclass(frozen=True)
 class HostCopies:
-    """Copies by name, which are complete after `wait`."""
+    """Copies by name. They are complete after `wait`."""
 
     tensors: dict[str, Tensor]
     copied: torch.cuda.Event | None
@@ -25,10 +25,10 @@ class HostCopies:
 
 
 class HostMemory:
-    """Pinned memory for copies of flat vectors of one size. Each set of buffers holds one checkpoint's.
+    """Pinned memory for copies of flat vectors of one size.
 
     Attributes:
-        free: sets of buffers that no checkpoint is written from.
+        free: sets of buffers, each for one checkpoint, that are not in use.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class HostMemory:
         self.free = [[host_buffer(like) for _ in range(CHECKPOINT_VECTORS)]]
 
     def copy(self, vectors: dict[str, Tensor]) -> HostCopies:
-        """Begin to copy vectors of the same size; later work on their stream may change them at once."""
+        """Begin to copy vectors of the same size. Later work on their stream may change the vectors."""
         first = next(iter(vectors.values()))
         buffers = self.free.pop() if self.free else []
         buffers = [buffer for buffer in buffers if buffer.shape == first.shape]

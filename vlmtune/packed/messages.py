@@ -1,5 +1,7 @@
-"""What trials and engines send each other. Both sides import this module: it imports neither torch nor
-transformers."""
+"""The messages between trials and engines.
+
+Both sides import this module, so it imports neither torch nor transformers.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,8 @@ from typing import Any, NamedTuple
 
 from vlmtune.config.settings import Settings
 
-NOTES = (
-    "notes"  # in a report's metrics: lines that its engine has noted since the last report, for the console
-)
+# In a report's metrics: lines for the console that its engine has noted since the last report.
+NOTES = "notes"
 # In a report's metrics: why a trial cannot be trained. An exception would make Tune start the trial again,
 # as it does for one whose process died.
 FAILURE = "failed"
@@ -43,11 +44,11 @@ class TrialReport:
 
 
 class Vacancy(NamedTuple):
-    """An engine's answer to a trial that looks for a place. The larger one is the better choice.
+    """An engine's answer to a trial that looks for a place. The largest answer is the best choice.
 
     Attributes:
         has_trial: the engine has the trial already.
-        free_places: for how many more trials it has memory.
+        free_places: the number of further trials that it has memory for.
     """
 
     has_trial: bool
@@ -55,11 +56,11 @@ class Vacancy(NamedTuple):
 
 
 class UnknownTrialError(Exception):
-    """The engine has restarted since the trial joined, and does not know it. The trial joins again."""
+    """The engine does not know the trial, because it has restarted since. The trial has to join again."""
 
 
 class NoteLog:
-    """Lines that an engine notes for the console, each to be sent once."""
+    """Lines that an engine notes for the console. Each is sent once."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

@@ -58,7 +58,7 @@ class PackedModel:
         self.max_tokens, self.features = max_tokens, features
         self.device, self.dtype = base.device, base.dtype
         self.adapters = AdapterBinding(step)
-        self.dropout = False  # whether any row so far has had dropout: from then on the layers apply it
+        self.dropout = False  # whether the layers apply dropout: from the first row with dropout on
 
     def add_gradients(self, rows: Sequence[PassRow], add: Callable[[Any, Tensor], None]) -> PassResult:
         """Run rows forward and backward, in training mode.
@@ -81,7 +81,7 @@ class PackedModel:
 
     @contextmanager
     def single_adapter(self, adapter: Tensor, scaling: float) -> Iterator[Any]:
-        """The base with one adapter, `[P]`, for every row, in evaluation mode: to generate with."""
+        """The base with one adapter, `[P]`, for all rows, in evaluation mode, to generate answers."""
         self.adapters.bind_one(adapter, scaling)
         self._set_mode(training=False)
         yield self.base
@@ -89,7 +89,7 @@ class PackedModel:
     def _run_in_passes(
         self, rows: Sequence[PassRow], run: Callable[[Sequence[PassRow]], RowLosses]
     ) -> PassResult:
-        """Call `run` for each pass, and again after freeing memory or in halves where it did not fit."""
+        """Call `run` for each pass. After running out of memory, free some or halve the pass, and retry."""
         result = PassResult()
         waiting = list(cut_passes(rows, self.max_tokens))
         while waiting:
@@ -116,7 +116,7 @@ class PackedModel:
         return result
 
     def _halves(self, part: list[PassRow]) -> list[list[PassRow]]:
-        """A pass that did not fit, in halves; later passes have no more rows than these."""
+        """The halves of a pass that did not fit. Later passes have no more tokens than these."""
         half = -(-len(part) // 2)
         self.max_tokens = half * bucket_length(max(row.tokens for row in part))
         self.step.note(
@@ -134,7 +134,7 @@ class PackedModel:
         gradients = self.adapters.gradients()
         self.adapters.drop_gradients()
         counts = {owner: len(list(group)) for owner, group in groupby(part, key=lambda row: row.owner)}
-        # All sums come before the first `add`: they may run out of memory, and the pass then runs again.
+        # Compute all sums before the first `add`: if they run out of memory, the whole pass runs again.
         sums = [
             rows.sum(0, dtype=torch.float32) for rows in gradients[: len(part)].split(list(counts.values()))
         ]

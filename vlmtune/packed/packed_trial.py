@@ -1,4 +1,4 @@
-"""A packed trial as Tune sees it: a class `Trainable` of a hundredth of a CPU that reads an engine's reports.
+"""The Tune Trainable of a packed trial. It takes a hundredth of a CPU and reads an engine's reports.
 
 This process imports neither torch nor transformers: a search starts several of them.
 """
@@ -39,9 +39,9 @@ class PackedTrial(tune.Trainable):
 
         Args:
             config: the trial's searched values, or a dict that has them under `point_key`.
-            settings: of the search.
-            engines: to choose from.
-            output_dir: of the search.
+            settings: the settings of the search.
+            engines: the engines to choose from.
+            output_dir: the output folder of the search.
         """
         self.settings, self.engines = settings or Settings(), list(engines)
         self.output_dir, self.point_key = output_dir, point_key
@@ -53,7 +53,9 @@ class PackedTrial(tune.Trainable):
                 if self.client is None:
                     self.client = EngineClient(self.engines, self._request())
                 report = self.client.read_report()
-            except RayTaskError:  # an engine failed. Ray makes this a UserError too where its cause is one.
+            except (
+                RayTaskError
+            ):  # An engine failed. Ray makes its error a UserError too, if the cause is one.
                 raise
             except UserError as error:
                 self.failure = str(error)
@@ -72,20 +74,20 @@ class PackedTrial(tune.Trainable):
             self.client.leave()
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Nothing: the engine writes the trial's checkpoints, and joining finds them."""
+        """Save nothing: the engine writes the trial's checkpoints, and joining finds them."""
         return {}
 
     def load_checkpoint(self, checkpoint: Any) -> None: ...
 
     def _begin(self, config: dict[str, Any]) -> None:
-        """Only the first step joins an engine.
+        """Set the trial's values. Only its first step joins an engine.
 
         Tune starts a trial again whose process ends in a step, but not one that has yet to begin.
         """
         self.values, self.client, self.failure = config.get(self.point_key, config), None, None
 
     def _request(self) -> TrialRequest:
-        """What the engine needs to know.
+        """What the engine needs to know of the trial.
 
         Raises:
             ConfigError: a searched value is not allowed, by itself or beside the others.

@@ -1,4 +1,4 @@
-"""Which training rows of a trial come next: a position in its own order of rows."""
+"""A position in a trial's order of training rows."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from vlmtune.packed.worker_shard import WorkerShard
 
 
 class RowsCursor:
-    """The micro-batches of each step, one after another, from any step on.
+    """Gives a trial's rows one micro-batch after another, beginning at any step.
 
-    The position follows from the number of steps alone, so a checkpoint does not hold it.
+    The position follows from the number of steps made, so a checkpoint does not hold it.
 
     Args:
-        row_numbers: numbers of the trial's training rows in the store, `[rows of the order]`.
-        order: which of them make up each step.
+        row_numbers: numbers in the store of the training rows that `order` orders.
+        order: the rows of each step.
         shard: this process's part of the rows of each step.
-        first_step: optimizer steps that the trial has made already.
-        max_steps: optimizer steps after which it ends.
+        first_step: number of optimizer steps already made.
+        max_steps: number of optimizer steps of the whole trial.
     """
 
     def __init__(

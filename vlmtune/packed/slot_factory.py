@@ -17,10 +17,10 @@ from vlmtune.training.adapted_model import adapter_config
 
 
 class SlotFactory:
-    """Looks for target layers in the model's outline, so that trials are made while others train.
+    """Makes slots while other trials train: it finds their target layers in the model's outline.
 
     Args:
-        settings: of the engine.
+        settings: the settings of the engine.
         operations: floating-point operations of training on one token.
         shard: this process's part of every trial's rows.
     """

@@ -1,4 +1,4 @@
-"""Loss, accuracy and gradient norm of a trial's steps, as tensors that nothing waits for while it trains."""
+"""Sums up the loss and accuracy of a trial's steps on the device, without waiting for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class StepTotals:
 
     Args:
         labelled: labelled tokens of this process's rows of the step.
-        device: that the trial trains on.
+        device: the device that the trial trains on.
 
     Attributes:
         has_images: whether any row of the step has an image.
@@ -29,7 +29,7 @@ class StepTotals:
 
     @property
     def weight(self) -> float:
-        """What each row's summed loss is multiplied by: one over the labelled tokens of the step."""
+        """The factor of each row's summed loss: one over the labelled tokens of the step."""
         return 1 / max(self.labelled, 1)
 
     def add(self, losses: Tensor, correct: Tensor) -> None:
@@ -38,10 +38,10 @@ class StepTotals:
         self.correct = self.correct + correct.sum()
 
     def all_reduce(self, shard: WorkerShard, gradient: Tensor, *, needs_has_images: bool) -> Tensor:
-        """Make `gradient` `[P]` and the totals those of all workers; returns their labelled tokens, a scalar.
+        """Replace `gradient` `[P]` and the totals by those of all workers; returns their labelled tokens.
 
         Args:
-            needs_has_images: make `has_images` that of all workers too, which waits for the device.
+            needs_has_images: replace `has_images` too, for which this waits for the device.
         """
         if shard.world == 1:
             return self._scalar(self.labelled)

@@ -1,4 +1,4 @@
-"""One run trained packed: `train.py --trial_runner packed`, which also repeats a packed trial alone."""
+"""Trains one run packed, for `train.py --trial_runner packed`. It also repeats a packed trial alone."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from vlmtune.training.isolated import run_with_progress
 from vlmtune.training.launch import Outcome, Progress, fit, worker_resources
 from vlmtune.training.meter import EVALUATION
 
-TRIAL_ID = "train"  # of the run's only trial
+TRIAL_ID = "train"  # the run's only trial
 
 
 def run_packed(settings: Settings, store: Store, folder: str, cluster: Cluster, show: Progress) -> Outcome:
-    """Train the settings in an engine of their own.
+    """Train the settings in their own engine.
 
-    It runs in this process with `--num_workers 0`, in an actor with 1, and in Ray Train workers with more.
+    The engine is in this process with `--num_workers 0`, in an actor with 1, in Ray Train workers with more.
 
     Raises:
         ConfigError: an option cannot be trained packed.
@@ -53,7 +53,7 @@ def train_shard(
     """Train this process's part of the run, from its last checkpoint if there is one.
 
     Args:
-        folder: of the run; all workers need to reach it.
+        folder: the folder of the run, which all workers need to reach.
 
     Returns:
         The metrics of the last report; an empty dict on other workers than the first.
@@ -144,7 +144,7 @@ def _train_in_actor(
 
 
 def _check_completed(metrics: dict[str, Any]) -> None:
-    """Raise a UserError, if this last report is not that of a run which made all its steps."""
+    """Raise a UserError if the run ended before it made all its steps."""
     if metrics.get("infeasible"):
         raise DoesNotFitError(NO_ROW_FITS)
     if "checkpoint_path" not in metrics:

@@ -1,4 +1,4 @@
-"""The files that a packed trial resumes from: adapter, optimizer and trainer state."""
+"""Writes and reads the files that a packed trial resumes from: adapter, optimizer and trainer state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import TrainerState
 from vlmtune.packed.layers import Pair
 
 ADAPTER_FILE, OPTIMIZER_FILE, STATE_FILE = "adapter_model.safetensors", "optimizer.pt", "trainer_state.json"
-PEFT_PREFIX = "base_model.model."  # of the layers' names in PEFT's files
+PEFT_PREFIX = "base_model.model."  # before the layers' names in PEFT's files
 
 
 @dataclass(frozen=True)

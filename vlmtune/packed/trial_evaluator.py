@@ -21,7 +21,7 @@ EVALUATED_AT_ONCE = 64  # rows of the evaluation set that are in memory at once
 
 
 class TrialEvaluator:
-    """Evaluates on all evaluation rows at full length: their loss, and the metric of the search.
+    """Computes trials' loss on all evaluation rows at full length, and the metric of the search.
 
     Args:
         processor: of the base model.
@@ -39,7 +39,7 @@ class TrialEvaluator:
     ) -> None:
         self.model, self.store, self.examples, self.processor = model, store, examples, processor
         self.shard = shard
-        self.objective = Objective.of(settings)  # None where the metric is the loss
+        self.objective = Objective.of(settings)  # None if the metric is the loss
         self.rows = [int(row) for row in store.rows_of(EVAL)]
 
     def evaluate(
@@ -48,8 +48,8 @@ class TrialEvaluator:
         """The metrics of each trial.
 
         Args:
-            end_too_large: takes what each passes' result says of trials that do not fit in the memory. They
-                are left out from then on.
+            end_too_large: is called with each result, to end the trials in its `too_large`. They are left
+                out from then on.
         """
         started = time.monotonic()
         totals = {slot: torch.zeros(2, dtype=torch.float64, device=self.model.device) for slot in slots}

@@ -1,4 +1,4 @@
-"""How many steps a trial has made, and what is due after a step: a log line, an evaluation, its end."""
+"""Counts a trial's steps, and says what is due after each: a log line, an evaluation, the trial's end."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from vlmtune.training.meter import evaluation_number
 
 
 class TrialProgress:
-    """The trainer's state of one trial; transformers' own callback says what is due.
+    """The trainer state of one trial. transformers' own callback decides what is due.
 
     Args:
-        state: of a checkpoint that the trial resumes from.
+        state: the state in the checkpoint that the trial resumes from.
     """
 
     def __init__(self, args: SFTConfig, order: Order, state: TrainerState | None = None) -> None:
@@ -66,7 +66,7 @@ class TrialProgress:
         return bool(self.args.eval_strategy == IntervalStrategy.EPOCH)
 
     def end_step(self) -> None:
-        """Count an optimizer step, and find out what is due now."""
+        """Count an optimizer step, and decide what is due now."""
         state, order = self.state, self.order
         state.global_step += 1
         epochs, steps = divmod(state.global_step, order.steps_per_epoch)
@@ -74,20 +74,20 @@ class TrialProgress:
         self._control = self._flow.on_step_end(self.args, state, self._control)
         if steps == 0:
             self._control = self._flow.on_epoch_end(self.args, state, self._control)
-        # `max_steps` may end a run within an epoch, after which transformers does not evaluate.
+        # transformers would not evaluate where `max_steps` ends a run within an epoch.
         if self.ended and (steps or not self._evaluates_epochs):
             self._control.should_evaluate = True
 
     def logged(self) -> None:
-        """No log line is due any more."""
+        """Note that the log line that was due is taken care of."""
         self._control.should_log = False
 
     def evaluated(self, metrics: dict[str, float]) -> dict[str, Any]:
-        """Record an evaluation; returns how far the trial has come with it."""
+        """Record an evaluation that was due; returns `position`."""
         self._control.should_evaluate = False
         self.state.log_history.append({**metrics, "step": self.step})
         return self.position()
 
     def position(self) -> dict[str, Any]:
-        """How far the trial has come, as it is reported."""
+        """Step, number of steps and epoch, as they are reported."""
         return {"step": self.step, "max_steps": self.max_steps, "epoch": float(self.state.epoch or 0)}

@@ -1,4 +1,4 @@
-"""What a packed trial measures, and its TensorBoard events."""
+"""The measurements of a packed trial, and its TensorBoard events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlmtune.training.meter import Meter
 
 
 class TrialRecords:
-    """Measures one trial by its part of the engine's time.
+    """Measures one trial, whose seconds are its part of the engine's time.
 
     Args:
         runs_dir: folder or URI of its TensorBoard events; None writes none.
@@ -21,14 +21,14 @@ class TrialRecords:
         operations: floating-point operations of training on one token.
 
     Attributes:
-        seconds: time of the device that was this trial's.
+        seconds: the trial's part of the device's time.
     """
 
     def __init__(
         self, runs_dir: str | None, progress: Callable[[dict[str, Any]], None] | None, operations: float
     ) -> None:
         self.runs_dir = runs_dir
-        # Events are appended to their file, which an object store cannot do: they are written locally.
+        # Events are appended to their file, which an object store cannot do. So they are written locally.
         remote = runs_dir is not None and "://" in runs_dir
         self.local_runs = tempfile.mkdtemp(prefix="runs-") if remote else runs_dir
         self.seconds = 0.0
