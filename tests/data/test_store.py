@@ -1,4 +1,4 @@
-"""Rows come back from the store as they were put in, in any order, and damage is told, never trained on."""
+"""Rows come back from the store as they were put in, in any order; damage is reported, never trained on."""
 
 import json
 import pickle
