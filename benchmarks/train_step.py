@@ -115,7 +115,7 @@ def plain(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    from vlmtune.model.lora import attach, kept_in_fp32
+    from vlmtune.model.lora import attach, keep_adapter_in_fp32
 
     dtype = getattr(torch, case["plain"].get("dtype", "bfloat16"))
     quantization = {
@@ -144,7 +144,7 @@ def plain(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
     )
     keep: Any = nullcontext
     if case["plain"].get("same_start"):
-        model, keep = attach(model, lora, seed=42), kept_in_fp32
+        model, keep = attach(model, lora, seed=42), keep_adapter_in_fp32
     batch_of = batches(folder, case)
     step = count()
 

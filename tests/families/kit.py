@@ -24,7 +24,7 @@ from vlmtune.data.tokenize import EncodeError, RowEncoder
 from vlmtune.errors import UserError
 from vlmtune.evaluation import export
 from vlmtune.evaluation.generate import Layout, end_tokens, generate
-from vlmtune.model.base import base_of
+from vlmtune.model.base import load_base_for
 from vlmtune.model.head import score_positions
 from vlmtune.model.lora import attach
 from vlmtune.model.memory import StepPlan
@@ -126,7 +126,7 @@ class Subject:
     def losses(self, examples: Sequence[EncodedExample], *, quantization: str = "none") -> list[float]:
         """The summed loss of each row, as a training step computes it, rows in one batch."""
         settings = self.settings(quantization=quantization)
-        base = base_of(settings, torch.device("cpu"))
+        base = load_base_for(settings, torch.device("cpu"))
         AcceleratedStep(base, StepPlan(False, False, 1, False), note=print)
         add_fused_lm_head(base, outputs=("log_probs", "is_top1"))
         score_positions(base)
@@ -187,13 +187,13 @@ class Subject:
     def new_adapter(self, **flags: Any) -> Any:
         """The base with the fresh adapter that training begins with, on plain PEFT layers."""
         settings = self.settings(**flags)
-        base = base_of(settings, torch.device("cpu"))
+        base = load_base_for(settings, torch.device("cpu"))
         return attach(base, adapter_config(settings, base)[1], seed=settings.training.seed)
 
     def base(self) -> Any:
         """The base in float32, as evaluation loads it."""
         settings = self.settings(quantization="none", dtype="float32")
-        return base_of(settings, torch.device("cpu")).eval()
+        return load_base_for(settings, torch.device("cpu")).eval()
 
     def prompt_texts(self, case: Case) -> tuple[str, list[str]]:
         """The text before the last answer of a row in training, and what the chat template writes when it is

@@ -10,13 +10,13 @@ from test_fast import batch, relative
 
 from vlmtune.demo.models import write_model
 from vlmtune.model.base import load_base
-from vlmtune.model.capture import CALLS_BEFORE, NO_MORE_GRAPHS, capture, stop_recording
+from vlmtune.model.capture import CAPTURE_STOPPED, WARM_UP_CALLS, capture, stop_capturing
 from vlmtune.model.fast import (
+    decoder_and_other_parts,
+    disable_autocast,
+    disable_vision_gradient,
     lean_lora,
-    parts,
     skip_padding_mask,
-    without_autocast,
-    without_vision_gradient,
 )
 from vlmtune.model.lora import attach, lora_config, target_modules
 from vlmtune.model_ref import ModelRef
@@ -38,9 +38,9 @@ def fast_model(folder: Path, quantization: str, dropout: float) -> tuple[Any, An
             if "lora_B" in name:
                 parameter.copy_(torch.linspace(-0.05, 0.05, parameter.numel()).view_as(parameter))
     lean_lora(model)
-    without_vision_gradient(base)
+    disable_vision_gradient(base)
     skip_padding_mask(base)
-    without_autocast(model)
+    disable_autocast(model)
     return model.train(), base
 
 
@@ -63,11 +63,11 @@ def test_replayed_steps_equal_plain_ones(tmp_path: Path, family: str, quantizati
     plain, _ = fast_model(tmp_path, quantization, 0.0)
     recorded, base = fast_model(tmp_path, quantization, 0.0)
     failures: list[str] = []
-    for part in parts(base):
+    for part in decoder_and_other_parts(base):
         trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
         capture(part, partial(list, trained), failures.append)
     inputs = batch(tmp_path)
-    for _ in range(CALLS_BEFORE + 2):
+    for _ in range(WARM_UP_CALLS + 2):
         for model in (plain, recorded):
             model.zero_grad()
         for more in (0, 8, 0):  # the first shape twice in a step: its gradients must add up
@@ -94,8 +94,8 @@ def test_dropout_differs_from_step_to_step(tmp_path: Path):
     model, base = fast_model(tmp_path, "none", 0.5)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     capture(base.get_decoder(), lambda: trained, pytest.fail)
-    losses = {model(**padded(batch(tmp_path), 0)).loss.item() for _ in range(CALLS_BEFORE + 5)}
-    assert len(losses) == CALLS_BEFORE + 5
+    losses = {model(**padded(batch(tmp_path), 0)).loss.item() for _ in range(WARM_UP_CALLS + 5)}
+    assert len(losses) == WARM_UP_CALLS + 5
     assert len(base.get_decoder().forward.graphs) == 1
 
 
@@ -106,10 +106,10 @@ def test_what_has_no_room_is_not_recorded_and_what_was_recorded_gives_room(monke
     capture(module, lambda: parameters, failures.append)
 
     def run(rows: int) -> None:
-        for _ in range(CALLS_BEFORE + 1):
+        for _ in range(WARM_UP_CALLS + 1):
             module(torch.ones(rows, 8, device="cuda")).sum().backward()
 
-    assert not stop_recording(module), "nothing was recorded, and what comes may have room"
+    assert not stop_capturing(module), "nothing was recorded, and what comes may have room"
     run(1)
     assert len(module.forward.graphs) == 1
     with monkeypatch.context() as patch:
@@ -118,10 +118,10 @@ def test_what_has_no_room_is_not_recorded_and_what_was_recorded_gives_room(monke
     assert len(module.forward.graphs) == 1
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     assert failures == []
-    assert stop_recording(module)
-    assert not stop_recording(module)
+    assert stop_capturing(module)
+    assert not stop_capturing(module)
     assert module.forward == plain
-    assert failures == [NO_MORE_GRAPHS]
+    assert failures == [CAPTURE_STOPPED]
 
 
 def test_a_recording_that_runs_out_of_memory_is_no_failure():
@@ -133,7 +133,7 @@ def test_a_recording_that_runs_out_of_memory_is_no_failure():
 
     module, failures = Hungry().cuda().train(), []
     capture(module, list, failures.append)
-    for _ in range(CALLS_BEFORE + 3):
+    for _ in range(WARM_UP_CALLS + 3):
         assert module(torch.ones(8, device="cuda")).sum() == 16
     assert failures == []
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
@@ -147,7 +147,7 @@ def test_a_part_that_cannot_be_recorded_goes_on_as_it_was():
 
     module, failures = Reads().cuda().train(), []
     capture(module, list, failures.append)
-    for _ in range(CALLS_BEFORE + 3):
+    for _ in range(WARM_UP_CALLS + 3):
         assert module(torch.ones(8, device="cuda")).shape == (8,)
     assert len(failures) == 1
     assert failures[0].startswith("no CUDA graphs of Reads, steps are slower: ")

@@ -10,11 +10,11 @@ from transformers import AutoConfig
 from vlmtune.demo.models import write_model
 from vlmtune.model.base import load_base
 from vlmtune.model.fast import (
-    LEAN,
+    LEAN_CLASSES,
     compile_layers,
+    disable_vision_gradient,
     lean_lora,
     skip_padding_mask,
-    without_vision_gradient,
 )
 from vlmtune.model.lora import attach, lora_config, target_modules
 from vlmtune.model.step import skip_module_traversal
@@ -89,9 +89,9 @@ def test_all_parts_together_change_nothing(models: Path, family: str, quantizati
     loss, gradients = step(plain.train(), inputs)
     fast, base = adapted(models / family, quantization)
     lean_lora(fast)
-    without_vision_gradient(base)
+    disable_vision_gradient(base)
     skip_padding_mask(base)
-    assert any(type(module) in LEAN.values() for module in fast.modules())
+    assert any(type(module) in LEAN_CLASSES.values() for module in fast.modules())
     for checkpointing in (False, True):
         if checkpointing:
             fast.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -172,7 +172,7 @@ def test_dora_stays_with_peft(models: Path):
     )
     model = attach(base, config, seed=0)
     lean_lora(model)
-    assert not any(type(module) in LEAN.values() for module in model.modules())
+    assert not any(type(module) in LEAN_CLASSES.values() for module in model.modules())
 
 
 def test_an_adapted_vision_tower_keeps_its_gradient(models: Path):
@@ -181,7 +181,7 @@ def test_an_adapted_vision_tower_keeps_its_gradient(models: Path):
         base, r=4, alpha=8, dropout=0.0, target_modules=target_modules(base, None, lora_vision=True)
     )
     model = attach(base, config, seed=0)
-    without_vision_gradient(base)
+    disable_vision_gradient(base)
     _, gradients = step(model.train(), batch(models / "llava"))
     assert any("vision_tower" in name for name in gradients)
 

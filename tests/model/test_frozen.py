@@ -8,7 +8,7 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from torch import nn
 
-from vlmtune.model.frozen import Int8Linear, dequantize_weight, int8_rows, prepare_frozen
+from vlmtune.model.frozen import Int8Linear, dequantize_weight, int8_rows, prepare_quantized_layers
 
 WIDTH, OUT = 64, 96
 
@@ -19,7 +19,7 @@ def int8_layer(*, weight_only: bool = True, threshold: float = 6.0, bias: bool =
     layer = layer.to("cpu")  # quantises
     layer.requires_grad_(False)
     model = nn.Sequential(layer)
-    prepare_frozen(model, llm_int8=not weight_only)
+    prepare_quantized_layers(model, llm_int8=not weight_only)
     return model[0]
 
 
@@ -30,7 +30,7 @@ def nf4_layer(dtype: torch.dtype = torch.float32) -> Linear4bit:
     layer = layer.to("cpu")
     layer.requires_grad_(False)
     model = nn.Sequential(layer)
-    prepare_frozen(model)
+    prepare_quantized_layers(model)
     return model[0]
 
 

@@ -22,7 +22,7 @@ from vlmtune.model.frozen import Int8Linear, dequantize_weight
 from vlmtune.model.lora import (
     attach,
     initial_a,
-    kept_in_fp32,
+    keep_adapter_in_fp32,
     load_adapter,
     lora_config,
     save_adapter,
@@ -50,7 +50,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def base_of(models: Path, family: str, quantization: str = "none", dtype: str = "float32") -> PreTrainedModel:
+def load_base_for(
+    models: Path, family: str, quantization: str = "none", dtype: str = "float32"
+) -> PreTrainedModel:
     return load_base(ModelRef(str(models / family)), quantization=quantization, dtype=dtype, device=CPU)
 
 
@@ -77,7 +79,7 @@ def batch_of(models: Path, family: str) -> dict[str, Tensor]:
     batch = dict(
         processor(images=images, text=texts, return_tensors="pt", padding=True, add_special_tokens=False)
     )
-    vocabulary = base_of(models, family).get_output_embeddings().weight.shape[0]
+    vocabulary = load_base_for(models, family).get_output_embeddings().weight.shape[0]
     ignored = (batch["attention_mask"] == 0) | (
         batch["input_ids"] >= vocabulary
     )  # Mllama's image token has no output
@@ -101,13 +103,13 @@ def give_b_values(model: PeftModel) -> None:
 
 
 def test_default_targets_are_the_language_models_attention(models: Path):
-    assert target_modules(base_of(models, "llava"), None, lora_vision=False) == [
+    assert target_modules(load_base_for(models, "llava"), None, lora_vision=False) == [
         f"{layer}.{name}" for layer in LLAVA_LAYERS for name in ATTENTION
     ]
 
 
 def test_mllama_targets_self_and_cross_attention(models: Path):
-    targets = target_modules(base_of(models, "mllama"), None, lora_vision=False)
+    targets = target_modules(load_base_for(models, "mllama"), None, lora_vision=False)
     kinds = ["self_attn", "cross_attn", "self_attn", "cross_attn"]
     assert targets == [
         f"model.language_model.layers.{i}.{kind}.{name}" for i, kind in enumerate(kinds) for name in ATTENTION
@@ -115,13 +117,13 @@ def test_mllama_targets_self_and_cross_attention(models: Path):
 
 
 def test_smolvlm_calls_its_language_model_text_model(models: Path):
-    targets = target_modules(base_of(models, "smolvlm"), ["q_proj"], lora_vision=False)
+    targets = target_modules(load_base_for(models, "smolvlm"), ["q_proj"], lora_vision=False)
     assert targets == [f"model.text_model.layers.{i}.self_attn.q_proj" for i in (0, 1)]
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_names_in_a_list(models: Path, quantization: str):
-    base = base_of(models, "llava", quantization)
+    base = load_base_for(models, "llava", quantization)
     assert target_modules(base, ["self_attn.q_proj"], lora_vision=False) == [
         f"{layer}.q_proj" for layer in LLAVA_LAYERS
     ]
@@ -132,7 +134,7 @@ def test_names_in_a_list(models: Path, quantization: str):
 
 
 def test_vision_joins_when_asked(models: Path):
-    base = base_of(models, "llava")
+    base = load_base_for(models, "llava")
     vision = [
         name
         for name in target_modules(base, ["q_proj", "out_proj"], lora_vision=True)
@@ -147,7 +149,7 @@ def test_vision_joins_when_asked(models: Path):
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_all_linear_leaves_out_the_head(models: Path, quantization: str):
-    base = base_of(models, "llava", quantization)
+    base = load_base_for(models, "llava", quantization)
     language = target_modules(base, "all-linear", lora_vision=False)
     everything = target_modules(base, "all-linear", lora_vision=True)
     assert len(language) == 2 * 7
@@ -158,7 +160,7 @@ def test_all_linear_leaves_out_the_head(models: Path, quantization: str):
 
 
 def test_a_pattern_is_matched_on_full_names(models: Path):
-    base = base_of(models, "llava")
+    base = load_base_for(models, "llava")
     assert target_modules(base, r".*language_model.*\.0\..*(q|v)_proj", lora_vision=False) == [
         f"{LLAVA_LAYERS[0]}.{n}" for n in ("q_proj", "v_proj")
     ]
@@ -190,7 +192,7 @@ def test_a_pattern_is_matched_on_full_names(models: Path):
 )
 def test_targets_that_cannot_be(models: Path, names: list[str] | str, message: str):
     with pytest.raises(ModelError) as caught:
-        target_modules(base_of(models, "llava"), names, lora_vision=False)
+        target_modules(load_base_for(models, "llava"), names, lora_vision=False)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -200,7 +202,7 @@ def test_targets_that_cannot_be(models: Path, names: list[str] | str, message: s
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_attach_trains_lora_alone_in_fp32(models: Path, quantization: str):
-    model = adapted(base_of(models, "llava", quantization, dtype="bfloat16"), r=4)
+    model = adapted(load_base_for(models, "llava", quantization, dtype="bfloat16"), r=4)
     parameters = trainable(model)
     assert len(parameters) == 2 * 4 * 2
     assert all(".language_model." in name and ".lora_" in name for name in parameters)
@@ -211,20 +213,20 @@ def test_attach_trains_lora_alone_in_fp32(models: Path, quantization: str):
 
 
 def test_mllama_has_no_vision_tensor(models: Path):
-    parameters = trainable(adapted(base_of(models, "mllama", "int8")))
+    parameters = trainable(adapted(load_base_for(models, "mllama", "int8")))
     assert len(parameters) == 4 * 4 * 2
     assert not any("vision" in name for name in parameters)
 
 
 def test_initial_values_depend_on_seed_and_name_alone(models: Path):
-    base = base_of(models, "llava")
+    base = load_base_for(models, "llava")
     torch.manual_seed(123)
     state = torch.get_rng_state()
     first = {name: value.clone() for name, value in trainable(adapted(base, seed=3)).items()}
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(456)
-    again = trainable(adapted(base_of(models, "llava", "nf4", dtype="bfloat16"), seed=3))
-    other = trainable(adapted(base_of(models, "llava"), seed=4))
+    again = trainable(adapted(load_base_for(models, "llava", "nf4", dtype="bfloat16"), seed=3))
+    other = trainable(adapted(load_base_for(models, "llava"), seed=4))
     for name, value in first.items():
         assert torch.equal(value, again[name])
         if "lora_B" in name:
@@ -244,14 +246,14 @@ def test_initial_values_depend_on_seed_and_name_alone(models: Path):
 
 def test_a_fresh_adapter_changes_nothing(models: Path):
     batch = batch_of(models, "llava")
-    base = base_of(models, "llava", "nf4")
+    base = load_base_for(models, "llava", "nf4")
     with torch.no_grad():
         before = base(**batch).logits
         assert torch.equal(adapted(base).eval()(**batch).logits, before)
 
 
 def test_dora_and_rslora(models: Path):
-    model = adapted(base_of(models, "llava", "int8"), r=16, use_rslora=True, use_dora=True)
+    model = adapted(load_base_for(models, "llava", "int8"), r=16, use_rslora=True, use_dora=True)
     layer = model.get_submodule(f"base_model.model.{LLAVA_LAYERS[0]}.q_proj")
     assert layer.scaling["default"] == 8 / math.sqrt(16)
     magnitude = layer.lora_magnitude_vector["default"].weight
@@ -263,7 +265,7 @@ def test_dora_and_rslora(models: Path):
 
 
 def test_fp32_comes_back(models: Path):
-    model = adapted(base_of(models, "llava", "nf4", dtype="bfloat16"))
+    model = adapted(load_base_for(models, "llava", "nf4", dtype="bfloat16"))
     before = {name: value.clone() for name, value in trainable(model).items()}
     frozen = {name: value.dtype for name, value in model.named_parameters() if not value.requires_grad}
 
@@ -271,7 +273,7 @@ def test_fp32_comes_back(models: Path):
         for parameter in trainable(model).values():
             parameter.data = parameter.data.to(torch.bfloat16)
 
-    with kept_in_fp32(model):
+    with keep_adapter_in_fp32(model):
         cast()
     assert all(torch.equal(value, before[name]) for name, value in trainable(model).items())
     cast()
@@ -293,7 +295,7 @@ def test_fp32_comes_back(models: Path):
 def test_training_with_images_lowers_the_loss_and_leaves_the_base(
     models: Path, family: str, quantization: str
 ):
-    model = adapted(base_of(models, family, quantization)).train()
+    model = adapted(load_base_for(models, family, quantization)).train()
     if quantization == "int8":
         assert any(isinstance(module, Int8Linear) for module in model.modules())
     batch = batch_of(models, family)
@@ -319,7 +321,7 @@ def test_evaluation_between_steps_changes_no_gradient(models: Path, quantization
     batch = batch_of(models, "llava")
     gradients = []
     for evaluate in (False, True):
-        model = adapted(base_of(models, "llava", quantization))
+        model = adapted(load_base_for(models, "llava", quantization))
         give_b_values(model)
         if evaluate:
             with torch.no_grad():
@@ -333,11 +335,11 @@ def test_evaluation_between_steps_changes_no_gradient(models: Path, quantization
 @pytest.mark.parametrize("family", ["llava", "mllama"])
 def test_gradient_checkpointing_reaches_every_adapter(models: Path, family: str, quantization: str):
     batch = batch_of(models, family)
-    plain = adapted(base_of(models, family, quantization)).train()
+    plain = adapted(load_base_for(models, family, quantization)).train()
     give_b_values(plain)
     plain(**batch).loss.backward()
 
-    checkpointed = adapted(base_of(models, family, quantization)).train()
+    checkpointed = adapted(load_base_for(models, family, quantization)).train()
     give_b_values(checkpointed)
     checkpointed.enable_input_require_grads()
     checkpointed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -350,7 +352,7 @@ def test_gradient_checkpointing_reaches_every_adapter(models: Path, family: str,
 
 
 def test_cross_attention_adapters_train_only_with_an_image(models: Path):
-    model = adapted(base_of(models, "mllama")).train()
+    model = adapted(load_base_for(models, "mllama")).train()
     give_b_values(model)
     tokens = ModelRef(str(models / "mllama")).processor()(
         text=["How many people? 2 people"], return_tensors="pt"
@@ -366,7 +368,7 @@ def test_cross_attention_adapters_train_only_with_an_image(models: Path):
 
 @pytest.mark.parametrize("family", list(PROMPTS))
 def test_vision_adapters_train_when_asked(models: Path, family: str):
-    base = base_of(models, family, "int8")
+    base = load_base_for(models, family, "int8")
     model = adapted(base, lora_vision=True).train()
     give_b_values(model)
     model(**batch_of(models, family)).loss.backward()
@@ -378,7 +380,7 @@ def test_vision_adapters_train_when_asked(models: Path, family: str):
 
 
 def test_bf16_activations_with_fp32_adapters(models: Path):
-    model = adapted(base_of(models, "mllama", "int8", dtype="bfloat16")).train()
+    model = adapted(load_base_for(models, "mllama", "int8", dtype="bfloat16")).train()
     batch = batch_of(models, "mllama")
     batch["pixel_values"] = batch["pixel_values"].bfloat16()
     loss = model(**batch).loss
@@ -394,7 +396,7 @@ def test_bf16_activations_with_fp32_adapters(models: Path):
 @pytest.fixture
 def saved(models: Path, tmp_path: Path) -> Path:
     """An adapter of LLaVA that changes the logits."""
-    model = adapted(base_of(models, "llava"))
+    model = adapted(load_base_for(models, "llava"))
     give_b_values(model)
     save_adapter(model, tmp_path / "adapter")
     return tmp_path / "adapter"
@@ -404,17 +406,17 @@ def saved(models: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("family", ["llava", "mllama"])
 def test_plain_peft_loads_what_was_saved(models: Path, tmp_path: Path, family: str, quantization: str):
     batch = batch_of(models, family)
-    model = adapted(base_of(models, family, quantization)).eval()
+    model = adapted(load_base_for(models, family, quantization)).eval()
     give_b_values(model)
     save_adapter(model, tmp_path)
     with torch.no_grad():
         logits = model(**batch).logits
-        fresh = base_of(models, family, quantization)
+        fresh = load_base_for(models, family, quantization)
         before = fresh(**batch).logits
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # PEFT warns of adapter tensors that it misses
             plain = PeftModel.from_pretrained(fresh, tmp_path)
-        ours = load_adapter(base_of(models, family, quantization), tmp_path)
+        ours = load_adapter(load_base_for(models, family, quantization), tmp_path)
         assert (logits - before).abs().max() > 0.01
         assert torch.equal(plain(**batch).logits, logits)
         assert torch.equal(ours(**batch).logits, logits)
@@ -425,7 +427,7 @@ def test_plain_peft_loads_what_was_saved(models: Path, tmp_path: Path, family: s
     [("llava", "language_model"), ("mllama", "language_model"), ("smolvlm", "text_model")],
 )
 def test_the_saved_config_is_compact_and_portable(models: Path, tmp_path: Path, family: str, below: str):
-    save_adapter(adapted(base_of(models, family)), tmp_path)
+    save_adapter(adapted(load_base_for(models, family)), tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["target_modules"] == rf"model\.{below}\..*\.(k_proj|o_proj|q_proj|v_proj)"
     assert config["base_model_name_or_path"] == str(models / family)
@@ -454,7 +456,7 @@ def test_the_saved_config_is_compact_and_portable(models: Path, tmp_path: Path, 
 def test_targets_are_written_as_short_as_they_can_be(
     models: Path, names: list[str] | str, lora_vision: bool, written: list[str]
 ):
-    base = base_of(models, "llava")
+    base = load_base_for(models, "llava")
     targets = target_modules(base, names, lora_vision=lora_vision)
     config = lora_config(base, r=2, alpha=2, dropout=0.0, target_modules=targets)
     assert sorted(config.target_modules) == written
@@ -466,10 +468,10 @@ def test_targets_are_written_as_short_as_they_can_be(
 
 
 def test_a_loaded_adapter_is_frozen_unless_asked(models: Path, saved: Path):
-    frozen = load_adapter(base_of(models, "llava", "nf4", dtype="bfloat16"), saved)
+    frozen = load_adapter(load_base_for(models, "llava", "nf4", dtype="bfloat16"), saved)
     assert not trainable(frozen)
     assert not frozen.training
-    model = load_adapter(base_of(models, "llava", "nf4", dtype="bfloat16"), saved, trainable=True)
+    model = load_adapter(load_base_for(models, "llava", "nf4", dtype="bfloat16"), saved, trainable=True)
     assert len(trainable(model)) == 2 * 4 * 2
     assert {value.dtype for value in trainable(model).values()} == {torch.float32}
     stored = load_file(saved / "adapter_model.safetensors")
@@ -491,21 +493,21 @@ def test_saving_what_was_loaded_keeps_the_base_it_was_made_for(models: Path, sav
 
 
 def test_modules_to_save_travel_with_the_adapter(models: Path, tmp_path: Path):
-    model = adapted(base_of(models, "llava"), modules_to_save=["multi_modal_projector"])
+    model = adapted(load_base_for(models, "llava"), modules_to_save=["multi_modal_projector"])
     projector = [name for name in trainable(model) if "multi_modal_projector" in name]
     assert len(projector) == 4
     with torch.no_grad():
         for name in projector:
             trainable(model)[name].add_(1.0)
     save_adapter(model, tmp_path)
-    loaded = dict(load_adapter(base_of(models, "llava"), tmp_path).named_parameters())
+    loaded = dict(load_adapter(load_base_for(models, "llava"), tmp_path).named_parameters())
     assert all(torch.equal(loaded[name], trainable(model)[name]) for name in projector)
 
 
 def test_merging_int8_keeps_the_result_near(models: Path):
     """PEFT's merge works on the weight-only layers: it requantises them, which costs some precision."""
     batch = batch_of(models, "llava")
-    model = adapted(base_of(models, "llava", "int8")).eval()
+    model = adapted(load_base_for(models, "llava", "int8")).eval()
     give_b_values(model)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns that merging into 8 bits rounds
@@ -526,13 +528,13 @@ def refused(base: PreTrainedModel, folder: Path, message: str) -> None:
 
 
 def test_a_folder_that_is_no_adapter(models: Path, tmp_path: Path):
-    base = base_of(models, "llava")
+    base = load_base_for(models, "llava")
     refused(base, tmp_path / "nowhere", "is no adapter: it has no adapter_config.json")
     refused(base, models / "llava", "is no adapter: it has no adapter_config.json")
 
 
 def test_damaged_adapters(models: Path, saved: Path, tmp_path: Path):
-    base = base_of(models, "llava")
+    base = load_base_for(models, "llava")
 
     def copy(name: str) -> Path:
         return Path(shutil.copytree(saved, tmp_path / name))
@@ -558,19 +560,21 @@ def test_an_adapter_that_lacks_tensors_or_has_more(models: Path, saved: Path):
     name = f"base_model.model.{LLAVA_LAYERS[1]}.k_proj.lora_A.weight"
     save_file({key: value for key, value in tensors.items() if key != name}, weights)
     refused(
-        base_of(models, "llava"),
+        load_base_for(models, "llava"),
         saved,
         r"asks for more tensors than are there, for example .*layers\.1\.self_attn\.k_proj",
     )
     save_file({**tensors, name.replace("layers.1", "layers.7"): tensors[name].clone()}, weights)
     refused(
-        base_of(models, "llava"), saved, r"tensors for layers that do not exist, for example .*layers\.7\."
+        load_base_for(models, "llava"),
+        saved,
+        r"tensors for layers that do not exist, for example .*layers\.7\.",
     )
 
 
 def test_an_adapter_of_another_base(models: Path, saved: Path, tmp_path: Path):
-    refused(base_of(models, "smolvlm"), saved, f"does not fit the base {models / 'smolvlm'}")
-    wider = adapted(base_of(models, "llava"), r=8)
+    refused(load_base_for(models, "smolvlm"), saved, f"does not fit the base {models / 'smolvlm'}")
+    wider = adapted(load_base_for(models, "llava"), r=8)
     save_adapter(wider, tmp_path / "wider")
     shutil.copy(saved / "adapter_config.json", tmp_path / "wider")
-    refused(base_of(models, "llava"), tmp_path / "wider", "does not fit the base .*size mismatch")
+    refused(load_base_for(models, "llava"), tmp_path / "wider", "does not fit the base .*size mismatch")

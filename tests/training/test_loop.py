@@ -123,7 +123,7 @@ def test_a_step_is_logged_once_with_its_own_numbers(
     run_loop: RunLoop, ahead: bool, monkeypatch: pytest.MonkeyPatch
 ):
     for module in ("trainer", "step_log"):
-        monkeypatch.setattr(f"vlmtune.training.{module}.runs_ahead", lambda device: ahead)
+        monkeypatch.setattr(f"vlmtune.training.{module}.is_asynchronous", lambda device: ahead)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     options = {"max_steps": 5, "eval_steps": 2, "learning_rate": 1e-2, "lr_scheduler_type": "linear"}
     each, pairs = (run_loop("mixed llava", logging_steps=steps, **options) for steps in (1, 2))

@@ -14,7 +14,7 @@ from peft import PeftModel
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError
-from vlmtune.model.base import base_of, check_model
+from vlmtune.model.base import check_model, load_base_for
 from vlmtune.model.fast import lean_lora
 from vlmtune.model.lora import check_adapter_folder, load_adapter
 from vlmtune.storage import absolute, exists, filesystem, read_text
@@ -65,7 +65,7 @@ class TrainedAdapter:
         on_gpu = torch.cuda.is_available() and not settings.run.use_cpu
         device = torch.device(device if device is not None else "cuda" if on_gpu else "cpu")
         with adapter_folder(read_adapter_files(self.folder)) as folder:
-            model = load_adapter(base_of(settings, device), folder)
+            model = load_adapter(load_base_for(settings, device), folder)
         return model.eval(), settings.model.ref.processor()
 
 
@@ -141,7 +141,7 @@ def adapter_folder(files: AdapterFiles) -> Iterator[str]:
 
 def load_model(settings: Settings, adapters: Mapping[str, AdapterFiles], device: Any) -> Any:
     """Load the base on `device` with adapters by name, if any; `answering_as` activates one of them."""
-    model: Any = base_of(settings, device)
+    model: Any = load_base_for(settings, device)
     for name, files in adapters.items():
         with adapter_folder(files) as folder:
             model = load_adapter(model, folder, name=name)

@@ -19,7 +19,7 @@ from vlmtune.data.collate import PixelFormat, collate, split_batch
 from vlmtune.data.encoded_example import IMAGE, SEQUENCE_TENSORS, TEMPLATE, TEXT, EncodedExample
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import RowEncoder
-from vlmtune.model.capture import stop_recording
+from vlmtune.model.capture import stop_capturing
 
 ReadExamples = Callable[[Store, Sequence[int]], list[EncodedExample]]
 Result = TypeVar("Result")
@@ -147,7 +147,7 @@ def in_memory(
     try:
         return run(examples)
     except torch.OutOfMemoryError:
-        if len(examples) == 1 and not stop_recording(model):
+        if len(examples) == 1 and not stop_capturing(model):
             raise
     torch.cuda.empty_cache()
     middle = len(examples) // 2

@@ -76,8 +76,8 @@ def load_base(
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from vlmtune.model.frozen import dequantize_layers, make_fp8, prepare_frozen
-    from vlmtune.model.mllama import keep_rows_apart
+    from vlmtune.model.frozen import dequantize_layers, make_fp8, prepare_quantized_layers
+    from vlmtune.model.mllama import mask_padding_images
 
     name = ref.name
     config = check_model(ref)
@@ -113,14 +113,14 @@ def load_base(
     elif quantization == "fp8":
         make_fp8(model.get_decoder())
     else:
-        prepare_frozen(model, llm_int8=llm_int8)
-    keep_rows_apart(model)
+        prepare_quantized_layers(model, llm_int8=llm_int8)
+    mask_padding_images(model)
     model.config.use_cache = False
     model.config.get_text_config().use_cache = False
     return model
 
 
-def base_of(settings: Settings, device: torch.device, *, dequantized: bool = False) -> PreTrainedModel:
+def load_base_for(settings: Settings, device: torch.device, *, dequantized: bool = False) -> PreTrainedModel:
     """`load_base` with what the settings say."""
     model = settings.model
     return load_base(

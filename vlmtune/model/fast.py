@@ -1,15 +1,12 @@
-"""What makes a training step fast without changing its result: parts that apply to any model with a decoder,
-each on its own.
+"""What makes a training step fast without changing its result, for any model with a decoder.
 
-- `lean_lora`: LoRA computed in the dtype of the activations from float32 weights, without PEFT's casts of
-whole activations.
-- `without_vision_gradient`: no gradient and no stored activations for a vision tower that has nothing to
-train.
-- `without_autocast`: the whole model in the base's own dtype, where autocast would widen every norm.
-- `skip_padding_mask`: rows padded on the right need no padding mask under causal attention, which lets
-attention use its fastest kernel.
-- `compile_layers`: `torch.compile` for each decoder layer, which fuses norms, rotary embedding, activation,
-casts and LoRA's additions.
+- `lean_lora`: LoRA in the dtype of the activations, without PEFT's casts of whole activations.
+- `disable_vision_gradient`: no gradient and no stored activations for a vision tower that is not trained.
+- `disable_autocast`: the whole model in the base's own dtype, where autocast would widen every norm.
+- `skip_padding_mask`: no padding mask under causal attention, which lets attention use its fastest kernel.
+- `compile_layers`: `torch.compile` for each decoder layer.
+
+Each changes a model in place. `vlmtune.model.step.AcceleratedStep` applies them.
 """
 
 from __future__ import annotations
@@ -27,18 +24,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vlmtune.compat.transformers import config_without_padding_mask, run_checkpointed
-from vlmtune.model.offload import Checkpoints
+from vlmtune.model.offload import OffloadedCheckpoints
 
-# training, evaluation and their batch sizes, each with a fixed and then a free length; torch's own limit is 8
+# Training, evaluation and their batch sizes, each with a fixed and then a free length. torch's own limit is 8.
 RECOMPILE_LIMIT = 64
 
 
-class Lean:
-    """`base(x) + scaling * B A dropout(x)` in the dtype of `base(x)`.
+class LeanLora:
+    """A LoRA layer that computes `base(x) + scaling * B A dropout(x)` in the dtype of `base(x)`.
 
-    PEFT casts `x` to the adapter's float32 first, which writes and reads every activation at twice its size;
-    here the adapter's two
-    small matrices are cast instead.
+    PEFT casts `x` to the adapter's float32 first, so that every activation is written and read at twice its
+    size. Here the adapter's two small matrices are cast instead.
     """
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -52,16 +48,19 @@ class Lean:
         return y + nn.functional.linear(nn.functional.linear(self.lora_dropout[name](x.to(y.dtype)), a), b)
 
 
-class LeanLinear(Lean, PeftLinear): ...
+class LeanLinear(LeanLora, PeftLinear):
+    """On a plain linear layer."""
 
 
-class LeanLinear4bit(Lean, PeftLinear4bit): ...
+class LeanLinear4bit(LeanLora, PeftLinear4bit):
+    """On a linear layer in 4 bits."""
 
 
-class LeanLinear8bit(Lean, PeftLinear8bit): ...
+class LeanLinear8bit(LeanLora, PeftLinear8bit):
+    """On a linear layer in 8 bits."""
 
 
-LEAN: dict[type, type] = {
+LEAN_CLASSES: dict[type, type] = {
     PeftLinear: LeanLinear,
     PeftLinear4bit: LeanLinear4bit,
     PeftLinear8bit: LeanLinear8bit,
@@ -69,46 +68,54 @@ LEAN: dict[type, type] = {
 
 
 def lean_lora(model: PeftModel) -> None:
-    """Let plain LoRA layers compute as `Lean` does, in place, one adapter at a time. DoRA and adapters with
-    a bias stay PEFT's."""
+    """Let PEFT's LoRA layers compute as `LeanLora` does, with one active adapter at a time.
+
+    DoRA and adapters with a bias keep PEFT's own computation.
+    """
     for module in model.modules():
         if (
-            type(module) in LEAN
+            type(module) in LEAN_CLASSES
             and isinstance(module, LoraLayer)
             and not module.lora_variant
             and not any(module.lora_bias.values())
         ):
-            module.__class__ = LEAN[type(module)]  # same attributes, other arithmetic
+            module.__class__ = LEAN_CLASSES[type(module)]  # the attributes stay, only `forward` differs
 
 
-def without_vision_gradient(model: PreTrainedModel) -> None:
-    """Run the parts beside the decoder without gradient, in place, where none of them has anything to train.
+def disable_vision_gradient(model: PreTrainedModel) -> None:
+    """Run the parts beside the decoder without gradient, where none of them has a trained parameter.
 
-    Gradient checkpointing makes every input embedding require a gradient, the vision tower's too: it would
-    be run twice and go back.
+    Gradient checkpointing makes every input embedding require a gradient, the vision tower's too. The tower
+    would then run twice and have a backward pass.
     """
-    beside = parts(model)[1:]
-    if not any(parameter.requires_grad for child in beside for parameter in child.parameters()):
-        for child in beside:
-            child.forward = torch.no_grad()(child.forward)
+    vision_parts = decoder_and_other_parts(model)[1:]
+    if not any(parameter.requires_grad for part in vision_parts for parameter in part.parameters()):
+        for part in vision_parts:
+            part.forward = torch.no_grad()(part.forward)
 
 
-def without_autocast(model: PeftModel) -> bool:
-    """Run the model's parts in the base's dtype without autocast, in place, where lean LoRA alone is
-    trained; returns whether so."""
-    if any(
+def disable_autocast(model: PeftModel) -> bool:
+    """Run the model's parts without autocast, in the base's dtype, where only lean LoRA is trained.
+
+    Returns:
+        Whether it was done.
+    """
+    trains_other = any(
         ".lora_" not in name for name, parameter in model.named_parameters() if parameter.requires_grad
-    ) or any(
-        isinstance(module, LoraLayer) and type(module) not in LEAN.values() for module in model.modules()
-    ):
+    )
+    has_other_layers = any(
+        isinstance(module, LoraLayer) and type(module) not in LEAN_CLASSES.values()
+        for module in model.modules()
+    )
+    if trains_other or has_other_layers:
         return False
     base: Any = model.get_base_model()
-    for part in parts(base):
+    for part in decoder_and_other_parts(base):
         part.forward = torch.autocast(model.device.type, enabled=False)(part.forward)
     return True
 
 
-def parts(model: PreTrainedModel) -> list[Any]:
+def decoder_and_other_parts(model: PreTrainedModel) -> list[Any]:
     """The decoder, and after it the modules beside it: vision tower and projector."""
     decoder = model.get_decoder()
     for parent in model.modules():
@@ -118,17 +125,17 @@ def parts(model: PreTrainedModel) -> list[Any]:
 
 
 def skip_padding_mask(model: PreTrainedModel) -> None:
-    """Do not hide padding from the decoder's attention, in place; training batches are padded on the right.
+    """Do not mask padding in the decoder's attention; training batches are padded on the right.
 
-    No token attends to a later one, so no token with a label sees padding. The decoder makes its attention
-    masks under a copy of its config that leaves padding out, and so uses attention's fastest kernel. Calls
-    with a cache (generation, which pads on the left), with position ids, or with a mask of four dimensions
-    keep their padding mask.
+    Under causal attention no token attends to a later one, so no token with a label sees padding. The
+    decoder makes its attention masks under a copy of its config that leaves padding out. Calls with a cache
+    (generation, which pads on the left), with position ids, or with a mask of four dimensions keep their
+    padding mask.
     """
     decoder = model.get_decoder()
-    whole = decoder.forward
+    forward_with_mask = decoder.forward
 
-    @wraps(whole)
+    @wraps(forward_with_mask)
     def forward(*args: Any, **kwargs: Any) -> Any:
         mask = kwargs.get("attention_mask")
         if (
@@ -137,11 +144,11 @@ def skip_padding_mask(model: PreTrainedModel) -> None:
             or kwargs.get("past_key_values") is not None
             or kwargs.get("position_ids") is not None
         ):
-            return whole(*args, **kwargs)
+            return forward_with_mask(*args, **kwargs)
         config = decoder.config
         decoder.config = config_without_padding_mask(config)
         try:
-            return whole(*args, **kwargs)
+            return forward_with_mask(*args, **kwargs)
         finally:
             decoder.config = config
 
@@ -149,12 +156,16 @@ def skip_padding_mask(model: PreTrainedModel) -> None:
 
 
 def compile_layers(
-    model: PreTrainedModel, *, compiled: bool = True, checkpoints: Checkpoints | None = None
+    model: PreTrainedModel, *, compiled: bool = True, checkpoints: OffloadedCheckpoints | None = None
 ) -> None:
-    """Compile the decoder's layers with `torch.compile`, in place; the first steps take half a minute.
+    """Compile the decoder's layers with `torch.compile`; the first steps then take half a minute.
 
-    Layers of one kind share their code. A checkpointed layer is compiled inside its checkpoint, which is
-    `checkpoints` where given.
+    Compiling fuses norms, rotary embedding, activation, casts and LoRA's additions. Layers of one class
+    share their code. A layer with gradient checkpointing is compiled inside its checkpoint.
+
+    Args:
+        compiled: False only changes how the layers are checkpointed.
+        checkpoints: keeps the layers' inputs instead of torch's own checkpoints.
     """
     torch.compiler.config.recompile_limit = RECOMPILE_LIMIT
     torch.compiler.config.accumulated_recompile_limit = 8 * RECOMPILE_LIMIT
@@ -164,13 +175,18 @@ def compile_layers(
         if kind not in code:
             plain = getattr(kind.forward, "__wrapped__", kind.forward)  # without transformers' checkpointing
             code[kind] = torch.compile(plain) if compiled else plain
-        layer.forward = partial(
-            _maybe_checkpointed, layer, partial(code[kind], layer), checkpoints, index == 0
-        )
+        run = partial(code[kind], layer)
+        layer.forward = partial(_maybe_checkpointed, layer, run, checkpoints, index == 0)
 
 
 def _maybe_checkpointed(
-    layer: Any, run: Any, checkpoints: Checkpoints | None, first: bool, x: Tensor, *args: Any, **kwargs: Any
+    layer: Any,
+    run: Any,
+    checkpoints: OffloadedCheckpoints | None,
+    first: bool,
+    x: Tensor,
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
     if not (layer.gradient_checkpointing and layer.training):
         return run(x, *args, **kwargs)

@@ -111,7 +111,7 @@ def dequantize_weight(module: nn.Module, dtype: torch.dtype | None = None) -> Te
     raise TypeError(f"{type(module).__name__} is no linear layer")
 
 
-def prepare_frozen(model: nn.Module, *, llm_int8: bool = False) -> None:
+def prepare_quantized_layers(model: nn.Module, *, llm_int8: bool = False) -> None:
     """Make the quantised layers of a loaded model compute as this file says, in place; `llm_int8` leaves
     8-bit layers to bitsandbytes."""
     for module in model.modules():
@@ -205,7 +205,7 @@ def _scaled_matmul(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """`x` [..., D], rounded to fp8 a row, times `weight` [O, D] (bits) times `scale` [O], to [..., O] in the
     dtype of `x`."""
     rows, row_scale = quantize_rows(x.reshape(-1, x.shape[-1]))
-    if has_fp8(x.device):
+    if has_fp8_units(x.device):
         y = scaled_matmul(rows, weight.view(FP8).t(), row_scale, scale.unsqueeze(0))
     else:
         y = (rows.to(x.dtype) * row_scale.to(x.dtype)) @ (
@@ -222,7 +222,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return (wide / scale).to(FP8), scale
 
 
-def has_fp8(device: torch.device) -> bool:
+def has_fp8_units(device: torch.device) -> bool:
     """Whether matrix products of 8-bit floats with a scale a row run on `device` (NVIDIA Hopper and
     later)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)

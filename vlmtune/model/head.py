@@ -1,7 +1,7 @@
-"""TRL's fused language-model head, at the positions that have labels.
+"""TRL's fused language-model head, applied only at positions that have labels.
 
-On a GPU it finds them itself. Elsewhere it scores every position, of which most have none: a question, an
-image.
+On a GPU the head finds these positions itself. On other devices it scores every position, and most have no
+label: those of a question or an image.
 """
 
 from __future__ import annotations
@@ -14,38 +14,44 @@ from torch import Tensor
 
 from vlmtune.data.encoded_example import IGNORED
 
-POSITIONS_MULTIPLE = 8  # positions are taken in multiples, so that their number seldom differs
+POSITIONS_MULTIPLE = 8  # the number of positions is a multiple of this, so that it seldom changes
 
 
 def label_scores(model: Any, batch: dict[str, Tensor]) -> Any:
-    """What TRL's head says of a batch's labels: `log_probs` and `is_top1`, zero where there is no label, and
-    `label_mask`.
+    """The scores of a batch's labels: TRL's output with `log_probs`, `is_top1` and `label_mask`, each [B, K].
 
-    Their shape is `[B, K]`: a position is left out where no row of the batch has a label at it. `model`
-    needs `score_positions`.
+    The first two are zero where there is no label. K is the number of positions at which any row of the
+    batch has a label, and a few more.
+
+    Args:
+        model: has TRL's fused head and was given to `score_positions`.
     """
     labels = batch["labels"]
     if labels.is_cuda:
         return model(**batch, use_cache=False, fused_lm_head=True)
-    rest = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     shifted = labels[:, 1:]
-    positions = (shifted != IGNORED).any(0).nonzero().squeeze(1)
-    missing = -len(positions) % POSITIONS_MULTIPLE if len(positions) else POSITIONS_MULTIPLE
+    labelled = (shifted != IGNORED).any(0).nonzero().squeeze(1)
+    missing = -len(labelled) % POSITIONS_MULTIPLE if len(labelled) else POSITIONS_MULTIPLE
     others = (shifted == IGNORED).all(0).nonzero().squeeze(1)[:missing]
-    positions = torch.cat([positions, others]).sort().values
+    positions = torch.cat([labelled, others]).sort().values
     return model(
-        **rest, shift_labels=shifted[:, positions], positions=positions, use_cache=False, fused_lm_head=True
+        **inputs,
+        shift_labels=shifted[:, positions],
+        positions=positions,
+        use_cache=False,
+        fused_lm_head=True,
     )
 
 
 def score_positions(base: Any) -> None:
-    """Let the head of `base` see only the hidden states at `positions`, where these are given, in place."""
+    """Let the head of `base` take the hidden states at an argument `positions` alone, in place."""
     backbone = base.base_model
-    whole = backbone.forward
+    forward_all = backbone.forward
 
-    @wraps(whole)
+    @wraps(forward_all)
     def forward(*args: Any, positions: Tensor | None = None, **kwargs: Any) -> Any:
-        outputs = whole(*args, **kwargs)
+        outputs = forward_all(*args, **kwargs)
         if positions is not None:
             outputs.last_hidden_state = outputs.last_hidden_state[:, positions]
         return outputs

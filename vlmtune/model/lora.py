@@ -131,14 +131,14 @@ def initial_a(module_name: str, rank: int, in_features: int, *, seed: int) -> Te
 
 def to_fp32(model: nn.Module) -> None:
     """Cast the trainable parameters to float32 in place. What they lost in a lower precision stays lost: see
-    `kept_in_fp32`."""
+    `keep_adapter_in_fp32`."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
 
 @contextmanager
-def kept_in_fp32(model: nn.Module) -> Iterator[None]:
+def keep_adapter_in_fp32(model: nn.Module) -> Iterator[None]:
     """For the block in which TRL's SFTTrainer is built: it casts adapters on a quantised base to bfloat16;
     this puts back their
     float32 values, bit for bit, in the same parameters. Costs one copy of the trainable parameters for as

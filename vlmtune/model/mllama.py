@@ -1,5 +1,4 @@
-"""Mllama's cross-attention in a batch of rows with different numbers of pictures: every row computes as it
-does alone."""
+"""Mllama's cross-attention in a batch whose rows have different numbers of images: each row as it is alone."""
 
 from functools import partial
 from typing import Any
@@ -9,42 +8,25 @@ from torch import Tensor, nn
 from transformers.models.mllama.modeling_mllama import MllamaCrossAttentionDecoderLayer
 
 
-def keep_rows_apart(model: Any) -> None:
-    """Let no row see the pictures that only pad it to the most of its batch, in place; models of other
-    families stay as they are.
+def mask_padding_images(model: Any) -> None:
+    """Mask the padding images added to match the batch's largest image count, in place.
 
-    transformers leaves the cross-attention layers out for a batch that has no picture at all. In a mixed
-    batch it gives rows without one
-    the average of a blank picture's features, and the tokens before a row's first picture, which see none
-    and so average over all, that of
-    the blank ones beside its own: their loss would depend on their neighbours.
+    Models of other families stay as they are. transformers skips the cross-attention layers for a batch
+    without any image. In a mixed batch it lets rows without an image attend to the features of a blank one.
+    The tokens before a row's first image may attend to no image, and so attend to all of them evenly, the
+    padding included. So the loss of a row would depend on the other rows of its batch.
     """
     layers = [module for module in model.modules() if isinstance(module, MllamaCrossAttentionDecoderLayer)]
     if layers:
         vision = model.config.vision_config
         columns = vision.max_num_tiles * ((vision.image_size // vision.patch_size) ** 2 + 1)
         for layer in layers:
-            layer.register_forward_pre_hook(partial(_without_blank_pictures, columns), with_kwargs=True)
-            layer.register_forward_hook(_unchanged_without_picture, with_kwargs=True)
+            layer.register_forward_pre_hook(partial(_mask_padding_columns, columns), with_kwargs=True)
+            layer.register_forward_hook(_skip_rows_without_image, with_kwargs=True)
 
 
-def _without_blank_pictures(
-    columns: int, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]
-) -> Any:
-    """The mask `[B, 1, T, pictures x columns]` is 0 where a token may look; it is so everywhere for one that
-    sees no picture."""
-    mask, sees = kwargs["cross_attention_mask"], kwargs["full_text_row_masked_out_mask"]
-    if mask is None or sees is None or mask.shape[-1] == columns:
-        return args, kwargs
-    looked_at = (
-        ((mask == 0) & sees.bool()).any(dim=2, keepdim=True).unflatten(-1, (-1, columns)).any(-1)
-    )  # [B, 1, 1, pictures]
-    blank = ~looked_at.repeat_interleave(columns, dim=-1) & ~sees.bool()
-    return args, {**kwargs, "cross_attention_mask": mask.masked_fill(blank, torch.finfo(mask.dtype).min)}
-
-
-def pictured_layers(model: nn.Module) -> set[str]:
-    """The full names of the modules that only rows with a picture reach."""
+def image_only_modules(model: nn.Module) -> set[str]:
+    """The full names of the modules that only rows with an image pass through."""
     return {
         f"{name}.{inner}"
         for name, module in model.named_modules()
@@ -53,10 +35,32 @@ def pictured_layers(model: nn.Module) -> set[str]:
     }
 
 
-def _unchanged_without_picture(
+def _mask_padding_columns(
+    columns: int, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]
+) -> Any:
+    """A forward pre-hook of a cross-attention layer.
+
+    Its mask `[B, 1, T, images x columns]` is 0 where a token may attend. For a token that sees no image the
+    mask is 0 everywhere.
+
+    Args:
+        columns: of an image in the mask.
+    """
+    mask, sees = kwargs["cross_attention_mask"], kwargs["full_text_row_masked_out_mask"]
+    if mask is None or sees is None or mask.shape[-1] == columns:
+        return args, kwargs
+    attended = ((mask == 0) & sees.bool()).any(dim=2, keepdim=True)
+    is_image = attended.unflatten(-1, (-1, columns)).any(-1)  # [B, 1, 1, images]
+    padding = ~is_image.repeat_interleave(columns, dim=-1) & ~sees.bool()
+    return args, {**kwargs, "cross_attention_mask": mask.masked_fill(padding, torch.finfo(mask.dtype).min)}
+
+
+def _skip_rows_without_image(
     module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor
 ) -> Tensor:
-    """`args[0]` and `output` are `[B, T, D]`; the mask, `[B, 1, T, 1]`, is 0 for tokens that see no
-    picture."""
+    """A forward hook of a cross-attention layer: rows without an image leave it as they entered.
+
+    `args[0]` and `output` are `[B, T, D]`. The mask `[B, 1, T, 1]` is 0 for tokens that see no image.
+    """
     sees = kwargs["full_text_row_masked_out_mask"]
     return output if sees is None else torch.where(sees[:, 0].any(dim=1, keepdim=True), output, args[0])

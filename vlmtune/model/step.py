@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vlmtune.data.collate import split_batch
-from vlmtune.model.capture import Trained, capture, forget_graphs, stop_recording
+from vlmtune.model.capture import TrainedLeaves, capture, recapture, stop_capturing
 from vlmtune.model.deepstack import use_dense_deepstack
 from vlmtune.model.fast import (
     compile_layers,
+    decoder_and_other_parts,
+    disable_autocast,
+    disable_vision_gradient,
     lean_lora,
-    parts,
     skip_padding_mask,
-    without_autocast,
-    without_vision_gradient,
 )
 from vlmtune.model.memory import StepPlan
-from vlmtune.model.offload import Checkpoints
+from vlmtune.model.offload import OffloadedCheckpoints
 from vlmtune.model.transfer import to_device
 from vlmtune.model.vision_attention import use_varlen_attention
 
@@ -59,10 +59,10 @@ class AcceleratedStep:
         skip_padding_mask(base)
         use_varlen_attention(base)
         use_dense_deepstack(base.get_decoder())
-        without_vision_gradient(base)
-        self.offloads = plan.offload and plan.checkpointing and not _trains(parts(base)[1:])
+        disable_vision_gradient(base)
+        self.offloads = plan.offload and plan.checkpointing and not _trains(decoder_and_other_parts(base)[1:])
         if plan.compiled or self.offloads:
-            checkpoints = Checkpoints() if self.offloads else None
+            checkpoints = OffloadedCheckpoints() if self.offloads else None
             compile_layers(base, compiled=plan.compiled, checkpoints=checkpoints)
 
     @classmethod
@@ -88,7 +88,7 @@ class AcceleratedStep:
         if base.device.type == "cuda":
             # A float32 base with bf16 asked for needs autocast. A graph must not be captured under it: the
             # casts that autocast keeps would be replayed with the adapter's old values.
-            plain = without_autocast(adapted) if base.dtype != torch.float32 else not mixed_precision
+            plain = disable_autocast(adapted) if base.dtype != torch.float32 else not mixed_precision
             if plain and capturable and not plan.checkpointing:
                 trained = [
                     parameter for parameter in base.get_decoder().parameters() if parameter.requires_grad
@@ -96,25 +96,25 @@ class AcceleratedStep:
                 step.capture(lambda: trained)
         return step
 
-    def capture(self, trained: Trained) -> None:
+    def capture(self, trained: TrainedLeaves) -> None:
         """Replay CUDA graphs of the decoder, and of the parts beside it that have nothing to train.
 
         Args:
             trained: gives the leaves that a call of the decoder has gradients for.
         """
-        decoder, *beside = parts(self.base)
+        decoder, *beside = decoder_and_other_parts(self.base)
         capture(decoder, trained, self.note)
         for part in beside:
             if not _trains([part]):  # a gradient may enter through any of its outputs
                 capture(part, list, self.note)
 
-    def forget_graphs(self) -> None:
+    def recapture(self) -> None:
         """Capture the decoder anew, because the leaves that it trains lie elsewhere from now on."""
-        forget_graphs(self.base.get_decoder())
+        recapture(self.base.get_decoder())
 
-    def drop_graphs(self) -> bool:
+    def stop_capturing(self) -> bool:
         """Free the memory of all CUDA graphs, for want of it; returns whether there were any."""
-        return stop_recording(self.base)
+        return stop_capturing(self.base)
 
     def gradients(self, batch: Batch, run: Callable[[Batch], Tensor]) -> Tensor:
         """The sum of `run(part)` over the parts of a batch, each of which adds to the parameters' gradients.
@@ -130,7 +130,7 @@ class AcceleratedStep:
             try:
                 return torch.stack(self._run_parts(batch, self.train_rows, run)).sum()
             except torch.OutOfMemoryError:
-                if not self.drop_graphs():
+                if not self.stop_capturing():
                     self.train_rows = self._half(min(self.train_rows, len(batch["input_ids"])))
             for parameter, gradient in zip(self.trained, before, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
@@ -149,7 +149,7 @@ class AcceleratedStep:
                     return sum(rest, first)
             except torch.OutOfMemoryError:
                 size = min(self.eval_rows, len(batch["input_ids"]))
-                if size > 1 or not self.drop_graphs():
+                if size > 1 or not self.stop_capturing():
                     self.eval_rows = self._half(size)
             torch.cuda.empty_cache()
 

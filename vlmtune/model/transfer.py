@@ -1,7 +1,7 @@
-"""Numbers between the CPU and the device without either waiting for the other.
+"""Copies between the CPU and the device that neither of them waits for.
 
-A blocking copy leaves a GPU without work until Python has come to its next launch: some ten milliseconds of
-a training step.
+A blocking copy leaves a GPU without work until Python reaches its next launch: some ten milliseconds of a
+training step.
 """
 
 from __future__ import annotations
@@ -12,36 +12,36 @@ import torch
 from torch import Tensor
 
 
-def runs_ahead(device: torch.device) -> bool:
-    """Whether Python goes on while the device works."""
+def is_asynchronous(device: torch.device) -> bool:
+    """Whether Python goes on while the device computes."""
     return device.type == "cuda"
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on `device`, which need not have come so far; from the CPU to a GPU by pinned memory."""
-    if runs_ahead(device) and tensor.device.type == "cpu":
+    """The tensor on `device`; from the CPU to a GPU through pinned memory, by a copy that may still run."""
+    if is_asynchronous(device) and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def host_buffer(flat: Tensor) -> Tensor:
-    """Memory on the CPU for a copy of `flat` that does not wait: pinned for a GPU's, of which 64 MB cost
-    some 20 ms to take.
+    """CPU memory for a copy of `flat` that nobody waits for: pinned for a GPU's tensor.
 
-    Keep it for the next copy. What is given free torch gives back to the system whenever a CUDA graph is
-    recorded.
+    Use it again for the next copy: 64 MB of pinned memory take some 20 ms, and torch gives what is freed
+    back to the system whenever a CUDA graph is captured.
     """
-    return torch.empty(flat.shape, dtype=flat.dtype, pin_memory=runs_ahead(flat.device))
+    return torch.empty(flat.shape, dtype=flat.dtype, pin_memory=is_asynchronous(flat.device))
 
 
 class AsyncHostCopy:
-    """A tensor's numbers on their way to the CPU; the device is waited for when they are read."""
+    """A copy of a tensor to the CPU that may still run; reading its numbers waits for it."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.numbers = tensor.detach().to("cpu", non_blocking=True, copy=True)
         self.copied = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
 
     def tolist(self) -> Any:
+        """The numbers, after the copy has ended."""
         if self.copied is not None:
             self.copied.synchronize()
         return self.numbers.tolist()

@@ -45,7 +45,7 @@ class AdapterBinding:
         self.layout = layout
         self.layers = pack_layers(self.step.base, [target.name for target in layout.targets])
         self._buffers, self._bound = {}, None
-        self.step.forget_graphs()
+        self.step.recapture()
 
     def bind(self, rows: Sequence[PassRow], *, dropout: bool) -> None:
         """Copy the rows' adapters into place, and point the layers at them.

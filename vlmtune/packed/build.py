@@ -16,7 +16,7 @@ from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.errors import DoesNotFitError
-from vlmtune.model.base import base_of
+from vlmtune.model.base import load_base_for
 from vlmtune.model.choose_plan import halves
 from vlmtune.model.memory import StepPlan
 from vlmtune.model.step import AcceleratedStep
@@ -78,7 +78,7 @@ def build_model(
     plan = _plan_largest(settings, largest, store, trials, rank, device, note)
     if plan.trials < trials:
         note(labelled("Memory", f"fits {plan.trials} of {trials} trials at once; the others wait"))
-    base = base_of(settings, device, dequantized=plan.step.dequantized)
+    base = load_base_for(settings, device, dequantized=plan.step.dequantized)
     if plan.step.checkpointing:
         base.gradient_checkpointing_enable()
     step = AcceleratedStep(base, plan.step, note)

@@ -70,7 +70,7 @@ class PackedModel:
         self._set_mode(training=True)
         if not self.dropout and any(row.dropout for row in rows):
             self.dropout = True
-            self.step.forget_graphs()
+            self.step.recapture()
         return self._run_in_passes(rows, partial(self._forward_backward, add=add))
 
     def losses(self, rows: Sequence[PassRow]) -> PassResult:
@@ -105,7 +105,7 @@ class PackedModel:
                     result.rows[id(row)] = losses.loss[index].detach(), losses.correct[index]
                 del losses  # keeps a captured step's memory alive, which the next pass may have to free
                 continue
-            freed = self.features.disable() or self.step.drop_graphs()
+            freed = self.features.disable() or self.step.stop_capturing()
             torch.cuda.empty_cache()
             if freed:
                 waiting.insert(0, part)

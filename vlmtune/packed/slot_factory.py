@@ -8,7 +8,7 @@ from peft import LoraConfig
 
 from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
-from vlmtune.model.mllama import pictured_layers
+from vlmtune.model.mllama import image_only_modules
 from vlmtune.packed.layers import TargetLayer
 from vlmtune.packed.packable import check_packable
 from vlmtune.packed.slot import Slot
@@ -28,7 +28,7 @@ class SlotFactory:
     def __init__(self, settings: Settings, store: Store, operations: float, shard: WorkerShard) -> None:
         self.store, self.operations, self.shard = store, operations, shard
         self.outline = settings.model.ref.outline()
-        self.image_only = pictured_layers(self.outline)
+        self.image_only = image_only_modules(self.outline)
 
     def make(self, trial_id: str, settings: Settings, **options: Any) -> Slot:
         """Make a trial ready to join the engine. Takes a second or less; any thread may call it.

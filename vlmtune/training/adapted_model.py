@@ -6,7 +6,7 @@ from typing import Any
 from trl.trainer.sft_config import SFTConfig
 
 from vlmtune.config.settings import Settings
-from vlmtune.model.base import base_of
+from vlmtune.model.base import load_base_for
 from vlmtune.model.lora import attach, lora_config, target_modules
 from vlmtune.model.memory import StepPlan
 from vlmtune.model.step import AcceleratedStep
@@ -20,7 +20,7 @@ def adapted_model(
 
     Where these offload activations themselves, TRL's own offloading is switched off in `args`.
     """
-    base = base_of(settings, args.device, dequantized=plan.dequantized)
+    base = load_base_for(settings, args.device, dequantized=plan.dequantized)
     adapted = attach(base, adapter_config(settings, base)[1], seed=args.seed)
     step = AcceleratedStep.for_adapter(
         adapted,

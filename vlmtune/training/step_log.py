@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from vlmtune.model.transfer import AsyncHostCopy, runs_ahead
+from vlmtune.model.transfer import AsyncHostCopy, is_asynchronous
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,6 @@ class StepLog(TrainerCallback):
             self.reset()
         control.should_log = False  # the Trainer's own, which waits
         ends = state.global_step >= state.max_steps
-        if control.should_evaluate or control.should_save or ends or not runs_ahead(self.device):
+        if control.should_evaluate or control.should_save or ends or not is_asynchronous(self.device):
             self.flush()
         return control

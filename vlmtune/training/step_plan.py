@@ -13,7 +13,7 @@ from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
 from vlmtune.model.capture import LENGTH_MULTIPLE
 from vlmtune.model.choose_plan import WORTH_COMPILING, PlanOptions, choose_plan, plan_text, training_seconds
-from vlmtune.model.frozen import has_fp8
+from vlmtune.model.frozen import has_fp8_units
 from vlmtune.model.lora import target_modules
 from vlmtune.model.memory import GB, StepLoad, StepPlan, estimate_memory
 from vlmtune.model.shapes import ModelShapes, model_shapes
@@ -50,7 +50,7 @@ def plan_step(
     batch, micro_batch = training.per_device_train_batch_size, training.micro_batch_size
     dequantized = {"auto": None, "quantized": False, "dequantized": True}[settings.model.base_in_memory]
     gpu = uses_gpu(settings)
-    if settings.model.base_quantization == "fp8" and not (gpu and has_fp8(torch.device("cuda"))):
+    if settings.model.base_quantization == "fp8" and not (gpu and has_fp8_units(torch.device("cuda"))):
         note(NO_FP8_UNITS)
     if not gpu:
         checkpointing, compiled = bool(training.gradient_checkpointing), bool(training.torch_compile)

@@ -19,9 +19,9 @@ from vlmtune.data.encoded_example import IGNORED
 from vlmtune.data.order import MicroBatch
 from vlmtune.evaluation.objective import Objective
 from vlmtune.model.head import label_scores, score_positions
-from vlmtune.model.lora import kept_in_fp32
+from vlmtune.model.lora import keep_adapter_in_fp32
 from vlmtune.model.step import AcceleratedStep, skip_module_traversal
-from vlmtune.model.transfer import runs_ahead, to_device
+from vlmtune.model.transfer import is_asynchronous, to_device
 from vlmtune.training.batches import Batch, BatchStream, WorkerBatches
 from vlmtune.training.evaluator import Evaluator
 from vlmtune.training.meter import Meter
@@ -51,7 +51,7 @@ class AdapterTrainer(SFTTrainer):
     ) -> None:
         # SFTTrainer wants a dataset to look at; the batches come from `get_train_dataloader`. It casts
         # adapters on a quantised base to bf16, where small updates round away.
-        with kept_in_fp32(model):
+        with keep_adapter_in_fp32(model):
             super().__init__(
                 model,
                 args=args,
@@ -155,7 +155,7 @@ class AdapterTrainer(SFTTrainer):
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """The loss on the whole evaluation set, and the metric of answers, as `Evaluator` says."""
         self.step_log.flush()
-        if runs_ahead(self.args.device):
+        if is_asynchronous(self.args.device):
             torch.cuda.synchronize(self.args.device)  # what it still has to do is training
         started = time.monotonic()
         training = self.adapted.training
