@@ -138,7 +138,7 @@ def run_loop(stores: dict[str, Store], models: Path, tmp_path: Path, one_thread:
         def rows(
             split: str, batches: Sequence[MicroBatch], max_length: int | None
         ) -> Iterator[dict[str, torch.Tensor]]:
-            result.asked.extend((split, batch, max_length) for batch in batches)
+            result.requests.extend((split, batch, max_length) for batch in batches)
             for batch in read_batches(store, split, batches, max_length):
                 if blank and "pixel_values" in batch:
                     batch["pixel_values"] = torch.zeros_like(batch["pixel_values"])

@@ -25,7 +25,9 @@ class Run:
 
     folder: Path
     reports: list[dict[str, Any]] = field(default_factory=list)
-    asked: list[tuple[str, MicroBatch, int | None]] = field(default_factory=list)  # split, batch, max_length
+    requests: list[tuple[str, MicroBatch, int | None]] = field(
+        default_factory=list
+    )  # split, batch, max_length
     steps: list[dict[str, float]] = field(default_factory=list)
     model: Any = None
 
@@ -39,7 +41,7 @@ class Run:
         return [step["loss"] for step in self.steps if "loss" in step]
 
     def trained_on(self) -> list[MicroBatch]:
-        return [batch for split, batch, _ in self.asked if split == "train"]
+        return [batch for split, batch, _ in self.requests if split == "train"]
 
 
 def difference(one: Adapter, other: Adapter) -> float:

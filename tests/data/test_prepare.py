@@ -188,9 +188,12 @@ def test_other_families_and_many_turns(tmp_path: Path, models: Path, family: str
     messages = [
         {"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(talk)
     ]
-    asked = [{"role": "user", "content": "What is a beam?"}, {"role": "assistant", "content": "A member."}]
+    text_only = [
+        {"role": "user", "content": "What is a beam?"},
+        {"role": "assistant", "content": "A member."},
+    ]
     path = write_lines(
-        tmp_path / "data.jsonl", [{"messages": messages, "images": image}, {"messages": asked}]
+        tmp_path / "data.jsonl", [{"messages": messages, "images": image}, {"messages": text_only}]
     )
     model = str(models / family)
     store = prepare_store(

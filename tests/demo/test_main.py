@@ -26,10 +26,10 @@ def test_the_command_writes_what_is_missing_and_keeps_the_rest(
 
 
 def test_the_command_says_plainly_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    taken = tmp_path / "taken"
-    taken.write_text("a file")
-    assert main(["--output_dir", str(taken)]) == 2
+    file = tmp_path / "file"
+    file.write_text("a file")
+    assert main(["--output_dir", str(file)]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and str(taken) in error and "--output_dir" in error
+    assert error.count("\n") == 1 and str(file) in error and "--output_dir" in error
     with pytest.raises(SystemExit, match="2"):
         main(["--family", "gpt"])

@@ -5,7 +5,7 @@ from vlmtune.demo import toy_questions
 from vlmtune.demo.toys import Thing, draw_toys
 
 
-def asked(images: int, questions: int) -> list[tuple[list[Thing], str, str]]:
+def questions_of(images: int, questions: int) -> list[tuple[list[Thing], str, str]]:
     found = []
     for number in range(images):
         rng = Random(number)
@@ -15,7 +15,7 @@ def asked(images: int, questions: int) -> list[tuple[list[Thing], str, str]]:
 
 
 def test_people_and_the_mall_are_in_no_question_about_an_image() -> None:
-    rows = asked(300, 12)
+    rows = questions_of(300, 12)
     sums = re.compile(
         r"How many people are (\d) people and (\d) more people\?|사람 (\d)명에 (\d)명을 더하면 몇 명입니까\?"
     )
@@ -37,7 +37,7 @@ def test_people_and_the_mall_are_in_no_question_about_an_image() -> None:
 def test_counts_are_right_in_both_languages() -> None:
     korean = {name: english for english, name in toy_questions.KOREAN.items()}
     english_rows = korean_rows = 0
-    for things, question, answer in asked(300, 12):
+    for things, question, answer in questions_of(300, 12):
         if match := re.fullmatch(r"How many (\w+) do you see\?", question):
             name = match[1]
             number = (

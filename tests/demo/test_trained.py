@@ -67,5 +67,5 @@ def test_it_has_never_seen_people(base: Any, folder: Path, tmp_path: Path) -> No
     write_mall(tmp_path, frames=16)
     counts = [int(line.split(",")[1]) for line in (tmp_path / "labels.csv").read_text().splitlines()[1:]]
     frames = [Image.open(path).convert("RGB") for path in sorted((tmp_path / "frames").iterdir())]
-    told = answers(base, folder, frames, "How many people are in this picture of the mall?")
-    assert sum(answer == str(count) for answer, count in zip(told, counts, strict=True)) <= 5
+    answered = answers(base, folder, frames, "How many people are in this picture of the mall?")
+    assert sum(answer == str(count) for answer, count in zip(answered, counts, strict=True)) <= 5

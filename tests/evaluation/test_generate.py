@@ -137,8 +137,11 @@ def test_answers_end_where_a_turn_of_the_template_ends(kit: Kit) -> None:
 
 
 def test_question_and_reference_are_the_words_of_the_row(kit: Kit) -> None:
-    for example, (_, _, asked, wanted) in zip(kit.examples, ROWS, strict=True):
-        assert (question(kit.tokenizer, example), reference(kit.tokenizer, example)) == (asked, wanted)
+    for example, (_, _, expected_question, expected_reference) in zip(kit.examples, ROWS, strict=True):
+        assert (question(kit.tokenizer, example), reference(kit.tokenizer, example)) == (
+            expected_question,
+            expected_reference,
+        )
 
 
 def test_a_model_in_training_answers_the_same_and_trains_on(models: Path, mall: Path) -> None:
@@ -158,15 +161,15 @@ def test_a_model_in_training_answers_the_same_and_trains_on(models: Path, mall: 
 
 
 def test_a_batch_that_does_not_fit_in_memory_goes_in_halves() -> None:
-    asked = []
+    sizes = []
 
     def run(examples: Any) -> list[int]:
-        asked.append(len(examples))
+        sizes.append(len(examples))
         if len(examples) > 2:
             raise torch.OutOfMemoryError
         return [one * 10 for one in examples]
 
     assert in_memory(run, list(range(5)), torch.nn.Module()) == [0, 10, 20, 30, 40]
-    assert asked == [5, 2, 3, 1, 2]
+    assert sizes == [5, 2, 3, 1, 2]
     with pytest.raises(torch.OutOfMemoryError):
         in_memory(lambda _: (_ for _ in ()).throw(torch.OutOfMemoryError()), [0], torch.nn.Module())

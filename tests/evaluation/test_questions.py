@@ -12,7 +12,7 @@ from vlmtune.evaluation.questions import image_paths, pieces_of, read_questions,
 from vlmtune.model_ref import ModelRef
 
 
-def asked(pieces: Any, model: Path, after: int = 0) -> list[tuple[Any, Any]]:
+def read_rows(pieces: Any, model: Path, after: int = 0) -> list[tuple[Any, Any]]:
     rows = read_questions(pieces[0], 0, after, ModelRef(str(model)), True)
     return [(pickle.loads(row["row"]), pickle.loads(row["example"])) for row in rows]
 
@@ -43,7 +43,7 @@ def test_images_without_a_question_and_questions_without_images(tmp_path: Path, 
 def test_a_damaged_image_is_a_row_with_a_reason(tmp_path: Path, mall: Path, models: Path) -> None:
     (tmp_path / "1.jpg").write_bytes((mall / "frames" / "seq_000001.jpg").read_bytes())
     (tmp_path / "2.jpg").write_bytes(b"no image")
-    (good, example), (bad, nothing) = asked(pieces_of(str(tmp_path), "How many?"), models / "llava")
+    (good, example), (bad, nothing) = read_rows(pieces_of(str(tmp_path), "How many?"), models / "llava")
     assert (good.source, good.images, good.error, good.has_reference) == (
         f"{tmp_path}/1.jpg",
         [f"{tmp_path}/1.jpg"],
@@ -70,15 +70,15 @@ def test_rows_without_an_answer_are_asked(
 ) -> None:
     assert with_answer(record)[field] != record.get(field)
     (tmp_path / "d.jsonl").write_text(json.dumps(record) + "\n")
-    ((row, example),) = asked(pieces_of(str(tmp_path / "d.jsonl"), None), models / "llava")
+    ((row, example),) = read_rows(pieces_of(str(tmp_path / "d.jsonl"), None), models / "llava")
     assert (row.error, row.has_reference) == (None, False)
     assert len(example.prompt().input_ids) > 3
 
 
 def test_rows_with_an_answer_keep_it_and_reading_goes_on_after_a_row(mall: Path, models: Path) -> None:
     pieces = pieces_of(str(mall), None)
-    rows = asked(pieces, models / "llava")
+    rows = read_rows(pieces, models / "llava")
     assert len(rows) == 48
     assert all(row.has_reference and row.error is None for row, _ in rows)
-    later = asked(pieces, models / "llava", after=40)
+    later = read_rows(pieces, models / "llava", after=40)
     assert [row for row, _ in later] == [row for row, _ in rows[40:]]

@@ -33,11 +33,11 @@ def test_large_batches_need_fewer_trials_to_keep_a_device_busy(
 def test_a_pass_has_room_for_the_rows_of_all_trials_that_fit(
     stores: dict[str, Store], models: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:
-    store, notes, asked = stores["mall llava"], [], []
+    store, notes, loads = stores["mall llava"], [], []
     plan_step = build.plan_step
 
     def two_fit(*args: Any, packed: int, **load: Any) -> Any:
-        asked.append((packed, load["rank"], load["batch"]))
+        loads.append((packed, load["rank"], load["batch"]))
         if packed > 2:
             raise DoesNotFitError("injected")
         return plan_step(*args, packed=packed, **load)
@@ -46,10 +46,10 @@ def test_a_pass_has_room_for_the_rows_of_all_trials_that_fit(
     settings = settings_of(stores, models, per_device_train_batch_size=3)
     model, trials = build_model(settings, store, 8, 16, notes.append)
     assert trials == 2
-    assert [packed for packed, _, _ in asked] == [8, 4, 2]
-    assert {rank for _, rank, _ in asked} == {16}
+    assert [packed for packed, _, _ in loads] == [8, 4, 2]
+    assert {rank for _, rank, _ in loads} == {16}
     longest = bucket_length(int(store.column("tokens")[store.rows_of("train")].max()))
-    assert model.max_tokens == asked[-1][2] * longest == 6 * longest
+    assert model.max_tokens == loads[-1][2] * longest == 6 * longest
     assert notes == ["Memory    fits 2 of 8 trials at once; the others wait"]
 
 

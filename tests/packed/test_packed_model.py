@@ -25,10 +25,10 @@ def test_a_pass_that_does_not_fit_runs_in_halves_with_the_same_result(
     whole = pack(store, models / "llava", tmp_path / "whole", trials)
     whole.run()
     whole.close()
-    gradients, asked = RowAdapters.gradients, []
+    gradients, sizes = RowAdapters.gradients, []
 
     def full_above_three(self: RowAdapters) -> torch.Tensor:
-        asked.append(len(self.flat))
+        sizes.append(len(self.flat))
         if len(self.flat) > 3:
             raise torch.OutOfMemoryError("injected after the backward pass")
         return gradients(self)
@@ -37,8 +37,8 @@ def test_a_pass_that_does_not_fit_runs_in_halves_with_the_same_result(
     halved = pack(store, models / "llava", tmp_path / "halved", trials)
     halved.run()
     halved.close()
-    assert max(asked) == 8
-    assert max(asked[-4:]) <= 3, "later passes have no more rows than fit"
+    assert max(sizes) == 8
+    assert max(sizes[-4:]) <= 3, "later passes have no more rows than fit"
     assert any("out of GPU memory with 8 rows" in note for note in halved.notes)
     for name in trials:
         assert difference(halved.adapter(name), whole.adapter(name)) < CLOSE
@@ -72,10 +72,10 @@ def test_a_gpu_that_is_too_small_for_a_pass(stores: dict[str, Store], models: Pa
     run("first")  # leaves what the libraries keep for themselves: more than this model takes
     reserved = idle()
     roomy = run("roomy")
-    taken = torch.cuda.max_memory_reserved() - reserved
+    used = torch.cuda.max_memory_reserved() - reserved
     assert not any("out of GPU memory" in note for note in roomy.notes)
-    for share in (0.9, 0.8, 0.7, 0.6, 0.5):  # memory is taken in blocks, so not every cap is one
-        limit = idle() + share * taken
+    for share in (0.9, 0.8, 0.7, 0.6, 0.5):  # memory is used in blocks, so not every cap is one
+        limit = idle() + share * used
         torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
         try:
             capped = run(f"capped {share}")
@@ -92,7 +92,7 @@ def test_a_gpu_that_is_too_small_for_a_pass(stores: dict[str, Store], models: Pa
             share,
             limit,
             reserved,
-            taken,
+            used,
             capped.notes,
         )
         assert difference(capped.adapter(name), roomy.adapter(name)) < 1e-3

@@ -45,7 +45,7 @@ def test_a_metric_of_answers_is_the_same_in_both_runners(
 
 
 def test_an_objective_answers_a_fixed_sample_before_the_end(stores: dict[str, Store], models: Path):
-    store, asked = stores["mall llava"], []
+    store, reads = stores["mall llava"], []
     settings = Settings.from_flags(
         values_of(store, models / "llava", metric="exact_match", mode="max", metric_rows=3, max_new_tokens=2)
     )
@@ -58,12 +58,12 @@ def test_an_objective_answers_a_fixed_sample_before_the_end(stores: dict[str, St
     processor = ModelRef(str(models / "llava")).processor()
 
     def read(store: Store, rows: Any) -> Any:
-        asked.append(list(rows))
+        reads.append(list(rows))
         return store.read(rows)
 
     for last in (False, False, True):
         objective.measure(base, processor, store, read, last=last)
-    sizes = [sum(map(len, asked[:2])), sum(map(len, asked[2:4]))]
+    sizes = [sum(map(len, reads[:2])), sum(map(len, reads[2:4]))]
     assert sizes == [6, 6], "three rows are answered, and read again for their references"
-    assert asked[1] == asked[3], "the same ones each time"
-    assert set(asked[-1]) == set(store.rows_of("eval").tolist())
+    assert reads[1] == reads[3], "the same ones each time"
+    assert set(reads[-1]) == set(store.rows_of("eval").tolist())

@@ -88,18 +88,18 @@ def test_features_are_dropped_first_when_memory_runs_out(
     stores: dict[str, Store], models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     roomy, _ = run("mall llava", stores, models, tmp_path / "roomy")
-    gradients, asked = RowAdapters.gradients, []
+    gradients, sizes = RowAdapters.gradients, []
 
     def full_once(self: RowAdapters) -> torch.Tensor:
-        asked.append(len(self.flat))
-        if len(asked) == 3:
+        sizes.append(len(self.flat))
+        if len(sizes) == 3:
             raise torch.OutOfMemoryError("injected after the backward pass")
         return gradients(self)
 
     monkeypatch.setattr(RowAdapters, "gradients", full_once)
     full, _ = run("mall llava", stores, models, tmp_path / "full")
     assert full.engine.model.features.bytes == 0
-    assert asked[2] == asked[3], "the same rows again, all together"
+    assert sizes[2] == sizes[3], "the same rows again, all together"
     for trial in TRIALS:
         assert difference(full.adapter(trial), roomy.adapter(trial)) < 1e-5
 

@@ -102,8 +102,8 @@ def test_the_command_compares_adapter_and_base_on_rows_that_no_search_saw(
         ModelRef(str(models / "llava")), quantization="nf4", dtype="float32", device=torch.device("cpu")
     )
     processor = ModelRef(str(models / "llava")).processor()
-    asked = [row["row"] for row in rows]
-    assert answers(base, processor, Store(str(store)), asked, max_new_tokens=8, batch_size=4) == [
+    numbers = [row["row"] for row in rows]
+    assert answers(base, processor, Store(str(store)), numbers, max_new_tokens=8, batch_size=4) == [
         row["base_answer"] for row in rows
     ]
 
@@ -214,7 +214,7 @@ def test_bad_adapters_are_one_plain_line_and_nothing_is_written(
 def test_bad_options_and_data_are_one_plain_line_and_nothing_is_written(
     adapters: dict[str, Path], tmp_path: Path
 ) -> None:
-    (tmp_path / "asked.jsonl").write_text('{"instruction": "How many?"}\n' * 3)
+    (tmp_path / "questions.jsonl").write_text('{"instruction": "How many?"}\n' * 3)
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
@@ -225,7 +225,7 @@ def test_bad_options_and_data_are_one_plain_line_and_nothing_is_written(
             r"--metrics exact_mach: there is no such metric; .*did you mean exact_match\?",
         ),
         (
-            ["--data_path", tmp_path / "asked.jsonl"],
+            ["--data_path", tmp_path / "questions.jsonl"],
             DataError,
             r"no row has a reference answer to compare with .*predict\.py answers",
         ),

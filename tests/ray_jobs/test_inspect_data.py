@@ -32,12 +32,12 @@ def weightless(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub() -> Iterator[tuple[str, list[str]]]:
-    """The address of a server in the Hub's place, and what it was asked for."""
-    asked: list[str] = []
+    """The address of a server in place of the Hub, and the paths that are requested of it."""
+    requests: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def answer(self) -> None:
-            asked.append(self.path)
+            requests.append(self.path)
             self.send_error(404)
 
         do_GET = do_HEAD = do_POST = answer  # noqa: N815
@@ -47,7 +47,7 @@ def hub() -> Iterator[tuple[str, list[str]]]:
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
+    yield f"http://127.0.0.1:{server.server_port}", requests
     server.shutdown()
     server.server_close()
 
@@ -66,7 +66,7 @@ def run(*arguments: str, cwd: Path, cache: Path, **environment: str) -> subproce
 def test_it_reports_without_weights_or_network_and_warms_training(
     mall: Path, weightless: Path, tmp_path: Path, hub: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address, asked = hub
+    address, requests = hub
     config = tmp_path / "x.yaml"
     config.write_text(
         f"data_path: {mall}\nmodel_name_or_path: {weightless}\noutput_dir: out\nmax_length: 128\n"
@@ -77,7 +77,7 @@ def test_it_reports_without_weights_or_network_and_warms_training(
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert asked == []
+    assert requests == []
     lines = done.stdout.splitlines()
     assert len(lines) <= 45
     assert max(map(len, lines[:-1])) <= 100  # the last line is a path

@@ -115,13 +115,15 @@ def test_a_killed_search_leaves_no_process_and_goes_on_with_every_trial_counted_
     assert rows[0]["learning_rate"] == 1e-3
     assert (folder / "best" / "adapter_model.safetensors").exists()
     heads = ["Data", "Search", "Dashboard", "Test", "Best", "Values", "Adapter", "Report", "Table", "Curves"]
-    told = [
+    expected = [
         *(f"{head:<9} " for head in heads),
         "Trials    (2 complete$|packed, 1 at once|isolated, 1 at once)",
         "$",
         r"trial   [12]  (running|complete)  +(learning_rate|step) ",
     ]
-    strange = [line for line in resumed.stdout.splitlines() if not any(re.match(one, line) for one in told)]
+    strange = [
+        line for line in resumed.stdout.splitlines() if not any(re.match(one, line) for one in expected)
+    ]
     assert strange == [], "nothing is printed that is not for a person"
     assert not re.search("^trial   1  running", resumed.stdout, re.MULTILINE)
 

@@ -101,9 +101,12 @@ def test_a_failed_trial_that_runs_again_leaves_its_first_answer() -> None:
     assert len(searcher._ot_study.trials) == 1
 
 
-def proposals_that_do_not_fit(*, told: bool, mode: str = "min") -> int:
-    """Of 40 trials after 20, how many have the rank that does not fit in memory but would be the best;
-    `told`: as infeasible or FAIL."""
+def proposals_that_do_not_fit(*, tell_infeasible: bool, mode: str = "min") -> int:
+    """How many of 40 trials, after 20 others, have the rank that does not fit in memory but would be the best.
+
+    Args:
+        tell_infeasible: tell Optuna of such trials as INFEASIBLE; else as FAIL.
+    """
     searcher = search(seed=1, mode=mode)
     found = 0
     for number in range(60):
@@ -112,9 +115,11 @@ def proposals_that_do_not_fit(*, told: bool, mode: str = "min") -> int:
         if values["lora_r"] == 64:
             found += number >= 20
             result = {"eval_loss": math.nan, "infeasible": True, EVALUATION: 0, "training_iteration": 1}
-            if told:
+            if tell_infeasible:
                 searcher.on_trial_result(str(number), result)
-            searcher.on_trial_complete(str(number), result=result if told else None, error=not told)
+            searcher.on_trial_complete(
+                str(number), result=result if tell_infeasible else None, error=not tell_infeasible
+            )
         else:
             loss = -values["lora_r"] if mode == "min" else values["lora_r"]
             searcher.on_trial_complete(str(number), result=report(float(loss), 4, MOST_STEPS))
@@ -124,8 +129,8 @@ def proposals_that_do_not_fit(*, told: bool, mode: str = "min") -> int:
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_the_region_of_infeasible_trials_is_avoided(mode: str) -> None:
     infeasible, failed = (
-        proposals_that_do_not_fit(told=True, mode=mode),
-        proposals_that_do_not_fit(told=False, mode=mode),
+        proposals_that_do_not_fit(tell_infeasible=True, mode=mode),
+        proposals_that_do_not_fit(tell_infeasible=False, mode=mode),
     )
     assert infeasible < failed
     assert infeasible <= 10

@@ -84,8 +84,8 @@ def test_eval_loss_is_the_mean_over_all_labelled_tokens(
             pad_to_multiple_of=None,
         )
         losses.append(run.reports[-1]["eval_loss"])
-        assert {asked for split, _, asked in run.asked if split == "eval"} == {None}
-        assert {asked for split, _, asked in run.asked if split == "train"} == {length}
+        assert {limit for split, _, limit in run.requests if split == "eval"} == {None}
+        assert {limit for split, _, limit in run.requests if split == "train"} == {length}
     expected = torch.cat(
         list(label_log_probs(stores[name], models / name.split()[1], quantization, "eval", run.checkpoint()))
     )
@@ -210,7 +210,7 @@ def test_an_elastic_run_that_lacks_a_worker_makes_the_steps_of_all(run_loop: Run
 def test_a_run_that_had_done_all_its_steps_trains_no_more(run_loop: RunLoop):
     run = run_loop("mixed llava", max_steps=2)
     again = run_loop("mixed llava", max_steps=2, go_on=run.checkpoint())
-    assert (again.model, again.reports, again.asked) == (None, [], [])
+    assert (again.model, again.reports, again.requests) == (None, [], [])
 
 
 def test_dropout_follows_the_seed(run_loop: RunLoop):
@@ -245,7 +245,7 @@ def test_every_epoch_has_each_row_once(run_loop: RunLoop):
     assert all(sorted(epoch) == list(range(11)) for epoch in epochs)
     assert epochs[0] != epochs[1]
     assert run.reports[-1]["step"] == run.reports[-1]["max_steps"] == 9
-    evaluated = Counter(row for split, batch, _ in run.asked if split == "eval" for row in batch.rows)
+    evaluated = Counter(row for split, batch, _ in run.requests if split == "eval" for row in batch.rows)
     assert evaluated == dict.fromkeys(range(5), len(run.reports))
 
 
@@ -332,7 +332,7 @@ def test_long_rows_are_refused_or_left_out(run_loop: RunLoop, stores: dict[str, 
         run_loop("mixed llava", max_length=limit)
     run = run_loop("mixed llava", max_length=limit, on_long_row="skip", num_train_epochs=1)
     assert sorted(row for batch in run.trained_on() for row in batch.rows) == fitting
-    assert sorted(row for split, batch, _ in run.asked if split == "eval" for row in batch.rows)[
+    assert sorted(row for split, batch, _ in run.requests if split == "eval" for row in batch.rows)[
         :: len(run.reports)
     ] == list(range(5))
     assert run.reports[-1]["max_steps"] == -(-len(fitting) // 4)

@@ -30,13 +30,13 @@ def row_facts(
     Args:
         image_hashes: `images.content_hash` of each image.
     """
-    asked = [message for message in messages if message["role"] != "assistant"]
+    prompt = [message for message in messages if message["role"] != "assistant"]
     return {
         "turns": sum(message["role"] != "system" for message in messages),
         "image_sizes": [f"{image.width}x{image.height}" for image in images],
         "image_formats": [image.format or "unknown" for image in images],
         "image_hashes": list(image_hashes),
-        "question": _hash(asked, image_hashes),
+        "question": _hash(prompt, image_hashes),
         "content": _hash(messages, image_hashes),
     }
 
