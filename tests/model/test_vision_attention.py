@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from model.tiny_qwen import batch_of_two, qwen2_5_vl, qwen3_vl
@@ -53,16 +55,9 @@ def test_the_kernel_of_a_gpu_computes_the_same() -> None:
     shape = (3, 1, 16, 1200, 72)
     query, key, value = torch.randn(shape, generator=generator, device="cuda", dtype=torch.bfloat16)
     bounds = torch.tensor([0, 500, 1200], device="cuda")
-    arguments = {"cu_seq_lens_q": bounds, "max_length_q": 700}
+    arguments: Any = {"scaling": 0.2, "cu_seq_lens_q": bounds, "max_length_q": 700}
     layer = torch.nn.Identity()
-    found, _ = attend_in_chunks(layer, query, key, value, None, scaling=0.2, **arguments)  # type: ignore[arg-type]
-    exact, _ = attend_in_chunks(
-        torch.nn.Identity(),
-        query.double(),
-        key.double(),
-        value.double(),
-        None,
-        scaling=0.2,
-        **arguments,  # type: ignore[arg-type]
-    )
+    found, _ = attend_in_chunks(layer, query, key, value, None, **arguments)
+    wide = (part.double() for part in (query, key, value))
+    exact, _ = attend_in_chunks(layer, *wide, None, **arguments)
     assert (found - exact).norm() / exact.norm() < 1e-2

@@ -27,7 +27,7 @@ KINDS: dict[str, type[Any] | tuple[type[Any], ...]] = {
     "list": (list, str),
     "dict": dict,
 }
-HEAD = '''"""TRL's training options, written by `make flags` from trl {trl} and transformers {transformers}."""
+HEAD = '''"""TRL's training options, by `make flags` from trl {trl} and transformers {transformers}."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,9 +97,10 @@ def _field(option: "dataclasses.Field[Any]", hint: Any, *, help_text: bool) -> s
         metadata.append(f'"help": {_wrapped(words)}')
     if chosen := tuple(option.metadata.get("choices", choices)):
         metadata.append(f'"choices": {json.dumps(chosen)}')
-    value = (
-        f"default_factory=lambda: {default!r}" if isinstance(default, list | dict) else f"default={default!r}"
-    )
+    if isinstance(default, list | dict):
+        value = f"default_factory=lambda: {default!r}" if default else f"default_factory={kind}"
+    else:
+        value = f"default={default!r}"
     inside = f", metadata={{{', '.join(metadata)}}}" if metadata else ""
     return f"    {option.name}: {name} = field({value}{inside})"
 

@@ -1,4 +1,4 @@
-"""TRL's training options, written by `make flags` from trl 1.16.0 and transformers 5.23.0."""
+"""TRL's training options, by `make flags` from trl 1.16.0 and transformers 5.23.0."""
 
 from dataclasses import dataclass, field
 from typing import Any
