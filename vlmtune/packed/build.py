@@ -20,15 +20,14 @@ from vlmtune.model.base import load_base_for
 from vlmtune.model.choose_plan import halves
 from vlmtune.model.memory import StepPlan
 from vlmtune.model.step import AcceleratedStep
+from vlmtune.model.vision_features import room_for_features
 from vlmtune.packed.packed_model import PackedModel
 from vlmtune.packed.passes import ROW_BUCKETS, bucket_length
-from vlmtune.packed.vision_features import VisionFeatures
+from vlmtune.packed.vision_features import PackedVisionFeatures
 from vlmtune.training.step_plan import can_capture, plan_step
 
 # Tokens of a pass that keep the device busy. More of them need memory and bring little.
 EFFICIENT_TOKENS = {"cuda": 10240, "cpu": 2048}
-FEATURE_BYTES = 2 * 2**30  # for cached vision features, without a GPU
-FEATURE_FRACTION = 0.8  # for cached vision features on a GPU, of the memory that the plan leaves free
 MIN_TRIALS, MAX_TRIALS = 4, 16  # in an engine, if --max_concurrent_trials is not given
 
 
@@ -82,11 +81,12 @@ def build_model(
     if plan.step.checkpointing:
         base.gradient_checkpointing_enable()
     step = AcceleratedStep(base, plan.step, note)
-    features = VisionFeatures(
+    features = PackedVisionFeatures(
         base,
         store.meta,
         total_rows=plan.train_rows + len(store.rows_of(EVAL)),
-        max_bytes=plan.step.spare * FEATURE_FRACTION if gpu else FEATURE_BYTES,
+        note=note,
+        max_bytes=room_for_features(device, plan.step.spare),
     )
     max_tokens = (plan.step.micro_batch if gpu else plan.rows) * plan.longest
     model = PackedModel(step, store.meta, max_tokens, features)

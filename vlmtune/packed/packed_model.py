@@ -20,7 +20,7 @@ from vlmtune.model.transfer import to_device
 from vlmtune.packed.adapter_binding import AdapterBinding
 from vlmtune.packed.loss import RowLosses, row_losses
 from vlmtune.packed.passes import PassRow, bucket_length, bucket_rows, cut_passes, make_batch, pad_to_bucket
-from vlmtune.packed.vision_features import VisionFeatures
+from vlmtune.packed.vision_features import PackedVisionFeatures
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class PackedModel:
     """
 
     def __init__(
-        self, step: AcceleratedStep, meta: StoreMeta, max_tokens: int, features: VisionFeatures
+        self, step: AcceleratedStep, meta: StoreMeta, max_tokens: int, features: PackedVisionFeatures
     ) -> None:
         base: Any = step.base
         add_fused_lm_head(base)

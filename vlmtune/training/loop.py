@@ -75,7 +75,7 @@ def train(
         args,
         settings.model.ref.processor(),
         step=step,
-        batches=WorkerBatches(store, order, kept, rank, rows),
+        batches=WorkerBatches(store, order, kept, rank, rows, step.features),
         meter=meter,
         first_step=0 if checkpoint is None else _trainer_state(checkpoint)["global_step"],
         objective=Objective.of(settings),

@@ -1,0 +1,104 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from model.tiny_qwen import batch_of_two, qwen2_5_vl, qwen3_vl
+
+from vlmtune.model.deepstack import use_dense_deepstack
+from vlmtune.model.vision_attention import use_varlen_attention
+from vlmtune.model.vision_features import (
+    VisionFeatures,
+    decoder_difference,
+    encodes_images_apart,
+    room_for_features,
+    without_pixels,
+)
+
+TOKENS = [12, 8]  # of the images of `batch_of_two`
+
+
+def reversed_rows(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.flip(0) for name, tensor in without_pixels(batch).items()}
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+@pytest.mark.parametrize("build", [qwen2_5_vl, qwen3_vl])
+def test_features_in_place_of_pixels_give_the_same_logits_in_any_order(
+    build: Callable[[], Any], accelerated: bool
+) -> None:
+    model, batch = build(), batch_of_two()
+    with torch.no_grad():
+        expected = model(**batch).logits
+    if accelerated:
+        use_varlen_attention(model)
+        use_dense_deepstack(model.get_decoder())
+    features = VisionFeatures(model, max_bytes=1e9, note=pytest.fail)
+    computed = features.compute([5, 9], TOKENS, batch)
+    assert computed is not None
+    cached = features.cached([9, 5])
+    assert cached is not None
+    with torch.no_grad():
+        at_once = model(**without_pixels(batch), **features.inputs(computed)).logits
+        later = model(**reversed_rows(batch), **features.inputs(cached)).logits
+    torch.testing.assert_close(at_once, expected)
+    torch.testing.assert_close(later.flip(0), expected)
+    assert features.cached([5, 7]) is None
+    levels = 1 if build is qwen2_5_vl else 3
+    assert features.bytes == sum(TOKENS) * 64 * 4 * levels
+
+
+def test_only_what_fits_is_cached_and_all_of_it_can_be_dropped() -> None:
+    model, batch = qwen2_5_vl(), batch_of_two()
+    features = VisionFeatures(model, max_bytes=TOKENS[0] * 64 * 4, note=pytest.fail)
+    assert features.compute([0, 1], TOKENS, batch) is not None
+    assert features.cached([0]) is not None
+    assert features.cached([1]) is None
+    assert features.disable()
+    assert features.cached([0]) is None
+    assert features.compute([0, 1], TOKENS, batch) is None
+    assert not features.disable()
+
+
+def test_a_model_whose_decoder_would_get_something_else_keeps_its_pixels() -> None:
+    model, batch, notes = qwen3_vl(), batch_of_two(), []
+    calls = []
+
+    def change_with_every_call(_: Any, __: Any, output: Any) -> None:
+        calls.append(output)
+        output.pooler_output = output.pooler_output + len(calls)
+
+    model.model.visual.register_forward_hook(change_with_every_call)
+    features = VisionFeatures(model, max_bytes=1e9, note=notes.append)
+    assert features.compute([0, 1], TOKENS, batch) is None
+    assert features.max_bytes == 0
+    assert "the decoder would get other inputs" in notes[0]
+
+
+def test_an_output_that_cannot_be_split_by_rows_keeps_its_pixels() -> None:
+    model, batch, notes = qwen2_5_vl(), batch_of_two(), []
+    features = VisionFeatures(model, max_bytes=1e9, note=notes.append)
+    assert features.compute([0, 1], [12, 9], batch) is None
+    assert notes == [
+        "vision features are not cached, pixels go through the tower in every epoch: "
+        "the tower gives 20 vectors for 21 image tokens"
+    ]
+
+
+def test_the_decoder_is_compared_without_running() -> None:
+    model, batch = qwen3_vl(), batch_of_two()
+    model.get_decoder().layers[0].register_forward_pre_hook(lambda *_: pytest.fail("the decoder ran"))
+    assert decoder_difference(model, batch, batch) == 0
+    changed = {**batch, "pixel_values": batch["pixel_values"] + 1}
+    assert decoder_difference(model, batch, changed) > 1e-3
+    assert decoder_difference(model, batch, {**batch, "unknown": batch["input_ids"]}) in (0, float("inf"))
+    assert decoder_difference(model, batch, without_pixels(batch)) == float("inf")
+
+
+def test_room_and_models_without_a_token_for_images() -> None:
+    assert room_for_features(torch.device("cuda"), 10.0) == 8
+    assert room_for_features(torch.device("cpu"), 0.0) == 2 * 2**30
+    assert encodes_images_apart(qwen2_5_vl())
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    assert not encodes_images_apart(tf.LlamaForCausalLM(tf.LlamaConfig(**sizes)))

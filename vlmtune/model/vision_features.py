@@ -1,0 +1,272 @@
+"""Cached vision features: a frozen tower's output for a row is the same in every epoch and trial.
+
+transformers takes a tower's outputs in place of pixels (`mm_encoder_outputs`), for most of its families. An
+output has one vector for each image token of a row, in one tensor or several: Qwen3-VL's decoder also reads
+inner layers of the tower. It is split by rows, kept on the device, and joined again for a batch's rows.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+RowFeatures = list[Tensor]  # [image tokens of the row, D] for each tensor of an output
+
+BYTES_WITHOUT_GPU = 2 * 2**30
+SPARE_FRACTION = 0.8  # on a GPU, of the memory that the plan leaves free
+
+UNUSED = ("last_hidden_state", "hidden_states", "attentions")  # of a tower's output, by the decoder
+# Relative difference of the decoder's inputs from features and from pixels: rounding of a tower.
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+
+
+class VisionFeatures:
+    """The vision features of rows by their number in the store, on the device of the base.
+
+    Whether a model takes features in place of pixels is tried with the first rows: its decoder must get the
+    same inputs. Else pixels go through the tower every time, and `note` is told why.
+
+    Args:
+        max_bytes: memory that the features may take.
+        note: takes a line for the person who watches.
+
+    Attributes:
+        bytes: memory that the cached features take.
+        image_token_id: of the tokens that the features replace; -1 where the config names none.
+    """
+
+    def __init__(self, base: Any, *, max_bytes: float, note: Callable[[str], None]) -> None:
+        self.base, self.max_bytes, self.note = base, max_bytes, note
+        self.rows: dict[int, RowFeatures] = {}
+        self.bytes = 0
+        self.layout: OutputLayout | None = None
+        self.image_token_id: int = getattr(base.config, "image_token_id", -1)
+        if tower_has_dropout(base):
+            self.max_bytes = 0
+
+    def cached(self, rows: Sequence[int]) -> list[RowFeatures] | None:
+        """The features of rows; None where one of them is not cached."""
+        features = [self.rows.get(row) for row in rows]
+        return None if None in features else features  # type: ignore[return-value]
+
+    def inputs(self, features: Sequence[RowFeatures]) -> dict[str, Any]:
+        """The model's inputs that replace the pixels of rows with images, in their order."""
+        assert self.layout is not None, "features were computed or cached"
+        return self.layout.inputs(features)
+
+    def compute(
+        self, rows: Sequence[int], tokens: Sequence[int] | None, batch: Batch
+    ) -> list[RowFeatures] | None:
+        """Run the tower on a batch, and cache its rows' features as far as there is memory.
+
+        Args:
+            rows: numbers of the batch's rows with images, in order.
+            tokens: their image tokens; None for a single row.
+            batch: the model's inputs, on the device, with pixels.
+
+        Returns:
+            The features; None where the pixels have to go through the model.
+        """
+        if not self.max_bytes:
+            return None
+        try:
+            features, layout = self._run_tower(tokens, batch)
+        except UnsupportedTowerError as error:
+            self._give_up(str(error))
+            return None
+        if self.layout is None:
+            inputs = {**without_pixels(batch), **layout.inputs(features)}
+            difference = decoder_difference(self.base, batch, inputs)
+            if not difference <= TOLERANCES[self.base.dtype]:
+                self._give_up(f"the decoder would get other inputs (relative difference {difference:.1e})")
+                return None
+            self.layout = layout
+        self.keep(rows, features)
+        return features
+
+    def keep(self, rows: Sequence[int], features: Sequence[RowFeatures]) -> None:
+        """Cache features as far as there is memory."""
+        for row, leaves in zip(rows, features, strict=True):
+            size = sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+            if row not in self.rows and self.bytes + size <= self.max_bytes:
+                # Copies: a captured tower writes its next output to the same memory.
+                self.rows[row] = [leaf.clone() for leaf in leaves]
+                self.bytes += size
+
+    def disable(self) -> bool:
+        """Drop the features and cache none from now on, to free memory; returns whether there were any."""
+        self.rows.clear()
+        self.bytes, self.max_bytes, before = 0, 0, self.bytes
+        return before > 0
+
+    def _give_up(self, reason: str) -> None:
+        self.disable()
+        self.note(f"vision features are not cached, pixels go through the tower in every epoch: {reason}")
+
+    @torch.no_grad()
+    def _run_tower(
+        self, tokens: Sequence[int] | None, batch: Batch
+    ) -> tuple[list[RowFeatures], OutputLayout]:
+        encode = self.base.base_model.get_image_features
+        known = inspect.signature(encode).parameters
+        output = encode(**{name: tensor for name, tensor in batch.items() if name in known})
+        layout, leaves = OutputLayout.of(output)
+        sizes = [len(leaves[0])] if tokens is None else list(tokens)
+        if any(len(leaf) != sum(sizes) for leaf in leaves):
+            found = ", ".join(str(len(leaf)) for leaf in leaves)
+            raise UnsupportedTowerError(f"the tower gives {found} vectors for {sum(sizes)} image tokens")
+        by_row = zip(*(leaf.split(sizes) for leaf in leaves), strict=True)
+        return [list(row) for row in by_row], layout
+
+
+def room_for_features(device: torch.device, spare: float) -> float:
+    """Bytes that features may take where a plan leaves `spare` bytes of the GPU free."""
+    return spare * SPARE_FRACTION if device.type == "cuda" else BYTES_WITHOUT_GPU
+
+
+class UnsupportedTowerError(Exception):
+    """A tower's output that cannot be split by rows."""
+
+
+@dataclass(frozen=True)
+class OutputLayout:
+    """How a tower's output is made of one tensor [image tokens, D] or several.
+
+    Attributes:
+        kind: the class of the output.
+        fields: for each field in use, "tensor", "images" (a sequence with a tensor for each image), "levels"
+            (one for each inner layer) or "levels of images"; and its number of tensors [image tokens, D].
+    """
+
+    kind: type[Any]
+    fields: dict[str, tuple[str, int]]
+
+    @classmethod
+    def of(cls, output: Any) -> tuple[OutputLayout, list[Tensor]]:
+        """The layout of an output, and its tensors.
+
+        Raises:
+            UnsupportedTowerError: it has something else in it.
+        """
+        if not isinstance(output, dict):  # transformers' outputs are
+            raise UnsupportedTowerError(f"the tower returns a {type(output).__name__}")
+        fields: dict[str, tuple[str, int]] = {}
+        leaves: list[Tensor] = []
+        for name, value in output.items():
+            if name not in UNUSED:
+                shape, parts = _parts(value)
+                fields[name] = shape, len(parts)
+                leaves += parts
+        if not leaves:
+            raise UnsupportedTowerError("the tower's output has no vectors for the decoder")
+        return cls(type(output), fields), leaves
+
+    def inputs(self, rows: Sequence[RowFeatures]) -> dict[str, Any]:
+        """The model's input for the features of these rows."""
+        leaves = iter([torch.cat(parts) for parts in zip(*rows, strict=True)])
+        values: dict[str, Any] = {}
+        for name, (shape, count) in self.fields.items():
+            tensors = [next(leaves) for _ in range(count)]
+            values[name] = _joined(shape, tensors)
+        return {"mm_encoder_outputs": {"image": self.kind(**values)}}
+
+
+def _joined(shape: str, tensors: list[Tensor]) -> Any:
+    """A field's value from its tensors, the inverse of `_parts`: each tensor stands for all images."""
+    if shape == "tensor":
+        return tensors[0]
+    if shape == "images":
+        return tuple(tensors)
+    return tensors if shape == "levels" else [(tensor,) for tensor in tensors]
+
+
+def _parts(value: Any) -> tuple[str, list[Tensor]]:
+    """The shape of a field's value, as `OutputLayout` names it, and its tensors [image tokens, D]."""
+    if isinstance(value, Tensor):
+        return "tensor", [value.flatten(0, -2)]
+    if isinstance(value, list | tuple) and value and all(isinstance(part, Tensor) for part in value):
+        flat = [part.flatten(0, -2) for part in value]
+        return ("levels", flat) if isinstance(value, list) else ("images", [torch.cat(flat)])
+    if isinstance(value, list | tuple) and value and all(isinstance(part, list | tuple) for part in value):
+        return "levels of images", [torch.cat([image.flatten(0, -2) for image in level]) for level in value]
+    raise UnsupportedTowerError(f"the tower's output has a {type(value).__name__} in it")
+
+
+def without_pixels(batch: Batch) -> Batch:
+    """The batch without what only the tower reads: its floating-point tensors. Grids stay, for positions."""
+    return {name: tensor for name, tensor in batch.items() if not is_pixels(tensor)}
+
+
+def is_pixels(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.dtype == torch.uint8
+
+
+class _DecoderReachedError(Exception):
+    """Ends a forward pass before its decoder runs."""
+
+
+@torch.no_grad()
+def decoder_difference(base: Any, one: Batch, other: dict[str, Any]) -> float:
+    """The largest relative difference of a tensor that the decoder gets from two sets of inputs.
+
+    Infinite where the tensors are not the same ones, or where a set cannot be used. The decoder does not run.
+    """
+    found = [_decoder_inputs(base, inputs) for inputs in (one, other)]
+    if not all(found) or found[0].keys() != found[1].keys():
+        return float("inf")
+    differences = [0.0]
+    for name, tensor in found[0].items():
+        twin = found[1][name]
+        if tensor.shape != twin.shape:
+            return float("inf")
+        norm = tensor.double().norm().clamp(min=1e-12)
+        differences.append(float((tensor.double() - twin.double()).norm() / norm))
+    return max(differences)
+
+
+def _decoder_inputs(base: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """The floating-point tensors that the decoder is called with, by place; none if it is not reached."""
+    found: dict[str, Tensor] = {}
+
+    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def note(place: str, value: Any) -> None:
+            if isinstance(value, Tensor) and value.is_floating_point():
+                found[place] = value
+            elif isinstance(value, list | tuple):
+                for number, part in enumerate(value):
+                    note(f"{place}.{number}", part)
+
+        places = [*((str(number), value) for number, value in enumerate(args)), *kwargs.items()]
+        for place, value in places:
+            note(place, value)
+        raise _DecoderReachedError
+
+    rest = {name: value for name, value in inputs.items() if name != "labels"}
+    hook = base.get_decoder().register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
+    try:
+        base.base_model(**rest, use_cache=False)
+    except _DecoderReachedError:
+        return found
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError):  # it does not take these inputs
+        return {}
+    finally:
+        hook.remove()
+    return {}
+
+
+def encodes_images_apart(base: Any) -> bool:
+    """Whether a model has a method for its tower's output, and a token that each vector of it replaces."""
+    encode = getattr(base.base_model, "get_image_features", None)
+    return encode is not None and getattr(base.config, "image_token_id", None) is not None
+
+
+def tower_has_dropout(base: Any) -> bool:
+    """Whether the tower's output may differ from call to call; also where there is no tower."""
+    vision = getattr(base.config, "vision_config", None)
+    return vision is None or any(value for name, value in vision.to_dict().items() if "dropout" in name)
