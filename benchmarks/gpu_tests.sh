@@ -9,7 +9,7 @@ python3 -m pytest -q tests/data/test_tokenize.py tests/data/test_collate.py test
 # In a process of their own: torch 2.11 to 2.13 give no memory back after a failed graph capture, and one in
 # tests/model fails on purpose.
 python3 -m pytest -q tests/training/test_out_of_memory.py tests/packed/test_packed_model.py \
-    tests/packed/test_vision_features.py -k gpu "$@"
+    tests/packed/test_row_features.py -k gpu "$@"
 out=$(mktemp -d)
 python3 -m vlmtune.demo --output_dir "$out" --family qwen2_5_vl
 python3 -m vlmtune.demo --output_dir "$out" --family mllama

@@ -129,10 +129,10 @@ def packed(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         engine = Engine(shared, store, trials=most, rank=16, deliver=lambda *_: None, note=note)
         loaded = time.perf_counter()
         for trials, batch in cases:
-            max_bytes = engine.model.features.max_bytes
+            max_bytes = engine.model.features.cache.max_bytes
             for limit in (max_bytes, 0) if args.pixels else (max_bytes,):
                 engine.model.features.disable()
-                engine.model.features.max_bytes = limit
+                engine.model.features.cache.max_bytes = limit
                 note(f"{trials} x {batch}, {'pixels' if limit == 0 else 'cached features'}")
                 results.append(
                     {
@@ -145,7 +145,7 @@ def packed(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                 results[-1] |= {
                     "load_s": loaded - started,
                     "notes": notes,
-                    "features_gb": engine.model.features.bytes / 2**30,
+                    "features_gb": engine.model.features.cache.bytes / 2**30,
                 }
     return results
 

@@ -10,7 +10,7 @@ From the outside in:
     slot_factory, slot           one trial: slot_adapter (optim, host_copies), rows_cursor, trial_progress,
                                  step_totals, trial_records; its files: trial_checkpoint, checkpoint_folder
     packed_model                 passes through the base: passes, layers, adapter_binding, loss,
-                                 vision_features
+                                 row_features
     build, packable              the plan of an engine's memory; which settings can be trained packed
     worker_shard                 one trial's rows on several workers
 """

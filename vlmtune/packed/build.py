@@ -23,7 +23,7 @@ from vlmtune.model.step import AcceleratedStep
 from vlmtune.model.vision_features import room_for_features
 from vlmtune.packed.packed_model import PackedModel
 from vlmtune.packed.passes import ROW_BUCKETS, bucket_length
-from vlmtune.packed.vision_features import PackedVisionFeatures
+from vlmtune.packed.row_features import PackedVisionFeatures
 from vlmtune.training.step_plan import can_capture, plan_step
 
 # Tokens of a pass that keep the device busy. More of them need memory and bring little.

@@ -20,7 +20,7 @@ from vlmtune.model.transfer import to_device
 from vlmtune.packed.adapter_binding import AdapterBinding
 from vlmtune.packed.loss import RowLosses, row_losses
 from vlmtune.packed.passes import PassRow, bucket_length, bucket_rows, cut_passes, make_batch, pad_to_bucket
-from vlmtune.packed.vision_features import PackedVisionFeatures
+from vlmtune.packed.row_features import PackedVisionFeatures
 
 
 @dataclass(frozen=True)

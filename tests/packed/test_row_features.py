@@ -19,7 +19,7 @@ from vlmtune.model.step import AcceleratedStep
 from vlmtune.packed.layers import RowAdapters
 from vlmtune.packed.packed_model import PackedModel
 from vlmtune.packed.passes import PassRow
-from vlmtune.packed.vision_features import PackedVisionFeatures
+from vlmtune.packed.row_features import PackedVisionFeatures
 
 pytestmark = pytest.mark.timeout(120)
 
