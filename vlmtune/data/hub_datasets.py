@@ -13,8 +13,8 @@ def load_dataset(path: str, shown: str, *, from_hub: bool) -> Any:
     """The `train` split of a dataset, as a `datasets.Dataset`.
 
     Args:
-        path: the name of a dataset of the Hub, which is downloaded unless it is in the cache; or a folder that
-            `save_to_disk` wrote.
+        path: the name of a dataset of the Hub, which is downloaded unless it is in the cache; or a folder
+            that `save_to_disk` wrote.
         shown: what messages call it.
 
     Raises:
