@@ -16,7 +16,8 @@ FUNCTIONS = ("search", "train", "evaluate", "predict", "export", "inspect")
 
 
 def test_importing_vlmtune_imports_no_heavy_library() -> None:
-    code = "import vlmtune, sys; print([n for n in ('ray', 'torch', 'transformers', 'pandas') if n in sys.modules])"
+    heavy = ("ray", "torch", "transformers", "pandas")
+    code = f"import vlmtune, sys; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

@@ -114,7 +114,7 @@ class Session:
             self.store.copy_bad_rows(f"{self.folder}/bad_rows.jsonl")
 
     def _check_same_rows(self) -> None:
-        """Raises DataError if the prepared rows changed since the run began: row numbers would mean others."""
+        """Raises DataError if the prepared rows changed since the run began: row numbers would be wrong."""
         state = json.loads(storage.read_text(f"{self.folder}/{self.kind.state_file}"))
         if state["key"] != self.store.meta.key:
             raise DataError(

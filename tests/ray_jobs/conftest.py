@@ -26,7 +26,8 @@ def adapters(models: Path, mall: Path, tmp_path_factory: pytest.TempPathFactory)
         connect()
         torch.set_num_threads(1)
         for family, (quantization, data, rate) in kinds.items():
-            options = f"--data_path {data} --model_name_or_path {models / family} --quantization {quantization} --learning_rate {rate}"
+            options = f"--data_path {data} --model_name_or_path {models / family}"
+            options += f" --quantization {quantization} --learning_rate {rate}"
             options += (
                 f" --output_dir {folder / family} --num_workers 0 --max_steps 8 --eval_strategy no --use_cpu"
             )

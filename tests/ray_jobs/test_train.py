@@ -74,7 +74,8 @@ def older(
     what it said."""
     folder = tmp_path_factory.mktemp("older")
     write_instructions(folder / "data.jsonl")
-    options = "--data_path data.jsonl --output_dir out --per_device_train_batch_size 2 --gradient_accumulation_steps 2"
+    options = "--data_path data.jsonl --output_dir out --per_device_train_batch_size 2"
+    options += " --gradient_accumulation_steps 2"
     options += f" --max_seq_length 512 --num_train_epochs 3 --model_name_or_path {models / 'mllama'}"
     return folder, command(folder, *options.split())
 
@@ -177,7 +178,8 @@ def test_config_yaml_repeats_the_run_from_anywhere(
 
 def test_the_older_command_without_its_model_says_how_to_get_it(tmp_path: Path):
     write_instructions(tmp_path / "data.jsonl")
-    options = "--data_path data.jsonl --output_dir out --per_device_train_batch_size 2 --gradient_accumulation_steps 2"
+    options = "--data_path data.jsonl --output_dir out --per_device_train_batch_size 2"
+    options += " --gradient_accumulation_steps 2"
     done = command(
         tmp_path,
         *options.split(),
@@ -194,8 +196,8 @@ def test_the_older_command_without_its_model_says_how_to_get_it(tmp_path: Path):
         "error: meta-llama/Llama-3.2-11B-Vision-Instruct is neither a folder nor in the local cache"
     )
     assert (
-        "accept its licence on https://huggingface.co/meta-llama/Llama-3.2-11B-Vision-Instruct and log in with `hf auth login`"
-        in line
+        "accept its licence on https://huggingface.co/meta-llama/Llama-3.2-11B-Vision-Instruct "
+        "and log in with `hf auth login`" in line
     )
     assert not (tmp_path / "out").exists()
 
@@ -371,7 +373,8 @@ BAD_DATA = [
     (
         lambda folder, mall: mall,
         {"max_length": 8},
-        r"36 of 36 .* do not fit max_length 8 .*--max_length \d+ cuts nothing, \d+ keeps a word of each answer",
+        r"36 of 36 .* do not fit max_length 8 .*--max_length \d+ cuts nothing, "
+        r"\d+ keeps a word of each answer",
     ),
     (
         lambda folder, mall: mall,

@@ -63,7 +63,8 @@ def test_numbers_are_compared_by_their_errors() -> None:
     low, high = found.gains[BASE]["exact_match"].low, found.gains[BASE]["exact_match"].high
     assert low is not None and high is not None and low <= 0.5 <= high
     assert found.summary_line() == (
-        "4 rows that no trial saw: exact match 25.0 % → 75.0 % (baseline: 50.0 %); off by 2.5 → 0.5 on average"
+        "4 rows that no trial saw: exact match 25.0 % → 75.0 % (baseline: 50.0 %); "
+        "off by 2.5 → 0.5 on average"
     )
     assert found.model_card_rows()["exact match, 4 test rows"] == "75.0 % (base: 25.0 %)"
     assert found.to_dict()["best_minus"]["own"]["exact_match"]["value"] == 0.25

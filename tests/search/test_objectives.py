@@ -37,3 +37,11 @@ def test_the_first_objective_is_the_metric_and_others_know_their_mode() -> None:
 def test_a_wrong_objective_is_named_with_its_flag(flags: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_objectives(BASE.replace(**flags))
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("eval_loss", "min"), ("seconds", "min"), ("rows_per_second", "max"), ("exact_match", "max")],
+)
+def test_which_way_a_number_is_better(name: str, mode: str) -> None:
+    assert mode_of(name) == mode

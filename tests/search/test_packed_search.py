@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
@@ -16,13 +15,9 @@ import pytest
 from safetensors.torch import load_file
 from training_kit import difference
 
-from vlmtune.cluster import Cluster
 from vlmtune.config.settings import Settings
-from vlmtune.errors import ConfigError
 from vlmtune.search.run_search import run_search
-from vlmtune.search.space import Space
 from vlmtune.search.summary import search_summary
-from vlmtune.search.trial_runners import make_runner, most_demanding, unpackable_reason
 from vlmtune.single_run import train_adapter
 
 pytestmark = [pytest.mark.timeout(280), pytest.mark.usefixtures("machine")]
@@ -118,50 +113,3 @@ def test_a_killed_engine_and_a_killed_trial_lose_and_repeat_nothing(
         load_file(path / "adapter_model.safetensors") for path in (folder / "best", tmp_path / "alone")
     ]
     assert difference(*adapters) < 1e-5, "as if nothing had happened, its dropout too"
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"use_dora": True}, "use_dora"),
-        ({"more_metrics": ["peak_memory"]}, "for peak_memory, which packed trials share"),
-        ({"num_workers": "2"}, "num_workers 2"),
-        ({"quantization": "int8", "llm_int8": True}, "llm_int8"),
-        ({"search_space": {"optim": {"choice": ["adamw_torch", "adafactor"]}}}, "optim adafactor"),
-    ],
-)
-def test_what_keeps_a_search_from_packing_is_named(
-    settings: Settings, changes: dict[str, Any], reason: str
-) -> None:
-    asked = settings.replace(**changes)
-    space = Space.parse(asked.search.search_space or {}, asked)
-    assert reason in (unpackable_reason(asked, space) or "")
-    store: Any = None
-    cluster = Cluster(dashboard=None, cpus=2, gpus=0, nodes=1)
-    with pytest.raises(ConfigError, match=f"--trial_runner packed: cannot train .*{reason}"):
-        make_runner(asked, space, store, "out", cluster)
-    chosen = make_runner(asked.replace(trial_runner="auto"), space, store, "out", cluster)
-    assert chosen.kind == "isolated"
-    assert reason in chosen.description
-
-
-def test_engines_plan_for_the_trial_that_asks_for_most(settings: Settings) -> None:
-    targets = [["q_proj"], ["q_proj", "down_proj"], ["k_proj", "v_proj"]]
-    asked = {
-        "lora_r": {"choice": [2, 16]},
-        "max_length": {"choice": [256, None, 128]},
-        "lora_dropout": {"uniform": [0.0, 0.3]},
-        "lora_target_modules": {"choice": targets},
-        "per_device_train_batch_size": {"choice": [1, 8, 2]},
-    }
-    largest = most_demanding(settings, Space.parse(asked, settings))
-    lora = largest.lora
-    assert (lora.r, largest.training.max_length, lora.dropout, lora.target_modules) == (
-        16,
-        None,
-        0.3,
-        targets[1],
-    )
-    assert largest.training.per_device_train_batch_size == 8
-    same = most_demanding(settings, Space.parse({"learning_rate": {"uniform": [1e-4, 1e-3]}}, settings))
-    assert same == settings

@@ -362,7 +362,8 @@ def test_a_refit_that_cannot_be_trained_leaves_what_the_search_found(
     }
 
     def crashing(*_: Any) -> NoReturn:
-        text = "Traceback (most recent call last):\nAcceleratorError: CUDA error: an illegal memory access\nCompile with TORCH_USE_CUDA_DSA"
+        error = "AcceleratorError: CUDA error: an illegal memory access"
+        text = f"Traceback (most recent call last):\n{error}\nCompile with TORCH_USE_CUDA_DSA"
         raise WorkerGroupError(f"[Rank 0 Error Snippet]:\n{text}", {0: RuntimeError()})  # as Ray words it
 
     with pytest.MonkeyPatch.context() as patch:

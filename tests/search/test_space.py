@@ -298,7 +298,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"lora_r": None}, "search_space: lora_r: has no value"),
     (
         {"lora_r": {"uniform": [4, 8]}},
-        "search_space: lora_r: uniform draws fractions, but lora_r is a whole number; use randint or quniform",
+        "search_space: lora_r: uniform draws fractions, but lora_r is a whole number; "
+        "use randint or quniform",
     ),
     ({"lora_r": {"loguniform": [4, 8]}}, "search_space: lora_r: loguniform draws fractions"),
     ({"lora_r": {"quniform": [4, 8, 0.5]}}, "search_space: lora_r: quniform needs whole numbers here"),
@@ -381,7 +382,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"lora_alpha": {"expr": "x = 2"}}, 'search_space: lora_alpha: expr "x = 2" does not parse'),
     (
         {"lora_alpha": {"expr": "2 * lora_rr"}},
-        'search_space: lora_alpha: expr "2 * lora_rr" names lora_rr, which is no option; did you mean lora_r?',
+        'search_space: lora_alpha: expr "2 * lora_rr" names lora_rr, which is no option; '
+        "did you mean lora_r?",
     ),
     ({"lora_alpha": {"expr": "__import__('os').getpid()"}}, "is not allowed"),
     ({"lora_alpha": {"expr": "lora_r.real"}}, "lora_r.real is not allowed"),

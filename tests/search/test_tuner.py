@@ -17,17 +17,16 @@ from optuna.trial import TrialState
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
-from vlmtune.cluster import Cluster, connect
+from vlmtune.cluster import connect
 from vlmtune.config.settings import Settings
-from vlmtune.errors import DoesNotFitError
 from vlmtune.search import trial_results as results
-from vlmtune.search.isolated_trial import out_of_memory, trial_values
+from vlmtune.search.isolated_trial import trial_values
 from vlmtune.search.sampler import TrialSampler
 from vlmtune.search.space import Space
-from vlmtune.search.trial_runners import TrialRunner, make_isolated_runner
+from vlmtune.search.trial_runners import TrialRunner
 from vlmtune.search.tuner import TRIAL_CPUS, BaselineAwareAsha, diverged, make_scheduler, run_trials
 from vlmtune.training.launch import worker_resources
-from vlmtune.training.meter import EVALUATION, evaluation_number
+from vlmtune.training.meter import EVALUATION
 
 BASELINE = Settings.from_flags(
     {"learning_rate": 1.0, "lora_r": 8, "grace_period": 0.25, "reduction_factor": 2}
@@ -231,46 +230,6 @@ def test_nobody_is_stopped_before_half_of_its_run_however_long_that_is() -> None
         ]
     assert decisions[0] == ["CONTINUE", "CONTINUE"]
     assert decisions[2] == ["CONTINUE", "STOP"]
-
-
-@pytest.mark.parametrize(
-    ("eval_steps", "metrics", "number"),
-    [
-        (0.25, {"step": 5, "max_steps": 19}, 1),
-        (0.25, {"step": 10, "max_steps": 19}, 2),
-        (0.25, {"step": 19, "max_steps": 19}, 4),
-        (0.1, {"step": 3, "max_steps": 10}, 3),
-        (50, {"step": 50, "max_steps": 2000}, 1),
-        (50, {"step": 2000, "max_steps": 2000}, 40),
-        (50, {"step": 20, "max_steps": 20}, 1),
-        (None, {"step": 5, "max_steps": 15, "epoch": 1.0}, 1),
-        (None, {"step": 15, "max_steps": 15, "epoch": 2.9999}, 3),
-    ],
-)
-def test_evaluations_are_numbered_by_the_share_of_the_run(
-    eval_steps: float | None, metrics: dict[str, Any], number: int
-) -> None:
-    assert evaluation_number(metrics, eval_steps) == number
-
-
-def test_what_counts_as_out_of_memory() -> None:
-    with pytest.raises(RuntimeError) as raised:
-        torch.empty(10**14)
-    assert out_of_memory(raised.value)
-    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
-    assert out_of_memory(ray.exceptions.OutOfMemoryError("node ran out"))
-    assert out_of_memory(DoesNotFitError("not enough GPU memory: ..."))
-    assert not out_of_memory(RuntimeError("size of tensor a must match"))
-
-
-@pytest.mark.parametrize(("workers", "at_once"), [("1", 2), ("2", 1), ("1:2", 1)])
-def test_as_many_isolated_trials_run_at_once_as_their_largest_number_of_workers_allows(
-    workers: str, at_once: int
-) -> None:
-    cluster = Cluster(dashboard=None, cpus=2, gpus=0, nodes=1)
-    store: Any = None
-    settings = BASELINE.replace(num_workers=workers)
-    assert make_isolated_runner(settings, store, "out", cluster, None).at_once == at_once
 
 
 def test_a_driver_without_a_gpu_gives_its_workers_one() -> None:

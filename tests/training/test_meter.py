@@ -2,12 +2,13 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tensorboardX.proto.event_pb2 import Event
 
-from vlmtune.training.meter import Meter, operations_per_token, peak_memory
+from vlmtune.training.meter import Meter, evaluation_number, operations_per_token, peak_memory
 
 
 def scalars(folder: Path) -> dict[tuple[str, int], float]:
@@ -89,3 +90,23 @@ def test_peak_memory_is_that_of_this_process():
 def test_operations_are_four_a_weight() -> None:
     decoder = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.LayerNorm(16), torch.nn.Linear(16, 4))
     assert operations_per_token(decoder) == 4 * (8 * 16 + 16 * 4)
+
+
+@pytest.mark.parametrize(
+    ("eval_steps", "metrics", "number"),
+    [
+        (0.25, {"step": 5, "max_steps": 19}, 1),
+        (0.25, {"step": 10, "max_steps": 19}, 2),
+        (0.25, {"step": 19, "max_steps": 19}, 4),
+        (0.1, {"step": 3, "max_steps": 10}, 3),
+        (50, {"step": 50, "max_steps": 2000}, 1),
+        (50, {"step": 2000, "max_steps": 2000}, 40),
+        (50, {"step": 20, "max_steps": 20}, 1),
+        (None, {"step": 5, "max_steps": 15, "epoch": 1.0}, 1),
+        (None, {"step": 15, "max_steps": 15, "epoch": 2.9999}, 3),
+    ],
+)
+def test_evaluations_are_numbered_by_the_share_of_the_run(
+    eval_steps: float | None, metrics: dict[str, Any], number: int
+) -> None:
+    assert evaluation_number(metrics, eval_steps) == number

@@ -1,6 +1,7 @@
 """The six commands, as `ray_jobs/*.py` and the console script `vlmtune` run them.
 
-Each parses its arguments before any heavy library is imported, calls one function, prints the result, and exits with 0 (done), 1 (a fault), 2 (a mistake in what was given) or 130 (Ctrl-C).
+Each parses its arguments before any heavy library is imported, calls one function, prints the result, and
+exits with 0 (done), 1 (a fault), 2 (a mistake in what was given) or 130 (Ctrl-C).
 """
 
 import argparse

@@ -216,7 +216,7 @@ def _good_rows(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def write_state_dict(adapter: str, folder: str) -> str:
-    """Write the adapter's tensors for `torch.load`, named as in adapter_model.safetensors; returns the path."""
+    """Write the adapter's tensors, by their PEFT names, for `torch.load`; returns the path."""
     import torch
 
     path = f"{folder}/{STATE_DICT_FILE}"

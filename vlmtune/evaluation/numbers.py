@@ -49,10 +49,11 @@ _NUMERAL = re.compile(_alternation(_VALUES))
 
 _BELOW_100 = rf"(?:{_alternation(_TENS)}(?:\s{_alternation(_ONES)})?|{_alternation(_TEENS | _ONES)})"
 _BELOW_1000 = rf"(?:(?:{_BELOW_100}\s)?hundred(?:\s(?:and\s)?{_BELOW_100})?|{_BELOW_100})"
-_ENGLISH = rf"\b(?:{_alternation(_ZERO_WORDS)}|{_BELOW_1000}(?:\s(?:thousand|million)(?:\s(?:and\s)?{_BELOW_1000})?)*)\b"
-# Nearly all Korean numerals are also syllables of other words (이 is "this", 네 "yes", 세 in 세계 "world"). So
-# a numeral counts only at the start of a word and before a counter. A long native numeral also counts alone,
-# perhaps with a particle, and any numeral counts as the whole text.
+_SCALED = rf"(?:\s(?:thousand|million)(?:\s(?:and\s)?{_BELOW_1000})?)*"
+_ENGLISH = rf"\b(?:{_alternation(_ZERO_WORDS)}|{_BELOW_1000}{_SCALED})\b"
+# Nearly all Korean numerals are also syllables of other words: 이 is "this", 네 "yes", 세계 "world".
+# So a numeral counts only at the start of a word and before a counter. A long native numeral also counts
+# alone, perhaps with a particle, and any numeral counts as the whole text.
 _COUNTERS = _alternation(
     ["명", "분", "사람", "마리", "개", "권", "장", "병", "잔", "채", "그루", "송이", "켤레", "쌍", "살"]
 )
@@ -74,8 +75,8 @@ def first_number(text: str) -> float | None:
 
     - digits of any script, with thousands separators, a decimal point or a minus sign;
     - English words up to the millions, where "none", "no one" and "nobody" are 0;
-    - Korean numerals before a counter (세 명, 열두 마리, 이십삼 개), long native numerals alone (다섯입니다), or
-      any numeral as the whole text (삼).
+    - Korean numerals before a counter (세 명, 열두 마리, 이십삼 개), long native numerals alone
+      (다섯입니다), or any numeral as the whole text (삼).
 
     Digits longer than MAX_DIGITS are skipped.
     """

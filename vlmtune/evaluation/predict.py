@@ -1,7 +1,7 @@
 """Answer images or rows. Answers are written as they come, so that a killed run can be resumed.
 
 OUTPUT_DIR/predict.yaml            what is answered and by which model; a run with other options cannot resume
-OUTPUT_DIR/parts/PIECE-ROW.jsonl   finished rows up to this row of this piece; each file is written in one move
+OUTPUT_DIR/parts/PIECE-ROW.jsonl   finished rows up to this row of this piece; a file is written in one move
 OUTPUT_DIR/predictions.jsonl       or .parquet: all rows in the order of the data, written at the end
 """
 
@@ -61,7 +61,7 @@ class PredictResult:
         """One row for each image or data row, in the order of the data.
 
         Columns: `source`, `images` (paths or URLs), `question`, `answer`, `reference` (the answer in the
-        data, if any), `error` (None if the row was answered).
+        data, if any), `error` (missing if the row was answered).
         """
         return read_predictions(self.predictions_file)
 

@@ -76,7 +76,8 @@ def pieces_of(data_path: str, question: str | None, **rules: Any) -> Sequence[Pi
         paths = image_paths(data_path)
         if not paths:
             raise DataError(
-                f"--data_path {data_path}: there is no image ({', '.join(SUFFIXES[:4])} …), so there is nothing to ask about"
+                f"--data_path {data_path}: there is no image ({', '.join(SUFFIXES[:4])} …), so there is "
+                "nothing to ask about"
             )
         return [
             ImageList(tuple(paths[at : at + IMAGES_PER_PIECE]), question)
@@ -119,7 +120,8 @@ def read_questions(
     """Read the rows of a piece from number `first` on.
 
     Yields:
-        {"row": a `QuestionRow`, "example": its `EncodedExample`, or None if it cannot be answered}; both pickled.
+        {"row": a `QuestionRow`, "example": its `EncodedExample`, or None if it cannot be answered}, both as
+        pickled bytes.
     """
     encoder = _question_encoder(model, raw_pixels)
     for number, (source, record, error) in enumerate(_records(piece)):

@@ -1,7 +1,7 @@
 """The search: its space, sampler, trials and results.
 
-`vlmtune.search` is also the function `vlmtune.search(settings)`. Python replaces that function by this package
-as soon as a module of the package is imported. So the package can be called as well, with the same meaning.
+`vlmtune.search` is also a function, `vlmtune.search(settings)`. As soon as a module of this package is
+imported, Python puts the package in the function's place. So the package can be called too.
 """
 
 from __future__ import annotations

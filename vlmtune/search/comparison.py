@@ -135,8 +135,8 @@ def compare(
         return NoComparison(NO_TEST_ROWS)
     seed = settings.training.seed
     rows = sample_rows(test_rows, seed)
-    text = f"{len(rows)} of {len(test_rows)} rows that no trial saw are answered, by the base and by the adapters"
-    logger.info(labelled("Test", text))
+    text = f"{len(rows)} of {len(test_rows)} rows that no trial saw are answered"
+    logger.info(labelled("Test", f"{text}, by the base and by the adapters"))
     try:
         compared = _answer(settings, store, cluster, rows, best, baseline)
     except (UserError, RayError) as error:

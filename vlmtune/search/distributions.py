@@ -35,7 +35,7 @@ class Trial(Protocol):
 
 @dataclass(frozen=True)
 class Categorical:
-    """One of several values without order. `exhaustive`: whether it is a grid, of which every value is run."""
+    """One of several values without order; a grid, of which every value is run, is `exhaustive`."""
 
     values: tuple[Any, ...]
     exhaustive: bool

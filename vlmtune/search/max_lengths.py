@@ -21,8 +21,8 @@ def usable_max_lengths(
 ) -> tuple[dict[str, Any], list[str]]:
     """Remove values of `max_length` that are too small for the images of a training row.
 
-    With `on_long_row="skip"`, rows that do not even fit the largest value are left out of every trial, so that
-    all trials train on the same rows. They are not considered here.
+    With `on_long_row="skip"`, rows that do not even fit the largest value are left out of every trial, so
+    that all trials train on the same rows. They are not considered here.
 
     Args:
         search_space: as in the config; it is checked by `Space.parse`. An expression stays as it is.
@@ -42,7 +42,8 @@ def usable_max_lengths(
     considered = rows[required <= largest] if on_long_row == "skip" else rows
     if not len(considered):
         raise DataError(
-            f"search_space: {key}: no training row fits {largest:g} tokens; the shortest needs {required.min()}"
+            f"search_space: {key}: no training row fits {largest:g} tokens; the shortest needs "
+            f"{required.min()}"
         )
     longest = considered[np.argmax(store.column("required")[considered])]
     floor = int(store.column("required")[longest])
@@ -77,7 +78,7 @@ def searched_max_lengths(search_space: Mapping[str, Any]) -> list[int | None]:
 
 
 def _without_values_below(entry: Mapping[str, Any], floor: int) -> tuple[Any, str]:
-    """A distribution without its values below `floor`, and the removed values in words. Some value is left."""
+    """A distribution without its values below `floor`, of which it has others; the removed ones in words."""
     ((kind, arguments),) = entry.items()
     if kind not in RANGES:
         removed = sorted(value for value in arguments if length_limit(value) < floor)

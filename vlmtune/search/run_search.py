@@ -63,7 +63,7 @@ def check_search(settings: Settings) -> None:
 
 
 def usable_space(session: Session) -> Space:
-    """The search space without values of `max_length` that the prepared rows do not fit; logs what is removed.
+    """The search space without values of `max_length` that the rows do not fit; logs what is removed.
 
     Raises:
         DataError: no value of `max_length` is left.
@@ -90,7 +90,7 @@ def announce(settings: Settings, space: Space, cluster: Cluster) -> None:
     logger.info(labelled("Search", text))
     if space.baseline_outside and not space.is_grid:
         outside = ", ".join(space.baseline_outside)
-        text = f"the first trial is the baseline (the config's values), whose {outside} is outside the search space"
+        text = f"the baseline (the config's values) has {outside} outside the search space"
         logger.info(labelled("", text))
     if cluster.dashboard:
         logger.info(labelled("Dashboard", cluster.dashboard))

@@ -70,12 +70,12 @@ class Space:
         space = cls(
             _replace(settings, constants), distributions, sort_expressions(expressions), constants, names
         )
-        space._check()
+        check_space(space)
         return space
 
     def __bool__(self) -> bool:
-        # Ray asks whether there is a space. Without this method Python would ask for its length, which a space
-        # that is not a grid does not have.
+        # Ray asks whether there is a space. Without this method Python would ask for its length, which only a
+        # grid has.
         return True
 
     def __len__(self) -> int:
@@ -108,7 +108,7 @@ class Space:
         }
 
     def baseline_parameters(self) -> dict[str, Any]:
-        """The baseline as Optuna stores it, for `study.enqueue_trial` and OptunaSearch's `points_to_evaluate`."""
+        """The baseline as Optuna stores it, for OptunaSearch's `points_to_evaluate`."""
         baseline, outside = self.baseline, self.baseline_outside
         return {
             name: distribution.parameter(baseline[name])
@@ -136,7 +136,7 @@ class Space:
         return self._complete(drawn)
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every point of a grid, the last option varying fastest. The baseline comes first if it is one of them.
+        """Every point of a grid, the last option varying fastest; the baseline comes first if it is one.
 
         Raises:
             TypeError: the space is not a grid.
@@ -148,7 +148,7 @@ class Space:
         return sorted(points, key=lambda point: point != baseline)
 
     def corners(self) -> Iterator[dict[str, Any]]:
-        """The option values at the ends of the distributions: each end once, then up to MAX_CORNERS combinations."""
+        """The option values at the ends of the distributions: each end once, then some combinations."""
         first = {name: one.ends[0] for name, one in self.distributions.items()}
         each = ({**first, name: end} for name, one in self.distributions.items() for end in one.ends)
         combinations = itertools.islice(self._combinations(), MAX_CORNERS)
@@ -172,29 +172,27 @@ class Space:
             values[name] = _read_result(expression.evaluate(variables, label), flag(name), where)
         return {**{name: values[name] for name in self.names}, **self.constants}
 
-    def _check(self) -> None:
-        """Raises ConfigError for a mix of grids and others, an unknown variable, or values that do not fit."""
-        grids = {
-            name
-            for name, one in self.distributions.items()
-            if isinstance(one, Categorical) and one.exhaustive
-        }
-        others = [name for name in self.distributions if name not in grids]
-        if grids and others:
-            raise ConfigError(
-                f"search_space: {others[0]}: is drawn, but {next(iter(grids))} is a grid; make all of them "
-                "grids, or none"
-            )
-        for name, expression in self.expressions.items():
-            for variable in expression.variables:
-                if variable not in flags():
-                    numbers = (one.name for one in flags().values() if one.kind in ("int", "float"))
-                    raise ConfigError(
-                        f'search_space: {name}: expr "{expression.text}" names {variable}, which is no option'
-                        f"{nearest(variable, [*self.names, *numbers])}"
-                    )
-        for values in self.corners():
-            _replace(self.settings, values)
+
+def check_space(space: Space) -> None:
+    """Raises ConfigError for a mix of grids and others, an unknown variable, or values that do not fit."""
+    grids = [
+        name for name, one in space.distributions.items() if isinstance(one, Categorical) and one.exhaustive
+    ]
+    others = [name for name in space.distributions if name not in grids]
+    if grids and others:
+        raise ConfigError(
+            f"search_space: {others[0]}: is drawn, but {grids[0]} is a grid; make all of them grids, or none"
+        )
+    for name, expression in space.expressions.items():
+        for variable in expression.variables:
+            if variable not in flags():
+                numbers = (one.name for one in flags().values() if one.kind in ("int", "float"))
+                raise ConfigError(
+                    f'search_space: {name}: expr "{expression.text}" names {variable}, which is no option'
+                    f"{nearest(variable, [*space.names, *numbers])}"
+                )
+    for values in space.corners():
+        _replace(space.settings, values)
 
 
 def _typed(drawn: dict[str, Any]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def make_runner(
 
 
 def unpackable_reason(settings: Settings, space: Space) -> str | None:
-    """The option of some trial that does not allow packing, in a few words; None if all trials can be packed."""
+    """The option of some trial that does not allow packing, in a few words; None if there is none."""
     from vlmtune.packed.packable import not_packable
 
     if "peak_memory" in (settings.search.metric, *(settings.search.more_metrics or ())):

@@ -59,7 +59,9 @@ def write_results(session: Session, space: Space, trials: list[TrialResult], cur
         comparison = compare(chosen, store, session.cluster, f"{folder}/best", other_baseline)
         if isinstance(comparison, Comparison):
             measured = {**metrics, "test": comparison.to_dict()}
-            write_card_and_metrics(f"{folder}/best", chosen, measured, trained_on, comparison.model_card_rows())
+            write_card_and_metrics(
+                f"{folder}/best", chosen, measured, trained_on, comparison.model_card_rows()
+            )
         shown = ReportTrials(trials, curves, objectives_of(settings), best, baseline)
         write_report(session, space, chosen, shown, comparison)
     table = trials_table(trials, space.names, objectives_of(settings))

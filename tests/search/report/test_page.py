@@ -3,10 +3,10 @@ data becomes part of it."""
 
 import re
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from page_kit import Links
+from search_kit import trial
 
 from vlmtune.config.settings import Settings
 from vlmtune.search.comparison import (
@@ -19,28 +19,11 @@ from vlmtune.search.comparison import (
 )
 from vlmtune.search.report.answers import GALLERY_ROWS
 from vlmtune.search.report.charts import ReportTrials
-from vlmtune.search.report.importance import ENOUGH_TRIALS, importances
 from vlmtune.search.report.page import report_page
-from vlmtune.search.report.plot import Scale
 from vlmtune.search.report.report_data import SearchReport
-from vlmtune.search.report.training_time import training_seconds
 from vlmtune.search.trial_results import COMPLETE, FAILED, INFEASIBLE, PRUNED, TrialResult
 
 PIXEL = "data:image/jpeg;base64,AAAA"
-
-
-def trial(number: int, rate: float, state: str = COMPLETE, **metrics: Any) -> TrialResult:
-    """A trial that is the better, the nearer its rate is to 1e-3."""
-    step = 8 if state == COMPLETE else 2
-    known = {"eval_loss": abs(rate - 1e-3) * 100 + 0.1, "step": step, "max_steps": 8, "seconds": 5.0 * step}
-    if state in (FAILED, INFEASIBLE):
-        known = {}
-    values = {
-        "learning_rate": rate,
-        "lora_r": 4 * (1 + number % 2),
-        "lora_target_modules": ["q_proj"] if number % 3 else "all-linear",
-    }
-    return TrialResult(f"t{number}", values, state, {**known, **metrics})
 
 
 @pytest.fixture
@@ -135,40 +118,6 @@ def test_a_search_of_one_trial_has_a_page(report: SearchReport, rows: list[Trial
     text = report_page(replace(report, trials=alone, names=["learning_rate"], drawn=["learning_rate"]))
     assert "What mattered" not in text
     assert "Searching found nothing better than the baseline (the config&#x27;s values)" in text
-
-
-def test_pruning_saves_what_a_trial_had_left_at_its_own_pace(rows: list[TrialResult]) -> None:
-    assert training_seconds(rows) == (3 * 40 + 5 * 10, 5 * 10, 5 * 30)
-
-
-def test_importance_finds_what_decides_and_is_silent_on_few_trials() -> None:
-    rates = [1e-3 * 1.5**number for number in range(12)]
-    many = [trial(number, rate) for number, rate in enumerate(rates)]
-    found = importances(many, {}, ["lora_r", "learning_rate"], "eval_loss", "min")
-    assert found is not None
-    shares, of = found
-    assert next(iter(shares)) == "learning_rate" and sum(shares.values()) == pytest.approx(1)
-    assert of == "eval_loss at the end, 12 trials"
-    assert importances(many[: ENOUGH_TRIALS - 1], {}, ["learning_rate"], "eval_loss", "min") is None
-    same = [replace(row, values={"lora_r": 4}) for row in many]
-    assert importances(same, {}, ["lora_r"], "eval_loss", "min") is None, "nothing varied"
-
-
-@pytest.mark.parametrize(
-    ("values", "ticks"),
-    [
-        ([0.0, 10.0], ["0", "5", "10"]),
-        ([1e-4, 1e-1], ["0.0001", "0.001", "0.01", "0.1"]),
-        ([0.02, 0.6], ["0.02", "0.05", "0.1", "0.2", "0.5"]),
-        ([3.0, 3.0], ["2", "3", "4"]),
-        ([-2.0, 2.0], ["-2", "-1", "0", "1", "2"]),
-    ],
-)
-def test_axes_have_a_handful_of_round_numbers_within_them(values: list[float], ticks: list[str]) -> None:
-    scale = Scale.of(values)
-    assert [text for _, text in scale.ticks()] == ticks
-    assert all(0 <= scale.at(value) <= 1 for value in values)
-    assert scale.at(scale.low) == 0 and scale.at(scale.high) == 1
 
 
 def test_several_objectives_show_their_trade_offs(report: SearchReport) -> None:

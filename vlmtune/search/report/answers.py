@@ -13,8 +13,8 @@ TEXT_LENGTH = 400  # characters of a question or answer in the gallery
 MODELS = {BASE: "the base alone", BASELINE: "the baseline (the config's values)", BEST: "the best adapter"}
 SHORT_NAMES = {BASE: "base", BASELINE: "baseline", BEST: "best"}  # for a table on a phone
 REFIT_NOTE = (
-    "The best adapter was trained once more for this, on the evaluation rows too; the plots show its trial in "
-    "the search. "
+    "The best adapter was trained once more for this, on the evaluation rows too; the plots show its trial "
+    "in the search. "
 )
 
 
@@ -40,9 +40,10 @@ def before_and_after(comparison: Comparison, *, refit: bool) -> str:
     drawn = "" if len(comparison.rows) == comparison.total else f", drawn from {comparison.total}"
     note = (
         f'<p class="soft small">{REFIT_NOTE if refit else ""}'
-        f"{len(comparison.rows)} test rows{drawn}: no trial trained on them or was chosen by them. Answers are "
-        "greedy. exact match compares the whole text; mae is the mean absolute error of the number in it. "
-        "Intervals are 95 % bootstrap intervals over images; those of differences are paired.</p>"
+        f"{len(comparison.rows)} test rows{drawn}: no trial trained on them or was chosen by them. "
+        "Answers are greedy. exact match compares the whole text; mae is the mean absolute error of "
+        "the number in it. Intervals are 95 % bootstrap intervals over images; those of differences are "
+        "paired.</p>"
     )
     return section("Before and after, on test rows", f'<div class="versus">{table(head, rows)}</div>', note)
 

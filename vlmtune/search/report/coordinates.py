@@ -1,4 +1,4 @@
-"""Parallel coordinates: a vertical axis for each searched option and the metric, and a line for each trial."""
+"""Parallel coordinates: a vertical axis for each searched option and the metric, a line for each trial."""
 
 from collections.abc import Sequence
 from html import escape
@@ -61,7 +61,8 @@ def _top(scale: Scale, value: float) -> float:
 
 def _axis(left: int, scale: Scale, name: str) -> str:
     ticks = "".join(
-        f'<text x="{left - 6}" y="{_top(scale, value) + 4:.1f}" text-anchor="end" {HALO}>{escape(text)}</text>'
+        f'<text x="{left - 6}" y="{_top(scale, value) + 4:.1f}" text-anchor="end" {HALO}>'
+        f"{escape(text)}</text>"
         for value, text in scale.ticks()
     )
     upright = f'<line x1="{left}" x2="{left}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="var(--soft)"/>'

@@ -34,10 +34,9 @@ def verdict(report: SearchReport) -> str:
         name = comparison.metrics[0]
         head = f"On {comparison.summary_line()}"
         lines = [best, _on_evaluation_rows(trials)]
-        lines += [
-            f"{name.replace('_', ' ')} against {MODELS[other]}: {format_gain(name, gains[name])}, a 95 % interval"
-            for other, gains in comparison.gains.items()
-        ]
+        for other, gains in comparison.gains.items():
+            gain = f"{name.replace('_', ' ')} against {MODELS[other]}: {format_gain(name, gains[name])}"
+            lines.append(f"{gain}, a 95 % interval")
         if trials.best is trials.baseline:
             lines.append("Searching found nothing better than the baseline (the config's values)")
         better = all(gains[name].value >= 0 for gains in comparison.gains.values())
