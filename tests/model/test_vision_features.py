@@ -5,10 +5,12 @@ import pytest
 import torch
 import transformers as tf
 from model.tiny_qwen import batch_of_two, qwen2_5_vl, qwen3_vl
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vlmtune.model.deepstack import use_dense_deepstack
 from vlmtune.model.vision_attention import use_varlen_attention
 from vlmtune.model.vision_features import (
+    OutputLayout,
     VisionFeatures,
     decoder_difference,
     encodes_images_apart,
@@ -102,3 +104,14 @@ def test_room_and_models_without_a_token_for_images() -> None:
     assert encodes_images_apart(qwen2_5_vl())
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
     assert not encodes_images_apart(tf.LlamaForCausalLM(tf.LlamaConfig(**sizes)))
+
+
+@pytest.mark.parametrize("sequence", [list, tuple])
+def test_tensors_of_images_and_of_levels_are_told_apart_by_their_tokens(sequence: Any) -> None:
+    output = BaseModelOutputWithPooling(pooler_output=sequence([torch.zeros(3, 2), torch.ones(3, 2)]))
+    images, (joined,) = OutputLayout.of(output, tokens=6)
+    assert images.fields == {"pooler_output": ("images", 1)}
+    assert joined.shape == (6, 2)
+    levels, leaves = OutputLayout.of(output, tokens=3)
+    assert levels.fields == {"pooler_output": ("levels", 2)}
+    assert [tuple(leaf.shape) for leaf in leaves] == [(3, 2), (3, 2)]

@@ -60,14 +60,12 @@ class VisionFeatures:
         assert self.layout is not None, "features were computed or cached"
         return self.layout.inputs(features)
 
-    def compute(
-        self, rows: Sequence[int], tokens: Sequence[int] | None, batch: Batch
-    ) -> list[RowFeatures] | None:
+    def compute(self, rows: Sequence[int], tokens: Sequence[int], batch: Batch) -> list[RowFeatures] | None:
         """Run the tower on a batch, and cache its rows' features as far as there is memory.
 
         Args:
             rows: numbers of the batch's rows with images, in order.
-            tokens: their image tokens; None for a single row.
+            tokens: their image tokens.
             batch: the model's inputs, on the device, with pixels.
 
         Returns:
@@ -110,18 +108,12 @@ class VisionFeatures:
         self.note(f"vision features are not cached, pixels go through the tower in every epoch: {reason}")
 
     @torch.no_grad()
-    def _run_tower(
-        self, tokens: Sequence[int] | None, batch: Batch
-    ) -> tuple[list[RowFeatures], OutputLayout]:
+    def _run_tower(self, tokens: Sequence[int], batch: Batch) -> tuple[list[RowFeatures], OutputLayout]:
         encode = self.base.base_model.get_image_features
         known = inspect.signature(encode).parameters
         output = encode(**{name: tensor for name, tensor in batch.items() if name in known})
-        layout, leaves = OutputLayout.of(output)
-        sizes = [len(leaves[0])] if tokens is None else list(tokens)
-        if any(len(leaf) != sum(sizes) for leaf in leaves):
-            found = ", ".join(str(len(leaf)) for leaf in leaves)
-            raise UnsupportedTowerError(f"the tower gives {found} vectors for {sum(sizes)} image tokens")
-        by_row = zip(*(leaf.split(sizes) for leaf in leaves), strict=True)
+        layout, leaves = OutputLayout.of(output, sum(tokens))
+        by_row = zip(*(leaf.split(list(tokens)) for leaf in leaves), strict=True)
         return [list(row) for row in by_row], layout
 
 
@@ -148,8 +140,8 @@ class OutputLayout:
     fields: dict[str, tuple[str, int]]
 
     @classmethod
-    def of(cls, output: Any) -> tuple[OutputLayout, list[Tensor]]:
-        """The layout of an output, and its tensors.
+    def of(cls, output: Any, tokens: int) -> tuple[OutputLayout, list[Tensor]]:
+        """The layout of an output for `tokens` image tokens, and its tensors [tokens, D].
 
         Raises:
             UnsupportedTowerError: it has something else in it.
@@ -160,11 +152,12 @@ class OutputLayout:
         leaves: list[Tensor] = []
         for name, value in output.items():
             if name not in UNUSED:
-                shape, parts = _parts(value)
+                shape, parts = _parts(value, tokens)
                 fields[name] = shape, len(parts)
                 leaves += parts
-        if not leaves:
-            raise UnsupportedTowerError("the tower's output has no vectors for the decoder")
+        if not leaves or any(len(leaf) != tokens for leaf in leaves):
+            sizes = ", ".join(str(len(leaf)) for leaf in leaves)
+            raise UnsupportedTowerError(f"the tower gives {sizes or 'no'} vectors for {tokens} image tokens")
         return cls(type(output), fields), leaves
 
     def inputs(self, rows: Sequence[RowFeatures]) -> dict[str, Any]:
@@ -186,13 +179,15 @@ def _joined(shape: str, tensors: list[Tensor]) -> Any:
     return tensors if shape == "levels" else [(tensor,) for tensor in tensors]
 
 
-def _parts(value: Any) -> tuple[str, list[Tensor]]:
-    """The shape of a field's value, as `OutputLayout` names it, and its tensors [image tokens, D]."""
+def _parts(value: Any, tokens: int) -> tuple[str, list[Tensor]]:
+    """The shape of a field's value, as `OutputLayout` names it, and its tensors [tokens, D]."""
     if isinstance(value, Tensor):
         return "tensor", [value.flatten(0, -2)]
     if isinstance(value, list | tuple) and value and all(isinstance(part, Tensor) for part in value):
         flat = [part.flatten(0, -2) for part in value]
-        return ("levels", flat) if isinstance(value, list) else ("images", [torch.cat(flat)])
+        if len(flat) > 1 and all(len(part) == tokens for part in flat):
+            return "levels", flat
+        return "images", [torch.cat(flat)]
     if isinstance(value, list | tuple) and value and all(isinstance(part, list | tuple) for part in value):
         return "levels of images", [torch.cat([image.flatten(0, -2) for image in level]) for level in value]
     raise UnsupportedTowerError(f"the tower's output has a {type(value).__name__} in it")

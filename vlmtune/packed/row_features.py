@@ -77,7 +77,8 @@ class PackedVisionFeatures:
             if ":" not in name
         }
         batch = meta.pixels.normalize(tensors, self.base.dtype)
-        computed = self.cache.compute([row.number], None, batch)
+        tokens = int((batch["input_ids"] == self.cache.image_token_id).sum())
+        computed = self.cache.compute([row.number], [tokens], batch)
         return None if computed is None else computed[0]
 
 
@@ -92,7 +93,7 @@ class MllamaFeatures(VisionFeatures):
 
     @torch.no_grad()
     def compute(
-        self, rows: Sequence[int], tokens: Sequence[int] | None, batch: dict[str, Tensor]
+        self, rows: Sequence[int], tokens: Sequence[int], batch: dict[str, Tensor]
     ) -> list[RowFeatures] | None:
         """The features of one row, cached if there is memory for them."""
         model = self.base.base_model
