@@ -42,7 +42,7 @@ class ModelRef:
             and "AutoModelForImageTextToText" not in remote_classes
         ):
             raise ModelError(
-                f"{self.name} is no vision-language model (its type is {config.model_type!r}): "
+                f"{self.name} is not a vision-language model (its type is {config.model_type!r}): "
                 "give one that AutoModelForImageTextToText loads, for example llava-hf/llava-1.5-7b-hf"
             )
         return config

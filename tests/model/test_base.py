@@ -187,7 +187,7 @@ def test_a_missing_shard(models: Path, llava: Path):
 def test_a_broken_index(llava: Path):
     (llava / "model.safetensors").unlink()
     (llava / "model.safetensors.index.json").write_text("[1, 2]")
-    refused(llava, r"index\.json is no index of weight shards")
+    refused(llava, r"index\.json is not an index of weight shards")
 
 
 def test_a_missing_tensor_is_not_made_up(llava: Path):
@@ -243,7 +243,7 @@ def test_a_text_model(models: Path, tmp_path: Path):
         hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=300
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path)
-    refused(tmp_path, "is no vision-language model .*'llama'")
+    refused(tmp_path, "is not a vision-language model .*'llama'")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(models / "llava" / file, tmp_path)
     edit_json(tmp_path / "tokenizer_config.json", processor_class=None)

@@ -529,8 +529,8 @@ def refused(base: PreTrainedModel, folder: Path, message: str) -> None:
 
 def test_a_folder_that_is_no_adapter(models: Path, tmp_path: Path):
     base = load_base_for(models, "llava")
-    refused(base, tmp_path / "nowhere", "is no adapter: it has no adapter_config.json")
-    refused(base, models / "llava", "is no adapter: it has no adapter_config.json")
+    refused(base, tmp_path / "nowhere", "is not an adapter: it has no adapter_config.json")
+    refused(base, models / "llava", "is not an adapter: it has no adapter_config.json")
 
 
 def test_damaged_adapters(models: Path, saved: Path, tmp_path: Path):

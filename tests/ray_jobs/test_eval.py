@@ -179,9 +179,9 @@ def test_bad_adapters_are_one_plain_line_and_nothing_is_written(
         (
             ["--adapter", tmp_path / "absent"],
             ModelError,
-            r"absent is no adapter: it has no adapter_config\.json",
+            r"absent is not an adapter: it has no adapter_config\.json",
         ),
-        (["--adapter", models / "llava"], ModelError, r"llava is no adapter: it has no adapter_config\.json"),
+        (["--adapter", models / "llava"], ModelError, r"llava is not an adapter: it has no adapter_config\.json"),
         (
             ["--adapter", llava, "--model_name_or_path", models / "mllama"],
             ModelError,

@@ -144,7 +144,7 @@ def test_bad_input_is_one_plain_line_and_nothing_is_written(
             "nf4 is stored quantized, and an adapter is merged into full-",
         ),
         (["--merge", "--model_name_or_path", models / "mllama"], ModelError, "does not fit the base"),
-        (["--state_dict", "--adapter", tmp_path], ModelError, "is no adapter"),
+        (["--state_dict", "--adapter", tmp_path], ModelError, "is not an adapter"),
         (
             ["--merge", "--output_dir", tmp_path / "full"],
             ConfigError,

@@ -141,7 +141,7 @@ def test_bad_input_is_one_plain_line_and_nothing_is_written(
             ConfigError,
             "--format: invalid choice: 'csv'",
         ),
-        (["--data_path", mall, "--adapter", tmp_path / "empty"], ModelError, "empty is no adapter"),
+        (["--data_path", mall, "--adapter", tmp_path / "empty"], ModelError, "empty is not an adapter"),
         (
             ["--data_path", mall, "--model_name_or_path", models / "mllama"],
             ModelError,

@@ -1,8 +1,7 @@
 """Find, check, load, quantise and freeze a vision-language base model.
 
-Everything that is wrong with the model's name, its folder, the licence or the network becomes a `ModelError`
-of one plain line. Out of
-memory stays `torch.OutOfMemoryError`, because a search treats it as an infeasible trial and not as a mistake.
+What is wrong with the model's name, folder, licence or network is raised as a `ModelError` of one line. Out
+of memory stays `torch.OutOfMemoryError`, because a search treats it as an infeasible trial, not as a mistake.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ WEIGHT_FILES = (
 
 
 def check_model(ref: ModelRef) -> PreTrainedConfig:
-    """The model's config, after everything about the model that can be checked without reading its weights.
+    """The model's config, after all checks that need not read its weights.
 
-    Of a folder, it also opens every weight file's header (milliseconds, whatever the size), which finds
+    In a folder the header of every weight file is read as well (milliseconds at any size), which finds
     missing and truncated shards.
 
     Raises:
@@ -58,19 +57,19 @@ def load_base(
 ) -> PreTrainedModel:
     """The frozen base model on `device`: no parameter requires a gradient, and the key-value cache is off.
 
-    `nf4` and `int8` quantise every linear layer but the output head, the vision tower's too, as transformers
-    does by default;
-    embeddings, norms, convolutions and the head stay in `dtype`, which is also the dtype of the computation.
-    `int8` means 8-bit
-    weights with arithmetic in `dtype` (`vlmtune.model.frozen`); `llm_int8` asks for bitsandbytes' LLM.int8
-    instead, whose activations
-    are 8-bit too. `dequantized` holds the values of nf4 or int8 once in `dtype`. `fp8` multiplies the language
-    model's linear layers in
-    8-bit floats. `dtype` None is `default_dtype(device)`, "auto" is the one that the model was saved in.
+    Args:
+        quantization: nf4 and int8 quantise every linear layer but the output head, the vision tower's too,
+            as transformers does by default. int8 means 8-bit weights with arithmetic in `dtype`. fp8
+            multiplies the language model's linear layers in 8-bit floats. See `vlmtune.model.frozen`.
+        dtype: of the computation, and of embeddings, norms, convolutions and the head; None is
+            `default_dtype(device)`, "auto" the one that the model was saved in.
+        nested_quant: quantise nf4's scales as well.
+        llm_int8: use bitsandbytes' LLM.int8 for int8, whose activations are 8-bit too.
+        dequantized: hold the values of nf4 or int8 once in `dtype`.
 
     Raises:
-        ModelError: as `check_model`; also weights that are missing or of another shape, or that are stored
-        in another quantisation.
+        ModelError: as `check_model`; also if weights are missing, have another shape, or are stored in
+            another quantization.
         torch.OutOfMemoryError: the model does not fit on the device.
     """
     import torch
@@ -138,9 +137,8 @@ def load_base_for(settings: Settings, device: torch.device, *, dequantized: bool
 def default_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 on a GPU that computes in it, else float32.
 
-    float16 is never chosen unasked: on an older GPU it is the faster one, but it needs the trainer's loss
-    scaling, and models trained in
-    bfloat16 can overflow in it.
+    float16 is never the default. It is faster on an older GPU, but it needs the trainer's loss scaling, and
+    models trained in bfloat16 can overflow in it.
     """
     import torch
 
@@ -180,9 +178,13 @@ def _bitsandbytes_config(
 
 
 def _stored_quantization(name: str, config: PreTrainedConfig, wanted: Quantization) -> dict[str, Any] | None:
-    """The quantisation that the weights were saved in, if any. They can only be loaded as they are;
-    transformers would drop another wish
-    with a warning."""
+    """The quantization config that the weights were saved with, if any.
+
+    They can only be loaded with it; transformers would ignore any other with a warning.
+
+    Raises:
+        ModelError: it is another quantization than `wanted`.
+    """
     stored: dict[str, Any] | None = getattr(config, "quantization_config", None)
     if stored is None:
         return None
@@ -193,11 +195,8 @@ def _stored_quantization(name: str, config: PreTrainedConfig, wanted: Quantizati
     else:
         kind = str(stored.get("quant_method", "an unknown quantization"))
     if kind != wanted:
-        way_out = (
-            f"use --quantization {kind}"
-            if kind in ("nf4", "int8")
-            else "give the model that it was made from"
-        )
+        can_load = kind in ("nf4", "int8")
+        way_out = f"use --quantization {kind}" if can_load else "give the model that it was made from"
         raise ModelError(
             f"{name} is stored in {kind}, so it cannot be loaded with --quantization {wanted}: {way_out}"
         )
@@ -207,23 +206,26 @@ def _stored_quantization(name: str, config: PreTrainedConfig, wanted: Quantizati
 def _check_weight_files(folder: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
-    found = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
-    if found is None:
+    weights = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
+    if weights is None:
         raise ModelError(
-            f"{folder} has a config.json but no weights ({' or '.join(WEIGHT_FILES[::2])}): copy or download them again"
+            f"{folder} has a config.json but no weights ({' or '.join(WEIGHT_FILES[::2])}): copy or download "
+            "them again"
         )
-    shards = [found]
-    if found.suffix == ".json":
+    shards = [weights]
+    if weights.suffix == ".json":
         try:
-            shards = [
-                folder / shard for shard in sorted(set(json.loads(found.read_bytes())["weight_map"].values()))
-            ]
+            names = set(json.loads(weights.read_bytes())["weight_map"].values())
+            shards = [folder / shard for shard in sorted(names)]
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ModelError(f"{found} is no index of weight shards: copy or download it again") from None
+            raise ModelError(
+                f"{weights} is not an index of weight shards: copy or download it again"
+            ) from None
     for shard in shards:
         if not shard.is_file():
             raise ModelError(
-                f"{folder} is incomplete: {shard.name} is missing ({found.name} names it): copy or download it again"
+                f"{folder} is incomplete: {shard.name} is missing ({weights.name} names it): copy or "
+                "download it again"
             )
         if shard.suffix != ".safetensors":
             continue
@@ -237,8 +239,7 @@ def _check_weight_files(folder: Path) -> None:
 
 
 def _check_loading(name: str, info: dict[str, Any]) -> None:
-    """Refuse a model of which a part came from no file: transformers would fill it with random numbers and
-    go on."""
+    """Refuse a model with tensors that are in no file: transformers would fill them with random numbers."""
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ModelError(
@@ -247,5 +248,6 @@ def _check_loading(name: str, info: dict[str, Any]) -> None:
     if info["mismatched_keys"]:
         key, stored, expected = sorted(info["mismatched_keys"], key=lambda entry: str(entry[0]))[0]
         raise ModelError(
-            f"{name} does not fit its own config.json: {key} is {list(stored)} in the weights, {list(expected)} by the config"
+            f"{name} does not fit its own config.json: {key} is {list(stored)} in the weights, "
+            f"{list(expected)} by the config"
         )

@@ -46,7 +46,7 @@ def capture(module: nn.Module, trained: TrainedLeaves, on_failure: Callable[[str
 
 
 def recapture(module: nn.Module) -> None:
-    """Discard the graphs of `module` and capture new ones, because its parameters lie elsewhere from now on."""
+    """Discard the graphs of `module` and capture new ones, because its parameters have moved."""
     if isinstance(module.forward, CapturedForward):
         module.forward.discard()
 
@@ -206,7 +206,7 @@ class CapturedShape:
         return CAPTURE_OVERHEAD * max(self.activation_bytes - shared, 0) + self.buffer_bytes
 
     def capture(self, run: Callable[[list[Tensor]], Any], pool: Any) -> None:
-        """Capture both passes into a pool of memory that graphs share: one ends before another is replayed."""
+        """Capture both passes into a pool of memory that graphs share, because they never run together."""
         self.forward_graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.forward_graph, pool=pool, capture_error_mode=CAPTURE_ERROR_MODE):
             result = run(self.inputs)

@@ -47,9 +47,10 @@ def choose_plan(model: ModelShapes, load: StepLoad, capacity: float, options: Pl
             return replace(plan, spare=spare, evaluated=evaluated)
     smallest = min(plans, key=lambda plan: estimate_memory(model, load, plan).reserved)
     needed = estimate_memory(model, load, smallest).text()
+    way_out = _what_would_fit(model, load, smallest, room)
     raise DoesNotFitError(
         f"not enough GPU memory: {plan_text(smallest, load)} still takes about {needed}, and "
-        f"{size_text(room)} of {size_text(capacity)} can be used; {_what_would_fit(model, load, smallest, room)}"
+        f"{size_text(room)} of {size_text(capacity)} can be used; {way_out}"
     )
 
 
@@ -63,8 +64,8 @@ def plan_text(plan: StepPlan, load: StepLoad) -> str:
 
 
 def training_seconds(model: ModelShapes, tokens: float) -> float:
-    """About how long training on so many tokens takes: four operations a frozen weight, forward and for the
-    input's gradient."""
+    """About how long training on so many tokens takes, without compiled layers."""
+    # Two operations a frozen weight in the forward pass, and two for the gradient of its input.
     return 4 * model.decoder * tokens / EAGER_RATE
 
 

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from vlmtune.compat.transformers import config_without_padding_mask, run_checkpointed
 from vlmtune.model.offload import OffloadedCheckpoints
 
-# Training, evaluation and their batch sizes, each with a fixed and then a free length. torch's own limit is 8.
+# Training, evaluation and their batch sizes, each with a fixed and then a free length. torch's limit is 8.
 RECOMPILE_LIMIT = 64
 
 

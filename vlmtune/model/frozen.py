@@ -1,16 +1,13 @@
 """How a frozen linear layer computes.
 
-`nf4` stays bitsandbytes' `Linear4bit`: the weight is dequantised to the compute dtype for a plain matmul.
-`int8` is weight-only:
-`Int8Linear` dequantises the 8-bit rows and multiplies in the activations' dtype, so that a row's result does
-not depend on its
-neighbours in the batch, activations may have any number of dimensions, and there is no rounding of
-activations to 8 bits.
-
-`dequantize_layers` holds the values of either once in the compute dtype: the same values, no dequantising at
-each use, two bytes a weight.
-`fp8` multiplies 8-bit floats, weights and activations, forward and backward (`Fp8Linear`): another
-arithmetic, twice as fast on Hopper.
+- nf4 is bitsandbytes' `Linear4bit`: the weight is dequantised to the compute dtype for a plain product.
+- int8 is weight-only (`Int8Linear`): the 8-bit rows are dequantised, and the product is in the activations'
+  dtype. So activations are not rounded to 8 bits, they may have any number of dimensions, and a row's result
+  does not depend on the other rows of its batch.
+- `dequantize_layers` holds the values of either once in the compute dtype: the same values, two bytes a
+  weight, and no dequantising at each use.
+- fp8 multiplies 8-bit floats, weights and activations, forward and backward (`Fp8Linear`). It is another
+  arithmetic, twice as fast on Hopper.
 """
 
 from __future__ import annotations
@@ -32,10 +29,9 @@ FP8_MAX = 448.0
 
 
 class Int8Linear(Linear8bitLt):
-    """A `Linear8bitLt` that computes weight-only: 8-bit rows times their scale, in the dtype of the
-    activations (or of autocast).
+    """A weight-only `Linear8bitLt`: 8-bit rows times their scale, in the activations' (or autocast's) dtype.
 
-    Being a `Linear8bitLt`, it is saved, described and given LoRA by transformers and PEFT as any 8-bit layer.
+    It stays a `Linear8bitLt`, so that transformers saves it and PEFT adapts it as any 8-bit layer.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,8 +45,7 @@ class Int8Linear(Linear8bitLt):
 
 
 class _WeightOnlyInt8(torch.autograd.Function):
-    """`x @ W.T + bias` with W dequantised in forward and again in backward: only 8-bit tensors live between
-    the two."""
+    """`x @ W.T + bias`, with W dequantised in the forward and again in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -70,12 +65,14 @@ class _WeightOnlyInt8(torch.autograd.Function):
 
 
 def int8_rows(module: Linear8bitLt) -> tuple[Tensor, Tensor]:
-    """The stored rows, int8 [out_features, in_features], and the largest magnitude of each, float32
-    [out_features].
+    """The stored rows and the largest magnitude of each.
 
-    bitsandbytes keeps the scale on the parameter until its own first forward pass and then on the module's
-    state; PEFT's merge puts it
-    back on the parameter. Neither place follows the parameter when the whole model changes its device.
+    bitsandbytes keeps the magnitudes on the parameter until its own first forward pass, then on the module's
+    state. PEFT's merge puts them back on the parameter. Neither place follows the parameter to another
+    device.
+
+    Returns:
+        int8 [out_features, in_features], and float32 [out_features].
     """
     weight: Any = module.weight
     scale: Any = module.state.SCB if weight.SCB is None else weight.SCB
@@ -83,22 +80,20 @@ def int8_rows(module: Linear8bitLt) -> tuple[Tensor, Tensor]:
 
 
 def dequantize_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """`weight` int8 [O, D] times `scale` float32 [O] / 127, rounded once to `dtype`; a temporary of O x D
-    elements."""
-    out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
-    return torch.mul(
-        weight, (scale / INT8_MAX).unsqueeze(1), out=out
-    )  # `out` spares a float32 copy of the weight
+    """`weight` int8 [O, D] times `scale` float32 [O] / 127, rounded once to `dtype`; [O, D]."""
+    out = torch.empty(weight.shape, dtype=dtype, device=weight.device)  # spares a float32 copy of the weight
+    return torch.mul(weight, (scale / INT8_MAX).unsqueeze(1), out=out)
 
 
 def dequantize_weight(module: nn.Module, dtype: torch.dtype | None = None) -> Tensor:
-    """The weight [out_features, in_features] that a linear layer multiplies with, in `dtype`.
+    """The weight [out_features, in_features] that a linear layer multiplies with.
 
-    `dtype` None is the layer's own: that in which a 4-bit weight was given, float32 for 8-bit rows, the
-    stored one of a plain layer.
+    Args:
+        dtype: of the result; None is the dtype in which a 4-bit weight was given, float32 for 8-bit rows, and
+            the stored dtype of a plain layer.
 
     Raises:
-        TypeError: the module is no linear layer.
+        TypeError: the module is not a linear layer.
     """
     if isinstance(module, Linear4bit):
         packed: Any = module.weight
@@ -108,22 +103,23 @@ def dequantize_weight(module: nn.Module, dtype: torch.dtype | None = None) -> Te
         return dequantize_rows(*int8_rows(module), dtype or torch.float32)
     if isinstance(module, nn.Linear):
         return module.weight.detach().to(dtype or module.weight.dtype)
-    raise TypeError(f"{type(module).__name__} is no linear layer")
+    raise TypeError(f"{type(module).__name__} is not a linear layer")
 
 
 def prepare_quantized_layers(model: nn.Module, *, llm_int8: bool = False) -> None:
-    """Make the quantised layers of a loaded model compute as this file says, in place; `llm_int8` leaves
-    8-bit layers to bitsandbytes."""
+    """Let the quantised layers of a loaded model compute as this module says, in place.
+
+    Args:
+        llm_int8: leave 8-bit layers to bitsandbytes.
+    """
     for module in model.modules():
         if isinstance(module, Linear4bit):
-            # On CPUs with AVX512-BF16, bitsandbytes repacks the weight at the first evaluation, with scales
-            # rounded to bfloat16, into a
-            # layout that knows no backward pass: training after an evaluation would lose its gradients.
+            # On CPUs with AVX512-BF16 bitsandbytes repacks the weight at the first evaluation, with scales
+            # rounded to bfloat16. That layout has no backward pass, so training after an evaluation would
+            # lose its gradients.
             module.support_avx512bf16_for_cpu = False
         elif type(module) is Linear8bitLt and not llm_int8:
-            module.__class__ = (
-                Int8Linear  # same attributes, other arithmetic; hooks and parameters stay as they are
-            )
+            module.__class__ = Int8Linear  # attributes, hooks and parameters stay
 
 
 def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:
@@ -133,8 +129,7 @@ def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _children(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> list[tuple[nn.Module, str]]:
-    """(parent, name) of the modules wanted. Not the modules themselves: a list of them would keep what is
-    being replaced in memory."""
+    """(parent, name) of each wanted module: a list of the modules would keep replaced ones in memory."""
     return [
         (parent, name)
         for parent in model.modules()
@@ -153,16 +148,17 @@ def _plain_linear(layer: nn.Linear, dtype: torch.dtype) -> nn.Linear:
 
 
 class Fp8Linear(nn.Linear):
-    """A frozen linear layer in 8-bit floats (e4m3): each row of the weight, and each token's activations and
-    gradient, with a scale.
+    """A frozen linear layer in 8-bit floats (e4m3).
 
-    `weight` holds the bits as uint8 [out_features, in_features], so that nothing takes them for a trainable
-    dtype; `transposed` the same
-    bits as [in_features, out_features], because the matrix units read both operands along the summed
-    dimension. Forward and backward
-    use the same weight values: the scales of the rows are multiplied into the gradient before it is rounded.
+    Each row of the weight, and each token's activations and gradient, has a scale. Forward and backward use
+    the same weight values: the scales of the rows are multiplied into the gradient before it is rounded. A
+    device without units for 8-bit floats multiplies the rounded values in the activations' dtype.
 
-    Where the device has no such units the rounded values are multiplied in the dtype of the activations.
+    Attributes:
+        weight: the bits as uint8 [out_features, in_features], which is not a trainable dtype.
+        transposed: the same bits as [in_features, out_features], because the matrix units read both operands
+            along the summed dimension.
+        scale: float32 [out_features].
     """
 
     transposed: Tensor
@@ -179,8 +175,7 @@ class Fp8Linear(nn.Linear):
         self.register_buffer("transposed", bits.view(torch.uint8).t().contiguous(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` [..., in_features] to [..., out_features], in bfloat16 on units that have fp8, else in the
-        dtype of `x` (or autocast)."""
+        """`x` [..., in_features] to [..., out_features], in the dtype of `x` (or autocast)."""
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
@@ -202,8 +197,11 @@ class _Fp8Matmul(torch.autograd.Function):
 
 
 def _scaled_matmul(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """`x` [..., D], rounded to fp8 a row, times `weight` [O, D] (bits) times `scale` [O], to [..., O] in the
-    dtype of `x`."""
+    """`x` [..., D], rounded to fp8 row by row, times `weight` [O, D] (bits) and `scale` [O].
+
+    Returns:
+        [..., O] in the dtype of `x`.
+    """
     rows, row_scale = quantize_rows(x.reshape(-1, x.shape[-1]))
     if has_fp8_units(x.device):
         y = scaled_matmul(rows, weight.view(FP8).t(), row_scale, scale.unsqueeze(0))
@@ -215,23 +213,26 @@ def _scaled_matmul(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`x` [N, D] as e4m3 with the largest magnitude of each row at 448, and the float32 scales [N, 1] that
-    undo it."""
+    """`x` [N, D] as e4m3, with each row's largest magnitude at 448, and the scales that undo it.
+
+    Returns:
+        float8_e4m3fn [N, D], and float32 [N, 1].
+    """
     wide = x.float()
     scale = (wide.abs().amax(-1, keepdim=True) / FP8_MAX).clamp(min=1e-30)
     return (wide / scale).to(FP8), scale
 
 
 def has_fp8_units(device: torch.device) -> bool:
-    """Whether matrix products of 8-bit floats with a scale a row run on `device` (NVIDIA Hopper and
-    later)."""
+    """Whether `device` multiplies 8-bit floats with a scale for each row (NVIDIA Hopper and later)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def make_fp8(language_model: nn.Module) -> None:
-    """Replace the plain linear layers of the language model by `Fp8Linear`, in place. Layers whose sizes are
-    no multiple of 16, which
-    the matrix units need, stay as they are."""
+    """Replace the plain linear layers of the language model by `Fp8Linear`, in place.
+
+    Layers whose sizes are not multiples of 16, which the matrix units need, stay as they are.
+    """
     for parent, name in _children(language_model, _fits_fp8):
         setattr(parent, name, Fp8Linear(getattr(parent, name)))
 

@@ -25,22 +25,23 @@ if TYPE_CHECKING:
 
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL_LINEAR = "all-linear"
-ADAPTER = "default"  # what PEFT calls an adapter that nobody names
+ADAPTER = "default"  # PEFT's own name for an adapter without a name
 
 
 def target_modules(model: PreTrainedModel, names: list[str] | str | None, *, lora_vision: bool) -> list[str]:
     """The full names of the linear layers that get an adapter, in the model's order.
 
-    A list holds bare names (`q_proj`, `self_attn.q_proj`, or full names), and so does a string of word
-    characters and dots. They, the
-    default (None) and `all-linear` mean the language model alone unless `lora_vision`; the output head is
-    never among them. Any other
-    string is a regular expression that a full name must match as a whole, as PEFT takes it.
+    The output head is never among them.
+
+    Args:
+        names: a list of bare names (`q_proj`, `self_attn.q_proj`) or full names; one such name as a string;
+            `all-linear`; None for `DEFAULT_TARGETS`; or a regular expression that a full name must match as
+            a whole, as in PEFT.
+        lora_vision: whether names reach the vision tower and projector too, not the language model alone.
 
     Raises:
-        ModelError: a name or the pattern matches no linear layer, the pattern is no regular expression, or
-        it reaches vision layers
-            without `lora_vision`.
+        ModelError: a name or the pattern matches no linear layer, the pattern is not a regular expression,
+            or it reaches vision layers without `lora_vision`.
     """
     linears = linear_names(model)
     prefix = language_prefix(model)
@@ -53,11 +54,11 @@ def target_modules(model: PreTrainedModel, names: list[str] | str | None, *, lor
     for target in bare:
         if not any(_ends_with(name, target) for name in allowed):
             in_vision = any(_ends_with(name, target) for name in linears)
-            raise ModelError(
-                f"lora_target_modules: {target!r} is found in the vision tower only: add --lora_vision"
-                if in_vision
-                else f"lora_target_modules: no linear layer is called {target!r}; there are {_leaf_names(allowed)}"
-            )
+            if in_vision:
+                problem = f"{target!r} is found in the vision tower only: add --lora_vision"
+            else:
+                problem = f"no linear layer is called {target!r}; there are {_leaf_names(allowed)}"
+            raise ModelError(f"lora_target_modules: {problem}")
     return [name for name in allowed if any(_ends_with(name, target) for target in bare)]
 
 
@@ -72,12 +73,13 @@ def lora_config(
     use_dora: bool = False,
     modules_to_save: list[str] | None = None,
 ) -> LoraConfig:
-    """PEFT's config for adapters on exactly `target_modules`, full names as the function of that name gives
-    them.
+    """PEFT's config for adapters on exactly the layers `target_modules`.
 
     The names are written as short as they can be (bare names, or one pattern below the language model), so
-    that
-    `adapter_config.json` stays readable.
+    that `adapter_config.json` stays readable.
+
+    Args:
+        target_modules: full names, as the function of that name gives them.
     """
     from peft import LoraConfig
 
@@ -94,11 +96,10 @@ def lora_config(
 
 
 def attach(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> PeftModel:
-    """The model with fresh adapters in float32, the only parameters that require gradients (beside
-    `modules_to_save`).
+    """The model with new adapters in float32.
 
-    A of each layer is `initial_a`, B is zero: the same on every device, and torch's random state is left as
-    it was.
+    Only they and `modules_to_save` require gradients. A of each layer is `initial_a` and B is zero: the same
+    on every device. torch's random state stays as it was.
     """
     import torch
     from peft import get_peft_model
@@ -116,10 +117,10 @@ def attach(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> PeftMode
 
 
 def initial_a(module_name: str, rank: int, in_features: int, *, seed: int) -> Tensor:
-    """A's first value, float32 [rank, in_features] on the CPU: PEFT's distribution, uniform within 1 /
-    sqrt(in_features).
+    """The first value of A, float32 [rank, in_features] on the CPU.
 
-    It depends on the layer's name and the seed alone, not on which other layers have adapters.
+    It has PEFT's distribution, uniform within 1 / sqrt(in_features), and depends on the layer's name and the
+    seed alone, not on which other layers have adapters.
     """
     import torch
 
@@ -130,8 +131,7 @@ def initial_a(module_name: str, rank: int, in_features: int, *, seed: int) -> Te
 
 
 def to_fp32(model: nn.Module) -> None:
-    """Cast the trainable parameters to float32 in place. What they lost in a lower precision stays lost: see
-    `keep_adapter_in_fp32`."""
+    """Cast the trainable parameters to float32 in place; digits that they have lost stay lost."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -139,10 +139,11 @@ def to_fp32(model: nn.Module) -> None:
 
 @contextmanager
 def keep_adapter_in_fp32(model: nn.Module) -> Iterator[None]:
-    """For the block in which TRL's SFTTrainer is built: it casts adapters on a quantised base to bfloat16;
-    this puts back their
-    float32 values, bit for bit, in the same parameters. Costs one copy of the trainable parameters for as
-    long as the block runs."""
+    """Put back the float32 values of the trained parameters at the end of the block, bit for bit.
+
+    For the block in which TRL's SFTTrainer is made, which casts adapters on a quantised base to bfloat16.
+    Needs one copy of the trained parameters while the block runs.
+    """
     import torch
 
     before = [
@@ -157,21 +158,22 @@ def keep_adapter_in_fp32(model: nn.Module) -> Iterator[None]:
 
 
 def save_adapter(model: PeftModel, folder: str | Path) -> None:
-    """Write `adapter_config.json`, `adapter_model.safetensors` and PEFT's model card, as plain
-    `PeftModel.from_pretrained` reads them."""
-    # "auto" would ask the Hub for the base's vocabulary size; embeddings that were trained are saved through
-    # modules_to_save.
+    """Write `adapter_config.json`, `adapter_model.safetensors` and PEFT's model card, as PEFT reads them."""
+    # "auto" would ask the Hub for the base's vocabulary size. Trained embeddings are in modules_to_save.
     model.save_pretrained(str(folder), save_embedding_layers=False)
 
 
 def load_adapter(
     base: PreTrainedModel | PeftModel, folder: str | Path, *, trainable: bool = False, name: str = ADAPTER
 ) -> PeftModel:
-    """The base with the adapter of a PEFT folder in float32, in evaluation mode; `trainable` makes its
-    parameters require gradients.
+    """The base with the adapter of a PEFT folder in float32, in evaluation mode.
 
-    The base is changed in place, also when loading fails half-way. One that has an adapter gets another one,
-    under another `name`.
+    The base is changed in place, also if loading fails half-way.
+
+    Args:
+        base: one that has an adapter already gets a further one.
+        trainable: in training mode, with parameters that require gradients.
+        name: of the adapter in the model.
 
     Raises:
         ModelError: the folder holds no LoRA adapter, a damaged one, or one that was made for another base.
@@ -186,14 +188,12 @@ def load_adapter(
         config: Any = PeftConfig.from_pretrained(str(folder))
         weights: Any = load_peft_weights(str(folder), device="cpu")
         config.inference_mode = not trainable
-        made_for, config.base_model_name_or_path = (
-            config.base_model_name_or_path,
-            None,
-        )  # PEFT warns of a base that was moved
+        # Without its name, or PEFT warns of a base that was moved.
+        base_name, config.base_model_name_or_path = config.base_model_name_or_path, None
         if isinstance(base, PeftModel):
             base.add_adapter(name, config)
         model: Any = base if isinstance(base, PeftModel) else get_peft_model(base, config, adapter_name=name)
-        model.peft_config[name].base_model_name_or_path = made_for
+        model.peft_config[name].base_model_name_or_path = base_name
         result: Any = set_peft_model_state_dict(model, weights, adapter_name=name)
     missing = [
         key
@@ -201,18 +201,17 @@ def load_adapter(
         if (".lora_" in key or ".modules_to_save." in key) and name in key.split(".")
     ]
     if missing or result.unexpected_keys:
-        one = (missing or result.unexpected_keys)[0]
-        what = (
-            "adapter_config.json asks for more tensors than are there"
-            if missing
-            else "it has tensors for layers that do not exist"
-        )
-        raise ModelError(f"{misfit}: {what}, for example {one}")
+        example = (missing or result.unexpected_keys)[0]
+        if missing:
+            problem = "adapter_config.json asks for more tensors than are there"
+        else:
+            problem = "it has tensors for layers that do not exist"
+        raise ModelError(f"{misfit}: {problem}, for example {example}")
     return model.train(trainable)  # type: ignore[no-any-return]
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:
-    """The full names of all linear layers, quantised or not, but the output head, in the model's order."""
+    """The full names of all linear layers but the output head, in the model's order."""
     from torch import nn
 
     head = model.get_output_embeddings()
@@ -245,8 +244,8 @@ def _matching_pattern(pattern: str, linears: list[str], allowed: list[str]) -> l
         ) from error
     if not matching:
         raise ModelError(
-            f"lora_target_modules: {pattern!r} matches no linear layer; a pattern must match a whole name such as {allowed[0]} "
-            f"(there are {_leaf_names(allowed)})"
+            f"lora_target_modules: {pattern!r} matches no linear layer; a pattern must match a whole name "
+            f"such as {allowed[0]} (there are {_leaf_names(allowed)})"
         )
     outside = [name for name in matching if name not in set(allowed)]
     if outside:
@@ -267,8 +266,7 @@ def _leaf_names(names: Sequence[str]) -> str:
 
 
 def _shortest(model: PreTrainedModel, names: list[str]) -> list[str] | str:
-    """The shortest of three ways to say exactly `names` to PEFT: bare names, a pattern below the language
-    model, full names."""
+    """Exactly `names` in PEFT's shortest form: bare names, a pattern below the decoder, or full names."""
     modules = [name for name, _ in model.named_modules()]
     leaves = sorted({name.rsplit(".", 1)[-1] for name in names})
     if {name for name in modules if any(_ends_with(name, leaf) for leaf in leaves)} == set(names):
@@ -280,13 +278,14 @@ def _shortest(model: PreTrainedModel, names: list[str]) -> list[str] | str:
 
 
 def check_adapter_folder(folder: Path) -> None:
+    """Raises ModelError for a folder without a complete LoRA adapter."""
     config_file = folder / "adapter_config.json"
     if not config_file.is_file():
-        raise ModelError(f"{folder} is no adapter: it has no adapter_config.json")
+        raise ModelError(f"{folder} is not an adapter: it has no adapter_config.json")
     try:
         kind = json.loads(config_file.read_bytes())["peft_type"]
     except (ValueError, KeyError, TypeError):
-        raise ModelError(f"{config_file} is damaged: it is no JSON object with a peft_type") from None
+        raise ModelError(f"{config_file} is damaged: it is not a JSON object with a peft_type") from None
     if kind != "LORA":
         raise ModelError(f"{folder} holds an adapter of type {kind}, not LORA")
     if not any((folder / file).is_file() for file in ("adapter_model.safetensors", "adapter_model.bin")):
@@ -295,8 +294,7 @@ def check_adapter_folder(folder: Path) -> None:
 
 @contextmanager
 def _adapter_errors(folder: Path, misfit: str) -> Iterator[None]:
-    """Turns what PEFT, torch and safetensors raise about an adapter's files or its fit into a
-    `ModelError`."""
+    """Turns what PEFT, torch and safetensors raise about an adapter's files into a `ModelError`."""
     import torch
     from safetensors import SafetensorError
 
@@ -308,6 +306,5 @@ def _adapter_errors(folder: Path, misfit: str) -> Iterator[None]:
         raise ModelError(f"{folder} is damaged: its weight file cannot be read ({error})") from error
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ModelError(
-            f"{misfit}: {next((line for line in lines if 'mismatch' in line), lines[0] if lines else error)}"
-        ) from error
+        reason = next((line for line in lines if "mismatch" in line), lines[0] if lines else error)
+        raise ModelError(f"{misfit}: {reason}") from error

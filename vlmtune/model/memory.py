@@ -140,8 +140,7 @@ def size_text(size: float) -> str:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch raised an error for want of memory, of its GPU or its machine, or a run did not begin
-    because it would."""
+    """Whether an error means that the memory of the GPU or the machine ran out, or would have."""
     import torch
 
     texts = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # torch has no class of its own for these

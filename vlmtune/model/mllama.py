@@ -1,4 +1,4 @@
-"""Mllama's cross-attention in a batch whose rows have different numbers of images: each row as it is alone."""
+"""Mllama's cross-attention when the rows of a batch have different numbers of images."""
 
 from functools import partial
 from typing import Any

@@ -1,4 +1,4 @@
-"""What vLLM takes of a LoRA adapter, by its documented rules; nothing of vLLM is needed to check them.
+"""Which LoRA adapters vLLM serves, by its documented rules. Checking them does not need vLLM.
 
 https://docs.vllm.ai/en/latest/features/lora.html, and there vllm.lora.peft_helper and vllm.config.lora.
 """
@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-# Values of --max-lora-rank; an adapter needs one that is not below its own rank.
+# Values of vLLM's --max-lora-rank, which must not be below an adapter's rank.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 DEFAULT_RANK = 16
 TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_[AB]\.weight")
-# Cross-attention models left vLLM with its first engine, and no version took LoRA on them
+# vLLM dropped cross-attention models with its first engine, and no version took LoRA on them
 # (vllm-project/vllm#10824).
 WITHOUT_LORA = {
     "mllama": "Llama-3.2-Vision left vLLM after 0.10.2, and no version of it took LoRA on this model"
@@ -19,15 +19,14 @@ WITHOUT_LORA = {
 
 
 def max_lora_rank(rank: int) -> int | None:
-    """The value of vLLM's --max-lora-rank that an adapter of this rank needs, or None where it is too
-    large."""
+    """The value of vLLM's --max-lora-rank for an adapter of this rank, or None if it is too large."""
     return next((allowed for allowed in RANKS if rank <= allowed), None)
 
 
 def refusals(
     config: dict[str, Any], tensors: Sequence[str], *, model_type: str, language_prefix: str
 ) -> list[str]:
-    """Why vLLM would refuse this adapter, or use less than all of it; empty where it takes it as it is.
+    """Why vLLM would refuse this adapter or leave a part of it out; empty if it serves it as it is.
 
     Args:
         config: the content of adapter_config.json.
@@ -37,7 +36,7 @@ def refusals(
     """
     ranks = [config["r"], *(config.get("rank_pattern") or {}).values()]
     modules = {name: found["module"] for name in tensors if (found := TENSOR.fullmatch(name))}
-    strange = [name for name in tensors if name not in modules]
+    unknown = [name for name in tensors if name not in modules]
     outside = [module for module in modules.values() if not module.startswith(language_prefix)]
     checks = [
         (model_type in WITHOUT_LORA, WITHOUT_LORA.get(model_type, "")),
@@ -57,9 +56,10 @@ def refusals(
         ),
         (
             bool(outside),
-            f"it puts LoRA on the language model, and leaves out the adapter's other layers ({next(iter(outside), '')})",
+            "it puts LoRA on the language model, and leaves out the adapter's other layers "
+            f"({next(iter(outside), '')})",
         ),
     ]
-    # DoRA, biases and saved modules have tensors of other names: said once.
+    # DoRA, biases and saved modules have tensors of unknown names too, and are named once.
     reasons = [reason for holds, reason in checks if holds]
-    return reasons or [f"it does not know the tensor {name}" for name in strange[:1]]
+    return reasons or [f"it does not know the tensor {name}" for name in unknown[:1]]

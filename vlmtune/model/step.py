@@ -148,7 +148,9 @@ class AcceleratedStep:
             torch.cuda.empty_cache()
 
     def evaluated(self, batch: Batch, run: Callable[[Batch], Tensor]) -> Tensor:
-        """The sum of `run(part)` over a batch's parts, without gradients; fewer rows where they do not fit.
+        """The sum of `run(part)` over the parts of a batch, without gradients.
+
+        Where a part does not fit in memory, half as many rows go through at once.
 
         Raises:
             torch.OutOfMemoryError: not even one row fits.
@@ -179,7 +181,7 @@ class AcceleratedStep:
         return [run(part) for part in split_batch(batch, rows)]
 
     def _half(self, size: int) -> int:
-        """Half of `size` rows, with a note; inside the handling of an error, re-raised where size is 1."""
+        """Half of `size` rows, with a note; called while an error is handled, which is raised for one row."""
         if size == 1:
             raise
         half = -(-size // 2)

@@ -35,6 +35,7 @@ class WorkerBatches:
         kept: the rows of the training split that are trained on.
         read: reads micro-batches, counted in the rows of a split.
         features: of the frozen vision tower, in place of pixels; None where the tower is trained.
+        first_step: steps that a resumed run has done.
     """
 
     store: Store
@@ -42,6 +43,7 @@ class WorkerBatches:
     kept: np.ndarray
     rank: int
     read: BatchReader
+    first_step: int = 0
     features: VisionFeatures | None = None
 
     def training(self, batches: list[MicroBatch], max_length: int | None) -> Iterator[Batch]:
@@ -97,23 +99,30 @@ class WorkerBatches:
 
 
 class BatchStream(IterableDataset):  # type: ignore[type-arg]
-    """The training batches of one rank; each pass over it is the next epoch.
+    """The training batches of one worker; each pass over it is the next epoch.
 
-    When a run is resumed, the Trainer throws away the batches that the checkpoint has seen. Those are
-    yielded empty and never read.
+    When a run is resumed, the Trainer skips the batches that the checkpoint has seen. They are yielded empty
+    and never read.
+
+    Args:
+        timed: passes batches on, and measures how long each one takes to read.
     """
 
     def __init__(
-        self, order: Order, rank: int, first_step: int, fetch: Callable[[list[MicroBatch]], Iterator[Batch]]
+        self,
+        batches: WorkerBatches,
+        max_length: int | None,
+        timed: Callable[[Iterator[Batch]], Iterator[Batch]],
     ) -> None:
-        self.order, self.rank, self.fetch = order, rank, fetch
-        self.epoch, self.first_step = divmod(first_step, order.steps_per_epoch)
+        self.batches, self.max_length, self.timed = batches, max_length, timed
+        self.epoch, self.first_step = divmod(batches.first_step, batches.order.steps_per_epoch)
 
     def __len__(self) -> int:
-        return self.order.micro_batches_per_epoch
+        return self.batches.order.micro_batches_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, first_step = self.epoch, self.first_step
         self.epoch, self.first_step = epoch + 1, 0
-        yield from ({} for _ in range(first_step * self.order.passes_per_step))
-        yield from self.fetch(self.order.epoch(epoch, self.rank, first_step))
+        order, rank = self.batches.order, self.batches.rank
+        yield from ({} for _ in range(first_step * order.passes_per_step))
+        yield from self.timed(self.batches.training(order.epoch(epoch, rank, first_step), self.max_length))

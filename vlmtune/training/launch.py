@@ -125,7 +125,7 @@ def run_on_ray(
             "runs_dir": runs_dir,
             "progress": progress,
         },
-        # Ray Train takes a range of workers for an elastic run; the type of the public ScalingConfig says int.
+        # Ray Train takes a range of workers for an elastic run; the public ScalingConfig's type says int.
         scaling_config=ScalingConfig(
             num_workers=cast(int, workers), use_gpu=use_gpu, resources_per_worker=worker_resources(use_gpu)
         ),

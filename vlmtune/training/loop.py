@@ -45,7 +45,7 @@ def train(
         work_dir: local folder for checkpoints.
         runs_dir: where rank 0 writes TensorBoard events.
         rank, world: this worker's number and how many there are.
-        checkpoint: a checkpoint folder of an earlier run of the same settings, from whose next row it resumes.
+        checkpoint: a checkpoint folder of an earlier run of the same settings, to resume from its next row.
         progress: called with the numbers of each logged step and evaluation, and with {"note": text}.
 
     Raises:
@@ -70,14 +70,14 @@ def train(
         workers=settings.run.workers[1] if isinstance(settings.run.workers, tuple) else None,
     )
     args.gradient_accumulation_steps = order.passes_per_step
+    first_step = 0 if checkpoint is None else _trainer_state(checkpoint)["global_step"]
     trainer = AdapterTrainer(
         model,
         args,
         settings.model.ref.processor(),
         step=step,
-        batches=WorkerBatches(store, order, kept, rank, rows, step.features),
+        batches=WorkerBatches(store, order, kept, rank, rows, first_step, step.features),
         meter=meter,
-        first_step=0 if checkpoint is None else _trainer_state(checkpoint)["global_step"],
         objective=Objective.of(settings),
     )
     trainer.remove_callback(PrinterCallback)

@@ -110,8 +110,11 @@ def step_needs(
 
 
 def vision_tokens(config: Any, image_tokens: int) -> tuple[bool, int]:
-    """Whether cross-attention reads the images, and how many tokens the vision tower makes of those of a row
-    with `image_tokens`."""
+    """Whether cross-attention reads the images, and the tokens of the vision tower for a row.
+
+    Args:
+        image_tokens: tokens of the row that stand for its images.
+    """
     if not getattr(config.get_text_config(), "cross_attention_layers", None):
         merged = getattr(getattr(config, "vision_config", None), "spatial_merge_size", 1)
         return False, image_tokens * merged**2
@@ -129,7 +132,7 @@ def can_capture(settings: Settings, *, packed: bool = False) -> bool:
 
 
 def length_multiple(settings: Settings) -> int:
-    """The multiple of tokens to which a batch is padded; on a GPU few lengths are worth more than few tokens."""
+    """The multiple of tokens to which a batch is padded; on a GPU so that few lengths have to be captured."""
     return settings.training.pad_to_multiple_of or (LENGTH_MULTIPLE if uses_gpu(settings) else 1)
 
 

@@ -16,7 +16,6 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from vlmtune.data.encoded_example import IGNORED
-from vlmtune.data.order import MicroBatch
 from vlmtune.evaluation.objective import Objective
 from vlmtune.model.head import label_scores, score_positions
 from vlmtune.model.lora import keep_adapter_in_fp32
@@ -32,10 +31,14 @@ class AdapterTrainer(SFTTrainer):
     """SFTTrainer over prepared rows.
 
     Args:
-        model: the frozen base with its adapter, and `step` that runs it.
-        first_step: steps that the checkpoint has done from which the run resumes.
+        model: the frozen base with its adapter.
+        step: runs the steps of `model`.
+        batches: of this worker.
         objective: the metric of answers that is evaluated beside the loss, if any.
     """
+
+    args: SFTConfig
+    model: Any
 
     def __init__(
         self,
@@ -46,7 +49,6 @@ class AdapterTrainer(SFTTrainer):
         step: AcceleratedStep,
         batches: WorkerBatches,
         meter: Meter,
-        first_step: int,
         objective: Objective | None,
     ) -> None:
         # SFTTrainer wants a dataset to look at; the batches come from `get_train_dataloader`. It casts
@@ -66,35 +68,26 @@ class AdapterTrainer(SFTTrainer):
         # while the others wait, and nothing holds on to parameters while a CUDA graph is captured.
         self.accelerator.prepare_model(model, evaluation_mode=True)  # autocast alone
         self.model_wrapped = skip_module_traversal(model)
-        self.adapted = model
-        self.max_length, self.loss_type = args.max_length, args.loss_type
-        # The loss is divided by the labelled tokens of the whole step, so the Trainer must not divide it again.
+        # The loss is divided by the labelled tokens of the whole step; the Trainer must not divide it again.
         self.model_accepts_loss_kwargs = True
         self.step, self.batches, self.meter = step, batches, meter
-        self.first_step = first_step
-        self.evaluator = Evaluator(
-            model, processor, step, batches, objective, self.compute_loss_context_manager
-        )
-        self.step_log = StepLog(
-            args.device,
-            log=self.log,
-            gather=self.accelerator.gather,
-            filter_nan=args.logging_nan_inf_filter,
-        )
+        autocast = self.compute_loss_context_manager
+        self.evaluator = Evaluator(model, processor, step, batches, objective, autocast)
+        gather, filter_nan = self.accelerator.gather, args.logging_nan_inf_filter
+        self.step_log = StepLog(args.device, log=self.log, gather=gather, filter_nan=filter_nan)
         self.add_callback(self.step_log)
 
     def get_train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
-        def fetch(wanted: list[MicroBatch]) -> Iterator[Batch]:
-            return self.meter.timed(self.batches.training(wanted, self.max_length))
-
-        order, rank = self.batches.order, self.batches.rank
-        return DataLoader(BatchStream(order, rank, self.first_step, fetch), batch_size=None)
+        stream = BatchStream(self.batches, self.args.max_length, self.meter.timed)
+        return DataLoader(stream, batch_size=None)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor | None]:
-        """The micro-batches of a step and its labelled tokens, counted on the CPU, where they lie: of all
-        workers with `average_tokens_across_devices`."""
+        """The micro-batches of a step and its labelled tokens, which are counted on the CPU, where they lie.
+
+        With `average_tokens_across_devices` they are those of all workers.
+        """
         batches = list(islice(epoch_iterator, num_batches))
         if not batches:
             return batches, None
@@ -104,8 +97,10 @@ class AdapterTrainer(SFTTrainer):
         return batches, labelled
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
-        """The loss of one device batch; its gradients are added, and averaged over the workers where it is the
-        last of a step."""
+        """Add the gradients of one device batch, and return its loss.
+
+        After the last batch of a step the gradients are averaged over the workers.
+        """
         self.meter.begin()
         loss = self.add_gradients(model, inputs, num_items_in_batch)
         self.step_log.count_loss(loss, self.state.global_step)
@@ -125,9 +120,8 @@ class AdapterTrainer(SFTTrainer):
         whole: Any = super().training_step
 
         def run(part: Batch) -> torch.Tensor:
-            on_device = self.batches.on_device(part, self.args.device, self.adapted.dtype)
-            loss: torch.Tensor = whole(model, on_device, items)
-            return loss
+            moved = self.batches.on_device(part, self.args.device, self.model.dtype)
+            return torch.as_tensor(whole(model, moved, items))
 
         return self.step.gradients(inputs, run)
 
@@ -139,9 +133,9 @@ class AdapterTrainer(SFTTrainer):
         SFTTrainer's own gathers its figures from all workers at every call, and they need not make equally
         many: see `training_step`.
         """
-        outputs = label_scores(self.adapted, inputs)
+        outputs = label_scores(self.model, inputs)
         losses = -outputs.log_probs  # zero where there is no label
-        if self.loss_type == "dft":  # as in TRL: https://huggingface.co/papers/2508.05629
+        if self.args.loss_type == "dft":  # as in TRL: https://huggingface.co/papers/2508.05629
             losses = losses * outputs.log_probs.exp().detach()
         self.step_log.count_tokens(outputs.is_top1.sum(), outputs.label_mask.sum())
         # A worker that only keeps step with the others may have no label.
@@ -158,7 +152,7 @@ class AdapterTrainer(SFTTrainer):
         if is_asynchronous(self.args.device):
             torch.cuda.synchronize(self.args.device)  # what it still has to do is training
         started = time.monotonic()
-        training = self.adapted.training
+        training = self.model.training
         self.model_wrapped.eval()
         loss = self.evaluator.loss(self.args.per_device_eval_batch_size)
         answers = self.evaluator.answers(last=self.state.global_step >= self.state.max_steps)
