@@ -220,5 +220,5 @@ def test_dequantising_other_layers():
     assert torch.equal(dequantize_weight(plain), plain.weight)
     assert not dequantize_weight(plain).requires_grad
     assert torch.equal(dequantize_weight(plain, torch.bfloat16), plain.weight.bfloat16())
-    with pytest.raises(TypeError, match="Conv2d is no linear layer"):
+    with pytest.raises(TypeError, match="Conv2d is not a linear layer"):
         dequantize_weight(nn.Conv2d(1, 1, 1))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vlmtune.model.transfer import AsyncHostCopy, host_buffer, runs_ahead, to_device
+from vlmtune.model.transfer import AsyncHostCopy, host_buffer, is_asynchronous, to_device
 
 DEVICES = [
     "cpu",
@@ -29,4 +29,4 @@ def test_a_buffer_is_on_the_cpu_and_pinned_for_a_gpu(name: str) -> None:
     device = torch.device(name)
     buffer = host_buffer(torch.zeros(4, dtype=torch.bfloat16, device=device))
     assert (buffer.shape, buffer.dtype, buffer.device.type) == ((4,), torch.bfloat16, "cpu")
-    assert buffer.is_pinned() == runs_ahead(device)
+    assert buffer.is_pinned() == is_asynchronous(device)
