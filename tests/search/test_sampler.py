@@ -102,7 +102,7 @@ def test_a_failed_trial_that_runs_again_leaves_its_first_answer() -> None:
 
 
 def proposals_that_do_not_fit(*, tell_infeasible: bool, mode: str = "min") -> int:
-    """How many of 40 trials, after 20 others, have the rank that does not fit in memory but would be the best.
+    """How many of 40 trials, after 20 others, have the rank that does not fit but would be the best.
 
     Args:
         tell_infeasible: tell Optuna of such trials as INFEASIBLE; else as FAIL.
