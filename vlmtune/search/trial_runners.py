@@ -65,11 +65,11 @@ def make_runner(
         ConfigError: packed is asked for, and an option of some trial does not allow it.
         DoesNotFitError: packed, and the base does not fit in a GPU's memory.
     """
-    wanted = settings.search.trial_runner
-    reason = None if wanted == "isolated" else unpackable_reason(settings, space)
-    if wanted == "packed" and reason is not None:
+    requested = settings.search.trial_runner
+    reason = None if requested == "isolated" else unpackable_reason(settings, space)
+    if requested == "packed" and reason is not None:
         raise ConfigError(f"--trial_runner packed: cannot train {reason}; use --trial_runner isolated")
-    if wanted == "isolated" or reason is not None:
+    if requested == "isolated" or reason is not None:
         return make_isolated_runner(settings, store, output_dir, cluster, reason)
     return make_packed_runner(settings, space, store, output_dir, cluster)
 

@@ -128,9 +128,9 @@ def trade_offs_section(report: SearchReport) -> str:
 
 def importance_section(report: SearchReport) -> str:
     trials = report.trials
-    found = importances(trials.results, trials.curves, report.drawn, trials.metric, trials.mode)
-    if found is None:
+    importance = importances(trials.results, trials.curves, report.drawn, trials.metric, trials.mode)
+    if importance is None:
         return ""
-    shares, measured = found
+    shares, measured = importance
     text = f"Share of each in what made trials good, by PED-ANOVA (Optuna): {escape(measured)}"
     return section("What mattered", f'<p class="soft small">{text}</p>', bars(shares))
