@@ -33,14 +33,14 @@ def test_config_yaml_tells_base_and_data_and_options_stand_over_it(folder: Path)
     assert settings.data.group_by == "camera"
     same, others = (
         {"data_path": str(folder / "mall" / ".." / "mall")},
-        {"data_path": "others.jsonl", "image_root": "pictures"},
+        {"data_path": "others.jsonl", "image_root": "photos"},
     )
     assert not uses_other_data(str(folder), same["data_path"])
     assert not uses_other_data(str(folder), None)
     assert uses_other_data(str(folder), others["data_path"])
     assert adapter_settings(str(folder), same).data.group_by == "camera"
     changed = adapter_settings(str(folder), others).data
-    assert (changed.group_by, changed.image_root, changed.eval_fraction) == (None, "pictures", 0.2)
+    assert (changed.group_by, changed.image_root, changed.eval_fraction) == (None, "photos", 0.2)
 
 
 def test_a_plain_peft_folder_names_its_base(folder: Path) -> None:

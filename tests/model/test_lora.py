@@ -66,7 +66,7 @@ def adapted(
 
 
 def batch_of(models: Path, family: str) -> dict[str, Tensor]:
-    """Two questions about two pictures, with as many rectangles as the answer says; every token but padding
+    """Two questions about two images, with as many rectangles as the answer says; every token but padding
     is trained on."""
     images = []
     for count in (2, 5):

@@ -30,7 +30,7 @@ def test_estimates_are_within_15_percent_of_what_was_measured(batch: int, plan: 
     )
 
 
-def test_pictures_that_cross_attention_reads():
+def test_images_that_cross_attention_reads():
     """Llama-3.2-11B-Vision in 8 bits, 2 rows of 512 tokens."""
     model = outline(tf.MllamaConfig(vision_config=tf.MllamaVisionConfig(image_size=560)))
     found = model_shapes(model, target_modules(model, None, lora_vision=False))
@@ -43,11 +43,11 @@ def test_pictures_that_cross_attention_reads():
     assert estimate_memory(found, eager, replace(plan, compiled=False)).total / GB == pytest.approx(
         24.7, rel=0.15
     )  # measured
-    pictured = replace(load, image_tokens=4 * 1601, vision_tokens=4 * 1601)
+    with_images = replace(load, image_tokens=4 * 1601, vision_tokens=4 * 1601)
     tower = 40 * 2 * 4 * 1601 * 1280 * 2  # the outputs of its 40 layers, bfloat16
-    assert estimate_memory(found, pictured, plan).total > estimate_memory(found, load, plan).total + tower
-    assert choose_plan(found, replace(pictured, batch=8), 139 * GB, PlanOptions()).evaluated == 8
-    assert choose_plan(found, pictured, 139 * GB, PlanOptions()).evaluated == 2, (
+    assert estimate_memory(found, with_images, plan).total > estimate_memory(found, load, plan).total + tower
+    assert choose_plan(found, replace(with_images, batch=8), 139 * GB, PlanOptions()).evaluated == 8
+    assert choose_plan(found, with_images, 139 * GB, PlanOptions()).evaluated == 2, (
         "no more than are trained at once"
     )
 

@@ -1,4 +1,4 @@
-"""A row of a mixed batch computes as it does alone, however many pictures it and the others have."""
+"""A row of a mixed batch computes as it does alone, however many images it and the others have."""
 
 from pathlib import Path
 
@@ -11,17 +11,17 @@ from vlmtune.model.base import load_base
 from vlmtune.model_ref import ModelRef
 
 
-def test_rows_with_and_without_pictures_do_not_see_each_other(models: Path, mall: Path):
+def test_rows_with_and_without_images_do_not_see_each_other(models: Path, mall: Path):
     encoder = RowEncoder(ModelRef(str(models / "mllama")).processor())
     model = load_base(
         ModelRef(str(models / "mllama")), quantization="none", dtype="float32", device=torch.device("cpu")
     )
-    ask, picture = [{"type": "text", "text": "How many people?"}], [{"type": "image"}]
+    ask, image_part = [{"type": "text", "text": "How many people?"}], [{"type": "image"}]
     answer = {"role": "assistant", "content": [{"type": "text", "text": "5"}]}
     with Image.open(mall / "frames" / "seq_000001.jpg") as image:
         shown = image.convert("RGB")
     rows = [
-        encoder.encode([{"role": "user", "content": picture * count + ask}, answer], [shown] * count)
+        encoder.encode([{"role": "user", "content": image_part * count + ask}, answer], [shown] * count)
         for count in (1, 0, 2)
     ]
 

@@ -591,7 +591,7 @@ def test_a_run_is_not_resumed_on_other_data(
 
 
 @pytest.mark.parametrize(("family", "quantization"), [("llava", "nf4"), ("mllama", "int8")])
-def test_pictures_are_learnt_from(train: Train, models: Path, family: str, quantization: str):
+def test_images_are_learnt_from(train: Train, models: Path, family: str, quantization: str):
     options = {"model_name_or_path": models / family, "quantization": quantization, "learning_rate": 1e-2}
     out = train(**options, max_steps=20, per_device_train_batch_size=8, lora_target_modules="all-linear")
     state = json.loads((out / "checkpoints" / "checkpoint-20" / "trainer_state.json").read_text())

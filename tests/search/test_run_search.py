@@ -88,10 +88,10 @@ def result(settings: Settings, runner: str, tmp_path_factory: pytest.TempPathFac
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SFTConfig, "__post_init__", refuse)
         patch.setattr(torch.cuda, "_lazy_init", refuse)
-        asked = settings.replace(
+        changed = settings.replace(
             output_dir=str(folder), num_samples=3, search_space=space, trial_runner=runner
         )
-        result = run_search(asked)
+        result = run_search(changed)
     assert isinstance(result, SearchResult)
     assert files_of(before) == made, "trials share the rows that were prepared before them"
     assert {entry.name for entry in Path(cache_folder(settings)).iterdir()} == {Path(before).name}
@@ -310,10 +310,10 @@ def test_several_objectives_are_told_with_their_front(
 def test_what_a_search_is_for_is_said_before_it(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = settings.replace(more_metrics=["seconds", "rows_per_second"])
+    changed = settings.replace(more_metrics=["seconds", "rows_per_second"])
     announce(
-        asked,
-        Space.parse({"lora_r": {"choice": [4, 8]}}, asked),
+        changed,
+        Space.parse({"lora_r": {"choice": [4, 8]}}, changed),
         Cluster(dashboard=None, cpus=2, gpus=0, nodes=1),
     )
     assert "objectives: min eval_loss, min seconds, max rows_per_second" in capsys.readouterr().out
@@ -341,8 +341,8 @@ def test_a_refit_that_cannot_be_trained_leaves_what_the_search_found(
     settings: Settings, mall: Path, tmp_path: Path, *, crash: bool
 ) -> None:
     row = {"instruction": "How many?", "output": "two"}
-    pictured = row | {"image": next((mall / "frames").iterdir()).name}
-    for name, one in (("train", row), ("eval", pictured)):  # whose picture does not fit
+    with_image = row | {"image": next((mall / "frames").iterdir()).name}
+    for name, one in (("train", row), ("eval", with_image)):  # whose image does not fit
         (tmp_path / f"{name}.jsonl").write_text(
             "\n".join(json.dumps(one | {"input": str(number)}) for number in range(4))
         )
@@ -377,10 +377,10 @@ def test_a_refit_that_cannot_be_trained_leaves_what_the_search_found(
         if crash
         else "4 of 8 training rows do not fit max_length 18"
     )
-    told = [line for line in lines if line.startswith("Refit     not done")]
-    assert len(told) == 1
-    assert told[0].startswith(f"Refit     not done, the search's own adapter stays: {reason}")
-    assert "Compile" not in told[0]
+    refit_lines = [line for line in lines if line.startswith("Refit     not done")]
+    assert len(refit_lines) == 1
+    assert refit_lines[0].startswith(f"Refit     not done, the search's own adapter stays: {reason}")
+    assert "Compile" not in refit_lines[0]
     assert result.refit_rows is None and "trained once more" not in search_summary(result)
     assert (tmp_path / "out" / "trials.parquet").is_file()
     assert "refit_rows" not in json.loads((tmp_path / "out" / "best" / "metrics.json").read_text())

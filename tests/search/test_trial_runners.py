@@ -46,28 +46,28 @@ def settings(models: Path) -> Settings:
 def test_what_keeps_a_search_from_packing_is_named(
     settings: Settings, changes: dict[str, Any], reason: str
 ) -> None:
-    asked = settings.replace(**changes)
-    space = Space.parse(asked.search.search_space or {}, asked)
-    assert reason in (unpackable_reason(asked, space) or "")
+    changed = settings.replace(**changes)
+    space = Space.parse(changed.search.search_space or {}, changed)
+    assert reason in (unpackable_reason(changed, space) or "")
     store: Any = None
     cluster = Cluster(dashboard=None, cpus=2, gpus=0, nodes=1)
     with pytest.raises(ConfigError, match=f"--trial_runner packed: cannot train .*{reason}"):
-        make_runner(asked, space, store, "out", cluster)
-    chosen = make_runner(asked.replace(trial_runner="auto"), space, store, "out", cluster)
+        make_runner(changed, space, store, "out", cluster)
+    chosen = make_runner(changed.replace(trial_runner="auto"), space, store, "out", cluster)
     assert chosen.kind == "isolated"
     assert reason in chosen.description
 
 
 def test_engines_plan_for_the_trial_that_asks_for_most(settings: Settings) -> None:
     targets = [["q_proj"], ["q_proj", "down_proj"], ["k_proj", "v_proj"]]
-    asked = {
+    changed = {
         "lora_r": {"choice": [2, 16]},
         "max_length": {"choice": [256, None, 128]},
         "lora_dropout": {"uniform": [0.0, 0.3]},
         "lora_target_modules": {"choice": targets},
         "per_device_train_batch_size": {"choice": [1, 8, 2]},
     }
-    largest = most_demanding(settings, Space.parse(asked, settings))
+    largest = most_demanding(settings, Space.parse(changed, settings))
     lora = largest.lora
     assert (lora.r, largest.training.max_length, lora.dropout, lora.target_modules) == (
         16,
@@ -86,5 +86,5 @@ def test_as_many_isolated_trials_run_at_once_as_their_largest_number_of_workers_
 ) -> None:
     cluster = Cluster(dashboard=None, cpus=2, gpus=0, nodes=1)
     store: Any = None
-    asked = Settings.from_flags({"num_workers": workers})
-    assert make_isolated_runner(asked, store, "out", cluster, None).at_once == at_once
+    changed = Settings.from_flags({"num_workers": workers})
+    assert make_isolated_runner(changed, store, "out", cluster, None).at_once == at_once

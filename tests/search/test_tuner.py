@@ -170,34 +170,34 @@ def test_the_first_trial_is_the_baseline(found: Any) -> None:
 
 
 def test_trials_that_fall_behind_are_stopped_and_pruned_everywhere(found: Any) -> None:
-    rows, told = found
-    assert len(rows) == len(told) == TRIALS
+    rows, stored = found
+    assert len(rows) == len(stored) == TRIALS
     stopped = [number for number, row in enumerate(rows) if row.state == results.PRUNED and number != 3]
     assert stopped
     for number in stopped:
         steps = rows[number].metrics["step"]
         assert steps < STEPS
-        assert told[number].state is TrialState.PRUNED
-        assert sorted(told[number].intermediate_values) == list(range(1, steps // 2 + 1))
+        assert stored[number].state is TrialState.PRUNED
+        assert sorted(stored[number].intermediate_values) == list(range(1, steps // 2 + 1))
     for number, row in enumerate(rows):
         if row.state == results.COMPLETE:
-            assert told[number].state is TrialState.COMPLETE
-            assert told[number].value == row.metrics["eval_loss"]
+            assert stored[number].state is TrialState.COMPLETE
+            assert stored[number].value == row.metrics["eval_loss"]
 
 
 def test_a_trial_that_diverges_is_stopped_at_once_and_never_the_best(found: Any) -> None:
-    rows, told = found
+    rows, stored = found
     assert rows[3].state == results.PRUNED
     assert rows[3].metrics["step"] == 4
-    assert told[3].state is TrialState.PRUNED
+    assert stored[3].state is TrialState.PRUNED
     best = results.best_trial(rows, "eval_loss", "min")
     assert best is not None and best is not rows[3]
 
 
 def test_a_trial_that_raises_is_failed_with_its_reason_and_the_others_go_on(found: Any) -> None:
-    rows, told = found
+    rows, stored = found
     assert (rows[4].state, rows[4].error) == (results.FAILED, "ValueError: a trial that raises")
-    assert told[4].state is TrialState.FAIL
+    assert stored[4].state is TrialState.FAIL
     assert {row.state for row in rows[5:]} <= {results.COMPLETE, results.PRUNED}
 
 
@@ -242,6 +242,6 @@ def test_a_driver_without_a_gpu_gives_its_workers_one() -> None:
     def seen() -> list[int]:
         return [int(gpu) for gpu in ray.get_gpu_ids()]
 
-    asked, plain = worker_resources(True), worker_resources(False)
-    assert ray.get(ray.remote(num_cpus=asked["CPU"], num_gpus=asked["GPU"])(seen).remote()) == [0]
+    on_gpu, plain = worker_resources(True), worker_resources(False)
+    assert ray.get(ray.remote(num_cpus=on_gpu["CPU"], num_gpus=on_gpu["GPU"])(seen).remote()) == [0]
     assert "GPU" not in plain

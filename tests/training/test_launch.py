@@ -24,7 +24,7 @@ from vlmtune.training import launch
 from vlmtune.training.launch import Outcome, last_checkpoint, run_in_process, run_on_ray
 
 ROWS = 11
-# Mllama on rows of which some have a picture: the adapters of its cross-attention get no gradient from the
+# Mllama on rows of which some have an image: the adapters of its cross-attention get no gradient from the
 # others. int8, with dropout off.
 NAME = "mixed mllama"
 OPTIONS: dict[str, Any] = {

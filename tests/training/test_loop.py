@@ -274,7 +274,7 @@ def test_it_reports_at_evaluations_and_once_at_the_end(
 @pytest.mark.parametrize(
     ("name", "quantization", "rate"), [("mall llava", "nf4", 3e-3), ("mall mllama", "int8", 1e-2)]
 )
-def test_pictures_teach(run_loop: RunLoop, name: str, quantization: str, rate: float):
+def test_images_teach(run_loop: RunLoop, name: str, quantization: str, rate: float):
     options = {
         "quantization": quantization,
         "learning_rate": rate,
@@ -288,7 +288,7 @@ def test_pictures_teach(run_loop: RunLoop, name: str, quantization: str, rate: f
     assert sum(seen[-5:]) < 0.85 * sum(blank[-5:])
 
 
-def test_text_alone_teaches_a_model_that_reads_pictures_by_cross_attention(run_loop: RunLoop):
+def test_text_alone_teaches_a_model_that_reads_images_by_cross_attention(run_loop: RunLoop):
     options = {
         "quantization": "int8",
         "learning_rate": 1e-2,
@@ -298,11 +298,11 @@ def test_text_alone_teaches_a_model_that_reads_pictures_by_cross_attention(run_l
     }
     losses = run_loop(
         "mixed mllama", per_device_train_batch_size=1, **options
-    ).losses()  # one row a step: most have no picture
+    ).losses()  # one row a step: most have no image
     assert sum(losses[-11:]) < 0.8 * sum(losses[:11])
 
 
-def test_a_batch_without_a_picture_leaves_adapters_of_cross_attention_alone(
+def test_a_batch_without_an_image_leaves_adapters_of_cross_attention_alone(
     run_loop: RunLoop, stores: dict[str, Store]
 ):
     options = {
@@ -311,8 +311,8 @@ def test_a_batch_without_a_picture_leaves_adapters_of_cross_attention_alone(
         "weight_decay": 0.1,
     }
     run = run_loop("mixed mllama", per_device_train_batch_size=1, max_steps=11, eval_steps=1, **options)
-    pictured = stores["mixed mllama"].column("image_tokens")[stores["mixed mllama"].rows_of("train")] > 0
-    seen = [bool(pictured[batch.rows[0]]) for batch in run.trained_on()[-11:]]
+    has_image = stores["mixed mllama"].column("image_tokens")[stores["mixed mllama"].rows_of("train")] > 0
+    seen = [bool(has_image[batch.rows[0]]) for batch in run.trained_on()[-11:]]
     assert 0 < sum(seen) < 11
     for step in range(2, 12):
         assert (difference(run.adapter(step), run.adapter(step - 1)) > 0) == seen[step - 1]

@@ -118,18 +118,18 @@ def parse_evaluate(argv: Sequence[str] | None, description: str, prog: str) -> E
     )
     parser.add_new_tokens()
     parser.add_settings("output_dir", "data_path", *EvaluateOverrides.__annotations__)
-    own, settings = parser.parse(argv)
-    names = METRICS if own.metrics is None else (name.strip() for name in own.metrics.split(","))
+    options, flags = parser.parse(argv)
+    names = METRICS if options.metrics is None else (name.strip() for name in options.metrics.split(","))
     return EvaluateOptions(
-        adapter=own.adapter,
-        output_dir=settings.pop("output_dir"),
-        data_path=settings.pop("data_path", None),
-        split=own.split,
+        adapter=options.adapter,
+        output_dir=flags.pop("output_dir"),
+        data_path=flags.pop("data_path", None),
+        split=options.split,
         metrics=tuple(names),
-        base_only=own.base_only,
-        compare_base=own.compare_base,
-        max_new_tokens=own.max_new_tokens,
-        overrides=cast(EvaluateOverrides, settings),
+        base_only=options.base_only,
+        compare_base=options.compare_base,
+        max_new_tokens=options.max_new_tokens,
+        overrides=cast(EvaluateOverrides, flags),
     )
 
 
@@ -146,20 +146,20 @@ def parse_predict(argv: Sequence[str] | None, description: str, prog: str) -> Pr
     )
     parser.add_new_tokens()
     parser.add_settings("output_dir", "data_path", *PredictOverrides.__annotations__)
-    own, settings = parser.parse(argv)
-    if settings.get("data_path") is None:
+    options, flags = parser.parse(argv)
+    if flags.get("data_path") is None:
         raise ConfigError(
             "--data_path is missing: give a folder of images with --question, or a file or folder of rows"
         )
     return PredictOptions(
-        adapter=own.adapter,
-        data_path=settings.pop("data_path"),
-        output_dir=settings.pop("output_dir"),
-        question=own.question,
-        base_only=own.base_only,
-        format=own.format,
-        max_new_tokens=own.max_new_tokens,
-        overrides=cast(PredictOverrides, settings),
+        adapter=options.adapter,
+        data_path=flags.pop("data_path"),
+        output_dir=flags.pop("output_dir"),
+        question=options.question,
+        base_only=options.base_only,
+        format=options.format,
+        max_new_tokens=options.max_new_tokens,
+        overrides=cast(PredictOverrides, flags),
     )
 
 
@@ -169,13 +169,13 @@ def parse_export(argv: Sequence[str] | None, description: str, prog: str) -> Exp
     parser.add_switch(parser, "merge", "Write the base with the adapter merged into it, in full precision.")
     parser.add_switch(parser, "state_dict", f"Write the adapter's tensors as {STATE_DICT_FILE}.")
     parser.add_settings("output_dir", *ModelOverrides.__annotations__)
-    own, settings = parser.parse(argv)
+    options, flags = parser.parse(argv)
     return ExportOptions(
-        adapter=own.adapter,
-        output_dir=settings.pop("output_dir"),
-        merge=own.merge,
-        state_dict=own.state_dict,
-        overrides=cast(ModelOverrides, settings),
+        adapter=options.adapter,
+        output_dir=flags.pop("output_dir"),
+        merge=options.merge,
+        state_dict=options.state_dict,
+        overrides=cast(ModelOverrides, flags),
     )
 
 
