@@ -60,7 +60,7 @@ test-heavy: setup
 	$(RUN) -m pytest -m heavy
 
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest tests/data tests/model tests/training tests/packed
+	$(OLDEST)/bin/python -m pytest tests/test_compat.py tests/data tests/model tests/training tests/packed
 
 check: setup
 	$(RUN) -m ruff check .

@@ -1,13 +1,7 @@
 """Loading, quantising and freezing tiny models; every way in which a model can be absent or broken."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -44,8 +38,7 @@ def edit_json(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_processor_and_config(models: Path):
-    assert type(ModelRef(str(models / "llava")).processor()).__name__ == "LlavaProcessor"
+def test_config(models: Path):
     assert check_model(ModelRef(str(models / "mllama"))).model_type == "mllama"
 
 
@@ -206,7 +199,7 @@ def test_weights_of_another_shape(llava: Path):
     edit_json(llava / "config.json", text_config={**config["text_config"], "intermediate_size": 192})
     with pytest.raises(
         ModelError,
-        match=r"does not fit its own config.json: .* is \[64, 128\] in the weights, \[64, 192\] by the config",
+        match=r"does not fit its own config.json: .* is \[64, 128\] in the weights, \[64, 192\] by",
     ):
         load_base(ModelRef(str(llava)), quantization="none", dtype=None, device=CPU)
 
@@ -238,109 +231,9 @@ def test_an_adapter_given_as_a_base(tmp_path: Path):
     refused(tmp_path, "is a LoRA adapter, not a base model")
 
 
-def test_a_text_model(models: Path, tmp_path: Path):
+def test_a_text_model(tmp_path: Path):
     config = LlamaConfig(
         hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=300
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     refused(tmp_path, "is not a vision-language model .*'llama'")
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(models / "llava" / file, tmp_path)
-    edit_json(tmp_path / "tokenizer_config.json", processor_class=None)
-    with pytest.raises(ModelError, match="no vision-language processor there"):
-        ModelRef(str(tmp_path)).processor()
-
-
-def test_a_folder_without_processor(llava: Path):
-    for file in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
-        (llava / file).unlink()
-    with pytest.raises(ModelError, match=str(llava)):
-        ModelRef(str(llava)).processor()
-
-
-class Hub(BaseHTTPRequestHandler):
-    """Answers as the Hub does for a gated model, one that does not exist, and one without the revision that
-    was asked for."""
-
-    def do_GET(self) -> None:
-        answers = {
-            "gated": (403, "GatedRepo"),
-            "absent": (404, "RepoNotFound"),
-            "known": (404, "RevisionNotFound"),
-        }
-        status, code = next(answer for model, answer in answers.items() if f"/someone/{model}" in self.path)
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def hub() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-ASK = """
-import sys
-from vlmtune.errors import ModelError
-from vlmtune.model_ref import ModelRef
-from vlmtune.model.base import check_model
-for name in sys.argv[1:]:
-    ref = ModelRef(name, "v9")
-    for load in (check_model, ModelRef.processor):
-        try:
-            load(ref)
-        except ModelError as error:
-            print(error)
-"""
-
-
-def ask(tmp_path: Path, names: list[str], **environment: str) -> list[str]:
-    """What a fresh process, which reads the Hub's address at import, says about the names, two lines each."""
-    root = str(Path(__file__).parents[2])
-    inherited = {
-        key: value
-        for key, value in os.environ.items()
-        if not key.startswith("HF_") and not key.lower().endswith("_proxy")
-    }
-    env = {**inherited, "HF_HOME": str(tmp_path), "PYTHONPATH": root, **environment}
-    done = subprocess.run(
-        [sys.executable, "-c", ASK, *names], env=env, capture_output=True, text=True, check=True, timeout=120
-    )
-    lines = done.stdout.splitlines()
-    assert len(lines) == 2 * len(names), done.stdout
-    return lines
-
-
-def test_what_the_hub_refuses(hub: str, tmp_path: Path):
-    lines = ask(
-        tmp_path, ["someone/gated", "someone/absent", "someone/known", "no/such/folder"], HF_ENDPOINT=hub
-    )
-    for index, words in enumerate(
-        [
-            ["someone/gated is gated", "https://huggingface.co/someone/gated", "`hf auth login`", "HF_TOKEN"],
-            ["someone/absent is neither a folder nor a model on the Hub", "`hf auth login`"],
-            ["someone/known has no revision 'v9'"],
-            ["no/such/folder is not there"],
-        ]
-    ):
-        for line in lines[2 * index : 2 * index + 2]:
-            assert all(word in line for word in words), line
-
-
-def test_offline(tmp_path: Path):
-    for line in ask(tmp_path, ["someone/model"], HF_HUB_OFFLINE="1"):
-        assert "someone/model is neither a folder nor in the local cache" in line
-        assert "HF_HUB_OFFLINE" in line
