@@ -59,7 +59,8 @@ class AcceleratedStep:
         self.trained = [parameter for parameter in base.parameters() if parameter.requires_grad]
         self.train_rows, self.eval_rows = plan.micro_batch, plan.evaluated or eval_rows
         skip_padding_mask(base)
-        use_varlen_attention(base)
+        # Such towers compute indices on the host, which no CUDA graph can hold.
+        self.tower_can_be_captured = not use_varlen_attention(base)
         use_dense_deepstack(base.get_decoder())
         disable_vision_gradient(base)
         self.features: VisionFeatures | None = None
@@ -88,7 +89,9 @@ class AcceleratedStep:
         lean_lora(adapted)
         base: Any = adapted.get_base_model()
         step = cls(base, plan, note, eval_rows=eval_rows)
-        if encodes_images_apart(base) and not _trains(decoder_and_other_parts(base)[1:]):
+        # On a GPU, Qwen3-VL-8B failed with features beside captured decoders: docs/LOG.md, 2026-11-28.
+        frozen_tower = encodes_images_apart(base) and not _trains(decoder_and_other_parts(base)[1:])
+        if frozen_tower and base.device.type != "cuda":
             room = room_for_features(base.device, plan.spare)
             step.features = VisionFeatures(base, max_bytes=room, note=note)
         if base.device.type == "cuda":
@@ -111,7 +114,9 @@ class AcceleratedStep:
         decoder, *beside = decoder_and_other_parts(self.base)
         capture(decoder, trained, self.note)
         for part in beside:
-            if not _trains([part]):  # a gradient may enter through any of its outputs
+            if self.tower_can_be_captured and not _trains(
+                [part]
+            ):  # a gradient may enter through any of its outputs
                 capture(part, list, self.note)
 
     def recapture(self) -> None:
