@@ -336,15 +336,3 @@ def test_long_rows_are_refused_or_left_out(run_loop: RunLoop, stores: dict[str, 
         :: len(run.reports)
     ] == list(range(5))
     assert run.reports[-1]["max_steps"] == -(-len(fitting) // 4)
-
-
-def test_cached_vision_features_train_the_same_adapter(
-    run_loop: RunLoop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rows with and without images, three epochs, two micro-batches a step: features against pixels."""
-    options = {"num_train_epochs": 3, "per_device_train_batch_size": 4, "micro_batch_size": 2}
-    cached = run_loop("mixed llava", **options)
-    monkeypatch.setattr("vlmtune.model.step.encodes_images_apart", lambda base: False)
-    pixels = run_loop("mixed llava", **options)
-    assert cached.losses() == pytest.approx(pixels.losses(), rel=1e-4)
-    assert difference(cached.adapter(), pixels.adapter()) < 1e-5

@@ -33,9 +33,7 @@ TITLES = {
 }
 
 
-def parse(
-    argv: Sequence[str] | None = None, *, description: str = "", prog: str | None = None
-) -> Settings:
+def parse(argv: Sequence[str] | None = None, *, description: str = "", prog: str | None = None) -> Settings:
     """Settings from a command line and the YAML file that its `--config` names; flags override the file.
 
     Where neither a file nor a model is given, the older instruction-tuning command's settings are used

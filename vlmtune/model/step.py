@@ -31,7 +31,6 @@ from vlmtune.model.memory import StepPlan
 from vlmtune.model.offload import OffloadedCheckpoints
 from vlmtune.model.transfer import to_device
 from vlmtune.model.vision_attention import use_varlen_attention
-from vlmtune.model.vision_features import VisionFeatures, encodes_images_apart, room_for_features
 
 Batch = dict[str, Tensor]
 
@@ -49,7 +48,6 @@ class AcceleratedStep:
         trained: the parameters of `base` that require a gradient.
         train_rows, eval_rows: rows that go through at once; fewer after the memory ran out.
         offloads: whether activations at checkpoints leave the GPU.
-        features: of the vision tower; None where it is trained, or packed rows have their own.
     """
 
     def __init__(
@@ -63,7 +61,6 @@ class AcceleratedStep:
         self.tower_can_be_captured = not use_varlen_attention(base)
         use_dense_deepstack(base.get_decoder())
         disable_vision_gradient(base)
-        self.features: VisionFeatures | None = None
         self.offloads = plan.offload and plan.checkpointing and not _trains(decoder_and_other_parts(base)[1:])
         if plan.compiled or self.offloads:
             checkpoints = OffloadedCheckpoints() if self.offloads else None
@@ -89,11 +86,6 @@ class AcceleratedStep:
         lean_lora(adapted)
         base: Any = adapted.get_base_model()
         step = cls(base, plan, note, eval_rows=eval_rows)
-        # On a GPU, Qwen3-VL-8B failed with features beside captured decoders: docs/LOG.md, 2026-11-28.
-        frozen_tower = encodes_images_apart(base) and not _trains(decoder_and_other_parts(base)[1:])
-        if frozen_tower and base.device.type != "cuda":
-            room = room_for_features(base.device, plan.spare)
-            step.features = VisionFeatures(base, max_bytes=room, note=note)
         if base.device.type == "cuda":
             # A float32 base with bf16 asked for needs autocast. A graph must not be captured under it: the
             # casts that autocast keeps would be replayed with the adapter's old values.
@@ -123,11 +115,6 @@ class AcceleratedStep:
         """Capture the decoder anew, because the leaves that it trains lie elsewhere from now on."""
         recapture(self.base.get_decoder())
 
-    def free_memory(self) -> bool:
-        """Drop what only makes steps faster: the cached features, then the CUDA graphs; returns whether there
-        was any."""
-        return (self.features is not None and self.features.disable()) or self.stop_capturing()
-
     def stop_capturing(self) -> bool:
         """Free the memory of all CUDA graphs, for want of it; returns whether there were any."""
         return stop_capturing(self.base)
@@ -135,8 +122,8 @@ class AcceleratedStep:
     def gradients(self, batch: Batch, run: Callable[[Batch], Tensor]) -> Tensor:
         """The sum of `run(part)` over the parts of a batch, each of which adds to the parameters' gradients.
 
-        Where a part does not fit in memory the gradients are put back, and the same is tried without cached
-        features, without CUDA graphs, then with half as many rows at once.
+        Where a part does not fit in memory the gradients are put back, and the same is tried without CUDA
+        graphs, then with half as many rows at once.
 
         Raises:
             torch.OutOfMemoryError: not even one row fits.
@@ -146,7 +133,7 @@ class AcceleratedStep:
             try:
                 return torch.stack(self._run_parts(batch, self.train_rows, run)).sum()
             except torch.OutOfMemoryError:
-                if not self.free_memory():
+                if not self.stop_capturing():
                     self.train_rows = self._half(min(self.train_rows, len(batch["input_ids"])))
             for parameter, gradient in zip(self.trained, before, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
@@ -167,7 +154,7 @@ class AcceleratedStep:
                     return sum(rest, first)
             except torch.OutOfMemoryError:
                 size = min(self.eval_rows, len(batch["input_ids"]))
-                if size > 1 or not self.free_memory():
+                if size > 1 or not self.stop_capturing():
                     self.eval_rows = self._half(size)
             torch.cuda.empty_cache()
 

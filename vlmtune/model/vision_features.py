@@ -255,12 +255,6 @@ def _decoder_inputs(base: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
     return {}
 
 
-def encodes_images_apart(base: Any) -> bool:
-    """Whether a model has a method for its tower's output, and a token that each vector of it replaces."""
-    encode = getattr(base.base_model, "get_image_features", None)
-    return encode is not None and getattr(base.config, "image_token_id", None) is not None
-
-
 def tower_has_dropout(base: Any) -> bool:
     """Whether the tower's output may differ from call to call; also where there is no tower."""
     vision = getattr(base.config, "vision_config", None)

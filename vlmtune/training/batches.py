@@ -12,10 +12,8 @@ from vlmtune.data.order import MicroBatch, Order, evaluation_order
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.model.transfer import to_device
-from vlmtune.model.vision_features import VisionFeatures, without_pixels
 
 Batch = dict[str, torch.Tensor]
-ROW_NUMBERS = "row_numbers"  # [B] in a batch on the CPU: the numbers of its rows in the store
 
 
 class BatchReader(Protocol):
@@ -34,7 +32,6 @@ class WorkerBatches:
         order: the rows of every training step, counted among those that are trained on.
         kept: the rows of the training split that are trained on.
         read: reads micro-batches, counted in the rows of a split.
-        features: of the frozen vision tower, in place of pixels; None where the tower is trained.
         first_step: steps that a resumed run has done.
     """
 
@@ -44,19 +41,18 @@ class WorkerBatches:
     rank: int
     read: BatchReader
     first_step: int = 0
-    features: VisionFeatures | None = None
 
     def training(self, batches: list[MicroBatch], max_length: int | None) -> Iterator[Batch]:
         """Micro-batches of `order`, on the CPU."""
         in_split = [
             replace(batch, rows=tuple(int(self.kept[row]) for row in batch.rows)) for batch in batches
         ]
-        return self._numbered(TRAIN, in_split, max_length)
+        return self.read(TRAIN, in_split, max_length)
 
     def evaluation(self, per_device: int) -> Iterator[Batch]:
         """This worker's part of the evaluation rows, at full length, on the CPU."""
         rows = len(self.store.rows_of(EVAL))
-        return self._numbered(EVAL, evaluation_order(rows, per_device, self.rank, self.order.world), None)
+        return self.read(EVAL, evaluation_order(rows, per_device, self.rank, self.order.world), None)
 
     def longest(self, count: int, max_length: int | None) -> Batch:
         """The `count` longest training rows in one batch, on the CPU."""
@@ -65,37 +61,10 @@ class WorkerBatches:
         return next(self.training([MicroBatch(tuple(int(row) for row in rows))], max_length))
 
     def on_device(self, batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
-        """The batch as the model takes it: on `device`, which need not have come so far, with pixels
-        normalised to `dtype` or, where they are cached, with vision features."""
-        rest = dict(batch)
-        numbers = rest.pop(ROW_NUMBERS).tolist()
-        tokens = self._image_tokens(batch) if self.features is not None and self.features.max_bytes else []
-        rows = [row for row, count in zip(numbers, tokens, strict=False) if count]
-        features = self.features.cached(rows) if self.features is not None and rows else None
-        if features is not None:
-            rest = without_pixels(rest)
-        moved = {name: to_device(tensor, device) for name, tensor in rest.items()}
-        on_device = self.store.meta.pixels.normalize(moved, dtype)
-        if self.features is None or not rows:
-            return on_device
-        if features is None:
-            features = self.features.compute(rows, [count for count in tokens if count], on_device)
-        return (
-            on_device if features is None else {**without_pixels(on_device), **self.features.inputs(features)}
-        )
-
-    def _numbered(self, split: str, batches: Sequence[MicroBatch], max_length: int | None) -> Iterator[Batch]:
-        """The micro-batches with the numbers of their rows in the store."""
-        rows = self.store.rows_of(split)
-        for wanted, batch in zip(batches, self.read(split, batches, max_length), strict=True):
-            numbers = [int(rows[row]) for row in wanted.rows]
-            yield {**batch, ROW_NUMBERS: torch.tensor(numbers)}
-
-    def _image_tokens(self, batch: Batch) -> list[int]:
-        """The number of image tokens of each row."""
-        assert self.features is not None
-        counts: list[int] = torch.eq(batch["input_ids"], self.features.image_token_id).sum(1).tolist()
-        return counts
+        """The batch as the model takes it: on `device`, which need not have come so far, and its pixels
+        normalised to `dtype`."""
+        moved = {name: to_device(tensor, device) for name, tensor in batch.items()}
+        return self.store.meta.pixels.normalize(moved, dtype)
 
 
 class BatchStream(IterableDataset):  # type: ignore[type-arg]

@@ -76,7 +76,7 @@ def train(
         args,
         settings.model.ref.processor(),
         step=step,
-        batches=WorkerBatches(store, order, kept, rank, rows, first_step, step.features),
+        batches=WorkerBatches(store, order, kept, rank, rows, first_step),
         meter=meter,
         objective=Objective.of(settings),
     )
