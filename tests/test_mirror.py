@@ -55,6 +55,7 @@ OF_SEVERAL_MODULES = {
     "data/test_prepare_cache.py": "prepare: what the cache holds and when it is used",
     "data/test_prepare_splits.py": "prepare: which rows come into which split",
     "families/test_families.py": "every module, for 55 model families",
+    "training/test_stock_trl.py": "both runners against plain TRL",
     "ray_jobs/test_job_submit.py": "the commands as Ray jobs",
     "search/test_packed_search.py": "a search over packed trials",
     "test_benchmarks.py": "benchmarks/",

@@ -6,7 +6,7 @@
     result = vlmtune.search(settings)
     model, processor = result.best.load()
 
-This package imports neither ray nor torch nor transformers; the functions do when they are called.
+`import vlmtune` loads neither ray nor torch nor transformers: the functions do when they are called.
 """
 
 __version__ = "0.1.0"

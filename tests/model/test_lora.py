@@ -38,7 +38,8 @@ QUANTIZATIONS = ["none", "nf4", "int8"]
 PROMPTS = {
     "llava": "USER: <image>\nHow many people? ASSISTANT: {} people</s>",
     "mllama": "<|image|><|begin_of_text|>How many people? {} people<|eot_id|>",
-    "smolvlm": "<|im_start|>User:<image>How many people?<end_of_utterance>\nAssistant: {} people<end_of_utterance>",
+    "smolvlm": "<|im_start|>User:<image>How many people?<end_of_utterance>\n"
+    "Assistant: {} people<end_of_utterance>",
 }
 
 
@@ -172,7 +173,8 @@ def test_a_pattern_is_matched_on_full_names(models: Path):
     [
         (
             ["wq"],
-            "no linear layer is called 'wq'; there are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
+            "no linear layer is called 'wq'; there are q_proj, k_proj, v_proj, o_proj, "
+            "gate_proj, up_proj, down_proj",
         ),
         (["q_proj", "wq"], "no linear layer is called 'wq'"),
         ("wq", "no linear layer is called 'wq'"),
@@ -180,13 +182,15 @@ def test_a_pattern_is_matched_on_full_names(models: Path):
         (["out_proj"], "'out_proj' is found in the vision tower only: add --lora_vision"),
         (
             r"(q|v)_proj",
-            "matches no linear layer; a pattern must match a whole name such as model.language_model.layers.0",
+            "matches no linear layer; a pattern must match a whole name such as "
+            "model.language_model.layers.0",
         ),
         ("q_proj,k_proj", "matches no linear layer"),
         (r".*(q_proj", "is neither a layer's name nor a regular expression"),
         (
             r".*q_proj",
-            "reaches the vision tower (model.vision_tower.encoder.layers.0.self_attn.q_proj): add --lora_vision",
+            "reaches the vision tower (model.vision_tower.encoder.layers.0.self_attn.q_proj): "
+            "add --lora_vision",
         ),
     ],
 )

@@ -26,7 +26,7 @@ def evaluations(progress: TrialProgress) -> list[tuple[int, int]]:
         progress.end_step()
         if progress.evaluation_due:
             seen.append((progress.step, progress.evaluation_number))
-            progress.evaluated({"eval_loss": 1.0})
+            progress.record_evaluation({"eval_loss": 1.0})
             assert not progress.evaluation_due
     return seen
 

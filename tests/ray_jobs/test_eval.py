@@ -181,7 +181,11 @@ def test_bad_adapters_are_one_plain_line_and_nothing_is_written(
             ModelError,
             r"absent is not an adapter: it has no adapter_config\.json",
         ),
-        (["--adapter", models / "llava"], ModelError, r"llava is not an adapter: it has no adapter_config\.json"),
+        (
+            ["--adapter", models / "llava"],
+            ModelError,
+            r"llava is not an adapter: it has no adapter_config\.json",
+        ),
         (
             ["--adapter", llava, "--model_name_or_path", models / "mllama"],
             ModelError,

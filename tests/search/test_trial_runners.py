@@ -87,4 +87,4 @@ def test_as_many_isolated_trials_run_at_once_as_their_largest_number_of_workers_
     cluster = Cluster(dashboard=None, cpus=2, gpus=0, nodes=1)
     store: Any = None
     changed = Settings.from_flags({"num_workers": workers})
-    assert make_isolated_runner(changed, store, "out", cluster, None).at_once == at_once
+    assert make_isolated_runner(changed, store, "out", cluster, None).max_concurrent_trials == at_once

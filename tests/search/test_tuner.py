@@ -151,7 +151,7 @@ def test_a_process_killed_while_it_takes_on_a_trial_loses_none(
         made_killed_trial(tmp_path / "killed"),
         at_once=1,
         description="",
-        reuse_processes=True,
+        reuse_actors=True,
         max_failures=1,
     )
     space = Space.parse(settings.search.search_space, settings)

@@ -13,7 +13,7 @@ from vlmtune.model_ref import ModelRef
 Quantization = Literal["none", "nf4", "int8", "fp8"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
-# Schedules that follow from the step alone: one that looks at a metric could not be told from early stopping.
+# Schedules that depend on the step alone. One that reacts to a metric would stop trials in a way of its own.
 SCHEDULES = (
     *("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"),
     *("inverse_sqrt", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"),
@@ -60,10 +60,11 @@ class DataSettings:
         None, "Folder that image paths are relative to. By default, the folder of the file that names them."
     )
     on_bad_row: Literal["error", "skip"] = option(
-        "error", "What a row that cannot be used does: stop the run, or go to bad_rows.jsonl."
+        "error",
+        "What to do with a row that cannot be used: stop the run, or skip it and list it in bad_rows.jsonl.",
     )
     on_long_row: Literal["error", "skip"] = option(
-        "error", "What a row does whose images alone are longer than max_length."
+        "error", "What to do with a row whose images alone are longer than max_length: stop, or leave it out."
     )
     allow_outside_paths: bool = option(False, "Accept image paths that leave the data folder and image_root.")
     allow_remote_images: bool = option(False, "Fetch images that are given as URLs.")
@@ -133,8 +134,9 @@ class ModelSettings:
     )
     base_in_memory: Literal["auto", "quantized", "dequantized"] = option(
         "auto",
-        "With nf4 or int8: keep the weights quantized, or hold their values once in the type that the "
-        "base computes in: faster, two bytes a weight. By default dequantized where the GPU has room.",
+        "With nf4 or int8: keep the weights quantized, or dequantize them once, at load, to the type "
+        "that the base computes in: faster, two bytes a weight. By default dequantized where there is "
+        "room.",
     )
     llm_int8: bool = option(
         False,
@@ -198,7 +200,7 @@ class TrainingSettings(TrlTraining):
     )
     optim: str = option("adamw_torch_fused", "Optimizer of the adapter's weights.", choices=OPTIMIZERS)
     report_to: Literal["none", "tensorboard"] = option(
-        "none", "Curves go to runs/, for TensorBoard, in either case; no other service is told."
+        "none", "TensorBoard curves are written to runs/ in either case; no other service is supported."
     )
     eval_strategy: str = option(
         "steps",
@@ -299,5 +301,7 @@ class SearchSettings:
         "Share of its run that every trial gets before early stopping may end it; the first rung of ASHA.",
     )
     reduction_factor: int = option(
-        3, "One in this many trials continues at each rung of early stopping; each is this many times later."
+        3,
+        "One in this many trials continues at each rung of early stopping; each rung comes at this many "
+        "times the steps of the one before.",
     )

@@ -119,7 +119,7 @@ class AcceleratedStep:
         """Free the memory of all CUDA graphs, for want of it; returns whether there were any."""
         return stop_capturing(self.base)
 
-    def gradients(self, batch: Batch, run: Callable[[Batch], Tensor]) -> Tensor:
+    def accumulate_gradients(self, batch: Batch, run: Callable[[Batch], Tensor]) -> Tensor:
         """The sum of `run(part)` over the parts of a batch, each of which adds to the parameters' gradients.
 
         Where a part does not fit in memory the gradients are put back, and the same is tried without CUDA
@@ -139,7 +139,7 @@ class AcceleratedStep:
                 parameter.grad = None if gradient is None else gradient.clone()
             torch.cuda.empty_cache()
 
-    def evaluated(self, batch: Batch, run: Callable[[Batch], Tensor]) -> Tensor:
+    def sum_without_gradients(self, batch: Batch, run: Callable[[Batch], Tensor]) -> Tensor:
         """The sum of `run(part)` over the parts of a batch, without gradients.
 
         Where a part does not fit in memory, half as many rows go through at once.

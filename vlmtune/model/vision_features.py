@@ -57,7 +57,7 @@ class VisionFeatures:
 
     def inputs(self, features: Sequence[RowFeatures]) -> dict[str, Any]:
         """The model's inputs that replace the pixels of rows with images, in their order."""
-        assert self.layout is not None, "features were computed or cached"
+        assert self.layout is not None, "call compute first"
         return self.layout.inputs(features)
 
     def compute(self, rows: Sequence[int], tokens: Sequence[int], batch: Batch) -> list[RowFeatures] | None:
@@ -65,7 +65,7 @@ class VisionFeatures:
 
         Args:
             rows: numbers of the batch's rows with images, in order.
-            tokens: their image tokens.
+            tokens: how many image tokens each of them has.
             batch: the model's inputs, on the device, with pixels.
 
         Returns:

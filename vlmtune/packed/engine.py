@@ -87,7 +87,7 @@ class Engine:
         self.round_seconds = 0.0
 
     def join(self, slot: Slot) -> None:
-        """Let a trial take part from the next round on; without memory for it, it ends as INFEASIBLE."""
+        """Let a trial take part from the next round on. One that does not fit in memory ends as infeasible."""
         others = [other.adapter for other in self.slots.values()]
         try:
             moved = lay_out_together(slot.adapter, others, self.model.adapters)
@@ -151,16 +151,16 @@ class Engine:
     def _read_logs(self) -> None:
         """Log what earlier rounds left to log; a trial whose loss became NaN or infinite ends, alone."""
         for slot in list(self.slots.values()):
-            if not slot.read_log():
+            if not slot.flush_log():
                 metrics = {"eval_loss": math.nan, "eval_seconds": 0.0, self.settings.search.metric: math.nan}
                 self._end(slot, slot.report(metrics))
 
     def _evaluate(self, slots: list[Slot]) -> None:
         """Evaluate trials together, report them, and take a checkpoint of each.
 
-        Reports are delivered before the checkpoints are taken. So the search decides about a trial meanwhile,
-        and a trial that it stops hardly trains on. Only a last report waits for its checkpoint, which is what
-        remains of the trial. If the engine dies, its trials train and report again what was not written.
+        Reports are delivered before the checkpoints are taken, so the search decides in parallel and little
+        training is wasted on trials that it stops. The last report of a trial waits until its checkpoint is
+        written. After a crash, trials resume from the last written checkpoint and repeat the later reports.
         """
         if not slots:
             return

@@ -67,7 +67,8 @@ class EngineActor:
                     largest=self.largest,
                 )
             except UserError as error:
-                # Without trials this looks like the engine with the most free places: `find_place` raises it.
+                # An engine that failed to start has no trials, so trials would keep choosing it.
+                # `find_place` raises this error to them.
                 self.start_error = error
                 raise
             self.start_error = None
@@ -75,7 +76,7 @@ class EngineActor:
             self.loop.start(self.engine)
 
     def take_notes(self) -> list[str]:
-        """The lines noted since the last call, or the last report, which has them as `NOTES`."""
+        """The console lines that were not sent yet. Reports take them along too, as `NOTES`."""
         with self.changed:
             return self.notes.take_unsent()
 

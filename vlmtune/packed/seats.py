@@ -13,9 +13,9 @@ from vlmtune.packed.messages import TrialReport, UnknownTrialError
 if TYPE_CHECKING:
     from vlmtune.packed.slot import Slot
 
-# A trial with so many unread reports waits. With fewer it trains on, while the search decides about the last.
+# A trial with this many unread reports is paused. With fewer it trains while the search decides.
 MAX_UNREAD_REPORTS = 2
-# If nobody has called for a waiting trial for so long, its process is gone for good.
+# A paused trial for which nobody has called for this many seconds is dropped: its process is gone.
 ABANDONED_AFTER_S = 600.0
 
 

@@ -147,8 +147,8 @@ class Slot:
             self._update(self.totals)
             self.totals = None
 
-    def read_log(self) -> bool:
-        """Write the last closed log line; returns whether its losses and norms are finite."""
+    def flush_log(self) -> bool:
+        """Write the pending log line, if any; returns False if a loss or norm in it is not finite."""
         line = self.log.read_line()
         if line is None:
             return True
@@ -159,7 +159,7 @@ class Slot:
     def report(self, metrics: dict[str, float]) -> dict[str, Any]:
         """Record an evaluation; returns its `metrics` with the trial's position and rates."""
         self.records.meter.log(metrics, self.progress.step, self.progress.max_steps)
-        position = self.progress.evaluated(metrics)
+        position = self.progress.record_evaluation(metrics)
         number = self.progress.evaluation_number
         return {**metrics, **position, **self.records.meter.summary(), EVALUATION: number}
 

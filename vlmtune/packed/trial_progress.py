@@ -82,7 +82,7 @@ class TrialProgress:
         """Note that the log line that was due is taken care of."""
         self._control.should_log = False
 
-    def evaluated(self, metrics: dict[str, float]) -> dict[str, Any]:
+    def record_evaluation(self, metrics: dict[str, float]) -> dict[str, Any]:
         """Record an evaluation that was due; returns `position`."""
         self._control.should_evaluate = False
         self.state.log_history.append({**metrics, "step": self.step})

@@ -33,20 +33,20 @@ class TrialRunner:
     Attributes:
         kind: the value of `trial_runner` that repeats it.
         trainable: the function or class that Tune runs.
-        at_once: number of trials that run at the same time.
+        max_concurrent_trials: number of trials that run at the same time.
         description: how they run and why, for the console.
         notes: lines for the console, from engines that have started.
-        reuse_processes: whether a process runs one trial after another.
+        reuse_actors: whether a process runs one trial after another.
         max_failures: times that Tune restarts a trial's process that died.
         engines: the engine actors of packed trials.
     """
 
     kind: Literal["packed", "isolated"]
     trainable: Any
-    at_once: int
+    max_concurrent_trials: int
     description: str
     notes: tuple[str, ...] = ()
-    reuse_processes: bool = False
+    reuse_actors: bool = False
     max_failures: int = 0
     engines: tuple[Any, ...] = ()
 
@@ -150,7 +150,7 @@ def make_packed_runner(
         at_once,
         _packed_description(at_once, engine_count, per_engine, "GPU" if gpu else "CPU"),
         tuple(notes),
-        reuse_processes=True,
+        reuse_actors=True,
         max_failures=PACKED_FAILURES,
         engines=tuple(engines),
     )

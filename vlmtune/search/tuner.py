@@ -43,7 +43,7 @@ def run_trials(
     else:
         tuner = make_tuner(settings, space, output_dir, callback, runner, trainable)
     grid = tuner.fit()
-    if runner.reuse_processes and any(isinstance(error, RayActorError) for error in grid.errors):
+    if runner.reuse_actors and any(isinstance(error, RayActorError) for error in grid.errors):
         # Tune restarts a trial whose process died, unless the process died while it was given that trial.
         grid = restore_tuner(folder, trainable).fit()
     return grid
@@ -70,8 +70,8 @@ def make_tuner(
         search_alg=None if space.is_grid else make_sampler(settings, space),
         scheduler=make_scheduler(settings, space),
         num_samples=1 if space.is_grid else search.num_samples,
-        max_concurrent_trials=runner.at_once,
-        reuse_actors=runner.reuse_processes,
+        max_concurrent_trials=runner.max_concurrent_trials,
+        reuse_actors=runner.reuse_actors,
         time_budget_s=search.time_budget_s,
         trial_dirname_creator=lambda trial: trial.trial_id,
     )

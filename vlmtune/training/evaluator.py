@@ -39,7 +39,7 @@ class Evaluator:
         """
         total = torch.zeros(2, dtype=torch.float64, device=self.model.device)
         for batch in self.batches.evaluation(per_device):
-            total += self.step.evaluated(batch, self._negative_log_likelihood)
+            total += self.step.sum_without_gradients(batch, self._negative_log_likelihood)
         if self.batches.order.world > 1:
             dist.all_reduce(total)
         return (total[0] / total[1]).item()

@@ -117,28 +117,28 @@ class AdapterTrainer(SFTTrainer):
         The loss is divided by the labelled tokens `items` of the whole step, so that the parts of a batch add
         up to it, however many they are.
         """
-        whole: Any = super().training_step
+        parent_step: Any = super().training_step
 
         def run(part: Batch) -> torch.Tensor:
             moved = self.batches.on_device(part, self.args.device, self.model.dtype)
             return torch.as_tensor(whole(model, moved, items))
 
-        return self.step.gradients(inputs, run)
+        return self.step.accumulate_gradients(inputs, run)
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """The summed loss of the labelled tokens over the labelled tokens of the whole step, on all workers.
 
-        SFTTrainer's own gathers its figures from all workers at every call, and they need not make equally
-        many: see `training_step`.
+        SFTTrainer's own gathers its metrics from all workers in every call. Workers may make different
+        numbers of calls, because one that runs out of memory splits its batch, and would then wait for ever.
         """
         outputs = label_scores(self.model, inputs)
         losses = -outputs.log_probs  # zero where there is no label
         if self.args.loss_type == "dft":  # as in TRL: https://huggingface.co/papers/2508.05629
             losses = losses * outputs.log_probs.exp().detach()
         self.step_log.count_tokens(outputs.is_top1.sum(), outputs.label_mask.sum())
-        # A worker that only keeps step with the others may have no label.
+        # A worker without rows in this step still takes part, with no label.
         labelled = torch.as_tensor(num_items_in_batch).clamp(min=1)
         loss: torch.Tensor = losses.sum() / to_device(labelled, losses.device)
         if not loss.requires_grad:  # adapters on cross-attention alone, and no row has an image
@@ -169,11 +169,11 @@ class AdapterTrainer(SFTTrainer):
         self.meter.log(logs, self.state.global_step, self.state.max_steps)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """None: transformers would count all weights in every step; the meter has its own estimate."""
+        """Return 0: transformers would count all weights in every step; the meter has its own estimate."""
         return 0
 
     def store_flos(self) -> None:
-        """Nothing, see `floating_point_ops`: the sum over the workers would wait for the device."""
+        """Do nothing, see `floating_point_ops`: the sum over the workers would wait for the device."""
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Nothing: checkpoints need no card, the finished adapter gets its own."""
+        """Do nothing: checkpoints need no card, the finished adapter gets its own."""
