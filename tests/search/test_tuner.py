@@ -149,7 +149,7 @@ def test_a_process_killed_while_it_takes_on_a_trial_loses_none(
     runner = TrialRunner(
         "packed",
         made_killed_trial(tmp_path / "killed"),
-        at_once=1,
+        max_concurrent_trials=1,
         description="",
         reuse_actors=True,
         max_failures=1,

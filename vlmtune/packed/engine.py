@@ -87,7 +87,7 @@ class Engine:
         self.round_seconds = 0.0
 
     def join(self, slot: Slot) -> None:
-        """Let a trial take part from the next round on. One that does not fit in memory ends as infeasible."""
+        """Let a trial take part from the next round on. One that does not fit ends as infeasible."""
         others = [other.adapter for other in self.slots.values()]
         try:
             moved = lay_out_together(slot.adapter, others, self.model.adapters)

@@ -121,7 +121,7 @@ class AdapterTrainer(SFTTrainer):
 
         def run(part: Batch) -> torch.Tensor:
             moved = self.batches.on_device(part, self.args.device, self.model.dtype)
-            return torch.as_tensor(whole(model, moved, items))
+            return torch.as_tensor(parent_step(model, moved, items))
 
         return self.step.accumulate_gradients(inputs, run)
 
