@@ -197,14 +197,13 @@ def ours(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
     from types import SimpleNamespace
 
     from vlmtune.config.settings import Settings
-    from vlmtune.data.collate import PixelFormat
+    from vlmtune.data.input_format import InputFormat
     from vlmtune.model_ref import ModelRef
     from vlmtune.training.loop import train
 
     batch_of = batches(folder, case)
-    pixels = batch_of(0).get("pixel_values")
     rows = case["batch"] * steps
-    meta = SimpleNamespace(pixels=PixelFormat(raw=False, per_row=pixels is not None and pixels.ndim > 4))
+    meta = SimpleNamespace(inputs=InputFormat())
     processor: Any = ModelRef(folder).processor()
     images = int((batch_of(0)["input_ids"][0] == processor.image_token_id).sum())
     counts = {"required": 0, "tokens": case["tokens"], "answer_tokens": LABELLED, "image_tokens": images}

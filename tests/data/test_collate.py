@@ -1,5 +1,7 @@
 """Rows that were processed one by one make the batch that the processor makes of them together."""
 
+import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, EfficientNetImageProcessorPil
 from transformers.utils.import_utils import is_torchvision_available
 
-from vlmtune.data.collate import PixelFormat, collate, probe_pixel_format, split_batch
+from vlmtune.data.collate import collate, split_batch
 from vlmtune.data.encoded_example import IGNORED, EncodedExample, shorten
+from vlmtune.data.input_format import InputFormat, TensorLayout
+from vlmtune.data.probe import probe
 from vlmtune.data.tokenize import RowEncoder
 from vlmtune.model_ref import ModelRef
 
@@ -63,20 +67,21 @@ MIXES = ["a", "b", "t", "ab", "ba", "aba", "tt", "at", "ta", "tb", "abt"]
 
 
 @cache
-def kit(folder: Path, floats: bool = False) -> tuple[RowEncoder, PixelFormat]:
-    """An encoder, and its pixel format: what `probe_pixel_format` finds, or the processor's floats."""
+def kit(folder: Path, floats: bool = False) -> tuple[RowEncoder, InputFormat]:
+    """An encoder, and the format of its inputs: what `probe` finds, or that with the processor's floats."""
     processor = ModelRef(str(folder)).processor()
     processor.tokenizer.padding_side = "right"
-    found = probe_pixel_format(processor)
-    pixels = PixelFormat(raw=False, per_row=found.per_row) if floats else found
-    return RowEncoder(processor, raw_pixels=pixels.raw), pixels
+    inputs = probe(processor)
+    if floats:
+        inputs = replace(inputs, normalizations={})
+    return RowEncoder(processor, inputs), inputs
 
 
 def batched(
-    encoder: RowEncoder, pixels: PixelFormat, examples: list[EncodedExample], **options: Any
+    encoder: RowEncoder, inputs: InputFormat, examples: list[EncodedExample], **options: Any
 ) -> dict[str, torch.Tensor]:
     pad = encoder.tokenizer.pad_token_id
-    batch = collate(examples, pad_token_id=pad, per_row=pixels.per_row, **options)
+    batch = collate(examples, pad_token_id=pad, inputs=inputs, **options)
     return next(split_batch({name: torch.from_numpy(value) for name, value in batch.items()}, len(examples)))
 
 
@@ -128,33 +133,41 @@ def test_rows_one_by_one_equal_the_whole_batch(models: Path, family: str, mix: s
 @families
 def test_probe_finds_that_resized_uint8_will_do(models: Path, family: str) -> None:
     encoder, pixels = kit(models / family)
-    assert pixels.raw
-    assert pixels.per_row == (family in ("mllama", "smolvlm"))
-    assert pixels.channels_last_dim == (family == "qwen2_5_vl")
+    joined = TensorLayout("rows" if family in ("mllama", "smolvlm") else "items")
+    assert pixels.layouts["pixel_values"] == joined
+    assert pixels.normalizations["pixel_values"].channels == ("outer" if family == "qwen2_5_vl" else "plane")
     assert encoder.encode(*ROWS["b"]).tensors["pixel_values"].dtype == np.uint8
-    assert PixelFormat.from_dict(pixels.to_dict()) == pixels
+    assert InputFormat.from_dict(json.loads(json.dumps(pixels.to_dict()))) == pixels
 
 
 @pytest.mark.parametrize(
     "image_processor",
     [
-        CLIPImageProcessorPil(
-            size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, do_rescale=False
-        ),
-        CLIPImageProcessorPil(
-            size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, do_normalize=False
-        ),
         EfficientNetImageProcessorPil(size={"height": 56, "width": 56}, include_top=True),  # normalises twice
         EfficientNetImageProcessorPil(
             size={"height": 56, "width": 56}, rescale_offset=True, include_top=False
         ),  # to -1 ... 1 before it normalises
     ],
-    ids=["not rescaled", "not normalised", "normalised twice", "offset"],
+    ids=["normalised twice", "offset"],
 )
 def test_probe_keeps_floats_where_normalising_uint8_would_differ(models: Path, image_processor: Any) -> None:
     processor = ModelRef(str(models / "llava")).processor()
     processor.image_processor = image_processor
-    assert probe_pixel_format(processor) == PixelFormat(raw=False, per_row=False)
+    assert not probe(processor).raw_pixels
+
+
+@pytest.mark.parametrize("left_out", ["do_normalize", "do_rescale"])
+def test_pixels_of_one_step_less_are_stored_as_uint8(models: Path, left_out: str) -> None:
+    processor = ModelRef(str(models / "llava")).processor()
+    processor.image_processor = CLIPImageProcessorPil(
+        size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, **{left_out: False}
+    )
+    inputs = probe(processor)
+    stored = RowEncoder(processor, inputs).encode(*ROWS["a"]).tensors["pixel_values"]
+    assert stored.dtype == np.uint8
+    expected = RowEncoder(processor).encode(*ROWS["a"]).tensors["pixel_values"]
+    found = inputs.normalize({"pixel_values": torch.from_numpy(stored)})["pixel_values"]
+    torch.testing.assert_close(found, torch.from_numpy(expected), atol=1e-6, rtol=1e-6)
 
 
 @families

@@ -26,6 +26,7 @@ from prepare_kit import (
 
 from vlmtune.cluster import connect
 from vlmtune.data.cache import prepare_store
+from vlmtune.data.probe import probe
 from vlmtune.data.source import DataSource
 from vlmtune.data.tokenize import RowEncoder
 from vlmtune.demo.mall import MESSAGES
@@ -144,7 +145,8 @@ def test_a_format_from_files_to_labels(tmp_path: Path, llava: str, write: Callab
         DataSource(str(write(folder)), ModelRef(llava), eval_fraction=0.25, test_fraction=0.25),
         str(tmp_path / "cache"),
     )
-    encoder = RowEncoder(ModelRef(llava).processor(), raw_pixels=True)
+    processor = ModelRef(llava).processor()
+    encoder = RowEncoder(processor, probe(processor))
     assert answers(store, encoder) == [[f" {count} people</s>"] for count in COUNTS]
     assert sorted(store.column("split")) == ["eval"] * 2 + ["test"] * 2 + ["train"] * 4
     question = [

@@ -13,16 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmtune.data import store_writer
-from vlmtune.data.collate import PixelFormat
 from vlmtune.data.encoded_example import ANSWER, IMAGE, TEMPLATE, TEXT, EncodedExample
+from vlmtune.data.input_format import InputFormat, Normalization, TensorLayout
 from vlmtune.data.store import IMAGES, INDEX, Store, StoreMeta, file_states
 from vlmtune.data.store_writer import write_shard
 from vlmtune.errors import DataError
 
 ROWS, PER_SHARD = 23, 9
+INPUTS = InputFormat(
+    nested_images=True,
+    layouts={"pixel_values": TensorLayout("items"), "cross_attention_mask": TensorLayout("tokens", 1)},
+    normalizations={"pixel_values": Normalization(1 / 255, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))},
+)
 META = StoreMeta(
     "key",
-    PixelFormat(True, 1 / 255, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), per_row=True),
+    INPUTS,
     pad_token_id=7,
     rows=ROWS,
     bad_rows=0,
@@ -42,7 +47,8 @@ def example(row: int) -> EncodedExample:
     if row % 3:
         pixels = draw.randint(0, 256, (row % 4 + 1, 3, 14, 14)).astype(np.uint8)
         tensors = {"pixel_values": pixels, "cross_attention_mask": draw.randint(0, 2, (1, len(kinds), 4))}
-    return EncodedExample(draw.randint(0, 2**31 - 1, len(kinds)).astype(np.int32), kinds, tensors)
+    ids = draw.randint(0, 2**31 - 1, len(kinds)).astype(np.int32)
+    return EncodedExample(ids, kinds, tensors, INPUTS.token_axes(tensors, len(ids)))
 
 
 def write_store(folder: Path) -> Path:

@@ -16,13 +16,15 @@ from tokenize_kit import (
     turn,
 )
 
+from vlmtune.data.chat_template import BUILTIN_TEMPLATE, EncodeError
 from vlmtune.data.encoded_example import (
     ANSWER,
     IGNORED,
     IMAGE,
     TEXT,
 )
-from vlmtune.data.tokenize import BUILTIN_TEMPLATE, EncodeError, RowEncoder
+from vlmtune.data.probe import probe
+from vlmtune.data.tokenize import RowEncoder
 from vlmtune.model_ref import ModelRef
 
 # The form of the template that llava-hf/llava-1.5-7b-hf ships: a space after each text, no end token, images
@@ -98,7 +100,7 @@ def test_tokens_and_tensors_are_the_processors_own(models: Path, setup: str, con
     assert example.tensors.keys() == own.keys()
     for name, value in own.items():
         assert np.array_equal(example.tensors[name], value), name
-    placeholders = example.input_ids == encoder.image_token_id
+    placeholders = np.isin(example.input_ids, encoder.image_token_ids)
     assert placeholders.any() == bool(images)
     assert (example.kinds[placeholders] == IMAGE).all()
     marks = set(encoder.tokenizer.convert_ids_to_tokens(example.input_ids[example.kinds == IMAGE].tolist()))
@@ -205,10 +207,6 @@ REFUSED = {
     "reorders": (BODY.replace("in messages", "in messages | reverse"), "leaves out or reorders"),
     "repeats": (BODY + "{{ messages[0].content[0].text }}", "leaves out or reorders"),
     "shows no image": (BODY.replace("<image>", ""), "for text alone"),
-    "wants plain strings": (
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
-        "for text alone",
-    ),
     "raises": (
         "{{ raise_exception('No system message, please.') }}",
         "refuses this conversation: No system message, please",
@@ -230,15 +228,22 @@ def test_a_template_that_does_more_than_put_the_texts_in_is_refused(models: Path
         encoder_of(models / "llava", template).encode(conversation, [noise_image()])
 
 
-def test_a_template_for_plain_strings_is_refused_without_images_too(models: Path) -> None:
-    template, message = REFUSED["wants plain strings"]
-    with pytest.raises(EncodeError, match=message):
-        encoder_of(models / "llava", template).encode(CONVERSATIONS["text only"], [])
+@pytest.mark.parametrize("content", ["{{ m.content }}", "{{ m.content | trim }}", "{{ '' + m.content }}"])
+def test_a_template_for_plain_strings_gets_them(models: Path, content: str) -> None:
+    """A list of parts would be written as Python shows it, or raise a TypeError."""
+    template = "{% for m in messages %}{{ m.role }}: " + content + "\n{% endfor %}"
+    encoder = encoder_of(models / "llava", template)
+    text = encoder.encode(CONVERSATIONS["text only"], [])
+    assert decoded(encoder, text, ANSWER) == ["A horizontal member.\nIt carries the floor.</s>"]
+    shown = encoder.encode(CONVERSATIONS["two images"], [noise_image(), noise_image()])
+    assert decoded(encoder, shown, ANSWER) == ["The second.</s>"]
+    assert "user: <image>\n<image>\nWhich is busier?" in encoder.chat_text(CONVERSATIONS["two images"])
 
 
 def test_raw_pixels_are_the_resized_ones(models: Path) -> None:
     messages = CONVERSATIONS["one turn"]
-    encoder = RowEncoder(ModelRef(str(models / "llava")).processor(), raw_pixels=True)
+    processor = ModelRef(str(models / "llava")).processor()
+    encoder = RowEncoder(processor, probe(processor))
     example = encoder.encode(messages, [noise_image(56, 56)])  # already of the model's size
     assert example.tensors["pixel_values"].dtype == np.uint8
     assert np.array_equal(

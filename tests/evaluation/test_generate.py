@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from vlmtune.data.collate import probe_pixel_format
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.images import load_image
+from vlmtune.data.probe import probe
 from vlmtune.data.tokenize import RowEncoder
 from vlmtune.evaluation.generate import (
     BatchBuilder,
@@ -75,8 +75,8 @@ class Kit:
     def __init__(self, folder: Path, frames: Path, quantization: str) -> None:
         self.processor: Any = ModelRef(str(folder)).processor()
         self.tokenizer = self.processor.tokenizer
-        self.batches = BatchBuilder(probe_pixel_format(self.processor), self.tokenizer.pad_token_id)
-        self.encoder = encoder = RowEncoder(self.processor, raw_pixels=self.batches.pixels.raw)
+        self.batches = BatchBuilder(probe(self.processor), self.tokenizer.pad_token_id)
+        self.encoder = encoder = RowEncoder(self.processor, self.batches.inputs)
         images = [load_image(str(path)) for path in sorted(frames.iterdir())[:2]]
         self.examples: list[EncodedExample] = [
             encoder.encode(messages, images[:count]) for messages, count, _, _ in ROWS

@@ -110,48 +110,64 @@ def write_rows(folder: Path) -> tuple[Path, Path]:
 
 
 def official(
-    processor: Any, cases: Sequence[Case], texts: Sequence[str | None] = ()
+    processor: Any, cases: Sequence[Case], *, asked: bool = False, **options: bool
 ) -> dict[str, torch.Tensor]:
-    """What the processor itself makes of a batch of rows, padded on the right: the model's inputs.
+    """What the processor's chat path makes of a batch of rows, padded on the right: the model's inputs.
 
     Args:
-        texts: the rows as the processor is to be given them, for one that has no chat template.
+        asked: without the last answer, and with the generation prompt.
+        options: of the chat template.
     """
-    padded = {"padding": True, "padding_side": "right"}
-    if any(text is not None for text in texts):
-        images = [case.pixels() for case in cases]
-        given = {"images": images} if any(images) else {}
-        return dict(processor(text=list(texts), return_tensors="pt", **padded, **given))
     conversations = []
     for case in cases:
         pixels = iter(case.pixels())
-        conversations.append(
-            [
-                {
-                    "role": message["role"],
-                    "content": [
-                        {"type": "image", "image": next(pixels)} if part["type"] == "image" else part
-                        for part in message["content"]
-                    ],
-                }
-                for message in case.messages()
-            ]
-        )
-    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "processor_kwargs": padded}
-    return dict(processor.apply_chat_template(conversations, **options))
+        messages = [
+            {
+                "role": message["role"],
+                "content": [
+                    {"type": "image", "image": next(pixels)} if part["type"] == "image" else part
+                    for part in message["content"]
+                ],
+            }
+            for message in case.messages()
+        ]
+        conversations.append(messages[:-1] if asked else messages)
+    encoded = {
+        "tokenize": True,
+        "return_dict": True,
+        "return_tensors": "pt",
+        "processor_kwargs": {"padding": True, "padding_side": "right"},
+    }
+    return dict(
+        processor.apply_chat_template(conversations, add_generation_prompt=asked, **encoded, **options)
+    )
 
 
-def row_loss(model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> tuple[float, int]:
-    """Summed loss of the labelled tokens of one row under the model's own logits, and their number.
+def processed(
+    processor: Any, texts: Sequence[str], images: Sequence[Sequence[Image.Image]], *, nested: bool = True
+) -> dict[str, torch.Tensor]:
+    """What the processor makes of a batch of texts that are rendered already."""
+    given: dict[str, Any] = {"padding": True, "padding_side": "right"}
+    if any(images):
+        given["images"] = [list(row) for row in images] if nested else [one for row in images for one in row]
+    bos = processor.tokenizer.bos_token
+    given["add_special_tokens"] = not (bos and texts[0].startswith(bos))
+    return dict(processor(text=list(texts), return_tensors="pt", **given))
+
+
+def row_losses(model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> list[tuple[float, int]]:
+    """Summed loss of each row's labelled tokens under the model's own logits, and their number.
 
     Args:
-        labels: `[T]`; inputs may be longer, by what the template puts behind the last answer.
+        labels: `[B, T]`; inputs may be longer, by what the template puts behind the last answer.
     """
     given = {
-        name: tensor for name, tensor in inputs.items() if name not in ("labels", "text_replacement_offsets")
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in inputs.items()
+        if name not in ("labels", "text_replacement_offsets")
     }
     with torch.no_grad():
-        logits = model(**given, use_cache=False).logits[0, : len(labels) - 1].double()
-    wanted = labels[1:]
-    losses = torch.nn.functional.cross_entropy(logits, wanted, ignore_index=-100, reduction="sum")
-    return float(losses), int((wanted >= 0).sum())
+        logits = model(**given, use_cache=False).logits[:, : labels.shape[1] - 1].double().transpose(1, 2)
+    losses = torch.nn.functional.cross_entropy(logits, labels[:, 1:], ignore_index=-100, reduction="none")
+    counts = (labels[:, 1:] >= 0).sum(1).tolist()
+    return list(zip(losses.sum(1).tolist(), counts, strict=True))

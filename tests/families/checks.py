@@ -12,9 +12,9 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from families.cases import CASES, official, row_loss
+from families.cases import CASES, official, processed, row_losses
 from families.common import Family
-from families.kit import PLAIN, STEPS, Subject, Trained, difference
+from families.kit import DATE, PLAIN, STEPS, Subject, Trained, difference
 
 LOSS_TOLERANCE = 1e-4
 ADAPTER_TOLERANCE = 1e-3
@@ -115,42 +115,76 @@ def loss(trial: Trial) -> Outcome:
     subject = trial.subject
     model = AutoModelForImageTextToText.from_pretrained(subject.model, dtype=torch.float32).eval()
     examples = {name: subject.encode(CASES[name]) for name in trial.usable}
-    expected, wrong = {}, []
-    for name, example in examples.items():
-        case, ids = CASES[name], torch.from_numpy(example.input_ids.astype("int64"))
-        inputs = official(subject.processor, [case], [subject.text(case)])
-        if len(inputs["input_ids"][0]) == len(ids) - 1:  # the template does not close the last answer
-            inputs = official(subject.processor, [case], [subject.encoder.chat_text(case.messages())])
-        if inputs["input_ids"][0, : len(ids)].tolist() != ids.tolist():
-            wrong.append(
-                f"{name}: {len(ids)} tokens differ from the processor's {inputs['input_ids'].shape[1]}"
-            )
-            continue
-        expected[name] = row_loss(model, inputs, torch.from_numpy(example.labels))
-    groups = [[name] for name in expected] + ([list(expected)] if len(expected) > 1 else [])
-    for group in groups:
+    wrong, alone = [], {}
+    for name in examples:
+        alone[name] = row_losses(model, *reference(subject, [name], examples))[0]
+    for group in [*([name] for name in examples), list(examples)]:
         found = subject.losses([examples[name] for name in group])
-        for name, value in zip(group, found, strict=True):
-            total, count = expected[name]
-            if not abs(value - total) / count <= LOSS_TOLERANCE * max(1.0, total / count):
-                where = "alone" if len(group) == 1 else "in a batch"
-                if (
-                    where == "in a batch"
-                    and abs(value - batched(trial, model, group, examples)[name]) / count < 1e-4
-                ):
-                    continue  # rows of a batch change each other's losses in transformers too
-                wrong.append(f"{name} {where}: {value / count:.5f}, transformers {total / count:.5f}")
+        expected = [alone[name] for name in group]
+        if not all(near(value, *other) for value, other in zip(found, expected, strict=True)):
+            # Rows of a batch may change each other's losses in transformers too.
+            expected = row_losses(model, *reference(subject, group, examples))
+        for name, value, (total, count) in zip(group, found, expected, strict=True):
+            if not near(value, total, count):
+                place = "alone" if len(group) == 1 else "in a batch"
+                wrong.append(f"{name} {place}: {value / count:.5f}, transformers {total / count:.5f}")
     return Outcome("wrong", "; ".join(wrong)) if wrong else Outcome("ok")
 
 
-def batched(trial: Trial, model: Any, names: Sequence[str], examples: dict[str, Any]) -> dict[str, float]:
-    """The summed loss of each row in the processor's own batch, under the transformers class."""
-    batch = stock_batch(trial.subject, names, examples)
-    labels = batch.pop("labels")
-    with torch.no_grad():
-        logits = model(**batch, use_cache=False).logits[:, :-1].double().transpose(1, 2)
-    losses = torch.nn.functional.cross_entropy(logits, labels[:, 1:], ignore_index=-100, reduction="none")
-    return dict(zip(names, losses.sum(1).tolist(), strict=True))
+def near(value: float, total: float, count: int) -> bool:
+    """Whether a row's summed losses agree for each of its `count` tokens."""
+    return abs(value - total) / count <= LOSS_TOLERANCE * max(1.0, total / count)
+
+
+def reference(
+    subject: Subject, names: Sequence[str], examples: dict[str, Any]
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The processor's own batch of these rows, and their labels; its tokens must be those of the examples."""
+    cases, rows = [CASES[name] for name in names], [examples[name] for name in names]
+    try:
+        batch = official(subject.processor, cases) if subject.has_template else None
+    except (ValueError, TypeError):  # what it takes of a row is not what its chat path gives it
+        batch = None
+    if batch is None or not same_tokens(batch, rows):
+        texts = [subject.encoder.chat_text(case.messages()) for case in cases]
+        nested = subject.batches.inputs.nested_images
+        try:
+            batch = processed(subject.processor, texts, [case.pixels() for case in cases], nested=nested)
+        except ValueError:  # the items of these rows make no tensor of the processor's: take ours
+            batch = subject.batch(rows)
+        batch = ends_first(batch, rows)
+    if not same_tokens(batch, rows):
+        raise AssertionError(f"{', '.join(names)}: the tokens differ from the processor's own")
+    labels = torch.full_like(batch["input_ids"], -100)
+    for number, row in enumerate(rows):
+        labels[number, : len(row.labels)] = torch.from_numpy(row.labels)
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}, labels
+
+
+def same_tokens(batch: dict[str, torch.Tensor], rows: Sequence[Any]) -> bool:
+    """Whether the rows of a batch begin with the tokens of these examples."""
+    return all(
+        ids[: len(row.input_ids)].tolist() == row.input_ids.tolist()
+        for ids, row in zip(batch["input_ids"], rows, strict=True)
+    )
+
+
+def ends_first(batch: dict[str, torch.Tensor], rows: Sequence[Any]) -> dict[str, torch.Tensor]:
+    """The batch with what the processor puts behind each text moved before the last answer."""
+    length = batch["input_ids"].shape[1]
+    order = torch.arange(length).repeat(len(rows), 1)
+    for number, row in enumerate(rows):
+        tokens, start = len(row.input_ids), len(row.prompt().input_ids)
+        ids = batch["input_ids"][number, :tokens].tolist()
+        for size in range(1, 4):
+            body, behind = list(range(tokens - size)), list(range(tokens - size, tokens))
+            places = body[: start - size] + behind + body[start - size :]
+            if [ids[place] for place in places] == row.input_ids.tolist():
+                order[number, :tokens] = torch.tensor(places)
+    return {
+        name: tensor.gather(1, order) if tensor.shape == batch["input_ids"].shape else tensor
+        for name, tensor in batch.items()
+    }
 
 
 def training(trial: Trial) -> Outcome:
@@ -230,33 +264,35 @@ def stock_difference(trial: Trial, rows: int) -> float:
 
 
 def stock_batch(subject: Subject, names: Sequence[str], examples: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The processor's own batch of these rows, padded on the right, with the labels of `examples`."""
-    cases = [CASES[name] for name in names]
-    batch = official(subject.processor, cases, [subject.text(case) for case in cases])
-    lengths = batch["attention_mask"].sum(1).tolist()
-    if any(length < len(examples[name].labels) for name, length in zip(names, lengths, strict=True)):
-        # the template does not close the last answer
-        batch = official(
-            subject.processor, cases, [subject.encoder.chat_text(case.messages()) for case in cases]
-        )
-    batch["labels"] = torch.full_like(batch["input_ids"], -100)
-    for row, name in enumerate(names):
-        labels = torch.from_numpy(examples[name].labels)
-        batch["labels"][row, : len(labels)] = labels
-    return batch
+    """The processor's own batch of these rows with the labels of `examples`, floats in float32."""
+    inputs, labels = reference(subject, names, examples)
+    batch = {
+        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in inputs.items()
+    }
+    return {**batch, "labels": labels}
 
 
 def prompt(trial: Trial) -> Outcome:
-    """What precedes an answer in training is what the chat template writes when it is asked for one."""
-    if trial.subject.text(CASES["single"]) is not None:
+    """What precedes the answer of a row is what the processor makes of its question to be answered."""
+    subject = trial.subject
+    if not subject.has_template:
         return Outcome("skipped")
-    name = next(name for name in ("single", "long", "text") if name in trial.usable)
-    trained, served = trial.subject.prompt_texts(CASES[name])
-    tails = [text[-40:] for text in served]
-    for text, tail in zip(("by default", "without thinking"), tails, strict=True):
-        if trained.endswith(tail):
-            return Outcome("ok", "" if text == "by default" else text)
-    return Outcome("wrong", f"trained {trained[-40:]!r}, served {tails}")
+    agrees, options = subject.encoder.template.agreement()
+    wrong = []
+    for name in trial.usable:
+        if len(CASES[name].answers) > 1 or name in subject.only_as_text:
+            continue
+        if "date_string" in subject.encoder.template.source:
+            options = {**options, "date_string": DATE}
+        served = official(subject.processor, [CASES[name]], asked=True, **options)["input_ids"][0].tolist()
+        trained = subject.encode(CASES[name]).prompt().input_ids.tolist()
+        if trained != served:
+            decode = subject.processor.tokenizer.decode
+            wrong.append(f"{name}: trained {decode(trained)[-60:]!r}, served {decode(served)[-60:]!r}")
+    if wrong:
+        return Outcome("wrong", "; ".join(wrong))
+    said = f"options {options}" if options else ""
+    return Outcome("ok", said if agrees else f"{said} differs from the history")
 
 
 def predict(trial: Trial) -> Outcome:

@@ -5,25 +5,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import jinja2
 import torch
 from safetensors.torch import load_file
 from trl.trainer.utils import add_fused_lm_head
 
-from families.cases import Case
+from families.cases import CASES, Case, official
 from vlmtune.config.settings import Settings
 from vlmtune.data.cache import find_or_make_store
-from vlmtune.data.collate import probe_pixel_format
+from vlmtune.data.chat_template import FIXED_DATE
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.order import MicroBatch
+from vlmtune.data.probe import probe
 from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
 from vlmtune.data.stream import read_batches
 from vlmtune.data.tokenize import EncodeError, RowEncoder
 from vlmtune.errors import UserError
 from vlmtune.evaluation import export
-from vlmtune.evaluation.generate import Layout, end_tokens, generate
+from vlmtune.evaluation.generate import BatchBuilder, end_tokens, generate
 from vlmtune.model.base import load_base_for
 from vlmtune.model.head import score_positions
 from vlmtune.model.lora import attach
@@ -39,6 +42,7 @@ from vlmtune.training.loop import train
 
 PLAIN = (UserError, EncodeError)  # what a person is told in one line
 STEPS = 4
+DATE = FIXED_DATE.strftime("%d %b %Y")  # what templates write for today's
 
 
 @dataclass
@@ -66,24 +70,33 @@ class Subject:
         return ModelRef(str(self.model)).processor()
 
     @cached_property
-    def layout(self) -> Layout:
+    def batches(self) -> BatchBuilder:
         pad = self.processor.tokenizer.pad_token_id
-        return Layout(
-            probe_pixel_format(self.processor), self.processor.tokenizer.eos_token_id if pad is None else pad
+        return BatchBuilder(
+            probe(self.processor), self.processor.tokenizer.eos_token_id if pad is None else pad
         )
 
     @cached_property
     def encoder(self) -> RowEncoder:
-        return RowEncoder(self.processor, raw_pixels=self.layout.pixels.raw)
+        return RowEncoder(self.processor, self.batches.inputs)
 
     def encode(self, case: Case) -> EncodedExample:
         return self.encoder.encode(case.messages(), case.pixels())
 
-    def text(self, case: Case) -> str | None:
-        """The row as the processor is given it, where it has no chat template to make it from."""
-        if self.processor.chat_template or self.processor.tokenizer.chat_template:
-            return None
-        return self.encoder.chat_text(case.messages())
+    @property
+    def has_template(self) -> bool:
+        return bool(self.processor.chat_template or self.processor.tokenizer.chat_template)
+
+    @cached_property
+    def only_as_text(self) -> list[str]:
+        """The cases that the processor's own chat path does not take, for whatever reason."""
+        refused = []
+        for name, case in CASES.items():
+            try:
+                official(self.processor, [case], asked=True)
+            except (TypeError, ValueError, jinja2.TemplateError):
+                refused.append(name)
+        return refused
 
     @cached_property
     def store(self) -> Store:
@@ -123,6 +136,10 @@ class Subject:
         summary = summarise(self.store, settings, self.processor.tokenizer)
         return summary, gpu_memory(settings, self.store)
 
+    def batch(self, examples: Sequence[EncodedExample]) -> dict[str, torch.Tensor]:
+        """The rows as the model takes them, in float32."""
+        return self.batches.batch(SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32), examples)
+
     def losses(self, examples: Sequence[EncodedExample], *, quantization: str = "none") -> list[float]:
         """The summed loss of each row, as a training step computes it, rows in one batch."""
         settings = self.settings(quantization=quantization)
@@ -131,7 +148,7 @@ class Subject:
         add_fused_lm_head(base, outputs=("log_probs", "is_top1"))
         score_positions(base)
         base.eval()
-        batch = self.layout.batch(base, examples)
+        batch = self.batches.batch(base, examples)
         with torch.no_grad():
             return row_losses(base, batch).loss.tolist()
 
@@ -195,22 +212,9 @@ class Subject:
         settings = self.settings(quantization="none", dtype="float32")
         return load_base_for(settings, torch.device("cpu")).eval()
 
-    def prompt_texts(self, case: Case) -> tuple[str, list[str]]:
-        """The text before the last answer of a row in training, and what the chat template writes when it is
-        asked for an answer: by default, and with thinking switched off."""
-        ids = self.encode(case).prompt().input_ids
-        served = []
-        for options in ({}, {"enable_thinking": False, "thinking": False}):
-            served.append(
-                self.processor.apply_chat_template(
-                    case.messages()[:-1], add_generation_prompt=True, tokenize=False, **options
-                )
-            )
-        return self.processor.tokenizer.decode(ids), served
-
     def answers(self, model: Any, examples: Sequence[EncodedExample]) -> list[str]:
         ends = end_tokens(model, self.processor)
-        return generate(model, self.processor.tokenizer, self.layout, examples, max_new_tokens=8, ends=ends)
+        return generate(model, self.processor.tokenizer, self.batches, examples, max_new_tokens=8, ends=ends)
 
     def merge(self, adapter: Path) -> str:
         """Merge into a folder and read it again; the text of how near the two are."""

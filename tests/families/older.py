@@ -137,7 +137,7 @@ def got_ocr2() -> Built:
             "output_channels": 32,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
-            "image_size": 256,
+            "image_size": 1024,
             "patch_size": 16,
             "window_size": 4,
             "global_attn_indexes": [1],
@@ -145,9 +145,8 @@ def got_ocr2() -> Built:
             "initializer_range": GAIN,
         },
         image_token_index=tokenizer.vocab["<imgpad>"],
-        image_seq_length=16,
+        image_seq_length=256,
     )
-    images = tf.GotOcr2ImageProcessor(size=square(256))
+    images = tf.GotOcr2ImageProcessor(size=square(1024))
     processor = tf.GotOcr2Processor(images, tokenizer, chat_template=chatml("<img><imgpad></img>\\n"))
-    processor.num_image_tokens = 16
     return with_ends(tf.GotOcr2ForConditionalGeneration(config), **tokens), processor

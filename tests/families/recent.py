@@ -72,7 +72,7 @@ def kimi_k25() -> Built:
     )
     ids, tokens = tokenizer.vocab, token_ids(tokenizer)
     decoder = tf.DeepseekV3Config(
-        **text(**tokens, vocab_size=len(tokenizer), num_hidden_layers=3),
+        **text(**tokens, vocab_size=len(tokenizer), num_hidden_layers=3, num_key_value_heads=4),
         moe_intermediate_size=64,
         n_routed_experts=4,
         n_shared_experts=1,

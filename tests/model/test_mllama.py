@@ -1,18 +1,22 @@
 """A row of a mixed batch computes as it does alone, however many images it and the others have."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 
 from vlmtune.data.collate import collate
+from vlmtune.data.probe import probe
 from vlmtune.data.tokenize import RowEncoder
 from vlmtune.model.base import load_base
 from vlmtune.model_ref import ModelRef
 
 
 def test_rows_with_and_without_images_do_not_see_each_other(models: Path, mall: Path):
-    encoder = RowEncoder(ModelRef(str(models / "mllama")).processor())
+    processor = ModelRef(str(models / "mllama")).processor()
+    inputs = replace(probe(processor), normalizations={})
+    encoder = RowEncoder(processor, inputs)
     model = load_base(
         ModelRef(str(models / "mllama")), quantization="none", dtype="float32", device=torch.device("cpu")
     )
@@ -26,7 +30,7 @@ def test_rows_with_and_without_images_do_not_see_each_other(models: Path, mall: 
     ]
 
     def logits(*examples) -> torch.Tensor:
-        batch = collate(examples, pad_token_id=0, per_row=True)
+        batch = collate(examples, pad_token_id=0, inputs=inputs)
         with torch.no_grad():
             return model(
                 **{name: torch.from_numpy(value) for name, value in batch.items() if name != "labels"}

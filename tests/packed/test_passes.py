@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packed_kit import row_of
 
-from vlmtune.data.collate import PixelFormat
 from vlmtune.data.encoded_example import IGNORED
+from vlmtune.data.input_format import InputFormat
 from vlmtune.packed.passes import ROW_BUCKETS, bucket_length, bucket_rows, cut_passes, make_batch
 
 
@@ -45,7 +45,7 @@ def test_passes_hold_every_row_once_and_no_row_pays_for_a_longer_one(
 
 
 def test_a_batch_is_filled_up_with_rows_that_count_nothing():
-    meta = SimpleNamespace(pad_token_id=0, pixels=PixelFormat(raw=False))
+    meta = SimpleNamespace(pad_token_id=0, inputs=InputFormat())
     rows = [row_of("a", 20), row_of("a", 30), row_of("b", 17), row_of("b", 18), row_of("c", 25)]
     batch = make_batch(rows, meta, torch.device("cpu"), torch.float32)
     assert batch["input_ids"].shape == (6, 32)

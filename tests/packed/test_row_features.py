@@ -11,8 +11,8 @@ import transformers as tf
 from packed_kit import Packed, make_engine
 from training_kit import difference, values_of
 
-from vlmtune.data.collate import PixelFormat
 from vlmtune.data.encoded_example import ANSWER, IMAGE, EncodedExample
+from vlmtune.data.input_format import ITEMS, InputFormat, TensorLayout
 from vlmtune.data.store import Store
 from vlmtune.model.memory import StepPlan
 from vlmtune.model.step import AcceleratedStep
@@ -137,7 +137,8 @@ def test_features_of_images_of_different_size(stores: dict[str, Store]) -> None:
             vision_end_token_id=10,
         )
     )
-    meta = replace(stores["mall llava"].meta, pixels=PixelFormat(raw=False), pad_token_id=0)
+    layouts = {name: TensorLayout(ITEMS) for name in ("pixel_values", "image_grid_thw")}
+    meta = replace(stores["mall llava"].meta, inputs=InputFormat(layouts=layouts), pad_token_id=0)
     rows = [image_row(number, side, image_token) for number, side in enumerate((2, 4, 4))]
     features = PackedVisionFeatures(base, meta, total_rows=3, max_bytes=1e9, note=print)
     plan = StepPlan(dequantized=False, checkpointing=False, micro_batch=3, compiled=False)

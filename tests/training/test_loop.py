@@ -35,7 +35,7 @@ def label_log_probs(
     network = load_adapter(network, adapter) if adapter is not None else network.eval()
     order = Order(rows=len(store.rows_of(split)), per_device=1, accumulation=1, world=1, seed=0).epoch(0, 0)
     for batch in read_batches(store, split, order, None):
-        inputs = store.meta.pixels.normalize(batch)
+        inputs = store.meta.inputs.normalize(batch)
         labels = inputs.pop("labels")[0, 1:]
         with torch.no_grad():
             logits = network(**inputs).logits[0, :-1].float()

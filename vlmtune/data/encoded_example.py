@@ -8,9 +8,6 @@ import numpy as np
 TEMPLATE, IMAGE, TEXT, ANSWER = 0, 1, 2, 3
 IGNORED = -100  # the label that torch's and transformers' losses leave out
 
-# Tensors of a processor that run along the tokens (dimension 1 after the batch's) and must be cut with them.
-SEQUENCE_TENSORS = ("token_type_ids", "mm_token_type_ids", "cross_attention_mask")
-
 
 @dataclass
 class EncodedExample:
@@ -19,14 +16,15 @@ class EncodedExample:
     Attributes:
         input_ids: `[T]` int32, image placeholders included.
         kinds: `[T]` uint8, what each token is: TEMPLATE, IMAGE, TEXT or ANSWER. The loss is on ANSWER.
-        tensors: the model's other inputs, as its processor gives them for a batch of one row:
-            `pixel_values` (uint8 where the store holds resized pixels), image sizes and masks, and
-            SEQUENCE_TENSORS of shape `[1, T, ...]`. Most models have none for a text-only row.
+        tensors: the model's other inputs, as its processor gives them for a batch of one row: pixels (uint8
+            where the store holds resized ones), image sizes, masks. Most have none for a text-only row.
+        token_axes: of the tensors that run along the tokens, and are cut with them: along which axis.
     """
 
     input_ids: np.ndarray
     kinds: np.ndarray
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
+    token_axes: dict[str, int] = field(default_factory=dict)
 
     @property
     def labels(self) -> np.ndarray:
@@ -40,12 +38,12 @@ class EncodedExample:
         return int((self.kinds == IMAGE).sum())
 
     def take(self, positions: np.ndarray) -> "EncodedExample":
-        """The tokens at these rising positions, with every tensor that runs along them."""
+        """The tokens at these positions, with every tensor that runs along them."""
         tensors = {
-            name: value[:, positions] if name in SEQUENCE_TENSORS else value
+            name: np.take(value, positions, axis=self.token_axes[name]) if name in self.token_axes else value
             for name, value in self.tensors.items()
         }
-        return EncodedExample(self.input_ids[positions], self.kinds[positions], tensors)
+        return EncodedExample(self.input_ids[positions], self.kinds[positions], tensors, self.token_axes)
 
     def prompt(self) -> "EncodedExample":
         """What comes before the last answer: what the model is given to generate that answer."""

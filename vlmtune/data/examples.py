@@ -1,6 +1,7 @@
 """One raw row → its index line and its encoded example; and the examples of a store's rows."""
 
 import hashlib
+import json
 import pickle
 from collections.abc import Sequence
 from functools import lru_cache
@@ -9,20 +10,25 @@ from typing import Any
 from vlmtune.data.encoded_example import EncodedExample, required_length
 from vlmtune.data.facts import error_kind, row_facts
 from vlmtune.data.images import ImageError, content_hash, load_image
+from vlmtune.data.input_format import InputFormat
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import EncodeError, RowEncoder
 from vlmtune.errors import DataError
 from vlmtune.model_ref import ModelRef
 
 
-@lru_cache(maxsize=2)
-def cached_encoder(model: ModelRef, raw_pixels: bool, key: str) -> RowEncoder:
+def cached_encoder(model: ModelRef, inputs: InputFormat, key: str) -> RowEncoder:
     """The encoder of this process: loading a processor takes a second, encoding a row some milliseconds.
 
     Args:
         key: the store's key. A processor that changed on disk has another key, and so is loaded again.
     """
-    return RowEncoder(model.processor(), raw_pixels=raw_pixels)
+    return _encoder(model, json.dumps(inputs.to_dict(), sort_keys=True), key)
+
+
+@lru_cache(maxsize=2)
+def _encoder(model: ModelRef, inputs: str, key: str) -> RowEncoder:
+    return RowEncoder(model.processor(), InputFormat.from_dict(json.loads(inputs)))
 
 
 def read_examples(store: Store, rows: Sequence[int]) -> list[EncodedExample]:
@@ -33,7 +39,7 @@ def read_examples(store: Store, rows: Sequence[int]) -> list[EncodedExample]:
     """
     if store.meta.encoded:
         return store.read(rows)
-    encoder = cached_encoder(store.meta.model_ref, store.meta.pixels.raw, store.meta.key)
+    encoder = cached_encoder(store.meta.model_ref, store.meta.inputs, store.meta.key)
     examples = []
     for record in store.records(rows):
         line, example = encode_row(encoder, pickle.loads(record))

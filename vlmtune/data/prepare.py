@@ -15,10 +15,11 @@ from typing import Any
 import ray
 import ray.data
 
-from vlmtune.data.collate import probe_pixel_format
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.examples import cached_encoder, encode_row
 from vlmtune.data.formats import Piece, read_piece
+from vlmtune.data.input_format import InputFormat
+from vlmtune.data.probe import probe
 from vlmtune.data.ray_data import configure_ray_data, reraise_user_errors
 from vlmtune.data.source import DataSource, ScannedData
 from vlmtune.data.split import EVAL, TRAIN, connected, split
@@ -44,15 +45,15 @@ def make_store(source: DataSource, scanned: ScannedData, processor: Any, folder:
     A store is made even where its rows cannot be trained on: `StoreMeta.problem` says why not.
     """
     configure_ray_data()
-    pixels = probe_pixel_format(processor)
-    lines = _ShardWriter(source, scanned.pieces, folder, key, raw_pixels=pixels.raw).run()
+    inputs = probe(processor)
+    lines = _ShardWriter(source, scanned.pieces, folder, key, inputs=inputs).run()
     good = [line for line in lines if line["error"] is None]
     bad = [line for line in lines if line["error"] is not None]
     problem = _assign_splits(source, good, scanned.first_evaluation_piece)
     pad_token_id = processor.tokenizer.pad_token_id
     meta = StoreMeta(
         key=key,
-        pixels=pixels,
+        inputs=inputs,
         pad_token_id=processor.tokenizer.eos_token_id if pad_token_id is None else pad_token_id,
         rows=len(good),
         bad_rows=len(bad),
@@ -75,7 +76,7 @@ class _ShardWriter:
     pieces: Sequence[Piece]
     folder: str
     key: str
-    raw_pixels: bool
+    inputs: InputFormat
 
     def run(self) -> list[IndexLine]:
         """Write all shards and return the index lines of all rows, bad ones too, in the order of the data."""
@@ -104,7 +105,7 @@ class _ShardWriter:
     def encode(self, task: dict[str, Any]) -> Iterator[dict[str, str]]:
         """Encode and write the rows of one task; gives their index lines as JSON."""
         source = self.source
-        encoder = cached_encoder(source.model, self.raw_pixels, self.key)
+        encoder = cached_encoder(source.model, self.inputs, self.key)
         rows = iter(pickle.loads(task["rows"]))
         while shard_rows := list(islice(rows, ROWS_PER_SHARD)):
             lines = self._write_shard(encoder, task["piece"], shard_rows)

@@ -18,7 +18,7 @@ from vlmtune.model_ref import ModelRef
 if TYPE_CHECKING:
     from vlmtune.config.settings import Settings
 
-STORE_FORMAT = 3  # part of every key: raise it when a prepared row changes for the same data
+STORE_FORMAT = 4  # part of every key: raise it when a prepared row changes for the same data
 NOT_IN_KEY = ("model", "on_bad_row")  # the processor's own content stands for the model's name
 
 
@@ -123,7 +123,15 @@ def fingerprint(source: DataSource, pieces: Sequence[Piece], processor: Any) -> 
         "files": file_states(sorted({piece.path for piece in pieces})),
         "processor": processor.to_json_string(),
         "template": processor.chat_template or processor.tokenizer.chat_template,
-        "tokenizer": hashlib.blake2b(processor.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        "tokenizer": hashlib.blake2b(_tokenizer_content(processor.tokenizer).encode()).hexdigest(),
     }
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def _tokenizer_content(tokenizer: Any) -> str:
+    """All that a tokenizer's ids follow from; of one that is written in Python, its vocabulary."""
+    if tokenizer.is_fast:
+        content: str = tokenizer.backend_tokenizer.to_str()
+        return content
+    return json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])

@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
-from vlmtune.data.collate import PixelFormat
 from vlmtune.data.encoded_example import EncodedExample
+from vlmtune.data.input_format import InputFormat
 from vlmtune.data.split import TRAIN
 from vlmtune.errors import DataError
 from vlmtune.model_ref import ModelRef
@@ -92,7 +92,7 @@ class StoreMeta:
     """
 
     key: str
-    pixels: PixelFormat
+    inputs: InputFormat
     pad_token_id: int
     rows: int
     bad_rows: int
@@ -108,11 +108,11 @@ class StoreMeta:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        return {**vars(self), "pixels": self.pixels.to_dict()}
+        return {**vars(self), "inputs": self.inputs.to_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "StoreMeta":
-        return cls(**{**values, "pixels": PixelFormat.from_dict(values["pixels"])})
+        return cls(**{**values, "inputs": InputFormat.from_dict(values["inputs"])})
 
 
 class Store:
@@ -203,8 +203,15 @@ class Store:
         examples = []
         for shard, columns in self._columns_of(rows):
             with self._damage_as_data_error(shard):
-                examples.append(_example(columns))
+                examples.append(self._example(columns))
         return examples
+
+    def _example(self, row: dict[str, Any]) -> EncodedExample:
+        ids = np.asarray(row["input_ids"], dtype=np.int32)
+        kinds, lengths = np.asarray(row["segments"], dtype=np.int64).reshape(-1, 2).T
+        tensors = load_tensors(row["tensors"]) if row["tensors"] is not None else {}
+        axes = self.meta.inputs.token_axes(tensors, len(ids))
+        return EncodedExample(ids, np.repeat(kinds, lengths).astype(np.uint8), tensors, axes)
 
     def records(self, rows: Sequence[int]) -> list[bytes]:
         """These rows as they were read, pickled; of a store whose rows are not encoded."""
@@ -257,11 +264,3 @@ def _open_shard(path: str) -> pq.ParquetFile:
     fs, inner = filesystem(path)
     # A file that reads ahead (`pre_buffer`) keeps what it has read: 1.3 MB a shard while the shard is open.
     return pq.ParquetFile(fs.open_input_file(inner), page_checksum_verification=True, pre_buffer=False)
-
-
-def _example(row: dict[str, Any]) -> EncodedExample:
-    kinds, lengths = np.asarray(row["segments"], dtype=np.int64).reshape(-1, 2).T
-    tensors = load_tensors(row["tensors"]) if row["tensors"] is not None else {}
-    return EncodedExample(
-        np.asarray(row["input_ids"], dtype=np.int32), np.repeat(kinds, lengths).astype(np.uint8), tensors
-    )

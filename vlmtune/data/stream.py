@@ -55,7 +55,7 @@ def load_batch(
     return collate(
         [shorten(example, max_length) for example in read_examples(store, numbers)],
         pad_token_id=store.meta.pad_token_id,
-        per_row=store.meta.pixels.per_row,
+        inputs=store.meta.inputs,
         filler=batch.filler,
         multiple=multiple or 1,
     )

@@ -1,37 +1,53 @@
-"""Conversation → token ids, kinds of tokens and pixels, through the model's processor and chat template.
+"""One conversation → token ids, kinds of tokens and image tensors, through the model's own processor."""
 
-The loss mask needs to know where the template ends and a person's text begins. The conversation is rendered
-twice: once with a mark in place of each text, which shows the template's own pieces, and once as it is, which
-proves that the template only puts the texts in. So the mask is right for every template, with or without
-`{% generation %}` marks.
-"""
-
-import json
-import re
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
-from itertools import count
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import jinja2
 import numpy as np
+import torch
 from PIL import Image
 
-from vlmtune.data.encoded_example import ANSWER, IMAGE, TEMPLATE, TEXT, EncodedExample
+from vlmtune.data.chat_template import ChatTemplate, ChatText, EncodeError
+from vlmtune.data.encoded_example import ANSWER, EncodedExample
+from vlmtune.data.input_format import ITEMS, InputFormat, TensorLayout, as_array, is_ragged
+from vlmtune.data.labels import token_kinds
+from vlmtune.model_ref import first_line
 
-# LLaVA-1.5's format, for models that ship no chat template: images first, then the text of a turn.
-BUILTIN_TEMPLATE = """\
-{%- for message in messages -%}
-{%- if message['role'] != 'system' -%}{{ message['role'].upper() + ': ' }}{%- endif -%}
-{%- for part in message['content'] if part['type'] == 'image' -%}{{ '<image>\\n' }}{%- endfor -%}
-{%- for part in message['content'] if part['type'] == 'text' -%}{{ part['text'] }}{%- endfor -%}
-{{ ' ' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}"""
+Message = dict[str, Any]
+Row = tuple[Sequence[Message], Sequence[Image.Image]]
+
+# What a processor returns beside the model's inputs, or as inputs that are made elsewhere. Its `labels` are
+# never taken: they mean another task than the conversation's answers.
+NOT_INPUTS = (
+    "input_ids",
+    "attention_mask",
+    "labels",
+    "offset_mapping",
+    "text_replacement_offsets",
+    "special_tokens_mask",
+    "length",
+)
+# What processors raise on a row that they cannot take.
+PROCESSOR_ERRORS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, NotImplementedError)
 
 
-class EncodeError(ValueError):
-    """This model's template or tokenizer cannot take a conversation. The message is a bad row's reason."""
+@dataclass(frozen=True)
+class Features:
+    """What a processor makes of a batch of rows.
+
+    Attributes:
+        ids: `[B, T]`.
+        offsets: `[B, T, 2]`, characters of each token in the text that was tokenized; None if unknown.
+        replaced: for each row where it expanded images, as it tells: old and new span, and the replacement.
+        tensors: the model's other inputs; a list of tensors where items have different sizes.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray | None
+    replaced: list[list[dict[str, Any]]]
+    tensors: dict[str, Any]
 
 
 class RowEncoder:
@@ -39,219 +55,148 @@ class RowEncoder:
 
     Args:
         processor: a transformers processor with a tokenizer and an image processor.
-        raw_pixels: keep `pixel_values` as resized uint8, to be normalised on the device (see
-            `collate.PixelFormat`).
+        inputs: how its tensors are stored, as `probe` finds it.
+
+    Raises:
+        ModelError: the processor is not one for conversations with images.
     """
 
-    def __init__(self, processor: Any, *, raw_pixels: bool = False) -> None:
-        self.processor = processor
-        self.tokenizer = processor.tokenizer
-        self.chat_template = processor.chat_template or self.tokenizer.chat_template or BUILTIN_TEMPLATE
-        self.raw_pixels = raw_pixels
-        self.image_token_id = processor.image_token_id
-        # Conversations of one shape render alike with marks; rendering one costs 0.2 ms.
-        self._render_marked = lru_cache(maxsize=1024)(lambda marked: self._apply(json.loads(marked)))
-        # `all_special_tokens` lacks some: Llama's headers and Idefics' tile marks are special by their entry
-        # in the vocabulary alone.
-        special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        special |= set(self.tokenizer.all_special_tokens)
-        self._special = re.compile(
-            "|".join(re.escape(token) for token in sorted(special, key=lambda token: (-len(token), token)))
-        )
+    def __init__(self, processor: Any, inputs: InputFormat | None = None) -> None:
+        self.processor, self.tokenizer = processor, processor.tokenizer
+        self.inputs = InputFormat() if inputs is None else inputs
+        self.template = ChatTemplate(processor)
 
-    def encode(self, messages: Sequence[dict[str, Any]], images: Sequence[Image.Image]) -> EncodedExample:
+    @cached_property
+    def image_token_ids(self) -> list[int]:
+        """The tokens that stand for an image in the model's input."""
+        ids = getattr(self.processor, "image_token_id", None)
+        if ids is None:
+            ids = self.tokenizer.convert_tokens_to_ids(self.template.image_token)
+        return [ids] if isinstance(ids, int) else list(ids or [])
+
+    def encode(self, messages: Sequence[Message], images: Sequence[Image.Image]) -> EncodedExample:
         """Tokenize one conversation of typed parts, with its images in the order of the image parts.
 
         Raises:
-            EncodeError: a text holds one of the model's special tokens, or the template changes or leaves
-                out a text.
+            EncodeError: a text holds one of the model's special tokens, the template or the processor cannot
+                take the conversation, or its answers cannot be found again in the tokens.
         """
-        text, spans = self._render(messages)
-        image_options: dict[str, Any] = {"images": list(images)} if images else {}
-        if images and self.raw_pixels:
-            image_options |= {"do_rescale": False, "do_normalize": False}
-        features = self.processor(
-            text=[text],
-            **image_options,
-            return_offsets_mapping=True,
-            return_text_replacement_offsets=True,
-            add_special_tokens=not self._starts_with_bos(text),
+        chat = self.template.render(messages)
+        features = self._call([chat.text], [images], raw_pixels=self.inputs.raw_pixels)
+        ids = features.ids[0]
+        offsets = None if features.offsets is None else features.offsets[0]
+        kinds, problem = token_kinds(
+            self.tokenizer,
+            chat,
+            self.template.image_token,
+            self.image_token_ids,
+            ids,
+            offsets,
+            features.replaced[0],
         )
-        ids = np.asarray(features.pop("input_ids")[0], dtype=np.int32)
-        offsets = np.asarray(features.pop("offset_mapping")[0], dtype=np.int64).reshape(-1, 2)
-        replaced = (features.pop("text_replacement_offsets", None) or [[]])[0]
-        features.pop("attention_mask", None)
-        tensors = {name: np.asarray(value) for name, value in features.items()}
-        if self.raw_pixels and "pixel_values" in tensors:
-            tensors["pixel_values"] = _as_uint8(tensors["pixel_values"])
-        return EncodedExample(ids, self._kinds(ids, offsets, spans, replaced), tensors)
+        if problem is not None:
+            raise EncodeError(f"its answers are not found again in its tokens: {problem}")
+        tensors = {name: self._stored(name, value) for name, value in features.tensors.items()}
+        axes = self.inputs.token_axes(tensors, len(ids))
+        return _prompt_ends_first(EncodedExample(ids, kinds, tensors, axes))
 
-    def chat_text(self, messages: Sequence[dict[str, Any]]) -> str:
+    def features(self, rows: Sequence[Row], *, raw_pixels: bool = False) -> Features:
+        """The processor's own batch of rows, padded on the right; pixels resized alone with `raw_pixels`."""
+        texts = [self.template.render(messages).text for messages, _ in rows]
+        return self._call(texts, [images for _, images in rows], raw_pixels=raw_pixels)
+
+    def chat_text(self, messages: Sequence[Message]) -> str:
         """The conversation as the text that the processor gets."""
-        return self._render(messages)[0]
+        return self.template.render(messages).text
 
-    def _kinds(
-        self,
-        ids: np.ndarray,
-        offsets: np.ndarray,
-        spans: list[tuple[int, int, int]],
-        replaced: list[dict[str, Any]],
-    ) -> np.ndarray:
-        """What each token is, from the place of its characters in the text.
+    def end_token_id(self) -> int:
+        """The token that closes an answer."""
+        question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+        answer = {"role": "assistant", "content": [{"type": "text", "text": "!"}]}
+        text = self.chat_text([question, answer])
+        return int(self.tokenizer(text, add_special_tokens=False)["input_ids"][-1])
 
-        Args:
-            spans: (kind, start, end) in characters, before images were expanded.
-            replaced: where the processor expanded images: their old and new span.
-        """
-        kinds = np.full(len(ids), TEMPLATE, dtype=np.uint8)
-        for kind, start, end in spans:
-            shift = sum(
-                (r["new_span"][1] - r["new_span"][0]) - (r["span"][1] - r["span"][0])
-                for r in replaced
-                if r["span"][1] <= start
+    def _call(
+        self, texts: list[str], images: Sequence[Sequence[Image.Image]], *, raw_pixels: bool
+    ) -> Features:
+        """The processor's features of texts with their images."""
+        options: dict[str, Any] = {"return_text_replacement_offsets": True, "return_tensors": "pt"}
+        if self.tokenizer.is_fast:
+            options["return_offsets_mapping"] = True
+        if len(texts) > 1:
+            options |= {"padding": True, "padding_side": "right"}
+        if any(images):
+            rows = [list(row) for row in images]
+            options["images"] = (
+                rows if self.inputs.nested_images else [image for row in rows for image in row]
             )
-            kinds[_overlap(offsets, start + shift, end + shift)] = kind
-        for image in replaced:
-            kinds[_overlap(offsets, *image["new_span"])] = IMAGE
-        kinds[ids == self.image_token_id] = IMAGE
-        return kinds
-
-    def _starts_with_bos(self, text: str) -> bool:
+            if raw_pixels:
+                options |= {"do_rescale": False, "do_normalize": False}
         bos = self.tokenizer.bos_token
-        return bos is not None and text.startswith(bos)
-
-    def _render(self, messages: Sequence[dict[str, Any]]) -> tuple[str, list[tuple[int, int, int]]]:
-        """The conversation's text up to the end of its last answer, and the spans of its texts.
-
-        A span is (kind, start, end) in characters.
-        """
-        texts = [
-            (turn, part["text"])
-            for turn, message in enumerate(messages)
-            for part in message["content"]
-            if part["type"] == "text"
-        ]
-        for _, text in texts:
-            if match := self._special.search(text):
-                raise EncodeError(
-                    f"the text contains {match.group()!r}, a special token of this model: remove it"
-                )
-        marked = self._render_marked(json.dumps(_marked(messages)))
-        pieces = re.split(r"vlmtune(\d+)text", marked)
-        if [int(number) for number in pieces[1::2]] != list(range(len(texts))):
-            raise EncodeError(
-                "the chat template leaves out or reorders parts of this conversation "
-                "(a role that it does not know?)"
-            )
-        images = sum(part["type"] == "image" for message in messages for part in message["content"])
-        if marked.count(self.processor.image_token) != images or "'type': 'text'" in marked:
-            raise EncodeError(
-                "the chat template is one for text alone: "
-                "it shows content of typed parts, or its images, wrongly"
-            )
-        rendered = self._apply(messages)
-        for change in (str, str.strip):  # Llama's templates strip each text
-            rendered_texts = [change(text) for _, text in texts]
-            if rendered == _join(pieces, rendered_texts):
-                break
-        else:
-            raise EncodeError(
-                "the chat template rewrites the text of this conversation, "
-                "so that its answers cannot be told apart"
-            )
-        turns = [(turn, messages[turn]["role"]) for turn, _ in texts]
-        return self._assemble(pieces[0::2], turns, rendered_texts)
-
-    def _assemble(
-        self, template: list[str], turns: list[tuple[int, str]], texts: list[str]
-    ) -> tuple[str, list[tuple[int, int, int]]]:
-        """Join template and texts, closing each answer with an end token where the template has none.
-
-        Args:
-            template: the template's pieces before, between and after the texts.
-            turns: (number, role) of the turn that each text belongs to.
-        """
-        out, spans, end_of_answers = template[0], [], 0
-        if self._needs_bos(out):
-            out = self.tokenizer.bos_token + out
-        for turn, following, text, after in zip(turns, [*turns[1:], None], texts, template[1:], strict=True):
-            _, role = turn
-            start = len(out) - (self._unprompted(out) if role == "assistant" else 0)
-            out += text
-            if role == "assistant" and turn == following:
-                out, after = out + after, ""  # what is between two texts of one answer is part of it
-            elif role == "assistant":
-                closing = self._closing(after)
-                if closing is None:
-                    out += self.tokenizer.eos_token
-                else:
-                    out, after = out + after[:closing], after[closing:]
-                end_of_answers = len(out)
-            spans.append((ANSWER if role == "assistant" else TEXT, start, len(out)))
-            out += after
-        return (out[:end_of_answers] if end_of_answers else out), spans
-
-    def _needs_bos(self, first_piece: str) -> bool:
-        """Whether the text lacks a BOS that the processor would put into it, which shifts every offset.
-
-        Mllama's processor does so.
-        """
-        return bool(vars(self.processor).get("bos_token")) and not self._starts_with_bos(first_piece)
-
-    def _unprompted(self, before: str) -> int:
-        """How many white-space characters before an answer are part of it.
-
-        They are not in the generation prompt, so that the model has to write them.
-        """
-        written = before.rstrip()
-        opening = self._opening
-        if not opening.strip() or not written.endswith(opening.rstrip()):
-            return 0
-        return max(0, len(before) - len(written) - (len(opening) - len(opening.rstrip())))
-
-    @cached_property
-    def _opening(self) -> str:
-        """The generation prompt: what the template puts before an answer."""
-        question = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
-        return self._apply(question, add_generation_prompt=True).removeprefix(self._apply(question))
-
-    def _closing(self, after: str) -> int | None:
-        """How many characters behind an answer close it: white space and one special token. None: none do."""
-        match = self._special.match(after, len(after) - len(after.lstrip()))
-        return None if match is None or match.group() == self.processor.image_token else match.end()
-
-    def _apply(self, messages: Sequence[dict[str, Any]], **options: bool) -> str:
+        options["add_special_tokens"] = not (bos and texts[0].startswith(bos))
         try:
-            rendered: str = self.processor.apply_chat_template(
-                list(messages), chat_template=self.chat_template, tokenize=False, **options
-            )
-        except jinja2.TemplateError as error:
-            raise EncodeError(f"the chat template refuses this conversation: {error}") from error
-        return rendered
+            features = self._processed(texts, options)
+        except PROCESSOR_ERRORS as error:
+            raise EncodeError(f"the model's processor refuses this row: {first_line(error)}") from error
+        return _as_features(features, len(texts))
+
+    def _processed(self, texts: list[str], options: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return dict(self.processor(text=texts, **options))
+        except ValueError:
+            if len(texts) > 1:
+                raise
+        # Items of one row may have different sizes, which makes no tensor: take them as they are.
+        return dict(self.processor(text=texts, **{**options, "return_tensors": None}))
+
+    def _stored(self, name: str, value: Any) -> np.ndarray:
+        """A tensor as the store holds it."""
+        layout = self.inputs.layouts.get(name, TensorLayout(ITEMS, ragged=is_ragged(value)))
+        array = as_array(value, layout)
+        return _as_uint8(array) if name in self.inputs.normalizations else array
 
 
-def _marked(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with `vlmtune<n>text` in place of the n-th text."""
-    numbers = count()
-    return [
-        {
-            "role": message["role"],
-            "content": [
-                {"type": "text", "text": f"vlmtune{next(numbers)}text"} if part["type"] == "text" else part
-                for part in message["content"]
-            ],
-        }
-        for message in messages
-    ]
+def _as_features(features: dict[str, Any], rows: int) -> Features:
+    ids = as_array(features["input_ids"]).astype(np.int32)
+    offsets = features.get("offset_mapping")
+    replaced = features.get("text_replacement_offsets")
+    if not isinstance(replaced, list) or len(replaced) != rows:  # it tells nothing
+        replaced = [[]] * rows
+    tensors = {}
+    for name, value in features.items():
+        if name not in NOT_INPUTS and (tensor := _tensor(value)) is not None:
+            tensors[name] = tensor
+    return Features(
+        ids,
+        None if offsets is None else as_array(offsets).reshape(*ids.shape, 2).astype(np.int64),
+        replaced,
+        tensors,
+    )
 
 
-def _join(pieces: list[str], texts: list[str]) -> str:
-    return pieces[0] + "".join(text + after for text, after in zip(texts, pieces[2::2], strict=True))
+def _tensor(value: Any) -> Any:
+    """A tensor, a list of tensors of different sizes, or None for what is neither."""
+    if isinstance(value, torch.Tensor):
+        return value
+    try:
+        return torch.from_numpy(as_array(value))
+    except ValueError:
+        pass
+    items = [_tensor(item) for item in value] if isinstance(value, list | tuple) else [None]
+    return items if items and all(isinstance(item, torch.Tensor) for item in items) else None
 
 
-def _overlap(offsets: np.ndarray, start: int, end: int) -> np.ndarray:
-    """`[T]` bool: tokens with a character in `[start, end)`. `offsets` is `[T, 2]`."""
-    return (offsets[:, 0] < end) & (offsets[:, 1] > start) & (offsets[:, 1] > offsets[:, 0])
+def _prompt_ends_first(example: EncodedExample) -> EncodedExample:
+    """Move what the processor puts behind a text to before the last answer, where it is in a prompt."""
+    answers = np.flatnonzero(example.kinds == ANSWER)
+    length = len(example.input_ids)
+    if not len(answers) or answers[-1] == length - 1:
+        return example
+    start = len(example.prompt().input_ids)
+    positions = np.arange(length)
+    return example.take(
+        np.concatenate([positions[:start], positions[answers[-1] + 1 :], positions[start : answers[-1] + 1]])
+    )
 
 
 def _as_uint8(pixels: np.ndarray) -> np.ndarray:
@@ -266,3 +211,6 @@ def _as_uint8(pixels: np.ndarray) -> np.ndarray:
     if not np.array_equal(raw, pixels):
         raise ValueError("this processor's resized pixels are not whole numbers from 0 to 255")
     return raw
+
+
+__all__ = ["ChatText", "EncodeError", "Features", "RowEncoder"]

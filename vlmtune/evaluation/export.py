@@ -12,10 +12,10 @@ from vlmtune.cluster import in_ray_job
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.console import labelled
-from vlmtune.data.collate import gradient_image, probe_pixel_format
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.formats import read_piece
 from vlmtune.data.images import ImageError, load_image
+from vlmtune.data.probe import gradient_image, probe
 from vlmtune.data.scan import scan
 from vlmtune.data.tokenize import EncodeError, RowEncoder
 from vlmtune.errors import ConfigError, DataError, ModelError
@@ -181,11 +181,11 @@ def compare_logits(logits: Any, expected: Any, tolerance: float) -> MergeCheck:
 
 def _check_prompt(settings: Settings, processor: Any) -> tuple[EncodedExample, BatchBuilder]:
     """The first row of the adapter's data that can be read, else a question about a generated image."""
-    pixels = probe_pixel_format(processor)
-    encoder = RowEncoder(processor, raw_pixels=pixels.raw)
+    inputs = probe(processor)
+    encoder = RowEncoder(processor, inputs)
     tokenizer = processor.tokenizer
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    builder = BatchBuilder(pixels, pad)
+    builder = BatchBuilder(inputs, pad)
     for row in _good_rows(settings):
         try:
             return encoder.encode(row["messages"], [load_image(image) for image in row["images"]]), builder

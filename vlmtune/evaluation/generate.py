@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlmtune.data.collate import PixelFormat, collate, split_batch
-from vlmtune.data.encoded_example import IMAGE, SEQUENCE_TENSORS, TEMPLATE, TEXT, EncodedExample
+from vlmtune.data.collate import collate, split_batch
+from vlmtune.data.encoded_example import IMAGE, TEMPLATE, TEXT, EncodedExample
+from vlmtune.data.input_format import InputFormat
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import RowEncoder
 from vlmtune.model.capture import stop_capturing
@@ -29,18 +30,18 @@ Result = TypeVar("Result")
 class BatchBuilder:
     """Makes batches of examples as the model takes them. Its two fields are in a store's meta."""
 
-    pixels: PixelFormat
+    inputs: InputFormat
     pad_token_id: int
 
     @classmethod
     def of(cls, store: Store) -> BatchBuilder:
-        return cls(store.meta.pixels, store.meta.pad_token_id)
+        return cls(store.meta.inputs, store.meta.pad_token_id)
 
     def batch(self, model: Any, examples: Sequence[EncodedExample]) -> dict[str, Tensor]:
         """A batch on the model's device, padded on the right; `labels` are -100 outside the answers."""
-        arrays = collate(examples, pad_token_id=self.pad_token_id, per_row=self.pixels.per_row)
+        arrays = collate(examples, pad_token_id=self.pad_token_id, inputs=self.inputs)
         tensors = {name: torch.from_numpy(array).to(model.device) for name, array in arrays.items()}
-        return self.pixels.normalize(next(split_batch(tensors, len(examples))), model.dtype)
+        return self.inputs.normalize(next(split_batch(tensors, len(examples))), model.dtype)
 
 
 def answers(
@@ -105,7 +106,9 @@ def generate(
     )
 
     def run(part: Sequence[EncodedExample]) -> list[str]:
-        batch = padded_left(builder.batch(model, [example.prompt() for example in part]))
+        prompts = [example.prompt() for example in part]
+        axes = {name: axis for prompt in prompts for name, axis in prompt.token_axes.items()}
+        batch = padded_left(builder.batch(model, prompts), axes)
         batch.pop("labels")
         generated = model.generate(**batch, generation_config=config)[:, batch["input_ids"].shape[1] :]
         return [
@@ -159,16 +162,20 @@ def in_memory(
     ]
 
 
-def padded_left(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Move a batch's padding from the right to the left, in every tensor with a token dimension."""
+def padded_left(batch: dict[str, Tensor], token_axes: dict[str, int]) -> dict[str, Tensor]:
+    """Move a batch's padding from the right to the left, in every tensor with a token dimension.
+
+    Args:
+        token_axes: the axis that runs along the tokens, of the tensors beside ids, mask and labels.
+    """
     gaps = (batch["attention_mask"] == 0).sum(dim=1).tolist()
-    token_tensors = ("input_ids", "attention_mask", "labels", *SEQUENCE_TENSORS)
-    return {
-        name: torch.stack([row.roll(gap, dims=0) for row, gap in zip(tensor, gaps, strict=True)])
-        if name in token_tensors
-        else tensor
-        for name, tensor in batch.items()
-    }
+    axes = {"input_ids": 1, "attention_mask": 1, "labels": 1, **token_axes}
+    out = dict(batch)
+    for name in axes.keys() & batch.keys():
+        rows = batch[name].unbind(axes[name] - 1)
+        rolled = [row.roll(gap, dims=axes[name] - 1) for row, gap in zip(rows, gaps, strict=True)]
+        out[name] = torch.stack(rolled, dim=axes[name] - 1)
+    return out
 
 
 def end_tokens(model: Any, processor: Any) -> list[int]:
@@ -177,9 +184,7 @@ def end_tokens(model: Any, processor: Any) -> list[int]:
     These are the end tokens of the model and the tokenizer, and the token that closes a turn in the chat
     template.
     """
-    question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
-    answer = {"role": "assistant", "content": [{"type": "text", "text": "!"}]}
-    closing = int(RowEncoder(processor).encode([question, answer], []).input_ids[-1])
+    closing = RowEncoder(processor).end_token_id()
     of_model = model.generation_config.eos_token_id
     ends = {
         closing,

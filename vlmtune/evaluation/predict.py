@@ -17,8 +17,8 @@ from vlmtune.cluster import connect, in_ray_job
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.console import labelled
-from vlmtune.data.collate import probe_pixel_format
 from vlmtune.data.formats import Piece
+from vlmtune.data.probe import probe
 from vlmtune.data.store import file_states
 from vlmtune.errors import ConfigError
 from vlmtune.evaluation.actors import ADAPTER, BASE, AnswerJob, answer_rows
@@ -90,20 +90,20 @@ def predict_rows(options: PredictOptions) -> PredictResult:
     cluster = connect()
     model_ref = settings.model.ref
     processor: Any = model_ref.processor()
-    pixels = probe_pixel_format(processor)
+    inputs = probe(processor)
     pad = processor.tokenizer.pad_token_id
     job = AnswerJob(
         settings,
         {} if options.base_only else {ADAPTER: read_adapter_files(options.adapter)},
         (BASE if options.base_only else ADAPTER,),
-        BatchBuilder(pixels, processor.tokenizer.eos_token_id if pad is None else pad),
+        BatchBuilder(inputs, processor.tokenizer.eos_token_id if pad is None else pad),
         options.max_new_tokens,
         likelihoods=False,
     )
 
     def read_piece(item: dict[str, Any]) -> Iterator[dict[str, bytes]]:
         piece = pieces[item["piece"]]
-        return read_questions(piece, item["piece"], item["first"], model_ref, pixels.raw)
+        return read_questions(piece, item["piece"], item["first"], model_ref, inputs)
 
     first_piece, first_row = start or (0, 0)
     items = [

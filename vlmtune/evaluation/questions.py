@@ -5,6 +5,7 @@ Rows may or may not have a reference answer.
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pyarrow import fs
 from vlmtune.data.formats import READERS, Piece
 from vlmtune.data.image_paths import RowError
 from vlmtune.data.images import ImageError, load_image
+from vlmtune.data.input_format import InputFormat
 from vlmtune.data.records import conversation
 from vlmtune.data.scan import scan
 from vlmtune.data.tokenize import EncodeError, RowEncoder
@@ -115,7 +117,7 @@ def read_questions(
     index: int,
     first: int,
     model: ModelRef,
-    raw_pixels: bool,
+    inputs: InputFormat,
 ) -> Iterator[dict[str, bytes]]:
     """Read the rows of a piece from number `first` on.
 
@@ -123,7 +125,7 @@ def read_questions(
         {"row": a `QuestionRow`, "example": its `EncodedExample`, or None if it cannot be answered}, both as
         pickled bytes.
     """
-    encoder = _question_encoder(model, raw_pixels)
+    encoder = _question_encoder(model, json.dumps(inputs.to_dict(), sort_keys=True))
     for number, (source, record, error) in enumerate(_records(piece)):
         if number < first:
             continue
@@ -181,6 +183,6 @@ def with_answer(record: Any) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _question_encoder(model: ModelRef, raw_pixels: bool) -> RowEncoder:
+def _question_encoder(model: ModelRef, inputs: str) -> RowEncoder:
     """One encoder for a worker process, because loading a processor costs a second."""
-    return RowEncoder(model.processor(), raw_pixels=raw_pixels)
+    return RowEncoder(model.processor(), InputFormat.from_dict(json.loads(inputs)))

@@ -48,7 +48,7 @@ class PassRow:
 
     @property
     def has_image(self) -> bool:
-        return PIXELS in self.example.tensors
+        return self.example.image_tokens > 0
 
     @property
     def tokens(self) -> int:
@@ -106,9 +106,9 @@ def make_batch(
             for one in examples
         ]
     length = bucket_length(max(row.tokens for row in rows))
-    arrays = collate(examples, pad_token_id=meta.pad_token_id, per_row=meta.pixels.per_row, multiple=length)
+    arrays = collate(examples, pad_token_id=meta.pad_token_id, inputs=meta.inputs, multiple=length)
     arrays["labels"][len(rows) :] = IGNORED
     tensors = {
         name: to_device(torch.from_numpy(array), device) for name, array in arrays.items() if ":" not in name
     }
-    return meta.pixels.normalize(tensors, dtype)
+    return meta.inputs.normalize(tensors, dtype)

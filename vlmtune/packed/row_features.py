@@ -70,13 +70,13 @@ class PackedVisionFeatures:
         if (cached := self.cache.cached([row.number])) is not None:
             return cached[0]
         meta = self.meta
-        arrays = collate([row.example], pad_token_id=meta.pad_token_id, per_row=meta.pixels.per_row)
+        arrays = collate([row.example], pad_token_id=meta.pad_token_id, inputs=meta.inputs)
         tensors = {
             name: to_device(torch.from_numpy(array), self.base.device)
             for name, array in arrays.items()
             if ":" not in name
         }
-        batch = meta.pixels.normalize(tensors, self.base.dtype)
+        batch = meta.inputs.normalize(tensors, self.base.dtype)
         tokens = int((batch["input_ids"] == self.cache.image_token_id).sum())
         computed = self.cache.compute([row.number], [tokens], batch)
         return None if computed is None else computed[0]

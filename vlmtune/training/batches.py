@@ -64,7 +64,7 @@ class WorkerBatches:
         """The batch as the model takes it: on `device`, which need not have come so far, and its pixels
         normalised to `dtype`."""
         moved = {name: to_device(tensor, device) for name, tensor in batch.items()}
-        return self.store.meta.pixels.normalize(moved, dtype)
+        return self.store.meta.inputs.normalize(moved, dtype)
 
 
 class BatchStream(IterableDataset):  # type: ignore[type-arg]

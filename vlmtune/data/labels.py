@@ -1,0 +1,235 @@
+"""Which token is template, image, text or answer; and the proof, by decoding, that the answers are found.
+
+A processor changes the text before it is tokenized: it expands images, puts a BOS ahead of it or an end token
+behind it. Three ways lead from the places of texts to their tokens. Each is tried in turn, and the first
+whose answers decode to what they must be is taken.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from vlmtune.data.chat_template import ChatText
+from vlmtune.data.encoded_example import ANSWER, IMAGE, TEMPLATE
+
+Spans = Sequence[tuple[int, int, int]]
+# Tokens at either side of an image that may differ because they merged with what the image became.
+MERGED = 4
+
+
+def token_kinds(
+    tokenizer: Any,
+    chat: ChatText,
+    image_token: str,
+    image_ids: Sequence[int],
+    ids: np.ndarray,
+    offsets: np.ndarray | None,
+    replaced: Sequence[dict[str, Any]],
+) -> tuple[np.ndarray, str | None]:
+    """What each token is, `[T]` uint8, and what is wrong with its answers; None where they decode right.
+
+    Args:
+        image_token, image_ids: the text that stood for an image, and the tokens that stand for it now.
+        offsets: `[T, 2]` characters of each token in the text that was tokenized, if the tokenizer tells.
+        replaced: where the processor expanded images, as it tells it: their old and new span.
+    """
+    kinds, problem = np.full(len(ids), TEMPLATE, dtype=np.uint8), None
+    for kinds in _ways(tokenizer, chat, image_token, ids, offsets, replaced):
+        kinds[np.isin(ids, image_ids)] = IMAGE
+        problem = wrong_answer(tokenizer, chat, ids, kinds)
+        if problem is None:
+            break
+    return kinds, problem
+
+
+def wrong_answer(tokenizer: Any, chat: ChatText, ids: np.ndarray, kinds: np.ndarray) -> str | None:
+    """The first answer whose tokens do not decode to it and its end token, in words; None if all do."""
+    positions = np.flatnonzero(kinds == ANSWER)
+    runs = np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1) if len(positions) else []
+    if len(runs) != len(chat.answers):
+        return f"{len(chat.answers)} answers, but {len(runs)} labelled runs of tokens"
+    for run, (start, end) in zip(runs, chat.answers, strict=True):
+        tokens = ids[run].tolist()
+        found, wanted = _letters(tokenizer, tokens), "".join(chat.text[start:end].split())
+        if found == wanted or found == _as_tokenized(tokenizer, chat.text[start:end]):
+            continue
+        # The first token may begin with characters of the template that it merged with.
+        merged = found.removesuffix(wanted)
+        before = "".join(chat.text[:start].split())
+        if (
+            found.endswith(wanted)
+            and before.endswith(merged)
+            and len(merged) < len(_letters(tokenizer, tokens[:1]))
+        ):
+            continue
+        return f"labelled is {tokenizer.decode(tokens)!r}, and the answer is {chat.text[start:end]!r}"
+    return None
+
+
+def _ways(
+    tokenizer: Any,
+    chat: ChatText,
+    image_token: str,
+    ids: np.ndarray,
+    offsets: np.ndarray | None,
+    replaced: Sequence[dict[str, Any]],
+) -> Iterator[np.ndarray]:
+    """Kinds of the tokens by each way."""
+    if offsets is not None:
+        yield _by_offsets(ids, offsets, chat.spans, replaced)
+    if len(replaced) == chat.text.count(image_token):
+        text, spans = _expanded(chat, image_token, [image["replacement"] for image in replaced])
+        plain, kinds = _tokenized(tokenizer, text, spans)
+        start = _last_match(ids, plain, len(ids))
+        if start is not None:
+            out = np.full(len(ids), TEMPLATE, dtype=np.uint8)
+            out[start : start + len(plain)] = kinds
+            yield out
+    by_segments = _by_segments(tokenizer, chat, image_token, ids)
+    if by_segments is not None:
+        yield by_segments
+
+
+def _by_offsets(
+    ids: np.ndarray, offsets: np.ndarray, spans: Spans, replaced: Sequence[dict[str, Any]]
+) -> np.ndarray:
+    """From the characters of each token, if the processor changes nothing but the images that it tells of."""
+    kinds = np.full(len(ids), TEMPLATE, dtype=np.uint8)
+    for kind, start, end in spans:
+        shift = sum(
+            (image["new_span"][1] - image["new_span"][0]) - (image["span"][1] - image["span"][0])
+            for image in replaced
+            if image["span"][1] <= start
+        )
+        kinds[_overlap(offsets, start + shift, end + shift)] = kind
+    for image in replaced:
+        kinds[_overlap(offsets, *image["new_span"])] = IMAGE
+    return kinds
+
+
+def _expanded(
+    chat: ChatText, image_token: str, replacements: Sequence[str]
+) -> tuple[str, list[tuple[int, int, int]]]:
+    """The text with each image token replaced, and the spans in it, those of the images among them."""
+    parts = chat.text.split(image_token)
+    out, shifts, images, old = parts[0], [(0, 0)], [], len(parts[0])
+    for replacement, part in zip(replacements, parts[1:], strict=True):
+        images.append((IMAGE, len(out), len(out) + len(replacement)))
+        out += replacement
+        old += len(image_token)
+        shifts.append((old, len(out) - old))
+        out, old = out + part, old + len(part)
+    spans = []
+    for kind, start, end in chat.spans:
+        shift = next(by for at, by in reversed(shifts) if at <= start)
+        spans.append((kind, start + shift, end + shift))
+    return out, [*spans, *images]
+
+
+def _by_segments(tokenizer: Any, chat: ChatText, image_token: str, ids: np.ndarray) -> np.ndarray | None:
+    """From the tokens of the text between images, found again from the end of the row; None where one is not.
+
+    What lies between them is what images became.
+    """
+    plain, kinds = _tokenized(tokenizer, chat.text, [*chat.spans, *_places(chat.text, image_token)])
+    if chat.text.count(image_token) and not (kinds == IMAGE).any():
+        return None
+    out = np.full(len(ids), IMAGE, dtype=np.uint8)
+    end = len(ids)
+    cuts = np.flatnonzero(kinds == IMAGE).tolist()
+    segments = list(zip([-1, *cuts], [*cuts, len(plain)], strict=True))
+    for number, (before, after) in reversed(list(enumerate(segments))):
+        segment, kind = plain[before + 1 : after], kinds[before + 1 : after]
+        place = _match_segment(ids, segment, end, last=number == len(segments) - 1)
+        if place is None:
+            return None
+        start, first, stop = place
+        out[start : start + stop - first] = kind[first:stop]
+        end = start
+    out[:end] = TEMPLATE  # what the processor put ahead of the text
+    tail = np.flatnonzero(np.isin(out, [ANSWER]))
+    if len(tail):
+        behind = out[tail[-1] + 1 :]
+        behind[behind == IMAGE] = TEMPLATE  # what it put behind the text
+    return out
+
+
+def _match_segment(
+    ids: np.ndarray, segment: np.ndarray, end: int, *, last: bool
+) -> tuple[int, int, int] | None:
+    """(place in ids, first, stop) of the segment before `end`, without tokens that merged at its sides."""
+    if not len(segment):
+        return end, 0, 0
+    for dropped in range(MERGED + 1):
+        for first in range(dropped + 1):
+            stop = len(segment) - (dropped - first)
+            if first >= stop or (last and stop < len(segment)):
+                continue
+            start = _last_match(ids, segment[first:stop], end)
+            if start is not None:
+                return start, first, stop
+    return (end, 0, 0) if len(segment) <= MERGED and not last else None
+
+
+def _last_match(ids: np.ndarray, wanted: np.ndarray, end: int) -> int | None:
+    """The last place before `end` where `wanted` stands in `ids`."""
+    most = end - len(wanted)
+    if most < 0:
+        return None
+    if not len(wanted):
+        return end
+    starts = np.flatnonzero(ids[: most + 1] == wanted[0])
+    return next(
+        (int(start) for start in starts[::-1] if np.array_equal(ids[start : start + len(wanted)], wanted)),
+        None,
+    )
+
+
+def _tokenized(tokenizer: Any, text: str, spans: Spans) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of a text by itself, `[T]`, and their kinds."""
+    if tokenizer.is_fast:
+        features = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = np.asarray(features["input_ids"])
+        offsets = np.asarray(features["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        kinds = np.full(len(ids), TEMPLATE, dtype=np.uint8)
+        for kind, start, end in spans:
+            kinds[_overlap(offsets, start, end)] = kind
+        return ids, kinds
+    ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"])
+    kinds = np.full(len(ids), TEMPLATE, dtype=np.uint8)
+    for kind, start, end in spans:
+        first, stop = (_tokens_before(tokenizer, text, place, ids) for place in (start, end))
+        kinds[first:stop] = kind
+    return ids, kinds
+
+
+def _tokens_before(tokenizer: Any, text: str, place: int, ids: np.ndarray) -> int:
+    """How many tokens lie before a place of the text, of a tokenizer that tells no offsets."""
+    part = np.asarray(tokenizer(text[:place], add_special_tokens=False)["input_ids"])[: len(ids)]
+    different = np.flatnonzero(part != ids[: len(part)])
+    return int(different[0]) if len(different) else len(part)
+
+
+def _places(text: str, token: str) -> list[tuple[int, int, int]]:
+    """The spans of a token in a text, as images."""
+    places, position = [], text.find(token)
+    while position >= 0:
+        places.append((IMAGE, position, position + len(token)))
+        position = text.find(token, position + len(token))
+    return places
+
+
+def _letters(tokenizer: Any, tokens: list[int]) -> str:
+    text: str = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return "".join(text.split())
+
+
+def _as_tokenized(tokenizer: Any, text: str) -> str:
+    """What remains of a text that goes through the tokenizer, which may change its letters."""
+    return _letters(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _overlap(offsets: np.ndarray, start: int, end: int) -> np.ndarray:
+    """`[T]` bool: tokens with a character in `[start, end)`. `offsets` is `[T, 2]`."""
+    return (offsets[:, 0] < end) & (offsets[:, 1] > start) & (offsets[:, 1] > offsets[:, 0])
