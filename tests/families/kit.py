@@ -189,13 +189,11 @@ class Subject:
             "one": self.settings(**flags),
             "other": self.settings(**flags, learning_rate=3e-3, lora_r=4),
         }
-        engine = Engine(
-            trials["one"].to_flags(), self.store, trials=2, rank=16, deliver=deliver, note=lambda line: None
-        )
+        engine = Engine(trials["one"], self.store, trials=2, rank=16, deliver=deliver, note=lambda line: None)
         for name, settings in trials.items():
-            options = {"runs_dir": None, "checkpoint": None, "progress": lambda step: None}
-            engine.join(engine.slot(name, settings.to_flags(), **options), f"{folder}/{name}")
-        while engine.round():
+            options = {"folder": f"{folder}/{name}", "checkpoint": None, "progress": lambda step: None}
+            engine.join(engine.slot_factory.make(name, settings, **options))
+        while engine.train_round():
             pass
         engine.close()
         last = reports[-1].metrics
