@@ -107,7 +107,7 @@ def test_a_batch_answers_as_each_row_alone(kit: Kit) -> None:
 
 def test_it_answers_as_plain_transformers(kit: Kit) -> None:
     text = kit.processor.apply_chat_template(
-        ROWS[0][0][:1], add_generation_prompt=True, chat_template=kit.encoder.chat_template
+        ROWS[0][0][:1], add_generation_prompt=True, chat_template=kit.encoder.template.source
     )
     inputs = kit.processor(
         images=[[kit.images[0]]],

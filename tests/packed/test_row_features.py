@@ -163,7 +163,9 @@ def image_row(number: int, side: int, image_token: int) -> PassRow:
         "image_grid_thw": np.array([[1, side, side]]),
         "mm_token_type_ids": (ids == image_token).astype(np.int64)[None],
     }
-    return PassRow(number, number, EncodedExample(ids, kinds, tensors), torch.zeros(0), 1.0)
+    return PassRow(
+        number, number, EncodedExample(ids, kinds, tensors, {"mm_token_type_ids": 1}), torch.zeros(0), 1.0
+    )
 
 
 @pytest.mark.gpu
