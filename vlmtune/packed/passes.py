@@ -48,7 +48,7 @@ class PassRow:
 
     @property
     def has_image(self) -> bool:
-        return self.example.image_tokens > 0
+        return any(name not in self.example.token_axes for name in self.example.tensors)
 
     @property
     def tokens(self) -> int:
