@@ -69,7 +69,7 @@ check: setup
 	$(RUN) -m codespell_lib
 
 flags: setup
-	$(RUN) -m vlmtune.config.generate
+	$(RUN) -m vlmtune.config.generate_flags
 
 # The exact versions that .venv holds now, under the same head. To move to newer ones: delete the lines below
 # the head, make setup, make constraints.

@@ -9,10 +9,10 @@ ROOT = Path(__file__).parents[1]
 TESTED_IN = {
     # One test for each private API: it fails when the API moves.
     "compat/": "test_compat.py",
+    "cli/main.py": "cli/test_commands.py",
     # Options that are only read through `Settings`.
     "config/options.py": "config/test_settings.py",
     # Code behind a command, which only a whole command reaches.
-    "cli/commands.py": "cli/test_main.py",
     "evaluation/evaluate.py": "ray_jobs/test_eval.py",
     "evaluation/export.py": "ray_jobs/test_export.py",
     "evaluation/predict.py": "ray_jobs/test_predict.py",

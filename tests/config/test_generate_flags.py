@@ -6,7 +6,7 @@ import pytest
 from trl.trainer.model_config import ModelConfig
 from trl.trainer.sft_config import SFTConfig
 
-from vlmtune.config import generate, trl_flags
+from vlmtune.config import generate_flags, trl_flags
 from vlmtune.config.flag_table import flags
 from vlmtune.config.parse import parse
 
@@ -29,7 +29,7 @@ def fields_of(group: type) -> dict[str, tuple[Any, Any, Any]]:
 def test_the_table_is_that_of_the_installed_trl_and_transformers() -> None:
     """Where this fails after an update of TRL or transformers: `make flags`, and read what has changed."""
     written: dict[str, Any] = {"__name__": "trl_flags"}
-    exec(generate.text(), written)
+    exec(generate_flags.text(), written)
     assert fields_of(trl_flags.TrlTraining) == fields_of(written["TrlTraining"])
     assert fields_of(trl_flags.TrlRefused) == fields_of(written["TrlRefused"])
 
