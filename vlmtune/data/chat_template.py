@@ -204,15 +204,15 @@ class ChatTemplate:
         if messages[-1]["role"] != "assistant":
             return Outline(form, options, pieces, pieces, "", agrees=True)
         prompt = self._pieces(messages[:-1], form, add_generation_prompt=True, **options)
-        asked = len(prompt) - 1  # texts before the last answer
-        shown, served = pieces[asked], prompt[asked]
-        if pieces[:asked] == prompt[:asked] and shown.startswith(served):
+        last = len(prompt) - 1  # texts before the last answer
+        shown, served = pieces[last], prompt[last]
+        if pieces[:last] == prompt[:last] and shown.startswith(served):
             unprompted = shown.removeprefix(served)
             agrees = not unprompted.strip()
             if not agrees and self._pieces(messages[:-1], form, **options)[-1] == served:
                 unprompted = ""  # the template has no generation prompt: who serves it writes the role
             return Outline(form, options, pieces, pieces, unprompted, agrees=agrees)
-        return Outline(form, options, pieces, [*prompt, *pieces[asked + 1 :]], "", agrees=False)
+        return Outline(form, options, pieces, [*prompt, *pieces[last + 1 :]], "", agrees=False)
 
     def _pieces(
         self,
@@ -267,7 +267,7 @@ class ChatTemplate:
 
     def _render_thought(self, messages: Sequence[Message], outline: Outline, rendered: str) -> ChatText:
         """A last answer whose thought the template takes apart: all that follows the prompt is trained."""
-        asked = self._apply(
+        question = self._apply(
             outline.form(messages[:-1], self.image_token), add_generation_prompt=True, **outline.options
         )
         tail = outline.pieces[-1]
@@ -276,12 +276,12 @@ class ChatTemplate:
         marks = self._pieces(
             _marked(messages[:-1]), outline.form, add_generation_prompt=True, **outline.options
         )
-        filled = _fill(marks, asked, earlier)
-        trained = rendered[len(asked) : len(rendered) - len(tail)]
+        filled = _fill(marks, question, earlier)
+        trained = rendered[len(question) : len(rendered) - len(tail)]
         if (
             filled is None
-            or not (rendered.startswith(asked) and rendered.endswith(tail))
-            or not _letters(asked + trained).endswith(_letters("".join(answer)))
+            or not (rendered.startswith(question) and rendered.endswith(tail))
+            or not _letters(question + trained).endswith(_letters("".join(answer)))
         ):
             raise EncodeError(
                 "the chat template changes the thought (<think>) of this conversation, "
