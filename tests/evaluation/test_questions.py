@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
+from vlmtune.data.probe import probe
 from vlmtune.errors import ConfigError, DataError
 from vlmtune.evaluation.questions import image_paths, pieces_of, read_questions, with_answer
 from vlmtune.model_ref import ModelRef
 
 
 def read_rows(pieces: Any, model: Path, after: int = 0) -> list[tuple[Any, Any]]:
-    rows = read_questions(pieces[0], 0, after, ModelRef(str(model)), True)
+    ref = ModelRef(str(model))
+    rows = read_questions(pieces[0], 0, after, ref, probe(ref.processor()))
     return [(pickle.loads(row["row"]), pickle.loads(row["example"])) for row in rows]
 
 
