@@ -45,6 +45,11 @@ class ModelRef:
                 f"{self.name} is not a vision-language model (its type is {config.model_type!r}): "
                 "give one that AutoModelForImageTextToText loads, for example llava-hf/llava-1.5-7b-hf"
             )
+        if any(getattr(part, "is_encoder_decoder", False) for part in (config, config.get_text_config())):
+            raise ModelError(
+                f"{self.name} is an encoder-decoder ({config.model_type!r}): its answers are not part of one text "
+                "with the question, so it cannot be tuned here"
+            )
         return config
 
     def outline(self) -> Any:

@@ -245,6 +245,7 @@ def stock_difference(trial: Trial, rows: int) -> float:
         dataset_kwargs={"skip_prepare_dataset": True},
         disable_tqdm=True,
         max_length=None,
+        router_aux_loss_coef=0.0,  # routers are frozen
     )
     trainer = SFTTrainer(
         model,
@@ -254,6 +255,8 @@ def stock_difference(trial: Trial, rows: int) -> float:
         data_collator=lambda some: stock_batch(subject, next(batches), examples),
     )
     trainer.remove_callback(PrinterCallback)
+    if not subject.fused_head_agrees():
+        trainer.compute_loss = own_loss  # TRL's loss is not that of the class
     trainer.train()
     theirs = {
         name.replace(".default.", "."): value.detach()
@@ -261,6 +264,13 @@ def stock_difference(trial: Trial, rows: int) -> float:
         if value.requires_grad
     }
     return difference(ours.adapter(), theirs)
+
+
+def own_loss(model: Any, inputs: dict[str, torch.Tensor], **_: Any) -> torch.Tensor:
+    """The mean loss of the labelled tokens under the class's own logits."""
+    labels = inputs.pop("labels")[:, 1:]
+    logits = model(**inputs, use_cache=False).logits[:, :-1].transpose(1, 2)
+    return torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100)
 
 
 def stock_batch(subject: Subject, names: Sequence[str], examples: dict[str, Any]) -> dict[str, torch.Tensor]:

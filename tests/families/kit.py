@@ -28,7 +28,7 @@ from vlmtune.errors import UserError
 from vlmtune.evaluation import export
 from vlmtune.evaluation.generate import BatchBuilder, end_tokens, generate
 from vlmtune.model.base import load_base_for
-from vlmtune.model.head import score_positions
+from vlmtune.model.head import fused_head_agrees, score_positions
 from vlmtune.model.lora import attach
 from vlmtune.model.memory import StepPlan
 from vlmtune.model.step import AcceleratedStep
@@ -209,6 +209,11 @@ class Subject:
         """The base in float32, as evaluation loads it."""
         settings = self.settings(quantization="none", dtype="float32")
         return load_base_for(settings, torch.device("cpu")).eval()
+
+    def fused_head_agrees(self) -> bool:
+        base = self.base()
+        add_fused_lm_head(base)
+        return fused_head_agrees(base)
 
     def answers(self, model: Any, examples: Sequence[EncodedExample]) -> list[str]:
         ends = end_tokens(model, self.processor)

@@ -8,7 +8,7 @@ from transformers import AutoModelForImageTextToText
 from trl.trainer.utils import add_fused_lm_head
 
 from vlmtune.data.encoded_example import IGNORED
-from vlmtune.model.head import label_scores, score_positions
+from vlmtune.model.head import fused_head_agrees, label_scores, score_positions
 
 
 @pytest.mark.parametrize("labelled", [[], [20], [1, 2, 3, 19], list(range(1, 21))])
@@ -37,3 +37,29 @@ def test_scores_and_gradients_are_those_of_all_positions(labelled: list[int], mo
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
     logits = model(**batch).logits
     assert logits.shape[:2] == ids.shape, "a plain call is as it was"
+
+
+@pytest.mark.parametrize("family", ["llava", "mllama", "smolvlm"])
+def test_the_fused_head_is_used_where_it_is_the_classes(models: Path, family: str) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(models / family, dtype=torch.float32)
+    add_fused_lm_head(model, outputs=("log_probs", "is_top1"))
+    assert fused_head_agrees(model)
+
+
+def test_a_scale_that_the_class_leaves_out_is_left_out(models: Path) -> None:
+    """As in Aya Vision and Granite Vision, whose decoder alone scales its logits."""
+    model = AutoModelForImageTextToText.from_pretrained(models / "llava", dtype=torch.float32)
+    model.config.get_text_config().logit_scale = 0.25
+    add_fused_lm_head(model, outputs=("log_probs", "is_top1"))
+    assert not fused_head_agrees(model)
+    score_positions(model)
+    ids = torch.arange(2 * 21).view(2, 21) % 50 + 10
+    labels = torch.full_like(ids, IGNORED)
+    labels[0, 3:7], labels[1, 12:] = ids[0, 3:7], ids[1, 12:]
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    outputs = label_scores(model, batch)
+    own = model(**batch).logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    labelled = labels[:, 1:] != IGNORED
+    torch.testing.assert_close(outputs.log_probs.sum(1), (own * labelled).sum(1), rtol=1e-5, atol=1e-5)
+    assert outputs.label_mask.sum(1).tolist() == labelled.sum(1).tolist() == [4, 9]
+    assert outputs.log_probs.requires_grad

@@ -117,6 +117,11 @@ def check_together(settings: Settings) -> None:
             )
     if model.llm_int8 and model.base_quantization != "int8":
         raise ConfigError(f"llm_int8: needs quantization int8, but quantization is {model.base_quantization}")
+    if training.router_aux_loss_coef:
+        raise ConfigError(
+            "router_aux_loss_coef: the routers of a mixture of experts are frozen, so there is no load to "
+            "balance; leave it out"
+        )
     if training.bf16 and training.fp16:
         raise ConfigError("bf16 and fp16: only one of them can be true")
     if training.eval_strategy == "steps" and training.eval_steps is None:

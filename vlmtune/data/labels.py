@@ -52,7 +52,8 @@ def wrong_answer(tokenizer: Any, chat: ChatText, ids: np.ndarray, kinds: np.ndar
     for run, (start, end) in zip(runs, chat.answers, strict=True):
         tokens = ids[run].tolist()
         found, wanted = _letters(tokenizer, tokens), "".join(chat.text[start:end].split())
-        if found == wanted or found == _as_tokenized(tokenizer, chat.text[start:end]):
+        same = found == wanted or found == _as_tokenized(tokenizer, chat.text[start:end])
+        if same and not _lacks_space(tokenizer, tokens, chat.text[start:end]):
             continue
         # The first token may begin with characters of the template that it merged with.
         merged = found.removesuffix(wanted)
@@ -60,11 +61,22 @@ def wrong_answer(tokenizer: Any, chat: ChatText, ids: np.ndarray, kinds: np.ndar
         if (
             found.endswith(wanted)
             and before.endswith(merged)
-            and len(merged) < len(_letters(tokenizer, tokens[:1]))
+            and 0 < len(merged) < len(_letters(tokenizer, tokens[:1]))
         ):
             continue
         return f"labelled is {tokenizer.decode(tokens)!r}, and the answer is {chat.text[start:end]!r}"
     return None
+
+
+def _lacks_space(tokenizer: Any, tokens: list[int], text: str) -> bool:
+    """Whether the white space that a text begins with is not in its tokens.
+
+    SentencePiece marks it in the first token, and leaves it out of what it decodes.
+    """
+    if text[:1].strip() or tokenizer.convert_ids_to_tokens(tokens[:1])[0].startswith("\u2581"):
+        return False
+    decoded: str = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return bool(decoded[:1].strip())
 
 
 def _ways(

@@ -117,10 +117,10 @@ def disable_autocast(model: PeftModel) -> bool:
 
 def decoder_and_other_parts(model: PreTrainedModel) -> list[Any]:
     """The decoder, and after it the modules beside it: vision tower and projector."""
-    decoder = model.get_decoder()
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
     for parent in model.modules():
         if decoder in parent.children():
-            return [decoder, *(child for child in parent.children() if child is not decoder)]
+            return [decoder, *(child for child in parent.children() if child not in (decoder, head))]
     return [decoder]
 
 

@@ -1,20 +1,30 @@
-"""TRL's fused language-model head, applied only at positions that have labels.
+"""The scores of a batch's labels: from TRL's fused head, or from the class's own logits where they differ.
 
-On a GPU the head finds these positions itself. On other devices it scores every position, and most have no
-label: those of a question or an image.
+TRL's head multiplies hidden states by the head's weights, in tiles. Some classes do more or less with their
+logits than it knows: they leave out a scale of the decoder's config, or mask tokens of images. What the class
+computes is what transformers generates with, so training and `eval_loss` follow it. On a GPU the fused head
+finds labelled positions itself. On other devices it scores every position, and most have no label.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
+from trl.trainer.utils import FusedCausalLMOutput
 
 from vlmtune.data.encoded_example import IGNORED
 
 POSITIONS_MULTIPLE = 8  # the number of positions is a multiple of this, so that it seldom changes
+# Relative difference of log-probabilities that TRL's head and the class compute from the same hidden states.
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+# What a class raises whose backbone does not end in the hidden states that its head takes.
+HEAD_ERRORS = (AttributeError, TypeError, ValueError, LookupError, RuntimeError)
 
 
 def label_scores(model: Any, batch: dict[str, Tensor]) -> Any:
@@ -31,10 +41,7 @@ def label_scores(model: Any, batch: dict[str, Tensor]) -> Any:
         return model(**batch, use_cache=False, fused_lm_head=True)
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     shifted = labels[:, 1:]
-    labelled = (shifted != IGNORED).any(0).nonzero().squeeze(1)
-    missing = -len(labelled) % POSITIONS_MULTIPLE if len(labelled) else POSITIONS_MULTIPLE
-    others = (shifted == IGNORED).all(0).nonzero().squeeze(1)[:missing]
-    positions = torch.cat([labelled, others]).sort().values
+    positions = labelled_positions(shifted)
     return model(
         **inputs,
         shift_labels=shifted[:, positions],
@@ -44,8 +51,22 @@ def label_scores(model: Any, batch: dict[str, Tensor]) -> Any:
     )
 
 
+def labelled_positions(shifted: Tensor) -> Tensor:
+    """`[K]`: where any row of `[B, T]` labels has one, and a few more."""
+    labelled = (shifted != IGNORED).any(0).nonzero().squeeze(1)
+    missing = -len(labelled) % POSITIONS_MULTIPLE if len(labelled) else POSITIONS_MULTIPLE
+    others = (shifted == IGNORED).all(0).nonzero().squeeze(1)[:missing]
+    return torch.cat([labelled, others]).sort().values
+
+
 def score_positions(base: Any) -> None:
-    """Let the head of `base` take the hidden states at an argument `positions` alone, in place."""
+    """Let `base` score labels at an argument `positions` alone, in place.
+
+    `base` has TRL's head. Where that differs from the class's own logits, these take its place.
+    """
+    if not fused_head_agrees(base):
+        _score_with_own_logits(base)
+        return
     backbone = base.base_model
     forward_all = backbone.forward
 
@@ -57,3 +78,83 @@ def score_positions(base: Any) -> None:
         return outputs
 
     backbone.forward = forward
+
+
+def fused_head_agrees(base: Any) -> bool:
+    """Whether TRL's head scores random hidden states as the class's own logits do."""
+    backbone = base.base_model
+    if backbone is base:
+        return False  # the class names no part that its head follows on
+    head = base.get_output_embeddings()
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, POSITIONS_MULTIPLE, head.weight.shape[-1], generator=generator)
+    hidden = hidden.to(head.weight.device, base.dtype)
+    ids = torch.arange(POSITIONS_MULTIPLE, device=hidden.device)[None] % head.weight.shape[0]
+    with torch.no_grad(), _answering(backbone, hidden):
+        try:
+            own = base(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+            fused = base(input_ids=ids, labels=ids, use_cache=False, fused_lm_head=True).log_probs
+        except HEAD_ERRORS:
+            return False
+    if own.shape[:2] != ids.shape or own.shape[-1] <= int(ids.max()):
+        return False
+    expected = own[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
+    difference = (expected - fused).abs().max() / expected.abs().mean()
+    return bool(difference <= TOLERANCES[base.dtype])
+
+
+class _Output(dict[Any, Any]):
+    """The output of a backbone that has computed nothing but hidden states."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self.get(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+
+@contextmanager
+def _answering(backbone: Any, hidden: Tensor) -> Iterator[None]:
+    """For the block, `backbone` returns these hidden states, whatever it is given."""
+    forward = backbone.forward
+    backbone.forward = lambda *args, **kwargs: _Output({"last_hidden_state": hidden, 0: hidden})
+    try:
+        yield
+    finally:
+        backbone.forward = forward
+
+
+def _score_with_own_logits(base: Any) -> None:
+    """Let `base` compute the fused head's outputs from its own logits, in place."""
+    forward_as_before = base.forward
+    at_positions = "logits_to_keep" in inspect.signature(type(base).forward).parameters
+
+    @wraps(forward_as_before)
+    def forward(
+        *args: Any,
+        fused_lm_head: bool = False,
+        labels: Tensor | None = None,
+        shift_labels: Tensor | None = None,
+        positions: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if not fused_lm_head:
+            given = {"labels": labels} if labels is not None else {}
+            return forward_as_before(*args, **given, **kwargs)
+        if shift_labels is None or positions is None:
+            assert labels is not None, "scores are of labels"
+            positions = labelled_positions(labels[:, 1:])
+            shift_labels = labels[:, 1:][:, positions]
+        kept = {"logits_to_keep": positions} if at_positions else {}
+        logits = forward_as_before(*args, **kept, **kwargs).logits
+        if logits.shape[1] != len(positions):  # a class that passes the argument on in vain
+            logits = logits[:, positions]
+        mask = shift_labels != IGNORED
+        scores = logits.float().log_softmax(-1)
+        log_probs = scores.gather(-1, shift_labels.clamp(min=0)[..., None])[..., 0]
+        correct = logits.argmax(-1) == shift_labels
+        return FusedCausalLMOutput(
+            log_probs=log_probs.masked_fill(~mask, 0), is_top1=correct & mask, label_mask=mask
+        )
+
+    base.forward = forward

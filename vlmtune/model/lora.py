@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL_LINEAR = "all-linear"
+ATTENTION = re.compile(r"(^|[._])(attn|attention)\.")  # in the full name of a layer of an attention module
 ADAPTER = "default"  # PEFT's own name for an adapter without a name
 
 
@@ -35,8 +36,9 @@ def target_modules(model: PreTrainedModel, names: list[str] | str | None, *, lor
 
     Args:
         names: a list of bare names (`q_proj`, `self_attn.q_proj`) or full names; one such name as a string;
-            `all-linear`; None for `DEFAULT_TARGETS`; or a regular expression that a full name must match as
-            a whole, as in PEFT.
+            `all-linear`; None for `DEFAULT_TARGETS`, or for all linear layers of the attention where a
+            decoder names those otherwise; or a regular expression that a full name must match as a whole, as
+            in PEFT.
         lora_vision: whether names reach the vision tower and projector too, not the language model alone.
 
     Raises:
@@ -50,7 +52,9 @@ def target_modules(model: PreTrainedModel, names: list[str] | str | None, *, lor
         return allowed
     if isinstance(names, str) and not re.fullmatch(r"[\w.]+", names):
         return _matching_pattern(names, linears, allowed)
-    bare = [names] if isinstance(names, str) else list(names or DEFAULT_TARGETS)
+    if not names or list(names) == list(DEFAULT_TARGETS):
+        return _default_targets(model, linears, allowed)
+    bare = [names] if isinstance(names, str) else list(names)
     for target in bare:
         if not any(_ends_with(name, target) for name in allowed):
             in_vision = any(_ends_with(name, target) for name in linears)
@@ -60,6 +64,20 @@ def target_modules(model: PreTrainedModel, names: list[str] | str | None, *, lor
                 problem = f"no linear layer is called {target!r}; there are {_leaf_names(allowed)}"
             raise ModelError(f"lora_target_modules: {problem}")
     return [name for name in allowed if any(_ends_with(name, target) for target in bare)]
+
+
+def _default_targets(model: PreTrainedModel, linears: list[str], allowed: list[str]) -> list[str]:
+    """The attention's projections: by their usual names, or by their place where one of those is missing."""
+    decoder = [name for name in linears if name.startswith(language_prefix(model))]
+    if not all(any(_ends_with(name, target) for name in decoder) for target in DEFAULT_TARGETS):
+        attention = [name for name in allowed if ATTENTION.search(name)]
+        if not attention:
+            raise ModelError(
+                "lora_target_modules: no linear layer of the decoder is part of an attention; "
+                f"name some of {_leaf_names(allowed)}"
+            )
+        return attention
+    return [name for name in allowed if any(_ends_with(name, target) for target in DEFAULT_TARGETS)]
 
 
 def lora_config(

@@ -58,8 +58,14 @@ def model_shapes(outline: PreTrainedModel, targets: Sequence[str]) -> ModelShape
     quantized = sum(linear.weight.numel() for linear in linears)
     config = outline.config.get_text_config()
     adapted = [outline.get_submodule(name) for name in targets]
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    widths = {
+        leaf: max(
+            (linear.out_features for name, linear in decoder.named_modules() if name.endswith(leaf)),
+            default=0,
+        )
+        for leaf in (".q_proj", ".k_proj")
+    }
+    attention = widths[".q_proj"] or config.hidden_size
     return ModelShapes(
         quantized=quantized,
         decoder=sum(linear.weight.numel() for linear in linears if id(linear) in in_decoder),
@@ -68,22 +74,34 @@ def model_shapes(outline: PreTrainedModel, targets: Sequence[str]) -> ModelShape
         layers=config.num_hidden_layers,
         cross_layers=len(getattr(config, "cross_attention_layers", None) or []),
         hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
-        attention=heads * width,
-        key_value=(getattr(config, "num_key_value_heads", None) or heads) * width,
+        intermediate=_largest(config.intermediate_size),
+        attention=attention,
+        key_value=widths[".k_proj"] or attention,
         vocabulary=head.out_features if isinstance(head, nn.Linear) else config.vocab_size,
         adapter=sum(
             module.in_features + module.out_features for module in adapted if isinstance(module, nn.Linear)
         ),
         adapted=sum(module.in_features for module in adapted if isinstance(module, nn.Linear)),
-        vision=_vision_numbers(getattr(outline.config, "vision_config", None)),
+        vision=_vision_numbers(
+            getattr(outline.config, "vision_config", None),
+            max((linear.in_features for linear in linears if id(linear) not in in_decoder), default=0),
+        ),
     )
 
 
-def _vision_numbers(config: Any) -> int:
-    """Numbers a token that a vision tower keeps: transformers keeps the output of each of its layers."""
+def _largest(size: int | Sequence[int]) -> int:
+    """A size of the config, which may be one for each layer."""
+    return size if isinstance(size, int) else max(size)
+
+
+def _vision_numbers(config: Any, widest: int) -> int:
+    """Numbers a token that a vision tower keeps: transformers keeps the output of each of its layers.
+
+    Args:
+        widest: the input of the tower's widest layer, for a config that names no width.
+    """
     if config is None:
         return 0
     layers = [getattr(config, name, 0) for name in ("num_hidden_layers", "depth", "num_global_layers")]
-    width = getattr(config, "embed_dim", None) or config.hidden_size
+    width = getattr(config, "embed_dim", None) or getattr(config, "hidden_size", None) or widest
     return int((sum(layers) + EXTRA_VISION_OUTPUTS) * width)

@@ -75,6 +75,7 @@ class VisionFeatures:
             return None
         try:
             features, layout = self._run_tower(tokens, batch)
+            layout.inputs(features)
         except UnsupportedTowerError as error:
             self._give_up(str(error))
             return None
@@ -167,7 +168,10 @@ class OutputLayout:
         for name, (shape, count) in self.fields.items():
             tensors = [next(leaves) for _ in range(count)]
             values[name] = _joined(shape, tensors)
-        return {"mm_encoder_outputs": {"image": self.kind(**values)}}
+        try:
+            return {"mm_encoder_outputs": {"image": self.kind(**values)}}
+        except TypeError as error:  # it has fields that the decoder does not read
+            raise UnsupportedTowerError(f"{self.kind.__name__} cannot be made again: {error}") from error
 
 
 def _joined(shape: str, tensors: list[Tensor]) -> Any:

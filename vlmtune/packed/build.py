@@ -16,6 +16,7 @@ from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.errors import DoesNotFitError
+from vlmtune.evaluation.try_row import try_row
 from vlmtune.model.base import load_base_for
 from vlmtune.model.choose_plan import halves
 from vlmtune.model.memory import StepPlan
@@ -78,6 +79,8 @@ def build_model(
     if plan.trials < trials:
         note(labelled("Memory", f"fits {plan.trials} of {trials} trials at once; the others wait"))
     base = load_base_for(settings, device, dequantized=plan.step.dequantized)
+    longest = settings.training.max_length
+    try_row(base, store, fitting_rows(store, longest, "skip"), longest)
     if plan.step.checkpointing:
         base.gradient_checkpointing_enable()
     step = AcceleratedStep(base, plan.step, note)

@@ -14,13 +14,21 @@ from vlmtune.training.step_plan import can_capture
 
 
 def adapted_model(
-    settings: Settings, args: SFTConfig, plan: StepPlan, note: Callable[[str], None]
+    settings: Settings,
+    args: SFTConfig,
+    plan: StepPlan,
+    note: Callable[[str], None],
+    check: Callable[[Any], None],
 ) -> tuple[Any, AcceleratedStep]:
     """The frozen base with a new adapter on this worker's device, and its training steps.
 
     Where these offload activations themselves, TRL's own offloading is switched off in `args`.
+
+    Args:
+        check: is called with the base as transformers made it, and raises where it cannot be trained.
     """
     base = load_base_for(settings, args.device, dequantized=plan.dequantized)
+    check(base)
     adapted = attach(base, adapter_config(settings, base)[1], seed=args.seed)
     step = AcceleratedStep.for_adapter(
         adapted,

@@ -17,6 +17,7 @@ from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.order import Order
 from vlmtune.data.store import Store
 from vlmtune.evaluation.objective import Objective
+from vlmtune.evaluation.try_row import try_row
 from vlmtune.training.adapted_model import adapted_model
 from vlmtune.training.batches import BatchReader, WorkerBatches
 from vlmtune.training.callbacks import ProbeLongestRows, ReportAtEvaluation, ReportResult
@@ -59,7 +60,9 @@ def train(
     meter = Meter(runs_dir if rank == 0 else None, progress)
     plan = plan_step(settings, store, kept, world, meter.note)
     args = training_arguments(settings, work_dir, checkpointing=plan.checkpointing)
-    model, step = adapted_model(settings, args, plan, meter.note)
+    model, step = adapted_model(
+        settings, args, plan, meter.note, lambda base: try_row(base, store, kept, args.max_length)
+    )
     meter.operations = operations_per_token(step.base.get_decoder())
     order = Order(
         rows=len(kept),

@@ -45,5 +45,6 @@ def training_arguments(settings: Settings, work_dir: str, *, checkpointing: bool
             "dataset_kwargs": {"skip_prepare_dataset": True},
             "disable_tqdm": True,
             "report_to": "none",
+            "router_aux_loss_coef": 0.0,  # routers are frozen
         }
     )
