@@ -21,9 +21,26 @@ pytestmark = [
 ]
 
 # One family for each kind of model that must work; the rest is in the heavy tests.
-FAST = ("qwen3_vl", "idefics3", "mistral3", "internvl")
-# What does not work yet, by the checks that fail.
-BROKEN: dict[str, tuple[str, ...]] = {}
+FAST = (
+    "qwen3_vl",  # deep-stack features, multimodal positions
+    "idefics2",  # no replacement offsets
+    "gemma3",  # masks in a dict
+    "cohere2_vision",  # several templates, a logit scale that the class leaves out
+    "janus",  # no image_token_id
+    "llava_onevision",  # several images of a row in other crops
+    "deepseek_vl_hybrid",  # two pixel tensors
+    "lfm2_vl",  # an attention whose output is `out_proj`
+    "llama4",  # no backbone under the head, bfloat16 pixels
+    "molmo2",  # a BOS of the processor's
+    "qwen3_5",  # an empty thought
+    "paligemma",  # a prefix language model
+    "florence2",  # an encoder-decoder
+)
+# What does not work, by family: the checks, and why.
+KNOWN: dict[str, tuple[str, ...]] = {
+    "emu3": ("equal", "predict"),  # images padded to the largest of a batch have other features
+    "gemma3n": ("training", "packed"),  # refused over quantised weights: its class clips them in each step
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +62,8 @@ def check(name: str, work: Path) -> None:
     bad = {
         check: outcome
         for check, outcome in trial.outcomes.items()
-        if outcome.state in ("wrong", "traceback") or (outcome.state == "refused" and FAMILIES[name].end)
+        if check not in KNOWN.get(name, ())
+        and (outcome.state in ("wrong", "traceback") or (outcome.state == "refused" and FAMILIES[name].end))
     }
     assert not bad
 
