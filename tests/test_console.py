@@ -5,7 +5,7 @@ import logging
 import pytest
 from rich.console import Console
 
-from vlmtune.console import StepPrinter, TrialTable, format_value, labelled, show_log
+from vlmtune.console import StepPrinter, TrialTable, console_line, format_value, show_log
 
 NAMES = ["lora_r", "lora_alpha", "learning_rate", "max_length"]
 REASON = (
@@ -130,9 +130,9 @@ def test_log_lines_are_printed_once_in_two_columns(capsys: pytest.CaptureFixture
     show_log()
     show_log()
     logger = logging.getLogger("vlmtune.some.module")
-    logger.info(labelled("Dashboard", "http://127.0.0.1:8265"))
-    logger.info(labelled("Data", "100 % of the rows"))
-    logger.info(labelled("", "and more"))
+    logger.info(console_line("Dashboard", "http://127.0.0.1:8265"))
+    logger.info(console_line("Data", "100 % of the rows"))
+    logger.info(console_line("", "and more"))
     logger.debug("details")
     assert capsys.readouterr().out.splitlines() == [
         "Dashboard http://127.0.0.1:8265",

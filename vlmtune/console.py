@@ -1,7 +1,7 @@
-"""What a command prints: labelled lines, the steps of a run, and the table of a search's trials.
+"""What a command prints: lines with a label, the steps of a run, and the table of a search's trials.
 
-Modules log through `logging.getLogger(__name__)`. `labelled` lays out a line, and `show_log` prints what is
-logged. A program that uses vlmtune as a library can handle the logger `vlmtune` in its own way.
+Modules log through `logging.getLogger(__name__)`. `console_line` lays out a line, and `show_log` prints what
+is logged. A program that uses vlmtune as a library can handle the logger `vlmtune` in its own way.
 """
 
 import atexit
@@ -65,7 +65,7 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def labelled(label: str, text: str) -> str:
+def console_line(label: str, text: str) -> str:
     """A line of two columns: `label`, empty for a line that continues the one before it, and `text`."""
     return f"{label:<{LABEL_WIDTH}}{text}"
 

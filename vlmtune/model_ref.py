@@ -47,8 +47,8 @@ class ModelRef:
             )
         if any(getattr(part, "is_encoder_decoder", False) for part in (config, config.get_text_config())):
             raise ModelError(
-                f"{self.name} is an encoder-decoder ({config.model_type!r}): its answers are not part of one text "
-                "with the question, so it cannot be tuned here"
+                f"{self.name} is an encoder-decoder ({config.model_type!r}): its answers are not part of one "
+                "text with the question, so it cannot be tuned here"
             )
         return config
 

@@ -11,7 +11,7 @@ from vlmtune import output, storage
 from vlmtune.cluster import Cluster, connect, in_ray_job
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
-from vlmtune.console import labelled
+from vlmtune.console import console_line
 from vlmtune.data.cache import prepare_store
 from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.source import DataSource
@@ -244,12 +244,12 @@ def prepare_rows(settings: Settings) -> Store:
     skipped = f"; {store.meta.bad_rows} bad rows skipped (bad_rows.jsonl)" if store.meta.bad_rows else ""
     longest = store.column("tokens").max()
     rows = f"{store.meta.rows} rows ({counts}), up to {longest} tokens{skipped}"
-    logger.info(labelled("Data", f"{data.data_path}: {rows}"))
+    logger.info(console_line("Data", f"{data.data_path}: {rows}"))
     tokens = store.column("tokens")[store.rows_of(TRAIN)]
     if max_length is not None and (shortened := int((tokens > max_length).sum())):
         text = f"{shortened} of {len(tokens)} training rows are shortened to --max_length {max_length}"
-        logger.info(labelled("", f"{text}; {tokens.max()} cuts nothing"))
+        logger.info(console_line("", f"{text}; {tokens.max()} cuts nothing"))
     if left_out := len(tokens) - len(fitting_rows(store, max_length, data.on_long_row)):
         text = f"{left_out} training rows left out: their images do not fit --max_length {max_length}"
-        logger.info(labelled("", text))
+        logger.info(console_line("", text))
     return store

@@ -207,7 +207,7 @@ def test_a_filler_has_no_labels_and_is_otherwise_the_same(models: Path, family: 
 def test_length_is_padded_to_a_multiple(models: Path, family: str) -> None:
     encoder, pixels = kit(models / family)
     examples = encoded(encoder, "at")
-    plain, padded = (batched(encoder, pixels, examples, multiple=multiple) for multiple in (1, 64))
+    plain, padded = (batched(encoder, pixels, examples, pad_to_multiple_of=multiple) for multiple in (1, 64))
     length = plain["input_ids"].shape[1]
     assert length % 64 != 0
     for name in ("input_ids", "attention_mask", "labels", *({"cross_attention_mask"} & plain.keys())):

@@ -1,4 +1,4 @@
-"""Answers are found again in the tokens whatever the processor tells, and what is found must decode to them."""
+"""Answers are found in the tokens whatever the processor reports, and the tokens decode to the answers."""
 
 from pathlib import Path
 

@@ -114,8 +114,8 @@ def test_no_batch_is_an_empty_stream(store: Store) -> None:
 
 def test_lengths_are_padded_to_a_multiple(store: Store) -> None:
     batches = [MicroBatch((0, 1, 2)), MicroBatch((3,))]
-    read = list(read_batches(store, "train", batches, None, multiple=32))
-    assert_same(list(stream_batches(store, "train", batches, None, multiple=32)), read)
+    read = list(read_batches(store, "train", batches, None, pad_to_multiple_of=32))
+    assert_same(list(stream_batches(store, "train", batches, None, pad_to_multiple_of=32)), read)
     assert all(batch["input_ids"].shape[1] % 32 == 0 for batch in read)
 
 

@@ -11,40 +11,40 @@ from vlmtune.packed.worker_shard import SINGLE_WORKER
 CPU = torch.device("cpu")
 
 
-def make_totals(losses: list[list[float]], correct: list[list[int]], labelled: int) -> StepTotals:
-    totals = StepTotals(labelled, CPU)
+def make_totals(losses: list[list[float]], correct: list[list[int]], labelled_tokens: int) -> StepTotals:
+    totals = StepTotals(labelled_tokens, CPU)
     for part, right in zip(losses, correct, strict=True):
         totals.add(torch.tensor(part), torch.tensor(right))
     return totals
 
 
 def test_micro_batches_add_up_to_the_mean_over_the_labelled_tokens_of_the_step() -> None:
-    totals = make_totals([[6.0, 2.0], [4.0]], [[1, 2], [0]], labelled=8)
+    totals = make_totals([[6.0, 2.0], [4.0]], [[1, 2], [0]], labelled_tokens=8)
     assert totals.weight == 1 / 8
     assert totals.loss.item() == pytest.approx(12 / 8)
     assert totals.correct.item() == 3
 
 
 def test_a_single_worker_keeps_its_gradient_and_totals() -> None:
-    totals, gradient = make_totals([[6.0]], [[1]], labelled=3), torch.tensor([1.0, 2.0])
-    labelled = totals.all_reduce(SINGLE_WORKER, gradient, needs_has_images=True)
-    assert labelled.item() == 3
+    totals, gradient = make_totals([[6.0]], [[1]], labelled_tokens=3), torch.tensor([1.0, 2.0])
+    labelled_tokens = totals.all_reduce(SINGLE_WORKER, gradient, needs_has_images=True)
+    assert labelled_tokens.item() == 3
     assert gradient.tolist() == [1.0, 2.0]
     assert not totals.has_images
     assert totals.loss.item() == 2
 
 
 def test_a_step_without_labels_has_no_loss() -> None:
-    totals = make_totals([[0.0]], [[0]], labelled=0)
+    totals = make_totals([[0.0]], [[0]], labelled_tokens=0)
     assert (totals.weight, totals.loss.item()) == (1.0, 0.0)
 
 
 def log_of(steps: list[tuple[float, int, float, int]]) -> LossLog:
-    """Steps as (loss, correct, gradient norm, labelled)."""
+    """Steps as (loss, correct, gradient norm, labelled tokens)."""
     log = LossLog()
-    for loss, correct, norm, labelled in steps:
-        totals = make_totals([[loss * labelled]], [[correct]], labelled)
-        log.add(totals, torch.tensor(norm), torch.tensor(float(labelled), dtype=torch.float64))
+    for loss, correct, norm, labelled_tokens in steps:
+        totals = make_totals([[loss * labelled_tokens]], [[correct]], labelled_tokens)
+        log.add(totals, torch.tensor(norm), torch.tensor(float(labelled_tokens), dtype=torch.float64))
     return log
 
 

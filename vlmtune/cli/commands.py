@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import vlmtune
 from vlmtune.cli.adapter_options import parse_evaluate, parse_export, parse_predict
 from vlmtune.config.parse import parse
-from vlmtune.console import StepPrinter, configure_console, labelled, say
+from vlmtune.console import StepPrinter, configure_console, console_line, say
 from vlmtune.errors import plain_user_errors
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ def train(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/train.
     with plain_user_errors("To resume: --resume with its --output_dir."):
         settings = parse(argv, description=TRAIN_HELP.format(prog=prog), prog=prog)
         result = vlmtune.train(settings, progress=StepPrinter())
-        say(labelled("Adapter", result.folder))
-        say(labelled("Curves", f"tensorboard --logdir {result.curves_dir}"))
+        say(console_line("Adapter", result.folder))
+        say(console_line("Curves", f"tensorboard --logdir {result.curves_dir}"))
 
 
 def evaluate(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/eval.py") -> None:
@@ -105,8 +105,8 @@ def evaluation_lines(result: "EvaluateResult") -> Iterator[str]:
     yield from metrics_table(
         {**result.metrics, **({DIFFERENCE: result.difference} if result.difference else {})}
     )
-    yield labelled("Metrics", result.metrics_file)
-    yield labelled("Answers", result.predictions_file)
+    yield console_line("Metrics", result.metrics_file)
+    yield console_line("Answers", result.predictions_file)
 
 
 def predict(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/predict.py") -> None:
@@ -122,7 +122,7 @@ def predict(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/pred
 def prediction_line(result: "PredictResult") -> str:
     """Where the answers are, and how many there are."""
     errors = f"; {result.errors} could not be answered, see their error" if result.errors else ""
-    return labelled("Answers", f"{result.predictions_file}: {result.rows} rows{errors}")
+    return console_line("Answers", f"{result.predictions_file}: {result.rows} rows{errors}")
 
 
 def export(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/export.py") -> None:
@@ -139,14 +139,14 @@ def export(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/expor
 def export_lines(result: "ExportResult") -> Iterator[str]:
     """What was exported, and how vLLM serves the adapter."""
     if result.merge_check is not None:
-        yield labelled("Merged", result.folder)
-        yield labelled("Checked", result.merge_check.text())
+        yield console_line("Merged", result.folder)
+        yield console_line("Checked", result.merge_check.text())
     if result.state_dict_file is not None:
-        yield labelled("Adapter", result.state_dict_file)
+        yield console_line("Adapter", result.state_dict_file)
     for reason in result.vllm_refusals:
-        yield labelled("vLLM", f"would not take the adapter as it is: {reason}")
+        yield console_line("vLLM", f"would not take the adapter as it is: {reason}")
     if result.vllm_command is not None:
-        yield labelled("vLLM", result.vllm_command)
+        yield console_line("vLLM", result.vllm_command)
 
 
 def inspect(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/inspect_data.py") -> None:
@@ -162,5 +162,5 @@ def inspect(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/insp
         from vlmtune.preflight.console_report import console_report
 
         say(console_report(result.summary, colour=sys.stdout.isatty()))
-        say(labelled("Report", f"{result.html_file} and preflight.json"))
+        say(console_line("Report", f"{result.html_file} and preflight.json"))
     sys.exit(0 if result.summary.ready else 2)

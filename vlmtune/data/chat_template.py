@@ -1,8 +1,8 @@
 """A conversation → the text that the model's processor gets, and where its questions and answers are in it.
 
-The template is rendered twice: once with a mark in place of each text, which shows the template's own pieces,
-and once as it is, which proves that the template only puts the texts in. So spans are right for every
-template, with or without `{% generation %}` marks.
+The template is rendered twice: once with a placeholder in place of each text, which shows what the template
+itself writes (its literals), and once with the texts, which proves that the template only inserts them. So
+spans are right for every template, with or without `{% generation %}` tags.
 
 What precedes the last answer is the generation prompt itself, so that training sees what serving gives the
 model. Where the template can switch thinking off, it is off, unless the answer holds a thought.
@@ -23,6 +23,8 @@ from vlmtune.errors import ModelError
 
 Message = dict[str, Any]
 Options = dict[str, bool]
+# Messages and the model's image token → the messages in the form that a template understands.
+MessageRewrite = Callable[[Sequence[Message], str], list[Message]]
 
 # LLaVA-1.5's format, for models that ship no chat template: images first, then the text of a turn.
 BUILTIN_TEMPLATE = """\
@@ -33,7 +35,7 @@ BUILTIN_TEMPLATE = """\
 {{ ' ' }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}"""
-MARK = re.compile(r"vlmtune(\d+)text")
+PLACEHOLDER = re.compile(r"vlmtune(\d+)text")
 # Templates that write today's date get this one, Llama's own default: a row is the same on every day.
 FIXED_DATE = date(2024, 7, 26)
 DATE_CALL = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
@@ -81,23 +83,23 @@ class ChatText:
 
 
 @dataclass(frozen=True)
-class Outline:
-    """How conversations of one shape are rendered.
+class Rendering:
+    """How conversations that differ only in their texts are rendered.
 
     Attributes:
-        form: what is done to the messages before they are rendered.
+        rewrite: brings the messages into the form that the template understands.
         options: of the template.
-        pieces: the template's pieces before, between and after the texts, as the history shows them.
-        trained: the same, with the generation prompt before the last answer.
-        unprompted: what stands before an answer and is not in the generation prompt, so that the model has
-            to write it.
-        agrees: whether the history shows the last answer behind the same words as the generation prompt.
+        literals: what the template writes before, between and after the texts of a finished conversation.
+        trained_literals: the same, with the generation prompt before the last answer.
+        unprompted: what the template writes before an answer beyond the generation prompt: the model has to
+            generate it.
+        agrees: whether a finished conversation has the generation prompt before its last answer.
     """
 
-    form: Callable[[Sequence[Message], str], list[Message]]
+    rewrite: MessageRewrite
     options: Options
-    pieces: list[str]
-    trained: list[str]
+    literals: list[str]
+    trained_literals: list[str]
     unprompted: str
     agrees: bool
 
@@ -118,15 +120,15 @@ class ChatTemplate:
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.image_token = _image_token(processor)
         self.source = _source(processor, self.image_token)
-        # `all_special_tokens` lacks some: Llama's headers and Idefics' tile marks are special by their entry
+        # `all_special_tokens` lacks some: Llama's headers and Idefics' tile tokens are special by their entry
         # in the vocabulary alone.
         special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         special |= set(self.tokenizer.all_special_tokens)
         ordered = sorted(special, key=lambda token: (-len(token), token))
         self.special = re.compile("|".join(re.escape(token) for token in ordered) or r"(?!)")
         self.switches = sorted(set(THINKING_SWITCH.findall(self.source)))
-        # Conversations of one shape render alike with marks; rendering one costs 0.2 ms.
-        self._outline = lru_cache(maxsize=1024)(self._make_outline)
+        # Conversations that differ only in their texts share one; rendering costs 0.2 ms.
+        self._rendering = lru_cache(maxsize=1024)(self._make_rendering)
 
     def render(self, messages: Sequence[Message]) -> ChatText:
         """The text of a conversation of typed parts.
@@ -144,18 +146,18 @@ class ChatTemplate:
         thought = any(
             END_OF_THOUGHT in text and messages[turn]["role"] == "assistant" for turn, text in texts
         )
-        outline = self._outline(json.dumps(_marked(messages)), thought)
-        rendered = self._apply(outline.form(messages, self.image_token), **outline.options)
-        filled = _fill(outline.pieces, rendered, [text for _, text in texts])
+        rendering = self._rendering(json.dumps(_with_placeholders(messages)), thought)
+        rendered = self._apply(rendering.rewrite(messages, self.image_token), **rendering.options)
+        filled = _fill(rendering.literals, rendered, [text for _, text in texts])
         if filled is None and thought:
-            return self._render_thought(messages, outline, rendered)
+            return self._render_thought(messages, rendering, rendered)
         if filled is None:
             raise EncodeError(
                 "the chat template rewrites the text of this conversation, "
                 "so that its answers cannot be told apart"
             )
         turns = [(turn, messages[turn]["role"]) for turn, _ in texts]
-        return self._assemble(outline, turns, filled)
+        return self._assemble(rendering, turns, filled)
 
     def agreement(self) -> tuple[bool, Options]:
         """Whether training and serving see the same words before an answer, and with which options.
@@ -164,15 +166,15 @@ class ChatTemplate:
         """
         question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
         answer = {"role": "assistant", "content": [{"type": "text", "text": "!"}]}
-        outline = self._outline(json.dumps(_marked([question, answer])), False)
-        return outline.agrees, outline.options
+        rendering = self._rendering(json.dumps(_with_placeholders([question, answer])), False)
+        return rendering.agrees, rendering.options
 
-    def _make_outline(self, marked: str, thought: bool) -> Outline:
-        messages = json.loads(marked)
-        form = self._form(messages)
-        outlines = [self._with_options(messages, form, options) for options in self._options(thought)]
-        # The first of those that train what the history shows; else what thinking switched off gives.
-        return next((outline for outline in outlines if outline.agrees), outlines[-1])
+    def _make_rendering(self, with_placeholders: str, thought: bool) -> Rendering:
+        messages = json.loads(with_placeholders)
+        rewrite = self._rewrite(messages)
+        renderings = [self._with_options(messages, rewrite, options) for options in self._options(thought)]
+        # The first whose training text is a finished conversation; else the one with thinking switched off.
+        return next((rendering for rendering in renderings if rendering.agrees), renderings[-1])
 
     def _options(self, thought: bool) -> list[Options]:
         if not self.switches:
@@ -180,51 +182,51 @@ class ChatTemplate:
         switched = dict.fromkeys(self.switches, thought)
         return [switched] if thought else [{}, switched]
 
-    def _form(self, messages: Sequence[Message]) -> Callable[[Sequence[Message], str], list[Message]]:
-        """The first form of the messages that the template renders whole."""
+    def _rewrite(self, messages: Sequence[Message]) -> MessageRewrite:
+        """The first rewrite that makes the template render every part of the messages."""
         errors: list[EncodeError] = []
-        for form in (_as_parts, _text_as_strings, _all_as_strings):
+        for rewrite in (_as_parts, _text_as_strings, _all_as_strings):
             try:
-                self._pieces(messages, form)
+                self._literals(messages, rewrite)
             except TemplateRefusalError:
                 raise
             except EncodeError as error:
                 errors.append(error)
             else:
-                return form
+                return rewrite
         raise errors[0]
 
     def _with_options(
         self,
         messages: Sequence[Message],
-        form: Callable[[Sequence[Message], str], list[Message]],
+        rewrite: MessageRewrite,
         options: Options,
-    ) -> Outline:
-        pieces = self._pieces(messages, form, **options)
+    ) -> Rendering:
+        literals = self._literals(messages, rewrite, **options)
         if messages[-1]["role"] != "assistant":
-            return Outline(form, options, pieces, pieces, "", agrees=True)
-        prompt = self._pieces(messages[:-1], form, add_generation_prompt=True, **options)
+            return Rendering(rewrite, options, literals, literals, "", agrees=True)
+        prompt = self._literals(messages[:-1], rewrite, add_generation_prompt=True, **options)
         last = len(prompt) - 1  # texts before the last answer
-        shown, served = pieces[last], prompt[last]
-        if pieces[:last] == prompt[:last] and shown.startswith(served):
+        shown, served = literals[last], prompt[last]
+        if literals[:last] == prompt[:last] and shown.startswith(served):
             unprompted = shown.removeprefix(served)
             agrees = not unprompted.strip()
-            if not agrees and self._pieces(messages[:-1], form, **options)[-1] == served:
+            if not agrees and self._literals(messages[:-1], rewrite, **options)[-1] == served:
                 unprompted = ""  # the template has no generation prompt: who serves it writes the role
-            return Outline(form, options, pieces, pieces, unprompted, agrees=agrees)
-        return Outline(form, options, pieces, [*prompt, *pieces[last + 1 :]], "", agrees=False)
+            return Rendering(rewrite, options, literals, literals, unprompted, agrees=agrees)
+        return Rendering(rewrite, options, literals, [*prompt, *literals[last + 1 :]], "", agrees=False)
 
-    def _pieces(
+    def _literals(
         self,
         messages: Sequence[Message],
-        form: Callable[[Sequence[Message], str], list[Message]],
+        rewrite: MessageRewrite,
         **options: bool,
     ) -> list[str]:
-        """What the template writes before, between and after the marks of the messages."""
-        rendered = self._apply(form(messages, self.image_token), **options)
-        pieces = MARK.split(rendered)
-        marks = [part["text"] for _, part in _text_parts(messages)]
-        if [f"vlmtune{number}text" for number in pieces[1::2]] != marks:
+        """What the template writes before, between and after the placeholders in the messages."""
+        rendered = self._apply(rewrite(messages, self.image_token), **options)
+        literals = PLACEHOLDER.split(rendered)
+        placeholders = [part["text"] for _, part in _text_parts(messages)]
+        if [f"vlmtune{number}text" for number in literals[1::2]] != placeholders:
             raise EncodeError(
                 "the chat template leaves out or reorders parts of this conversation "
                 "(a role that it does not know?)"
@@ -235,19 +237,19 @@ class ChatTemplate:
                 "the chat template is one for text alone: "
                 "it shows content of typed parts, or its images, wrongly"
             )
-        return pieces[0::2]
+        return literals[0::2]
 
-    def _assemble(self, outline: Outline, turns: list[tuple[int, str]], texts: list[str]) -> ChatText:
+    def _assemble(self, rendering: Rendering, turns: list[tuple[int, str]], texts: list[str]) -> ChatText:
         """Join template and texts, closing each answer with an end token where the template has none.
 
         Args:
             turns: (number, role) of the turn that each text belongs to.
         """
-        out, spans, end_of_answers = outline.trained[0], [], 0
-        before, unprompted = None, outline.unprompted
+        out, spans, end_of_answers = rendering.trained_literals[0], [], 0
+        before, unprompted = None, rendering.unprompted
         following_turns = [*turns[1:], None]
         for turn, following, text, after in zip(
-            turns, following_turns, texts, outline.trained[1:], strict=True
+            turns, following_turns, texts, rendering.trained_literals[1:], strict=True
         ):
             answers = turn[1] == "assistant"
             start = len(out)
@@ -263,20 +265,25 @@ class ChatTemplate:
                 end_of_answers = len(out)
             spans.append((ANSWER if answers else TEXT, start, len(out)))
             out, before = out + after, turn
-        return ChatText(out[:end_of_answers] if end_of_answers else out, tuple(spans), outline.options)
+        return ChatText(out[:end_of_answers] if end_of_answers else out, tuple(spans), rendering.options)
 
-    def _render_thought(self, messages: Sequence[Message], outline: Outline, rendered: str) -> ChatText:
-        """A last answer whose thought the template takes apart: all that follows the prompt is trained."""
+    def _render_thought(self, messages: Sequence[Message], rendering: Rendering, rendered: str) -> ChatText:
+        """A last answer whose thought the template formats: all that follows the prompt is trained on."""
         question = self._apply(
-            outline.form(messages[:-1], self.image_token), add_generation_prompt=True, **outline.options
+            rendering.rewrite(messages[:-1], self.image_token),
+            add_generation_prompt=True,
+            **rendering.options,
         )
-        tail = outline.pieces[-1]
+        tail = rendering.literals[-1]
         earlier = [part["text"] for _, part in _text_parts(messages[:-1])]
         answer = [part["text"] for part in messages[-1]["content"]]
-        marks = self._pieces(
-            _marked(messages[:-1]), outline.form, add_generation_prompt=True, **outline.options
+        literals = self._literals(
+            _with_placeholders(messages[:-1]),
+            rendering.rewrite,
+            add_generation_prompt=True,
+            **rendering.options,
         )
-        filled = _fill(marks, question, earlier)
+        filled = _fill(literals, question, earlier)
         trained = rendered[len(question) : len(rendered) - len(tail)]
         if (
             filled is None
@@ -289,7 +296,7 @@ class ChatTemplate:
             )
         turns = [(turn, messages[turn]["role"]) for turn, _ in _text_parts(messages[:-1])]
         last = (len(messages) - 1, "assistant")
-        whole = Outline(outline.form, outline.options, [], [*marks, tail], "", agrees=True)
+        whole = Rendering(rendering.rewrite, rendering.options, [], [*literals, tail], "", agrees=True)
         return self._assemble(whole, [*turns, last], [*filled, trained])
 
     def _closing(self, after: str) -> str:
@@ -341,9 +348,9 @@ def _text_parts(messages: Sequence[Message]) -> Iterator[tuple[int, dict[str, An
                 yield turn, part
 
 
-def _marked(messages: Sequence[Message]) -> list[Message]:
+def _with_placeholders(messages: Sequence[Message]) -> list[Message]:
     """The messages with `vlmtune<n>text` in place of the n-th text."""
-    marked: list[Message] = []
+    changed: list[Message] = []
     number = 0
     for message in messages:
         content = []
@@ -351,8 +358,8 @@ def _marked(messages: Sequence[Message]) -> list[Message]:
             if part["type"] == "text":
                 part, number = {"type": "text", "text": f"vlmtune{number}text"}, number + 1
             content.append(part)
-        marked.append({"role": message["role"], "content": content})
-    return marked
+        changed.append({"role": message["role"], "content": content})
+    return changed
 
 
 def _as_parts(messages: Sequence[Message], image_token: str) -> list[Message]:
@@ -383,12 +390,12 @@ def _all_as_strings(messages: Sequence[Message], image_token: str) -> list[Messa
     ]
 
 
-def _fill(pieces: list[str], rendered: str, texts: list[str]) -> list[str] | None:
-    """The texts as `rendered` holds them between the pieces: as they are or stripped. None: neither."""
-    if not rendered.startswith(pieces[0]):
+def _fill(literals: list[str], rendered: str, texts: list[str]) -> list[str] | None:
+    """The texts as `rendered` holds them between the literals, as they are or stripped; None if neither."""
+    if not rendered.startswith(literals[0]):
         return None
-    filled, position = [], len(pieces[0])
-    for text, after in zip(texts, pieces[1:], strict=True):
+    filled, position = [], len(literals[0])
+    for text, after in zip(texts, literals[1:], strict=True):
         for variant in (text, text.strip(), text.rstrip(), text.lstrip()):
             if rendered.startswith(variant + after, position):
                 filled.append(variant)

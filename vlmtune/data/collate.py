@@ -23,21 +23,23 @@ def collate(
     pad_token_id: int,
     inputs: InputFormat,
     filler: bool = False,
-    multiple: int = 1,
+    pad_to_multiple_of: int = 1,
 ) -> dict[str, np.ndarray]:
     """Stack examples into one batch, padded on the right.
 
     Args:
         inputs: how the rows' tensors are joined.
         filler: the rows only keep ranks in step; none of their tokens is labelled.
-        multiple: pad the length to a multiple of this many tokens.
+        pad_to_multiple_of: tokens; the padded length is a multiple of it.
 
     Returns:
         `input_ids`, `attention_mask`, `labels` of shape `[B, T]` int64, the model's other tensors, and
         `COUNTS` entries for those of them whose first dimension is not the row. `split_batch` takes these
         out again.
     """
-    length = -(-max(len(example.input_ids) for example in examples) // multiple) * multiple
+    length = (
+        -(-max(len(example.input_ids) for example in examples) // pad_to_multiple_of) * pad_to_multiple_of
+    )
     batch = {
         "input_ids": _stack([example.input_ids for example in examples], length, pad_token_id),
         "attention_mask": _stack([np.ones(len(example.input_ids)) for example in examples], length, 0),

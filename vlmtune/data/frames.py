@@ -1,4 +1,4 @@
-"""A frames folder: frames/*.jpg, dialogues in messages.txt, and labels.csv for their {column} marks."""
+"""A frames folder: frames/*.jpg, dialogues in messages.txt, and labels.csv for {column} placeholders."""
 
 import csv
 import io

@@ -130,14 +130,14 @@ class ArrayReader:
         decoder = StrictDecoder()
         number = 0
         try:
-            mark = self._expect("[")
+            character = self._expect("[")
             if self._peek() == "]":
-                mark = self._expect("]")
-            while mark != "]":
+                character = self._expect("]")
+            while character != "]":
                 record, fault = self._item(decoder)
                 yield RawRow(f"{self._shown}[{number}]", record, group_fields=record, error=fault)
                 number += 1
-                mark = self._expect(",]")
+                character = self._expect(",]")
             if self._peek():
                 raise json.JSONDecodeError("more text after the end of the array", self._text, self._at)
         except json.JSONDecodeError as error:
@@ -165,13 +165,13 @@ class ArrayReader:
                 if len(self._text) - self._at > self._max_chars or not self._more():
                     raise
 
-    def _expect(self, marks: str) -> str:
+    def _expect(self, characters: str) -> str:
         """Read one of these characters."""
-        mark = self._peek()
-        if not mark or mark not in marks:
-            raise json.JSONDecodeError(f"expected {' or '.join(marks)}", self._text, self._at)
+        character = self._peek()
+        if not character or character not in characters:
+            raise json.JSONDecodeError(f"expected {' or '.join(characters)}", self._text, self._at)
         self._at += 1
-        return mark
+        return character
 
     def _peek(self) -> str:
         """The next character that is no space, not read yet; an empty string at the end of the file."""

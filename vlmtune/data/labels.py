@@ -1,8 +1,8 @@
 """Which token is template, image, text or answer; and the proof, by decoding, that the answers are found.
 
-A processor changes the text before it is tokenized: it expands images, puts a BOS ahead of it or an end token
-behind it. Three ways lead from the places of texts to their tokens. Each is tried in turn, and the first
-whose answers decode to what they must be is taken.
+A processor changes the text before it is tokenized: it expands images, adds a BOS token before it or an end
+token after it. There are three ways to find the tokens of a span of characters. Each is tried in turn, and
+the first whose answers decode to their text is taken.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,8 +31,8 @@ def token_kinds(
 
     Args:
         image_token, image_ids: the text that stood for an image, and the tokens that stand for it now.
-        offsets: `[T, 2]` characters of each token in the text that was tokenized, if the tokenizer tells.
-        replaced: where the processor expanded images, as it tells it: their old and new span.
+        offsets: `[T, 2]` characters of each token in the tokenized text, if the tokenizer returns them.
+        replaced: where the processor expanded images, as it reports them: their old and new span.
     """
     kinds, problem = np.full(len(ids), TEMPLATE, dtype=np.uint8), None
     for kinds in _ways(tokenizer, chat, image_token, ids, offsets, replaced):
@@ -106,7 +106,7 @@ def _ways(
 def _by_offsets(
     ids: np.ndarray, offsets: np.ndarray, spans: Spans, replaced: Sequence[dict[str, Any]]
 ) -> np.ndarray:
-    """From the characters of each token, if the processor changes nothing but the images that it tells of."""
+    """From the characters of each token, if the processor changes nothing but the images that it reports."""
     kinds = np.full(len(ids), TEMPLATE, dtype=np.uint8)
     for kind, start, end in spans:
         shift = sum(
@@ -123,7 +123,7 @@ def _by_offsets(
 def _expanded(
     chat: ChatText, image_token: str, replacements: Sequence[str]
 ) -> tuple[str, list[tuple[int, int, int]]]:
-    """The text with each image token replaced, and the spans in it, those of the images among them."""
+    """The text with each image token replaced, and its spans, with those of the images."""
     parts = chat.text.split(image_token)
     out, shifts, images, old = parts[0], [(0, 0)], [], len(parts[0])
     for replacement, part in zip(replacements, parts[1:], strict=True):
@@ -144,7 +144,7 @@ def _by_segments(tokenizer: Any, chat: ChatText, image_token: str, ids: np.ndarr
 
     What lies between them is what images became.
     """
-    plain, kinds = _tokenized(tokenizer, chat.text, [*chat.spans, *_places(chat.text, image_token)])
+    plain, kinds = _tokenized(tokenizer, chat.text, [*chat.spans, *_image_spans(chat.text, image_token)])
     if chat.text.count(image_token) and not (kinds == IMAGE).any():
         return None
     out = np.full(len(ids), IMAGE, dtype=np.uint8)
@@ -153,24 +153,24 @@ def _by_segments(tokenizer: Any, chat: ChatText, image_token: str, ids: np.ndarr
     segments = list(zip([-1, *cuts], [*cuts, len(plain)], strict=True))
     for number, (before, after) in reversed(list(enumerate(segments))):
         segment, kind = plain[before + 1 : after], kinds[before + 1 : after]
-        place = _match_segment(ids, segment, end, last=number == len(segments) - 1)
-        if place is None:
+        match = _match_segment(ids, segment, end, last=number == len(segments) - 1)
+        if match is None:
             return None
-        start, first, stop = place
+        start, first, stop = match
         out[start : start + stop - first] = kind[first:stop]
         end = start
-    out[:end] = TEMPLATE  # what the processor put ahead of the text
+    out[:end] = TEMPLATE  # what the processor added before the text
     tail = np.flatnonzero(np.isin(out, [ANSWER]))
     if len(tail):
         behind = out[tail[-1] + 1 :]
-        behind[behind == IMAGE] = TEMPLATE  # what it put behind the text
+        behind[behind == IMAGE] = TEMPLATE  # what it added after the text
     return out
 
 
 def _match_segment(
     ids: np.ndarray, segment: np.ndarray, end: int, *, last: bool
 ) -> tuple[int, int, int] | None:
-    """(place in ids, first, stop) of the segment before `end`, without tokens that merged at its sides."""
+    """(position in ids, first, stop) of the segment before `end`, without tokens that merged at its sides."""
     if not len(segment):
         return end, 0, 0
     for dropped in range(MERGED + 1):
@@ -185,13 +185,13 @@ def _match_segment(
 
 
 def _last_match(ids: np.ndarray, wanted: np.ndarray, end: int) -> int | None:
-    """The last place before `end` where `wanted` stands in `ids`."""
-    most = end - len(wanted)
-    if most < 0:
+    """The last position of `wanted` in `ids` that ends before `end`."""
+    last = end - len(wanted)
+    if last < 0:
         return None
     if not len(wanted):
         return end
-    starts = np.flatnonzero(ids[: most + 1] == wanted[0])
+    starts = np.flatnonzero(ids[: last + 1] == wanted[0])
     return next(
         (int(start) for start in starts[::-1] if np.array_equal(ids[start : start + len(wanted)], wanted)),
         None,
@@ -211,25 +211,25 @@ def _tokenized(tokenizer: Any, text: str, spans: Spans) -> tuple[np.ndarray, np.
     ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"])
     kinds = np.full(len(ids), TEMPLATE, dtype=np.uint8)
     for kind, start, end in spans:
-        first, stop = (_tokens_before(tokenizer, text, place, ids) for place in (start, end))
+        first, stop = (_tokens_before(tokenizer, text, position, ids) for position in (start, end))
         kinds[first:stop] = kind
     return ids, kinds
 
 
-def _tokens_before(tokenizer: Any, text: str, place: int, ids: np.ndarray) -> int:
-    """How many tokens lie before a place of the text, of a tokenizer that tells no offsets."""
-    part = np.asarray(tokenizer(text[:place], add_special_tokens=False)["input_ids"])[: len(ids)]
+def _tokens_before(tokenizer: Any, text: str, position: int, ids: np.ndarray) -> int:
+    """How many tokens lie before a character of the text, for a tokenizer that returns no offsets."""
+    part = np.asarray(tokenizer(text[:position], add_special_tokens=False)["input_ids"])[: len(ids)]
     different = np.flatnonzero(part != ids[: len(part)])
     return int(different[0]) if len(different) else len(part)
 
 
-def _places(text: str, token: str) -> list[tuple[int, int, int]]:
-    """The spans of a token in a text, as images."""
-    places, position = [], text.find(token)
+def _image_spans(text: str, token: str) -> list[tuple[int, int, int]]:
+    """(IMAGE, start, end) of each image token in a text."""
+    spans, position = [], text.find(token)
     while position >= 0:
-        places.append((IMAGE, position, position + len(token)))
+        spans.append((IMAGE, position, position + len(token)))
         position = text.find(token, position + len(token))
-    return places
+    return spans
 
 
 def _letters(tokenizer: Any, tokens: list[int]) -> str:

@@ -35,7 +35,8 @@ ROWS_PER_SHARD = 64  # under a second of work at LLaVA's image size
 # each, so that a small dataset still reaches all workers.
 SHARDS_PER_TASK = 8
 SMALL_TASKS_PER_CPU = 2
-# Files are read while every CPU encodes, and no more tasks encode than there are CPUs.
+# CPUs that Ray reserves for a task. One encode task fills a CPU. What these tasks leave free is enough for
+# read tasks, which mostly wait for storage.
 READ_TASK_CPUS, ENCODE_TASK_CPUS = 0.1, 0.95
 
 
@@ -46,7 +47,7 @@ def make_store(source: DataSource, scanned: ScannedData, processor: Any, folder:
     """
     configure_ray_data()
     inputs = probe(processor)
-    lines = _ShardWriter(source, scanned.pieces, folder, key, inputs=inputs).run()
+    lines = _PrepareStages(source, scanned.pieces, folder, key, inputs=inputs).run()
     good = [line for line in lines if line["error"] is None]
     bad = [line for line in lines if line["error"] is not None]
     problem = _assign_splits(source, good, scanned.first_evaluation_piece)
@@ -69,7 +70,7 @@ def make_store(source: DataSource, scanned: ScannedData, processor: Any, folder:
 
 
 @dataclass(frozen=True)
-class _ShardWriter:
+class _PrepareStages:
     """The two Ray Data stages, read and encode; pickled into their tasks."""
 
     source: DataSource
@@ -81,19 +82,19 @@ class _ShardWriter:
     def run(self) -> list[IndexLine]:
         """Write all shards and return the index lines of all rows, bad ones too, in the order of the data."""
         small_tasks = SMALL_TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1))
-        numbers = [{"piece": number, "small_tasks": small_tasks} for number in range(len(self.pieces))]
-        dataset = ray.data.from_items(numbers, override_num_blocks=len(numbers))
+        items = [{"piece": index, "small_tasks": small_tasks} for index in range(len(self.pieces))]
+        dataset = ray.data.from_items(items, override_num_blocks=len(items))
         # One byte, so that each dict that `read` yields becomes a task of `encode` at once.
         dataset.context.target_max_block_size = 1
-        encoded = dataset.flat_map(self.read, num_cpus=READ_TASK_CPUS).flat_map(
+        index_lines = dataset.flat_map(self.read, num_cpus=READ_TASK_CPUS).flat_map(
             self.encode, num_cpus=ENCODE_TASK_CPUS
         )
         with reraise_user_errors():
-            lines = [line for row in encoded.iter_rows() for line in json.loads(row["lines"])]
+            lines = [line for row in index_lines.iter_rows() for line in json.loads(row["lines"])]
         return sorted(lines, key=lambda line: (line["piece"], line["number"]))
 
     def read(self, item: dict[str, int]) -> Iterator[dict[str, Any]]:
-        """The rows of one piece, cut into encode tasks."""
+        """The rows of one piece, cut into encode tasks. `item["piece"]` is its index."""
         rows = enumerate(read_piece(self.pieces[item["piece"]]))
         sizes = chain([ROWS_PER_SHARD] * item["small_tasks"], repeat(ROWS_PER_SHARD * SHARDS_PER_TASK))
         for size in sizes:
@@ -112,17 +113,19 @@ class _ShardWriter:
             yield {"lines": json.dumps(lines, ensure_ascii=False)}
 
     def _write_shard(
-        self, encoder: RowEncoder, piece: int, rows: list[tuple[int, dict[str, Any]]]
+        self, encoder: RowEncoder, piece_index: int, rows: list[tuple[int, dict[str, Any]]]
     ) -> list[IndexLine]:
         lines: list[IndexLine] = []
         content: list[EncodedExample | bytes] = []
         for number, row in rows:
             line, example = encode_row(encoder, row)
-            lines.append({"piece": piece, "number": number, "format": self.pieces[piece].format, **line})
+            lines.append(
+                {"piece": piece_index, "number": number, "format": self.pieces[piece_index].format, **line}
+            )
             if example is not None:
                 content.append(example if self.source.encoded else pickle.dumps(row))
         if content:
-            shard = f"rows-{piece:05d}-{lines[0]['number']:09d}.parquet"
+            shard = f"rows-{piece_index:05d}-{lines[0]['number']:09d}.parquet"
             places = iter(write_shard(f"{self.folder}/{shard}", content))
             for line in lines:
                 if line["error"] is None:

@@ -2,10 +2,10 @@
 
 FOLDER/rows-*.parquet     what `EncodedExample` holds, in row groups of about a megabyte
 FOLDER/index.parquet      a line for each row: where it is, its split, source and lengths
-FOLDER/facts.parquet      a line for each row: what only the preflight shows of it
+FOLDER/facts.parquet      a line for each row: what only the data report shows of it
 FOLDER/images.parquet     the image files that rows name, and their state
 FOLDER/bad_rows.jsonl     a line for each row that was left out: source, reason, and the kind of reason
-FOLDER/meta.json          how to pad, stack and normalise; written last, so a folder without it is no store
+FOLDER/meta.json          how to pad, stack and normalise; written last: a folder without it is unfinished
 """
 
 import io
@@ -44,7 +44,7 @@ ROWS = pa.schema(
 )
 INDEX = pa.schema(
     [
-        ("piece", pa.int32()),  # of `ScannedData.pieces`
+        ("piece", pa.int32()),  # index in `ScannedData.pieces`
         ("number", pa.int64()),  # of the row in its piece
         ("source", pa.string()),  # the row's place for people, such as FILE:LINE
         ("split", pa.string()),

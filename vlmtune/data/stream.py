@@ -43,13 +43,17 @@ class ThrottledExecutor(ExecutionCallback):
 
 
 def load_batch(
-    store: Store, rows: np.ndarray, batch: MicroBatch, max_length: int | None, multiple: int | None = None
+    store: Store,
+    rows: np.ndarray,
+    batch: MicroBatch,
+    max_length: int | None,
+    pad_to_multiple_of: int | None = None,
 ) -> dict[str, np.ndarray]:
     """One collated micro-batch.
 
     Args:
         rows: the store's row numbers of the split; `batch.rows` are positions in it.
-        multiple: pad the length to a multiple of this many tokens.
+        pad_to_multiple_of: tokens; the padded length is a multiple of it.
     """
     numbers = [int(rows[row]) for row in batch.rows]
     return collate(
@@ -57,7 +61,7 @@ def load_batch(
         pad_token_id=store.meta.pad_token_id,
         inputs=store.meta.inputs,
         filler=batch.filler,
-        multiple=multiple or 1,
+        pad_to_multiple_of=pad_to_multiple_of or 1,
     )
 
 
@@ -67,12 +71,12 @@ def read_batches(
     batches: Sequence[MicroBatch],
     max_length: int | None,
     *,
-    multiple: int | None = None,
+    pad_to_multiple_of: int | None = None,
 ) -> Iterator[Batch]:
     """The micro-batches, read in this process without Ray."""
     rows = store.rows_of(split)
     for batch in batches:
-        arrays = load_batch(store, rows, batch, max_length, multiple)
+        arrays = load_batch(store, rows, batch, max_length, pad_to_multiple_of)
         yield {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
@@ -82,7 +86,7 @@ def stream_batches(
     batches: Sequence[MicroBatch],
     max_length: int | None,
     *,
-    multiple: int | None = None,
+    pad_to_multiple_of: int | None = None,
 ) -> Iterator[Batch]:
     """The same micro-batches, read and collated by Ray Data tasks that run ahead of the caller."""
     if not batches:
@@ -93,7 +97,7 @@ def stream_batches(
     def load(item: dict[str, Any]) -> dict[str, Any]:
         batch = MicroBatch(tuple(int(row) for row in item["rows"]), bool(item["filler"]))
         # One blob for each batch: Arrow would want the same shapes from every batch.
-        return {"batch": save_tensors(load_batch(store, rows, batch, max_length, multiple))}
+        return {"batch": save_tensors(load_batch(store, rows, batch, max_length, pad_to_multiple_of))}
 
     items = [{"rows": list(batch.rows), "filler": batch.filler} for batch in batches]
     blocks = -(-len(items) // BATCHES_PER_TASK)

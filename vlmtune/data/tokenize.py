@@ -40,7 +40,7 @@ class Features:
     Attributes:
         ids: `[B, T]`.
         offsets: `[B, T, 2]`, characters of each token in the text that was tokenized; None if unknown.
-        replaced: for each row where it expanded images, as it tells: old and new span, and the replacement.
+        replaced: for each row, the images that it expanded: old and new span, and the replacement.
         tensors: the model's other inputs; a list of tensors where items have different sizes.
     """
 
@@ -160,7 +160,7 @@ def _as_features(features: dict[str, Any], rows: int) -> Features:
     ids = as_array(features["input_ids"]).astype(np.int32)
     offsets = features.get("offset_mapping")
     replaced = features.get("text_replacement_offsets")
-    if not isinstance(replaced, list) or len(replaced) != rows:  # it tells nothing
+    if not isinstance(replaced, list) or len(replaced) != rows:  # it reports nothing
         replaced = [[]] * rows
     tensors = {}
     for name, value in features.items():
@@ -187,7 +187,7 @@ def _tensor(value: Any) -> Any:
 
 
 def _prompt_ends_first(example: EncodedExample) -> EncodedExample:
-    """Move what the processor puts behind a text to before the last answer, where it is in a prompt."""
+    """Move tokens that the processor adds after a text to before the last answer, where a prompt has them."""
     answers = np.flatnonzero(example.kinds == ANSWER)
     length = len(example.input_ids)
     if not len(answers) or answers[-1] == length - 1:

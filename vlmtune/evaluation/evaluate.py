@@ -14,7 +14,7 @@ from vlmtune import output, storage
 from vlmtune.cluster import Cluster, connect, in_ray_job
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
-from vlmtune.console import labelled
+from vlmtune.console import console_line
 from vlmtune.data.cache import find_or_make_store
 from vlmtune.data.examples import read_examples
 from vlmtune.data.source import DataSource
@@ -188,14 +188,14 @@ def _announcement(
 ) -> Iterator[str]:
     """Lines on what is evaluated, with a warning if the adapter may have been trained on some of the rows."""
     adapter = "" if options.base_only else f" + {options.adapter}"
-    yield labelled("Model", f"{settings.model.base_model} ({settings.model.base_quantization}){adapter}")
+    yield console_line("Model", f"{settings.model.base_model} ({settings.model.base_quantization}){adapter}")
     skipped = f"; {store.meta.bad_rows} bad rows skipped" if store.meta.bad_rows else ""
-    yield labelled("Data", f"{settings.data.data_path}: {len(rows)} rows ({split}){skipped}")
+    yield console_line("Data", f"{settings.data.data_path}: {len(rows)} rows ({split}){skipped}")
     metrics = f"{options.adapter}/metrics.json"
     if split in ("test", "eval") and storage.exists(metrics):
         trained_on = yaml12.load_value(storage.read_text(metrics)).get("data")
         if trained_on not in (None, store.meta.key):
-            yield labelled(
+            yield console_line(
                 "",
                 "other data, or another split of it, than the adapter was trained with: "
                 "it may have seen some of these rows",

@@ -11,7 +11,7 @@ from vlmtune import output, storage
 from vlmtune.cluster import in_ray_job
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
-from vlmtune.console import labelled
+from vlmtune.console import console_line
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.formats import read_piece
 from vlmtune.data.images import ImageError, load_image
@@ -212,7 +212,7 @@ def _good_rows(settings: Settings) -> Iterator[dict[str, Any]]:
         for piece in pieces:
             yield from (row for row in read_piece(piece) if row["error"] is None)
     except DataError as error:
-        logger.info(labelled("", f"the check uses a generated image: {error}"))
+        logger.info(console_line("", f"the check uses a generated image: {error}"))
 
 
 def write_state_dict(adapter: str, folder: str) -> str:

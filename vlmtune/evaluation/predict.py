@@ -16,7 +16,7 @@ from vlmtune import output, storage
 from vlmtune.cluster import connect, in_ray_job
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
-from vlmtune.console import labelled
+from vlmtune.console import console_line
 from vlmtune.data.formats import Piece
 from vlmtune.data.probe import probe
 from vlmtune.data.store import file_states
@@ -114,7 +114,7 @@ def predict_rows(options: PredictOptions) -> PredictResult:
         output.claim(folder, overwrite=settings.run.overwrite, kind=output.PREDICTION)
         storage.write_text(f"{folder}/predict.yaml", yaml12.dump(identity))
     else:
-        logger.info(labelled("", "resuming: answers that are already written are kept"))
+        logger.info(console_line("", "resuming: answers that are already written are kept"))
     images = sum(len(piece.paths) for piece in pieces if isinstance(piece, ImageList)) or None
     write_parts(folder, answer_rows(job, items, read_piece, cluster, rows=images), job.models[0])
     file, rows, errors = join_parts(folder, options.format)

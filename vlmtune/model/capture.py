@@ -224,7 +224,7 @@ class CapturedShape:
         if not self.trained:
             self.replay(tensors)
             return unflatten(self.outputs, self.structure)
-        first = _ReplayFunction.apply(self, tensors, *self.trained)  # type: ignore[no-untyped-call]
+        first = _ReplayFunction.apply(self, tensors, *self.trained)
         return unflatten([first, *self.outputs[1:]], self.structure)
 
     def replay(self, tensors: list[Tensor]) -> None:

@@ -41,7 +41,7 @@ class Int8Linear(Linear8bitLt):
             x = x.to(torch.get_autocast_dtype(device))
         weight, scale = int8_rows(self)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return _WeightOnlyInt8.apply(x, weight, scale, bias)  # type: ignore[no-any-return, no-untyped-call]
+        return _WeightOnlyInt8.apply(x, weight, scale, bias)  # type: ignore[no-any-return]
 
 
 class _WeightOnlyInt8(torch.autograd.Function):
@@ -179,7 +179,7 @@ class Fp8Linear(nn.Linear):
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
-        y: Tensor = _Fp8Matmul.apply(x, self.weight, self.transposed, self.scale)  # type: ignore[no-untyped-call]
+        y: Tensor = _Fp8Matmul.apply(x, self.weight, self.transposed, self.scale)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 

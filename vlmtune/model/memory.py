@@ -34,7 +34,8 @@ class StepLoad:
 
     Attributes:
         batch: rows a step and GPU.
-        length: tokens of the longest row; `labelled`: of them trained on.
+        length: tokens of the longest row.
+        labelled_tokens: those of them that are trained on.
         image_tokens: tokens that cross-attention reads, a row; `vision_tokens`: those of the vision tower.
         rank: of the adapter.
         dropout: whether LoRA has one: each adapted layer then keeps an input of its own.
@@ -45,7 +46,7 @@ class StepLoad:
     quantization: Literal["none", "nf4", "int8", "fp8"]
     batch: int
     length: int
-    labelled: int
+    labelled_tokens: int
     image_tokens: int
     rank: int
     vision_tokens: int = 0
@@ -169,7 +170,7 @@ def _activation_bytes(model: ModelShapes, load: StepLoad, plan: StepPlan) -> tup
     # Rows without an image skip the layers of cross-attention.
     passed = model.layers if load.image_tokens else model.layers - model.cross_layers
     layers = layer + (2 if plan.offload else passed) * layer_input if plan.checkpointing else passed * layer
-    logits = min(rows * load.labelled, LOSS_ROWS) * min(model.vocabulary, LOSS_TILE) * 4 * 2
+    logits = min(rows * load.labelled_tokens, LOSS_ROWS) * min(model.vocabulary, LOSS_TILE) * 4 * 2
     backward = tokens * number * 3 * model.intermediate
     dequantizes = not plan.dequantized and load.quantization in ("nf4", "int8")
     largest_layer = 2 * number * model.largest if dequantizes else 0

@@ -45,7 +45,7 @@ class OffloadedCheckpoints:
             self.last = None
         if not x.requires_grad:  # nothing before the first layer is trained, but the layer is
             x = x.detach().requires_grad_()
-        return _RecomputeFunction.apply(x, self, function)  # type: ignore[no-untyped-call,no-any-return]
+        return _RecomputeFunction.apply(x, self, function)  # type: ignore[no-any-return]
 
     def store(self, x: Tensor) -> _Checkpoint:
         """Begin to copy the input of a layer to the CPU."""

@@ -11,7 +11,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from vlmtune.config.settings import Settings
-from vlmtune.console import labelled
+from vlmtune.console import console_line
 from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
@@ -77,7 +77,7 @@ def build_model(
     device = torch.device("cuda" if gpu else "cpu")
     plan = _plan_largest(settings, largest, store, trials, rank, device, note)
     if plan.trials < trials:
-        note(labelled("Memory", f"fits {plan.trials} of {trials} trials at once; the others wait"))
+        note(console_line("Memory", f"fits {plan.trials} of {trials} trials at once; the others wait"))
     base = load_base_for(settings, device, dequantized=plan.step.dequantized)
     longest = settings.training.max_length
     try_row(base, store, fitting_rows(store, longest, "skip"), longest)
@@ -129,7 +129,7 @@ def _plan_largest(
             raise
     plan = _plan(settings, store, trials, settings.lora.r, device, note)
     largest_text = "the largest trial of the search space does not fit"
-    note(labelled("", f"{largest_text}: trials that need more memory end as INFEASIBLE"))
+    note(console_line("", f"{largest_text}: trials that need more memory end as INFEASIBLE"))
     return plan
 
 

@@ -10,7 +10,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 
-from vlmtune.console import labelled
+from vlmtune.console import console_line
 from vlmtune.errors import UserError
 from vlmtune.packed.engine_actor import EngineActor
 
@@ -75,7 +75,7 @@ def start_engines(
     notes = list(dict.fromkeys(line for part in lines for line in part))
     if waiting:
         free = f"{len(ready)} of {count} {device}s are free"
-        notes.append(labelled("", f"{free}; trials use the others once they are free"))
+        notes.append(console_line("", f"{free}; trials use the others once they are free"))
     return engines, notes
 
 
@@ -83,7 +83,7 @@ def _wait_for_starts(starts: list[Any], device: str) -> tuple[list[Any], list[An
     """Wait for the first start, then a while for the others; returns those that are done and the rest."""
     began = time.monotonic()
     if not ray.wait(starts, timeout=ENGINE_START_GRACE_S)[0]:
-        logger.info(labelled("Waiting", f"for a free {device}, and for its engine to load the base"))
+        logger.info(console_line("Waiting", f"for a free {device}, and for its engine to load the base"))
         ray.wait(starts)
     grace = max(ENGINE_START_GRACE_S, time.monotonic() - began)
     return ray.wait(starts, num_returns=len(starts), timeout=grace)

@@ -106,7 +106,7 @@ def make_batch(
             for one in examples
         ]
     length = bucket_length(max(row.tokens for row in rows))
-    arrays = collate(examples, pad_token_id=meta.pad_token_id, inputs=meta.inputs, multiple=length)
+    arrays = collate(examples, pad_token_id=meta.pad_token_id, inputs=meta.inputs, pad_to_multiple_of=length)
     arrays["labels"][len(rows) :] = IGNORED
     tensors = {
         name: to_device(torch.from_numpy(array), device) for name, array in arrays.items() if ":" not in name

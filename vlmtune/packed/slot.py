@@ -174,19 +174,19 @@ class Slot:
 
     def _begin_step(self, examples: dict[int, EncodedExample]) -> StepTotals:
         rows = [self._shortened(examples[number]) for number in self.cursor.rest_of_step()]
-        labelled = sum(int((row.labels >= 0).sum()) for row in rows)
-        return StepTotals(labelled, self.adapter.flat.device)
+        labelled_tokens = sum(int((row.labels >= 0).sum()) for row in rows)
+        return StepTotals(labelled_tokens, self.adapter.flat.device)
 
     def _update(self, totals: StepTotals) -> None:
         """Make an optimizer step with the gradients of all its rows."""
         optimizer, layout, progress = self.adapter.optimizer, self.adapter.layout, self.progress
-        labelled = totals.all_reduce(
+        labelled_tokens = totals.all_reduce(
             self.shard, optimizer.gradient, needs_has_images=layout.image_start < layout.size
         )
         learning_rate = optimizer.learning_rate
         norm = optimizer.step(has_images=totals.has_images)
         progress.end_step()
-        self.log.add(totals, norm, labelled)
+        self.log.add(totals, norm, labelled_tokens)
         if progress.log_due:
             epoch = float(progress.state.epoch or 0)
             self.log.close_line(learning_rate=learning_rate, epoch=epoch, step=progress.step)

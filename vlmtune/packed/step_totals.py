@@ -16,21 +16,21 @@ class StepTotals:
     """Sums over the rows of one optimizer step under way.
 
     Args:
-        labelled: labelled tokens of this process's rows of the step.
+        labelled_tokens: labelled tokens of this process's rows of the step.
         device: the device that the trial trains on.
 
     Attributes:
         has_images: whether any row of the step has an image.
     """
 
-    def __init__(self, labelled: int, device: torch.device) -> None:
-        self.labelled, self.device, self.has_images = labelled, device, False
+    def __init__(self, labelled_tokens: int, device: torch.device) -> None:
+        self.labelled_tokens, self.device, self.has_images = labelled_tokens, device, False
         self.loss, self.correct = self._scalar(0), self._scalar(0)
 
     @property
     def weight(self) -> float:
         """The factor of each row's summed loss: one over the labelled tokens of the step."""
-        return 1 / max(self.labelled, 1)
+        return 1 / max(self.labelled_tokens, 1)
 
     def add(self, losses: Tensor, correct: Tensor) -> None:
         """Add rows: their summed losses and numbers of correct tokens, each `[B]`."""
@@ -44,21 +44,21 @@ class StepTotals:
             needs_has_images: replace `has_images` too, for which this waits for the device.
         """
         if shard.world == 1:
-            return self._scalar(self.labelled)
-        own = self.labelled
+            return self._scalar(self.labelled_tokens)
+        own = self.labelled_tokens
         numbers = torch.stack(
             [self._scalar(own), self.loss * own, self.correct, self._scalar(self.has_images)]
         ).to(gradient.dtype)
         gradients, sums = shard.all_reduce_sum(torch.cat([gradient * own, numbers])).split(
             [len(gradient), len(numbers)]
         )
-        labelled: Tensor
-        labelled, loss, self.correct, has_images = sums.double().unbind()
+        labelled_tokens: Tensor
+        labelled_tokens, loss, self.correct, has_images = sums.double().unbind()
         gradient.copy_(gradients / sums[0].clamp(min=1))
-        self.loss = loss / labelled.clamp(min=1)
+        self.loss = loss / labelled_tokens.clamp(min=1)
         if needs_has_images:
             self.has_images = bool(has_images > 0)
-        return labelled
+        return labelled_tokens
 
     def _scalar(self, value: float) -> Tensor:
         return torch.full((), float(value), dtype=torch.float64, device=self.device)
@@ -85,10 +85,10 @@ class LossLog:
         self._steps: list[Tensor] = []
         self._pending: tuple[dict[str, float], int, AsyncHostCopy] | None = None
 
-    def add(self, totals: StepTotals, norm: Tensor, labelled: Tensor) -> None:
+    def add(self, totals: StepTotals, norm: Tensor, labelled_tokens: Tensor) -> None:
         """Add a step: its totals, the norm of its gradient, and its labelled tokens."""
         self._steps.append(
-            torch.stack([totals.loss.double(), totals.correct.double(), norm.double(), labelled])
+            torch.stack([totals.loss.double(), totals.correct.double(), norm.double(), labelled_tokens])
         )
 
     def close_line(self, *, learning_rate: float, epoch: float, step: int) -> None:
@@ -103,7 +103,7 @@ class LossLog:
             return None
         numbers, step, copied = self._pending
         self._pending = None
-        steps = copied.tolist()  # [steps, 4]: loss, correct, gradient norm, labelled
+        steps = copied.tolist()  # [steps, 4]: loss, correct, gradient norm, labelled tokens
         values = {
             "loss": sum(row[0] for row in steps) / len(steps),
             "grad_norm": steps[-1][2],

@@ -62,8 +62,8 @@ class TrialEvaluator:
         answers = {slot: self._score_answers(slot) for slot in slots}
         seconds = (time.monotonic() - started) / max(len(slots), 1)
         return {
-            slot: {"eval_loss": loss / labelled, **answers[slot], "eval_seconds": seconds}
-            for slot, (loss, labelled) in sums.items()
+            slot: {"eval_loss": loss / labelled_tokens, **answers[slot], "eval_seconds": seconds}
+            for slot, (loss, labelled_tokens) in sums.items()
         }
 
     def _add_losses(

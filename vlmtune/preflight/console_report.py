@@ -6,7 +6,7 @@ from itertools import islice, zip_longest
 from rich.console import Console
 from rich.text import Text
 
-from vlmtune.console import labelled
+from vlmtune.console import console_line
 from vlmtune.preflight.summary import RowGroups, Summary
 from vlmtune.preflight.wording import FORMAT_NAMES, counted, listed, short_source
 
@@ -15,7 +15,7 @@ BAD_KINDS = 4
 EXAMPLE_LINES = 6
 SEGMENT_ENDS = 90  # characters of a long text that are shown at either end
 BAR = 10  # columns of the histogram's longest bar
-INDENT = labelled("", "")
+INDENT = console_line("", "")
 
 
 def console_report(summary: Summary, *, colour: bool) -> str:
@@ -45,13 +45,13 @@ def printable(text: str) -> str:
 
 
 def _data_lines(summary: Summary) -> Iterator[str]:
-    yield labelled("Data", f"{summary.data_path}, for {summary.model}")
+    yield console_line("Data", f"{summary.data_path}, for {summary.model}")
     images = counted(summary.images, "image")
     if summary.images:
         images += f" ({summary.different_images:,} different; {listed(summary.image_formats)})"
     formats = f"   {listed(summary.formats, FORMAT_NAMES)}" if summary.formats else ""
     rows = f"{counted(summary.rows, 'row')}, {counted(summary.turns, 'turn')}"
-    yield labelled("Rows", f"{rows}, {images}{formats}")
+    yield console_line("Rows", f"{rows}, {images}{formats}")
     yield from _bad_rows(summary)
     repeats = "with the same images and texts"
     yield from _row_groups("Repeats", summary, summary.duplicates, repeats, " = ")
@@ -62,9 +62,9 @@ def _data_lines(summary: Summary) -> Iterator[str]:
             _size, (summary.sizes.smallest, summary.sizes.median, summary.sizes.largest)
         )
         common = ", ".join(f"{_size(size)} ({count:,})" for size, count in summary.sizes.common)
-        yield labelled("Sizes", f"{smallest} to {largest}, median {median}; most common {common}")
+        yield console_line("Sizes", f"{smallest} to {largest}, median {median}; most common {common}")
     if summary.tokens:
-        yield labelled("Tokens", f"{'':<8}{'min':>8}{'median':>8}{'p95':>8}{'max':>8}")
+        yield console_line("Tokens", f"{'':<8}{'min':>8}{'median':>8}{'p95':>8}{'max':>8}")
         for name, spread in summary.tokens.items():
             label = {"row": "row", "text": "= text", "image": "+ image"}[name]
             yield f"{INDENT}{label:<8}{spread.min:>8,}{spread.median:>8,}{spread.p95:>8,}{spread.max:>8,}"
@@ -74,9 +74,9 @@ def _data_lines(summary: Summary) -> Iterator[str]:
 def _bad_rows(summary: Summary) -> Iterator[str]:
     kinds = summary.bad
     if not kinds:
-        yield labelled("Bad rows", "none")
+        yield console_line("Bad rows", "none")
         return
-    yield labelled("Bad rows", f"{summary.bad_rows:,} of {summary.rows + summary.bad_rows:,}")
+    yield console_line("Bad rows", f"{summary.bad_rows:,} of {summary.rows + summary.bad_rows:,}")
     for kind in kinds[:BAD_KINDS]:
         same_reason = len({reason for _, reason in kind.first}) == 1
         yield f"{kind.count:>9,} {kind.first[0][1] if same_reason else kind.kind}"
@@ -89,9 +89,9 @@ def _bad_rows(summary: Summary) -> Iterator[str]:
 
 def _row_groups(label: str, summary: Summary, groups: RowGroups, shared: str, sign: str) -> Iterator[str]:
     if not groups.groups:
-        yield labelled(label, "none")
+        yield console_line(label, "none")
         return
-    yield labelled(label, f"{counted(groups.rows, 'row')} in {counted(groups.groups, 'group')} {shared}")
+    yield console_line(label, f"{counted(groups.rows, 'row')} in {counted(groups.groups, 'group')} {shared}")
     first = (sign.join(short_source(source, summary) for source in group) for group in groups.first)
     yield f"{INDENT}{'; '.join(first)}"
 
@@ -134,7 +134,7 @@ def _example(summary: Summary, console: Console, colour: bool) -> Iterator[Text]
             text.append(words if colour else f"[[{words}]]", style="bold black on green")
         else:
             text.append(words, style="dim" if kind != "text" else "")
-    source = printable(labelled("Example", short_source(example.source, summary)))
+    source = printable(console_line("Example", short_source(example.source, summary)))
     yield Text(f"{source}; trained on: {'highlighted' if colour else '[[ ]]'}")
     lines = text.wrap(console, WIDTH - len(INDENT))
     for line in islice(lines, EXAMPLE_LINES):
@@ -151,21 +151,23 @@ def _elided(words: str) -> str:
 
 
 def _run_lines(summary: Summary) -> Iterator[str]:
-    yield labelled("Split", ", ".join(f"{name} {count:,}" for name, count in summary.split.items()) + " rows")
+    yield console_line(
+        "Split", ", ".join(f"{name} {count:,}" for name, count in summary.split.items()) + " rows"
+    )
     limit = "in full" if summary.max_length is None else f"at max_length {summary.max_length:,}"
-    yield labelled(
+    yield console_line(
         "Epoch",
         f"about {summary.epoch_tokens:,} tokens of {counted(summary.epoch_rows, 'row')} {limit}, "
         f"{summary.epoch_answer_tokens:,} of them trained on",
     )
     if summary.memory:
-        yield labelled("Memory", summary.memory)
+        yield console_line("Memory", summary.memory)
 
 
 def _verdict(summary: Summary) -> Text:
     text = Text()
     for note in summary.notes:
-        text.append(printable(labelled("Note", note)) + "\n", style="yellow")
+        text.append(printable(console_line("Note", note)) + "\n", style="yellow")
     if summary.ready:
-        return text.append(labelled("Verdict", "ready"), style="bold green")
-    return text.append(printable(labelled("Verdict", "; and ".join(summary.problems))), style="bold red")
+        return text.append(console_line("Verdict", "ready"), style="bold green")
+    return text.append(printable(console_line("Verdict", "; and ".join(summary.problems))), style="bold red")

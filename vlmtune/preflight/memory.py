@@ -17,7 +17,7 @@ def gpu_memory(settings: Settings, store: Store) -> str:
     """
     kept = fitting_rows(store, settings.training.max_length, "skip")
     try:
-        model, load = step_needs(settings, store, kept, multiple=LENGTH_MULTIPLE)
+        model, load = step_needs(settings, store, kept, pad_to_multiple_of=LENGTH_MULTIPLE)
     except ModelError:
         return ""
     quantized = load.quantization in ("nf4", "int8")

@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 
 from vlmtune.cluster import Cluster
 from vlmtune.config.settings import Settings
-from vlmtune.console import labelled
+from vlmtune.console import console_line
 from vlmtune.data.split import TEST
 from vlmtune.data.store import Store
 from vlmtune.errors import UserError
@@ -136,7 +136,7 @@ def compare(
     seed = settings.training.seed
     rows = sample_rows(test_rows, seed)
     text = f"{len(rows)} of {len(test_rows)} rows that no trial saw are answered"
-    logger.info(labelled("Test", f"{text}, by the base and by the adapters"))
+    logger.info(console_line("Test", f"{text}, by the base and by the adapters"))
     try:
         compared = _answer(settings, store, cluster, rows, best, baseline)
     except (UserError, RayError) as error:

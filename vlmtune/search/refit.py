@@ -4,7 +4,7 @@ import logging
 
 from vlmtune.cluster import Cluster
 from vlmtune.config.settings import Settings
-from vlmtune.console import labelled
+from vlmtune.console import console_line
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.single_run import train_with_runner
@@ -26,6 +26,6 @@ def refit(settings: Settings, store: Store, folder: str, cluster: Cluster) -> tu
     """
     whole = Store(store.folder, train_splits=(TRAIN, EVAL))
     text = f"the best values once more, on {len(whole.rows_of(TRAIN))} rows: train and eval"
-    logger.info(labelled("Refit", text))
+    logger.info(console_line("Refit", text))
     outcome = train_with_runner(settings, whole, f"{folder}/tune/refit", cluster, lambda _: None)
     return outcome.checkpoint, whole

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from vlmtune.cluster import Cluster
 from vlmtune.config.settings import Settings
-from vlmtune.console import labelled
+from vlmtune.console import console_line
 from vlmtune.errors import ConfigError, SearchInterrupted
 from vlmtune.search.max_lengths import usable_max_lengths
 from vlmtune.search.objectives import check_objectives, objectives_of
@@ -37,7 +37,7 @@ def run_search(settings: Settings) -> SearchResult:
     announce(settings, space, session.cluster)
     runner = make_runner(settings, space, session.store, folder, session.cluster)
     session.claim()
-    for line in (labelled("Trials", runner.description), *runner.notes):
+    for line in (console_line("Trials", runner.description), *runner.notes):
         logger.info(line)
     console = TrialConsole(space.names, settings.search.metric, settings.search.mode)
     # With Tune's own handler, Ctrl-C would look like the end of the search.
@@ -73,7 +73,7 @@ def usable_space(session: Session) -> Space:
         session.store, settings.search.search_space or {}, on_long_row=settings.data.on_long_row
     )
     for line in removed:
-        logger.info(labelled("", line))
+        logger.info(console_line("", line))
     return Space.parse(usable, settings)
 
 
@@ -87,10 +87,10 @@ def announce(settings: Settings, space: Space, cluster: Cluster) -> None:
     goal = ", ".join(f"{mode} {name}" for name, mode in objectives_of(settings).items())
     plural = "s" if search.more_metrics else ""
     text = f"{', '.join(space.names)}: {trials}{stopping}; objective{plural}: {goal}"
-    logger.info(labelled("Search", text))
+    logger.info(console_line("Search", text))
     if space.baseline_outside and not space.is_grid:
         outside = ", ".join(space.baseline_outside)
         text = f"the baseline (the config's values) has {outside} outside the search space"
-        logger.info(labelled("", text))
+        logger.info(console_line("", text))
     if cluster.dashboard:
-        logger.info(labelled("Dashboard", cluster.dashboard))
+        logger.info(console_line("Dashboard", cluster.dashboard))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from vlmtune.console import format_value, labelled
+from vlmtune.console import console_line, format_value
 from vlmtune.search.comparison import Comparison, NoComparison
 from vlmtune.search.search_result import SearchResult
 from vlmtune.search.trial_results import STATES
@@ -14,30 +14,30 @@ def search_summary(result: SearchResult) -> str:
 
 
 def _lines(result: SearchResult) -> Iterator[str]:
-    yield labelled("Best", _best(result))
+    yield console_line("Best", _best(result))
     if isinstance(result.comparison, Comparison):
-        yield labelled("Test", result.comparison.summary_line())
+        yield console_line("Test", result.comparison.summary_line())
     elif isinstance(result.comparison, NoComparison):
-        yield labelled("Test", result.comparison.reason)
+        yield console_line("Test", result.comparison.reason)
     values = (f"{name} {format_value(result.best_trial.values[name])}" for name in result.searched)
-    yield labelled("Values", ", ".join(values))
+    yield console_line("Values", ", ".join(values))
     if len(result.objectives) > 1:
         front = (f"trial {place + 1}" for place in result.trials.index[result.trials["pareto"]])
         objectives = ", ".join(result.objectives)
-        yield labelled("Front", f"{', '.join(front)}: none is better in all of {objectives}")
+        yield console_line("Front", f"{', '.join(front)}: none is better in all of {objectives}")
     states = result.trials["state"].tolist()
     counts = (f"{states.count(state)} {state.lower()}" for state in STATES if state in states)
-    yield labelled("Trials", ", ".join(counts))
+    yield console_line("Trials", ", ".join(counts))
     refit = ""
     if result.refit_rows is not None:
         refit = f" (trained once more on the {result.refit_rows} rows of train and eval)"
-    yield labelled("Adapter", f"{result.best.folder}{refit}")
+    yield console_line("Adapter", f"{result.best.folder}{refit}")
     if result.report_file is not None:
-        yield labelled("Report", result.report_file)
-    yield labelled("Table", result.table_file)
-    yield labelled("Curves", f"tensorboard --logdir {result.curves_dir}")
+        yield console_line("Report", result.report_file)
+    yield console_line("Table", result.table_file)
+    yield console_line("Curves", f"tensorboard --logdir {result.curves_dir}")
     if result.dashboard:
-        yield labelled("Dashboard", f"{result.dashboard} (while Ray runs)")
+        yield console_line("Dashboard", f"{result.dashboard} (while Ray runs)")
 
 
 def _best(result: SearchResult) -> str:

@@ -10,7 +10,7 @@ from ray.train import TrainingFailedError
 
 from vlmtune import storage
 from vlmtune.config.settings import Settings
-from vlmtune.console import labelled
+from vlmtune.console import console_line
 from vlmtune.data.store import Store
 from vlmtune.errors import SearchFailedError, UserError
 from vlmtune.evaluation.adapter import TrainedAdapter
@@ -100,7 +100,7 @@ def save_best(session: Session, best: TrialResult, chosen: Settings) -> tuple[di
             runs = f"{folder}/tune/refit/runs"
         except (UserError, TrainingFailedError, RayError) as error:  # the search has its result
             text = f"not done, the search's own adapter stays: {failure_reason(str(error))}"
-            logger.info(labelled("Refit", text))
+            logger.info(console_line("Refit", text))
     source, inner = filesystem(runs)
     target, out = filesystem(f"{folder}/best/runs")
     target.create_dir(out, recursive=True)

@@ -69,7 +69,7 @@ def run_in_process(
     train(
         settings,
         store,
-        rows=partial(read_batches, store, multiple=length_multiple(settings)),
+        rows=partial(read_batches, store, pad_to_multiple_of=length_multiple(settings)),
         report=report,
         work_dir=str(work_dir),
         runs_dir=f"{output_dir}/runs",
@@ -196,7 +196,7 @@ def worker(config: dict[str, Any]) -> None:
         train(
             settings,
             store,
-            rows=partial(stream_batches, store, multiple=length_multiple(settings)),
+            rows=partial(stream_batches, store, pad_to_multiple_of=length_multiple(settings)),
             report=report,
             work_dir=work_dir,
             runs_dir=local_runs,

@@ -44,15 +44,15 @@ class StepLog(TrainerCallback):
     ) -> None:
         self.device, self.log, self.gather, self.filter_nan = device, log, gather, filter_nan
         self.loss = torch.zeros((), device=device)  # with the two below: since the last log
-        self.tokens = torch.zeros(2, dtype=torch.int64, device=device)  # correct, labelled
+        self.tokens = torch.zeros(2, dtype=torch.int64, device=device)  # correct, labelled tokens
         self.logged_step = 0
         self.norm = torch.tensor(math.nan)  # of the last step's gradient
         self.learning_rate = 0.0
         self.pending: PendingLog | None = None
 
-    def count_tokens(self, correct: Tensor, labelled: Tensor) -> None:
+    def count_tokens(self, correct: Tensor, labelled_tokens: Tensor) -> None:
         """Add the tokens of a part of a batch."""
-        self.tokens += torch.stack([correct, labelled])
+        self.tokens += torch.stack([correct, labelled_tokens])
 
     def count_loss(self, loss: Tensor, step: int) -> None:
         """Add the loss of a device batch in the step after `step`."""
@@ -65,9 +65,9 @@ class StepLog(TrainerCallback):
         if self.pending is None:
             return
         pending, self.pending = self.pending, None
-        loss, norm, correct, labelled = pending.numbers.tolist()
+        loss, norm, correct, labelled_tokens = pending.numbers.tolist()
         logs = {"loss": loss / pending.steps, "grad_norm": norm, "learning_rate": pending.learning_rate}
-        self.log({**logs, "mean_token_accuracy": correct / max(labelled, 1)})
+        self.log({**logs, "mean_token_accuracy": correct / max(labelled_tokens, 1)})
 
     def reset(self) -> None:
         """Forget what was added since the last log."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from vlmtune.config.settings import Settings
-from vlmtune.console import labelled
+from vlmtune.console import console_line
 from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
 from vlmtune.model.capture import LENGTH_MULTIPLE
@@ -55,7 +55,7 @@ def plan_step(
     if not gpu:
         checkpointing, compiled = bool(training.gradient_checkpointing), bool(training.torch_compile)
         return StepPlan(bool(dequantized), checkpointing, micro_batch or batch, compiled)
-    model, load = step_needs(settings, store, kept, multiple=length_multiple(settings))
+    model, load = step_needs(settings, store, kept, pad_to_multiple_of=length_multiple(settings))
     load = replace(load, **load_changes)
     compiles = training.torch_compile
     if compiles is None:
@@ -73,18 +73,18 @@ def plan_step(
     )
     plan = choose_plan(model, load, free, options)
     needed = estimate_memory(model, load, plan).text()
-    note(labelled("Memory", f"about {needed} of {free / GB:.0f} GB: {plan_text(plan, load)}"))
+    note(console_line("Memory", f"about {needed} of {free / GB:.0f} GB: {plan_text(plan, load)}"))
     return plan
 
 
 def step_needs(
-    settings: Settings, store: Store, kept: np.ndarray, *, multiple: int = 1
+    settings: Settings, store: Store, kept: np.ndarray, *, pad_to_multiple_of: int = 1
 ) -> tuple[ModelShapes, StepLoad]:
     """The model's sizes with the adapters of the settings, and what a step of its longest rows asks for.
 
     Args:
         kept: the training rows that are trained on.
-        multiple: batches are padded to a multiple of this many tokens.
+        pad_to_multiple_of: tokens; the length of a padded batch is a multiple of it.
     """
     model, lora = settings.model, settings.lora
     config = model.ref.config()
@@ -97,8 +97,8 @@ def step_needs(
     load = StepLoad(
         quantization=model.base_quantization,
         batch=settings.training.per_device_train_batch_size,
-        length=-(-longest // multiple) * multiple,
-        labelled=int(min(store.column("answer_tokens")[rows].max(), longest)),
+        length=-(-longest // pad_to_multiple_of) * pad_to_multiple_of,
+        labelled_tokens=int(min(store.column("answer_tokens")[rows].max(), longest)),
         image_tokens=seen if crossed else 0,
         vision_tokens=seen,
         rank=lora.r,

@@ -91,10 +91,14 @@ class AdapterTrainer(SFTTrainer):
         batches = list(islice(epoch_iterator, num_batches))
         if not batches:
             return batches, None
-        labelled = torch.stack([(batch["labels"][..., 1:] != IGNORED).sum() for batch in batches]).sum()
+        labelled_tokens = torch.stack(
+            [(batch["labels"][..., 1:] != IGNORED).sum() for batch in batches]
+        ).sum()
         if self.batches.order.world > 1 and self.args.average_tokens_across_devices:
-            labelled = torch.as_tensor(self.accelerator.gather(to_device(labelled, device)[None])).sum()
-        return batches, labelled
+            labelled_tokens = torch.as_tensor(
+                self.accelerator.gather(to_device(labelled_tokens, device)[None])
+            ).sum()
+        return batches, labelled_tokens
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
         """Add the gradients of one device batch, and return its loss.
@@ -139,8 +143,8 @@ class AdapterTrainer(SFTTrainer):
             losses = losses * outputs.log_probs.exp().detach()
         self.step_log.count_tokens(outputs.is_top1.sum(), outputs.label_mask.sum())
         # A worker without rows in this step still takes part, with no label.
-        labelled = torch.as_tensor(num_items_in_batch).clamp(min=1)
-        loss: torch.Tensor = losses.sum() / to_device(labelled, losses.device)
+        labelled_tokens = torch.as_tensor(num_items_in_batch).clamp(min=1)
+        loss: torch.Tensor = losses.sum() / to_device(labelled_tokens, losses.device)
         if not loss.requires_grad:  # adapters on cross-attention alone, and no row has an image
             loss.requires_grad_()
         # Gradients are averaged over the workers.

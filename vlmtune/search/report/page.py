@@ -5,7 +5,7 @@ import logging
 from html import escape
 
 from vlmtune.config.settings import Settings
-from vlmtune.console import labelled
+from vlmtune.console import console_line
 from vlmtune.data.samples import load_samples
 from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
@@ -68,7 +68,7 @@ def thumbnails(
         pieces = DataSource.from_settings(settings).scan().pieces
         samples = load_samples(store, pieces, rows)
     except UserError as error:
-        logger.info(labelled("", f"no images in the report: {error}"))
+        logger.info(console_line("", f"no images in the report: {error}"))
         return {}
     return {row: sample.images for row, sample in zip(rows, samples, strict=True)}
 
