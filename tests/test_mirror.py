@@ -11,8 +11,6 @@ TESTED_IN = {
     "compat/": "test_compat.py",
     "cli/main.py": "cli/test_commands.py",
     # Parts of `RowEncoder` and `collate`, which show in what these return, for 55 families too.
-    "data/chat_template.py": "data/test_tokenize.py",
-    "data/labels.py": "data/test_tokenize.py",
     "data/input_format.py": "data/test_collate.py",
     "data/probe.py": "data/test_collate.py",
     # Options that are only read through `Settings`.
@@ -23,6 +21,8 @@ TESTED_IN = {
     "evaluation/predict.py": "ray_jobs/test_predict.py",
     "preflight/inspection.py": "ray_jobs/test_inspect_data.py",
     "single_run.py": "ray_jobs/test_train.py",
+    # Calls `check_causal` on a row.
+    "evaluation/try_row.py": "model/test_causal.py",
     # Steps of preparing rows, whose result is the store.
     "data/ray_data.py": "data/test_prepare.py",
     "data/store_writer.py": "data/test_store.py",

@@ -15,17 +15,17 @@ families = pytest.mark.parametrize("family", ["llava", "mllama", "smolvlm"])
 
 @families
 @every_conversation
-@pytest.mark.parametrize("told", ["nothing", "wrong offsets", "replacements alone"])
+@pytest.mark.parametrize("reported", ["nothing", "wrong offsets", "replacements alone"])
 def test_answers_are_found_without_the_processors_offsets(
-    models: Path, family: str, conversation: str, told: str
+    models: Path, family: str, conversation: str, reported: str
 ) -> None:
     encoder, messages = encoder_of(models / family), CONVERSATIONS[conversation]
     images = images_for(messages)
     example, chat = encoder.encode(messages, images), encoder.template.render(messages)
     features = encoder.features([(messages, images)])
     assert features.offsets is not None
-    offsets = features.offsets[0] + 7 if told == "wrong offsets" else None
-    replaced = features.replaced[0] if told == "replacements alone" else []
+    offsets = features.offsets[0] + 7 if reported == "wrong offsets" else None
+    replaced = features.replaced[0] if reported == "replacements alone" else []
     kinds, problem = token_kinds(
         encoder.tokenizer,
         chat,
