@@ -7,13 +7,15 @@ STYLE = """
 :root {
   color-scheme: light dark;
   --page: #f6f7f9; --card: #fff; --ink: #1b2330; --soft: #5c6675; --line: #dfe3e9; --bar: #3b6fd4;
-  --good: #1f8a4c; --good-soft: #e2f4e9; --warn: #c27803; --bad: #c43a31; --bad-soft: #fbe7e5;
+  --good: #1f8a4c; --good-soft: #e2f4e9; --warn: #c27803;
+  --warn-soft: #fbf0dc; --bad: #c43a31; --bad-soft: #fbe7e5;
   --mark: #bfe8cd;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #12161c; --card: #1b2129; --ink: #e6eaf0; --soft: #98a3b3; --line: #2e3742; --bar: #6d9bf1;
-    --good: #58c987; --good-soft: #17322a; --warn: #e0a83c; --bad: #f0827a; --bad-soft: #3a2123;
+    --good: #58c987; --good-soft: #17322a; --warn: #e0a83c;
+    --warn-soft: #332a16; --bad: #f0827a; --bad-soft: #3a2123;
     --mark: #1f5a3a;
   }
 }
@@ -31,6 +33,7 @@ p:last-child { margin-bottom: 0; }
   border-left: 5px solid; border-radius: 8px; padding: 12px 16px; margin: 18px 0; overflow-wrap: anywhere;
 }
 .ready { border-color: var(--good); background: var(--good-soft); }
+.unsure { border-color: var(--warn); background: var(--warn-soft); }
 .stop { border-color: var(--bad); background: var(--bad-soft); }
 .verdict ul { margin: 4px 0 0; padding-left: 20px; }
 .tiles {

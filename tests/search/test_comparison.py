@@ -66,6 +66,11 @@ def test_numbers_are_compared_by_their_errors() -> None:
         "4 rows that no trial saw: exact match 25.0 % → 75.0 % (baseline: 50.0 %); "
         "off by 2.5 → 0.5 on average"
     )
+    assert found.verdict_lines() == [
+        "against the base: no measurable difference (+50 points, -50 to +100, 4 rows)",
+        "against the baseline: no measurable difference (+25 points, +0 to +75, 4 rows)",
+        "4 test rows cannot tell much",
+    ]
     assert found.model_card_rows()["exact match, 4 test rows"] == "75.0 % (base: 25.0 %)"
     assert found.to_dict()["best_minus"]["own"]["exact_match"]["value"] == 0.25
 
@@ -82,6 +87,14 @@ def test_texts_are_compared_by_their_words_and_a_search_whose_best_is_its_first_
         found.summary_line()
         == "2 of the 9 rows that no trial saw: exact match 0.0 % → 100.0 %; token f1 33.3 % → 100.0 %"
     )
+
+
+@pytest.mark.parametrize("reference", ["36.6", "2019"])
+def test_numbers_that_are_not_counts_are_not_off_by_so_many(reference: str) -> None:
+    rows = [answered(row, reference, base="1", best=reference) for row in range(3)]
+    found = compare_answers(rows, ["a", "b", "c"], 3, 0)
+    assert found.metrics == ["exact_match", "mae"] and "off by" not in found.summary_line()
+    assert "mae" in found.summary_line()
 
 
 def test_worst_first_is_by_the_best_adapters_error() -> None:

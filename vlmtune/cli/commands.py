@@ -101,10 +101,17 @@ def evaluate(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/eva
 def evaluation_lines(result: "EvaluateResult") -> Iterator[str]:
     """The metrics of an evaluation and where they are."""
     from vlmtune.evaluation.metrics_table import DIFFERENCE, metrics_table
+    from vlmtune.evaluation.verdict import few_rows_warning, verdict_text
 
     yield from metrics_table(
         {**result.metrics, **({DIFFERENCE: result.difference} if result.difference else {})}
     )
+    metric, rows = next(iter(next(iter(result.metrics.values())))), result.rows
+    if result.difference and metric in result.difference:
+        text = verdict_text(metric, result.difference[metric], rows)
+        yield console_line("Verdict", f"{metric.replace('_', ' ')} against the base: {text}")
+    if warning := few_rows_warning(rows, "row"):
+        yield console_line("Note", warning)
     yield console_line("Metrics", result.metrics_file)
     yield console_line("Answers", result.predictions_file)
 

@@ -80,12 +80,25 @@ def first_number(text: str) -> float | None:
 
     Digits longer than MAX_DIGITS are skipped.
     """
-    for match in _NUMBER.finditer(normalize(text)):
-        if match["digits"] is None:
-            return float(_numeral_value(_NUMERAL.findall(match.group())))
-        if len(match["digits"]) <= MAX_DIGITS:
-            return float(match["digits"]) * _numeral_value(match["scale"] or "일")
-    return None
+    return next(
+        (value for value in map(_value, _NUMBER.finditer(normalize(text))) if value is not None), None
+    )
+
+
+def split_numbers(text: str) -> tuple[list[float], str]:
+    """All numbers of a text, and the normalised text around them with `#` in their places."""
+    normalized = normalize(text)
+    values = [value for value in map(_value, _NUMBER.finditer(normalized)) if value is not None]
+    return values, _NUMBER.sub("#", normalized)
+
+
+def _value(match: re.Match[str]) -> float | None:
+    """The value of a match of `_NUMBER`; None for too many digits."""
+    if match["digits"] is None:
+        return float(_numeral_value(_NUMERAL.findall(match.group())))
+    if len(match["digits"]) > MAX_DIGITS:
+        return None
+    return float(match["digits"]) * _numeral_value(match["scale"] or "일")
 
 
 def _numeral_value(numerals: Iterable[str]) -> int:

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from vlmtune.console import console_line
 from vlmtune.preflight.summary import RowGroups, Summary
-from vlmtune.preflight.wording import FORMAT_NAMES, counted, listed, short_source
+from vlmtune.preflight.wording import FORMAT_NAMES, counted, listed, short_source, verdict_words
 
 WIDTH = 100  # columns
 BAD_KINDS = 4
@@ -168,6 +168,6 @@ def _verdict(summary: Summary) -> Text:
     text = Text()
     for note in summary.notes:
         text.append(printable(console_line("Note", note)) + "\n", style="yellow")
-    if summary.ready:
-        return text.append(console_line("Verdict", "ready"), style="bold green")
-    return text.append(printable(console_line("Verdict", "; and ".join(summary.problems))), style="bold red")
+    words = verdict_words(summary)
+    style = "bold red" if not summary.ready else "bold green" if words == "ready" else "bold yellow"
+    return text.append(printable(console_line("Verdict", words)), style=style)

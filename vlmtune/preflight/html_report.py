@@ -6,7 +6,7 @@ from html import escape
 from vlmtune.data.samples import Sample
 from vlmtune.html_page import document, section, table, tiles
 from vlmtune.preflight.summary import RowGroups, Summary
-from vlmtune.preflight.wording import FORMAT_NAMES, counted, listed, short_source
+from vlmtune.preflight.wording import FORMAT_NAMES, counted, listed, short_source, verdict_words
 
 STYLE = """
 .some { color: var(--warn); font-weight: 600; }
@@ -60,8 +60,11 @@ def html_report(summary: Summary, samples: Sequence[Sample]) -> str:
 def _verdict(summary: Summary) -> str:
     lines = [*summary.problems, *summary.notes]
     listing = "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
-    state, words = ("ready", "Ready to train") if summary.ready else ("stop", "Training cannot work yet")
-    return f'<div class="verdict {state}"><b>{words}</b>{listing}</div>'
+    words = verdict_words(summary).replace("ready", "Ready to train")
+    state = "ready" if words == "Ready to train" else "unsure"
+    if not summary.ready:
+        state, words = "stop", "Training cannot work yet"
+    return f'<div class="verdict {state}"><b>{escape(words)}</b>{listing}</div>'
 
 
 def _tiles(summary: Summary) -> str:

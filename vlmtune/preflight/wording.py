@@ -1,5 +1,7 @@
 """Names and phrases that the preflight's page and its text share."""
 
+from vlmtune.data.split import TEST
+from vlmtune.evaluation.verdict import few_rows_warning
 from vlmtune.preflight.summary import Summary
 
 FORMAT_NAMES = {
@@ -32,3 +34,11 @@ def listed(counts: dict[str, int], names: dict[str, str] | None = None) -> str:
 def short_source(source: str, summary: Summary) -> str:
     """A row's place without the folder that the data is in."""
     return source.removeprefix(summary.data_path.rpartition("/")[0] + "/")
+
+
+def verdict_words(summary: Summary) -> str:
+    """Whether training can start, and whether the test rows can tell what it was worth."""
+    if not summary.ready:
+        return "; and ".join(summary.problems)
+    warning = few_rows_warning(summary.split[TEST])
+    return f"ready; {warning}" if warning else "ready"

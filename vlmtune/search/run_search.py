@@ -7,7 +7,9 @@ from dataclasses import replace
 from vlmtune.cluster import Cluster
 from vlmtune.config.settings import Settings
 from vlmtune.console import console_line
+from vlmtune.data.split import TEST
 from vlmtune.errors import ConfigError, SearchInterrupted
+from vlmtune.evaluation.verdict import few_rows_warning
 from vlmtune.search.max_lengths import usable_max_lengths
 from vlmtune.search.objectives import check_objectives, objectives_of
 from vlmtune.search.search_result import SearchResult
@@ -35,6 +37,8 @@ def run_search(settings: Settings) -> SearchResult:
     settings, folder = session.settings, session.folder
     space = usable_space(session)
     announce(settings, space, session.cluster)
+    if settings.search.report and (warning := few_rows_warning(len(session.store.rows_of(TEST)))):
+        logger.info(console_line("Test", f"{warning}; give more rows, or a larger --test_fraction"))
     runner = make_runner(settings, space, session.store, folder, session.cluster)
     session.claim()
     for line in (console_line("Trials", runner.description), *runner.notes):

@@ -17,6 +17,8 @@ def _lines(result: SearchResult) -> Iterator[str]:
     yield console_line("Best", _best(result))
     if isinstance(result.comparison, Comparison):
         yield console_line("Test", result.comparison.summary_line())
+        for line in result.comparison.verdict_lines():
+            yield console_line("", line)
     elif isinstance(result.comparison, NoComparison):
         yield console_line("Test", result.comparison.reason)
     values = (f"{name} {format_value(result.best_trial.values[name])}" for name in result.searched)

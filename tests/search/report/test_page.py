@@ -70,7 +70,12 @@ def test_the_answer_comes_first(report: SearchReport) -> None:
     first = text[text.index("<main>") : text.index("<section>")]
     assert "30 rows that no trial saw: exact match 0.0 % → 73.3 % (baseline: 0.0 %); off by" in first
     assert "The best of 10 trials is number 2: learning_rate 0.001, lora_r 8" in first
-    assert "exact match against the base alone: +73.3 points (+" in first
+    assert (
+        "<b>By exact match: better than the baseline (the config&#x27;s values); better than the base"
+        in first
+    )
+    assert "Against the base alone: better (+73.3 points, +" in first
+    assert "30 test rows cannot tell much" in first
     assert "3 complete, 5 pruned, 1 failed, 1 infeasible" in first
     assert first.count('class="tile"') == 5
 
@@ -111,6 +116,22 @@ def test_an_adapter_worse_than_the_base_is_no_success(report: SearchReport) -> N
     answers = [ComparedRow(row, "?", "3", {BASE: "3", BEST: "4"}) for row in range(5)]
     text = report_page(replace(report, comparison=compare_answers(answers, list("abcde"), 5, 0)))
     assert 'class="verdict stop"' in text and 'class="verdict ready"' in report_page(report)
+
+
+@pytest.mark.parametrize(
+    ("right", "colour", "word"),
+    [(range(24), "ready", "better"), (range(3), "unsure", "no measurable difference")],
+)
+def test_the_colour_follows_the_interval(report: SearchReport, right: range, colour: str, word: str) -> None:
+    answers = [
+        ComparedRow(row, "?", "3", {BASE: "3" if row == 30 else "4", BEST: "3" if row in right else "4"})
+        for row in range(60)
+    ]
+    page = report_page(
+        replace(report, comparison=compare_answers(answers, [str(row) for row in range(60)], 60, 0))
+    )
+    assert f'class="verdict {colour}"' in page and f"Against the base alone: {word} (+" in page
+    assert "cannot tell much" not in page
 
 
 def test_a_search_of_one_trial_has_a_page(report: SearchReport, rows: list[TrialResult]) -> None:

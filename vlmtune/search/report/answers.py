@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from vlmtune.evaluation.actors import BASE
-from vlmtune.evaluation.metrics import METRICS, MetricEstimate
+from vlmtune.evaluation.metrics import MetricEstimate
+from vlmtune.evaluation.verdict import format_difference
 from vlmtune.html_page import section, table
 from vlmtune.search.comparison import BASELINE, BEST, ComparedRow, Comparison, format_metric, worst_first
 
@@ -34,18 +35,23 @@ def before_and_after(comparison: Comparison, *, refit: bool) -> str:
             cells = (_cell(name, values.get(name), bold=model == BEST) for name in metrics)
             rows.append(f"<td>{SHORT_NAMES[model]}</td>{''.join(cells)}")
     for other, gains in comparison.gains.items():
-        texts = (format_gain(name, gains[name], unit="") if name in gains else "" for name in metrics)
-        cells = (f"<td>{_on_two_lines(text)}</td>" for text in texts)
+        texts = (format_difference(name, gains[name], unit="") if name in gains else "" for name in metrics)
+        cells = (f"<td>{_on_two_lines(text.replace(', ', ' (', 1))}</td>" for text in texts)
         rows.append(f"<td>best against {SHORT_NAMES[other]}</td>{''.join(cells)}")
     drawn = "" if len(comparison.rows) == comparison.total else f", drawn from {comparison.total}"
     note = (
         f'<p class="soft small">{REFIT_NOTE if refit else ""}'
         f"{len(comparison.rows)} test rows{drawn}: no trial trained on them or was chosen by them. "
-        "Answers are greedy. exact match compares the whole text; mae is the mean absolute error of "
-        "the number in it. Intervals are 95 % bootstrap intervals over images; those of differences are "
-        "paired.</p>"
+        f"Answers are greedy. exact match compares the whole text{_mae_note(comparison)}. "
+        "Intervals are 95 % bootstrap intervals over images; those of differences are paired.</p>"
     )
     return section("Before and after, on test rows", f'<div class="versus">{table(head, rows)}</div>', note)
+
+
+def _mae_note(comparison: Comparison) -> str:
+    if "mae" not in comparison.metrics:
+        return ""
+    return "; mae is the mean absolute error of the number in it"
 
 
 def _cell(name: str, estimate: MetricEstimate | None, *, bold: bool) -> str:
@@ -62,19 +68,6 @@ def _on_two_lines(text: str) -> str:
     """A value with its interval in brackets, small and below it: a phone has room for three such columns."""
     value, _, interval = text.partition(" (")
     return escape(value) + (f'<div class="soft">{escape(interval.rstrip(")"))}</div>' if interval else "")
-
-
-def format_gain(name: str, gain: MetricEstimate, *, unit: str = " points") -> str:
-    """A difference with its sign and its interval; one between shares in percentage points."""
-    share = METRICS[name].share
-
-    def text(value: float) -> str:
-        return f"{100 * value:+.1f}" if share else f"{value:+.2g}"
-
-    interval = ""
-    if gain.low is not None and gain.high is not None:
-        interval = f" ({text(gain.low)} to {text(gain.high)})"
-    return f"{text(gain.value)}{unit if share else ''}{interval}"
 
 
 def gallery(comparison: Comparison, images: Mapping[int, Sequence[str]], seed: int) -> str:

@@ -3,9 +3,10 @@
 from html import escape
 
 from vlmtune.console import format_value
+from vlmtune.evaluation.verdict import BETTER, UNCLEAR, WORSE, few_rows_warning, verdict_of, verdict_text
 from vlmtune.html_page import section, table, tiles
 from vlmtune.search.comparison import Comparison, NoComparison, format_metric
-from vlmtune.search.report.answers import MODELS, format_gain
+from vlmtune.search.report.answers import MODELS
 from vlmtune.search.report.charts import (
     ReportTrials,
     bars,
@@ -22,26 +23,34 @@ from vlmtune.search.trial_results import STATES, pareto_front
 
 
 def verdict(report: SearchReport) -> str:
-    """What won and by how much, in a coloured box."""
+    """What won and by how much, in a box whose colour follows the intervals of the differences."""
     trials, comparison = report.trials, report.comparison
     values = ", ".join(f"{name} {format_value(trials.best.values[name])}" for name in report.names)
     number = trials.results.index(trials.best) + 1
     best = f"The best of {len(trials.results)} trials is number {number}: {values}"
     if isinstance(comparison, NoComparison):
-        head, better = best, True
+        head, colour = best, "unsure"
         lines = [_on_evaluation_rows(trials), f"No comparison with the base: {comparison.reason}"]
     else:
         name = comparison.metrics[0]
-        head = f"On {comparison.summary_line()}"
-        lines = [best, _on_evaluation_rows(trials)]
+        verdicts = {other: verdict_of(name, gains[name]) for other, gains in comparison.gains.items()}
+        found = [
+            f"{word} {'from' if word == UNCLEAR else 'than'} {MODELS[other]}"
+            for other, word in verdicts.items()
+        ]
+        head = f"By {name.replace('_', ' ')}: {'; '.join(found)}"
+        lines = [f"On {comparison.summary_line()}"]
         for other, gains in comparison.gains.items():
-            gain = f"{name.replace('_', ' ')} against {MODELS[other]}: {format_gain(name, gains[name])}"
-            lines.append(f"{gain}, a 95 % interval")
+            text = verdict_text(name, gains[name], len(comparison.rows))
+            lines.append(f"Against {MODELS[other]}: {text}, a 95 % interval")
+        if warning := few_rows_warning(len(comparison.rows)):
+            lines.append(warning)
+        lines += [best, _on_evaluation_rows(trials)]
         if trials.best is trials.baseline:
             lines.append("Searching found nothing better than the baseline (the config's values)")
-        better = all(gains[name].value >= 0 for gains in comparison.gains.values())
+        words = set(verdicts.values())
+        colour = "stop" if WORSE in words else "ready" if words == {BETTER} else "unsure"
     listing = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    colour = "ready" if better else "stop"
     return f'<div class="verdict {colour}"><b>{escape(head)}</b><ul>{listing}</ul></div>'
 
 
