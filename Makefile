@@ -7,14 +7,18 @@
 # make flags         write the table of flags anew, after another version of TRL or transformers
 #
 # PYTHON=/path/to/python3.12 chooses the Python that .venv is made from: 3.11 or 3.12.
+# TORCH='torch==… torchvision==… --index-url …' chooses another build of them: README.md says when.
 
 SHELL := /bin/bash
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+COMMA := ,
 OLDEST := .venv-oldest
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
-TORCH := $(shell grep '^torch==' constraints.txt)
+TORCH := $(shell grep '^torch==\|^torchvision==' constraints.txt)
+# Some packages of the extra `families` bring torchvision with them.
+EXTRAS := dev$(if $(findstring torchvision,$(TORCH)),$(COMMA)families)
 SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 
 .PHONY: setup demo test test-heavy test-oldest check flags constraints clean
@@ -22,7 +26,8 @@ SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_in
 setup: $(STAMP)
 
 # A .venv that is half made, or made from another Python, has no pip that runs on a supported version: it is
-# made anew. torch comes first and alone: with its version settled, pip never considers builds of several GB.
+# made anew. torch and torchvision come first: with their versions settled, pip never considers
+# other builds of several GB.
 $(STAMP): pyproject.toml constraints.txt
 	@rm -f $@
 	@$(RUN) -c "$(SUPPORTED)" 2>/dev/null && $(RUN) -m pip --version >/dev/null 2>&1 || { \
@@ -37,7 +42,7 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "making $(VENV) from $$("$$found" --version)"; "$$found" -m venv --clear $(VENV); }
 	@echo "installing into $(VENV): a few minutes"
 	$(RUN) $(PIP_INSTALL) -c constraints.txt $(TORCH)
-	$(RUN) $(PIP_INSTALL) -c constraints.txt -e '.[dev]'
+	$(RUN) $(PIP_INSTALL) -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 # The oldest versions go into an environment of their own; .ci/oldest.py takes them from pyproject.toml.
@@ -46,7 +51,7 @@ $(OLDEST)/.installed: pyproject.toml constraints.txt .ci/oldest.py | setup
 	$(RUN) -m venv --clear $(OLDEST)
 	$(RUN) .ci/oldest.py > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python $(PIP_INSTALL) $(TORCH)
-	$(OLDEST)/bin/python $(PIP_INSTALL) -c $(OLDEST)/constraints.txt -e '.[dev]'
+	$(OLDEST)/bin/python $(PIP_INSTALL) -c $(OLDEST)/constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 demo: setup

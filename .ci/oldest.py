@@ -1,6 +1,6 @@
 """Print the oldest versions that pyproject.toml allows, as pip constraints for `make test-oldest`.
 
-The dependencies of vlmtune stand at their lower bounds, the development tools at the versions of
+The dependencies of vlmtune stand at their lower bounds, its extras at the versions of
 constraints.txt. torch stays at its tested version: another build of it would be several GB.
 """
 
@@ -32,7 +32,8 @@ def oldest_constraints() -> list[str]:
         name = canonicalize_name(requirement.name)
         fixed = name in TESTED_ONLY
         oldest.append(tested[name] if fixed else f"{requirement.name}=={lower_bound(requirement)}")
-    tools = [canonicalize_name(Requirement(tool).name) for tool in project["optional-dependencies"]["dev"]]
+    extras = [tool for extra in ("dev", "families") for tool in project["optional-dependencies"][extra]]
+    tools = [canonicalize_name(Requirement(tool).name) for tool in extras]
     return [*oldest, *(tested[name] for name in tools)]
 
 

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# The tests that need a GPU machine, where torchvision works: Qwen2.5-VL's processor and a training run of it,
-# and the model layer on CUDA builds of torch and bitsandbytes. Run it from the repository's root, with the
-# project's packages on the path.
+# The tests that need a GPU machine, a training run of Qwen2.5-VL, and the model layer on CUDA builds of torch
+# and bitsandbytes. Run it from the repository's root, with the project's packages on the path.
 set -euo pipefail
 set -- -W default "$@"  # the versions of the libraries there are not those in constraints.txt
 python3 -m pytest -q tests/data/test_tokenize.py tests/data/test_collate.py tests/data/test_order.py \

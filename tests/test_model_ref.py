@@ -14,7 +14,7 @@ import pytest
 from transformers import LlamaConfig
 
 from vlmtune.errors import ModelError
-from vlmtune.model_ref import ModelRef
+from vlmtune.model_ref import ModelRef, plain_model_errors
 
 
 def test_config_outline_and_processor_of_a_folder(models: Path):
@@ -84,7 +84,7 @@ def hub() -> Iterator[str]:
 ASK = """
 import sys
 from vlmtune.errors import ModelError
-from vlmtune.model_ref import ModelRef
+from vlmtune.model_ref import ModelRef, plain_model_errors
 from vlmtune.model.base import check_model
 for name in sys.argv[1:]:
     ref = ModelRef(name, "v9")
@@ -133,3 +133,12 @@ def test_offline(tmp_path: Path):
     for line in ask(tmp_path, ["someone/model"], HF_HUB_OFFLINE="1"):
         assert "someone/model is neither a folder nor in the local cache" in line
         assert "HF_HUB_OFFLINE" in line
+
+
+def test_a_torchvision_of_another_torch_is_named(models: Path):
+    with pytest.raises(ModelError, match=r"needs torchvision, which .* belongs to torch \d"):
+        with plain_model_errors(ModelRef(str(models / "llava"))):
+            raise RuntimeError("operator torchvision::nms does not exist")
+    with pytest.raises(RuntimeError, match="something else"):
+        with plain_model_errors(ModelRef(str(models / "llava"))):
+            raise RuntimeError("something else")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,10 @@ def plain_model_errors(ref: ModelRef) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise ModelError(_explain(error, ref.name, ref.revision)) from error
+    except RuntimeError as error:
+        if not any("torchvision" in str(cause) for cause in _causes(error)):
+            raise
+        raise ModelError(_explain_torchvision(ref.name)) from error
 
 
 def _explain(error: Exception, name: str, revision: str) -> str:
@@ -148,11 +153,26 @@ def _explain(error: Exception, name: str, revision: str) -> str:
         )
     if caused_by(SafetensorError):
         return f"{name}: a weight file is damaged ({first_line(error)}): copy or download it again"
+    if any("torchvision" in str(cause).lower() for cause in causes):
+        return _explain_torchvision(name)
     if caused_by(ImportError):
         return f"{name} needs a package that is not installed: {first_line(error)}"
     if "trust_remote_code" in str(error):
         return f"{name} brings its own Python code: read it, and pass --trust_remote_code if you trust it"
     return f"{name} cannot be loaded: {first_line(error)}"
+
+
+def _explain_torchvision(name: str) -> str:
+    """What to do where a model's processor needs torchvision, which is missing or made for another torch."""
+    torch = version("torch").partition("+")[0]
+    try:
+        found = f"{version('torchvision')} is not made for torch {torch}"
+    except PackageNotFoundError:
+        found = "is not installed"
+    return (
+        f"the processor of {name} needs torchvision, which {found}: install the torchvision that belongs to "
+        f"torch {torch}, from the index that torch came from (README.md says how)"
+    )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

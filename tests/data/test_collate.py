@@ -32,10 +32,7 @@ families = pytest.mark.parametrize(
         "smolvlm",
         pytest.param(
             "qwen2_5_vl",
-            marks=[
-                pytest.mark.gpu,
-                pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed"),
-            ],
+            marks=pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed"),
         ),
     ],
 )

@@ -52,7 +52,7 @@ def conversations(draw: st.DrawFn) -> tuple[list[Message], list[Image.Image]]:
 
 
 needs_torchvision = pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed")
-qwen = pytest.param("qwen2_5_vl", marks=[pytest.mark.gpu, needs_torchvision])
+qwen = pytest.param("qwen2_5_vl", marks=needs_torchvision)
 families = pytest.mark.parametrize("family", ["llava", "mllama", "smolvlm", qwen])
 
 thorough = settings(

@@ -1,6 +1,6 @@
 """Qwen2.5-VL and Qwen3-VL with random weights, a few thousand parameters, and inputs for them.
 
-Models alone: their processors need torchvision, which these tests do without.
+Models alone, without processors.
 """
 
 from typing import Any

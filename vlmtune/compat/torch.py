@@ -1,4 +1,4 @@
-"""torch 2.13.0: trees of tensors, and matrix products of 8-bit floats."""
+"""torch 2.14.1: trees of tensors, and matrix products of 8-bit floats."""
 
 from typing import Any
 
