@@ -136,9 +136,9 @@ def test_offline(tmp_path: Path):
 
 
 def test_a_torchvision_of_another_torch_is_named(models: Path):
-    with pytest.raises(ModelError, match=r"needs torchvision, which .* belongs to torch \d"):
-        with plain_model_errors(ModelRef(str(models / "llava"))):
-            raise RuntimeError("operator torchvision::nms does not exist")
-    with pytest.raises(RuntimeError, match="something else"):
-        with plain_model_errors(ModelRef(str(models / "llava"))):
-            raise RuntimeError("something else")
+    ref = ModelRef(str(models / "llava"))
+    needs = pytest.raises(ModelError, match=r"needs torchvision, which .* belongs to torch \d")
+    with needs, plain_model_errors(ref):
+        raise RuntimeError("operator torchvision::nms does not exist")
+    with pytest.raises(RuntimeError, match="something else"), plain_model_errors(ref):
+        raise RuntimeError("something else")
