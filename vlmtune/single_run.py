@@ -51,9 +51,8 @@ def train_adapter(settings: Settings, progress: Progress) -> TrainResult:
     session.claim()
     outcome = train_with_runner(session.settings, session.store, session.folder, session.cluster, progress)
     save_adapter_folder(outcome.checkpoint, session.folder, session.settings, outcome.metrics, session.store)
-    return TrainResult(
-        session.folder, TrainedAdapter(session.folder), outcome.metrics, f"{session.folder}/runs"
-    )
+    adapter = TrainedAdapter(session.folder, session.settings.model.trust_remote_code)
+    return TrainResult(session.folder, adapter, outcome.metrics, f"{session.folder}/runs")
 
 
 def check_runner(settings: Settings) -> None:

@@ -14,6 +14,7 @@ from peft import PeftModel
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError
+from vlmtune.evaluation.adapter_config import obeyed
 from vlmtune.model.base import check_model, load_base_for
 from vlmtune.model.fast import lean_lora
 from vlmtune.model.lora import check_adapter_folder, load_adapter
@@ -29,9 +30,11 @@ class TrainedAdapter:
 
     Attributes:
         folder: absolute path or URI of its folder, which plain `PeftModel.from_pretrained` loads too.
+        trust_remote_code: run the base's own Python code. The folder itself cannot allow it.
     """
 
     folder: str
+    trust_remote_code: bool = False
 
     def settings(self) -> Settings:
         """The settings that it was trained with.
@@ -43,7 +46,8 @@ class TrainedAdapter:
         values = yaml12.load_options(read_text(file))
         if values is None:
             raise ConfigError(f"{file}: must hold options by name")
-        return Settings.from_flags(values)
+        given = {"trust_remote_code": self.trust_remote_code}
+        return obeyed(Settings.from_flags(values), given, file).replace(**given)
 
     def load(self, device: Any = None) -> tuple[PeftModel, Any]:
         """Load the base model with this adapter, for inference.
@@ -72,13 +76,15 @@ class TrainedAdapter:
 def adapter_settings(folder: str, overrides: Mapping[str, Any]) -> Settings:
     """The settings that an adapter was trained with, changed by `overrides` (values by flag name).
 
+    Its folder may come from anybody: what grants rights is taken from `overrides` alone, see `obeyed`.
+
     The base of a plain PEFT folder, which has no config.yaml, is named in its adapter_config.json.
 
     Raises:
         ModelError: the folder holds no LoRA adapter.
         ConfigError: its config.yaml or an override is wrong, or no base is named.
     """
-    settings = _training_settings(folder)
+    settings = obeyed(_training_settings(folder), overrides, f"{folder}/config.yaml")
     if uses_other_data(folder, overrides.get("data_path")):  # which has its own folders and columns
         settings = settings.replace(eval_data_path=None, image_root=None, group_by=None)
     try:

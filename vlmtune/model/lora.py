@@ -301,11 +301,14 @@ def check_adapter_folder(folder: Path) -> None:
     if not config_file.is_file():
         raise ModelError(f"{folder} is not an adapter: it has no adapter_config.json")
     try:
-        kind = json.loads(config_file.read_bytes())["peft_type"]
-    except (ValueError, KeyError, TypeError):
+        config = json.loads(config_file.read_bytes())
+        kind, megatron = config["peft_type"], config.get("megatron_config")
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ModelError(f"{config_file} is damaged: it is not a JSON object with a peft_type") from None
     if kind != "LORA":
         raise ModelError(f"{folder} holds an adapter of type {kind}, not LORA")
+    if megatron is not None:  # PEFT would import the Python module that the file names
+        raise ModelError(f"{config_file} has a megatron_config: adapters of Megatron models are not supported")
     if not any((folder / file).is_file() for file in ("adapter_model.safetensors", "adapter_model.bin")):
         raise ModelError(f"{folder} is incomplete: adapter_model.safetensors is missing")
 

@@ -68,7 +68,7 @@ def write_results(session: Session, space: Space, trials: list[TrialResult], cur
     write_table(table, f"{folder}/trials.parquet")
     return SearchResult(
         folder=folder,
-        best=TrainedAdapter(f"{folder}/best"),
+        best=TrainedAdapter(f"{folder}/best", settings.model.trust_remote_code),
         best_trial=best,
         best_number=trials.index(best) + 1,
         baseline_trial=baseline,

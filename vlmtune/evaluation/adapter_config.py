@@ -1,0 +1,57 @@
+"""What the config.yaml of an adapter's folder may decide. Such a folder may come from anybody.
+
+It tells how the adapter was trained. What grants rights, or names a place to write to, comes from the command
+line alone.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from vlmtune.config.settings import Settings
+from vlmtune.console import labelled
+from vlmtune.storage import scheme
+
+logger = logging.getLogger(__name__)
+
+RIGHTS = ("trust_remote_code", "allow_remote_images", "allow_outside_paths", "overwrite")
+PLACES = ("output_dir", "storage_path", "cache_dir", "cache_size_gb", "resume")
+# Read from local folders and the Hub. A URI may name any server, which is asked with the user's own keys.
+READ_PLACES = ("data_path", "eval_data_path", "image_root", "model_name_or_path")
+NOT_TOLD = ("output_dir", "cache_size_gb")  # every run has its own
+
+
+def obeyed(settings: Settings, given: Mapping[str, Any], shown: str) -> Settings:
+    """The settings of an adapter's config.yaml without those that only the command line may set.
+
+    Args:
+        given: what the command line sets, by flag name: nothing is said of these. URIs of the server that its
+            `data_path` names stay.
+        shown: the file's name in the line that is logged.
+    """
+    server = _server(given.get("data_path"))
+    refused = [name for name in (*RIGHTS, *PLACES) if settings.value(name) != _default(name)]
+    refused += [name for name in READ_PLACES if _server(settings.value(name)) not in ("", server)]
+    if _names_a_kernel(settings.model.attn_implementation):
+        refused.append("attn_implementation")
+    if told := [name for name in refused if name not in (*given, *NOT_TOLD)]:
+        text = f"{shown} sets {', '.join(told)}: left out, because only the command line may"
+        logger.info(labelled("Adapter", text))
+    return settings.replace(**{name: _default(name) for name in refused})
+
+
+def _server(path: str | None) -> str:
+    """What a URI names beside its path: the service with its options; an empty string for a plain path."""
+    if not path or not scheme(path):
+        return ""
+    return urlsplit(path)._replace(path="", fragment="").geturl()
+
+
+def _names_a_kernel(attention: str | None) -> bool:
+    """Whether transformers would fetch this attention from the Hub, as compiled code."""
+    return attention is not None and not attention.replace("_", "").isalnum()
+
+
+def _default(name: str) -> Any:
+    return Settings().value(name)
