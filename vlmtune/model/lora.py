@@ -308,7 +308,9 @@ def check_adapter_folder(folder: Path) -> None:
     if kind != "LORA":
         raise ModelError(f"{folder} holds an adapter of type {kind}, not LORA")
     if megatron is not None:  # PEFT would import the Python module that the file names
-        raise ModelError(f"{config_file} has a megatron_config: adapters of Megatron models are not supported")
+        raise ModelError(
+            f"{config_file} has a megatron_config: adapters of Megatron models are not supported"
+        )
     if not any((folder / file).is_file() for file in ("adapter_model.safetensors", "adapter_model.bin")):
         raise ModelError(f"{folder} is incomplete: adapter_model.safetensors is missing")
 
