@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vlmtune.config.settings import Settings
-from vlmtune.console import labelled
+from vlmtune.console import console_line
 from vlmtune.storage import scheme
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def obeyed(settings: Settings, given: Mapping[str, Any], shown: str) -> Settings
         refused.append("attn_implementation")
     if told := [name for name in refused if name not in (*given, *NOT_TOLD)]:
         text = f"{shown} sets {', '.join(told)}: left out, because only the command line may"
-        logger.info(labelled("Adapter", text))
+        logger.info(console_line("Adapter", text))
     return settings.replace(**{name: _default(name) for name in refused})
 
 
