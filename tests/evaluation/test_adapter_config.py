@@ -28,7 +28,7 @@ HOSTILE = {
 }
 
 
-def test_rights_and_places_are_told_and_not_taken(caplog: pytest.LogCaptureFixture) -> None:
+def test_rights_and_places_are_named_and_not_taken(caplog: pytest.LogCaptureFixture) -> None:
     settings = Settings.from_flags(HOSTILE)
     logging.getLogger("vlmtune").addHandler(caplog.handler)
     try:
@@ -38,8 +38,8 @@ def test_rights_and_places_are_told_and_not_taken(caplog: pytest.LogCaptureFixtu
     untouched = {"model_name_or_path": "owner/base", "lora_r": 4}
     assert kept.to_flags() == untouched
     (line,) = caplog.messages
-    told = set(HOSTILE) - set(untouched) - {"overwrite"}
-    assert all(name in line for name in told) and "overwrite" not in line
+    named = set(HOSTILE) - set(untouched) - {"overwrite"}
+    assert all(name in line for name in named) and "overwrite" not in line
 
 
 def test_every_option_that_grants_a_right_or_names_a_place_is_in_the_list() -> None:

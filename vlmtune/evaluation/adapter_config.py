@@ -19,7 +19,7 @@ RIGHTS = ("trust_remote_code", "allow_remote_images", "allow_outside_paths", "ov
 PLACES = ("output_dir", "storage_path", "cache_dir", "cache_size_gb", "resume")
 # Read from local folders and the Hub. A URI may name any server, which is asked with the user's own keys.
 READ_PLACES = ("data_path", "eval_data_path", "image_root", "model_name_or_path")
-NOT_TOLD = ("output_dir", "cache_size_gb")  # every run has its own
+NOT_NAMED = ("output_dir", "cache_size_gb")  # every run has its own
 
 
 def obeyed(settings: Settings, given: Mapping[str, Any], shown: str) -> Settings:
@@ -35,8 +35,8 @@ def obeyed(settings: Settings, given: Mapping[str, Any], shown: str) -> Settings
     refused += [name for name in READ_PLACES if _server(settings.value(name)) not in ("", server)]
     if _names_a_kernel(settings.model.attn_implementation):
         refused.append("attn_implementation")
-    if told := [name for name in refused if name not in (*given, *NOT_TOLD)]:
-        text = f"{shown} sets {', '.join(told)}: left out, because only the command line may"
+    if named := [name for name in refused if name not in (*given, *NOT_NAMED)]:
+        text = f"{shown} sets {', '.join(named)}: left out, because only the command line may"
         logger.info(console_line("Adapter", text))
     return settings.replace(**{name: _default(name) for name in refused})
 
