@@ -132,3 +132,15 @@ def test_a_missing_image_that_arrives_is_noticed(tmp_path: Path, source: DataSou
         prepare_store(source, str(tmp_path / "cache"))
     Image.new("RGB", (20, 20), "blue").save(tmp_path / "2.png")
     assert prepare_store(source, str(tmp_path / "cache")).meta.rows == 6
+
+
+def test_a_planted_store_is_refused(source: DataSource, tmp_path: Path) -> None:
+    """One under the right name, whose rows would be read in another way than was asked for."""
+    store = find_or_make_store(source, str(tmp_path))
+    meta = Path(store.folder, "meta.json")
+    for change in ({"encoded": False}, {"key": "0" * 24}):
+        kept = meta.read_text()
+        meta.write_text(json.dumps(json.loads(kept) | change))
+        with pytest.raises(DataError, match="do not belong to this data and these options: delete"):
+            find_or_make_store(source, str(tmp_path))
+        meta.write_text(kept)

@@ -33,7 +33,6 @@ META = StoreMeta(
     bad_rows=0,
     problem=None,
     encoded=True,
-    processor={},
 )
 
 
@@ -202,3 +201,67 @@ def test_file_states_change_with_the_file(tmp_path: Path) -> None:
     assert before[0] != after[0]
     other.unlink()
     assert file_states([str(other)])[0] != after[1]
+
+
+ROW = {
+    "source": "data.jsonl:3",
+    "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "몇 명?\n\0"}]}],
+    "images": ["/data/a.jpg", b"\xff\xd8\0", "s3://bucket/b.jpg", b""],
+    "group": "camera 1",
+    "error": None,
+}
+
+
+def test_rows_as_they_were_read_come_back(tmp_path: Path) -> None:
+    folder = write_store(tmp_path / "key.1")
+    text = {**ROW, "images": []}
+    write_shard(str(folder / "rows-00000.parquet"), [ROW, text] * PER_SHARD)
+    assert Store(str(folder)).records([1, 0]) == [text, ROW]
+
+
+class Proof:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+def test_a_planted_store_runs_no_code(tmp_path: Path) -> None:
+    """The store with which a pickle in place of a row would run."""
+    folder = write_store(tmp_path / "key.1")
+    planted = pickle.dumps(Proof(tmp_path / "ran"))
+    pq.write_table(pa.table({"record": [planted] * PER_SHARD}), folder / "rows-00000.parquet")
+    with pytest.raises(DataError, match="to prepare again"):
+        Store(str(folder)).records([0])
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"processor": {"model": "m", "revision": "main", "trust_remote_code": True}},
+        {"encoded": "false"},
+        {"rows": True},
+        {"rows": ROWS + 1},
+        {"inputs": {"nested_images": True, "layouts": {"x": {"kind": "tokens", "shell": "id"}}}},
+    ],
+)
+def test_a_meta_file_of_another_form_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    folder = write_store(tmp_path / "key.1")
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | change))
+    with pytest.raises(DataError, match="to prepare again"):
+        Store(str(folder))
+
+
+def test_an_index_that_names_files_outside_the_store_is_refused(tmp_path: Path) -> None:
+    folder = write_store(tmp_path / "key.1")
+    index = pq.read_table(folder / "index.parquet")
+    shards = pa.array(["../../secret.parquet"] * ROWS)
+    changed = index.set_column(index.schema.get_field_index("shard"), "shard", shards)
+    pq.write_table(changed, folder / "index.parquet")
+    with pytest.raises(DataError, match="no file of a store"):
+        Store(str(folder))

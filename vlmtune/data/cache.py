@@ -60,7 +60,7 @@ def find_or_make_store(
     key = fingerprint(source, scanned.pieces, processor)
     cache, inner = filesystem(cache_dir)
     cache.create_dir(inner, recursive=True)
-    store = _find(cache_dir, key) or _make(source, scanned, processor, cache_dir, key)
+    store = _find(source, cache_dir, key) or _make(source, scanned, processor, cache_dir, key)
     with cache.open_output_stream(f"{filesystem(store.folder)[1]}/{USED}"):
         pass
     if size_gb is not None:
@@ -83,9 +83,17 @@ def keep_within(cache_dir: str, size_gb: float) -> None:
         total -= size
 
 
-def _find(cache_dir: str, key: str) -> Store | None:
+def _find(source: DataSource, cache_dir: str, key: str) -> Store | None:
     for folder in sorted(_folders(cache_dir)):
-        if f"/{key}." in folder and Store.exists(folder) and (store := Store(folder)).images_unchanged():
+        if f"/{key}." not in folder or not Store.exists(folder):
+            continue
+        store = Store(folder, model=source.model)
+        if (store.meta.key, store.meta.encoded) != (key, source.encoded):
+            raise DataError(
+                f"prepared rows {folder}/meta.json do not belong to this data and these options: "
+                f"delete {folder} to prepare again"
+            )
+        if store.images_unchanged():
             return store
     return None
 
@@ -101,7 +109,7 @@ def _make(source: DataSource, scanned: ScannedData, processor: object, cache_dir
     finally:
         if fs.get_file_info(unfinished).type == pafs.FileType.Directory:
             fs.delete_dir(unfinished)
-    return Store(folder)
+    return Store(folder, model=source.model)
 
 
 def _folders(cache_dir: str) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import pickle
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -39,10 +38,12 @@ def read_examples(store: Store, rows: Sequence[int]) -> list[EncodedExample]:
     """
     if store.meta.encoded:
         return store.read(rows)
-    encoder = cached_encoder(store.meta.model_ref, store.meta.inputs, store.meta.key)
+    if store.model is None:
+        raise ValueError("a store of rows as they were read needs the model whose processor encodes them")
+    encoder = cached_encoder(store.model, store.meta.inputs, store.meta.key)
     examples = []
     for record in store.records(rows):
-        line, example = encode_row(encoder, pickle.loads(record))
+        line, example = encode_row(encoder, record)
         if example is None:
             raise DataError(f"{line['source']}: {line['error']} (it could be read when the run began)")
         examples.append(example)

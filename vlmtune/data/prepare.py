@@ -60,11 +60,6 @@ def make_store(source: DataSource, scanned: ScannedData, processor: Any, folder:
         bad_rows=len(bad),
         problem=problem,
         encoded=source.encoded,
-        processor={
-            "model": source.model.name,
-            "revision": source.model.revision,
-            "trust_remote_code": source.model.trust_remote_code,
-        },
     )
     finish_store(folder, good, bad, meta)
 
@@ -116,14 +111,14 @@ class _PrepareStages:
         self, encoder: RowEncoder, piece_index: int, rows: list[tuple[int, dict[str, Any]]]
     ) -> list[IndexLine]:
         lines: list[IndexLine] = []
-        content: list[EncodedExample | bytes] = []
+        content: list[EncodedExample | dict[str, Any]] = []
         for number, row in rows:
             line, example = encode_row(encoder, row)
             lines.append(
                 {"piece": piece_index, "number": number, "format": self.pieces[piece_index].format, **line}
             )
             if example is not None:
-                content.append(example if self.source.encoded else pickle.dumps(row))
+                content.append(example if self.source.encoded else row)
         if content:
             shard = f"rows-{piece_index:05d}-{lines[0]['number']:09d}.parquet"
             places = iter(write_shard(f"{self.folder}/{shard}", content))

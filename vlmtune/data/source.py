@@ -18,7 +18,7 @@ from vlmtune.model_ref import ModelRef
 if TYPE_CHECKING:
     from vlmtune.config.settings import Settings
 
-STORE_FORMAT = 4  # part of every key: raise it when a prepared row changes for the same data
+STORE_FORMAT = 5  # part of every key: raise it when a prepared row changes for the same data
 NOT_IN_KEY = ("model", "on_bad_row")  # the processor's own content stands for the model's name
 
 

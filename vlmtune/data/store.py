@@ -10,11 +10,13 @@ FOLDER/meta.json          how to pad, stack and normalise; written last: a folde
 
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby, islice
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -39,7 +41,8 @@ ROWS = pa.schema(
         ("input_ids", pa.list_(pa.int32())),
         ("segments", pa.list_(pa.int32())),  # kind, length, kind, length, … of `EncodedExample.kinds`
         ("tensors", pa.binary()),  # safetensors
-        ("record", pa.binary()),  # the row as it was read, pickled, where the store is not encoded
+        ("record", pa.string()),  # where the store is not encoded: the row as it was read, as JSON
+        ("files", pa.list_(pa.binary())),  # and its images that are no paths: see `record_columns`
     ],
 )
 INDEX = pa.schema(
@@ -59,6 +62,17 @@ INDEX = pa.schema(
     ]
 )
 IMAGES = pa.schema([("path", pa.string()), ("state", pa.string())])
+SHARD_NAME = re.compile(r"rows-[0-9-]+\.parquet")  # of a file in the store's own folder
+# What the fields of meta.json are, `inputs` apart. It is read before anything is known of the folder.
+META_TYPES: dict[str, tuple[type, ...]] = {
+    "key": (str,),
+    "inputs": (dict,),
+    "pad_token_id": (int,),
+    "rows": (int,),
+    "bad_rows": (int,),
+    "problem": (str, NoneType),
+    "encoded": (bool,),
+}
 
 
 def file_states(paths: Sequence[str]) -> list[tuple[str, str]]:
@@ -88,7 +102,6 @@ class StoreMeta:
         key: names the data, processor and options that the store was made of; see `source.fingerprint`.
         problem: why its rows cannot be trained on, bad rows apart; None if they can.
         encoded: it holds token ids and pixels. False: rows as they were read (`Store.records`).
-        processor: the model, revision and trust_remote_code that encode its rows.
     """
 
     key: str
@@ -98,20 +111,18 @@ class StoreMeta:
     bad_rows: int
     problem: str | None
     encoded: bool
-    processor: dict[str, Any]
-
-    @property
-    def model_ref(self) -> ModelRef:
-        """The model whose processor encodes the rows."""
-        return ModelRef(
-            self.processor["model"], self.processor["revision"], self.processor["trust_remote_code"]
-        )
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "inputs": self.inputs.to_dict()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "StoreMeta":
+    def from_dict(cls, values: Any) -> "StoreMeta":
+        """Raises ValueError or KeyError for anything but what `to_dict` gave."""
+        if not isinstance(values, dict) or values.keys() != META_TYPES.keys():
+            raise ValueError("it has other fields than a store has")
+        for name, types in META_TYPES.items():
+            if type(values[name]) not in types:
+                raise ValueError(f"{name} is {values[name]!r:.40}")
         return cls(**{**values, "inputs": InputFormat.from_dict(values["inputs"])})
 
 
@@ -122,22 +133,28 @@ class Store:
 
     Args:
         train_splits: the splits whose rows are training rows here. A refit adds the evaluation rows.
+        model: whose processor encodes the rows of a store that is not encoded. It comes from the settings:
+            the store's folder does not say whose code may run.
     """
 
-    def __init__(self, folder: str, train_splits: tuple[str, ...] = (TRAIN,)) -> None:
+    def __init__(
+        self, folder: str, train_splits: tuple[str, ...] = (TRAIN,), model: ModelRef | None = None
+    ) -> None:
         self.folder = folder
         self.train_splits = train_splits
+        self.model = model
         fs, inner = filesystem(folder)
         with self._damage_as_data_error("meta.json"), fs.open_input_stream(f"{inner}/meta.json") as stream:
             self.meta = StoreMeta.from_dict(json.loads(stream.read()))
         with self._damage_as_data_error("index.parquet"):
             self.index = pq.read_table(f"{inner}/index.parquet", filesystem=fs)
+            _check_index(self.index, self.meta.rows)
         self._splits = self.index.column("split").to_numpy(zero_copy_only=False)
         columns = (self.index.column(name).to_pylist() for name in ("shard", "row_group", "offset"))
         self._places = list(zip(*columns, strict=True))
 
-    def __reduce__(self) -> tuple[type, tuple[str, tuple[str, ...]]]:
-        return Store, (self.folder, self.train_splits)
+    def __reduce__(self) -> tuple[type, tuple[str, tuple[str, ...], ModelRef | None]]:
+        return Store, (self.folder, self.train_splits, self.model)
 
     @staticmethod
     def exists(folder: str) -> bool:
@@ -213,9 +230,16 @@ class Store:
         axes = self.meta.inputs.token_axes(tensors, len(ids))
         return EncodedExample(ids, np.repeat(kinds, lengths).astype(np.uint8), tensors, axes)
 
-    def records(self, rows: Sequence[int]) -> list[bytes]:
-        """These rows as they were read, pickled; of a store whose rows are not encoded."""
-        return [columns["record"] for _, columns in self._columns_of(rows)]
+    def records(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """These rows as they were read; of a store whose rows are not encoded."""
+        records = []
+        for shard, columns in self._columns_of(rows):
+            with self._damage_as_data_error(shard):
+                record = json.loads(columns["record"])
+                images = iter(columns["files"])
+                record["images"] = [next(images) if path is None else path for path in record["images"]]
+                records.append(record)
+        return records
 
     def _columns_of(self, rows: Sequence[int]) -> Iterator[tuple[str, dict[str, Any]]]:
         groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
@@ -251,12 +275,34 @@ class Store:
             OSError,
             ValueError,
             KeyError,
+            TypeError,
+            StopIteration,
+            RecursionError,
             SafetensorError,
         ) as error:  # pyarrow's and json's are ValueErrors
             raise DataError(
                 f"prepared rows {self.folder}/{name} cannot be read ({one_line(error)}): "
                 f"delete {self.folder} to prepare again"
             ) from error
+
+
+def record_columns(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of `formats.read_piece` as columns of ROWS; `Store.records` gives it back.
+
+    In the JSON, null stands for an image whose bytes are in `files`.
+    """
+    paths = [image if isinstance(image, str) else None for image in row["images"]]
+    files = [image for image in row["images"] if isinstance(image, bytes)]
+    return {"record": json.dumps({**row, "images": paths}), "files": files}
+
+
+def _check_index(index: pa.Table, rows: int) -> None:
+    """Raises ValueError for an index of another form, or one that names files outside the store."""
+    if not index.schema.equals(INDEX) or len(index) != rows:
+        raise ValueError("it is not the index that meta.json tells of")
+    for name in index.column("shard").unique().to_pylist():
+        if name is None or not SHARD_NAME.fullmatch(name):
+            raise ValueError(f"it names {name!r:.40}, which is no file of a store")
 
 
 @lru_cache(maxsize=OPEN_SHARDS)

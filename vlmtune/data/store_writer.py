@@ -11,15 +11,15 @@ from safetensors.numpy import save as save_tensors
 
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.facts import FACTS
-from vlmtune.data.store import BAD_ROWS, IMAGES, INDEX, ROWS, StoreMeta, file_states
+from vlmtune.data.store import BAD_ROWS, IMAGES, INDEX, ROWS, StoreMeta, file_states, record_columns
 from vlmtune.storage import filesystem, scheme
 
 # What one random read fetches: a few LLaVA images (0.34 MB each), or thousands of text rows.
 ROW_GROUP_BYTES = 1 << 20
 
 
-def write_shard(path: str, content: Sequence[EncodedExample | bytes]) -> list[tuple[int, int]]:
-    """Write examples, or pickled rows as they were read, as one Parquet file.
+def write_shard(path: str, content: Sequence[EncodedExample | dict[str, Any]]) -> list[tuple[int, int]]:
+    """Write examples, or rows as they were read, as one Parquet file.
 
     Returns:
         (row group, offset in it) of each.
@@ -74,13 +74,14 @@ def _image_states(good: Sequence[dict[str, Any]], bad: Sequence[dict[str, Any]])
     return states
 
 
-def _row_groups(content: Iterable[EncodedExample | bytes]) -> Iterable[list[dict[str, Any]]]:
+def _row_groups(content: Iterable[EncodedExample | dict[str, Any]]) -> Iterable[list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = []
     size = 0
     for row in content:
-        columns = {"record": row} if isinstance(row, bytes) else _columns(row)
+        columns = record_columns(row) if isinstance(row, dict) else _columns(row)
         rows.append(columns)
-        size += sum(len(value) for value in columns.values() if value is not None)
+        size += sum(len(value) for name, value in columns.items() if name != "files" and value is not None)
+        size += sum(map(len, columns.get("files", ())))
         if size >= ROW_GROUP_BYTES:
             yield rows
             rows, size = [], 0

@@ -24,7 +24,7 @@ def refit(settings: Settings, store: Store, folder: str, cluster: Cluster) -> tu
     Returns:
         The last checkpoint (folder or URI), and the store with the rows that were trained on.
     """
-    whole = Store(store.folder, train_splits=(TRAIN, EVAL))
+    whole = Store(store.folder, train_splits=(TRAIN, EVAL), model=store.model)
     text = f"the best values once more, on {len(whole.rows_of(TRAIN))} rows: train and eval"
     logger.info(console_line("Refit", text))
     outcome = train_with_runner(settings, whole, f"{folder}/tune/refit", cluster, lambda _: None)
