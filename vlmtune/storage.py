@@ -11,6 +11,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 from pyarrow import fs
 
+# Options of a URI that grant access: of signed addresses, and of pyarrow's file systems.
+SECRET_OPTIONS = r"[\w-]*(?:secret|token|password|signature|credential)[\w-]*|sig|key|access_?key(?:_?id)?"
 PART = ".part"  # ends the name of a file that is being written
 
 
@@ -71,6 +73,12 @@ def filesystem(path: str) -> tuple[fs.FileSystem, str]:
         f"{parts.scheme}://{parts.netloc}/" + (f"?{parts.query}" if parts.query else "")
     )
     return service, f"{prefix.rstrip('/')}/{unquote(parts.path).lstrip('/')}".rstrip("/")
+
+
+def redacted(text: str) -> str:
+    """`text` without the user's names, passwords and keys that URIs in it may hold."""
+    without_users = re.sub(r"(?<=://)(?:[^\s/@\"'<>]*:[^\s@\"'<>]*|[^\s/@\"'<>]+)@", "", text)
+    return re.sub(rf"(?i)([?&](?:{SECRET_OPTIONS})=)[^&\s\"'<>#]+", r"\1***", without_users)
 
 
 def one_line(error: BaseException) -> str:

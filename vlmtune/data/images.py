@@ -1,9 +1,7 @@
 """Image files → upright RGB images, or a plain reason why not."""
 
-import http.client
 import io
 import struct
-import urllib.request
 import zlib
 from typing import IO, cast
 
@@ -11,6 +9,7 @@ import numpy as np
 import xxhash
 from PIL import Image
 
+from vlmtune.data.download import DownloadError, download
 from vlmtune.storage import filesystem, one_line, scheme
 
 MIN_SIDE = 4  # pixels; a smaller image shows nothing that a model could learn from
@@ -72,7 +71,7 @@ def load_image(ref: str | bytes, *, max_pixels: int = 100_000_000, timeout: floa
         ref: encoded bytes, a path, a URI that pyarrow opens, or an http(s) URL. `ImageRules` decides before
             this whether a row may name it.
         max_pixels: checked before decoding. Pillow's own limit of 179 million pixels stands above it.
-        timeout: seconds that a web server may be silent.
+        timeout: seconds that a web server has for the whole image, redirects included.
 
     Raises:
         ImageError: the file is missing, empty, damaged or no image, or its size is useless or dangerous.
@@ -100,7 +99,10 @@ def _open(ref: str | bytes, *, max_bytes: int, timeout: float) -> IO[bytes]:
     if isinstance(ref, bytes):
         return io.BytesIO(ref)
     if scheme(ref) in ("http", "https"):
-        return io.BytesIO(_download(ref, max_bytes, timeout))
+        try:
+            return io.BytesIO(download(ref, max_bytes=max_bytes, seconds=timeout))
+        except DownloadError as error:
+            raise ImageError(f"the download failed: {error}") from error
     try:
         system, path = filesystem(ref)
         return cast(IO[bytes], system.open_input_file(path))
@@ -108,18 +110,6 @@ def _open(ref: str | bytes, *, max_bytes: int, timeout: float) -> IO[bytes]:
         raise
     except (OSError, ValueError, NotImplementedError) as error:
         raise ImageError(f"the file cannot be opened: {one_line(error)}") from error
-
-
-def _download(url: str, max_bytes: int, timeout: float) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": "vlmtune"})
-    try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            content = cast(bytes, answer.read(max_bytes + 1))
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise ImageError(f"the download failed: {one_line(error)}") from error
-    if len(content) > max_bytes:
-        raise ImageError(f"the download is larger than {max_bytes // 10**6} MB")
-    return content
 
 
 def _decode(file: IO[bytes], max_pixels: int) -> Image.Image:
