@@ -95,14 +95,31 @@ def test_this_machine_is_not_asked(url: str, port: int, requested: list[str]) ->
 
 @pytest.mark.parametrize(
     "address",
-    "10.1.2.3 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 224.0.0.1 255.255.255.255 fe80::1%eth0 fd00::1"
-    " ::ffff:10.0.0.1 64:ff9b::a9fe:a9fe 2002:7f00:1:: 2001:0:1::1 ff02::1 ::".split(),
+    [
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "224.0.0.1",
+        "255.255.255.255",
+        "fe80::1%eth0",
+        "fd00::1",
+        "::ffff:10.0.0.1",
+        "64:ff9b::a9fe:a9fe",
+        "2002:7f00:1::",
+        "2001:0:1::1",
+        "ff02::1",
+        "::",
+    ],
 )
 def test_addresses_that_are_not_public(address: str) -> None:
     assert public_reason(address) is not None
 
 
-@pytest.mark.parametrize("address", ["93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c", "64:ff9b::8.8.8.8"])
+@pytest.mark.parametrize(
+    "address", ["93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c", "64:ff9b::8.8.8.8"]
+)
 def test_public_addresses(address: str) -> None:
     assert public_reason(address) is None
 
@@ -153,8 +170,18 @@ def test_size_is_bounded(port: int) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["http://[::1/x", "http:///a", "http://a:b/c", "http://a:99999999/", "http://a b/", "http://a\r\nX: y/",
-     "http://" + "a" * 70 + "/", "http://..", "https://%00/", "http://x@/"],
+    [
+        "http://[::1/x",
+        "http:///a",
+        "http://a:b/c",
+        "http://a:99999999/",
+        "http://a b/",
+        "http://a\r\nX: y/",
+        "http://" + "a" * 70 + "/",
+        "http://..",
+        "https://%00/",
+        "http://x@/",
+    ],
 )
 def test_addresses_that_are_none_are_one_line(url: str) -> None:
     with pytest.raises(DownloadError) as refusal:

@@ -298,7 +298,7 @@ def test_image_from_a_web_server(site: str) -> None:
     for path, reason in (("none", "the download failed: the server answers 404"), ("page", "a web page")):
         with pytest.raises(ImageError, match=reason):
             load_image(f"{site}/{path}")
-    with pytest.raises(ImageError, match="the download failed: it is larger than 0.008 MB"):
+    with pytest.raises(ImageError, match=r"the download failed: it is larger than 0\.008 MB"):
         load_image(f"{site}/big", max_pixels=1000)
 
 
