@@ -18,6 +18,7 @@ from vlmtune.evaluation.metrics import (
     rouge_l,
     score,
     token_f1,
+    with_number_rate,
 )
 
 
@@ -165,3 +166,9 @@ def test_one_group_has_no_interval_and_metrics_without_a_say_are_left_out() -> N
     (found,) = estimates([[AnsweredRow("x", "a cat")] * 3], ["same"] * 3, ["exact_match", "mae"])
     assert list(found) == ["exact_match"]
     assert (found["exact_match"].low, found["exact_match"].high) == (None, None)
+
+
+def test_the_share_of_answers_with_a_number_stands_beside_errors_of_numbers():
+    assert with_number_rate(["mae", "exact_match"]) == ["mae", "exact_match", "number_rate"]
+    assert with_number_rate(["number_rate", "rmse"]) == ["number_rate", "rmse"]
+    assert with_number_rate(["within_1"]) == ["within_1"]

@@ -8,10 +8,10 @@ import pytest
 from vlmtune.packed.checkpoint_folder import (
     REPORT_FILE,
     fetch_last_checkpoint,
-    has_ended,
     read_last_report,
     write_checkpoint,
 )
+from vlmtune.training.best_evaluation import BEST_STEP, has_ended
 
 
 def writing(text: str) -> Callable[[Path], None]:
@@ -44,6 +44,15 @@ def test_the_latest_checkpoint_counts_and_the_others_are_deleted(folder: str, tm
     assert has_ended(report)
     assert not has_ended({"step": 9, "max_steps": 10})
     assert read_last(folder) == "of 10"
+
+
+def test_that_of_the_best_evaluation_is_kept_beside_the_latest(folder: str, tmp_path: Path) -> None:
+    for step, best in ((2, 2), (4, 4), (6, 4), (8, 4)):
+        metrics = {"step": step, "max_steps": 10, BEST_STEP: best}
+        write_checkpoint(writing(f"of {step}"), f"{folder}/checkpoint-{step}", metrics)
+    kept = {path.name for path in (tmp_path / "trial").iterdir()}
+    assert kept == {"checkpoint-4", "checkpoint-8"}
+    assert read_last(folder) == "of 8", "a trial resumes from its last one"
 
 
 def test_a_checkpoint_that_was_not_written_to_its_end_does_not_count(folder: str, tmp_path: Path) -> None:

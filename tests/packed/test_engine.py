@@ -240,3 +240,27 @@ def test_with_others_a_worker_without_memory_ends_the_run(
         packed.engine._end_too_large(PassResult({}, [packed.engine.slots["one"]]))
     assert "one" in packed.engine.slots
     assert packed.reports == {}
+
+
+def test_a_trial_judged_by_its_best_evaluation_is_what_it_would_be_alone(
+    run_loop: RunLoop, stores: dict[str, Store], models: Path, tmp_path: Path
+):
+    # The rate is so high that the loss rises once; the trial's patience ends it there.
+    trial = {"learning_rate": 0.02, "max_steps": 16, "eval_steps": 2, "lora_r": 8}
+    trial |= {"load_best_model_at_end": True, "early_stopping_patience": 1}
+    alone = run_loop("mall llava", **trial)
+    packed = pack(stores["mall llava"], models / "llava", tmp_path, {"mine": trial, "other": TRIALS["one"]})
+    packed.run()
+    packed.close()
+    mine, theirs = packed.reports["mine"][-1], alone.reports[-1]
+    assert mine.last and mine.metrics["step"] == theirs["step"] < trial["max_steps"]
+    for name in ("best_step", "out_of_patience"):
+        assert mine.metrics.get(name) == theirs.get(name)
+    assert 0 < mine.metrics["best_step"] < mine.metrics["step"]
+    for name in ("eval_loss", "last_eval_loss"):
+        assert mine.metrics[name] == pytest.approx(theirs[name], rel=1e-3)
+    kept = sorted(path.name for path in (tmp_path / "mine").iterdir())
+    best, last = (f"checkpoint-{mine.metrics[name]}" for name in ("best_step", "step"))
+    assert kept == sorted([best, last])
+    assert mine.metrics["checkpoint_path"].endswith(best)
+    assert mine.metrics["last_checkpoint_path"].endswith(last)

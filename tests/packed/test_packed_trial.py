@@ -14,6 +14,8 @@ from vlmtune.packed.engine_client import EngineClient
 from vlmtune.packed.messages import FAILURE, TrialReport
 from vlmtune.packed.packed_trial import PackedTrial
 
+UNMEASURED = {"mae": math.nan, "seconds": math.nan}  # equal to another dict with the same NaN
+
 
 def make_trial(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, read: Callable[[], Any]
@@ -22,7 +24,7 @@ def make_trial(
     monkeypatch.setattr(EngineClient, "read_report", lambda self: read())
     trial = object.__new__(PackedTrial)
     trial._trial_info = SimpleNamespace(trial_id="one")  # type: ignore[assignment]
-    settings = Settings.from_flags({"metric": "mae", "lora_r": 8})
+    settings = Settings.from_flags({"metric": "mae", "more_metrics": ["seconds"], "lora_r": 8})
     trial.setup(config, settings=settings, output_dir="out", point_key="point")
     return trial
 
@@ -30,7 +32,10 @@ def make_trial(
 def test_a_step_is_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
     reports = iter([TrialReport({"step": 2}, last=False), TrialReport({"step": 4}, last=True)])
     trial = make_trial({"point": {"lora_r": 2}}, monkeypatch, lambda: next(reports))
-    assert [trial.step(), trial.step()] == [{"step": 2, "done": False}, {"step": 4, "done": True}]
+    assert [trial.step(), trial.step()] == [
+        {"step": 2, "done": False, **UNMEASURED},
+        {"step": 4, "done": True, **UNMEASURED},
+    ]
     assert trial.client is not None
     request = trial.client.request
     assert (request.settings.search.metric, request.settings.lora.r) == ("mae", 2)
@@ -45,7 +50,7 @@ def test_a_trial_that_cannot_be_trained_reports_why(monkeypatch: pytest.MonkeyPa
     report = trial.step()
     assert report[FAILURE] == "cannot train use_dora"
     assert report["done"]
-    assert math.isnan(report["mae"])
+    assert math.isnan(report["mae"]) and math.isnan(report["seconds"])
     trial.reset_config({})
     assert trial.failure is None
 
@@ -54,7 +59,7 @@ def test_a_searched_value_that_is_not_allowed_fails_the_trial_alone(monkeypatch:
     trial = make_trial({"point": {"lora_r": 0.5}}, monkeypatch, lambda: TrialReport({"step": 2}, last=True))
     assert "lora_r" in trial.step()[FAILURE]
     trial.reset_config({"point": {"lora_r": 4}})
-    assert trial.step() == {"step": 2, "done": True}
+    assert trial.step() == {"step": 2, "done": True, **UNMEASURED}
 
 
 def test_an_engine_whose_training_fails_fails_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:

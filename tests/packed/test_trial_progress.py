@@ -9,6 +9,7 @@ from transformers import TrainerState
 from vlmtune.config.settings import Settings
 from vlmtune.data.order import Order
 from vlmtune.packed.trial_progress import TrialProgress
+from vlmtune.training.best_evaluation import EvaluationRule
 from vlmtune.training.trl_arguments import training_arguments
 
 ORDER = Order(rows=11, per_device=2, accumulation=2, world=1, seed=0)  # three steps an epoch
@@ -16,7 +17,8 @@ ORDER = Order(rows=11, per_device=2, accumulation=2, world=1, seed=0)  # three s
 
 def make_progress(folder: Path, state: TrainerState | None = None, **options: Any) -> TrialProgress:
     settings = Settings.from_flags({"use_cpu": True, **options})
-    return TrialProgress(training_arguments(settings, str(folder), checkpointing=False), ORDER, state)
+    rule = EvaluationRule.of(settings, evaluation_rows=5)
+    return TrialProgress(training_arguments(settings, str(folder), checkpointing=False), ORDER, rule, state)
 
 
 def evaluations(progress: TrialProgress) -> list[tuple[int, int]]:

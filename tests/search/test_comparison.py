@@ -3,6 +3,8 @@ and a tiny real comparison."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,9 +26,11 @@ from vlmtune.search.comparison import (
     BEST,
     MAX_ROWS,
     NO_TEST_ROWS,
+    RECIPE,
     ComparedRow,
     Comparison,
     NoComparison,
+    answer_limit,
     compare,
     compare_answers,
     sample_rows,
@@ -42,14 +46,14 @@ COUNTS = [
     answered(0, "3", base="0", own="3", best="3"),
     answered(1, "5", base="0", own="3", best="5"),
     answered(2, "4", base="4", own="2", best="6"),
-    answered(3, "2", base="none", own="2", best="2"),
+    answered(3, "2", base="many", own="2", best="2"),
 ]
 GROUPS = ["a", "b", "c", "d"]
 
 
 def test_numbers_are_compared_by_their_errors() -> None:
     found = compare_answers(COUNTS, GROUPS, 4, 0)
-    assert found.metrics == ["exact_match", "mae", "within_1"]
+    assert found.metrics == ["exact_match", "mae", "within_1", "number_rate"]
     assert {model: values["exact_match"].value for model, values in found.models.items()} == {
         BASE: 0.25,
         BASELINE: 0.5,
@@ -64,7 +68,7 @@ def test_numbers_are_compared_by_their_errors() -> None:
     assert low is not None and high is not None and low <= 0.5 <= high
     assert found.summary_line() == (
         "4 rows that no trial saw: exact match 25.0 % → 75.0 % (baseline: 50.0 %); "
-        "off by 2.5 → 0.5 on average"
+        "off by 2.5 → 0.5 on average (25.0 % → 0.0 % of the answers have no number and count as 0)"
     )
     assert found.verdict_lines() == [
         "against the base: no measurable difference (+50 points, -50 to +100, 4 rows)",
@@ -73,6 +77,19 @@ def test_numbers_are_compared_by_their_errors() -> None:
     ]
     assert found.model_card_rows()["exact match, 4 test rows"] == "75.0 % (base: 25.0 %)"
     assert found.to_dict()["best_minus"]["own"]["exact_match"]["value"] == 0.25
+
+
+def test_answers_without_a_number_are_not_mentioned_where_there_are_none() -> None:
+    line = compare_answers(COUNTS[:3], GROUPS[:3], 3, 0).summary_line()
+    assert line.endswith("off by 2.7 → 0.67 on average")
+
+
+def test_answers_may_be_as_long_as_the_longest_reference_and_half_of_it() -> None:
+    lengths = np.array([5, 90, 300])
+    store: Any = SimpleNamespace(column=lambda name: {"answer_tokens": lengths}[name])
+    assert answer_limit(store, np.array([0])) == 64
+    assert answer_limit(store, np.array([0, 1])) == 135
+    assert answer_limit(store, np.array([0, 2])) == 450
 
 
 def test_texts_are_compared_by_their_words_and_a_search_whose_best_is_its_first_has_two_models() -> None:
@@ -146,11 +163,12 @@ def adapter(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_base_and_adapters_answer_every_test_row(held_out: tuple[Store, Settings], adapter: Path) -> None:
     store, settings = held_out
-    found = compare(settings, store, connect(), str(adapter), adapter.as_uri())
+    others = {BASELINE: adapter.as_uri(), RECIPE: str(adapter)}
+    found = compare(settings, store, connect(), str(adapter), others)
     assert isinstance(found, Comparison)
     rows = store.rows_of("test").tolist()
     assert [row.row for row in found.rows] == rows and found.total == len(rows) > 1
-    assert all(row.answers[BEST] == row.answers[BASELINE] for row in found.rows), (
+    assert all(row.answers[BEST] == row.answers[BASELINE] == row.answers[RECIPE] for row in found.rows), (
         "one adapter, from a folder and from a URI"
     )
     assert any(row.answers[BEST] != row.answers[BASE] for row in found.rows)
@@ -161,7 +179,7 @@ def test_an_adapter_that_cannot_answer_is_said_and_ends_nothing(
     held_out: tuple[Store, Settings], tmp_path: Path
 ) -> None:
     store, settings = held_out
-    found = compare(settings, store, connect(), str(tmp_path), None)
+    found = compare(settings, store, connect(), str(tmp_path), {})
     assert isinstance(found, NoComparison)
     assert (
         found.reason.startswith("the test rows could not be answered: ")
@@ -173,6 +191,4 @@ def test_an_adapter_that_cannot_answer_is_said_and_ends_nothing(
 def test_nothing_is_compared_without_test_rows(
     held_out: tuple[Store, Settings], stores: dict[str, Store]
 ) -> None:
-    assert compare(held_out[1], stores["mall llava"], connect(), "nowhere", None) == NoComparison(
-        NO_TEST_ROWS
-    )
+    assert compare(held_out[1], stores["mall llava"], connect(), "nowhere", {}) == NoComparison(NO_TEST_ROWS)

@@ -7,6 +7,9 @@ import pytest
 from optuna.trial import TrialState
 
 from vlmtune.config.settings import Settings
+from vlmtune.search.first_points import BASELINE as FROM_BASELINE
+from vlmtune.search.first_points import EARLIER, MODEL, RECIPE, SPREAD
+from vlmtune.search.isolated_trial import trial_values
 from vlmtune.search.sampler import CONSTRAINT, TrialSampler
 from vlmtune.search.space import Space
 from vlmtune.training.meter import EVALUATION
@@ -39,6 +42,10 @@ def loss_of(values: dict[str, Any]) -> float:
     return abs(math.log10(values["learning_rate"]) + 3.0) + values["lora_r"] / 100
 
 
+def propose(searcher: TrialSampler, trial_id: str) -> dict[str, Any]:
+    return trial_values(searcher.suggest(trial_id))
+
+
 def trial_of(searcher: TrialSampler, trial_id: str) -> optuna.trial.FrozenTrial:
     return searcher._ot_study.trials[searcher._ot_trials[trial_id].number]
 
@@ -47,15 +54,14 @@ def run(searcher: TrialSampler, first: int, last: int) -> list[dict[str, Any]]:
     """The values of trials first … last - 1, run one at a time to their end."""
     drawn = []
     for number in range(first, last):
-        values = searcher.suggest(str(number))
-        assert values is not None
+        values = propose(searcher, str(number))
         drawn.append(values)
         searcher.on_trial_complete(str(number), result=report(loss_of(values), 4, MOST_STEPS))
     return drawn
 
 
 def test_the_first_trial_is_the_baseline() -> None:
-    assert search().suggest("a") == {"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4}
+    assert propose(search(), "a") == {"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4}
 
 
 def test_a_trial_that_ended_is_complete_and_a_stopped_one_pruned_with_what_it_reported() -> None:
@@ -110,8 +116,7 @@ def proposals_that_do_not_fit(*, tell_infeasible: bool, mode: str = "min") -> in
     searcher = search(seed=1, mode=mode)
     found = 0
     for number in range(60):
-        values = searcher.suggest(str(number))
-        assert values is not None
+        values = propose(searcher, str(number))
         if values["lora_r"] == 64:
             found += number >= 20
             result = {"eval_loss": math.nan, "infeasible": True, EVALUATION: 0, "training_iteration": 1}
@@ -186,8 +191,52 @@ def test_with_several_objectives_the_study_has_them_all_and_a_stopped_trial_has_
         assert trial_of(searcher, trial_id).state == TrialState.PRUNED
         assert trial_of(searcher, trial_id).values is None
     for number in range(12):  # past the start-up trials, so that TPE sorts all of them
-        assert searcher.suggest(str(number)) is not None
+        propose(searcher, str(number))
         searcher.on_trial_complete(
             str(number), result={**report(float(number), 4, MOST_STEPS), "rows_per_second": 1.0 * number}
         )
     assert len(searcher._ot_study.best_trials) > 1
+
+
+def origins(searcher: TrialSampler) -> list[str]:
+    return list(searcher.origins.values())
+
+
+def test_the_first_proposals_are_baseline_recipe_and_points_spread_around_the_usual_rate() -> None:
+    settings = BASELINE.replace(recipe={"learning_rate": 2e-4, "lora_r": 8, "lora_alpha": 16})
+    searcher = TrialSampler(
+        Space.parse(SPACE, settings), metric="eval_loss", mode="min", seed=0, width=4096, startup=4
+    )
+    values = [propose(searcher, str(number)) for number in range(12)]
+    assert values[1] == {"lora_r": 8, "lora_alpha": 16, "learning_rate": 2e-4}
+    assert origins(searcher) == [FROM_BASELINE, RECIPE] + 10 * [SPREAD], "nothing has ended"
+    rates = sorted(one["learning_rate"] for one in values[2:])
+    usual = 5e-4 * (2000 / 4096) ** 0.781
+    assert sum(usual / 4 < rate < 4 * usual for rate in rates) >= 6
+    for number in range(4):
+        searcher.on_trial_complete(str(number), result=report(1.0, 4, MOST_STEPS))
+    later = propose(searcher, "later")
+    assert origins(searcher)[-1] == MODEL
+    assert propose(searcher, "later") == later, "asked again, the same"
+
+
+def test_points_of_earlier_searches_come_before_the_spread_ones() -> None:
+    space = Space.parse(SPACE, BASELINE.replace(recipe=None))
+    earlier = [{"lora_r": 4, "learning_rate": 3e-3}]
+    searcher = TrialSampler(space, metric="eval_loss", mode="min", seed=0, earlier=earlier)
+    values = [propose(searcher, str(number)) for number in range(3)]
+    assert origins(searcher) == [FROM_BASELINE, EARLIER, SPREAD]
+    assert values[1] == {"lora_r": 4, "lora_alpha": 8, "learning_rate": 3e-3}
+
+
+def test_a_recipe_that_the_space_does_not_have_runs_beside_the_search() -> None:
+    settings = BASELINE.replace(num_samples=8)  # its recipe adapts all linear layers
+    searcher = TrialSampler(Space.parse(SPACE, settings), metric="eval_loss", mode="min", seed=0)
+    first, second, third = (propose(searcher, name) for name in ("a", "b", "c"))
+    assert first["learning_rate"] == 1e-4
+    recipe = {"lora_r": 16, "lora_alpha": 32, "learning_rate": 2e-4}
+    assert second == {**recipe, "lora_target_modules": "all-linear"}
+    assert "lora_target_modules" not in third
+    searcher.on_trial_result("b", report(1.0, 1, 3))
+    searcher.on_trial_complete("b", result=report(1.0, 4, MOST_STEPS))
+    assert len(searcher._ot_study.trials) == 2, "Optuna does not know of it"

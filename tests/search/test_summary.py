@@ -7,6 +7,7 @@ from search_kit import trial
 
 from vlmtune.evaluation.adapter import TrainedAdapter
 from vlmtune.search.comparison import NoComparison
+from vlmtune.search.first_points import BASELINE, MODEL, RECIPE, SPREAD
 from vlmtune.search.search_result import SearchResult
 from vlmtune.search.summary import search_summary
 from vlmtune.search.trial_results import FAILED, PRUNED, trials_table
@@ -17,12 +18,15 @@ OBJECTIVES = {"eval_loss": "min"}
 @pytest.fixture
 def result() -> SearchResult:
     trials = [trial(0, 2e-3), trial(1, 1e-3), trial(2, 5e-3, PRUNED), trial(3, 4e-3, FAILED)]
+    origins = (BASELINE, RECIPE, SPREAD, MODEL)
+    trials = [replace(one, proposal=origin) for one, origin in zip(trials, origins, strict=True)]
     return SearchResult(
         folder="/out",
         best=TrainedAdapter("/out/best"),
         best_trial=trials[1],
         best_number=2,
         baseline_trial=trials[0],
+        recipe_trial=trials[1],
         metrics=trials[1].metrics,
         trials=trials_table(trials, ["learning_rate", "lora_r"], OBJECTIVES).to_pandas(),
         objectives=OBJECTIVES,
@@ -39,10 +43,11 @@ def result() -> SearchResult:
 def test_every_line_of_it(result: SearchResult) -> None:
     assert search_summary(result).splitlines() == [
         "",
-        "Best      trial 2 of 4: eval_loss 0.1 (baseline: 0.2)",
+        "Best      trial 2 of 4: eval_loss 0.1 (baseline: 0.2, recipe: 0.1)",
         "Test      the data has no test rows",
         "Values    learning_rate 0.001, lora_r 8",
         "Trials    2 complete, 1 pruned, 1 failed",
+        "Proposals 1 of 4 by the model, 1 spread over the space, baseline and recipe",
         "Adapter   /out/best (trained once more on the 42 rows of train and eval)",
         "Report    /out/report.html",
         "Table     /out/trials.parquet",
@@ -53,7 +58,13 @@ def test_every_line_of_it(result: SearchResult) -> None:
 
 def test_what_there_is_not_has_no_line(result: SearchResult) -> None:
     short = replace(
-        result, baseline_trial=None, comparison=None, refit_rows=None, report_file=None, dashboard=None
+        result,
+        baseline_trial=None,
+        recipe_trial=None,
+        comparison=None,
+        refit_rows=None,
+        report_file=None,
+        dashboard=None,
     )
     lines = search_summary(short).splitlines()
     assert lines[1] == "Best      trial 2 of 4: eval_loss 0.1"
@@ -61,6 +72,7 @@ def test_what_there_is_not_has_no_line(result: SearchResult) -> None:
         "Best",
         "Values",
         "Trials",
+        "Proposals",
         "Adapter",
         "Table",
         "Curves",

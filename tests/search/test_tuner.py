@@ -1,5 +1,6 @@
 """Trials of a function that trains nothing, on a Ray with two CPUs and one GPU that is only counted."""
 
+import dataclasses
 import math
 import os
 import signal
@@ -18,13 +19,22 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
 from vlmtune.cluster import connect
+from vlmtune.config.options import DataSettings
 from vlmtune.config.settings import Settings
+from vlmtune.packed.packed_trial import PackedTrial
 from vlmtune.search import trial_results as results
 from vlmtune.search.isolated_trial import trial_values
 from vlmtune.search.sampler import TrialSampler
 from vlmtune.search.space import Space
 from vlmtune.search.trial_runners import TrialRunner
-from vlmtune.search.tuner import TRIAL_CPUS, BaselineAwareAsha, diverged, make_scheduler, run_trials
+from vlmtune.search.tuner import (
+    TRIAL_CPUS,
+    BaselineAwareAsha,
+    diverged,
+    make_scheduler,
+    make_tuner,
+    run_trials,
+)
 from vlmtune.training.launch import worker_resources
 from vlmtune.training.meter import EVALUATION
 
@@ -199,6 +209,42 @@ def test_a_trial_that_raises_is_failed_with_its_reason_and_the_others_go_on(foun
     assert (rows[4].state, rows[4].error) == (results.FAILED, "ValueError: a trial that raises")
     assert stored[4].state is TrialState.FAIL
     assert {row.state for row in rows[5:]} <= {results.COMPLETE, results.PRUNED}
+
+
+def made_unmeasured_trial(settings: Settings, runner: str) -> Any:
+    """A real trial of a runner that does not fit in memory (isolated) or cannot be trained (packed)."""
+    if runner == "packed":
+        # With these shares no row is left to train on, which `Settings.replace` refuses.
+        wrong = dataclasses.replace(settings, data=DataSettings(eval_fraction=0.6, test_fraction=0.6))
+        return tune.with_parameters(PackedTrial, settings=wrong)
+
+    def trial(config: dict[str, Any]) -> None:
+        from vlmtune.errors import DoesNotFitError
+        from vlmtune.search import isolated_trial
+
+        def run_on_ray(*_: Any, **__: Any) -> None:
+            raise DoesNotFitError("no row fits")
+
+        isolated_trial.run_on_ray = run_on_ray  # type: ignore[assignment]
+        store: Any = None
+        options: dict[str, Any] = {"workers": 1, "use_gpu": False, "eval_steps": 0.25}
+        isolated_trial.run_trial(config, settings=settings, store=store, output_dir="unused", **options)
+
+    return trial
+
+
+@pytest.mark.parametrize("runner", ["packed", "isolated"])
+def test_with_several_objectives_trials_that_measured_none_do_not_end_the_search(
+    runner: str, tmp_path: Path
+) -> None:
+    settings = BASELINE.replace(more_metrics=["seconds", "peak_memory"], num_samples=2)
+    trainable = tune.with_resources(made_unmeasured_trial(settings, runner), {"cpu": TRIAL_CPUS})
+    searched = TrialRunner("packed", trainable, max_concurrent_trials=1, description="")
+    space = Space.parse(SPACE, settings)
+    grid = make_tuner(settings, space, str(tmp_path), tune.Callback(), searched, trainable).fit()
+    rows = results.trial_results(grid)
+    expected = results.FAILED if runner == "packed" else results.INFEASIBLE
+    assert [row.state for row in rows] == [expected] * 2
 
 
 def test_no_early_stopping_stops_nothing() -> None:

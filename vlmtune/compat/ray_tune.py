@@ -24,6 +24,15 @@ def optuna_trial(search: OptunaSearch, trial_id: str) -> optuna.Trial:
     return trial
 
 
+def optuna_study(search: OptunaSearch) -> optuna.Study:
+    """The Optuna study of a searcher. Private: `OptunaSearch._ot_study`.
+
+    OptunaSearch enqueues points only when it is made.
+    """
+    study: optuna.Study = getattr(search, "_ot_study")  # noqa: B009  # typed as None
+    return study
+
+
 def completed_trials(search: OptunaSearch) -> set[str]:
     """The ids of the trials whose end Optuna was told of; add to it what was told in another way.
 

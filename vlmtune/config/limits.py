@@ -54,6 +54,9 @@ LIMITS: dict[str, Limit] = {
     "eval_delay": _AT_LEAST_0,
     "logging_steps": _WHOLE_OR_SHARE,
     # numpy takes a seed of 32 bits.
+    "split_seed": _AT_LEAST_0,
+    "early_stopping_patience": _AT_LEAST_1,
+    "early_stopping_threshold": _AT_LEAST_0,
     "seed": Limit("from 0 to 4294967295", lambda value: 0 <= value < 2**32),
     "num_samples": _AT_LEAST_1,
     "metric_rows": _AT_LEAST_1,
@@ -88,9 +91,7 @@ _UNSUPPORTED: dict[str, str] = {
         "prediction_loss_only eval_do_concat_batches eval_use_gather_object eval_accumulation_steps "
         "include_for_metrics batch_eval_metrics bf16_full_eval fp16_full_eval"
     ),
-    "use metric and mode to say what is best": (
-        "load_best_model_at_end metric_for_best_model greater_is_better"
-    ),
+    "use metric and mode to say what is best": ("metric_for_best_model greater_is_better"),
     "a checkpoint of the adapter is saved at every evaluation": (
         "save_strategy save_steps save_total_limit save_only_model save_on_each_node enable_jit_checkpoint"
     ),

@@ -3,6 +3,7 @@
 A field's metadata holds its `--help` text, its choices, and its flag where that is not the field's name.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -32,8 +33,8 @@ def option(default: Any, text: str, *, choices: tuple[str, ...] = (), flag: str 
     metadata: dict[str, Any] = {"help": text}
     metadata |= {"choices": choices} if choices else {}
     metadata |= {"flag": flag} if flag else {}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -52,6 +53,9 @@ class DataSettings:
     )
     test_fraction: float = option(
         0.1, "Share of data_path that no search sees; the headline numbers come from it."
+    )
+    split_seed: int = option(
+        42, "Seed of the split into train, eval and test; seed is that of training and search alone."
     )
     group_by: str | None = option(
         None, "Column whose rows stay together in the split, such as a camera or a sequence."
@@ -212,6 +216,17 @@ class TrainingSettings(TrlTraining):
         "Steps between evaluations, or below 1 a share of the run: 0.25 gives a search four chances to "
         "stop a trial.",
     )
+    load_best_model_at_end: bool | None = option(
+        None,
+        "Keep the adapter of the best evaluation, not of the last one; auto: in a search, whose trials are "
+        "then compared by their best evaluation.",
+    )
+    early_stopping_patience: int | None = option(
+        None, "End a run after so many evaluations in a row without a gain. By default, never."
+    )
+    early_stopping_threshold: float = option(
+        0.0, "With early_stopping_patience: a smaller gain of the metric than this is none."
+    )
     logging_steps: float = option(
         1.0, "Steps between two logged training losses, or below 1 a share of the run."
     )
@@ -259,6 +274,12 @@ class SearchSettings:
     search_space: dict[str, Any] | None = option(
         None, "What to search, by flag name; usually in the YAML file. On the command line, as JSON."
     )
+    recipe: dict[str, Any] | None = option(
+        {"learning_rate": 2e-4, "lora_r": 16, "lora_alpha": 32, "lora_target_modules": "all-linear"},
+        "Values that people use without a search, by flag name. They are the second trial, or where the "
+        "search space does not have them one run more, so that the search is compared with them too; none: "
+        "no such run.",
+    )
     num_samples: int = option(16, "Trials to run. A space that is all grid runs every combination instead.")
     max_concurrent_trials: int | None = option(
         None, "Trials that run at once. By default, as many as the resources allow."
@@ -305,3 +326,11 @@ class SearchSettings:
         "One in this many trials continues at each rung of early stopping; each rung comes at this many "
         "times the steps of the one before.",
     )
+
+    @property
+    def unmeasured(self) -> dict[str, float]:
+        """NaN for every objective, as a trial reports those that it did not measure.
+
+        Ray Tune ends a search whose searcher misses an objective in a report.
+        """
+        return dict.fromkeys((self.metric, *(self.more_metrics or ())), math.nan)

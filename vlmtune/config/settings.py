@@ -124,6 +124,16 @@ def check_together(settings: Settings) -> None:
         )
     if training.bf16 and training.fp16:
         raise ConfigError("bf16 and fp16: only one of them can be true")
+    if training.early_stopping_patience is not None:
+        if settings.search.metric != "eval_loss":
+            raise ConfigError(
+                "early_stopping_patience: watches eval_loss, but metric is "
+                f"{settings.search.metric}; keep one"
+            )
+        if training.eval_strategy == "no":
+            raise ConfigError(
+                "early_stopping_patience: needs evaluations, but eval_strategy is no; give steps or epoch"
+            )
     if training.eval_strategy == "steps" and training.eval_steps is None:
         raise ConfigError(
             "eval_steps: has no value, but eval_strategy is steps; give a number of steps, or a share "

@@ -444,7 +444,6 @@ class TrlRefused:
     )
     hub_always_push: bool = field(default=False)
     hub_revision: str | None = field(default=None)
-    load_best_model_at_end: bool = field(default=False)
     metric_for_best_model: str | None = field(default=None)
     greater_is_better: bool | None = field(default=None)
     ignore_data_skip: bool = field(default=False)

@@ -82,7 +82,7 @@ class DataSource:
             group_by=data.group_by,
             eval_fraction=data.eval_fraction,
             test_fraction=data.test_fraction,
-            seed=settings.training.seed,
+            seed=data.split_seed,
             on_bad_row=data.on_bad_row,
             allow_outside_paths=data.allow_outside_paths,
             allow_remote_images=data.allow_remote_images,

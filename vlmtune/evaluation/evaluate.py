@@ -28,7 +28,7 @@ from vlmtune.evaluation.adapter import (
     uses_other_data,
 )
 from vlmtune.evaluation.generate import BatchBuilder
-from vlmtune.evaluation.metrics import AnsweredRow, MetricEstimate, estimates
+from vlmtune.evaluation.metrics import AnsweredRow, MetricEstimate, estimates, with_number_rate
 from vlmtune.evaluation.options import EvaluateOptions
 from vlmtune.session import cache_folder, with_absolute_paths
 from vlmtune.storage import filesystem
@@ -217,7 +217,7 @@ def _result(
         [AnsweredRow(reference=answer["reference"], **answer[model]) for answer in answers]
         for model in models
     ]
-    estimated = estimates(by_model, groups, list(options.metrics), seed=settings.training.seed)
+    estimated = estimates(by_model, groups, with_number_rate(options.metrics), seed=settings.training.seed)
     return EvaluateResult(
         folder=folder,
         split=split,

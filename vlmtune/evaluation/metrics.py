@@ -152,6 +152,12 @@ METRICS: dict[str, Metric] = {
 }
 
 
+def with_number_rate(names: Sequence[str]) -> list[str]:
+    """The metrics, and `number_rate` if one of them takes an answer without a number for 0."""
+    more = ["number_rate"] if {"mae", "rmse"} & set(names) else []
+    return list(dict.fromkeys([*names, *more]))
+
+
 def check_metrics(names: Sequence[str]) -> None:
     """Raises ConfigError for a name that is not in METRICS."""
     for name in names:

@@ -17,7 +17,7 @@ from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.split import EVAL
 from vlmtune.data.store import Store
 from vlmtune.evaluation.generate import ReadExamples, answers, reference
-from vlmtune.evaluation.metrics import METRICS, score
+from vlmtune.evaluation.metrics import METRICS, score, with_number_rate
 
 # Metrics that need generated answers. Perplexity needs none: it is the exponential of eval_loss.
 ANSWER_METRICS = tuple(name for name in METRICS if name != "perplexity")
@@ -52,7 +52,7 @@ class Objective:
             search.metric_rows,
             search.max_new_tokens,
             settings.training.per_device_eval_batch_size,
-            settings.training.seed,
+            settings.data.split_seed,
         )
 
     def measure(
@@ -66,7 +66,7 @@ class Objective:
         rank: int = 0,
         world: int = 1,
     ) -> dict[str, float]:
-        """Answer evaluation rows and compute the metric; returns {name: value}.
+        """Answer evaluation rows; returns {name: value} of the metric, and of number_rate beside mae.
 
         Each rank answers every `world`-th row. All ranks return the same result.
 
@@ -91,7 +91,7 @@ class Objective:
             gathered: list[Any] = [None] * world
             dist.all_gather_object(gathered, (texts, references))
             texts, references = ([text for pair in gathered for text in pair[side]] for side in (0, 1))
-        return {self.name: score(texts, references, self.name)}
+        return {name: score(texts, references, name) for name in with_number_rate([self.name])}
 
 
 def read_from_memory(examples: dict[int, EncodedExample]) -> ReadExamples:

@@ -50,6 +50,7 @@ class EvaluateOverrides(PredictOverrides, total=False):
     storage_path: str
     eval_fraction: float
     test_fraction: float
+    split_seed: int
     seed: int
 
 

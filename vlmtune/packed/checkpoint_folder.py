@@ -12,13 +12,19 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from vlmtune.storage import filesystem, write_json
+from vlmtune.training.best_evaluation import BEST_STEP
 
 # The metrics reported with a checkpoint. It is written last, so it marks the checkpoint as complete.
 REPORT_FILE = "report.json"
 
 
+def checkpoint_at(folder: str, step: int) -> str:
+    """Folder or URI of a trial's checkpoint after a step."""
+    return f"{folder}/checkpoint-{step}"
+
+
 def write_checkpoint(write: Callable[[Path], None], folder: str, metrics: dict[str, Any]) -> None:
-    """Write a checkpoint, and delete the trial's other ones.
+    """Write a checkpoint, and delete the trial's other ones, except that of its best evaluation.
 
     Args:
         write: fills a local folder.
@@ -35,8 +41,9 @@ def write_checkpoint(write: Callable[[Path], None], folder: str, metrics: dict[s
             pafs.copy_files(local, path, destination_filesystem=fs)
     write_json(f"{folder}/{REPORT_FILE}", metrics)
     parent, _, name = path.rpartition("/")
+    kept = (_step(name), metrics.get(BEST_STEP))
     for step, other in _complete_checkpoints(fs, parent):
-        if step != _step(name):
+        if step not in kept:
             fs.delete_dir(other)
 
 
@@ -49,11 +56,6 @@ def read_last_report(folder: str) -> dict[str, Any] | None:
     with fs.open_input_stream(f"{max(complete)[1]}/{REPORT_FILE}") as stream:
         metrics: dict[str, Any] = json.loads(stream.read())
     return metrics
-
-
-def has_ended(report: dict[str, Any]) -> bool:
-    """Whether these are the metrics of a trial's last evaluation."""
-    return bool(report["step"] >= report["max_steps"])
 
 
 @contextmanager

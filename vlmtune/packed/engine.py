@@ -17,6 +17,7 @@ from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
 from vlmtune.errors import DoesNotFitError
 from vlmtune.packed.build import build_model
+from vlmtune.packed.checkpoint_folder import checkpoint_at
 from vlmtune.packed.checkpoint_writer import CheckpointWriter
 from vlmtune.packed.example_cache import ExampleCache
 from vlmtune.packed.messages import TrialReport
@@ -27,6 +28,7 @@ from vlmtune.packed.slot_adapter import lay_out_together
 from vlmtune.packed.slot_factory import SlotFactory
 from vlmtune.packed.trial_evaluator import TrialEvaluator
 from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
+from vlmtune.training.best_evaluation import BEST_STEP, LAST_CHECKPOINT
 from vlmtune.training.meter import EVALUATION, operations_per_token
 
 NO_ROW_FITS = "out of GPU memory with one row: give a smaller --max_length or --lora_r, or --quantization nf4"
@@ -170,8 +172,11 @@ class Engine:
             self._take_checkpoint(slot, report)
 
     def _report(self, slot: Slot, metrics: dict[str, float]) -> TrialReport:
-        path = {"checkpoint_path": _checkpoint_folder(slot)}
-        report = TrialReport({**slot.report(metrics), **path}, slot.progress.ended)
+        counts = slot.report(metrics)
+        last = checkpoint_at(slot.folder, slot.progress.step)
+        best = checkpoint_at(slot.folder, counts[BEST_STEP]) if BEST_STEP in counts else last
+        paths = {"checkpoint_path": best} | ({} if best == last else {LAST_CHECKPOINT: last})
+        report = TrialReport({**counts, **paths}, slot.progress.ended)
         if self.shard.rank == 0 and not report.last:
             self.deliver(slot.trial_id, report)
         return report
@@ -179,7 +184,8 @@ class Engine:
     def _take_checkpoint(self, slot: Slot, report: TrialReport) -> None:
         """Copy a checkpoint of an evaluated trial, which is written while the next rounds run."""
         if self.shard.rank == 0:
-            self.checkpoints.write(slot, slot.begin_checkpoint(), _checkpoint_folder(slot), report)
+            folder = checkpoint_at(slot.folder, slot.progress.step)
+            self.checkpoints.write(slot, slot.begin_checkpoint(), folder, report)
         if report.last:
             self.leave(slot.trial_id)
 
@@ -212,7 +218,3 @@ def _charge(rows: dict[Slot, list[PassRow]], seconds: float, waited: float) -> N
     total = max(sum(tokens.values()), 1)  # a worker may have no row at all in a round
     for slot, count in tokens.items():
         slot.records.charge(seconds * count / total, waited * count / total)
-
-
-def _checkpoint_folder(slot: Slot) -> str:
-    return f"{slot.folder}/checkpoint-{slot.progress.step}"

@@ -147,7 +147,8 @@ class EngineActor:
 
     def _prepare(self, seat: Seat, request: TrialRequest) -> None:
         """Make a trial's slot. A trial that had ended before gets its last report again."""
-        from vlmtune.packed.checkpoint_folder import fetch_last_checkpoint, has_ended, read_last_report
+        from vlmtune.packed.checkpoint_folder import fetch_last_checkpoint, read_last_report
+        from vlmtune.training.best_evaluation import has_ended
         from vlmtune.training.gauges import Gauges
 
         assert self.engine is not None

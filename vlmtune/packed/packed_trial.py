@@ -5,7 +5,6 @@ This process imports neither torch nor transformers: a search starts several of 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,8 +59,8 @@ class PackedTrial(tune.Trainable):
             except UserError as error:
                 self.failure = str(error)
             else:
-                return {**report.metrics, "done": report.last}
-        return {FAILURE: self.failure, self.settings.search.metric: math.nan, "done": True}
+                return {**self.settings.search.unmeasured, **report.metrics, "done": report.last}
+        return {FAILURE: self.failure, **self.settings.search.unmeasured, "done": True}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Become another trial, so that the search need not start another process."""

@@ -18,7 +18,7 @@ from vlmtune.config.settings import Settings
 from vlmtune.data.encoded_example import EncodedExample, shorten
 from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.order import Order
-from vlmtune.data.split import TRAIN
+from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.packed.layers import TargetLayer
 from vlmtune.packed.packed_model import PassResult
@@ -30,6 +30,7 @@ from vlmtune.packed.trial_checkpoint import TrialCheckpoint
 from vlmtune.packed.trial_progress import TrialProgress
 from vlmtune.packed.trial_records import TrialRecords
 from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
+from vlmtune.training.best_evaluation import EvaluationRule
 from vlmtune.training.meter import EVALUATION
 from vlmtune.training.trl_arguments import training_arguments
 
@@ -83,7 +84,8 @@ class Slot:
         saved = None
         if checkpoint is not None:
             saved = TrialCheckpoint.read(checkpoint, [target.name for target in targets])
-        self.progress = TrialProgress(args, order, saved.state if saved is not None else None)
+        rule = EvaluationRule.of(settings, len(store.rows_of(EVAL)))
+        self.progress = TrialProgress(args, order, rule, saved.state if saved is not None else None)
         self.adapter = SlotAdapter(targets, settings, args, self.progress.max_steps, saved)
         self.cursor = RowsCursor(
             store.rows_of(TRAIN)[kept],
@@ -157,11 +159,12 @@ class Slot:
         return line.finite
 
     def report(self, metrics: dict[str, float]) -> dict[str, Any]:
-        """Record an evaluation; returns its `metrics` with the trial's position and rates."""
+        """Record an evaluation; returns its `metrics` with the trial's position and rates, as they count."""
         self.records.meter.log(metrics, self.progress.step, self.progress.max_steps)
         position = self.progress.record_evaluation(metrics)
         number = self.progress.evaluation_number
-        return {**metrics, **position, **self.records.meter.summary(), EVALUATION: number}
+        report = {**metrics, **position, **self.records.meter.summary(), EVALUATION: number}
+        return self.progress.rule.judged(report, metrics, self.progress.state.log_history)
 
     def begin_checkpoint(self) -> PendingCheckpoint:
         """Begin to copy the trial's present state. Training can continue at once."""

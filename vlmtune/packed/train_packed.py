@@ -14,13 +14,14 @@ from vlmtune.cluster import Cluster
 from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
 from vlmtune.errors import DivergedError, DoesNotFitError, UserError
-from vlmtune.packed.checkpoint_folder import fetch_last_checkpoint, has_ended, read_last_report
+from vlmtune.packed.checkpoint_folder import fetch_last_checkpoint, read_last_report
 from vlmtune.packed.engine import NO_ROW_FITS, Engine
 from vlmtune.packed.engine_client import EngineClient
 from vlmtune.packed.engine_pool import start_engines
 from vlmtune.packed.messages import NOTES, TrialReport, TrialRequest
 from vlmtune.packed.packable import check_packable
 from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
+from vlmtune.training.best_evaluation import LAST_CHECKPOINT, has_ended
 from vlmtune.training.gauges import Gauges
 from vlmtune.training.isolated import run_with_progress
 from vlmtune.training.launch import Outcome, Progress, fit, worker_resources
@@ -156,10 +157,9 @@ def _check_completed(metrics: dict[str, Any]) -> None:
 
 def _outcome(metrics: dict[str, Any]) -> Outcome:
     _check_completed(metrics)
-    internal = ("checkpoint_path", EVALUATION, NOTES)
-    return Outcome(
-        {name: value for name, value in metrics.items() if name not in internal}, metrics["checkpoint_path"]
-    )
+    internal = ("checkpoint_path", LAST_CHECKPOINT, EVALUATION, NOTES)
+    numbers = {name: value for name, value in metrics.items() if name not in internal}
+    return Outcome(numbers, metrics["checkpoint_path"], metrics.get(LAST_CHECKPOINT))
 
 
 def _checkpoint_folder(folder: str) -> str:

@@ -11,6 +11,7 @@ from transformers.trainer_utils import IntervalStrategy
 from trl.trainer.sft_config import SFTConfig
 
 from vlmtune.data.order import Order
+from vlmtune.training.best_evaluation import EvaluationRule
 from vlmtune.training.meter import evaluation_number
 
 
@@ -18,11 +19,14 @@ class TrialProgress:
     """The trainer state of one trial. transformers' own callback decides what is due.
 
     Args:
+        rule: how its evaluations are compared.
         state: the state in the checkpoint that the trial resumes from.
     """
 
-    def __init__(self, args: SFTConfig, order: Order, state: TrainerState | None = None) -> None:
-        self.args, self.order = args, order
+    def __init__(
+        self, args: SFTConfig, order: Order, rule: EvaluationRule, state: TrainerState | None = None
+    ) -> None:
+        self.args, self.order, self.rule = args, order, rule
         if state is None:
             steps = (
                 args.max_steps
@@ -45,7 +49,7 @@ class TrialProgress:
 
     @property
     def ended(self) -> bool:
-        return self.step >= self.max_steps
+        return self.step >= self.max_steps or self.rule.out_of_patience(self.state.log_history)
 
     @property
     def evaluation_due(self) -> bool:

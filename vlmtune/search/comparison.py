@@ -1,4 +1,4 @@
-"""What the search was worth on test rows: the base, the baseline and the best adapter answer them.
+"""What the search was worth on test rows: base, baseline, recipe and the best adapter answer them.
 
 No trial trained on test rows, and the search did not choose by them.
 """
@@ -22,7 +22,7 @@ from vlmtune.evaluation.adapter import read_adapter_files
 from vlmtune.evaluation.answer_kinds import answer_kind
 from vlmtune.evaluation.evaluate import answer_store_rows
 from vlmtune.evaluation.generate import BatchBuilder
-from vlmtune.evaluation.metrics import METRICS, AnsweredRow, MetricEstimate, estimates
+from vlmtune.evaluation.metrics import METRICS, AnsweredRow, MetricEstimate, estimates, with_number_rate
 from vlmtune.evaluation.options import DEFAULT_NEW_TOKENS
 from vlmtune.evaluation.verdict import few_rows_warning, verdict_text
 from vlmtune.search.trial_results import failure_reason
@@ -31,15 +31,16 @@ logger = logging.getLogger(__name__)
 
 MAX_ROWS = 500  # the interval of a share is then at most 9 points wide; more rows cost more than they tell
 BEST = "best"
+RECIPE = "recipe"
 BASELINE = "own"  # the name under which metrics.json has held the baseline since the first version
-MODEL_NAMES = {BASE: "the base", BASELINE: "the baseline"}
+MODEL_NAMES = {BASE: "the base", BASELINE: "the baseline", RECIPE: "the recipe"}
 METRICS_OF_KIND = {"count": ("mae", "within_1"), "number": ("mae",), "text": ("token_f1",)}
 NO_TEST_ROWS = "the data has no test rows that a comparison with the base could use (--test_fraction)"
 
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """One test row of the store with each model's answer, by BEST, BASELINE and BASE."""
+    """One test row of the store with each model's answer, by BEST, BASELINE, RECIPE and BASE."""
 
     row: int
     question: str
@@ -62,8 +63,8 @@ class Comparison:
         rows: the answered rows.
         total: number of test rows, of which `rows` may be a sample.
         metrics: the metrics, the most important one first.
-        models: the metrics of each model, by BEST, BASELINE and BASE.
-        gains: the best adapter's metrics minus those of BASELINE and of BASE.
+        models: the metrics of each model, by BEST, BASELINE, RECIPE and BASE.
+        gains: the best adapter's metrics minus those of each other model.
         counts: whether the answers are counts, so that an error is "off by" so many.
     """
 
@@ -127,11 +128,24 @@ class Comparison:
     def _change(self, name: str, *, with_baseline: bool) -> str:
         before, after = (format_metric(name, self.models[model][name].value) for model in (BASE, BEST))
         baseline = ""
-        if with_baseline and BASELINE in self.models:
-            baseline = f" (baseline: {format_metric(name, self.models[BASELINE][name].value)})"
+        if with_baseline:
+            words = ((BASELINE, "baseline"), (RECIPE, "recipe"))
+            others = [(word, self.models.get(model)) for model, word in words]
+            texts = [f"{word}: {format_metric(name, one[name].value)}" for word, one in others if one]
+            baseline = f" ({', '.join(texts)})" if texts else ""
+        if name == "mae":
+            baseline = f"{self._without_number()}{baseline}"
         if name == "mae" and self.counts:
             return f"off by {before} → {after} on average{baseline}"
         return f"{name.replace('_', ' ')} {before} → {after}{baseline}"
+
+    def _without_number(self) -> str:
+        """The shares of answers without a number, before and after, if there are any."""
+        before, after = (1 - self.models[model]["number_rate"].value for model in (BASE, BEST))
+        if before == after == 0:
+            return ""
+        shares = f"{100 * before:.1f} % → {100 * after:.1f} %"
+        return f" ({shares} of the answers have no number and count as 0)"
 
 
 def format_metric(name: str, value: float) -> str:
@@ -140,26 +154,27 @@ def format_metric(name: str, value: float) -> str:
 
 
 def compare(
-    settings: Settings, store: Store, cluster: Cluster, best: str, baseline: str | None
+    settings: Settings, store: Store, cluster: Cluster, best: str, others: Mapping[str, str]
 ) -> Comparison | NoComparison:
-    """Answer test rows with the base, the baseline and the best adapter, and compare the answers.
+    """Answer test rows with the base, the best adapter and other ones, and compare the answers.
 
     Nothing is raised if a model cannot answer: the search has its result already.
 
     Args:
         settings: those of the best trial.
         best: folder or URI of the best adapter.
-        baseline: folder or URI of the baseline's adapter; None if its trial did not complete, or is the best.
+        others: folder or URI of the adapters of BASELINE and RECIPE, where their trials completed and are not
+            the best.
     """
     test_rows = store.rows_of(TEST)
     if not len(test_rows):
         return NoComparison(NO_TEST_ROWS)
-    seed = settings.training.seed
+    seed = settings.data.split_seed
     rows = sample_rows(test_rows, seed)
     text = f"{len(rows)} of {len(test_rows)} rows that no trial saw are answered"
     logger.info(console_line("Test", f"{text}, by the base and by the adapters"))
     try:
-        compared = _answer(settings, store, cluster, rows, best, baseline)
+        compared = _answer(settings, store, cluster, rows, {BEST: best, **others})
     except (UserError, RayError) as error:
         return NoComparison(f"the test rows could not be answered: {failure_reason(str(error))}")
     groups = [str(group) for group in store.column("group")[rows]]
@@ -174,13 +189,13 @@ def sample_rows(test_rows: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _answer(
-    settings: Settings, store: Store, cluster: Cluster, rows: np.ndarray, best: str, baseline: str | None
+    settings: Settings, store: Store, cluster: Cluster, rows: np.ndarray, folders: Mapping[str, str]
 ) -> list[ComparedRow]:
-    adapters = {BEST: read_adapter_files(best)}
-    if baseline is not None:
-        adapters[BASELINE] = read_adapter_files(baseline)
+    adapters = {name: read_adapter_files(folder) for name, folder in folders.items()}
     models = (*adapters, BASE)
-    job = AnswerJob(settings, adapters, models, BatchBuilder.of(store), DEFAULT_NEW_TOKENS, likelihoods=False)
+    job = AnswerJob(
+        settings, adapters, models, BatchBuilder.of(store), answer_limit(store, rows), likelihoods=False
+    )
     return [
         ComparedRow(
             int(row),
@@ -190,6 +205,15 @@ def _answer(
         )
         for row, result in zip(rows, answer_store_rows(job, store, rows, cluster), strict=True)
     ]
+
+
+def answer_limit(store: Store, rows: np.ndarray) -> int:
+    """The longest answer in tokens that a model may give to these rows.
+
+    Half as much again as the longest reference among them: a longer answer is wrong already.
+    """
+    longest = int(store.column("answer_tokens")[rows].max())
+    return max(DEFAULT_NEW_TOKENS, longest + longest // 2)
 
 
 def compare_answers(rows: Sequence[ComparedRow], groups: Sequence[str], total: int, seed: int) -> Comparison:
@@ -202,14 +226,14 @@ def compare_answers(rows: Sequence[ComparedRow], groups: Sequence[str], total: i
         total: number of test rows, of which `rows` may be a sample.
     """
     kind = answer_kind([row.reference for row in rows])
-    metrics = ["exact_match", *METRICS_OF_KIND[kind]]
+    metrics = with_number_rate(["exact_match", *METRICS_OF_KIND[kind]])
     by_model = {
         model: [AnsweredRow(row.answers[model], row.reference) for row in rows]
-        for model in (BEST, BASELINE, BASE)
+        for model in (BEST, BASELINE, RECIPE, BASE)
         if model in rows[0].answers
     }
     models, gains = {}, {}
-    for other in (BASELINE, BASE):  # in pairs, because `estimates` pairs the resamples of two models
+    for other in (BASELINE, RECIPE, BASE):  # in pairs, because `estimates` pairs the resamples of two models
         if other in by_model:
             models[BEST], models[other], gains[other] = estimates(
                 [by_model[BEST], by_model[other]], groups, metrics, seed=seed

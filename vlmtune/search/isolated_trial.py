@@ -3,7 +3,6 @@
 This module imports little, so that the process starts fast.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,10 +15,12 @@ from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
 from vlmtune.errors import DoesNotFitError
 from vlmtune.model.memory import is_out_of_memory
+from vlmtune.training.best_evaluation import LAST_CHECKPOINT, has_ended
 from vlmtune.training.launch import run_on_ray
 from vlmtune.training.meter import EVALUATION, evaluation_number
 
-GRID_POINT = "point"  # the key under which a trial of a grid has its values in its Tune config
+# Keys of a trial's Tune config: its values, and where they come from (see `first_points`).
+GRID_POINT, PROPOSAL = "point", "proposal"
 
 
 def trial_values(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,36 +57,45 @@ def run_trial(
             storage_path=f"{output_dir}/tune/train",
             name=trial_id,
             runs_dir=f"{output_dir}/runs/{trial_id}",
-            callbacks=[ReportUntilLast(eval_steps)],
+            callbacks=[ReportUntilLast(eval_steps, settings.search.unmeasured)],
         )
     except (WorkerGroupError, DoesNotFitError) as error:
         failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else [error]
         if not any(out_of_memory(failure) for failure in failures):
             raise
-        tune.report({settings.search.metric: math.nan, "infeasible": True, EVALUATION: 0})
+        tune.report({**settings.search.unmeasured, "infeasible": True, EVALUATION: 0})
     else:
         # Reported here and not by the callback: if Tune restarts a trial whose training had already finished,
         # this is its only report.
-        metrics = outcome.metrics | {
-            EVALUATION: evaluation_number(outcome.metrics, eval_steps),
-            CHECKPOINT_PATH_KEY: outcome.checkpoint,
-        }
+        metrics = (
+            settings.search.unmeasured
+            | outcome.metrics
+            | {
+                EVALUATION: evaluation_number(outcome.metrics, eval_steps),
+                CHECKPOINT_PATH_KEY: outcome.checkpoint,
+                LAST_CHECKPOINT: outcome.last_checkpoint,
+            }
+        )
         tune.report(metrics)
 
 
 class ReportUntilLast(TuneReportCallback):
-    """Passes the reports of a run to Tune, except that of the last step, and numbers them."""
+    """Passes the reports of a run to Tune, except that of the last step, and numbers them.
 
-    def __init__(self, eval_steps: float | None) -> None:
+    Args:
+        unmeasured: a value of every objective, for those that a report misses.
+    """
+
+    def __init__(self, eval_steps: float | None, unmeasured: Mapping[str, float]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.eval_steps = eval_steps
+        self.eval_steps, self.unmeasured = eval_steps, unmeasured
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
     ) -> None:
         first = metrics[0]
-        if first["step"] < first["max_steps"]:
-            numbered = {**first, EVALUATION: evaluation_number(first, self.eval_steps)}
+        if not has_ended(first):
+            numbered = {**self.unmeasured, **first, EVALUATION: evaluation_number(first, self.eval_steps)}
             super().after_report(run_context, [numbered], checkpoint)
 
 

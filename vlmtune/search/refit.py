@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 def refit(settings: Settings, store: Store, folder: str, cluster: Cluster) -> tuple[str, Store]:
     """Train the best trial's settings on all rows but the test rows.
 
-    What this run measures on evaluation rows means nothing, because it trains on them. The numbers of the
-    search stay the adapter's numbers.
+    What this run measures on evaluation rows means nothing, because it trains on them. So its last checkpoint
+    counts, and the numbers of the search stay the adapter's numbers.
 
     Args:
         folder: output folder of the search.
@@ -27,5 +27,6 @@ def refit(settings: Settings, store: Store, folder: str, cluster: Cluster) -> tu
     whole = Store(store.folder, train_splits=(TRAIN, EVAL), model=store.model)
     text = f"the best values once more, on {len(whole.rows_of(TRAIN))} rows: train and eval"
     logger.info(console_line("Refit", text))
-    outcome = train_with_runner(settings, whole, f"{folder}/tune/refit", cluster, lambda _: None)
+    to_its_end = settings.replace(load_best_model_at_end=False, early_stopping_patience=None)
+    outcome = train_with_runner(to_its_end, whole, f"{folder}/tune/refit", cluster, lambda _: None)
     return outcome.checkpoint, whole

@@ -34,6 +34,7 @@ def run_search(settings: Settings) -> SearchResult:
         SearchInterrupted: Ctrl-C. The search can be resumed.
     """
     session = Session.open(settings, SEARCH, check_search)
+    session = replace(session, settings=judged_by_best(session.settings))
     settings, folder = session.settings, session.folder
     space = usable_space(session)
     announce(settings, space, session.cluster)
@@ -54,6 +55,12 @@ def run_search(settings: Settings) -> SearchResult:
         return write_results(session, space, trial_results(grid), curves_of(grid, settings.search.metric))
     except KeyboardInterrupt:
         raise SearchInterrupted(folder) from None
+
+
+def judged_by_best(settings: Settings) -> Settings:
+    """The settings with `load_best_model_at_end`, unless it is switched off."""
+    chosen = settings.training.load_best_model_at_end
+    return settings.replace(load_best_model_at_end=True) if chosen is None else settings
 
 
 def check_search(settings: Settings) -> None:

@@ -1,32 +1,51 @@
 """Optuna as Ray Tune's search algorithm, with the true state of trials that did not run to their end."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
-from vlmtune.compat.ray_tune import completed_trials, optuna_trial
+from vlmtune.compat.ray_tune import completed_trials, optuna_study, optuna_trial
 from vlmtune.packed.messages import FAILURE
+from vlmtune.search.first_points import (
+    BASELINE,
+    EARLIER,
+    MODEL,
+    RECIPE,
+    SPREAD,
+    STARTUP,
+    FirstPoints,
+    recipe_parameters,
+    separate_recipe,
+    usual_rate,
+)
+from vlmtune.search.isolated_trial import GRID_POINT, PROPOSAL
 from vlmtune.search.space import Space
+from vlmtune.training.best_evaluation import has_ended
 from vlmtune.training.meter import EVALUATION
 
 CONSTRAINT = "infeasible"  # name of Optuna's constraint: above 0 for a trial that does not fit in memory
 
 
-def make_tpe(seed: int) -> optuna.samplers.BaseSampler:
+def make_tpe(seed: int, startup: int = STARTUP) -> optuna.samplers.BaseSampler:
     """TPE that draws all options together and takes running trials into account.
 
     Of 16 combinations of its options this one does best, with one trial at a time or with 16 (docs/LOG.md,
     2026-11-25).
     """
-    return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+    return optuna.samplers.TPESampler(
+        seed=seed, multivariate=True, constant_liar=True, n_startup_trials=startup
+    )
 
 
 class TrialSampler(OptunaSearch):
-    """OptunaSearch that differs in the state that Optuna is told when a trial ends.
+    """OptunaSearch with first proposals of its own, and with the true state of trials that did not end.
+
+    The first proposals are the baseline, the recipe, points of earlier searches, and `FirstPoints` until
+    `startup` trials have ended. All later ones are the model's.
 
     - A stopped trial is PRUNED with the values that it reported. OptunaSearch tells COMPLETE with its early
       value, which biases TPE.
@@ -35,12 +54,31 @@ class TrialSampler(OptunaSearch):
 
     With `more` metrics the study has several objectives. Optuna then takes no intermediate values, so that a
     stopped trial is PRUNED without any, and ranks behind all complete trials.
+
+    Attributes:
+        origins: where each trial's values come from, by trial id in the order of proposal.
     """
 
     def __init__(
-        self, space: Space, *, metric: str, mode: str, seed: int, more: Mapping[str, str] | None = None
+        self,
+        space: Space,
+        *,
+        metric: str,
+        mode: str,
+        seed: int,
+        more: Mapping[str, str] | None = None,
+        width: int | None = None,
+        earlier: Sequence[Mapping[str, Any]] = (),
+        startup: int = STARTUP,
     ) -> None:
-        """`more`: the mode of each further metric, by name."""
+        """Make the searcher of a new search.
+
+        Args:
+            more: the mode of each further metric, by name.
+            width: the hidden size of the model.
+            earlier: points of earlier searches, as Optuna's parameters.
+            startup: the number of trials that end before the model proposes any.
+        """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.objectives = {metric: mode, **(more or {})}
         names, modes = (list(self.objectives), list(self.objectives.values())) if more else (metric, mode)
@@ -48,18 +86,60 @@ class TrialSampler(OptunaSearch):
             space,
             metric=names,
             mode=modes,
-            sampler=make_tpe(seed),
+            sampler=make_tpe(seed, startup),
             points_to_evaluate=[space.baseline_parameters()],
         )
+        self.origins: dict[str, str] = {}
+        self.startup = startup
+        self._recipe, self._separate = recipe_parameters(space), separate_recipe(space)
+        self._earlier = [dict(point) for point in earlier]
+        usual = None if width is None else usual_rate(width)
+        self._first_points = FirstPoints(space.distributions, usual, seed)
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        """The values of a trial under GRID_POINT, and where they come from under PROPOSAL."""
+        if trial_id not in self.origins:
+            self.origins[trial_id] = self._next_origin()
+        origin = self.origins[trial_id]
+        values = self._separate if self._is_separate(trial_id) else super().suggest(trial_id)
+        return {GRID_POINT: values, PROPOSAL: origin}
+
+    def _next_origin(self) -> str:
+        """Where the next trial's values come from; enqueues them, unless they are the model's."""
+        known = list(self.origins.values())
+        if not known:
+            return BASELINE
+        if RECIPE not in known and self._separate is not None:
+            return RECIPE
+        study = optuna_study(self)
+        if RECIPE not in known and self._recipe is not None:
+            study.enqueue_trial(self._recipe)
+            return RECIPE
+        if (tried := known.count(EARLIER)) < len(self._earlier):
+            study.enqueue_trial(self._earlier[tried])
+            return EARLIER
+        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        if len(ended) >= self.startup:
+            return MODEL
+        study.enqueue_trial(self._first_points[known.count(SPREAD)])
+        return SPREAD
+
+    def _is_separate(self, trial_id: str) -> bool:
+        """Whether a trial is the recipe, run beside the search because the space does not have it."""
+        return self._separate is not None and self.origins.get(trial_id) == RECIPE
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if trial_id in completed_trials(self) or result.get("infeasible") or len(self.objectives) > 1:
+        if self._is_separate(trial_id) or trial_id in completed_trials(self):
+            return
+        if result.get("infeasible") or len(self.objectives) > 1:
             return
         optuna_trial(self, trial_id).report(result[self.metric], result[EVALUATION])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
+        if self._is_separate(trial_id):
+            return
         if trial_id in completed_trials(self):
             # It failed, and ran again in the resumed search. Optuna keeps the first state.
             return
@@ -70,7 +150,7 @@ class TrialSampler(OptunaSearch):
         infeasible = bool(result.get("infeasible"))
         trial.set_constraint(CONSTRAINT, float(infeasible))
         finite = all(math.isfinite(result[name]) for name in self.objectives)
-        if infeasible or result["step"] < result["max_steps"] or not finite:
+        if infeasible or not has_ended(result) or not finite:
             self.on_trial_result(
                 trial_id, result
             )  # Tune does not pass on the result at which it stops a trial

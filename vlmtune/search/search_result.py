@@ -22,12 +22,14 @@ class SearchResult:
         best_trial: the trial that it is from.
         best_number: the number of that trial, counted from 1.
         baseline_trial: the trial of the baseline (the config's values); None if it did not complete.
+        recipe_trial: the trial of the recipe, in the search or beside it; None if it did not complete.
         metrics: the best trial's last report: `eval_loss`, `step`, `seconds`, `peak_memory` (GB of 2**30
             bytes), and others.
         trials: one row for each trial, in the order in which they were proposed. Columns: `trial_id`, every
-            searched value, `state` ("COMPLETE", "PRUNED", "FAILED" or "INFEASIBLE"), `eval_loss`, `steps`,
-            `seconds`, `tokens_per_second`, `peak_memory` (GB), the other objectives, and with several
-            objectives `pareto` (whether no other trial dominates this one).
+            searched value, `proposal` (where its values come from), `state` ("COMPLETE", "PRUNED", "FAILED"
+            or "INFEASIBLE"), `eval_loss`, `steps`, `seconds`, `tokens_per_second`, `peak_memory` (GB), the
+            other objectives, and with several objectives `pareto` (whether no other trial dominates this
+            one).
         objectives: the mode of each objective, "min" or "max"; the first one decided which trial is best.
         searched: flag names of the options that varied.
         comparison: base, baseline and best adapter on test rows, or why they were not compared; None if
@@ -44,6 +46,7 @@ class SearchResult:
     best_trial: TrialResult
     best_number: int
     baseline_trial: TrialResult | None
+    recipe_trial: TrialResult | None
     metrics: Mapping[str, Any]
     trials: "pd.DataFrame"
     objectives: Mapping[str, str]

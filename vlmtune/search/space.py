@@ -133,7 +133,7 @@ class Space:
         }
         if is_baseline:
             return {**self.baseline, **_typed(drawn), **self.constants}
-        return self._complete(drawn)
+        return self.complete(drawn)
 
     def grid(self) -> list[dict[str, Any]]:
         """Every point of a grid, the last option varying fastest; the baseline comes first if it is one.
@@ -143,7 +143,7 @@ class Space:
         """
         if not self.is_grid:
             raise TypeError("only a space that is all grid can be listed")
-        points = [self._complete(drawn) for drawn in self._combinations()]
+        points = [self.complete(drawn) for drawn in self._combinations()]
         baseline = {**self.baseline, **self.constants}
         return sorted(points, key=lambda point: point != baseline)
 
@@ -152,14 +152,14 @@ class Space:
         first = {name: one.ends[0] for name, one in self.distributions.items()}
         each = ({**first, name: end} for name, one in self.distributions.items() for end in one.ends)
         combinations = itertools.islice(self._combinations(), MAX_CORNERS)
-        return (self._complete(drawn) for drawn in itertools.chain(each, combinations))
+        return (self.complete(drawn) for drawn in itertools.chain(each, combinations))
 
     def _combinations(self) -> Iterator[dict[str, Any]]:
         """Every combination of ends: all values of a choice or grid, and both bounds of a range."""
         for values in itertools.product(*(one.ends for one in self.distributions.values())):
             yield dict(zip(self.distributions, values, strict=True))
 
-    def _complete(self, drawn: dict[str, Any]) -> dict[str, Any]:
+    def complete(self, drawn: dict[str, Any]) -> dict[str, Any]:
         """Drawn values with the values of the expressions and constants, typed and in order."""
         values = _typed(drawn)
         for name, expression in self.expressions.items():

@@ -26,6 +26,7 @@ _FIXED: dict[str, tuple[str, ...]] = {
     "all trials see the same split and order of rows": ("seed", "full_determinism"),
     "all trials are evaluated alike, at the same moments": (
         *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size"),
+        *("load_best_model_at_end", "early_stopping_patience", "early_stopping_threshold"),
     ),
     "it does not change what is learned": (
         *("output_dir", "use_cpu", "bf16", "fp16", "tf32", "gradient_checkpointing"),

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from vlmtune.console import console_line, format_value
 from vlmtune.search.comparison import Comparison, NoComparison
+from vlmtune.search.first_points import proposals_text
 from vlmtune.search.search_result import SearchResult
 from vlmtune.search.trial_results import STATES
 
@@ -30,6 +31,7 @@ def _lines(result: SearchResult) -> Iterator[str]:
     states = result.trials["state"].tolist()
     counts = (f"{states.count(state)} {state.lower()}" for state in STATES if state in states)
     yield console_line("Trials", ", ".join(counts))
+    yield console_line("Proposals", proposals_text(result.trials["proposal"].tolist()))
     refit = ""
     if result.refit_rows is not None:
         refit = f" (trained once more on the {result.refit_rows} rows of train and eval)"
@@ -45,7 +47,7 @@ def _lines(result: SearchResult) -> Iterator[str]:
 def _best(result: SearchResult) -> str:
     metric = next(iter(result.objectives))
     value = format_value(result.best_trial.metrics[metric])
-    baseline = ""
-    if result.baseline_trial is not None:
-        baseline = f" (baseline: {format_value(result.baseline_trial.metrics[metric])})"
+    others = (("baseline", result.baseline_trial), ("recipe", result.recipe_trial))
+    texts = [f"{word}: {format_value(one.metrics[metric])}" for word, one in others if one is not None]
+    baseline = f" ({', '.join(texts)})" if texts else ""
     return f"trial {result.best_number} of {len(result.trials)}: {metric} {value}{baseline}"

@@ -1,7 +1,6 @@
 """The trials of a running search on the console."""
 
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from vlmtune.console import TrialTable
 from vlmtune.packed.messages import FAILURE, NOTES
 from vlmtune.search.isolated_trial import trial_values
 from vlmtune.search.trial_results import FAILED, failure_reason, proposal_number, state_of
+from vlmtune.training.best_evaluation import has_ended
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class TrialConsole(tune.Callback):
     ) -> None:
         for note in result.get(NOTES, ()):
             logger.info(note)
-        if result.get("step", math.inf) < result.get("max_steps", 0):
+        if "step" in result and not has_ended(result):
             self._update(trials, trial, "running", result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:

@@ -15,8 +15,10 @@ from ray import tune
 from vlmtune.compat.ray_tune import trials_of
 from vlmtune.config.settings import Settings
 from vlmtune.packed.messages import FAILURE
-from vlmtune.search.isolated_trial import trial_values
+from vlmtune.search.first_points import GRID
+from vlmtune.search.isolated_trial import PROPOSAL, trial_values
 from vlmtune.storage import filesystem
+from vlmtune.training.best_evaluation import LAST, LAST_CHECKPOINT, has_ended
 
 STATES = COMPLETE, PRUNED, FAILED, INFEASIBLE = "COMPLETE", "PRUNED", "FAILED", "INFEASIBLE"
 # Columns of the table that every search has.
@@ -41,6 +43,7 @@ class TrialResult:
         state: one of STATES.
         metrics: its last report.
         error: why it failed, if so; one line.
+        proposal: where its values come from, see `first_points`.
     """
 
     trial_id: str
@@ -48,11 +51,17 @@ class TrialResult:
     state: str
     metrics: dict[str, Any]
     error: str | None = None
+    proposal: str = GRID
 
     @property
     def checkpoint(self) -> str:
-        """Folder or URI of its last checkpoint."""
+        """Folder or URI of its checkpoint that counts: of its best evaluation, or else the last."""
         return str(self.metrics["checkpoint_path"])
+
+    @property
+    def last_checkpoint(self) -> str:
+        """Folder or URI of the checkpoint after its last step."""
+        return str(self.metrics.get(LAST_CHECKPOINT) or self.checkpoint)
 
     def metric(self, name: str) -> float:
         """A metric of its last report; NaN if it has none."""
@@ -67,7 +76,7 @@ def state_of(metrics: Mapping[str, Any] | None, *, failed: bool) -> str:
         return FAILED
     if metrics.get("infeasible"):
         return INFEASIBLE
-    return COMPLETE if "step" in metrics and metrics["step"] >= metrics["max_steps"] else PRUNED
+    return COMPLETE if "step" in metrics and has_ended(metrics) else PRUNED
 
 
 def failure_reason(traceback: str) -> str:
@@ -97,19 +106,22 @@ def trial_results(grid: tune.ResultGrid) -> list[TrialResult]:
         metrics = dict(result.metrics or {})
         state = state_of(metrics, failed=result.error is not None)
         error = failure_reason(str(result.error)) if result.error else metrics.get(FAILURE)
-        values = trial_values(result.config or {})
-        results.append(TrialResult(trial_id_of(result), values, state, metrics, error))
+        config = result.config or {}
+        values, proposal = trial_values(config), config.get(PROPOSAL, GRID)
+        results.append(TrialResult(trial_id_of(result), values, state, metrics, error, proposal))
     return results
 
 
 def curves_of(grid: tune.ResultGrid, metric: str) -> Curves:
-    """(step, metric) of every report of each trial, by trial_id. NaN and infinite values are left out."""
+    """(step, metric) of every evaluation of each trial, by trial_id. NaN and infinite values are left out."""
     curves: Curves = {}
     for result in (grid[index] for index in range(len(grid))):
         frame = result.metrics_dataframe
         if frame is None or not {"step", metric} <= set(frame.columns):
             continue
-        reports = frame[["step", metric]].astype(float)
+        # With `load_best_model_at_end` a report has the metric of the best evaluation so far.
+        own = f"{LAST}{metric}" if f"{LAST}{metric}" in frame.columns else metric
+        reports = frame[["step", own]].astype(float)
         # A restarted trial reports some steps twice.
         reports = reports[np.isfinite(reports).all(axis=1)].drop_duplicates("step", keep="last")
         curves[trial_id_of(result)] = [(step, value) for step, value in reports.itertuples(index=False)]
@@ -152,11 +164,12 @@ def trials_table(
 ) -> pa.Table:
     """One row for each trial.
 
-    Columns: trial_id, every searched value, state, the MEASURED columns, and the other objectives. With
-    several objectives also `pareto`: whether the trial is on their Pareto front.
+    Columns: trial_id, every searched value, proposal, state, the MEASURED columns, and the other objectives.
+    With several objectives also `pareto`: whether the trial is on their Pareto front.
     """
     columns = {"trial_id": pa.array([one.trial_id for one in results], pa.string())}
     columns |= {name: _value_column([one.values.get(name) for one in results]) for name in names}
+    columns["proposal"] = pa.array([one.proposal for one in results], pa.string())
     columns["state"] = pa.array([one.state for one in results], pa.string())
     measured = [field.name for field in MEASURED]
     others = [pa.field(name, pa.float64()) for name in objectives if name not in measured]

@@ -17,6 +17,7 @@ from vlmtune.cluster import Cluster
 from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError, ModelError
+from vlmtune.search.first_points import separate_recipe, trial_count
 from vlmtune.search.isolated_trial import GRID_POINT, run_trial
 from vlmtune.search.space import Space
 
@@ -122,7 +123,7 @@ def make_packed_runner(
     search = settings.search
     gpu = cluster.workers_use_gpu(settings.run.use_cpu)
     per_engine = trials_at_once(settings, store, "cuda" if gpu else "cpu")
-    total = len(space) if space.is_grid else search.num_samples
+    total = trial_count(space)
     engine_count = int(cluster.gpus) if gpu else max(1, min(int(cluster.cpus), total // TRIALS_WORTH_A_CPU))
     at_once = min(total, search.max_concurrent_trials or per_engine * engine_count)
     engine_count = min(engine_count, at_once)
@@ -192,7 +193,9 @@ def most_demanding(settings: Settings, space: Space) -> Settings:
 
 
 def extreme_settings(settings: Settings, space: Space) -> Iterator[Settings]:
-    """The baseline's settings, and those with the extreme values of the space."""
+    """The baseline's settings, the recipe's where it is run, and those with extreme values of the space."""
     yield settings
+    if (recipe := separate_recipe(space)) is not None:
+        yield settings.replace(**recipe)
     for values in space.corners():
         yield settings.replace(**values)

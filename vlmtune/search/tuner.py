@@ -10,6 +10,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from vlmtune.config.settings import Settings
+from vlmtune.search.first_points import recipe_values, separate_recipe, trial_count
 from vlmtune.search.isolated_trial import GRID_POINT, trial_values
 from vlmtune.search.objectives import mode_of
 from vlmtune.search.sampler import TrialSampler
@@ -69,7 +70,7 @@ def make_tuner(
         mode=search.mode,
         search_alg=None if space.is_grid else make_sampler(settings, space),
         scheduler=make_scheduler(settings, space),
-        num_samples=1 if space.is_grid else search.num_samples,
+        num_samples=1 if space.is_grid else trial_count(space),
         max_concurrent_trials=runner.max_concurrent_trials,
         reuse_actors=runner.reuse_actors,
         time_budget_s=search.time_budget_s,
@@ -77,7 +78,7 @@ def make_tuner(
     )
     return tune.Tuner(
         trainable,
-        param_space={GRID_POINT: tune.grid_search(space.grid())} if space.is_grid else None,
+        param_space={GRID_POINT: tune.grid_search(grid_points(space))} if space.is_grid else None,
         tune_config=config,
         run_config=tune.RunConfig(
             name="tune",
@@ -90,11 +91,20 @@ def make_tuner(
     )
 
 
+def grid_points(space: Space) -> list[dict[str, Any]]:
+    """The points of a grid, and the recipe where it is run beside them."""
+    recipe = separate_recipe(space)
+    return [*space.grid(), *([recipe] if recipe is not None else [])]
+
+
 def make_sampler(settings: Settings, space: Space) -> TrialSampler:
     """Optuna over the space, for one objective or several."""
     search = settings.search
     more = {name: mode_of(name) for name in search.more_metrics or ()}
-    return TrialSampler(space, metric=search.metric, mode=search.mode, seed=settings.training.seed, more=more)
+    width = settings.model.ref.config().get_text_config().hidden_size
+    return TrialSampler(
+        space, metric=search.metric, mode=search.mode, seed=settings.training.seed, more=more, width=width
+    )
 
 
 def diverged(trial_id: str, result: dict[str, Any], *, metric: str) -> bool:
@@ -113,17 +123,19 @@ def make_scheduler(settings: Settings, space: Space) -> TrialScheduler:
 
 
 class BaselineAwareAsha(ASHAScheduler):
-    """ASHA that never stops the baseline, because the result of the search is compared with it."""
+    """ASHA that never stops baseline and recipe, because the result of the search is compared with them."""
 
     def __init__(self, space: Space, grace_period: float, reduction_factor: int) -> None:
         # Fractions are fine; Ray's types ask for whole numbers.
         options: Any = {"time_attr": PROGRESS, "grace_period": grace_period, "max_t": NEVER}
         super().__init__(reduction_factor=reduction_factor, **options)
         self.baseline = {**space.baseline, **space.constants}
+        self.compared = [self.baseline, recipe_values(space)]
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         decision: str = super().on_trial_result(tune_controller, trial, _with_progress(result))
-        return TrialScheduler.CONTINUE if trial_values(trial.config) == self.baseline else decision
+        is_compared = trial_values(trial.config) in self.compared
+        return TrialScheduler.CONTINUE if is_compared else decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         # NaN would spoil the quantiles that other trials are compared with.

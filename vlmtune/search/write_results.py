@@ -15,7 +15,8 @@ from vlmtune.data.store import Store
 from vlmtune.errors import SearchFailedError, UserError
 from vlmtune.evaluation.adapter import TrainedAdapter
 from vlmtune.evaluation.objective import ANSWER_METRICS
-from vlmtune.search.comparison import Comparison, NoComparison, compare
+from vlmtune.search.comparison import BASELINE, RECIPE, Comparison, NoComparison, compare
+from vlmtune.search.first_points import recipe_values
 from vlmtune.search.objectives import objectives_of
 from vlmtune.search.refit import refit
 from vlmtune.search.report.charts import ReportTrials
@@ -35,9 +36,12 @@ from vlmtune.search.trial_results import (
 )
 from vlmtune.session import Session
 from vlmtune.storage import filesystem
-from vlmtune.training.save import save_adapter_folder, write_card_and_metrics
+from vlmtune.training.best_evaluation import BEST_STEP, LAST
+from vlmtune.training.save import copy_adapter, save_adapter_folder, write_card_and_metrics
 
 logger = logging.getLogger(__name__)
+
+LAST_ADAPTER = "last"  # folder in `best/`: the best trial's adapter after its last step, if that is another
 
 
 def write_results(session: Session, space: Space, trials: list[TrialResult], curves: Curves) -> SearchResult:
@@ -52,17 +56,20 @@ def write_results(session: Session, space: Space, trials: list[TrialResult], cur
         raise SearchFailedError(_failure(trials, folder))
     chosen = settings_of(best, settings)
     metrics, trained_on = save_best(session, best, chosen)
-    baseline = baseline_trial(trials, space)
+    baseline, recipe = baseline_trial(trials, space), recipe_trial(trials, space)
     comparison = None
     if settings.search.report:
-        other_baseline = baseline.checkpoint if baseline is not None and baseline is not best else None
-        comparison = compare(chosen, store, session.cluster, f"{folder}/best", other_baseline)
+        others = {BASELINE: baseline, RECIPE: recipe if recipe is not baseline else None}
+        adapters = {
+            name: one.checkpoint for name, one in others.items() if one is not None and one is not best
+        }
+        comparison = compare(chosen, store, session.cluster, f"{folder}/best", adapters)
         if isinstance(comparison, Comparison):
             measured = {**metrics, "test": comparison.to_dict()}
             write_card_and_metrics(
                 f"{folder}/best", chosen, measured, trained_on, comparison.model_card_rows()
             )
-        shown = ReportTrials(trials, curves, objectives_of(settings), best, baseline)
+        shown = ReportTrials(trials, curves, objectives_of(settings), best, baseline, recipe)
         write_report(session, space, chosen, shown, comparison)
     table = trials_table(trials, space.names, objectives_of(settings))
     write_table(table, f"{folder}/trials.parquet")
@@ -72,6 +79,7 @@ def write_results(session: Session, space: Space, trials: list[TrialResult], cur
         best_trial=best,
         best_number=trials.index(best) + 1,
         baseline_trial=baseline,
+        recipe_trial=recipe,
         metrics=metrics,
         trials=table.to_pandas(),
         objectives=objectives_of(settings),
@@ -106,6 +114,8 @@ def save_best(session: Session, best: TrialResult, chosen: Settings) -> tuple[di
     target.create_dir(out, recursive=True)
     pafs.copy_files(inner, out, source_filesystem=source, destination_filesystem=target)
     save_adapter_folder(checkpoint, f"{folder}/best", chosen, metrics, store)
+    if best.last_checkpoint != best.checkpoint and "refit_rows" not in metrics:
+        copy_adapter(best.last_checkpoint, f"{folder}/best/{LAST_ADAPTER}")
     return metrics, store
 
 
@@ -141,13 +151,30 @@ def baseline_trial(trials: Sequence[TrialResult], space: Space) -> TrialResult |
     return next((one for one in trials if one.state == COMPLETE and one.values == values), None)
 
 
+def recipe_trial(trials: Sequence[TrialResult], space: Space) -> TrialResult | None:
+    """The trial of the recipe, in the search or beside it; None if it did not complete."""
+    values = recipe_values(space)
+    return next((one for one in trials if one.state == COMPLETE and one.values == values), None)
+
+
 def own_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
     """The numbers of the training run, without those that Ray Tune adds to a result."""
-    names = ("step", "max_steps", "epoch", "seconds", "peak_memory", "data_wait_fraction", "train_loss")
+    names = (
+        "step",
+        "max_steps",
+        BEST_STEP,
+        "epoch",
+        "seconds",
+        "peak_memory",
+        "data_wait_fraction",
+        "train_loss",
+    )
     return {
         name: value
         for name, value in metrics.items()
-        if name in (*names, *ANSWER_METRICS) or name.startswith("eval_") or name.endswith("_per_second")
+        if name in (*names, *ANSWER_METRICS)
+        or name.startswith(("eval_", f"{LAST}eval_"))
+        or name.endswith("_per_second")
     }
 
 

@@ -7,6 +7,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
+from vlmtune.training.best_evaluation import EvaluationRule
 from vlmtune.training.meter import Meter
 from vlmtune.training.trainer import AdapterTrainer
 
@@ -29,10 +30,13 @@ class ProbeLongestRows(TrainerCallback):
 
 
 class ReportAtEvaluation(TrainerCallback):
-    """Evaluates at the last step too, saves after each evaluation, and reports both together."""
+    """Evaluates at the last step too, saves after each evaluation, and reports both together.
 
-    def __init__(self, meter: Meter, report: ReportResult) -> None:
-        self.meter, self.report = meter, report
+    A run whose patience is over ends with the evaluation that shows it.
+    """
+
+    def __init__(self, meter: Meter, report: ReportResult, rule: EvaluationRule) -> None:
+        self.meter, self.report, self.rule = meter, report, rule
         self.metrics: dict[str, float] = {}
 
     def on_step_end(
@@ -48,9 +52,12 @@ class ReportAtEvaluation(TrainerCallback):
     ) -> TrainerControl:
         self.metrics = kwargs["metrics"]
         control.should_save = True
+        if self.rule.out_of_patience(state.log_history):
+            control.should_training_stop = True
         return control
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         position = {"step": state.global_step, "max_steps": state.max_steps, "epoch": float(state.epoch or 0)}
         folder = f"{args.output_dir}/checkpoint-{state.global_step}"
-        self.report({**self.metrics, **position, **self.meter.summary()}, folder)
+        report = {**self.metrics, **position, **self.meter.summary()}
+        self.report(self.rule.judged(report, self.metrics, state.log_history), folder)

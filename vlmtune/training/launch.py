@@ -25,10 +25,12 @@ from ray.train.torch import TorchTrainer
 from vlmtune.cluster import WORKER_CPUS
 from vlmtune.compat.ray_train import is_worker_loss
 from vlmtune.config.settings import Settings
+from vlmtune.data.split import EVAL
 from vlmtune.data.store import Store
 from vlmtune.data.stream import read_batches, stream_batches
 from vlmtune.errors import UserError
 from vlmtune.storage import filesystem
+from vlmtune.training.best_evaluation import BEST_STEP, LAST, EvaluationRule
 from vlmtune.training.gauges import Gauges
 
 Progress = Callable[[dict[str, Any]], None]
@@ -36,10 +38,14 @@ Progress = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """The last report of a run and the checkpoint that came with it (folder or URI)."""
+    """The last report of a run, the checkpoint that it names, and the last one (folders or URIs).
+
+    They differ where an earlier evaluation counts, see `best_evaluation`.
+    """
 
     metrics: dict[str, Any]
     checkpoint: str
+    last_checkpoint: str | None = None
 
 
 # How often a run resumes from its last checkpoint after a worker died. Ray restarts it without limit where a
@@ -61,8 +67,9 @@ def run_in_process(
 
     def report(metrics: dict[str, Any], folder: str) -> None:
         (Path(folder) / METRICS_FILE).write_text(json.dumps(metrics))
+        kept = (Path(folder), work_dir / f"checkpoint-{metrics.get(BEST_STEP)}")
         for checkpoint in work_dir.glob("checkpoint-*"):
-            if checkpoint != Path(folder):
+            if checkpoint not in kept:
                 shutil.rmtree(checkpoint)
 
     work_dir = Path(output_dir) / "checkpoints"
@@ -79,7 +86,9 @@ def run_in_process(
     checkpoint = last_checkpoint(work_dir)
     if checkpoint is None:
         raise RuntimeError(f"the run in {output_dir} ended without a report")
-    return Outcome(json.loads((Path(checkpoint) / METRICS_FILE).read_text()), checkpoint)
+    metrics = json.loads((Path(checkpoint) / METRICS_FILE).read_text())
+    best = work_dir / f"checkpoint-{metrics[BEST_STEP]}" if BEST_STEP in metrics else checkpoint
+    return Outcome(metrics, str(best), checkpoint)
 
 
 def last_checkpoint(work_dir: Path) -> str | None:
@@ -133,13 +142,27 @@ def run_on_ray(
             storage_path=storage_path,
             name=name,
             callbacks=list(callbacks),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            checkpoint_config=kept_checkpoints(settings, store),
         ),
     )
     result = fit(trainer)
     if result.metrics is None or result.checkpoint is None:
         raise RuntimeError(f"the run {name} ended without a report")
-    return Outcome(result.metrics, result.checkpoint.path)
+    last, best = result.checkpoint.path, result.metrics.get(BEST_STEP)
+    kept = {metrics["step"]: checkpoint.path for checkpoint, metrics in result.best_checkpoints or ()}
+    return Outcome(result.metrics, last if best is None else kept.get(best, last), last)
+
+
+def kept_checkpoints(settings: Settings, store: Store) -> CheckpointConfig:
+    """Keep the last checkpoint, and that of the best evaluation where it counts."""
+    rule = EvaluationRule.of(settings, len(store.rows_of(EVAL)))
+    if not rule.load_best:
+        return CheckpointConfig(num_to_keep=1)
+    # Ray keeps the last one too. It compares the numbers of each report's own evaluation.
+    order: Any = rule.mode
+    return CheckpointConfig(
+        num_to_keep=1, checkpoint_score_attribute=f"{LAST}{rule.metric}", checkpoint_score_order=order
+    )
 
 
 def fit(trainer: TorchTrainer) -> ray.train.Result:

@@ -15,11 +15,13 @@ from transformers.utils import logging as transformers_logging
 from vlmtune.config.settings import Settings
 from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.order import Order
+from vlmtune.data.split import EVAL
 from vlmtune.data.store import Store
 from vlmtune.evaluation.objective import Objective
 from vlmtune.evaluation.try_row import try_row
 from vlmtune.training.adapted_model import adapted_model
 from vlmtune.training.batches import BatchReader, WorkerBatches
+from vlmtune.training.best_evaluation import EvaluationRule
 from vlmtune.training.callbacks import ProbeLongestRows, ReportAtEvaluation, ReportResult
 from vlmtune.training.meter import Meter, operations_per_token
 from vlmtune.training.step_plan import plan_step
@@ -53,7 +55,8 @@ def train(
         DoesNotFitError: not even one row at a time would fit in the GPU's memory.
         DataError: a row for training does not fit `max_length`, and `on_long_row` is not "skip".
     """
-    if checkpoint is not None and _has_ended(checkpoint):
+    rule = EvaluationRule.of(settings, len(store.rows_of(EVAL)))
+    if checkpoint is not None and _has_ended(checkpoint, rule):
         return None  # its last report has been made
     transformers_logging.disable_progress_bar()
     kept = fitting_rows(store, settings.training.max_length, settings.data.on_long_row)
@@ -86,7 +89,7 @@ def train(
     trainer.remove_callback(PrinterCallback)
     if args.device.type == "cuda":
         trainer.add_callback(ProbeLongestRows(trainer))
-    trainer.add_callback(ReportAtEvaluation(meter, report))
+    trainer.add_callback(ReportAtEvaluation(meter, report, rule))
     trainer.train(resume_from_checkpoint=checkpoint)
     meter.close()
     return model
@@ -98,7 +101,7 @@ def _trainer_state(checkpoint: str) -> dict[str, Any]:
     return state
 
 
-def _has_ended(checkpoint: str) -> bool:
-    """Whether the run of a checkpoint had done all its steps. The Trainer itself would do one more."""
+def _has_ended(checkpoint: str, rule: EvaluationRule) -> bool:
+    """Whether the run of a checkpoint had ended. The Trainer itself would do one more step."""
     state = _trainer_state(checkpoint)
-    return bool(state["global_step"] >= state["max_steps"])
+    return state["global_step"] >= state["max_steps"] or rule.out_of_patience(state["log_history"])

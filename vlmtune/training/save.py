@@ -31,9 +31,16 @@ def save_adapter_folder(
     """Write adapter, processor, `config.yaml`, model card and `metrics.json`, which marks a finished run.
 
     Args:
-        checkpoint: folder or URI of the run's last checkpoint.
+        checkpoint: folder or URI of the run's checkpoint that counts.
         settings: all that is needed to repeat the run.
     """
+    copy_adapter(checkpoint, folder)
+    write_text(f"{folder}/config.yaml", settings_yaml(settings))
+    write_card_and_metrics(folder, settings, metrics, store)
+
+
+def copy_adapter(checkpoint: str, folder: str) -> None:
+    """Copy adapter and processor of a checkpoint into a folder; both are folders or URIs."""
     source, inner = filesystem(checkpoint)
     target, out = filesystem(folder)
     target.create_dir(out, recursive=True)
@@ -46,8 +53,6 @@ def save_adapter_folder(
                 source_filesystem=source,
                 destination_filesystem=target,
             )
-    write_text(f"{folder}/config.yaml", settings_yaml(settings))
-    write_card_and_metrics(folder, settings, metrics, store)
 
 
 def write_card_and_metrics(

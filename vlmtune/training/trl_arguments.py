@@ -35,6 +35,7 @@ def training_arguments(settings: Settings, work_dir: str, *, checkpointing: bool
             **own,
             "remove_unused_columns": False,
             "save_strategy": "no",
+            "load_best_model_at_end": False,  # `best_evaluation` chooses the checkpoint, in both runners
             "output_dir": work_dir,
             "use_cpu": not gpu,
             "bf16": has_bf16 if bf16 is None else bf16,

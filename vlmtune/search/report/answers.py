@@ -7,12 +7,25 @@ from vlmtune.evaluation.actors import BASE
 from vlmtune.evaluation.metrics import MetricEstimate
 from vlmtune.evaluation.verdict import format_difference
 from vlmtune.html_page import section, table
-from vlmtune.search.comparison import BASELINE, BEST, ComparedRow, Comparison, format_metric, worst_first
+from vlmtune.search.comparison import (
+    BASELINE,
+    BEST,
+    RECIPE,
+    ComparedRow,
+    Comparison,
+    format_metric,
+    worst_first,
+)
 
 GALLERY_ROWS = 20
 TEXT_LENGTH = 400  # characters of a question or answer in the gallery
-MODELS = {BASE: "the base alone", BASELINE: "the baseline (the config's values)", BEST: "the best adapter"}
-SHORT_NAMES = {BASE: "base", BASELINE: "baseline", BEST: "best"}  # for a table on a phone
+MODELS = {
+    BASE: "the base alone",
+    BASELINE: "the baseline (the config's values)",
+    RECIPE: "the recipe (no search)",
+    BEST: "the best adapter",
+}
+SHORT_NAMES = {BASE: "base", BASELINE: "baseline", RECIPE: "recipe", BEST: "best"}  # for a table on a phone
 REFIT_NOTE = (
     "The best adapter was trained once more for this, on the evaluation rows too; the plots show its trial "
     "in the search. "
@@ -51,7 +64,10 @@ def before_and_after(comparison: Comparison, *, refit: bool) -> str:
 def _mae_note(comparison: Comparison) -> str:
     if "mae" not in comparison.metrics:
         return ""
-    return "; mae is the mean absolute error of the number in it"
+    return (
+        "; mae is the mean absolute error of the number in it, an answer without a number counts as 0, and "
+        "number rate is the share of answers with one"
+    )
 
 
 def _cell(name: str, estimate: MetricEstimate | None, *, bold: bool) -> str:

@@ -20,6 +20,7 @@ class ReportTrials:
         objectives: the mode of each objective; charts are of the first one.
         best: the best trial.
         baseline: the trial of the baseline (the config's values); None if it did not complete.
+        recipe: that of the recipe, likewise.
     """
 
     results: Sequence[TrialResult]
@@ -27,6 +28,7 @@ class ReportTrials:
     objectives: Mapping[str, str]
     best: TrialResult
     baseline: TrialResult | None
+    recipe: TrialResult | None = None
 
     @property
     def metric(self) -> str:

@@ -114,7 +114,7 @@ def repeat_section(report: SearchReport) -> str:
         "data": f"{settings.data.data_path}, key {report.data_key}",
         "config": f"best/config.yaml, sha256 {hashlib.sha256(config.encode()).hexdigest()}",
         "rows": ", ".join(f"{count:,} {split}" for split, count in report.counts.items()),
-        "seed": str(settings.training.seed),
+        "seeds": f"{settings.training.seed}, of the split {settings.data.split_seed}",
         "trials ran": f"{settings.search.trial_runner}; {complete} to their end",
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
     }

@@ -48,6 +48,8 @@ def verdict(report: SearchReport) -> str:
         lines += [best, _on_evaluation_rows(trials)]
         if trials.best is trials.baseline:
             lines.append("Searching found nothing better than the baseline (the config's values)")
+        elif trials.best is trials.recipe:
+            lines.append("Searching found nothing better than the recipe, which needs no search")
         words = set(verdicts.values())
         colour = "stop" if WORSE in words else "ready" if words == {BETTER} else "unsure"
     listing = "".join(f"<li>{escape(line)}</li>" for line in lines)
@@ -58,6 +60,8 @@ def _on_evaluation_rows(trials: ReportTrials) -> str:
     baseline = ""
     if trials.baseline is not None:
         baseline = f", the baseline (the config's values) {format_value(trials.value(trials.baseline))}"
+    if trials.recipe is not None:
+        baseline += f", the recipe (no search) {format_value(trials.value(trials.recipe))}"
     best = format_value(trials.value(trials.best))
     return f"{trials.metric} on the evaluation rows, which the search saw: {best}{baseline}"
 

@@ -1,0 +1,168 @@
+"""The points that a search tries before it has results to learn from.
+
+The baseline (the config's values), the community recipe, then points spread over the space, denser around the
+learning rate that usually suits a model of this width. A search of 16 trials, 16 at once, tries nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from statistics import NormalDist
+from typing import Any
+
+from vlmtune.config.flag_table import flag
+from vlmtune.errors import ConfigError
+from vlmtune.search.distributions import Categorical, Distribution, Numeric
+from vlmtune.search.space import Space
+
+# Where the values of a trial come from, as `trials.parquet` and the console name it.
+BASELINE, RECIPE, SPREAD, MODEL, GRID, EARLIER = "baseline", "recipe", "spread", "model", "grid", "earlier"
+
+# The learning rate that usually suits a LoRA adapter of a model of a width: 5e-4 at 2000, and less the wider
+# the model. The form and the exponent are those of Thinking Machines' "LoRA Without Regret" (2025) for Llama.
+USUAL_RATE, USUAL_WIDTH, WIDTH_EXPONENT = 5e-4, 2000, 0.781
+SPREAD_OF_RATE = math.log(3.0)  # standard deviation of the log rate around the usual one
+TRIALS_WORTH_A_RECIPE = 8  # fewer trials are not worth one more run to compare them with
+STARTUP = 6  # trials that end before the model proposes any
+EVERYWHERE = 3  # every third point is uniform in the rate, in case the usual one is wrong here
+
+
+def usual_rate(width: int) -> float:
+    """The learning rate that usually suits adapters of a model with this hidden size."""
+    return USUAL_RATE * float((USUAL_WIDTH / width) ** WIDTH_EXPONENT)
+
+
+def recipe_values(space: Space) -> dict[str, Any] | None:
+    """The option values of the recipe: those that the space names, and the recipe's own; None without one.
+
+    Raises:
+        ConfigError: the recipe names an unknown option, or a value that it cannot have.
+    """
+    recipe = space.settings.search.recipe
+    if recipe is None:
+        return None
+    try:
+        settings = space.settings.replace(**recipe)
+    except ConfigError as error:
+        raise ConfigError(f"recipe: {error}") from None
+    names = [*space.names, *(flag(name).name for name in recipe), *space.constants]
+    return {name: settings.value(name) for name in dict.fromkeys(names)}
+
+
+def recipe_parameters(space: Space) -> dict[str, Any] | None:
+    """The recipe as Optuna's parameters, where the space contains it; else None.
+
+    It does if each of its values can be drawn, or is the config's and not searched.
+    """
+    recipe = recipe_values(space)
+    if recipe is None or space.is_grid:
+        return None
+    fixed = {name: value for name, value in recipe.items() if name not in space.names}
+    if any(space.settings.value(name) != value for name, value in fixed.items()):
+        return None
+    drawn = {name: recipe[name] for name in space.distributions}
+    if not all(one.contains(drawn[name]) for name, one in space.distributions.items()):
+        return None
+    whole = space.complete(drawn)
+    if any(whole[name] != recipe[name] for name in space.names):
+        return None
+    return {name: one.parameter(drawn[name]) for name, one in space.distributions.items()}
+
+
+def separate_recipe(space: Space) -> dict[str, Any] | None:
+    """The recipe's option values where it is a run beside the search; None where it is a trial of it.
+
+    A grid may contain it, and the baseline may be it. A search of few trials gets no such run.
+    """
+    recipe = recipe_values(space)
+    trials = len(space) if space.is_grid else space.settings.search.num_samples
+    if recipe is None or trials < TRIALS_WORTH_A_RECIPE or recipe_parameters(space) is not None:
+        return None
+    baseline = {name: space.settings.value(name) for name in recipe}
+    points = [*space.grid()] if space.is_grid else []
+    known = [baseline, *({**baseline, **point} for point in points)]
+    return None if recipe in known else recipe
+
+
+def trial_count(space: Space) -> int:
+    """How many trials a search runs, the recipe beside it included."""
+    trials = len(space) if space.is_grid else space.settings.search.num_samples
+    return trials + (separate_recipe(space) is not None)
+
+
+@dataclass(frozen=True)
+class FirstPoints:
+    """Points spread over a space, as Optuna's parameters.
+
+    They are an additive recurrence (M. Roberts' R sequence), shifted by the seed: each few of them are even
+    in every option.
+
+    Attributes:
+        distributions: of the space, by flag name.
+        usual: the usual learning rate for the model; None if the width of the model is not known.
+        seed: of the shift.
+    """
+
+    distributions: Mapping[str, Distribution]
+    usual: float | None
+    seed: int
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """The parameters of a point, from 0."""
+        random = Random(self.seed)
+        root = 2.0
+        for _ in range(50):  # the root of x ** (options + 1) = x + 1
+            root = (1 + root) ** (1 / (len(self.distributions) + 1))
+        parameters = {}
+        for place, (name, one) in enumerate(self.distributions.items(), 1):
+            share = (random.random() + (number + 1) * root**-place) % 1
+            if name == "learning_rate" and number % EVERYWHERE != EVERYWHERE - 1:
+                share = self._towards_usual(one, share)
+            parameters[name] = at_share(one, share)
+        return parameters
+
+    def _towards_usual(self, rates: Distribution, share: float) -> float:
+        """A share of the range of rates, moved so that the rates are normal around the usual one."""
+        if self.usual is None or not isinstance(rates, Numeric) or not rates.log:
+            return share
+        low, high = math.log(rates.low), math.log(rates.high)
+        normal = NormalDist(min(max(math.log(self.usual), low), high), SPREAD_OF_RATE)
+        below, above = normal.cdf(low), normal.cdf(high)
+        quantile = min(max(below + share * (above - below), 1e-12), 1 - 1e-12)
+        return min(max((normal.inv_cdf(quantile) - low) / (high - low), 0.0), 1.0)
+
+
+def at_share(one: Distribution, share: float) -> Any:
+    """The parameter at a share, from 0 to 1, of a distribution."""
+    if isinstance(one, Categorical):
+        return one.parameter(one.values[min(int(share * len(one.values)), len(one.values) - 1)])
+    if one.log:
+        low, high = math.log(one.low), math.log(one.high)
+        value = min(max(math.exp(low + share * (high - low)), one.low), one.high)
+        return round(value) if one.whole else value
+    if one.quantum or one.whole:
+        step = one.quantum or 1
+        steps = min(int(share * ((one.high - one.low) // step + 1)), int((one.high - one.low) // step))
+        value = one.low + steps * step
+        return int(value) if one.whole else value
+    return one.low + share * (one.high - one.low)
+
+
+def proposals_text(origins: Sequence[str]) -> str:
+    """Where the values of a search's trials come from, in a few words."""
+    by_model = origins.count(MODEL)
+    if GRID in origins:
+        return f"{origins.count(GRID)} points of the grid"
+    others = ((SPREAD, "spread over the space"), (EARLIER, "of earlier searches"))
+    texts = [f"{origins.count(kind)} {words}" for kind, words in others if kind in origins]
+    fixed = " and ".join(kind for kind in (BASELINE, RECIPE) if kind in origins)
+    text = f"{by_model} of {len(origins)} by the model, {', '.join([*texts, fixed])}"
+    if not by_model and len(origins) > STARTUP:
+        text += (
+            f"; all had begun before {STARTUP} had ended: a smaller --max_concurrent_trials lets the model "
+            "propose"
+        )
+    return text
