@@ -110,7 +110,7 @@ def test_texts_are_compared_by_their_words_and_a_search_whose_best_is_its_first_
 def test_numbers_that_are_not_counts_are_not_off_by_so_many(reference: str) -> None:
     rows = [answered(row, reference, base="1", best=reference) for row in range(3)]
     found = compare_answers(rows, ["a", "b", "c"], 3, 0)
-    assert found.metrics == ["exact_match", "mae"] and "off by" not in found.summary_line()
+    assert found.metrics == ["exact_match", "mae", "number_rate"] and "off by" not in found.summary_line()
     assert "mae" in found.summary_line()
 
 
