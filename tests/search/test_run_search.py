@@ -112,6 +112,7 @@ def test_the_output_folder_is_laid_out_as_promised(found: tuple[Path, str, list[
         "trials.parquet",
         "report.html",
         "search.yaml",
+        "study.journal",
         "runs",
         "tune",
     }

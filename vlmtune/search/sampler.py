@@ -24,6 +24,7 @@ from vlmtune.search.first_points import (
 )
 from vlmtune.search.isolated_trial import GRID_POINT, PROPOSAL
 from vlmtune.search.space import Space
+from vlmtune.search.study_file import StudyFile
 from vlmtune.training.best_evaluation import has_ended
 from vlmtune.training.meter import EVALUATION
 
@@ -70,6 +71,7 @@ class TrialSampler(OptunaSearch):
         width: int | None = None,
         earlier: Sequence[Mapping[str, Any]] = (),
         startup: int = STARTUP,
+        study_file: StudyFile | None = None,
     ) -> None:
         """Make the searcher of a new search.
 
@@ -78,6 +80,7 @@ class TrialSampler(OptunaSearch):
             width: the hidden size of the model.
             earlier: points of earlier searches, as Optuna's parameters.
             startup: the number of trials that end before the model proposes any.
+            study_file: where the study is written after each trial.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.objectives = {metric: mode, **(more or {})}
@@ -90,7 +93,7 @@ class TrialSampler(OptunaSearch):
             points_to_evaluate=[space.baseline_parameters()],
         )
         self.origins: dict[str, str] = {}
-        self.startup = startup
+        self.startup, self._study_file = startup, study_file
         self._recipe, self._separate = recipe_parameters(space), separate_recipe(space)
         self._earlier = [dict(point) for point in earlier]
         usual = None if width is None else usual_rate(width)
@@ -101,7 +104,10 @@ class TrialSampler(OptunaSearch):
         if trial_id not in self.origins:
             self.origins[trial_id] = self._next_origin()
         origin = self.origins[trial_id]
-        values = self._separate if self._is_separate(trial_id) else super().suggest(trial_id)
+        if self._is_separate(trial_id):
+            return {GRID_POINT: self._separate, PROPOSAL: origin}
+        values = super().suggest(trial_id)
+        optuna_trial(self, trial_id).set_user_attr(PROPOSAL, origin)
         return {GRID_POINT: values, PROPOSAL: origin}
 
     def _next_origin(self) -> str:
@@ -140,6 +146,12 @@ class TrialSampler(OptunaSearch):
     ) -> None:
         if self._is_separate(trial_id):
             return
+        self._tell(trial_id, result, error)
+        if self._study_file is not None:
+            self._study_file.write(optuna_study(self))
+
+    def _tell(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
+        """Tell Optuna how a trial ended."""
         if trial_id in completed_trials(self):
             # It failed, and ran again in the resumed search. Optuna keeps the first state.
             return

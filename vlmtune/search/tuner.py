@@ -15,6 +15,7 @@ from vlmtune.search.isolated_trial import GRID_POINT, trial_values
 from vlmtune.search.objectives import mode_of
 from vlmtune.search.sampler import TrialSampler
 from vlmtune.search.space import Space
+from vlmtune.search.study_file import STUDY_FILE, StudyFile
 from vlmtune.search.trial_runners import TrialRunner
 
 # CPUs of a trial's driver, which only waits for its workers. With a whole CPU for each driver, none would be
@@ -68,7 +69,7 @@ def make_tuner(
     config = tune.TuneConfig(
         metric=search.metric,
         mode=search.mode,
-        search_alg=None if space.is_grid else make_sampler(settings, space),
+        search_alg=None if space.is_grid else make_sampler(settings, space, output_dir),
         scheduler=make_scheduler(settings, space),
         num_samples=1 if space.is_grid else trial_count(space),
         max_concurrent_trials=runner.max_concurrent_trials,
@@ -97,13 +98,20 @@ def grid_points(space: Space) -> list[dict[str, Any]]:
     return [*space.grid(), *([recipe] if recipe is not None else [])]
 
 
-def make_sampler(settings: Settings, space: Space) -> TrialSampler:
+def make_sampler(settings: Settings, space: Space, output_dir: str) -> TrialSampler:
     """Optuna over the space, for one objective or several."""
     search = settings.search
     more = {name: mode_of(name) for name in search.more_metrics or ()}
-    width = settings.model.ref.config().get_text_config().hidden_size
+    named = settings.model.model_name_or_path is not None
+    width = settings.model.ref.config().get_text_config().hidden_size if named else None
     return TrialSampler(
-        space, metric=search.metric, mode=search.mode, seed=settings.training.seed, more=more, width=width
+        space,
+        metric=search.metric,
+        mode=search.mode,
+        seed=settings.training.seed,
+        more=more,
+        width=width,
+        study_file=StudyFile(f"{output_dir}/{STUDY_FILE}", [search.metric, *more]),
     )
 
 
