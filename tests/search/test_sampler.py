@@ -12,6 +12,7 @@ from vlmtune.search.first_points import EARLIER, MODEL, RECIPE, SPREAD
 from vlmtune.search.isolated_trial import trial_values
 from vlmtune.search.sampler import CONSTRAINT, TrialSampler
 from vlmtune.search.space import Space
+from vlmtune.search.warm_start import EarlierTrials
 from vlmtune.training.meter import EVALUATION
 
 BASELINE = Settings.from_flags({"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4})
@@ -222,7 +223,7 @@ def test_the_first_proposals_are_baseline_recipe_and_points_spread_around_the_us
 
 def test_points_of_earlier_searches_come_before_the_spread_ones() -> None:
     space = Space.parse(SPACE, BASELINE.replace(recipe=None))
-    earlier = [{"lora_r": 4, "learning_rate": 3e-3}]
+    earlier = EarlierTrials(points=[{"lora_r": 4, "learning_rate": 3e-3}])
     searcher = TrialSampler(space, metric="eval_loss", mode="min", seed=0, earlier=earlier)
     values = [propose(searcher, str(number)) for number in range(3)]
     assert origins(searcher) == [FROM_BASELINE, EARLIER, SPREAD]
@@ -240,3 +241,18 @@ def test_a_recipe_that_the_space_does_not_have_runs_beside_the_search() -> None:
     searcher.on_trial_result("b", report(1.0, 1, 3))
     searcher.on_trial_complete("b", result=report(1.0, 4, MOST_STEPS))
     assert len(searcher._ot_study.trials) == 2, "Optuna does not know of it"
+
+
+def test_trials_of_the_same_problem_are_observations_from_which_the_model_proposes() -> None:
+    space = Space.parse(SPACE, BASELINE.replace(recipe=None))
+    seen = [
+        ({"lora_r": 4, "learning_rate": 10**-power}, abs(power - 3)) for power in (2, 2.5, 3, 3.5, 4, 4.5)
+    ]
+    earlier = EarlierTrials(observations=seen)
+    searcher = TrialSampler(space, metric="eval_loss", mode="min", seed=0, earlier=earlier)
+    first, second = propose(searcher, "a"), propose(searcher, "b")
+    assert first == {"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4}, "the baseline is the first trial"
+    assert origins(searcher) == [FROM_BASELINE, MODEL]
+    stored = searcher._ot_study.trials
+    assert [trial.value for trial in stored[1:7]] == [value for _, value in seen]
+    assert second["lora_r"] in (4, 8, 64)

@@ -280,6 +280,11 @@ class SearchSettings:
         "search space does not have them one run more, so that the search is compared with them too; none: "
         "no such run.",
     )
+    warm_start: list[str] | None = option(
+        None,
+        "Output folders of earlier searches. Trials of the same problem count as observations; of others the "
+        "best values are tried first, with a tenth of the trials.",
+    )
     num_samples: int = option(16, "Trials to run. A space that is all grid runs every combination instead.")
     max_concurrent_trials: int | None = option(
         None, "Trials that run at once. By default, as many as the resources allow."

@@ -18,6 +18,7 @@ from vlmtune.search.trial_console import TrialConsole
 from vlmtune.search.trial_results import curves_of, trial_results
 from vlmtune.search.trial_runners import make_runner
 from vlmtune.search.tuner import run_trials
+from vlmtune.search.warm_start import read_earlier_trials
 from vlmtune.search.write_results import write_results
 from vlmtune.session import SEARCH, Session
 
@@ -40,6 +41,7 @@ def run_search(settings: Settings) -> SearchResult:
     announce(settings, space, session.cluster)
     if settings.search.report and (warning := few_rows_warning(len(session.store.rows_of(TEST)))):
         logger.info(console_line("Test", f"{warning}; give more rows, or a larger --test_fraction"))
+    earlier = None if session.resumed else read_earlier_trials(settings, space, session.store.meta.key)
     runner = make_runner(settings, space, session.store, folder, session.cluster)
     session.claim()
     for line in (console_line("Trials", runner.description), *runner.notes):
@@ -48,7 +50,7 @@ def run_search(settings: Settings) -> SearchResult:
     # With Tune's own handler, Ctrl-C would look like the end of the search.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     try:
-        grid = run_trials(settings, space, folder, console, runner, resume=session.resumed)
+        grid = run_trials(settings, space, folder, console, runner, resume=session.resumed, earlier=earlier)
         runner.close()
         # What repeats the best trial must train it in the same way.
         session = replace(session, settings=settings.replace(trial_runner=runner.kind))

@@ -1,7 +1,7 @@
 """Optuna as Ray Tune's search algorithm, with the true state of trials that did not run to their end."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
@@ -25,6 +25,7 @@ from vlmtune.search.first_points import (
 from vlmtune.search.isolated_trial import GRID_POINT, PROPOSAL
 from vlmtune.search.space import Space
 from vlmtune.search.study_file import StudyFile
+from vlmtune.search.warm_start import EarlierTrials
 from vlmtune.training.best_evaluation import has_ended
 from vlmtune.training.meter import EVALUATION
 
@@ -69,7 +70,7 @@ class TrialSampler(OptunaSearch):
         seed: int,
         more: Mapping[str, str] | None = None,
         width: int | None = None,
-        earlier: Sequence[Mapping[str, Any]] = (),
+        earlier: EarlierTrials | None = None,
         startup: int = STARTUP,
         study_file: StudyFile | None = None,
     ) -> None:
@@ -78,7 +79,7 @@ class TrialSampler(OptunaSearch):
         Args:
             more: the mode of each further metric, by name.
             width: the hidden size of the model.
-            earlier: points of earlier searches, as Optuna's parameters.
+            earlier: trials of earlier searches.
             startup: the number of trials that end before the model proposes any.
             study_file: where the study is written after each trial.
         """
@@ -95,7 +96,7 @@ class TrialSampler(OptunaSearch):
         self.origins: dict[str, str] = {}
         self.startup, self._study_file = startup, study_file
         self._recipe, self._separate = recipe_parameters(space), separate_recipe(space)
-        self._earlier = [dict(point) for point in earlier]
+        self._earlier = earlier or EarlierTrials()
         usual = None if width is None else usual_rate(width)
         self._first_points = FirstPoints(space.distributions, usual, seed)
 
@@ -115,20 +116,33 @@ class TrialSampler(OptunaSearch):
         known = list(self.origins.values())
         if not known:
             return BASELINE
+        if len(known) == 1:  # `Space` takes Optuna's trial 0 for the baseline
+            self._add_observations()
         if RECIPE not in known and self._separate is not None:
             return RECIPE
         study = optuna_study(self)
         if RECIPE not in known and self._recipe is not None:
             study.enqueue_trial(self._recipe)
             return RECIPE
-        if (tried := known.count(EARLIER)) < len(self._earlier):
-            study.enqueue_trial(self._earlier[tried])
+        if (tried := known.count(EARLIER)) < len(self._earlier.points):
+            study.enqueue_trial(self._earlier.points[tried])
             return EARLIER
         ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
         if len(ended) >= self.startup:
             return MODEL
         study.enqueue_trial(self._first_points[known.count(SPREAD)])
         return SPREAD
+
+    def _add_observations(self) -> None:
+        """Add the trials of earlier searches of the same problem to the study."""
+        study = optuna_study(self)
+        scratch = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        scratch.ask()  # its trial 0 would be the baseline
+        for parameters, value in self._earlier.observations if len(self.objectives) == 1 else ():
+            scratch.enqueue_trial(parameters, user_attrs={PROPOSAL: EARLIER})
+            trial = scratch.ask()
+            self._space(trial)
+            study.add_trial(scratch.tell(trial, value))
 
     def _is_separate(self, trial_id: str) -> bool:
         """Whether a trial is the recipe, run beside the search because the space does not have it."""

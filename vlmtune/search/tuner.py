@@ -17,6 +17,7 @@ from vlmtune.search.sampler import TrialSampler
 from vlmtune.search.space import Space
 from vlmtune.search.study_file import STUDY_FILE, StudyFile
 from vlmtune.search.trial_runners import TrialRunner
+from vlmtune.search.warm_start import EarlierTrials
 
 # CPUs of a trial's driver, which only waits for its workers. With a whole CPU for each driver, none would be
 # left for the workers.
@@ -33,6 +34,7 @@ def run_trials(
     runner: TrialRunner,
     *,
     resume: bool,
+    earlier: EarlierTrials | None = None,
 ) -> tune.ResultGrid:
     """Run all trials of a search; Tune's state goes to `output_dir`/tune.
 
@@ -43,7 +45,7 @@ def run_trials(
     if resume and tune.Tuner.can_restore(folder):
         tuner = restore_tuner(folder, trainable)
     else:
-        tuner = make_tuner(settings, space, output_dir, callback, runner, trainable)
+        tuner = make_tuner(settings, space, output_dir, callback, runner, trainable, earlier)
     grid = tuner.fit()
     if runner.reuse_actors and any(isinstance(error, RayActorError) for error in grid.errors):
         # Tune restarts a trial whose process died, unless the process died while it was given that trial.
@@ -63,13 +65,14 @@ def make_tuner(
     callback: tune.Callback,
     runner: TrialRunner,
     trainable: Any,
+    earlier: EarlierTrials | None = None,
 ) -> tune.Tuner:
     """The tuner of a new search."""
     search = settings.search
     config = tune.TuneConfig(
         metric=search.metric,
         mode=search.mode,
-        search_alg=None if space.is_grid else make_sampler(settings, space, output_dir),
+        search_alg=None if space.is_grid else make_sampler(settings, space, output_dir, earlier),
         scheduler=make_scheduler(settings, space),
         num_samples=1 if space.is_grid else trial_count(space),
         max_concurrent_trials=runner.max_concurrent_trials,
@@ -98,7 +101,9 @@ def grid_points(space: Space) -> list[dict[str, Any]]:
     return [*space.grid(), *([recipe] if recipe is not None else [])]
 
 
-def make_sampler(settings: Settings, space: Space, output_dir: str) -> TrialSampler:
+def make_sampler(
+    settings: Settings, space: Space, output_dir: str, earlier: EarlierTrials | None = None
+) -> TrialSampler:
     """Optuna over the space, for one objective or several."""
     search = settings.search
     more = {name: mode_of(name) for name in search.more_metrics or ()}
@@ -111,6 +116,7 @@ def make_sampler(settings: Settings, space: Space, output_dir: str) -> TrialSamp
         seed=settings.training.seed,
         more=more,
         width=width,
+        earlier=earlier,
         study_file=StudyFile(f"{output_dir}/{STUDY_FILE}", [search.metric, *more]),
     )
 

@@ -1,0 +1,191 @@
+"""What a search takes over from earlier ones (`--warm_start`).
+
+Trials of a search on the same prepared rows and model, with the same other settings, measured what this
+search measures: they become observations. Any other search only says which points are worth a try: its best
+ones are proposed first, at most a tenth of the trials, so that a misleading search costs no more than that.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from vlmtune import storage
+from vlmtune.config import yaml12
+from vlmtune.config.flag_table import flags
+from vlmtune.config.settings import Settings
+from vlmtune.console import console_line
+from vlmtune.errors import ConfigError
+from vlmtune.search.distributions import Categorical
+from vlmtune.search.space import Space
+from vlmtune.search.trial_results import COMPLETE
+
+logger = logging.getLogger(__name__)
+
+SHARE_OF_TRIALS = 10  # one trial in this many tries a point of an earlier search
+# Options that do not change what a trial measures, beside those of the groups `run` and `search`, and the
+# paths of the rows, for which the key of the prepared rows stands.
+_OTHER = ("data_path", "eval_data_path", "image_root", "cache_dir", "cache_size_gb", "no_cache", "seed")
+
+
+@dataclass(frozen=True)
+class EarlierTrials:
+    """Trials of earlier searches, by Optuna's parameters.
+
+    Attributes:
+        observations: (parameters, metric) of trials that count as trials of this search.
+        points: parameters to try first, the most promising one first; some options may be missing.
+    """
+
+    observations: Sequence[tuple[dict[str, Any], float]] = field(default_factory=list)
+    points: Sequence[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class EarlierSearch:
+    """A finished search: its settings, the key of its prepared rows, and the rows of its table of trials."""
+
+    folder: str
+    settings: Settings
+    data_key: str | None
+    rows: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, folder: str) -> "EarlierSearch":
+        """Read the output folder of a finished search.
+
+        Raises:
+            ConfigError: no finished search is there, or its settings cannot be read.
+        """
+        path = storage.absolute(folder)
+        for name in ("search.yaml", "trials.parquet"):
+            if not storage.exists(f"{path}/{name}"):
+                raise ConfigError(
+                    f"--warm_start {folder}: no finished search is there ({name} is missing); name its "
+                    "--output_dir"
+                )
+        try:
+            options = yaml12.load_options(storage.read_text(f"{path}/search.yaml"))
+            settings = Settings.from_flags(options or {})
+        except (ConfigError, yaml12.YamlError) as error:
+            raise ConfigError(f"--warm_start {folder}: search.yaml: {error}") from None
+        metrics = f"{path}/best/metrics.json"
+        key = yaml12.load_value(storage.read_text(metrics)).get("data") if storage.exists(metrics) else None
+        files, inner = storage.filesystem(f"{path}/trials.parquet")
+        return cls(folder, settings, key, pq.read_table(inner, filesystem=files).to_pylist())
+
+    def ranked(self, metric: str, mode: str) -> list[tuple[dict[str, Any], float]]:
+        """The complete trials with their metric, the best first; by eval_loss if it has no such metric."""
+        if any(metric not in row for row in self.rows):
+            metric, mode = "eval_loss", "min"
+        complete = [(row, row[metric]) for row in self.rows if row["state"] == COMPLETE]
+        finite = [
+            (row, float(value)) for row, value in complete if value is not None and math.isfinite(value)
+        ]
+        return sorted(finite, key=lambda one: one[1], reverse=mode == "max")
+
+
+def read_earlier_trials(settings: Settings, space: Space, data_key: str) -> EarlierTrials:
+    """What the searches that `warm_start` names say about this one.
+
+    Args:
+        data_key: of this search's prepared rows.
+
+    Raises:
+        ConfigError: a folder holds no finished search, or the space is a grid.
+    """
+    folders = settings.search.warm_start or []
+    if folders and space.is_grid:
+        raise ConfigError("--warm_start: this search space is a grid, which is run as a whole; leave it out")
+    searches = [EarlierSearch.read(folder) for folder in folders]
+    observations: list[tuple[dict[str, Any], float]] = []
+    others: list[list[dict[str, Any]]] = []
+    for search in sorted(searches, key=lambda one: -similarity(one, settings, data_key)):
+        ranked = search.ranked(settings.search.metric, settings.search.mode)
+        if is_same_problem(search, settings, space, data_key):
+            counted = [(parameters_of(row, space), value) for row, value in ranked if is_point_of(row, space)]
+            observations += counted
+            text = f"{len(counted)} trials of {search.folder} count as observations: the same problem"
+        else:
+            others.append([one for row, _ in ranked if (one := parameters_of(row, space))])
+            text = f"the best values of {search.folder} are tried first: other rows, model or settings"
+        logger.info(console_line("Warm start", text))
+    limit = max(1, settings.search.num_samples // SHARE_OF_TRIALS)
+    return EarlierTrials(observations, list(_in_turn(others))[:limit])
+
+
+def similarity(search: EarlierSearch, settings: Settings, data_key: str) -> int:
+    """How alike an earlier search is: 2 for the same model, 1 for the same rows, 3 for both."""
+    same_model = search.settings.model.model_name_or_path == settings.model.model_name_or_path
+    return 2 * same_model + (search.data_key == data_key)
+
+
+def is_same_problem(search: EarlierSearch, settings: Settings, space: Space, data_key: str) -> bool:
+    """Whether trials of an earlier search measured what this search measures.
+
+    Its rows, metric and all settings that are not searched have to be the same.
+    """
+    earlier = search.settings
+    if search.data_key != data_key or (earlier.search.metric, earlier.search.mode) != (
+        settings.search.metric,
+        settings.search.mode,
+    ):
+        return False
+    searched = {*space.names, *space.constants, *(earlier.search.search_space or {})}
+    compared = [
+        name
+        for name, option in flags().items()
+        if option.group in ("data", "model", "lora", "training") and name not in (*_OTHER, *searched)
+    ]
+    return all(earlier.value(name) == space.settings.value(name) for name in compared)
+
+
+def parameters_of(row: Mapping[str, Any], space: Space) -> dict[str, Any]:
+    """The values of a row of `trials.parquet` that this space contains, as Optuna's parameters."""
+    parameters = {}
+    for name, one in space.distributions.items():
+        value = row.get(name)
+        if isinstance(one, Categorical):
+            # The table has lists as JSON, as Optuna has them.
+            labels = [one.parameter(known) for known in one.values]
+            if value in labels:
+                parameters[name] = value
+        elif one.contains(value):
+            parameters[name] = one.parameter(value)
+    return parameters
+
+
+def is_point_of(row: Mapping[str, Any], space: Space) -> bool:
+    """Whether a trial's searched values, those of expressions and fixed options too, are a point here.
+
+    Args:
+        row: of `trials.parquet`, of a search whose other settings are those of this one.
+    """
+    parameters = parameters_of(row, space)
+    if len(parameters) < len(space.distributions):
+        return False
+    drawn = {}
+    for name, one in space.distributions.items():
+        known = one.values if isinstance(one, Categorical) else [row[name]]
+        drawn[name] = next(value for value in known if one.parameter(value) == parameters[name])
+    here = space.complete(drawn)
+    for name in (one for one in row if one in flags()):
+        value = here[name] if name in here else space.settings.value(name)
+        if row[name] != (json.dumps(value) if isinstance(value, list | dict) else value):
+            return False
+    return True
+
+
+def _in_turn(lists: Sequence[Sequence[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """The first of each list, then the second of each, without repeats."""
+    seen: list[dict[str, Any]] = []
+    for places in zip_longest(*lists):
+        for one in places:
+            if one is not None and one not in seen:
+                seen.append(one)
+                yield one
