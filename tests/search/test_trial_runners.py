@@ -67,6 +67,7 @@ def test_engines_plan_for_the_trial_that_asks_for_most(settings: Settings) -> No
         "lora_target_modules": {"choice": targets},
         "per_device_train_batch_size": {"choice": [1, 8, 2]},
     }
+    settings = settings.replace(recipe=None)
     largest = most_demanding(settings, Space.parse(changed, settings))
     lora = largest.lora
     assert (lora.r, largest.training.max_length, lora.dropout, lora.target_modules) == (
@@ -78,6 +79,9 @@ def test_engines_plan_for_the_trial_that_asks_for_most(settings: Settings) -> No
     assert largest.training.per_device_train_batch_size == 8
     same = most_demanding(settings, Space.parse({"learning_rate": {"uniform": [1e-4, 1e-3]}}, settings))
     assert same == settings
+    recipe = settings.replace(recipe={"lora_r": 32, "lora_target_modules": "all-linear"})
+    beside = most_demanding(recipe, Space.parse({"learning_rate": {"uniform": [1e-4, 1e-3]}}, recipe))
+    assert (beside.lora.r, beside.lora.target_modules) == (32, "all-linear")
 
 
 @pytest.mark.parametrize(("workers", "at_once"), [("1", 2), ("2", 1), ("1:2", 1)])
