@@ -15,7 +15,7 @@ from vlmtune.search.space import Space
 from vlmtune.search.warm_start import EarlierTrials
 from vlmtune.training.meter import EVALUATION
 
-BASELINE = Settings.from_flags({"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4})
+BASELINE = Settings.from_flags({"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4, "recipe": None})
 SPACE = {
     "lora_r": {"choice": [4, 8, 64]},
     "lora_alpha": {"expr": "2 * lora_r"},
@@ -231,7 +231,8 @@ def test_points_of_earlier_searches_come_before_the_spread_ones() -> None:
 
 
 def test_a_recipe_that_the_space_does_not_have_runs_beside_the_search() -> None:
-    settings = BASELINE.replace(num_samples=8)  # its recipe adapts all linear layers
+    # The recipe adapts all linear layers.
+    settings = BASELINE.replace(num_samples=8, recipe=Settings().search.recipe)
     searcher = TrialSampler(Space.parse(SPACE, settings), metric="eval_loss", mode="min", seed=0)
     first, second, third = (propose(searcher, name) for name in ("a", "b", "c"))
     assert first["learning_rate"] == 1e-4

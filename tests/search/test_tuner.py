@@ -39,7 +39,7 @@ from vlmtune.training.launch import worker_resources
 from vlmtune.training.meter import EVALUATION
 
 BASELINE = Settings.from_flags(
-    {"learning_rate": 1.0, "lora_r": 8, "grace_period": 0.25, "reduction_factor": 2}
+    {"learning_rate": 1.0, "lora_r": 8, "grace_period": 0.25, "reduction_factor": 2, "recipe": None}
 )
 SPACE = {"learning_rate": {"uniform": [0.01, 0.5]}, "lora_r": {"choice": [4, 8]}}
 STEPS = 8
@@ -66,9 +66,8 @@ def made_trial() -> Callable[[dict[str, Any]], None]:
         if number == 4:
             raise ValueError("a trial that raises")
         for step in (2, 4, 6, 8):
-            loss = (
-                math.nan if number == 3 and step > 2 else config["learning_rate"] - step / 100 - (number == 3)
-            )
+            rate = config.get("point", config)["learning_rate"]
+            loss = math.nan if number == 3 and step > 2 else rate - step / 100 - (number == 3)
             tune.report({"eval_loss": loss, "step": step, "max_steps": STEPS, EVALUATION: step // 2})
 
     return trial

@@ -95,6 +95,7 @@ class TrialSampler(OptunaSearch):
         )
         self.origins: dict[str, str] = {}
         self.startup, self._study_file = startup, study_file
+        self._values_of = space  # as OptunaSearch has it, but with its type
         self._recipe, self._separate = recipe_parameters(space), separate_recipe(space)
         self._earlier = earlier or EarlierTrials()
         usual = None if width is None else usual_rate(width)
@@ -141,7 +142,7 @@ class TrialSampler(OptunaSearch):
         for parameters, value in self._earlier.observations if len(self.objectives) == 1 else ():
             scratch.enqueue_trial(parameters, user_attrs={PROPOSAL: EARLIER})
             trial = scratch.ask()
-            self._space(trial)
+            self._values_of(trial)
             study.add_trial(scratch.tell(trial, value))
 
     def _is_separate(self, trial_id: str) -> bool:
