@@ -313,6 +313,11 @@ class SearchSettings:
     max_new_tokens: int = option(32, "With a metric of answers: the longest answer, in tokens.")
     mode: Literal["min", "max"] = option("min", "Whether a smaller or a larger metric is better.")
     time_budget_s: float | None = option(None, "Seconds after which no more trials run.")
+    confirm: str | None = option(
+        "3x2",
+        "After a search of at least 12 trials, train so many of the best again with so many other seeds, and "
+        "choose the winner by the mean; none: choose by the search's own seed.",
+    )
     refit: bool = option(
         False, "After the search, train the best values once more, alone and on the full training data."
     )

@@ -10,6 +10,7 @@ from vlmtune.console import console_line
 from vlmtune.data.split import TEST
 from vlmtune.errors import ConfigError, SearchInterrupted
 from vlmtune.evaluation.verdict import few_rows_warning
+from vlmtune.search.confirm import confirm, read_confirm
 from vlmtune.search.max_lengths import usable_max_lengths
 from vlmtune.search.objectives import check_objectives, objectives_of
 from vlmtune.search.search_result import SearchResult
@@ -51,10 +52,12 @@ def run_search(settings: Settings) -> SearchResult:
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     try:
         grid = run_trials(settings, space, folder, console, runner, resume=session.resumed, earlier=earlier)
+        trials = trial_results(grid)
+        confirmed = confirm(settings, runner, folder, trials)
         runner.close()
         # What repeats the best trial must train it in the same way.
         session = replace(session, settings=settings.replace(trial_runner=runner.kind))
-        return write_results(session, space, trial_results(grid), curves_of(grid, settings.search.metric))
+        return write_results(session, space, trials, curves_of(grid, settings.search.metric), confirmed)
     except KeyboardInterrupt:
         raise SearchInterrupted(folder) from None
 
@@ -68,6 +71,7 @@ def judged_by_best(settings: Settings) -> Settings:
 def check_search(settings: Settings) -> None:
     """Raises ConfigError for settings that train.py can use and a search cannot."""
     check_objectives(settings)
+    read_confirm(settings)
     if settings.run.workers == 0:
         raise ConfigError(
             "--num_workers 0: a search trains in workers of their own; give at least 1, or use train.py"

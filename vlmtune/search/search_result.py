@@ -23,6 +23,7 @@ class SearchResult:
         best_number: the number of that trial, counted from 1.
         baseline_trial: the trial of the baseline (the config's values); None if it did not complete.
         recipe_trial: the trial of the recipe, in the search or beside it; None if it did not complete.
+        confirmation: the best trial's metric over several seeds, in words; None if it was not confirmed.
         metrics: the best trial's last report: `eval_loss`, `step`, `seconds`, `peak_memory` (GB of 2**30
             bytes), and others.
         trials: one row for each trial, in the order in which they were proposed. Columns: `trial_id`, every
@@ -47,6 +48,7 @@ class SearchResult:
     best_number: int
     baseline_trial: TrialResult | None
     recipe_trial: TrialResult | None
+    confirmation: str | None
     metrics: Mapping[str, Any]
     trials: "pd.DataFrame"
     objectives: Mapping[str, str]

@@ -22,6 +22,8 @@ def _lines(result: SearchResult) -> Iterator[str]:
             yield console_line("", line)
     elif isinstance(result.comparison, NoComparison):
         yield console_line("Test", result.comparison.reason)
+    if result.confirmation is not None:
+        yield console_line("Confirmed", f"{next(iter(result.objectives))} {result.confirmation}")
     values = (f"{name} {format_value(result.best_trial.values[name])}" for name in result.searched)
     yield console_line("Values", ", ".join(values))
     if len(result.objectives) > 1:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 from ray.exceptions import RayError
 from ray.train import TrainingFailedError
@@ -16,6 +17,7 @@ from vlmtune.errors import SearchFailedError, UserError
 from vlmtune.evaluation.adapter import TrainedAdapter
 from vlmtune.evaluation.objective import ANSWER_METRICS
 from vlmtune.search.comparison import BASELINE, RECIPE, Comparison, NoComparison, compare
+from vlmtune.search.confirm import Confirmed
 from vlmtune.search.first_points import recipe_values
 from vlmtune.search.objectives import objectives_of
 from vlmtune.search.refit import refit
@@ -44,7 +46,13 @@ logger = logging.getLogger(__name__)
 LAST_ADAPTER = "last"  # folder in `best/`: the best trial's adapter after its last step, if that is another
 
 
-def write_results(session: Session, space: Space, trials: list[TrialResult], curves: Curves) -> SearchResult:
+def write_results(
+    session: Session,
+    space: Space,
+    trials: list[TrialResult],
+    curves: Curves,
+    confirmed: Confirmed | None = None,
+) -> SearchResult:
     """Write `best/`, `report.html` and, as the mark of a finished search, `trials.parquet`.
 
     Raises:
@@ -54,9 +62,25 @@ def write_results(session: Session, space: Space, trials: list[TrialResult], cur
     best = best_trial(trials, settings.search.metric, settings.search.mode)
     if best is None:
         raise SearchFailedError(_failure(trials, folder))
+    if confirmed is not None:
+        best = confirmed.best(trials)
     chosen = settings_of(best, settings)
     metrics, trained_on = save_best(session, best, chosen)
     baseline, recipe = baseline_trial(trials, space), recipe_trial(trials, space)
+    compared = {"baseline": baseline, "recipe": recipe}
+    confirmation = None
+    if confirmed is not None:
+        values = {
+            name: one.metric(settings.search.metric)
+            for name, one in compared.items()
+            if one is not None and one is not best
+        }
+        confirmation = confirmed.text(best, values)
+        metrics["confirmed"] = {
+            "values": list(confirmed.values[best.trial_id]),
+            "mean": confirmed.mean(best),
+            "std": confirmed.spread(best),
+        }
     comparison = None
     if settings.search.report:
         others = {BASELINE: baseline, RECIPE: recipe if recipe is not baseline else None}
@@ -69,9 +93,11 @@ def write_results(session: Session, space: Space, trials: list[TrialResult], cur
             write_card_and_metrics(
                 f"{folder}/best", chosen, measured, trained_on, comparison.model_card_rows()
             )
-        shown = ReportTrials(trials, curves, objectives_of(settings), best, baseline, recipe)
+        shown = ReportTrials(trials, curves, objectives_of(settings), best, baseline, recipe, confirmation)
         write_report(session, space, chosen, shown, comparison)
     table = trials_table(trials, space.names, objectives_of(settings))
+    if confirmed is not None:
+        table = with_seeds(table, confirmed, trials, settings.search.metric)
     write_table(table, f"{folder}/trials.parquet")
     return SearchResult(
         folder=folder,
@@ -80,6 +106,7 @@ def write_results(session: Session, space: Space, trials: list[TrialResult], cur
         best_number=trials.index(best) + 1,
         baseline_trial=baseline,
         recipe_trial=recipe,
+        confirmation=confirmation,
         metrics=metrics,
         trials=table.to_pandas(),
         objectives=objectives_of(settings),
@@ -149,6 +176,15 @@ def baseline_trial(trials: Sequence[TrialResult], space: Space) -> TrialResult |
     # It is found by its values, because Tune may list the trials of a resumed search in another order.
     values = {**space.baseline, **space.constants}
     return next((one for one in trials if one.state == COMPLETE and one.values == values), None)
+
+
+def with_seeds(table: pa.Table, confirmed: Confirmed, trials: Sequence[TrialResult], metric: str) -> pa.Table:
+    """The table of trials with the mean and standard deviation of the confirmed ones over their seeds."""
+    found = [one if one.trial_id in confirmed.values else None for one in trials]
+    means = [None if one is None else confirmed.mean(one) for one in found]
+    spreads = [None if one is None else confirmed.spread(one) for one in found]
+    table = table.append_column(f"{metric}_mean", pa.array(means, pa.float64()))
+    return table.append_column(f"{metric}_std", pa.array(spreads, pa.float64()))
 
 
 def recipe_trial(trials: Sequence[TrialResult], space: Space) -> TrialResult | None:

@@ -21,6 +21,7 @@ class ReportTrials:
         best: the best trial.
         baseline: the trial of the baseline (the config's values); None if it did not complete.
         recipe: that of the recipe, likewise.
+        confirmation: the best trial's metric over several seeds, in words; None if it was not confirmed.
     """
 
     results: Sequence[TrialResult]
@@ -29,6 +30,7 @@ class ReportTrials:
     best: TrialResult
     baseline: TrialResult | None
     recipe: TrialResult | None = None
+    confirmation: str | None = None
 
     @property
     def metric(self) -> str:

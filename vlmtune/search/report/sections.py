@@ -63,6 +63,8 @@ def _on_evaluation_rows(trials: ReportTrials) -> str:
     if trials.recipe is not None:
         baseline += f", the recipe (no search) {format_value(trials.value(trials.recipe))}"
     best = format_value(trials.value(trials.best))
+    if trials.confirmation is not None:
+        baseline += f". Trained with other seeds too: {trials.confirmation}"
     return f"{trials.metric} on the evaluation rows, which the search saw: {best}{baseline}"
 
 
