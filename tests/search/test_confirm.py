@@ -88,5 +88,5 @@ def test_it_is_left_out_where_it_is_off_or_not_worth_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["3", "3x0", "x2", "3 x 2", "-1x2"])
 def test_a_wrong_value_is_named(text: str) -> None:
-    with pytest.raises(ConfigError, match="--confirm .*must be TRIALSxSEEDS"):
+    with pytest.raises(ConfigError, match=r"--confirm .*must be TRIALSxSEEDS"):
         read_confirm(SETTINGS.replace(confirm=text))

@@ -63,6 +63,7 @@ def test_what_there_is_not_has_no_line(result: SearchResult) -> None:
         result,
         baseline_trial=None,
         recipe_trial=None,
+        confirmation=None,
         comparison=None,
         refit_rows=None,
         report_file=None,
