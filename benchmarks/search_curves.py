@@ -173,9 +173,10 @@ def _lengths(points: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, float]
 
 
 def load_tasks(source: Path = CURVES) -> dict[str, CurveTask]:
-    """The tasks of the stored curves by name."""
-    runs = unpack(source)
-    return {name: fit([run for run in runs if run["task"] == name]) for name in TASKS}
+    """The tasks of the stored curves by name, those of which anything is stored."""
+    runs = unpack(source) if source.exists() else []
+    by_name = {name: [run for run in runs if run["task"] == name] for name in TASKS}
+    return {name: fit(own) for name, own in by_name.items() if own}
 
 
 @dataclass(frozen=True)
