@@ -1,10 +1,12 @@
 """The benchmarks' two sides run on tiny models, so that they do not break on a GPU first."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from training_kit import values_of
 
@@ -13,7 +15,10 @@ from vlmtune.demo.models import write_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import search
+import search_contenders
+import search_curves
 import search_quality
+import search_tasks
 import train_step
 
 IN_FLOAT32 = {"quantization": "none", "dtype": "float32", "bf16": "false", "gradient_checkpointing": "auto"}
@@ -38,11 +43,65 @@ def test_both_sides_of_train_step_train_alike(family: str, tmp_path: Path):
 
 
 def test_the_search_benchmark_trains_its_curves(stores: dict[str, Store], models: Path, tmp_path: Path):
-    values = values_of(stores["mall llava"], models / "llava", max_steps=4, eval_steps=2)
-    points = [{"lora_r": 4, "learning_rate": 1e-3}, {"lora_r": 8, "learning_rate": 1e-2}]
-    search_quality.train_part(points, values, stores["mall llava"], tmp_path / "curves.jsonl")
-    curves = {row["lora_r"]: row["eval_loss"] for row in search_quality.read_lines(tmp_path / "curves.jsonl")}
-    assert {rank: len(curve) for rank, curve in curves.items()} == {4: 2, 8: 2}
+    values = values_of(stores["mall llava"], models / "llava", eval_steps=0.5)
+    numbered = [(number, search_tasks.runs()[number]) for number in (0, 7)]
+    file = tmp_path / "curves.jsonl"
+    search_tasks.train_part(numbered, values, stores["mall llava"], file, "counting", at_once=2)
+    assert search_curves.pack(file, tmp_path / "curves.json.gz") == 2
+    curves = search_curves.unpack(tmp_path / "curves.json.gz")
+    assert all(run["task"] == "counting" and len(run["eval_loss"]) == 2 for run in curves)
+    trained = [{name: run[name] for name in numbered[0][1]} for run in curves]
+    assert sorted(map(str, trained)) == sorted(str(run) for _, run in numbered)
+
+
+def made_up_runs() -> list[dict[str, Any]]:
+    """Runs of one task whose loss is least at a rate of 5e-3, less with all layers, noise included."""
+    random = np.random.default_rng(0)
+    made = []
+    for run in search_tasks.runs():
+        apart = np.log(run["learning_rate"] * run["lora_alpha"] / run["lora_r"] / 2) - np.log(5e-3)
+        least = 1 + 0.2 * apart**2 + 0.1 * (run["targets"] == "attention")
+        falling = 1 + np.exp(-np.arange(1, 9) * run["share"])
+        losses = least * falling * np.exp(random.normal(0, 0.01, 8))
+        made.append({"task": "counting", **run, "eval_loss": losses.tolist()})
+    return made
+
+
+def test_curves_at_other_points_follow_from_those_that_were_trained():
+    task = search_curves.fit(made_up_runs())
+    values = {**search_tasks.NAMED["recipe"], "learning_rate": 5e-3}
+    assert task.curve(values)[-1] == pytest.approx(1.0, abs=0.12)
+    assert task.curve({**values, "learning_rate": 3e-4})[-1] == pytest.approx(2.6, rel=0.2)
+    left_out, spread = task.error
+    assert left_out < spread / 3
+    assert task.curve(values, noise=3)[-1] != task.curve(values)[-1]
+
+
+def test_a_replayed_search_of_the_default_beats_the_one_before(monkeypatch: pytest.MonkeyPatch):
+    """One cell of the table, on the public table of final losses, with fewer seeds."""
+    at = {"trials": 16, "compute": math.inf, "at_once": 16}
+    before, ours = (
+        [search_contenders.regret("public table", label, **at, seed=seed) for seed in range(12)]
+        for label in (search_contenders.BEFORE, search_contenders.OURS)
+    )
+    assert np.mean([regret for regret, _ in ours]) < np.mean([regret for regret, _ in before])
+    assert all(by_model == 0 for _, by_model in ours), "all begin before one has ended"
+    alone = {**at, "at_once": 1}
+    assert search_contenders.regret("public table", search_contenders.OURS, **alone, seed=0)[1] == 16 - 6
+
+
+def test_the_table_of_replayed_searches_compares_in_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    lines = [
+        {"problem": "a", "contender": name, "trials": 16, "compute": None, "at_once": 4, "regrets": regrets}
+        for name, regrets in (("before", [0.2, 0.4]), ("after", [0.1, 0.2]))
+    ]
+    file = tmp_path / "cells.jsonl"
+    file.write_text("".join(json.dumps({**line, "by_model": 2.0}) + "\n" for line in lines))
+    search_quality.print_table(file, "before")
+    rows = capsys.readouterr().out.splitlines()
+    assert "16 trials, 4 at once" in rows[1]
+    assert rows[-2] == "| before | 30.0% |  | 2.0 |"
+    assert rows[-1] == "| after | 15.0% | 0.50 (0.50 to 0.50) | 2.0 |"
 
 
 def test_results_of_several_calls_become_a_table_and_a_figure(
