@@ -273,7 +273,7 @@ def one_pass(data: str, model: str, cache: str) -> None:
     cluster.OBJECT_STORE_BYTES = OBJECT_STORE_BYTES
     cluster.connect()
     store = prepare_store(DataSource(data_path=data, model=ModelRef(model)), cache)
-    order = Order(rows=len(store.rows_of("train")), per_device=8, accumulation=1, world=1, seed=0)
+    order = Order(rows=len(store.rows_of("train")), per_device=8, accumulation=1, world_size=1, seed=0)
     seen = sum(len(batch["input_ids"]) for batch in stream_batches(store, "train", order.epoch(0, 0), 1024))
     print(f"streamed {seen} rows", flush=True)
 

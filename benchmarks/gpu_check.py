@@ -35,11 +35,11 @@ def worker(config: dict[str, Any]) -> None:
         model = train(
             config["settings"],
             config["store"],
-            rows=partial(stream_batches, config["store"]),
+            read_batches=partial(stream_batches, config["store"]),
             report=lambda metrics, _: reports.append(metrics),
             work_dir=work_dir,
             rank=rank,
-            world=context.get_world_size(),
+            world_size=context.get_world_size(),
         )
     trained = [parameter.detach().double() for parameter in model.parameters() if parameter.requires_grad]
     digest = torch.stack([tensor.abs().sum() for tensor in trained])

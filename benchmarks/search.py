@@ -126,7 +126,7 @@ def packed(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         shared = Settings.from_flags(
             options(folder, args, num_samples=most, per_device_train_batch_size=largest)
         )
-        engine = Engine(shared, store, trials=most, rank=16, deliver=lambda *_: None, note=note)
+        engine = Engine(shared, store, trials=most, max_lora_rank=16, deliver=lambda *_: None, note=note)
         loaded = time.perf_counter()
         for trials, batch in cases:
             max_bytes = engine.model.features.cache.max_bytes
@@ -281,7 +281,7 @@ def equal(folder: str, args: argparse.Namespace) -> dict[str, Any]:
                 train(
                     Settings.from_flags(one | more),
                     store,
-                    rows=partial(read_batches, store),
+                    read_batches=partial(read_batches, store),
                     work_dir=f"{work}/{kernels}{number}",
                     report=lambda metrics, path: reports.append((metrics, flat(path))),  # noqa: B023
                 )
@@ -291,7 +291,7 @@ def equal(folder: str, args: argparse.Namespace) -> dict[str, Any]:
             Settings.from_flags(values[0]),
             store,
             trials=args.trials,
-            rank=4 * args.trials,
+            max_lora_rank=4 * args.trials,
             deliver=reports_by_trial.__setitem__,
             note=print,
         )

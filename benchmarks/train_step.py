@@ -245,7 +245,7 @@ def ours(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
         train(
             settings,
             store,
-            rows=lambda split, wanted, max_length: (batch_of(step) for step in range(len(wanted))),
+            read_batches=lambda split, wanted, max_length: (batch_of(step) for step in range(len(wanted))),
             report=lambda *_: None,
             work_dir=out,
             progress=progress,

@@ -160,7 +160,7 @@ def run_loop(stores: dict[str, Store], models: Path, tmp_path: Path, one_thread:
             result.model = train(
                 settings,
                 store,
-                rows=rows,
+                read_batches=rows,
                 report=report,
                 work_dir=work_dir,
                 checkpoint=checkpoint,

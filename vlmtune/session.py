@@ -44,9 +44,21 @@ class RunKind:
     state_format: int
 
 
-TRAINING = RunKind("run", "config.yaml", "checkpoints/data.json", "metrics.json", 1)
+TRAINING = RunKind(
+    noun="run",
+    settings_file="config.yaml",
+    state_file="checkpoints/data.json",
+    finished_file="metrics.json",
+    state_format=1,
+)
 # Ray Tune pickles objects of vlmtune's classes into its state. Format 2: the nested `Settings`.
-SEARCH = RunKind("search", "search.yaml", "tune/data.json", "trials.parquet", 2)
+SEARCH = RunKind(
+    noun="search",
+    settings_file="search.yaml",
+    state_file="tune/data.json",
+    finished_file="trials.parquet",
+    state_format=2,
+)
 
 
 @dataclass(frozen=True)
@@ -248,7 +260,7 @@ def prepare_rows(settings: Settings) -> Store:
     tokens = store.column("tokens")[store.rows_of(TRAIN)]
     if max_length is not None and (shortened := int((tokens > max_length).sum())):
         text = f"{shortened} of {len(tokens)} training rows are shortened to --max_length {max_length}"
-        logger.info(console_line("", f"{text}; {tokens.max()} cuts nothing"))
+        logger.info(console_line("", f"{text}; {tokens.max()} keeps all rows whole"))
     if left_out := len(tokens) - len(fitting_rows(store, max_length, data.on_long_row)):
         text = f"{left_out} training rows left out: their images do not fit --max_length {max_length}"
         logger.info(console_line("", text))

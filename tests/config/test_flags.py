@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from vlmtune.config.flag_table import flag
+from vlmtune.config.flag_table import find_flag
 from vlmtune.errors import ConfigError
 
 
@@ -22,7 +22,7 @@ from vlmtune.errors import ConfigError
     ],
 )
 def test_a_value_becomes_the_options_type(name: str, given: Any, value: Any) -> None:
-    read = flag(name).read(given, name)
+    read = find_flag(name).read(given, name)
     assert (read, type(read)) == (value, type(value))
 
 
@@ -37,4 +37,4 @@ def test_a_value_becomes_the_options_type(name: str, given: Any, value: Any) -> 
 )
 def test_a_wrong_value_is_named_with_its_option(name: str, given: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        flag(name).read(given, f"--{name}")
+        find_flag(name).read(given, f"--{name}")

@@ -31,7 +31,7 @@ def test_the_table_is_that_of_the_installed_trl_and_transformers() -> None:
     written: dict[str, Any] = {"__name__": "trl_flags"}
     exec(generate_flags.text(), written)
     assert fields_of(trl_flags.TrlTraining) == fields_of(written["TrlTraining"])
-    assert fields_of(trl_flags.TrlRefused) == fields_of(written["TrlRefused"])
+    assert fields_of(trl_flags.TrlUnsupported) == fields_of(written["TrlUnsupported"])
 
 
 def test_every_option_of_trl_is_a_flag() -> None:

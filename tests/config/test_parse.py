@@ -253,7 +253,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["rows.jsonl"], "rows.jsonl: this word belongs to no option"),
+        (["rows.jsonl"], "rows.jsonl: unexpected argument; an option is written --name value"),
         (["--lora_r"], "--lora_r: expected one argument"),
         (["--lora_r", "--overwrite"], "--lora_r: expected one argument"),
         (["--config"], "--config: expected one argument"),

@@ -74,7 +74,7 @@ def test_no_cache_gives_the_same_batches_without_pixels_on_disk(source: DataSour
     assert raw.index.drop_columns(["row_group", "offset"]).equals(
         cached.index.drop_columns(["row_group", "offset"])
     )
-    order = Order(rows=len(cached.rows_of("train")), per_device=4, accumulation=1, world=1, seed=3)
+    order = Order(rows=len(cached.rows_of("train")), per_device=4, accumulation=1, world_size=1, seed=3)
     batches = order.epoch(0, 0)[:5]
     for kept, read, streamed in zip(
         read_batches(cached, "train", batches, 64),

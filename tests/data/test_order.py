@@ -16,7 +16,7 @@ orders = st.builds(
     rows=st.integers(1, 70),
     per_device=st.integers(1, 5),
     accumulation=st.integers(1, 4),
-    world=st.integers(1, 5),
+    world_size=st.integers(1, 5),
     seed=st.integers(0, 2**40),
 )
 
@@ -27,13 +27,13 @@ def rows_of(batches: list[MicroBatch]) -> list[int]:
 
 
 def ranks(order: Order, epoch: int = 0, first_step: int = 0) -> list[list[MicroBatch]]:
-    return [order.epoch(epoch, rank, first_step) for rank in range(order.world)]
+    return [order.epoch(epoch, rank, first_step) for rank in range(order.world_size)]
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_eleven_rows_are_each_seen_once_an_epoch(world: int, accumulation: int) -> None:
-    order = Order(rows=11, per_device=2, accumulation=accumulation, world=world, seed=42)
+def test_eleven_rows_are_each_seen_once_an_epoch(world_size: int, accumulation: int) -> None:
+    order = Order(rows=11, per_device=2, accumulation=accumulation, world_size=world_size, seed=42)
     for epoch in range(3):
         assert sorted(chain.from_iterable(map(rows_of, ranks(order, epoch)))) == list(range(11))
 
@@ -41,34 +41,36 @@ def test_eleven_rows_are_each_seen_once_an_epoch(world: int, accumulation: int) 
 @pytest.mark.parametrize("per_device", [4, 2, 1])
 def test_a_step_has_the_same_rows_for_any_number_of_workers(per_device: int) -> None:
     """At 4 rows a step: 1 worker of 4, 2 of 2, 4 of 1, or fewer workers that accumulate."""
-    one = Order(rows=11, per_device=4, accumulation=1, world=1, seed=42)
-    for world in (1, 2, 4):
-        if 4 % (world * per_device):
+    one = Order(rows=11, per_device=4, accumulation=1, world_size=1, seed=42)
+    for world_size in (1, 2, 4):
+        if 4 % (world_size * per_device):
             continue
-        order = replace(one, per_device=per_device, accumulation=4 // (world * per_device), world=world)
+        order = replace(
+            one, per_device=per_device, accumulation=4 // (world_size * per_device), world_size=world_size
+        )
         assert order.steps_per_epoch == one.steps_per_epoch == 3
         for step in range(3):
-            rows = chain.from_iterable(rows_of(order.step(1, step, rank)) for rank in range(world))
+            rows = chain.from_iterable(rows_of(order.step(1, step, rank)) for rank in range(world_size))
             assert sorted(rows) == sorted(rows_of(one.step(1, step, 0)))
 
 
 def test_an_elastic_run_that_lacks_workers_makes_the_same_steps() -> None:
-    whole = Order(rows=50, per_device=2, accumulation=3, world=4, seed=42)
-    for world in (4, 3, 2, 1):
-        elastic = replace(whole, world=world, workers=4)
+    whole = Order(rows=50, per_device=2, accumulation=3, world_size=4, seed=42)
+    for world_size in (4, 3, 2, 1):
+        elastic = replace(whole, world_size=world_size, workers=4)
         assert elastic.steps_per_epoch == whole.steps_per_epoch == 3
-        assert elastic.passes_per_step == -(-24 // (2 * world))
+        assert elastic.passes_per_step == -(-24 // (2 * world_size))
         for step in range(3):
-            rows = chain.from_iterable(rows_of(elastic.step(1, step, rank)) for rank in range(world))
+            rows = chain.from_iterable(rows_of(elastic.step(1, step, rank)) for rank in range(world_size))
             assert sorted(rows) == sorted(
                 chain.from_iterable(rows_of(whole.step(1, step, rank)) for rank in range(4))
             )
-            assert len({len(elastic.step(1, step, rank)) for rank in range(world)}) == 1
+            assert len({len(elastic.step(1, step, rank)) for rank in range(world_size)}) == 1
 
 
 def test_the_order_is_frozen() -> None:
     """An adapter can be trained again only if these numbers never change."""
-    order = Order(rows=11, per_device=2, accumulation=1, world=2, seed=42)
+    order = Order(rows=11, per_device=2, accumulation=1, world_size=2, seed=42)
     assert order.permutation(0).tolist() == [5, 0, 6, 4, 2, 7, 3, 1, 8, 9, 10]
     assert order.permutation(1).tolist() == [3, 6, 5, 10, 1, 2, 9, 8, 0, 7, 4]
     assert replace(order, seed=7).permutation(0).tolist() == [5, 0, 1, 7, 3, 4, 9, 10, 6, 2, 8]
@@ -93,7 +95,7 @@ def test_every_row_once_and_ranks_in_step(order: Order, epoch: int) -> None:
 def test_only_the_last_step_is_short(order: Order, epoch: int) -> None:
     permutation = order.permutation(epoch).tolist()
     for step in range(order.steps_per_epoch):
-        parts = [order.step(epoch, step, rank) for rank in range(order.world)]
+        parts = [order.step(epoch, step, rank) for rank in range(order.world_size)]
         rows = sorted(chain.from_iterable(map(rows_of, parts)))
         assert rows == sorted(permutation[step * order.rows_per_step : (step + 1) * order.rows_per_step])
         assert rows
@@ -119,13 +121,16 @@ def test_resumed_at_any_step_the_rest_is_the_same(order: Order, data: st.DataObj
 @given(orders, st.integers(0, 3))
 def test_the_order_depends_on_seed_and_epoch_alone(order: Order, epoch: int) -> None:
     other = replace(
-        order, per_device=order.per_device + 1, accumulation=order.accumulation + 1, world=order.world + 1
+        order,
+        per_device=order.per_device + 1,
+        accumulation=order.accumulation + 1,
+        world_size=order.world_size + 1,
     )
     assert order.permutation(epoch).tolist() == other.permutation(epoch).tolist()
 
 
 def test_epochs_and_seeds_differ() -> None:
-    order = Order(rows=50, per_device=1, accumulation=1, world=1, seed=1)
+    order = Order(rows=50, per_device=1, accumulation=1, world_size=1, seed=1)
     permutations = {
         tuple(replace(order, seed=seed).permutation(epoch)) for seed in (1, 2, 3) for epoch in (0, 1, 2)
     }
@@ -133,7 +138,7 @@ def test_epochs_and_seeds_differ() -> None:
 
 
 def test_a_rank_without_a_row_gets_a_filler() -> None:
-    order = Order(rows=9, per_device=2, accumulation=2, world=2, seed=0)
+    order = Order(rows=9, per_device=2, accumulation=2, world_size=2, seed=0)
     last = [order.step(0, 1, rank) for rank in range(2)]
     left = int(order.permutation(0)[8])
     assert last == [[MicroBatch((left,))], [MicroBatch((left,), filler=True)]]
@@ -141,10 +146,10 @@ def test_a_rank_without_a_row_gets_a_filler() -> None:
 
 @thorough
 @given(st.integers(1, 60), st.integers(1, 6), st.integers(1, 5))
-def test_evaluation_has_every_row_on_one_rank(rows: int, batch: int, world: int) -> None:
-    by_rank = [evaluation_order(rows, batch, rank, world) for rank in range(world)]
+def test_evaluation_has_every_row_on_one_rank(rows: int, batch: int, world_size: int) -> None:
+    by_rank = [evaluation_order(rows, batch, rank, world_size) for rank in range(world_size)]
     assert sorted(chain.from_iterable(map(rows_of, by_rank))) == list(range(rows))
-    assert {len(batches) for batches in by_rank} == {-(-rows // (batch * world))}
+    assert {len(batches) for batches in by_rank} == {-(-rows // (batch * world_size))}
     assert all(1 <= len(each.rows) <= batch for batches in by_rank for each in batches)
     assert all(0 <= row < rows for batches in by_rank for each in batches for row in each.rows)
 

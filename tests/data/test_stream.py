@@ -54,12 +54,12 @@ def assert_same(streamed: list[Batch], read: list[Batch]) -> None:
             assert torch.equal(one[name], value), name
 
 
-@pytest.mark.parametrize(("world", "max_length"), [(1, None), (3, None), (3, 40)])
-def test_stream_equals_reading_here(store: Store, world: int, max_length: int | None) -> None:
+@pytest.mark.parametrize(("world_size", "max_length"), [(1, None), (3, None), (3, 40)])
+def test_stream_equals_reading_here(store: Store, world_size: int, max_length: int | None) -> None:
     """Over a shuffled epoch with a short last step, on every rank; 40 tokens cut every row."""
     rows = len(store.rows_of("train"))
-    order = Order(rows=rows, per_device=3, accumulation=2, world=world, seed=5)
-    for rank in range(world):
+    order = Order(rows=rows, per_device=3, accumulation=2, world_size=world_size, seed=5)
+    for rank in range(world_size):
         batches = order.epoch(1, rank)
         read = list(read_batches(store, "train", batches, max_length))
         assert_same(list(stream_batches(store, "train", batches, max_length)), read)
@@ -101,7 +101,7 @@ def test_evaluation_rows_of_every_rank(store: Store) -> None:
 
 
 def test_resumed_in_the_middle_the_stream_goes_on(store: Store) -> None:
-    order = Order(rows=len(store.rows_of("train")), per_device=2, accumulation=1, world=1, seed=3)
+    order = Order(rows=len(store.rows_of("train")), per_device=2, accumulation=1, world_size=1, seed=3)
     whole = list(stream_batches(store, "train", order.epoch(0, 0), None))
     assert_same(list(stream_batches(store, "train", order.epoch(0, 0, first_step=7), None)), whole[7:])
 

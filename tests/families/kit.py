@@ -172,7 +172,14 @@ class Subject:
                 result.losses.append(step["loss"])
 
         work = str(result.folder)
-        train(self.settings(**flags), self.store, rows=rows, report=report, work_dir=work, progress=progress)
+        train(
+            self.settings(**flags),
+            self.store,
+            read_batches=rows,
+            report=report,
+            work_dir=work,
+            progress=progress,
+        )
         result.folder = result.folder / "adapter"
         return result
 
@@ -189,9 +196,11 @@ class Subject:
             "one": self.settings(**flags),
             "other": self.settings(**flags, learning_rate=3e-3, lora_r=4),
         }
-        engine = Engine(trials["one"], self.store, trials=2, rank=16, deliver=deliver, note=lambda line: None)
+        engine = Engine(
+            trials["one"], self.store, trials=2, max_lora_rank=16, deliver=deliver, note=lambda line: None
+        )
         for name, settings in trials.items():
-            options = {"folder": f"{folder}/{name}", "checkpoint": None, "progress": lambda step: None}
+            options = {"folder": f"{folder}/{name}", "checkpoint": None, "on_log": lambda step: None}
             engine.join(engine.slot_factory.make(name, settings, **options))
         while engine.train_round():
             pass

@@ -10,7 +10,13 @@ from vlmtune.model.shapes import ModelShapes, model_shapes
 from vlmtune.model_ref import outline
 
 STEP = StepLoad(
-    quantization="nf4", batch=8, length=640, labelled_tokens=40, image_tokens=0, rank=16, vision_tokens=576
+    quantization="nf4",
+    batch=8,
+    length=640,
+    labelled_tokens=40,
+    image_tokens=0,
+    lora_rank=16,
+    vision_tokens=576,
 )
 
 

@@ -36,7 +36,7 @@ def test_images_that_cross_attention_reads():
     found = model_shapes(model, target_modules(model, None, lora_vision=False))
     assert vision_tokens(model.config, 0) == (True, 0)
     assert vision_tokens(model.config, 2) == (True, 2 * 4 * 1601)
-    load = StepLoad("int8", batch=2, length=512, labelled_tokens=40, image_tokens=0, rank=16)
+    load = StepLoad("int8", batch=2, length=512, labelled_tokens=40, image_tokens=0, lora_rank=16)
     plan = StepPlan(dequantized=True, checkpointing=False, micro_batch=2, compiled=True)
     assert estimate_memory(found, load, plan).total / GB == pytest.approx(24.7, rel=0.07)  # measured
     eager = replace(load, length=384, labelled_tokens=60)  # train.py with the shipped config
@@ -75,7 +75,7 @@ def test_more_of_anything_takes_more():
     changes: list[dict[str, Any]] = [
         {"length": 700},
         {"vision_tokens": 1152},
-        {"rank": 64},
+        {"lora_rank": 64},
         {"quantization": "int8"},
         {"compute_bytes": 4},
     ]

@@ -75,7 +75,7 @@ class Packed:
                 Settings.from_flags(values),
                 folder=folder,
                 checkpoint=checkpoint,
-                progress=self.steps[name].append,
+                on_log=self.steps[name].append,
             )
         self.engine.join(slot)
 
@@ -94,7 +94,7 @@ class Packed:
 
 
 def make_engine(
-    values: dict[str, Any], store: Store, folder: Path, *, trials: int = 4, rank: int = 8
+    values: dict[str, Any], store: Store, folder: Path, *, trials: int = 4, max_lora_rank: int = 8
 ) -> Packed:
     """An engine for `values` whose trials' checkpoints go below `folder`."""
     reports: dict[str, list[TrialReport]] = {}
@@ -105,7 +105,12 @@ def make_engine(
 
     return Packed(
         Engine(
-            Settings.from_flags(values), store, trials=trials, rank=rank, deliver=deliver, note=notes.append
+            Settings.from_flags(values),
+            store,
+            trials=trials,
+            max_lora_rank=max_lora_rank,
+            deliver=deliver,
+            note=notes.append,
         ),
         folder,
         reports,

@@ -27,7 +27,7 @@ def binding(models: Path) -> AdapterBinding:
 
 def targets(binding: AdapterBinding, *names: str) -> list[TargetLayer]:
     found = []
-    for name, module in binding.step.base.named_modules():
+    for name, module in binding.accelerated_step.base.named_modules():
         if name.endswith(tuple(f"layers.0.self_attn.{leaf}" for leaf in names)) and "language" in name:
             found.append(TargetLayer(name, module.in_features, module.out_features))
     return found
@@ -42,7 +42,7 @@ def test_the_layout_grows_and_never_shrinks(binding: AdapterBinding) -> None:
     assert binding.make_room(q, 4)
     assert not binding.make_room(q, 2)
     assert binding.make_room(k, 2)
-    assert (len(binding.layout.targets), binding.layout.rank) == (2, 4)
+    assert (len(binding.layout.targets), binding.layout.lora_rank) == (2, 4)
     assert binding.make_room(q, 8)
     assert not binding.make_room([*q, *k], 8)
 

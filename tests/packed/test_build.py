@@ -37,7 +37,7 @@ def test_a_pass_has_room_for_the_rows_of_all_trials_that_fit(
     plan_step = build.plan_step
 
     def two_fit(*args: Any, packed: int, **load: Any) -> Any:
-        loads.append((packed, load["rank"], load["batch"]))
+        loads.append((packed, load["lora_rank"], load["batch"]))
         if packed > 2:
             raise DoesNotFitError("injected")
         return plan_step(*args, packed=packed, **load)

@@ -187,7 +187,7 @@ def test_a_trial_of_which_no_row_fits_is_infeasible_and_the_others_go_on(
     forward = packed_model.PackedModel._forward
 
     def full_for_large(self: Any, part: Any, *, dropout: bool) -> Any:
-        if any(row.owner.adapter.rank == 64 for row in part):
+        if any(row.owner.adapter.lora_rank == 64 for row in part):
             raise torch.OutOfMemoryError("injected")
         return forward(self, part, dropout=dropout)
 
@@ -235,7 +235,7 @@ def test_with_others_a_worker_without_memory_ends_the_run(
 ):
     """They would wait for its part of the step, so it is no trial that ends alone."""
     packed = pack(stores["mall llava"], models / "llava", tmp_path, {"one": TRIALS["one"]})
-    packed.engine.shard = WorkerShard(rank=1, world=2)
+    packed.engine.shard = WorkerShard(rank=1, world_size=2)
     with pytest.raises(DoesNotFitError, match="out of GPU memory with one row"):
         packed.engine._end_too_large(PassResult({}, [packed.engine.slots["one"]]))
     assert "one" in packed.engine.slots

@@ -15,7 +15,7 @@ from vlmtune.data.store import Store
 from vlmtune.errors import DoesNotFitError
 from vlmtune.packed import build
 from vlmtune.packed.engine_actor import EngineActor
-from vlmtune.packed.messages import NOTES, TrialRequest, UnknownTrialError, Vacancy
+from vlmtune.packed.messages import NOTES, Availability, TrialRequest, UnknownTrialError
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -70,7 +70,7 @@ def test_a_trial_that_leaves_while_it_trains_joins_again_from_its_checkpoint(
     assert actor.join(request("one", long, tmp_path))
     assert actor.wait_for_report("one", 0, 30.0) is not None
     actor.leave("one")
-    assert actor.find_place("one", 30.0).free_places == 2
+    assert actor.check_availability("one", 30.0).free_slots == 2
     assert actor.join(request("one", long, tmp_path))
     steps = [metrics["step"] for metrics in reports(actor, "one")]
     assert steps == list(range(steps[0], 41, 2))
@@ -107,11 +107,13 @@ def test_trials_without_memory_wait_for_those_that_have_some(
     join = engine.join
     monkeypatch.setattr(engine, "join", lambda slot: (join(slot), most.append(len(engine.slots))))
     for name in ("one", "two"):
-        assert actor.find_place(name, 30.0) == Vacancy(False, 1), "one that has ended leaves its place"
+        assert actor.check_availability(name, 30.0) == Availability(False, 1), (
+            "one that has ended leaves its place"
+        )
         assert actor.join(request(name, values, tmp_path))
         assert not actor.join(request("three", values, tmp_path))
         assert actor.join(request(name, values, tmp_path)), "Ray may repeat a call"
-        assert actor.find_place("three") == Vacancy(False, 0)
+        assert actor.check_availability("three") == Availability(False, 0)
         assert [metrics["step"] for metrics in reports(actor, name)] == [2, STEPS]
     assert most == [1, 1]
 
@@ -126,10 +128,10 @@ def test_trials_that_come_at_once_get_no_more_places_than_there_are(
         joined = list(threads.map(lambda name: actor.join(request(name, long, tmp_path)), names))
     assert sum(joined) == 2
     seated = [name for name, has_joined in zip(names, joined, strict=True) if has_joined]
-    assert [actor.find_place(name) for name in seated] == [Vacancy(True, 0)] * 2
+    assert [actor.check_availability(name) for name in seated] == [Availability(True, 0)] * 2
     for name in seated:
         actor.leave(name)
-    assert actor.find_place("another", 30.0) == Vacancy(False, 2)
+    assert actor.check_availability("another", 30.0) == Availability(False, 2)
 
 
 def test_a_call_that_comes_twice_at_once_makes_one_trial(
@@ -139,7 +141,7 @@ def test_a_call_that_comes_twice_at_once_makes_one_trial(
     with ThreadPoolExecutor(4) as threads:
         joined = list(threads.map(lambda _: actor.join(request("one", values, tmp_path)), range(4)))
     assert joined == [True] * 4
-    assert actor.find_place("one") == Vacancy(True, 1)
+    assert actor.check_availability("one") == Availability(True, 1)
     assert [metrics["step"] for metrics in reports(actor, "one")] == [2, STEPS]
 
 
@@ -152,19 +154,19 @@ def test_without_memory_for_the_largest_trial_the_others_are_trained(
 ) -> None:
     plan_step = build.plan_step
 
-    def only_small_ones_fit(*args: Any, rank: int, **options: Any) -> Any:
-        if rank > 8:
+    def only_small_ones_fit(*args: Any, lora_rank: int, **options: Any) -> Any:
+        if lora_rank > 8:
             raise DoesNotFitError("injected")
-        return plan_step(*args, rank=rank, **options)
+        return plan_step(*args, lora_rank=lora_rank, **options)
 
     monkeypatch.setattr(build, "plan_step", only_small_ones_fit)
-    small, large = (Settings.from_flags({**values, "lora_r": rank}) for rank in (8, 512))
+    small, large = (Settings.from_flags({**values, "lora_r": lora_rank}) for lora_rank in (8, 512))
     actor = EngineActor(small, stores["mall llava"], 2, 512, large)
     actor.join(request("one", values, tmp_path))
     assert [metrics["step"] for metrics in reports(actor, "one")] == [2, STEPS]
     assert "the largest trial of the search space does not fit" in actor.notes.lines[0]
     actor = EngineActor(large, stores["mall llava"], 2, 512)
-    for call in (actor.start, partial(actor.find_place, "one")):
+    for call in (actor.start, partial(actor.check_availability, "one")):
         with pytest.raises(DoesNotFitError):  # else it would look like the engine with the most free places
             call()
 
@@ -180,7 +182,7 @@ def test_every_trial_hears_of_a_checkpoint_that_cannot_be_written(
     with pytest.raises(OSError, match="file"):
         actor.join(request("two", values, tmp_path))
     with pytest.raises(OSError, match="file"):  # else it would look like the engine with the most free places
-        actor.find_place("two")
+        actor.check_availability("two")
 
 
 def test_an_abandoned_trial_has_to_join_again_and_resumes(
@@ -189,9 +191,9 @@ def test_an_abandoned_trial_has_to_join_again_and_resumes(
     values = {**values, "max_steps": 8, "eval_steps": 1}
     actor.join(request("one", values, tmp_path))
     assert actor.wait_for_report("one", 0, 30.0) is not None
-    monkeypatch.setattr("vlmtune.packed.seats.ABANDONED_AFTER_S", 0.0)
+    monkeypatch.setattr("vlmtune.packed.trial_registry.ABANDONED_AFTER_S", 0.0)
     with actor.changed:
-        assert actor.changed.wait_for(lambda: not actor.seats.has_joined("one"), timeout=30)
+        assert actor.changed.wait_for(lambda: not actor.registry.has_joined("one"), timeout=30)
     monkeypatch.undo()
     with pytest.raises(UnknownTrialError):
         actor.wait_for_report("one", 1, 0.1)

@@ -18,7 +18,7 @@ from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError
 from vlmtune.packed.engine_actor import EngineActor
 from vlmtune.packed.engine_client import EngineClient
-from vlmtune.packed.messages import NOTES, TrialReport, TrialRequest, UnknownTrialError, Vacancy
+from vlmtune.packed.messages import NOTES, Availability, TrialReport, TrialRequest, UnknownTrialError
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -70,14 +70,14 @@ def steps_of(reports: list[TrialReport]) -> list[int]:
 class Choice:
     """What an engine says of its free places."""
 
-    def __init__(self, free_places: int | None, seconds: float = 0) -> None:
-        self.free_places, self.seconds = free_places, seconds
+    def __init__(self, free_slots: int | None, seconds: float = 0) -> None:
+        self.free_slots, self.seconds = free_slots, seconds
 
-    def find_place(self, trial_id: str, wait_s: float = 0.0) -> Vacancy:
+    def check_availability(self, trial_id: str, wait_s: float = 0.0) -> Availability:
         time.sleep(self.seconds)
-        if self.free_places is None:
+        if self.free_slots is None:
             raise OSError("its disk was full")
-        return Vacancy(False, self.free_places)
+        return Availability(False, self.free_slots)
 
 
 @ray.remote
@@ -87,8 +87,8 @@ class Restarted:
     def __init__(self) -> None:
         self.steps = [2, 4]
 
-    def find_place(self, trial_id: str) -> Vacancy:
-        return Vacancy(False, 1)
+    def check_availability(self, trial_id: str) -> Availability:
+        return Availability(False, 1)
 
     def join(self, request: TrialRequest) -> bool:
         self.steps = [4, 6] if self.steps == [] else self.steps
@@ -120,7 +120,7 @@ def test_a_trial_joins_the_engine_with_most_places_that_answers(
     full, roomy, failed, slow = engines
     gone = Choice.options(num_cpus=0, resources={"no such node": 1}).remote(9)  # type: ignore[attr-defined]
     # Their processes have started then.
-    ray.wait([engine.find_place.remote("one") for engine in (full, roomy, failed)], num_returns=3)
+    ray.wait([engine.check_availability.remote("one") for engine in (full, roomy, failed)], num_returns=3)
     assert client_of([full, gone, failed, roomy, slow])._choose_engine() == roomy
     assert client_of([Choice.options(num_cpus=0).remote(0), gone])._choose_engine() is None  # type: ignore[attr-defined]
     with pytest.raises(OSError, match="its disk was full"):

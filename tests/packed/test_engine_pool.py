@@ -26,7 +26,7 @@ from vlmtune.packed.messages import TrialRequest
 values, store, folder = pickle.load(sys.stdin.buffer)
 settings = Settings.from_flags(values)
 connect()
-(engine,), _ = start_engines(settings, store, count=1, trials=1, rank=8, gpu=False)
+(engine,), _ = start_engines(settings, store, count=1, trials=1, max_lora_rank=8, gpu=False)
 ray.get(engine.join.remote(TrialRequest("one", settings, folder + "/one", folder + "/runs")))
 assert ray.get(engine.wait_for_report.remote("one", 0, 60.0)) is not None
 print("training", flush=True)

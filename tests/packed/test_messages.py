@@ -3,16 +3,21 @@
 import pickle
 
 from vlmtune.config.settings import Settings
-from vlmtune.packed.messages import NoteLog, TrialReport, TrialRequest, Vacancy
+from vlmtune.packed.messages import Availability, NoteLog, TrialReport, TrialRequest
 
 
 def test_the_engine_that_has_the_trial_is_the_best_choice_then_the_emptiest() -> None:
-    vacancies = [Vacancy(False, 0), Vacancy(False, 5), Vacancy(True, 0), Vacancy(False, 2)]
+    vacancies = [
+        Availability(False, 0),
+        Availability(False, 5),
+        Availability(True, 0),
+        Availability(False, 2),
+    ]
     assert sorted(vacancies, reverse=True) == [
-        Vacancy(True, 0),
-        Vacancy(False, 5),
-        Vacancy(False, 2),
-        Vacancy(False, 0),
+        Availability(True, 0),
+        Availability(False, 5),
+        Availability(False, 2),
+        Availability(False, 0),
     ]
 
 

@@ -29,13 +29,13 @@ def test_a_checkpoint_keeps_its_numbers_until_it_is_written(
         packed.engine.train_round()
         writes.append(slot.begin_checkpoint())
         expected.append(slot.adapter.flat.clone())
-        if step == 1:  # the first is written while the second waits, and the third takes its place
+        if step == 1:  # the first is written while the second waits, and the third takes its position
             writes[0].write(made(tmp_path / "0"), lambda _: None)
     for step in (1, 2):
         writes[step].write(made(tmp_path / str(step)), lambda _: None)
     for step, flat in enumerate(expected):
         adapter = load_file(tmp_path / str(step) / ADAPTER_FILE)
-        pairs = slot.adapter.layout.unpack(flat, slot.adapter.names, slot.adapter.rank)
+        pairs = slot.adapter.layout.unpack(flat, slot.adapter.names, slot.adapter.lora_rank)
         for name, pair in pairs.items():
             assert all(
                 torch.equal(adapter[f"{PEFT_PREFIX}{name}.lora_{half}.weight"], one)

@@ -77,7 +77,7 @@ def step(adapter: SlotAdapter, number: int) -> None:
 
 
 def numbers(adapter: SlotAdapter) -> torch.Tensor:
-    return adapter.own_layout.pack(adapter.layout.unpack(adapter.flat, adapter.names, adapter.rank))
+    return adapter.own_layout.pack(adapter.layout.unpack(adapter.flat, adapter.names, adapter.lora_rank))
 
 
 def test_an_adapter_trains_the_same_in_every_layout(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from vlmtune.packed.trial_progress import TrialProgress
 from vlmtune.training.best_evaluation import EvaluationRule
 from vlmtune.training.trl_arguments import training_arguments
 
-ORDER = Order(rows=11, per_device=2, accumulation=2, world=1, seed=0)  # three steps an epoch
+ORDER = Order(rows=11, per_device=2, accumulation=2, world_size=1, seed=0)  # three steps an epoch
 
 
 def make_progress(folder: Path, state: TrainerState | None = None, **options: Any) -> TrialProgress:

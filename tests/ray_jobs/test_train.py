@@ -70,7 +70,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def older(
     models: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A folder where the older instruction-tuning command ran, with a tiny model in place of its own; and
+    """A folder where a training script without a config file ran, with a tiny model in place of its own; and
     what it said."""
     folder = tmp_path_factory.mktemp("older")
     write_instructions(folder / "data.jsonl")
@@ -373,7 +373,7 @@ BAD_DATA = [
     (
         lambda folder, mall: mall,
         {"max_length": 8},
-        r"36 of 36 .* do not fit max_length 8 .*--max_length \d+ cuts nothing, "
+        r"36 of 36 .* do not fit max_length 8 .*--max_length \d+ keeps all rows whole, "
         r"\d+ keeps a word of each answer",
     ),
     (

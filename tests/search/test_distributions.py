@@ -5,7 +5,7 @@ from typing import Any
 import optuna
 import pytest
 
-from vlmtune.config.flag_table import flag
+from vlmtune.config.flag_table import find_flag
 from vlmtune.search.distributions import NUMERIC, read_categorical, read_numeric
 
 CASES: dict[str, tuple[str, list[float]]] = {
@@ -21,7 +21,7 @@ CASES: dict[str, tuple[str, list[float]]] = {
 @pytest.mark.parametrize("kind", NUMERIC)
 def test_every_drawn_value_is_contained(kind: str) -> None:
     name, arguments = CASES[kind]
-    distribution = read_numeric(kind, arguments, flag(name), name)
+    distribution = read_numeric(kind, arguments, find_flag(name), name)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     values = [distribution.suggest(study.ask(), name) for _ in range(50)]
     assert all(distribution.contains(value) for value in values)
@@ -35,13 +35,13 @@ def test_every_drawn_value_is_contained(kind: str) -> None:
     ("value", "contained"), [(0.05, True), (0.04, False), ("0.05", False), (True, False)]
 )
 def test_a_quantum_admits_its_multiples_only(value: Any, contained: bool) -> None:
-    distribution = read_numeric("quniform", [0.0, 0.1, 0.05], flag("lora_dropout"), "lora_dropout")
+    distribution = read_numeric("quniform", [0.0, 0.1, 0.05], find_flag("lora_dropout"), "lora_dropout")
     assert distribution.contains(value) == contained
 
 
 def test_lists_are_choices_and_json_to_optuna() -> None:
     lists = [["q_proj"], ["q_proj", "k_proj"]]
-    distribution = read_categorical("choice", lists, flag("lora_target_modules"), "lora_target_modules")
+    distribution = read_categorical("choice", lists, find_flag("lora_target_modules"), "lora_target_modules")
     assert distribution.contains(["q_proj"])
     assert distribution.parameter(["q_proj"]) == '["q_proj"]'
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))

@@ -10,10 +10,10 @@ from vlmtune.config.settings import Settings
 from vlmtune.search.first_points import BASELINE as FROM_BASELINE
 from vlmtune.search.first_points import EARLIER, MODEL, RECIPE, SPREAD
 from vlmtune.search.isolated_trial import trial_values
-from vlmtune.search.sampler import CONSTRAINT, TrialSampler
+from vlmtune.search.sampler import CONSTRAINT, TrialSearcher
 from vlmtune.search.space import Space
 from vlmtune.search.warm_start import EarlierTrials
-from vlmtune.training.meter import EVALUATION
+from vlmtune.training.meter import EVALUATION_NUMBER
 
 BASELINE = Settings.from_flags({"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4, "recipe": None})
 SPACE = {
@@ -24,15 +24,15 @@ SPACE = {
 MOST_STEPS = 12
 
 
-def search(seed: int = 0, mode: str = "min") -> TrialSampler:
-    return TrialSampler(Space.parse(SPACE, BASELINE), metric="eval_loss", mode=mode, seed=seed)
+def search(seed: int = 0, mode: str = "min") -> TrialSearcher:
+    return TrialSearcher(Space.parse(SPACE, BASELINE), metric="eval_loss", mode=mode, seed=seed)
 
 
 def report(loss: float, evaluation: int, step: int) -> dict[str, Any]:
     # Tune's own count differs where an interrupted trial has gone on.
     return {
         "eval_loss": loss,
-        EVALUATION: evaluation,
+        EVALUATION_NUMBER: evaluation,
         "training_iteration": 1,
         "step": step,
         "max_steps": MOST_STEPS,
@@ -43,15 +43,15 @@ def loss_of(values: dict[str, Any]) -> float:
     return abs(math.log10(values["learning_rate"]) + 3.0) + values["lora_r"] / 100
 
 
-def propose(searcher: TrialSampler, trial_id: str) -> dict[str, Any]:
+def propose(searcher: TrialSearcher, trial_id: str) -> dict[str, Any]:
     return trial_values(searcher.suggest(trial_id))
 
 
-def trial_of(searcher: TrialSampler, trial_id: str) -> optuna.trial.FrozenTrial:
+def trial_of(searcher: TrialSearcher, trial_id: str) -> optuna.trial.FrozenTrial:
     return searcher._ot_study.trials[searcher._ot_trials[trial_id].number]
 
 
-def run(searcher: TrialSampler, first: int, last: int) -> list[dict[str, Any]]:
+def run(searcher: TrialSearcher, first: int, last: int) -> list[dict[str, Any]]:
     """The values of trials first … last - 1, run one at a time to their end."""
     drawn = []
     for number in range(first, last):
@@ -120,7 +120,7 @@ def proposals_that_do_not_fit(*, tell_infeasible: bool, mode: str = "min") -> in
         values = propose(searcher, str(number))
         if values["lora_r"] == 64:
             found += number >= 20
-            result = {"eval_loss": math.nan, "infeasible": True, EVALUATION: 0, "training_iteration": 1}
+            result = {"eval_loss": math.nan, "infeasible": True, EVALUATION_NUMBER: 0, "training_iteration": 1}
             if tell_infeasible:
                 searcher.on_trial_result(str(number), result)
             searcher.on_trial_complete(
@@ -145,7 +145,7 @@ def test_the_region_of_infeasible_trials_is_avoided(mode: str) -> None:
 def test_infeasible_trials_are_pruned_with_the_constraint_and_no_value() -> None:
     searcher = search(mode="max")
     searcher.suggest("a")
-    result = {"eval_loss": math.nan, "infeasible": True, EVALUATION: 0, "training_iteration": 1}
+    result = {"eval_loss": math.nan, "infeasible": True, EVALUATION_NUMBER: 0, "training_iteration": 1}
     searcher.on_trial_result("a", result)
     searcher.on_trial_complete("a", result=result)
     trial = trial_of(searcher, "a")
@@ -176,7 +176,7 @@ def test_a_restored_study_goes_on_as_if_it_had_not_been_interrupted(tmp_path: Pa
 
 
 def test_with_several_objectives_the_study_has_them_all_and_a_stopped_trial_has_no_values() -> None:
-    searcher = TrialSampler(
+    searcher = TrialSearcher(
         Space.parse(SPACE, BASELINE), metric="eval_loss", mode="min", seed=0, more={"rows_per_second": "max"}
     )
     for trial_id in ("ended", "stopped", "diverged", "no memory"):
@@ -185,7 +185,7 @@ def test_with_several_objectives_the_study_has_them_all_and_a_stopped_trial_has_
     searcher.on_trial_complete("ended", result={**report(2.0, 4, MOST_STEPS), "rows_per_second": 6.0})
     searcher.on_trial_complete("stopped", result={**report(2.5, 2, 6), "rows_per_second": 6.0})
     searcher.on_trial_complete("diverged", result={**report(math.nan, 4, MOST_STEPS), "rows_per_second": 6.0})
-    searcher.on_trial_complete("no memory", result={"eval_loss": math.nan, "infeasible": True, EVALUATION: 0})
+    searcher.on_trial_complete("no memory", result={"eval_loss": math.nan, "infeasible": True, EVALUATION_NUMBER: 0})
     assert [direction.name for direction in searcher._ot_study.directions] == ["MINIMIZE", "MAXIMIZE"]
     assert trial_of(searcher, "ended").values == [2.0, 6.0]
     for trial_id in ("stopped", "diverged", "no memory"):
@@ -199,13 +199,13 @@ def test_with_several_objectives_the_study_has_them_all_and_a_stopped_trial_has_
     assert len(searcher._ot_study.best_trials) > 1
 
 
-def origins(searcher: TrialSampler) -> list[str]:
+def origins(searcher: TrialSearcher) -> list[str]:
     return list(searcher.origins.values())
 
 
 def test_the_first_proposals_are_baseline_recipe_and_points_spread_around_the_usual_rate() -> None:
     settings = BASELINE.replace(recipe={"learning_rate": 2e-4, "lora_r": 8, "lora_alpha": 16})
-    searcher = TrialSampler(
+    searcher = TrialSearcher(
         Space.parse(SPACE, settings), metric="eval_loss", mode="min", seed=0, width=4096, startup=4
     )
     values = [propose(searcher, str(number)) for number in range(12)]
@@ -224,7 +224,7 @@ def test_the_first_proposals_are_baseline_recipe_and_points_spread_around_the_us
 def test_points_of_earlier_searches_come_before_the_spread_ones() -> None:
     space = Space.parse(SPACE, BASELINE.replace(recipe=None))
     earlier = EarlierTrials(points=[{"lora_r": 4, "learning_rate": 3e-3}])
-    searcher = TrialSampler(space, metric="eval_loss", mode="min", seed=0, earlier=earlier)
+    searcher = TrialSearcher(space, metric="eval_loss", mode="min", seed=0, earlier=earlier)
     values = [propose(searcher, str(number)) for number in range(3)]
     assert origins(searcher) == [FROM_BASELINE, EARLIER, SPREAD]
     assert values[1] == {"lora_r": 4, "lora_alpha": 8, "learning_rate": 3e-3}
@@ -233,7 +233,7 @@ def test_points_of_earlier_searches_come_before_the_spread_ones() -> None:
 def test_a_recipe_that_the_space_does_not_have_runs_beside_the_search() -> None:
     # The recipe adapts all linear layers.
     settings = BASELINE.replace(num_samples=8, recipe=Settings().search.recipe)
-    searcher = TrialSampler(Space.parse(SPACE, settings), metric="eval_loss", mode="min", seed=0)
+    searcher = TrialSearcher(Space.parse(SPACE, settings), metric="eval_loss", mode="min", seed=0)
     first, second, third = (propose(searcher, name) for name in ("a", "b", "c"))
     assert first["learning_rate"] == 1e-4
     recipe = {"lora_r": 16, "lora_alpha": 32, "learning_rate": 2e-4}
@@ -250,7 +250,7 @@ def test_trials_of_the_same_problem_are_observations_from_which_the_model_propos
         ({"lora_r": 4, "learning_rate": 10**-power}, abs(power - 3)) for power in (2, 2.5, 3, 3.5, 4, 4.5)
     ]
     earlier = EarlierTrials(observations=seen)
-    searcher = TrialSampler(space, metric="eval_loss", mode="min", seed=0, earlier=earlier)
+    searcher = TrialSearcher(space, metric="eval_loss", mode="min", seed=0, earlier=earlier)
     first, second = propose(searcher, "a"), propose(searcher, "b")
     assert first == {"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4}, "the baseline is the first trial"
     assert origins(searcher) == [FROM_BASELINE, MODEL]

@@ -24,7 +24,7 @@ from vlmtune.config.settings import Settings
 from vlmtune.packed.packed_trial import PackedTrial
 from vlmtune.search import trial_results as results
 from vlmtune.search.isolated_trial import trial_values
-from vlmtune.search.sampler import TrialSampler
+from vlmtune.search.sampler import TrialSearcher
 from vlmtune.search.space import Space
 from vlmtune.search.trial_runners import TrialRunner
 from vlmtune.search.tuner import (
@@ -36,7 +36,7 @@ from vlmtune.search.tuner import (
     run_trials,
 )
 from vlmtune.training.launch import worker_resources
-from vlmtune.training.meter import EVALUATION
+from vlmtune.training.meter import EVALUATION_NUMBER
 
 BASELINE = Settings.from_flags(
     {"learning_rate": 1.0, "lora_r": 8, "grace_period": 0.25, "reduction_factor": 2, "recipe": None}
@@ -68,7 +68,7 @@ def made_trial() -> Callable[[dict[str, Any]], None]:
         for step in (2, 4, 6, 8):
             rate = config.get("point", config)["learning_rate"]
             loss = math.nan if number == 3 and step > 2 else rate - step / 100 - (number == 3)
-            tune.report({"eval_loss": loss, "step": step, "max_steps": STEPS, EVALUATION: step // 2})
+            tune.report({"eval_loss": loss, "step": step, "max_steps": STEPS, EVALUATION_NUMBER: step // 2})
 
     return trial
 
@@ -79,7 +79,7 @@ def found(
 ) -> tuple[list[results.TrialResult], list[optuna.trial.FrozenTrial]]:
     """What a search of trials that run one at a time says of them, and what Optuna does."""
     space = Space.parse(SPACE, BASELINE)
-    searcher = TrialSampler(space, metric="eval_loss", mode="min", seed=0)
+    searcher = TrialSearcher(space, metric="eval_loss", mode="min", seed=0)
     numbers = iter(range(TRIALS))
     config = tune.TuneConfig(
         metric="eval_loss",
@@ -129,7 +129,7 @@ def made_killed_trial(mark: Path) -> type[tune.Trainable]:
                 "eval_loss": trial_values(self.config)["learning_rate"],
                 "step": STEPS,
                 "max_steps": STEPS,
-                EVALUATION: 1,
+                EVALUATION_NUMBER: 1,
                 "done": True,
             }
 

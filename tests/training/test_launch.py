@@ -128,7 +128,7 @@ def test_workers_share_the_rows_and_agree_on_the_adapter(
         [json.loads(line) for line in (tmp_path / f"{rank}.jsonl").read_text().splitlines()]
         for rank in range(workers)
     ]
-    order = Order(rows=ROWS, per_device=4 // workers, accumulation=1, world=workers, seed=42)
+    order = Order(rows=ROWS, per_device=4 // workers, accumulation=1, world_size=workers, seed=42)
     for epoch in range(2):
         batches = [rank[epoch * 3 : epoch * 3 + 3] for rank in given]
         seen = [row for rank in batches for batch in rank if not batch["filler"] for row in batch["rows"]]

@@ -33,7 +33,9 @@ def label_log_probs(
         ModelRef(str(model)), quantization=quantization, dtype="float32", device=torch.device("cpu")
     )
     network = load_adapter(network, adapter) if adapter is not None else network.eval()
-    order = Order(rows=len(store.rows_of(split)), per_device=1, accumulation=1, world=1, seed=0).epoch(0, 0)
+    order = Order(rows=len(store.rows_of(split)), per_device=1, accumulation=1, world_size=1, seed=0).epoch(
+        0, 0
+    )
     for batch in read_batches(store, split, order, None):
         inputs = store.meta.inputs.normalize(batch)
         labels = inputs.pop("labels")[0, 1:]
@@ -189,7 +191,7 @@ def test_a_resumed_run_reads_the_rest_and_ends_with_the_same_adapter(run_loop: R
     first = run_loop("mixed llava", interrupt=steps, **options)
     rest = run_loop("mixed llava", go_on=first.checkpoint(steps), **options)
     assert difference(rest.adapter(), whole.adapter()) == 0
-    order = Order(rows=11, per_device=2, accumulation=2, world=1, seed=42)
+    order = Order(rows=11, per_device=2, accumulation=2, world_size=1, seed=42)
     assert whole.trained_on() == order.epoch(0, 0) + order.epoch(1, 0)
     assert rest.trained_on() == [
         batch for step in range(steps, 6) for batch in order.step(step // 3, step % 3, 0)

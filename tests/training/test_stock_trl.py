@@ -77,7 +77,7 @@ def stock_adapter(store: Store, model: Path, quantization: str, folder: Path) ->
         disable_tqdm=True,
     )
     rows = len(store.rows_of("train"))
-    order = Order(rows=rows, per_device=ROWS, accumulation=1, world=1, seed=SEED)
+    order = Order(rows=rows, per_device=ROWS, accumulation=1, world_size=1, seed=SEED)
     read = read_batches(store, "train", order.epoch(0, 0), None)
     batches = [store.meta.inputs.normalize(batch) for batch in read]
     number = count()

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn, cast, get_args
 
-from vlmtune.config.flag_table import ALIASES, flag, read_values
+from vlmtune.config.flag_table import ALIASES, find_flag, read_values
 from vlmtune.errors import ConfigError, nearest
 from vlmtune.evaluation.metrics import METRICS
 from vlmtune.evaluation.options import (
@@ -57,15 +57,15 @@ class AdapterParser(argparse.ArgumentParser):
     def add_settings(self, *names: str) -> None:
         """Add settings of training by flag name."""
         for name in names:
-            option = flag(name)
-            nargs: dict[str, Any] = {"nargs": "?", "const": "true"} if option.kind == "bool" else {}
+            flag = find_flag(name)
+            nargs: dict[str, Any] = {"nargs": "?", "const": "true"} if flag.kind == "bool" else {}
             dashed = [f"--{name.replace('_', '-')}"] if "_" in name else []
             self.add_argument(
                 f"--{name}",
                 *dashed,
-                metavar=option.kind.upper(),
+                metavar=flag.kind.upper(),
                 default=argparse.SUPPRESS,
-                help=option.help.replace("%", "%%"),
+                help=flag.help.replace("%", "%%"),
                 **nargs,
             )
             self.settings_flags.append(name)

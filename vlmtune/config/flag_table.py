@@ -18,7 +18,7 @@ from vlmtune.config.options import (
     SearchSettings,
     TrainingSettings,
 )
-from vlmtune.config.trl_flags import TrlRefused
+from vlmtune.config.trl_flags import TrlUnsupported
 from vlmtune.errors import ConfigError, nearest
 
 # Older names of the field, accepted wherever the name on the right is.
@@ -32,7 +32,7 @@ GROUPS: dict[str, type[Any]] = {
     "lora": LoraSettings,
     "training": TrainingSettings,
     "search": SearchSettings,
-    "refused": TrlRefused,
+    "unsupported": TrlUnsupported,
 }
 
 
@@ -42,38 +42,38 @@ def flags() -> dict[str, Flag]:
     table: dict[str, Flag] = {}
     for group, options in GROUPS.items():
         hints = get_type_hints(options)
-        for option in dataclasses.fields(options):
-            kind, optional, choices = kind_of_hint(hints[option.name])
-            name = option.metadata.get("flag", option.name)
+        for field in dataclasses.fields(options):
+            kind, optional, choices = kind_of_hint(hints[field.name])
+            name = field.metadata.get("flag", field.name)
             table[name] = Flag(
                 name=name,
                 group=group,
-                field=option.name,
+                field=field.name,
                 kind=kind,
                 optional=optional,
-                choices=tuple(option.metadata.get("choices", choices)),
-                default=default_of(option),
-                help=option.metadata.get("help", ""),
+                choices=tuple(field.metadata.get("choices", choices)),
+                default=default_of(field),
+                help=field.metadata.get("help", ""),
             )
     return table
 
 
-def default_of(option: "dataclasses.Field[Any]") -> Any:
+def default_of(field: "dataclasses.Field[Any]") -> Any:
     """A field's default; lists are fresh each time."""
-    return option.default_factory() if option.default_factory is not dataclasses.MISSING else option.default
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
 
 
-def flag(name: str, label: str | None = None) -> Flag:
+def find_flag(name: str, label: str | None = None) -> Flag:
     """The option called `name`, or by an older name of it.
 
     Raises:
         ConfigError: there is none; the message names the nearest one.
     """
-    option = flags().get(ALIASES.get(name, name))
-    if option is None:
+    flag = flags().get(ALIASES.get(name, name))
+    if flag is None:
         names = [known for known in flags() if known not in UNSUPPORTED] + list(ALIASES)
         raise ConfigError(f"{label or name}: there is no such option{nearest(name, names)}")
-    return option
+    return flag
 
 
 def read_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -88,13 +88,13 @@ def read_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     checked: dict[str, Any] = {}
     names: dict[str, str] = {}  # as they were given
     for name, value in values.items():
-        option = flag(name, prefix + name)
-        if option.name in names:
+        flag = find_flag(name, prefix + name)
+        if flag.name in names:
             raise ConfigError(
-                f"{prefix}{name}: is another name of {names[option.name]}, which is given too; keep one"
+                f"{prefix}{name}: is another name of {names[flag.name]}, which is given too; keep one"
             )
-        names[option.name] = name
-        checked[option.name] = option.read(value, prefix + name)
+        names[flag.name] = name
+        checked[flag.name] = flag.read(value, prefix + name)
     return checked
 
 

@@ -22,7 +22,8 @@ class Flag:
     """An option by its flag name.
 
     Attributes:
-        group: the group of settings that holds it, such as "lora"; "refused" for one that is not supported.
+        group: the group of settings that holds it, such as "lora"; "unsupported" for one of TRL's
+            that vlmtune does not take.
         field: its name there, such as "r" for the flag `lora_r`.
         optional: whether None is a value of it.
     """
@@ -63,16 +64,16 @@ class Flag:
 
     def _only_default(self, value: Any, label: str) -> Any:
         # The value is not shown: it may be a token.
-        refusal = ConfigError(
+        error = ConfigError(
             f"{label}: vlmtune does not take this option: {UNSUPPORTED[self.name]}. Leave it out"
         )
         if value != self.default:
             try:
                 value = self._typed(value, label)
             except ConfigError:
-                raise refusal from None
+                raise error from None
         if value != self.default:
-            raise refusal
+            raise error
         return value
 
     def _typed(self, value: Any, label: str) -> Any:

@@ -41,10 +41,10 @@ class TrlTraining:
 
 
 @dataclass(frozen=True)
-class TrlRefused:
-    """The options of `trl.SFTConfig` and `trl.ModelConfig` that are refused unless they have these values."""
+class TrlUnsupported:
+    """The options of `trl.SFTConfig` and `trl.ModelConfig` that vlmtune takes with these values only."""
 
-{refused}
+{unsupported}
 '''
 
 
@@ -65,12 +65,12 @@ def text() -> str:
         options |= {option.name: option for option in dataclasses.fields(group) if option.init}
     of_training = [option.name for option in dataclasses.fields(SFTConfig) if option.init]
     kept = [name for name in of_training if name not in UNSUPPORTED and name not in ELSEWHERE]
-    refused = [name for name in options if name in UNSUPPORTED]
+    unsupported = [name for name in options if name in UNSUPPORTED]
     return HEAD.format(
         trl=version("trl"),
         transformers=version("transformers"),
         training="\n".join(_field(options[name], hints[name], help_text=True) for name in kept),
-        refused="\n".join(_field(options[name], hints[name], help_text=False) for name in refused),
+        unsupported="\n".join(_field(options[name], hints[name], help_text=False) for name in unsupported),
     )
 
 

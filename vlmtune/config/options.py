@@ -254,8 +254,8 @@ class TrainingSettings(TrlTraining):
     )
     micro_batch_size: int | None = option(
         None,
-        "Rows of per_device_train_batch_size that go through the model at once. By default as many as fit"
-        " in memory.",
+        "Run a batch of per_device_train_batch_size rows in parts of this many, to save memory; its gradient "
+        "is the same. By default as many rows as fit in memory.",
     )
     pad_to_multiple_of: int | None = option(  # type: ignore[assignment]  # TRL's "auto" is for other hardware
         None, "Pad every batch to a length that is a multiple of this many tokens."
@@ -301,8 +301,8 @@ class SearchSettings:
     )
     more_metrics: list[str] | None = option(
         None,
-        "Further numbers that trials report, such as seconds or peak_memory, to be good in at the same "
-        "time: the search looks for the trade-offs between them and the metric, which decides early "
+        "Further objectives beside --metric, such as seconds or peak_memory. The search then looks for the "
+        "Pareto front: trials that no other trial beats in every objective. --metric alone decides early "
         "stopping and the best trial.",
     )
     metric_rows: int = option(

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from vlmtune.config.flag_table import ALIASES, GROUPS, flag, flags, read_file, read_values
+from vlmtune.config.flag_table import ALIASES, GROUPS, find_flag, flags, read_file, read_values
 from vlmtune.config.flags import Flag
 from vlmtune.config.settings import Settings, build
 from vlmtune.errors import ConfigError
 
-# Without a config and a model: the settings of the instruction-tuning command that vlmtune replaces.
+# Settings where neither a config file nor a model is given: those of the training script that vlmtune
+# replaced, which was started with data alone.
 PRESET: dict[str, Any] = {
     "model_name_or_path": "meta-llama/Llama-3.2-11B-Vision-Instruct",
     "quantization": "int8",
@@ -36,8 +37,7 @@ TITLES = {
 def parse(argv: Sequence[str] | None = None, *, description: str = "", prog: str | None = None) -> Settings:
     """Settings from a command line and the YAML file that its `--config` names; flags override the file.
 
-    Where neither a file nor a model is given, the older instruction-tuning command's settings are used
-    (`PRESET`). `--help` prints and exits 0.
+    Where neither a file nor a model is given, the settings in `PRESET` are used. `--help` prints and exits 0.
 
     Args:
         argv: the arguments without the program's name; those of this process by default.
@@ -48,7 +48,7 @@ def parse(argv: Sequence[str] | None = None, *, description: str = "", prog: str
         ConfigError: anything about the command line or the file is wrong, or no data or no model is named.
     """
     parser = FlagParser(description, prog)
-    given, config = _tokens(list(sys.argv[1:] if argv is None else argv), parser)
+    given, config = _split_command_line(list(sys.argv[1:] if argv is None else argv), parser)
     values = read_file(config) if config is not None else {}
     values |= read_values(given, "--")
     resumed = values.get("resume") is not None
@@ -58,8 +58,8 @@ def parse(argv: Sequence[str] | None = None, *, description: str = "", prog: str
             f"{other}: a run resumes with the settings that it was started with; give --resume alone"
         )
     if config is None and "model_name_or_path" not in values and not resumed:
-        loads = values.keys() & {"load_in_4bit", "load_in_8bit"}
-        preset = {name: value for name, value in PRESET.items() if not (name == "quantization" and loads)}
+        quantized = values.keys() & {"load_in_4bit", "load_in_8bit"}
+        preset = {name: value for name, value in PRESET.items() if not (name == "quantization" and quantized)}
         values = preset | values
     settings = build(values)
     if settings.data.data_path is None and not resumed:
@@ -93,9 +93,9 @@ class FlagParser(argparse.ArgumentParser):
         )
         for group in GROUPS:
             section = self.add_argument_group(TITLES[group]) if group in TITLES else self
-            for option in flags().values():
-                if option.group == group:
-                    _add_flag(section, option, hidden=group == "refused")
+            for flag in flags().values():
+                if flag.group == group:
+                    _add_flag(section, flag, hidden=group == "unsupported")
         for alias, name in ALIASES.items():
             nargs = "+" if flags()[name].kind == "list" else None
             self.add_argument(
@@ -110,29 +110,29 @@ class FlagParser(argparse.ArgumentParser):
         raise ConfigError(re.sub(r"^argument (--\w+)\S*", r"\1:", message))
 
 
-def _add_flag(section: "argparse._ActionsContainer", option: Flag, *, hidden: bool) -> None:
+def _add_flag(section: "argparse._ActionsContainer", flag: Flag, *, hidden: bool) -> None:
     """Add an option's flag, also with dashes, and `--no_NAME` for a switch that can be on by default."""
-    names = [f"--{option.name}"]
-    if "_" in option.name:
-        names.append(f"--{option.name.replace('_', '-')}")
-    shown = "auto" if option.kind == "bool" and option.default is None else option.default
-    text = f"{option.help} (default: {shown})".replace("%", "%%")
+    names = [f"--{flag.name}"]
+    if "_" in flag.name:
+        names.append(f"--{flag.name.replace('_', '-')}")
+    shown = "auto" if flag.kind == "bool" and flag.default is None else flag.default
+    text = f"{flag.help} (default: {shown})".replace("%", "%%")
     section.add_argument(
         *names,
-        dest=option.name,
-        nargs={"bool": "?", "list": "+"}.get(option.kind),
-        const=True if option.kind == "bool" else None,
-        metavar=f"{{{','.join(option.choices)}}}" if option.choices else option.kind.upper(),
+        dest=flag.name,
+        nargs={"bool": "?", "list": "+"}.get(flag.kind),
+        const=True if flag.kind == "bool" else None,
+        metavar=f"{{{','.join(flag.choices)}}}" if flag.choices else flag.kind.upper(),
         default=argparse.SUPPRESS,
         help=argparse.SUPPRESS if hidden else text,
     )
-    if option.kind == "bool" and (option.optional or option.default) and not hidden:
+    if flag.kind == "bool" and (flag.optional or flag.default) and not hidden:
         section.add_argument(
             *(
                 name.replace("--", "--no_" if "_" in name or name == names[0] else "--no-", 1)
                 for name in names
             ),
-            dest=option.name,
+            dest=flag.name,
             action="store_const",
             const=False,
             default=argparse.SUPPRESS,
@@ -140,14 +140,14 @@ def _add_flag(section: "argparse._ActionsContainer", option: Flag, *, hidden: bo
         )
 
 
-def _tokens(argv: list[str], parser: FlagParser) -> tuple[dict[str, Any], str | None]:
+def _split_command_line(argv: list[str], parser: FlagParser) -> tuple[dict[str, Any], str | None]:
     """The options that a command line gives, as texts by name, and the file that `--config` names."""
     parsed, unknown = parser.parse_known_args(argv)
     if unknown:
         first = unknown[0].partition("=")[0]
         if first.startswith("-"):
-            flag(first.lstrip("-").replace("-", "_"), first)
-        raise ConfigError(f"{first}: this word belongs to no option")
+            find_flag(first.lstrip("-").replace("-", "_"), first)
+        raise ConfigError(f"{first}: unexpected argument; an option is written --name value")
     given = dict(vars(parsed))
     files = given.pop("config") or []
     if len(files) > 1:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmtune.config import yaml12
-from vlmtune.config.flag_table import flag, flags, read_file, read_values
+from vlmtune.config.flag_table import find_flag, flags, read_file, read_values
 from vlmtune.config.options import (
     DataSettings,
     LoraSettings,
@@ -48,14 +48,10 @@ class Settings:
         """The value of an option by its flag name, for what is written by name: a search space, a file.
 
         Raises:
-            ConfigError: there is no such option.
+            ConfigError: there is no such flag.
         """
-        option = flag(name)
-        return (
-            option.default
-            if option.group == "refused"
-            else getattr(getattr(self, option.group), option.field)
-        )
+        flag = find_flag(name)
+        return flag.default if flag.group == "unsupported" else getattr(getattr(self, flag.group), flag.field)
 
     def replace(self, **values: Any) -> "Settings":
         """These settings with some values changed by flag name, typed and checked as those of flags are.
@@ -82,10 +78,10 @@ class Settings:
 def build(values: Mapping[str, Any]) -> Settings:
     """Settings from checked values by flag name, checked against each other."""
     chosen: dict[str, dict[str, Any]] = {group.name: {} for group in dataclasses.fields(Settings)}
-    for name, known in flags().items():
-        if known.group != "refused":
-            value = values.get(name, known.default)
-            chosen[known.group][known.field] = list(value) if isinstance(value, list) else value
+    for name, flag in flags().items():
+        if flag.group != "unsupported":
+            value = values.get(name, flag.default)
+            chosen[flag.group][flag.field] = list(value) if isinstance(value, list) else value
     settings = Settings(
         data=DataSettings(**chosen["data"]),
         run=RunSettings(**chosen["run"]),
@@ -109,8 +105,8 @@ def check_together(settings: Settings) -> None:
         )
     if model.load_in_4bit and model.load_in_8bit:
         raise ConfigError("load_in_4bit and load_in_8bit: only one of them can be true")
-    loads = (("load_in_4bit", model.load_in_4bit, "nf4"), ("load_in_8bit", model.load_in_8bit, "int8"))
-    for name, is_set, meaning in loads:
+    trl_switches = (("load_in_4bit", model.load_in_4bit, "nf4"), ("load_in_8bit", model.load_in_8bit, "int8"))
+    for name, is_set, meaning in trl_switches:
         if is_set and model.quantization not in (None, meaning):
             raise ConfigError(
                 f"{name}: means quantization {meaning}, but quantization is {model.quantization}; keep one"

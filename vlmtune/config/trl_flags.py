@@ -401,8 +401,8 @@ class TrlTraining:
 
 
 @dataclass(frozen=True)
-class TrlRefused:
-    """The options of `trl.SFTConfig` and `trl.ModelConfig` that are refused unless they have these values."""
+class TrlUnsupported:
+    """The options of `trl.SFTConfig` and `trl.ModelConfig` that vlmtune takes with these values only."""
 
     optim_target_modules: list[str] | str | None = field(default=None)
     label_smoothing_factor: float = field(default=0.0)

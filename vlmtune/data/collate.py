@@ -12,9 +12,9 @@ import torch
 from vlmtune.data.encoded_example import IGNORED, EncodedExample
 from vlmtune.data.input_format import ROWS, TOKENS, InputFormat, TensorLayout
 
-# Prefix of a batch entry of shape `[B]`: how much of an axis belongs to each row, of a tensor whose items
-# follow on each other from row to row. The axis and the tensor's name come next: `rows:0:pixel_values`.
-COUNTS = "rows:"
+# Prefix of a batch entry `[B]` that says how many items of a tensor belong to each row, where the items of
+# all rows are concatenated. The axis and the tensor's name come next: `items_per_row:0:pixel_values`.
+ITEMS_PER_ROW = "items_per_row:"
 
 
 def collate(
@@ -34,8 +34,8 @@ def collate(
 
     Returns:
         `input_ids`, `attention_mask`, `labels` of shape `[B, T]` int64, the model's other tensors, and
-        `COUNTS` entries for those of them whose first dimension is not the row. `split_batch` takes these
-        out again.
+        `ITEMS_PER_ROW` entries for those of them whose first dimension is not the row. `split_batch` takes
+        these out again.
     """
     length = (
         -(-max(len(example.input_ids) for example in examples) // pad_to_multiple_of) * pad_to_multiple_of
@@ -55,14 +55,14 @@ def collate(
             padded = [_lengthen(tensor, layout.axis, length) for tensor in _with_blanks(tensors)]
             batch[name] = _concatenate(padded, axis=layout.axis - 1)
             if layout.axis > 1:  # as multimodal positions [3, B, T]
-                batch[f"{COUNTS}{layout.axis - 1}:{name}"] = np.ones(len(examples), dtype=np.int64)
+                batch[f"{ITEMS_PER_ROW}{layout.axis - 1}:{name}"] = np.ones(len(examples), dtype=np.int64)
         elif layout.kind == ROWS:
             batch[name] = _concatenate(_with_blanks(tensors), axis=0)
         else:
             some = [tensor for tensor in tensors if tensor is not None]
             batch[name] = _concatenate(some, axis=layout.axis)
             counts = [0 if tensor is None else tensor.shape[layout.axis] for tensor in tensors]
-            batch[f"{COUNTS}{layout.axis}:{name}"] = np.array(counts, dtype=np.int64)
+            batch[f"{ITEMS_PER_ROW}{layout.axis}:{name}"] = np.array(counts, dtype=np.int64)
     if "aspect_ratio_mask" in batch:
         # As Mllama's processor does: its attention needs a tile even where a row has no image.
         batch["aspect_ratio_mask"][..., 0] = 1
@@ -73,15 +73,15 @@ def split_batch(batch: dict[str, torch.Tensor], size: int) -> Iterator[dict[str,
     """The batch as the model takes it, `size` rows at a time; whole where it has no more rows than that."""
     cuts: dict[str, tuple[int, list[int]]] = {}
     for key, counts in batch.items():
-        if key.startswith(COUNTS):
-            number, name = key.removeprefix(COUNTS).split(":", 1)
+        if key.startswith(ITEMS_PER_ROW):
+            number, name = key.removeprefix(ITEMS_PER_ROW).split(":", 1)
             cuts[name] = (int(number), [0, *counts.cumsum(0).tolist()])
     rows = len(batch["input_ids"])
     for first in range(0, rows, size):
         last = min(first + size, rows)
         part = {}
         for name, tensor in batch.items():
-            if name.startswith(COUNTS):
+            if name.startswith(ITEMS_PER_ROW):
                 continue
             if name in cuts:
                 axis, ends = cuts[name]

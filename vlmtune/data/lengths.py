@@ -21,7 +21,7 @@ def length_problem(store: Store, max_length: int | None, on_long_row: str) -> st
     return (
         f"{len(long)} of {len(rows)} training rows do not fit max_length {max_length} "
         f"with their images and template whole ({_listed(store, long)}): "
-        f"--max_length {store.column('tokens')[rows].max()} cuts nothing, "
+        f"--max_length {store.column('tokens')[rows].max()} keeps all rows whole, "
         f"{store.column('required')[rows].max()} keeps a word of each answer{skip}"
     )
 

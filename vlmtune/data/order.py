@@ -28,22 +28,22 @@ class Order:
     Attributes:
         per_device: rows of one forward pass of a rank.
         accumulation: forward passes of a rank in a step.
-        world: ranks that run now.
-        workers: ranks that a step is made for; by default `world`. An elastic run with fewer ranks makes the
-            same steps with more passes each, so that it continues at the exact next row when the number of
-            ranks changes.
+        world_size: ranks that run now.
+        workers: ranks that a step is made for; by default `world_size`. An elastic run with fewer ranks makes
+            the same steps with more passes each, so that it continues at the exact next row when their number
+            changes.
     """
 
     rows: int
     per_device: int
     accumulation: int
-    world: int
+    world_size: int
     seed: int
     workers: int | None = None
 
     @property
     def rows_per_step(self) -> int:
-        return self.per_device * self.accumulation * (self.workers or self.world)
+        return self.per_device * self.accumulation * (self.workers or self.world_size)
 
     @property
     def passes_per_step(self) -> int:
@@ -89,12 +89,12 @@ class Order:
 
     def _share(self, permutation: np.ndarray, step: int, rank: int) -> list[MicroBatch]:
         rows = permutation[step * self.rows_per_step : (step + 1) * self.rows_per_step]
-        on_rank = [int(row) for row in rows[rank :: self.world]]
+        on_rank = [int(row) for row in rows[rank :: self.world_size]]
         passes = range(self._passes(len(rows)))
         return [cut(on_rank, self.per_device, index, filler=int(rows[0])) for index in passes]
 
     def _passes(self, rows: int) -> int:
-        return -(-rows // (self.per_device * self.world))
+        return -(-rows // (self.per_device * self.world_size))
 
 
 def cut(rows: list[int], size: int, index: int, *, filler: int) -> MicroBatch:
@@ -103,11 +103,11 @@ def cut(rows: list[int], size: int, index: int, *, filler: int) -> MicroBatch:
     return MicroBatch(part) if part else MicroBatch((filler,), filler=True)
 
 
-def evaluation_order(rows: int, batch: int, rank: int, world: int) -> list[MicroBatch]:
+def evaluation_order(rows: int, batch: int, rank: int, world_size: int) -> list[MicroBatch]:
     """The micro-batches of `rank` over an evaluation set of `rows` rows, in the order of the set.
 
     Each row is on one rank, and every rank has the same number of micro-batches.
     """
-    on_rank = list(range(rank, rows, world))
-    passes = -(-rows // (batch * world))
+    on_rank = list(range(rank, rows, world_size))
+    passes = -(-rows // (batch * world_size))
     return [cut(on_rank, batch, index, filler=0) for index in range(passes)]

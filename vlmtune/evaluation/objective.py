@@ -64,11 +64,11 @@ class Objective:
         *,
         last: bool,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> dict[str, float]:
         """Answer evaluation rows; returns {name: value} of the metric, and of number_rate beside mae.
 
-        Each rank answers every `world`-th row. All ranks return the same result.
+        Each rank answers every `world_size`-th row. All ranks return the same result.
 
         Args:
             last: whether this is the trial's last step, at which all evaluation rows are answered.
@@ -76,7 +76,7 @@ class Objective:
         rows = np.asarray(store.rows_of(EVAL))
         if not last:  # a sample, the same one for every trial
             rows = rows[np.random.RandomState(self.seed % 2**32).permutation(len(rows))[: self.rows]]
-        own_rows: Sequence[int] = [int(row) for row in rows[rank::world]]
+        own_rows: Sequence[int] = [int(row) for row in rows[rank::world_size]]
         texts = answers(
             model,
             processor,
@@ -87,8 +87,8 @@ class Objective:
             read=read,
         )
         references = [reference(processor.tokenizer, example) for example in read(store, own_rows)]
-        if world > 1:
-            gathered: list[Any] = [None] * world
+        if world_size > 1:
+            gathered: list[Any] = [None] * world_size
             dist.all_gather_object(gathered, (texts, references))
             texts, references = ([text for pair in gathered for text in pair[side]] for side in (0, 1))
         return {name: score(texts, references, name) for name in with_number_rate([self.name])}

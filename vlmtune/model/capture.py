@@ -28,17 +28,17 @@ CAPTURE_STOPPED = (
 )
 CAPTURE_OVERHEAD = 1.25  # memory that a capture takes, against what is left at the end of the forward pass
 
-TrainedLeaves = Callable[[], Sequence[Tensor]]
+TrainedTensors = Callable[[], Sequence[Tensor]]
 
 
-def capture(module: nn.Module, trained: TrainedLeaves, on_failure: Callable[[str], None]) -> None:
+def capture(module: nn.Module, trained: TrainedTensors, on_failure: Callable[[str], None]) -> None:
     """Let calls of `module` in training replay CUDA graphs, in place.
 
     A call may have a backward pass through its first output to `trained`. That pass must end before the next
     call of the same shape.
 
     Args:
-        trained: gives the leaves in `module` that a call has gradients for, the same ones for the same shape
+        trained: gives the tensors in `module` that a call has gradients for, the same ones for the same shape
             of the inputs. Without any, the module runs without gradient.
         on_failure: takes a line that says why capturing failed or stopped. The module then runs as before.
     """
@@ -75,7 +75,7 @@ class CapturedForward:
         pool: the memory that all graphs share, made at the first capture.
     """
 
-    def __init__(self, module: nn.Module, trained: TrainedLeaves, on_failure: Callable[[str], None]) -> None:
+    def __init__(self, module: nn.Module, trained: TrainedTensors, on_failure: Callable[[str], None]) -> None:
         self.module, self.plain, self.trained, self.on_failure = module, module.forward, trained, on_failure
         self.calls: Counter[Any] = Counter()
         self.graphs: dict[Any, CapturedShape] = {}

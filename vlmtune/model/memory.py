@@ -37,7 +37,7 @@ class StepLoad:
         length: tokens of the longest row.
         labelled_tokens: those of them that are trained on.
         image_tokens: tokens that cross-attention reads, a row; `vision_tokens`: those of the vision tower.
-        rank: of the adapter.
+        lora_rank: of the adapter.
         dropout: whether LoRA has one: each adapted layer then keeps an input of its own.
         compute_bytes: of a number in the computation's dtype.
         packed: adapters that train together, each on rows of its own; 0 where one trains alone.
@@ -48,7 +48,7 @@ class StepLoad:
     length: int
     labelled_tokens: int
     image_tokens: int
-    rank: int
+    lora_rank: int
     vision_tokens: int = 0
     dropout: bool = True
     compute_bytes: int = 2
@@ -116,7 +116,7 @@ class MemoryEstimate:
 def estimate_memory(model: ModelShapes, load: StepLoad, plan: StepPlan) -> MemoryEstimate:
     """Peak memory of a training step."""
     activations, temporary = _activation_bytes(model, load, plan)
-    adapter = load.rank * model.adapter
+    adapter = load.lora_rank * model.adapter
     # Packed rows have a copy of their adapter each, its gradient, and the same once more where the gradients
     # are joined.
     copies = 3 * load.compute_bytes * adapter * plan.micro_batch if load.packed else 0

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vlmtune.data.collate import split_batch
-from vlmtune.model.capture import TrainedLeaves, capture, recapture, stop_capturing
+from vlmtune.model.capture import TrainedTensors, capture, recapture, stop_capturing
 from vlmtune.model.deepstack import use_dense_deepstack
 from vlmtune.model.fast import (
     compile_layers,
@@ -97,7 +97,7 @@ class AcceleratedStep:
                 step.capture(lambda: trained)
         return step
 
-    def capture(self, trained: TrainedLeaves) -> None:
+    def capture(self, trained: TrainedTensors) -> None:
         """Replay CUDA graphs of the decoder, and of the parts beside it that have nothing to train.
 
         Args:
@@ -158,10 +158,10 @@ class AcceleratedStep:
                     self.eval_rows = self._half(size)
             torch.cuda.empty_cache()
 
-    def average_gradients(self, world: int) -> None:
-        """Average the gradients over `world` workers, in one message, once a step."""
-        if world > 1:
-            average_gradients(self.trained, world)
+    def average_gradients(self, world_size: int) -> None:
+        """Average the gradients over `world_size` workers, in one message, once a step."""
+        if world_size > 1:
+            average_gradients(self.trained, world_size)
 
     def gradient_norm(self, scaler: torch.amp.GradScaler | None = None) -> Tensor:
         """The norm of all gradients; not waited for, unless a scaler of fp16 is still to be divided out."""
@@ -214,7 +214,7 @@ def skip_module_traversal(model: nn.Module) -> TrainedView:
     return TrainedView(model)
 
 
-def average_gradients(parameters: list[nn.Parameter], world: int) -> None:
+def average_gradients(parameters: list[nn.Parameter], world_size: int) -> None:
     """Average the gradients over the workers, in one message.
 
     A gradient that no worker has stays None, so its weight is left alone. Waits for the device only on a
@@ -227,7 +227,7 @@ def average_gradients(parameters: list[nn.Parameter], world: int) -> None:
         [*(torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters), counts]
     )
     dist.all_reduce(flat)
-    *gradients, counts = flat.div_(world).split([*sizes, len(parameters)])
+    *gradients, counts = flat.div_(world_size).split([*sizes, len(parameters)])
     anywhere = present if all(present) else counts.tolist()
     for parameter, gradient, used in zip(parameters, gradients, anywhere, strict=True):
         parameter.grad = gradient.view_as(parameter) if used else None

@@ -47,7 +47,7 @@ class VisionFeatures:
         self.bytes = 0
         self.layout: OutputLayout | None = None
         self.image_token_id: int = getattr(base.config, "image_token_id", -1)
-        if tower_has_dropout(base):
+        if output_may_vary(base):
             self.max_bytes = 0
 
     def cached(self, rows: Sequence[int]) -> list[RowFeatures] | None:
@@ -153,8 +153,8 @@ class OutputLayout:
         leaves: list[Tensor] = []
         for name, value in output.items():
             if name not in UNUSED:
-                shape, parts = _parts(value, tokens)
-                fields[name] = shape, len(parts)
+                structure, parts = _parts(value, tokens)
+                fields[name] = structure, len(parts)
                 leaves += parts
         if not leaves or any(len(leaf) != tokens for leaf in leaves):
             sizes = ", ".join(str(len(leaf)) for leaf in leaves)
@@ -174,17 +174,17 @@ class OutputLayout:
             raise UnsupportedTowerError(f"{self.kind.__name__} cannot be made again: {error}") from error
 
 
-def _joined(shape: str, tensors: list[Tensor]) -> Any:
+def _joined(structure: str, tensors: list[Tensor]) -> Any:
     """A field's value from its tensors, the inverse of `_parts`: each tensor stands for all images."""
-    if shape == "tensor":
+    if structure == "tensor":
         return tensors[0]
-    if shape == "images":
+    if structure == "images":
         return tuple(tensors)
-    return tensors if shape == "levels" else [(tensor,) for tensor in tensors]
+    return tensors if structure == "levels" else [(tensor,) for tensor in tensors]
 
 
 def _parts(value: Any, tokens: int) -> tuple[str, list[Tensor]]:
-    """The shape of a field's value, as `OutputLayout` names it, and its tensors [tokens, D]."""
+    """The structure of a field's value, as `OutputLayout` names it, and its tensors [tokens, D]."""
     if isinstance(value, Tensor):
         return "tensor", [value.flatten(0, -2)]
     if isinstance(value, list | tuple) and value and all(isinstance(part, Tensor) for part in value):
@@ -203,6 +203,7 @@ def without_pixels(batch: Batch) -> Batch:
 
 
 def is_pixels(tensor: Tensor) -> bool:
+    """Whether a batch's tensor holds pixels: only these are uint8 (stored) or floating-point (normalised)."""
     return tensor.is_floating_point() or tensor.dtype == torch.uint8
 
 
@@ -230,20 +231,19 @@ def decoder_difference(base: Any, one: Batch, other: dict[str, Any]) -> float:
 
 
 def _decoder_inputs(base: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
-    """The floating-point tensors that the decoder is called with, by place; none if it is not reached."""
+    """The floating-point tensors that the decoder gets, by position or name; none if it is not reached."""
     found: dict[str, Tensor] = {}
 
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        def note(place: str, value: Any) -> None:
+        def collect(name: str, value: Any) -> None:
             if isinstance(value, Tensor) and value.is_floating_point():
-                found[place] = value
+                found[name] = value
             elif isinstance(value, list | tuple):
                 for number, part in enumerate(value):
-                    note(f"{place}.{number}", part)
+                    collect(f"{name}.{number}", part)
 
-        places = [*((str(number), value) for number, value in enumerate(args)), *kwargs.items()]
-        for place, value in places:
-            note(place, value)
+        for name, value in [*((str(number), value) for number, value in enumerate(args)), *kwargs.items()]:
+            collect(name, value)
         raise _DecoderReachedError
 
     rest = {name: value for name, value in inputs.items() if name != "labels"}
@@ -259,7 +259,7 @@ def _decoder_inputs(base: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
     return {}
 
 
-def tower_has_dropout(base: Any) -> bool:
+def output_may_vary(base: Any) -> bool:
     """Whether the tower's output may differ from call to call; also where there is no tower."""
     vision = getattr(base.config, "vision_config", None)
     return vision is None or any(value for name, value in vision.to_dict().items() if "dropout" in name)

@@ -4,7 +4,8 @@ From the outside in:
 
     packed_trial, train_packed   what Tune and `train.py` run; both use engine_client
     engine_client, messages      a trial's side of an engine
-    engine_pool, engine_actor    engines as Ray actors; seats: their trials, engine_loop: their thread
+    engine_pool, engine_actor    engines as Ray actors; trial_registry: their trials, engine_loop:
+                                 their thread
     engine                       rounds over all trials: example_cache, trial_evaluator,
                                  checkpoint_writer
     slot_factory, slot           one trial: slot_adapter (optim, host_copies), rows_cursor, trial_progress,

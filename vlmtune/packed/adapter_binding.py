@@ -20,32 +20,32 @@ class AdapterBinding:
         layout: where an adapter's layers are in its flat vector.
     """
 
-    def __init__(self, step: AcceleratedStep) -> None:
-        self.step = step
-        self.device, self.dtype = step.base.device, step.base.dtype
+    def __init__(self, accelerated_step: AcceleratedStep) -> None:
+        self.accelerated_step = accelerated_step
+        self.device, self.dtype = accelerated_step.base.device, accelerated_step.base.dtype
         self.layout = AdapterLayout([], 1)
         self.layers: dict[str, PackedLinear] = {}
         self._buffers: dict[int, RowAdapters] = {}  # by number of rows
         self._bound: tuple[int, bool] | None = None  # number of rows, and whether with dropout
 
-    def make_room(self, targets: Sequence[TargetLayer], rank: int) -> bool:
-        """Make the layout large enough for adapters of `targets` and `rank`; returns whether it changed.
+    def make_room(self, targets: Sequence[TargetLayer], lora_rank: int) -> bool:
+        """Make the layout large enough for adapters of `targets` and `lora_rank`; returns whether it changed.
 
         Flat vectors of the old layout must then be packed again.
         """
         known = {target.name for target in self.layout.targets}
-        if rank <= self.layout.rank and known >= {target.name for target in targets}:
+        if lora_rank <= self.layout.lora_rank and known >= {target.name for target in targets}:
             return False
         every = [*self.layout.targets, *(target for target in targets if target.name not in known)]
-        self.set_layout(AdapterLayout(every, max(rank, self.layout.rank)))
+        self.set_layout(AdapterLayout(every, max(lora_rank, self.layout.lora_rank)))
         return True
 
     def set_layout(self, layout: AdapterLayout) -> None:
         """Use another layout. CUDA graphs read the old one's memory, so they are captured again."""
         self.layout = layout
-        self.layers = pack_layers(self.step.base, [target.name for target in layout.targets])
+        self.layers = pack_layers(self.accelerated_step.base, [target.name for target in layout.targets])
         self._buffers, self._bound = {}, None
-        self.step.recapture()
+        self.accelerated_step.recapture()
 
     def bind(self, rows: Sequence[PassRow], *, dropout: bool) -> None:
         """Copy the rows' adapters into place, and point the layers at them.

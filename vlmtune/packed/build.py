@@ -37,16 +37,16 @@ class EnginePlan:
     """How an engine's passes are run.
 
     Attributes:
-        step: how the base is loaded and its steps are run.
+        step_plan: how the base is loaded and its steps are run.
         trials: how many train at once.
-        rows: the most rows of a pass, without a GPU; on one `step` sets it.
+        max_rows: rows of a pass at most, without a GPU. On a GPU, `step_plan` sets it.
         longest: tokens of the longest row, padding included.
         train_rows: how many rows are trained on.
     """
 
-    step: StepPlan
+    step_plan: StepPlan
     trials: int
-    rows: int
+    max_rows: int
     longest: int
     train_rows: int
 
@@ -55,7 +55,7 @@ def build_model(
     settings: Settings,
     store: Store,
     trials: int,
-    rank: int,
+    max_lora_rank: int,
     note: Callable[[str], None],
     largest: Settings | None = None,
 ) -> tuple[PackedModel, int]:
@@ -63,7 +63,7 @@ def build_model(
 
     Args:
         trials: how many trials to train at once, at most.
-        rank: the highest LoRA rank among them.
+        max_lora_rank: the highest LoRA rank among them.
         largest: settings of the trial that needs most memory. The plan is for it, if it fits.
 
     Returns:
@@ -75,26 +75,26 @@ def build_model(
     transformers_logging.disable_progress_bar()
     gpu = torch.cuda.is_available() and not settings.run.use_cpu
     device = torch.device("cuda" if gpu else "cpu")
-    plan = _plan_largest(settings, largest, store, trials, rank, device, note)
+    plan = _plan_largest(settings, largest, store, trials, max_lora_rank, device, note)
     if plan.trials < trials:
         note(console_line("Memory", f"fits {plan.trials} of {trials} trials at once; the others wait"))
-    base = load_base_for(settings, device, dequantized=plan.step.dequantized)
+    base = load_base_for(settings, device, dequantized=plan.step_plan.dequantized)
     longest = settings.training.max_length
     try_row(base, store, fitting_rows(store, longest, "skip"), longest)
-    if plan.step.checkpointing:
+    if plan.step_plan.checkpointing:
         base.gradient_checkpointing_enable()
-    step = AcceleratedStep(base, plan.step, note)
+    accelerated_step = AcceleratedStep(base, plan.step_plan, note)
     features = PackedVisionFeatures(
         base,
         store.meta,
         total_rows=plan.train_rows + len(store.rows_of(EVAL)),
         note=note,
-        max_bytes=room_for_features(device, plan.step.spare),
+        max_bytes=room_for_features(device, plan.step_plan.spare),
     )
-    max_tokens = (plan.step.micro_batch if gpu else plan.rows) * plan.longest
-    model = PackedModel(step, store.meta, max_tokens, features)
-    if gpu and can_capture(settings, packed=True) and not plan.step.checkpointing:
-        step.capture(model.adapters.leaves)
+    max_tokens = (plan.step_plan.micro_batch if gpu else plan.max_rows) * plan.longest
+    model = PackedModel(accelerated_step, store.meta, max_tokens, features)
+    if gpu and can_capture(settings, packed=True) and not plan.step_plan.checkpointing:
+        accelerated_step.capture(model.adapters.leaves)
     if not gpu:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     return model, plan.trials
@@ -117,13 +117,13 @@ def _plan_largest(
     largest: Settings | None,
     store: Store,
     trials: int,
-    rank: int,
+    max_lora_rank: int,
     device: torch.device,
     note: Callable[[str], None],
 ) -> EnginePlan:
     """The plan for `largest`, or for `settings` where `largest` does not fit."""
     try:
-        return _plan(largest or settings, store, trials, rank, device, note)
+        return _plan(largest or settings, store, trials, max_lora_rank, device, note)
     except DoesNotFitError:
         if largest is None:
             raise
@@ -137,7 +137,7 @@ def _plan(
     settings: Settings,
     store: Store,
     trials: int,
-    rank: int,
+    max_lora_rank: int,
     device: torch.device,
     note: Callable[[str], None],
 ) -> EnginePlan:
@@ -151,7 +151,7 @@ def _plan(
     batch = settings.training.per_device_train_batch_size
     for count in halves(trials):
         rows = min(ROW_BUCKETS[-1], max(1, min(count * batch, EFFICIENT_TOKENS[device.type] // longest)))
-        load = {"packed": count, "rank": rank, "batch": rows, "length": longest}
+        load = {"packed": count, "lora_rank": max_lora_rank, "batch": rows, "length": longest}
         try:
             step = plan_step(settings, store, kept, 1, note, runs=settings.search.num_samples, **load)
         except DoesNotFitError:

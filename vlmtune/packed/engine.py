@@ -29,7 +29,7 @@ from vlmtune.packed.slot_factory import SlotFactory
 from vlmtune.packed.trial_evaluator import TrialEvaluator
 from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
 from vlmtune.training.best_evaluation import BEST_STEP, LAST_CHECKPOINT
-from vlmtune.training.meter import EVALUATION, operations_per_token
+from vlmtune.training.meter import EVALUATION_NUMBER, operations_per_token
 
 NO_ROW_FITS = "out of GPU memory with one row: give a smaller --max_length or --lora_r, or --quantization nf4"
 
@@ -47,7 +47,7 @@ class Engine:
     Args:
         settings: of all trials, but for the values that a search varies.
         trials: how many trials to train at once.
-        rank: the highest LoRA rank among them, for the plan of the memory.
+        max_lora_rank: the highest LoRA rank among them, for the plan of the memory.
         deliver: takes a trial's reports by its id, in order. The last one comes from another thread.
         note: takes lines for the console.
         on_end: is called with the id of each trial that has left or ended.
@@ -70,7 +70,7 @@ class Engine:
         store: Store,
         *,
         trials: int,
-        rank: int,
+        max_lora_rank: int,
         deliver: Callable[[str, TrialReport], None],
         note: Callable[[str], None],
         on_end: Callable[[str], None] = ignore_end,
@@ -78,7 +78,7 @@ class Engine:
         largest: Settings | None = None,
     ) -> None:
         self.settings, self.shard, self.deliver, self.on_end = settings, shard, deliver, on_end
-        self.model, self.max_trials = build_model(settings, store, trials, rank, note, largest)
+        self.model, self.max_trials = build_model(settings, store, trials, max_lora_rank, note, largest)
         operations = operations_per_token(self.model.base.get_decoder())
         self.slot_factory = SlotFactory(settings, store, operations, shard)
         self.examples = ExampleCache(store)
@@ -200,9 +200,9 @@ class Engine:
         Raises:
             DoesNotFitError: several workers train it. The others would wait for this one's part of the step.
         """
-        if self.shard.world > 1:
+        if self.shard.world_size > 1:
             raise DoesNotFitError(NO_ROW_FITS)
-        return {self.settings.search.metric: math.nan, "infeasible": True, EVALUATION: 0}
+        return {self.settings.search.metric: math.nan, "infeasible": True, EVALUATION_NUMBER: 0}
 
     def _end(self, slot: Slot, metrics: dict[str, Any]) -> None:
         """Remove a trial, with its last report. It may not have joined yet."""

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from vlmtune.errors import UserError
 from vlmtune.packed.engine_loop import EngineLoop
-from vlmtune.packed.messages import NoteLog, TrialReport, TrialRequest, Vacancy
-from vlmtune.packed.seats import Seat, Seats
+from vlmtune.packed.messages import Availability, NoteLog, TrialReport, TrialRequest
+from vlmtune.packed.trial_registry import RegisteredTrial, TrialRegistry
 
 if TYPE_CHECKING:
     from vlmtune.config.settings import Settings
@@ -28,19 +28,24 @@ class EngineActor:
     """What trials call. The base is loaded at the first call that needs it, also after a restart.
 
     Args:
-        settings, store, rank, largest: as for `Engine`.
-        trials: how many trials to train at once.
+        settings, store, max_lora_rank, largest: as for `Engine`.
+        max_trials: how many trials to train at once.
     """
 
     def __init__(
-        self, settings: Settings, store: Store, trials: int, rank: int, largest: Settings | None = None
+        self,
+        settings: Settings,
+        store: Store,
+        max_trials: int,
+        max_lora_rank: int,
+        largest: Settings | None = None,
     ) -> None:
-        self.settings, self.store, self.rank, self.largest = settings, store, rank, largest
-        self.seats = Seats(trials)
-        self.changed = self.seats.changed
+        self.settings, self.store, self.max_lora_rank, self.largest = settings, store, max_lora_rank, largest
+        self.registry = TrialRegistry(max_trials)
+        self.changed = self.registry.changed
         self.notes = NoteLog()
         early_stopping = settings.search.early_stopping != "none"
-        self.loop = EngineLoop(self.seats, self.notes, early_stopping=early_stopping)
+        self.loop = EngineLoop(self.registry, self.notes, early_stopping=early_stopping)
         self.engine: Engine | None = None
         self.start_error: UserError | None = None
 
@@ -59,20 +64,20 @@ class EngineActor:
                 self.engine = Engine(
                     self.settings,
                     self.store,
-                    trials=self.seats.places,
-                    rank=self.rank,
+                    trials=self.registry.max_trials,
+                    max_lora_rank=self.max_lora_rank,
                     deliver=self.loop.deliver,
                     note=self.notes.add,
-                    on_end=self.loop.end_seat,
+                    on_end=self.loop.mark_finished,
                     largest=self.largest,
                 )
             except UserError as error:
                 # An engine that failed to start has no trials, so trials would keep choosing it.
-                # `find_place` raises this error to them.
+                # `check_availability` raises this error to them.
                 self.start_error = error
                 raise
             self.start_error = None
-            self.seats.places = self.engine.max_trials
+            self.registry.max_trials = self.engine.max_trials
             self.loop.start(self.engine)
 
     def take_notes(self) -> list[str]:
@@ -80,26 +85,27 @@ class EngineActor:
         with self.changed:
             return self.notes.take_unsent()
 
-    def find_place(self, trial_id: str, wait_s: float = 0.0) -> Vacancy:
-        """Whether the trial is here, and how many places are free; waits up to `wait_s` for one.
+    def check_availability(self, trial_id: str, wait_s: float = 0.0) -> Availability:
+        """Whether the engine has the trial, and how many slots are free; waits up to `wait_s` for one.
 
         Raises:
             Exception: what has ended the training thread, or kept it from starting.
         """
         with self.changed:
             self.changed.wait_for(
-                lambda: self._has(trial_id) or self.seats.free_places > 0 or self.loop.stopped, timeout=wait_s
+                lambda: self._has(trial_id) or self.registry.free_slots > 0 or self.loop.stopped,
+                timeout=wait_s,
             )
             self.loop.raise_error()
             if self.start_error is not None:
                 raise self.start_error
-            return Vacancy(self._has(trial_id), self.seats.free_places)
+            return Availability(self._has(trial_id), self.registry.free_slots)
 
     def join(self, request: TrialRequest) -> bool:
         """Let a trial join, from its last checkpoint if there is one. Does nothing if it has joined.
 
         Returns:
-            Whether there was a place. Other trials may have taken the one that `find_place` found.
+            Whether there was a free slot. Other trials may have taken the one that `check_availability` saw.
 
         Raises:
             UserError: its settings cannot be trained.
@@ -107,18 +113,18 @@ class EngineActor:
         self.start()
         trial_id = request.trial_id
         with self.changed:
-            self.changed.wait_for(lambda: not self.seats.is_leaving(trial_id) or self.loop.stopped)
-            if self.seats.has_joined(trial_id):
+            self.changed.wait_for(lambda: not self.registry.is_leaving(trial_id) or self.loop.stopped)
+            if self.registry.has_joined(trial_id):
                 return True
             self.loop.raise_error()
-            seat = self.seats.claim(trial_id)
-        if seat is None:
+            trial = self.registry.reserve(trial_id)
+        if trial is None:
             return False
         try:
-            self._prepare(seat, request)
+            self._prepare(trial, request)
         finally:
             with self.changed:
-                self.seats.cancel(seat)  # does nothing after success
+                self.registry.cancel(trial)  # does nothing after success
                 self.changed.notify_all()
         return True
 
@@ -129,23 +135,23 @@ class EngineActor:
             UnknownTrialError: the trial has to join again.
         """
         with self.changed:
-            seat = self.seats.joined(trial_id)
-            seat.next_report, seat.last_polled = number, time.monotonic()
+            trial = self.registry.joined(trial_id)
+            trial.next_report, trial.last_polled = number, time.monotonic()
             self.changed.notify_all()  # the trial or the next round may have waited for this call
-            self.changed.wait_for(lambda: len(seat.reports) > number or self.loop.stopped, timeout=wait_s)
-            seat.last_polled = time.monotonic()
+            self.changed.wait_for(lambda: len(trial.reports) > number or self.loop.stopped, timeout=wait_s)
+            trial.last_polled = time.monotonic()
             self.loop.raise_error()
-            return seat.reports[number] if len(seat.reports) > number else None
+            return trial.reports[number] if len(trial.reports) > number else None
 
     def leave(self, trial_id: str) -> None:
         """Remove a trial and drop its reports."""
         with self.changed:
-            slot = self.seats.leave(trial_id)
+            slot = self.registry.leave(trial_id)
             if slot is not None:
                 slot.close()
             self.changed.notify_all()
 
-    def _prepare(self, seat: Seat, request: TrialRequest) -> None:
+    def _prepare(self, trial: RegisteredTrial, request: TrialRequest) -> None:
         """Make a trial's slot. A trial that had ended before gets its last report again."""
         from vlmtune.packed.checkpoint_folder import fetch_last_checkpoint, read_last_report
         from vlmtune.training.best_evaluation import has_ended
@@ -156,7 +162,7 @@ class EngineActor:
         last = read_last_report(request.folder)
         if last is not None and has_ended(last):
             with self.changed:
-                self.seats.seat_ended(seat, TrialReport(last, last=True))
+                self.registry.set_finished(trial, TrialReport(last, last=True))
             return
         with fetch_last_checkpoint(request.folder) as checkpoint:
             slot = self.engine.slot_factory.make(
@@ -165,11 +171,11 @@ class EngineActor:
                 folder=request.folder,
                 runs_dir=request.runs_dir,
                 checkpoint=checkpoint,
-                progress=Gauges(request.trial_id, 0, request.progress),
+                on_log=Gauges(request.trial_id, 0, request.on_log),
             )
         with self.changed:
-            if not self.seats.seat_slot(seat, slot):
+            if not self.registry.set_ready(trial, slot):
                 slot.close()
 
     def _has(self, trial_id: str) -> bool:
-        return self.seats.get(trial_id) is not None and not self.seats.is_leaving(trial_id)
+        return self.registry.get(trial_id) is not None and not self.registry.is_leaving(trial_id)

@@ -16,12 +16,12 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from vlmtune.errors import UserError
-from vlmtune.packed.messages import NOTES, TrialReport, TrialRequest, UnknownTrialError, Vacancy
+from vlmtune.packed.messages import NOTES, Availability, TrialReport, TrialRequest, UnknownTrialError
 
 CALL_WAIT_S = 20.0  # longest wait of one call
 # Wait for the other engines' answers after the first one. They may be starting, or gone.
-VACANCY_WAIT_S = 1.0
-FULL_WAIT_S = 2.0  # wait for a place where all are taken, before all engines are asked again
+OTHER_ANSWERS_WAIT_S = 1.0
+FULL_WAIT_S = 2.0  # wait for a free slot where all are taken, before all engines are asked again
 RETRY_PAUSE_S = 1.0  # pause between attempts to reach an engine that is restarting
 UNREACHABLE_LIMIT_S = 60.0  # time without an answer after which the trial looks for another engine
 
@@ -97,7 +97,7 @@ class EngineClient:
         return report
 
     def _join(self) -> None:
-        """Join an engine that has a free place. Wait while none has one, or none answers."""
+        """Join an engine that has a free slot. Wait while none has one, or none answers."""
         while self.engine is None:
             try:
                 engine = self._choose_engine()
@@ -111,22 +111,22 @@ class EngineClient:
                 raise
 
     def _choose_engine(self) -> Any:
-        """The engine that has the trial already, or else the one with the most free places.
+        """The engine that has the trial already, or else the one with the most free slots.
 
         Engines that do not answer are left out, because their node may be gone for good.
 
         Returns:
-            None if all places are taken, after a short wait for one.
+            None if all slots are taken, after a short wait for a free one.
 
         Raises:
             RayTaskError: all engines that answer have failed; this is the error of one of them.
             ActorUnavailableError: none answers.
         """
         trial_id = self.request.trial_id
-        calls: list[Any] = [engine.find_place.remote(trial_id) for engine in self.engines]
+        calls: list[Any] = [engine.check_availability.remote(trial_id) for engine in self.engines]
         ray.wait(calls, timeout=CALL_WAIT_S)
-        answered, _ = ray.wait(calls, num_returns=len(calls), timeout=VACANCY_WAIT_S)
-        choices: list[tuple[Vacancy, int, ActorHandle[Any]]] = []
+        answered, _ = ray.wait(calls, num_returns=len(calls), timeout=OTHER_ANSWERS_WAIT_S)
+        choices: list[tuple[Availability, int, ActorHandle[Any]]] = []
         errors: list[Exception] = [ActorUnavailableError("no engine answers", None)]
         for call in answered:
             number = calls.index(call)
@@ -138,10 +138,11 @@ class EngineClient:
                 errors.append(error)
         if not choices:
             raise errors[-1]
-        vacancy, _, engine = max(choices, key=lambda choice: choice[:2])
-        if vacancy.has_trial or vacancy.free_places > 0:
+        availability, _, engine = max(choices, key=lambda choice: choice[:2])
+        if availability.has_trial or availability.free_slots > 0:
             return engine
         ray.wait(
-            [engine.find_place.remote(trial_id, FULL_WAIT_S) for *_, engine in choices], timeout=CALL_WAIT_S
+            [engine.check_availability.remote(trial_id, FULL_WAIT_S) for *_, engine in choices],
+            timeout=CALL_WAIT_S,
         )
         return None

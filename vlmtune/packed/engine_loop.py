@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vlmtune.background import in_background
 from vlmtune.packed.messages import NOTES, NoteLog, TrialReport
-from vlmtune.packed.seats import Seats, SeatState
+from vlmtune.packed.trial_registry import TrialPhase, TrialRegistry
 
 if TYPE_CHECKING:
     from vlmtune.packed.engine import Engine
@@ -18,7 +18,7 @@ IDLE_CHECK_S = 1.0  # pause of an engine without work before it checks again tha
 
 
 class EngineLoop:
-    """Runs an engine for the trials that have seats. Other threads change the seats under their lock.
+    """Runs an engine for the trials of a registry. Other threads change the registry under its lock.
 
     Args:
         early_stopping: the search may stop a trial after any of its reports.
@@ -28,9 +28,9 @@ class EngineLoop:
         new_reports: whether any trial has reported since the last round began.
     """
 
-    def __init__(self, seats: Seats, notes: NoteLog, *, early_stopping: bool) -> None:
-        self.seats, self.notes, self.early_stopping = seats, notes, early_stopping
-        self.changed = seats.changed
+    def __init__(self, registry: TrialRegistry, notes: NoteLog, *, early_stopping: bool) -> None:
+        self.registry, self.notes, self.early_stopping = registry, notes, early_stopping
+        self.changed = registry.changed
         self.thread: Future[None] | None = None
         self.new_reports = False
 
@@ -50,17 +50,17 @@ class EngineLoop:
     def deliver(self, trial_id: str, report: TrialReport) -> None:
         """Add a report to its trial's, with the lines that the engine has noted since the last one."""
         with self.changed:
-            if self.seats.has_joined(trial_id):
+            if self.registry.has_joined(trial_id):
                 if notes := self.notes.take_unsent():
                     report = replace(report, metrics={**report.metrics, NOTES: notes})
-                self.seats.joined(trial_id).reports.append(report)
+                self.registry.joined(trial_id).reports.append(report)
                 self.new_reports = True
             self.changed.notify_all()
 
-    def end_seat(self, trial_id: str) -> None:
+    def mark_finished(self, trial_id: str) -> None:
         """Mark a trial that the engine has removed."""
         with self.changed:
-            self.seats.end(trial_id)
+            self.registry.finish(trial_id)
             self.changed.notify_all()
 
     def _run(self, engine: Engine) -> None:
@@ -83,7 +83,7 @@ class EngineLoop:
         """
 
         def undecided() -> int:
-            return sum(seat.undecided for seat in self.seats.in_state(SeatState.TRAINING))
+            return sum(trial.undecided for trial in self.registry.in_phase(TrialPhase.TRAINING))
 
         with self.changed:
             limit = engine.round_seconds * undecided() / max(len(engine.slots), 1) / 2
@@ -91,14 +91,14 @@ class EngineLoop:
 
     def _apply_joins_and_leaves(self, engine: Engine) -> set[str]:
         """Let trials leave and join; returns those that wait until their reports are read."""
-        abandoned = [seat for seat in self.seats.in_state(SeatState.TRAINING) if seat.abandoned]
-        for seat in [*self.seats.in_state(SeatState.LEAVING), *abandoned]:
-            engine.leave(seat.trial_id)
-            self.seats.remove(seat.trial_id)
-        for seat in self.seats.in_state(SeatState.READY):
-            engine.join(seat.start_training())
+        abandoned = [trial for trial in self.registry.in_phase(TrialPhase.TRAINING) if trial.abandoned]
+        for trial in [*self.registry.in_phase(TrialPhase.LEAVING), *abandoned]:
+            engine.leave(trial.trial_id)
+            self.registry.remove(trial.trial_id)
+        for trial in self.registry.in_phase(TrialPhase.READY):
+            engine.join(trial.start_training())
         self.changed.notify_all()
-        return {seat.trial_id for seat in self.seats.in_state(SeatState.TRAINING) if seat.waits}
+        return {trial.trial_id for trial in self.registry.in_phase(TrialPhase.TRAINING) if trial.waits}
 
     def _notify(self) -> None:
         with self.changed:

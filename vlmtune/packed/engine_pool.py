@@ -24,7 +24,7 @@ MAX_RESTARTS = 8  # of one engine, after its process died
 # Least time that the other engines get to start after the first one. Then the search begins without the rest,
 # because something else may hold their GPU.
 ENGINE_START_GRACE_S = 30.0
-# Each trial waits in one call. Trials without a place wait in one or two calls at each engine.
+# Each trial waits in one call. Trials without a slot wait in one or two calls at each engine.
 MAX_CONCURRENT_CALLS = 256
 ENGINE_CPUS = 0.9  # asked of Ray for each engine, with a GPU or without: its thread keeps a core busy
 
@@ -35,7 +35,7 @@ def start_engines(
     *,
     count: int,
     trials: int,
-    rank: int,
+    max_lora_rank: int,
     gpu: bool,
     largest: Settings | None = None,
 ) -> tuple[list[ActorHandle[Any]], list[str]]:
@@ -45,7 +45,7 @@ def start_engines(
 
     Args:
         count: of engines.
-        trials, rank, largest: of each engine, as for `Engine`.
+        trials, max_lora_rank, largest: of each engine, as for `Engine`.
 
     Returns:
         The engines, and the lines that they have noted.
@@ -60,7 +60,10 @@ def start_engines(
         "max_concurrency": MAX_CONCURRENT_CALLS,
         "max_restarts": MAX_RESTARTS,
     }
-    engines = [remote.options(**options).remote(settings, store, trials, rank, largest) for _ in range(count)]
+    engines = [
+        remote.options(**options).remote(settings, store, trials, max_lora_rank, largest)
+        for _ in range(count)
+    ]
     device = "GPU" if gpu else "CPU"
     starts = [engine.start.remote() for engine in engines]
     ready, waiting = _wait_for_starts(starts, device)

@@ -27,12 +27,12 @@ class ExampleCache:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="rows")
         self._prefetch: Future[None] | None = None
 
-    def get(self, rows: Sequence[int]) -> dict[int, EncodedExample]:
-        """The examples of these rows, by their number in the store."""
+    def get(self, row_numbers: Sequence[int]) -> dict[int, EncodedExample]:
+        """The examples of rows by their numbers in the store."""
         if self._prefetch is not None:
             self._prefetch.result()
             self._prefetch = None
-        wanted = list(dict.fromkeys(rows))
+        wanted = list(dict.fromkeys(row_numbers))
         self._read(wanted)
         for row in wanted:
             self.examples.move_to_end(row)

@@ -44,14 +44,14 @@ class AdapterLayout:
             where there are none.
     """
 
-    def __init__(self, targets: Iterable[TargetLayer], rank: int) -> None:
-        self.rank = rank
+    def __init__(self, targets: Iterable[TargetLayer], lora_rank: int) -> None:
+        self.lora_rank = lora_rank
         self.targets = sorted(targets, key=lambda target: target.image_only)
         self.sizes = [
-            rank * size for target in self.targets for size in (target.in_features, target.out_features)
+            lora_rank * size for target in self.targets for size in (target.in_features, target.out_features)
         ]
         self.size = sum(self.sizes)
-        self.image_start = rank * sum(
+        self.image_start = lora_rank * sum(
             target.in_features + target.out_features for target in self.targets if not target.image_only
         )
 
@@ -60,8 +60,8 @@ class AdapterLayout:
         parts = iter(flat.split(self.sizes, -1))
         return [
             (
-                next(parts).unflatten(-1, (self.rank, target.in_features)),
-                next(parts).unflatten(-1, (target.out_features, self.rank)),
+                next(parts).unflatten(-1, (self.lora_rank, target.in_features)),
+                next(parts).unflatten(-1, (target.out_features, self.lora_rank)),
             )
             for target in self.targets
         ]
@@ -80,11 +80,11 @@ class AdapterLayout:
                 b[:, : adapter_b.shape[1]].copy_(adapter_b)
         return flat.to(device)
 
-    def unpack(self, flat: Tensor, names: Iterable[str], rank: int) -> dict[str, Pair]:
-        """A `[rank, D]` and B `[O, rank]` of the layers called `names`, on the CPU."""
+    def unpack(self, flat: Tensor, names: Iterable[str], lora_rank: int) -> dict[str, Pair]:
+        """A `[lora_rank, D]` and B `[O, lora_rank]` of the layers called `names`, on the CPU."""
         wanted = set(names)
         return {
-            target.name: (a[:rank].contiguous(), b[:, :rank].contiguous())
+            target.name: (a[:lora_rank].contiguous(), b[:, :lora_rank].contiguous())
             for target, (a, b) in zip(self.targets, self.views(flat.detach().cpu()), strict=True)
             if target.name in wanted
         }
@@ -186,7 +186,7 @@ class PackedLinear(nn.Module):
 def hash_dropout(x: Tensor, key: Tensor, layer_id: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
     """Dropout of `x` `[B, N, D]`, each row with its own rate and its own key.
 
-    Whether a number becomes zero follows by a hash from the row's key, the layer and the number's place.
+    Whether a number becomes zero follows by a hash from the row's key, the layer and the number's index.
     torch's generator would give a row other zeros beside other neighbours.
 
     Args:
@@ -195,11 +195,11 @@ def hash_dropout(x: Tensor, key: Tensor, layer_id: Tensor, threshold: Tensor, sc
         threshold: int32 `[B, 1, 1]`, rate * 2**31.
         scale: `[B, 1, 1]`, 1 / (1 - rate), what the other numbers are multiplied by.
     """
-    place = torch.arange(x.shape[1] * x.shape[2], dtype=torch.int32, device=x.device).view(
+    index = torch.arange(x.shape[1] * x.shape[2], dtype=torch.int32, device=x.device).view(
         1, x.shape[1], x.shape[2]
     )
-    # `place` itself is not multiplied: compiled, the product would become part of an index, and not wrap.
-    mixed = _hash(place ^ _hash(key ^ _hash(layer_id ^ 0x2545F491)))
+    # `index` itself is not multiplied: compiled, the product would become part of an index, and not wrap.
+    mixed = _hash(index ^ _hash(key ^ _hash(layer_id ^ 0x2545F491)))
     return torch.where((mixed & 0x7FFFFFFF) >= threshold, x * scale, 0.0)
 
 

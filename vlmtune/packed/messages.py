@@ -25,14 +25,14 @@ class TrialRequest:
     Attributes:
         folder: folder or URI of its checkpoints; it resumes from the last one.
         runs_dir: folder or URI of its TensorBoard events.
-        progress: takes the numbers of each logged step; must pickle.
+        on_log: called with the numbers of each logged step; must pickle.
     """
 
     trial_id: str
     settings: Settings
     folder: str
     runs_dir: str
-    progress: Callable[[dict[str, Any]], None] | None = None
+    on_log: Callable[[dict[str, Any]], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,16 @@ class TrialReport:
     last: bool
 
 
-class Vacancy(NamedTuple):
-    """An engine's answer to a trial that looks for a place. The largest answer is the best choice.
+class Availability(NamedTuple):
+    """What an engine offers to a trial that wants to join. The largest offer is the best choice.
 
     Attributes:
         has_trial: the engine has the trial already.
-        free_places: the number of further trials that it has memory for.
+        free_slots: the number of further trials that it has memory for.
     """
 
     has_trial: bool
-    free_places: int
+    free_slots: int
 
 
 class UnknownTrialError(Exception):

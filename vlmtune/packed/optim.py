@@ -66,9 +66,9 @@ class AdapterOptimizer:
         parts = [self.optimizer.state.get(parameter, {}) for parameter in self.parameters]
         names = {name for part in parts for name, value in part.items() if _is_average(value)}
         flat = {name: torch.zeros_like(self.flat) for name in sorted(names)}
-        for part, piece in zip(parts, self._slices(), strict=True):
+        for part, where in zip(parts, self._slices(), strict=True):
             for name in names & part.keys():
-                flat[name][piece] = part[name]
+                flat[name][where] = part[name]
         others = [
             {
                 name: value.clone() if isinstance(value, Tensor) else value
@@ -83,10 +83,10 @@ class AdapterOptimizer:
         """Take over a `state_dict`, which may be on another device."""
         # A fused optimizer's counter of steps is on the parameters' device.
         fused = any(group.get("fused") for group in self.optimizer.param_groups)
-        for parameter, part, piece in zip(self.parameters, state["parts"], self._slices(), strict=True):
+        for parameter, part, where in zip(self.parameters, state["parts"], self._slices(), strict=True):
             if part:
                 averages = {
-                    name: value[piece].to(self.flat.device, copy=True)
+                    name: value[where].to(self.flat.device, copy=True)
                     for name, value in state["flat"].items()
                 }
                 others = {

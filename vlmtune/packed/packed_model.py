@@ -40,7 +40,7 @@ class PackedModel:
     """A base whose target layers use the adapters of the rows of the pass.
 
     Args:
-        step: what makes passes over the base fast or small.
+        accelerated_step: what makes passes over the base fast or small.
         max_tokens: tokens that go through the base at once, at most, padding included.
 
     Attributes:
@@ -48,16 +48,20 @@ class PackedModel:
     """
 
     def __init__(
-        self, step: AcceleratedStep, meta: StoreMeta, max_tokens: int, features: PackedVisionFeatures
+        self,
+        accelerated_step: AcceleratedStep,
+        meta: StoreMeta,
+        max_tokens: int,
+        features: PackedVisionFeatures,
     ) -> None:
-        base: Any = step.base
+        base: Any = accelerated_step.base
         add_fused_lm_head(base)
         score_positions(base)
         base.train()
-        self.step, self.base, self.meta = step, base, meta
+        self.accelerated_step, self.base, self.meta = accelerated_step, base, meta
         self.max_tokens, self.features = max_tokens, features
         self.device, self.dtype = base.device, base.dtype
-        self.adapters = AdapterBinding(step)
+        self.adapters = AdapterBinding(accelerated_step)
         self.dropout = False  # whether the layers apply dropout: from the first row with dropout on
 
     def add_gradients(self, rows: Sequence[PassRow], add: Callable[[Any, Tensor], None]) -> PassResult:
@@ -70,7 +74,7 @@ class PackedModel:
         self._set_mode(training=True)
         if not self.dropout and any(row.dropout for row in rows):
             self.dropout = True
-            self.step.recapture()
+            self.accelerated_step.recapture()
         return self._run_in_passes(rows, partial(self._forward_backward, add=add))
 
     def losses(self, rows: Sequence[PassRow]) -> PassResult:
@@ -105,7 +109,7 @@ class PackedModel:
                     result.rows[id(row)] = losses.loss[index].detach(), losses.correct[index]
                 del losses  # keeps a captured step's memory alive, which the next pass may have to free
                 continue
-            freed = self.features.disable() or self.step.stop_capturing()
+            freed = self.features.disable() or self.accelerated_step.stop_capturing()
             torch.cuda.empty_cache()
             if freed:
                 waiting.insert(0, part)
@@ -119,7 +123,7 @@ class PackedModel:
         """The halves of a pass that did not fit. Later passes have no more tokens than these."""
         half = -(-len(part) // 2)
         self.max_tokens = half * bucket_length(max(row.tokens for row in part))
-        self.step.note(
+        self.accelerated_step.note(
             f"out of GPU memory with {len(part)} rows at a time: continuing with {half}, "
             "every trial's step stays the same"
         )

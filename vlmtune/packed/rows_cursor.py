@@ -36,13 +36,13 @@ class RowsCursor:
         """Row numbers of the next micro-batch; empty where only other workers have rows in it."""
         return self._numbers(self._step[:1])
 
-    def places(self) -> list[int]:
-        """The place of each row of the next micro-batch in the step of all workers.
+    def positions(self) -> list[int]:
+        """The position of each row of the next micro-batch in the step of all workers.
 
         It does not depend on the number of workers.
         """
         rows = range(self._rows_done, self._rows_done + len(self.micro_batch()))
-        return [row * self.shard.world + self.shard.rank for row in rows]
+        return [row * self.shard.world_size + self.shard.rank for row in rows]
 
     def rest_of_step(self) -> list[int]:
         """Row numbers of the micro-batches that are left of the step under way, the next one included."""

@@ -1,4 +1,4 @@
-"""One trial's place in an engine: makes the optimizer steps that SFTTrainer would make for it alone."""
+"""One trial's slot in an engine: makes the optimizer steps that SFTTrainer would make for it alone."""
 
 from __future__ import annotations
 
@@ -31,12 +31,14 @@ from vlmtune.packed.trial_progress import TrialProgress
 from vlmtune.packed.trial_records import TrialRecords
 from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
 from vlmtune.training.best_evaluation import EvaluationRule
-from vlmtune.training.meter import EVALUATION
+from vlmtune.training.meter import EVALUATION_NUMBER
 from vlmtune.training.trl_arguments import training_arguments
 
 
 class Slot:
-    """One trial's training. The engine runs the rows of its next micro-batch, and gives it the result.
+    """One trial in an engine: its adapter, optimizer and position in its rows.
+
+    The engine runs the rows of its next micro-batch through the base, and gives it the result.
 
     Args:
         targets: the layers that get its adapter.
@@ -44,7 +46,7 @@ class Slot:
         folder: folder or URI that its checkpoints are written to.
         runs_dir: folder or URI of its TensorBoard events; None writes none.
         checkpoint: local folder of the checkpoint that it resumes from, at the exact next row.
-        progress: takes the numbers of each logged step.
+        on_log: called with the numbers of each logged step.
         shard: this process's part of the rows, where several workers train the trial.
         operations: floating-point operations of training on one token.
 
@@ -63,7 +65,7 @@ class Slot:
         folder: str,
         runs_dir: str | None = None,
         checkpoint: str | None = None,
-        progress: Callable[[dict[str, Any]], None] | None = None,
+        on_log: Callable[[dict[str, Any]], None] | None = None,
         shard: WorkerShard = SINGLE_WORKER,
         operations: float = 0.0,
     ) -> None:
@@ -71,14 +73,14 @@ class Slot:
         self.lora_config = lora_config
         lora_config.inference_mode = True
         lora_config.base_model_name_or_path = settings.model.base_model
-        kept = fitting_rows(store, settings.training.max_length, settings.data.on_long_row)
+        kept_rows = fitting_rows(store, settings.training.max_length, settings.data.on_long_row)
         with tempfile.TemporaryDirectory() as work_dir:
             self.args = args = training_arguments(settings, work_dir, checkpointing=False)
         order = Order(
-            rows=len(kept),
+            rows=len(kept_rows),
             per_device=args.per_device_train_batch_size,
             accumulation=args.gradient_accumulation_steps,
-            world=shard.world,
+            world_size=shard.world_size,
             seed=args.seed if args.data_seed is None else args.data_seed,
         )
         saved = None
@@ -88,7 +90,7 @@ class Slot:
         self.progress = TrialProgress(args, order, rule, saved.state if saved is not None else None)
         self.adapter = SlotAdapter(targets, settings, args, self.progress.max_steps, saved)
         self.cursor = RowsCursor(
-            store.rows_of(TRAIN)[kept],
+            store.rows_of(TRAIN)[kept_rows],
             order,
             shard,
             first_step=self.progress.step,
@@ -96,10 +98,10 @@ class Slot:
         )
         self.totals: StepTotals | None = None  # of the step under way; None before its first micro-batch
         self.log = LossLog()
-        self.records = TrialRecords(runs_dir, progress, operations)
+        self.records = TrialRecords(runs_dir, on_log, operations)
 
-    def evaluation_row(self, number: int, example: EncodedExample) -> PassRow:
-        """A row for an evaluation of the adapter as it is now, at full length."""
+    def pass_row(self, number: int, example: EncodedExample) -> PassRow:
+        """A row for a pass through the base with the adapter as it is now, without dropout."""
         return PassRow(
             owner=self,
             number=number,
@@ -118,15 +120,15 @@ class Slot:
             self.totals = self._begin_step(examples)
         self.records.meter.begin()
         rows = []
-        for number, place in zip(self.cursor.micro_batch(), self.cursor.places(), strict=True):
-            row = self.evaluation_row(number, self._shortened(examples[number]))
+        for number, position in zip(self.cursor.micro_batch(), self.cursor.positions(), strict=True):
+            row = self.pass_row(number, self._shortened(examples[number]))
             self.totals.has_images |= row.has_image
             rows.append(
                 replace(
                     row,
                     weight=self.totals.weight,
                     dropout=self.settings.lora.dropout,
-                    dropout_key=zlib.crc32(f"{self.args.seed} {self.progress.step} {place}".encode()),
+                    dropout_key=zlib.crc32(f"{self.args.seed} {self.progress.step} {position}".encode()),
                     dft=self.args.loss_type == "dft",
                 )
             )
@@ -163,7 +165,7 @@ class Slot:
         self.records.meter.log(metrics, self.progress.step, self.progress.max_steps)
         position = self.progress.record_evaluation(metrics)
         number = self.progress.evaluation_number
-        report = {**metrics, **position, **self.records.meter.summary(), EVALUATION: number}
+        report = {**metrics, **position, **self.records.meter.summary(), EVALUATION_NUMBER: number}
         return self.progress.rule.judged(report, metrics, self.progress.state.log_history)
 
     def begin_checkpoint(self) -> PendingCheckpoint:

@@ -44,9 +44,9 @@ class SlotAdapter:
     ) -> None:
         lora = settings.lora
         self.targets, self.args, self.max_steps = targets, args, max_steps
-        self.rank = lora.r
-        self.scaling = lora.alpha / (math.sqrt(self.rank) if lora.use_rslora else self.rank)
-        self.own_layout = self.layout = AdapterLayout(targets, self.rank)
+        self.lora_rank = lora.r
+        self.scaling = lora.alpha / (math.sqrt(self.lora_rank) if lora.use_rslora else self.lora_rank)
+        self.own_layout = self.layout = AdapterLayout(targets, self.lora_rank)
         self.host_memory = HostMemory()
         self._checkpoint = checkpoint
         self._optimizer: AdapterOptimizer | None = None
@@ -108,7 +108,7 @@ class SlotAdapter:
         return optimizer
 
     def _move(self, flat: Tensor, old: AdapterLayout, new: AdapterLayout, device: torch.device) -> Tensor:
-        return new.pack(old.unpack(flat, self.names, self.rank), device)
+        return new.pack(old.unpack(flat, self.names, self.lora_rank), device)
 
     def _make_optimizer(self, flat: Tensor, layout: AdapterLayout) -> AdapterOptimizer:
         return AdapterOptimizer(flat, layout.image_start, self.args, self.max_steps)
@@ -116,8 +116,8 @@ class SlotAdapter:
     def _new_adapter(self) -> dict[str, Pair]:
         return {
             target.name: (
-                initial_a(target.name, self.rank, target.in_features, seed=self.args.seed),
-                torch.zeros(target.out_features, self.rank),
+                initial_a(target.name, self.lora_rank, target.in_features, seed=self.args.seed),
+                torch.zeros(target.out_features, self.lora_rank),
             )
             for target in self.targets
         }
@@ -145,7 +145,7 @@ class AdapterCopy:
         self.copies.wait()
         own = self.adapter.own_layout
         vectors = {
-            name: self.layout.unpack(vector, self.adapter.names, self.adapter.rank)
+            name: self.layout.unpack(vector, self.adapter.names, self.adapter.lora_rank)
             for name, vector in self.copies.tensors.items()
         }
         adapter = vectors.pop(_ADAPTER)
@@ -166,7 +166,7 @@ def lay_out_together(new: SlotAdapter, others: Sequence[SlotAdapter], binding: A
     try:
         # First by itself: an adapter that does not even fit alone must not change the others' layout.
         new.lay_out(new.own_layout, torch.device("cpu"))
-        moved = binding.make_room(new.targets, new.rank)
+        moved = binding.make_room(new.targets, new.lora_rank)
         if moved:
             for other in others:
                 other.lay_out(binding.layout, binding.device)

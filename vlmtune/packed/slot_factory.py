@@ -34,7 +34,7 @@ class SlotFactory:
         """Make a trial ready to join the engine. Takes a second or less; any thread may call it.
 
         Args:
-            options: `folder`, `runs_dir`, `checkpoint` and `progress` of `Slot`.
+            options: `folder`, `runs_dir`, `checkpoint` and `on_log` of `Slot`.
 
         Raises:
             ConfigError: the settings cannot be trained packed.

@@ -43,7 +43,7 @@ class StepTotals:
         Args:
             needs_has_images: replace `has_images` too, for which this waits for the device.
         """
-        if shard.world == 1:
+        if shard.world_size == 1:
             return self._scalar(self.labelled_tokens)
         own = self.labelled_tokens
         numbers = torch.stack(

@@ -25,7 +25,7 @@ from vlmtune.training.best_evaluation import LAST_CHECKPOINT, has_ended
 from vlmtune.training.gauges import Gauges
 from vlmtune.training.isolated import run_with_progress
 from vlmtune.training.launch import Outcome, Progress, fit, worker_resources
-from vlmtune.training.meter import EVALUATION
+from vlmtune.training.meter import EVALUATION_NUMBER
 
 TRIAL_ID = "train"  # the run's only trial
 
@@ -68,7 +68,7 @@ def train_shard(
         settings,
         store,
         trials=1,
-        rank=settings.lora.r,
+        max_lora_rank=settings.lora.r,
         deliver=lambda _, report: reports.append(report),
         note=_note(progress),
         shard=shard,
@@ -80,7 +80,7 @@ def train_shard(
             folder=checkpoints,
             runs_dir=f"{folder}/runs" if shard.rank == 0 else None,
             checkpoint=checkpoint,
-            progress=progress,
+            on_log=progress,
         )
     engine.join(slot)
     while engine.train_round():
@@ -125,7 +125,7 @@ def _train_in_actor(
 ) -> Outcome:
     """Train in the actor of an engine, which Ray starts again if it dies."""
     gpu = cluster.workers_use_gpu(settings.run.use_cpu)
-    engines, notes = start_engines(settings, store, count=1, trials=1, rank=settings.lora.r, gpu=gpu)
+    engines, notes = start_engines(settings, store, count=1, trials=1, max_lora_rank=settings.lora.r, gpu=gpu)
     request = TrialRequest(TRIAL_ID, settings, _checkpoint_folder(folder), f"{folder}/runs", progress)
     client, note = EngineClient(engines, request), _note(progress)
     report = None
@@ -157,7 +157,7 @@ def _check_completed(metrics: dict[str, Any]) -> None:
 
 def _outcome(metrics: dict[str, Any]) -> Outcome:
     _check_completed(metrics)
-    internal = ("checkpoint_path", LAST_CHECKPOINT, EVALUATION, NOTES)
+    internal = ("checkpoint_path", LAST_CHECKPOINT, EVALUATION_NUMBER, NOTES)
     numbers = {name: value for name, value in metrics.items() if name not in internal}
     return Outcome(numbers, metrics["checkpoint_path"], metrics.get(LAST_CHECKPOINT))
 

@@ -40,7 +40,7 @@ class TrialEvaluator:
         self.model, self.store, self.examples, self.processor = model, store, examples, processor
         self.shard = shard
         self.objective = Objective.of(settings)  # None if the metric is the loss
-        self.rows = [int(row) for row in store.rows_of(EVAL)]
+        self.row_numbers = [int(row) for row in store.rows_of(EVAL)]
 
     def evaluate(
         self, slots: Sequence[Slot], end_too_large: Callable[[PassResult], None]
@@ -53,9 +53,9 @@ class TrialEvaluator:
         """
         started = time.monotonic()
         totals = {slot: torch.zeros(2, dtype=torch.float64, device=self.model.device) for slot in slots}
-        rows = self.rows[self.shard.rank :: self.shard.world]
-        for first in range(0, len(rows), EVALUATED_AT_ONCE):
-            result = self._add_losses(slots, rows[first : first + EVALUATED_AT_ONCE], totals)
+        row_numbers = self.row_numbers[self.shard.rank :: self.shard.world_size]
+        for first in range(0, len(row_numbers), EVALUATED_AT_ONCE):
+            result = self._add_losses(slots, row_numbers[first : first + EVALUATED_AT_ONCE], totals)
             end_too_large(result)
             slots = [slot for slot in slots if slot not in result.too_large]
         sums = {slot: self.shard.all_reduce_sum(totals[slot]).tolist() for slot in slots}
@@ -67,11 +67,11 @@ class TrialEvaluator:
         }
 
     def _add_losses(
-        self, slots: Sequence[Slot], numbers: Sequence[int], totals: dict[Slot, torch.Tensor]
+        self, slots: Sequence[Slot], row_numbers: Sequence[int], totals: dict[Slot, torch.Tensor]
     ) -> PassResult:
         """Add these rows' summed loss and labelled tokens to each trial's total."""
-        examples = self.examples.get(numbers)
-        rows = {slot: [slot.evaluation_row(row, examples[row]) for row in numbers] for slot in slots}
+        examples = self.examples.get(row_numbers)
+        rows = {slot: [slot.pass_row(number, examples[number]) for number in row_numbers] for slot in slots}
         result = self.model.losses([row for part in rows.values() for row in part])
         for slot, part in rows.items():
             if slot not in result.too_large:
@@ -84,7 +84,7 @@ class TrialEvaluator:
         """The metric of a trial's generated answers, if the search is for one."""
         if self.objective is None:
             return {}
-        examples = read_from_memory(self.examples.get(self.rows))
+        examples = read_from_memory(self.examples.get(self.row_numbers))
         with self.model.single_adapter(slot.adapter.flat, slot.adapter.scaling) as model:
             return self.objective.measure(
                 model,
@@ -93,5 +93,5 @@ class TrialEvaluator:
                 examples,
                 last=slot.progress.ended,
                 rank=self.shard.rank,
-                world=self.shard.world,
+                world_size=self.shard.world_size,
             )

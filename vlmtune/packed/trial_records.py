@@ -17,7 +17,7 @@ class TrialRecords:
 
     Args:
         runs_dir: folder or URI of its TensorBoard events; None writes none.
-        progress: takes the numbers of each logged step.
+        on_log: called with the numbers of each logged step.
         operations: floating-point operations of training on one token.
 
     Attributes:
@@ -25,14 +25,14 @@ class TrialRecords:
     """
 
     def __init__(
-        self, runs_dir: str | None, progress: Callable[[dict[str, Any]], None] | None, operations: float
+        self, runs_dir: str | None, on_log: Callable[[dict[str, Any]], None] | None, operations: float
     ) -> None:
         self.runs_dir = runs_dir
         # Events are appended to their file, which an object store cannot do. So they are written locally.
         remote = runs_dir is not None and "://" in runs_dir
         self.local_runs = tempfile.mkdtemp(prefix="runs-") if remote else runs_dir
         self.seconds = 0.0
-        self.meter = Meter(self.local_runs, progress, lambda: self.seconds)
+        self.meter = Meter(self.local_runs, on_log, lambda: self.seconds)
         self.meter.operations = operations
 
     def charge(self, seconds: float, waited: float) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class WorkerShard:
-    """The rows of worker `rank` among `world` workers."""
+    """The rows of worker `rank` among `world_size` workers."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
 
     def all_reduce_sum(self, numbers: Tensor) -> Tensor:
         """Sum over all workers; each of them gets the result.
@@ -21,7 +21,7 @@ class WorkerShard:
         Args:
             numbers: on the device that the workers train on. May be changed in place.
         """
-        if self.world > 1:
+        if self.world_size > 1:
             dist.all_reduce(numbers)
         return numbers
 

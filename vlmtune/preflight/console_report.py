@@ -115,7 +115,7 @@ def _lengths(summary: Summary) -> Iterator[str]:
         yield (
             f"{origin:<8}{length.max_length:>6,}{length.shortened:>11,}{length.unfit:>12,}{in_training:>12}"
         )
-    yield f"{summary.cuts_none:,} cuts nothing, {summary.fits_all:,} holds all images"
+    yield f"{summary.cuts_none:,} keeps all rows whole, {summary.fits_all:,} holds all images"
 
 
 def _side_by_side(left: Iterable[str], right: Iterable[str]) -> Iterator[str]:

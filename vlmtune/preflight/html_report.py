@@ -158,7 +158,7 @@ def _lengths(summary: Summary) -> str:
             unfit += f'<div class="soft small">{length.unfit_train:,} in training</div>'
         rows.append(f"<td>{length.max_length:,}{tag}{bar}</td><td>{shortened}</td><td>{unfit}</td>")
     note = (
-        f'<p class="soft small">Text is shortened, images never. {summary.cuts_none:,} cuts nothing; '
+        f'<p class="soft small">Text is shortened, images never. {summary.cuts_none:,} keeps all rows whole; '
         f"{summary.fits_all:,} is the smallest that holds all images. "
         "Evaluation is always at full length.</p>"
     )

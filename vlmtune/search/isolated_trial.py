@@ -17,7 +17,7 @@ from vlmtune.errors import DoesNotFitError
 from vlmtune.model.memory import is_out_of_memory
 from vlmtune.training.best_evaluation import LAST_CHECKPOINT, has_ended
 from vlmtune.training.launch import run_on_ray
-from vlmtune.training.meter import EVALUATION, evaluation_number
+from vlmtune.training.meter import EVALUATION_NUMBER, evaluation_number
 
 # Keys of a trial's Tune config: its values, and where they come from (see `first_points`).
 GRID_POINT, PROPOSAL = "point", "proposal"
@@ -63,7 +63,7 @@ def run_trial(
         failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else [error]
         if not any(out_of_memory(failure) for failure in failures):
             raise
-        tune.report({**settings.search.unmeasured, "infeasible": True, EVALUATION: 0})
+        tune.report({**settings.search.unmeasured, "infeasible": True, EVALUATION_NUMBER: 0})
     else:
         # Reported here and not by the callback: if Tune restarts a trial whose training had already finished,
         # this is its only report.
@@ -71,7 +71,7 @@ def run_trial(
             settings.search.unmeasured
             | outcome.metrics
             | {
-                EVALUATION: evaluation_number(outcome.metrics, eval_steps),
+                EVALUATION_NUMBER: evaluation_number(outcome.metrics, eval_steps),
                 CHECKPOINT_PATH_KEY: outcome.checkpoint,
                 LAST_CHECKPOINT: outcome.last_checkpoint,
             }
@@ -95,7 +95,7 @@ class ReportUntilLast(TuneReportCallback):
     ) -> None:
         first = metrics[0]
         if not has_ended(first):
-            numbered = {**self.unmeasured, **first, EVALUATION: evaluation_number(first, self.eval_steps)}
+            numbered = {**self.unmeasured, **first, EVALUATION_NUMBER: evaluation_number(first, self.eval_steps)}
             super().after_report(run_context, [numbered], checkpoint)
 
 

@@ -27,7 +27,7 @@ from vlmtune.search.space import Space
 from vlmtune.search.study_file import StudyFile
 from vlmtune.search.warm_start import EarlierTrials
 from vlmtune.training.best_evaluation import has_ended
-from vlmtune.training.meter import EVALUATION
+from vlmtune.training.meter import EVALUATION_NUMBER
 
 CONSTRAINT = "infeasible"  # name of Optuna's constraint: above 0 for a trial that does not fit in memory
 
@@ -43,7 +43,7 @@ def make_tpe(seed: int, startup: int = STARTUP) -> optuna.samplers.BaseSampler:
     )
 
 
-class TrialSampler(OptunaSearch):
+class TrialSearcher(OptunaSearch):
     """OptunaSearch with first proposals of its own, and with the true state of trials that did not end.
 
     The first proposals are the baseline, the recipe, points of earlier searches, and `FirstPoints` until
@@ -154,7 +154,7 @@ class TrialSampler(OptunaSearch):
             return
         if result.get("infeasible") or len(self.objectives) > 1:
             return
-        optuna_trial(self, trial_id).report(result[self.metric], result[EVALUATION])
+        optuna_trial(self, trial_id).report(result[self.metric], result[EVALUATION_NUMBER])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -170,7 +170,7 @@ class TrialSampler(OptunaSearch):
         if trial_id in completed_trials(self):
             # It failed, and ran again in the resumed search. Optuna keeps the first state.
             return
-        if error or not result or EVALUATION not in result:
+        if error or not result or EVALUATION_NUMBER not in result:
             super().on_trial_complete(trial_id, result=None, error=error or FAILURE in (result or {}))
             return
         trial = optuna_trial(self, trial_id)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vlmtune.config.flag_table import flag, flags
+from vlmtune.config.flag_table import find_flag, flags
 from vlmtune.config.flags import Flag
 from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError, nearest
@@ -169,7 +169,7 @@ class Space:
                 for variable in expression.variables
             }
             where = f'{label}: expr "{expression.text}" where {expression.where(variables)}'
-            values[name] = _read_result(expression.evaluate(variables, label), flag(name), where)
+            values[name] = _read_result(expression.evaluate(variables, label), find_flag(name), where)
         return {**{name: values[name] for name in self.names}, **self.constants}
 
 
@@ -198,7 +198,7 @@ def check_space(space: Space) -> None:
 def _typed(drawn: dict[str, Any]) -> dict[str, Any]:
     """Drawn values with floats for options that are floats."""
     return {
-        name: float(value) if flag(name).kind == "float" and value is not None else value
+        name: float(value) if find_flag(name).kind == "float" and value is not None else value
         for name, value in drawn.items()
     }
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from vlmtune.config.flag_table import flag
+from vlmtune.config.flag_table import find_flag
 from vlmtune.config.flags import Flag
 from vlmtune.errors import ConfigError
 from vlmtune.search.distributions import (
@@ -56,7 +56,7 @@ def check_searchable(key: Any, label: str) -> Flag:
     Raises:
         ConfigError: there is no such option, or it cannot be searched.
     """
-    option = flag(str(key), label)
+    option = find_flag(str(key), label)
     if option.group == "search":
         reason = "it describes the search itself"
     elif option.name in FIXED:

@@ -134,7 +134,7 @@ def make_packed_runner(
         store,
         count=engine_count,
         trials=per_engine,
-        rank=largest.lora.r,
+        max_lora_rank=largest.lora.r,
         gpu=gpu,
         largest=largest,
     )

@@ -13,7 +13,7 @@ from vlmtune.config.settings import Settings
 from vlmtune.search.first_points import recipe_values, separate_recipe, trial_count
 from vlmtune.search.isolated_trial import GRID_POINT, trial_values
 from vlmtune.search.objectives import mode_of
-from vlmtune.search.sampler import TrialSampler
+from vlmtune.search.sampler import TrialSearcher
 from vlmtune.search.space import Space
 from vlmtune.search.study_file import STUDY_FILE, StudyFile
 from vlmtune.search.trial_runners import TrialRunner
@@ -72,7 +72,7 @@ def make_tuner(
     config = tune.TuneConfig(
         metric=search.metric,
         mode=search.mode,
-        search_alg=None if space.is_grid else make_sampler(settings, space, output_dir, earlier),
+        search_alg=None if space.is_grid else make_searcher(settings, space, output_dir, earlier),
         scheduler=make_scheduler(settings, space),
         num_samples=1 if space.is_grid else trial_count(space),
         max_concurrent_trials=runner.max_concurrent_trials,
@@ -101,15 +101,15 @@ def grid_points(space: Space) -> list[dict[str, Any]]:
     return [*space.grid(), *([recipe] if recipe is not None else [])]
 
 
-def make_sampler(
+def make_searcher(
     settings: Settings, space: Space, output_dir: str, earlier: EarlierTrials | None = None
-) -> TrialSampler:
+) -> TrialSearcher:
     """Optuna over the space, for one objective or several."""
     search = settings.search
     more = {name: mode_of(name) for name in search.more_metrics or ()}
     named = settings.model.model_name_or_path is not None
     width = settings.model.ref.config().get_text_config().hidden_size if named else None
-    return TrialSampler(
+    return TrialSearcher(
         space,
         metric=search.metric,
         mode=search.mode,

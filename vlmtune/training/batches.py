@@ -52,7 +52,7 @@ class WorkerBatches:
     def evaluation(self, per_device: int) -> Iterator[Batch]:
         """This worker's part of the evaluation rows, at full length, on the CPU."""
         rows = len(self.store.rows_of(EVAL))
-        return self.read(EVAL, evaluation_order(rows, per_device, self.rank, self.order.world), None)
+        return self.read(EVAL, evaluation_order(rows, per_device, self.rank, self.order.world_size), None)
 
     def longest(self, count: int, max_length: int | None) -> Batch:
         """The `count` longest training rows in one batch, on the CPU."""

@@ -26,7 +26,7 @@ class Evaluator:
 
     model: Any
     processor: Any
-    step: AcceleratedStep
+    accelerated_step: AcceleratedStep
     batches: WorkerBatches
     objective: Objective | None
     autocast: Callable[[], AbstractContextManager[Any]]
@@ -39,8 +39,8 @@ class Evaluator:
         """
         total = torch.zeros(2, dtype=torch.float64, device=self.model.device)
         for batch in self.batches.evaluation(per_device):
-            total += self.step.sum_without_gradients(batch, self._negative_log_likelihood)
-        if self.batches.order.world > 1:
+            total += self.accelerated_step.sum_without_gradients(batch, self._negative_log_likelihood)
+        if self.batches.order.world_size > 1:
             dist.all_reduce(total)
         return (total[0] / total[1]).item()
 
@@ -48,9 +48,15 @@ class Evaluator:
         """The metric of generated answers by its name. `last`: of the run's evaluations."""
         if self.objective is None:
             return {}
-        rank, world = self.batches.rank, self.batches.order.world
+        rank, world_size = self.batches.rank, self.batches.order.world_size
         return self.objective.measure(
-            self.model, self.processor, self.batches.store, read_examples, last=last, rank=rank, world=world
+            self.model,
+            self.processor,
+            self.batches.store,
+            read_examples,
+            last=last,
+            rank=rank,
+            world_size=world_size,
         )
 
     def _negative_log_likelihood(self, batch: Batch) -> torch.Tensor:

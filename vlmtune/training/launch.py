@@ -76,7 +76,7 @@ def run_in_process(
     train(
         settings,
         store,
-        rows=partial(read_batches, store, pad_to_multiple_of=length_multiple(settings)),
+        read_batches=partial(read_batches, store, pad_to_multiple_of=length_multiple(settings)),
         report=report,
         work_dir=str(work_dir),
         runs_dir=f"{output_dir}/runs",
@@ -219,12 +219,12 @@ def worker(config: dict[str, Any]) -> None:
         train(
             settings,
             store,
-            rows=partial(stream_batches, store, pad_to_multiple_of=length_multiple(settings)),
+            read_batches=partial(stream_batches, store, pad_to_multiple_of=length_multiple(settings)),
             report=report,
             work_dir=work_dir,
             runs_dir=local_runs,
             rank=rank,
-            world=context.get_world_size(),
+            world_size=context.get_world_size(),
             checkpoint=str(Path(start)) if start else None,
             progress=Gauges(config["name"], rank, config["progress"] if rank == 0 else None),
         )

@@ -33,21 +33,23 @@ def train(
     settings: Settings,
     store: Store,
     *,
-    rows: BatchReader,
+    read_batches: BatchReader,
     report: ReportResult,
     work_dir: str,
     runs_dir: str | None = None,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
     checkpoint: str | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> Any:
     """Train one adapter; returns the trained model, or None where nothing was left to do.
 
     Args:
+        read_batches: reads micro-batches of a split.
+        report: takes the metrics of each evaluation.
         work_dir: local folder for checkpoints.
         runs_dir: where rank 0 writes TensorBoard events.
-        rank, world: this worker's number and how many there are.
+        rank, world_size: this worker's number, and the number of workers.
         checkpoint: a checkpoint folder of an earlier run of the same settings, to resume from its next row.
         progress: called with the numbers of each logged step and evaluation, and with {"note": text}.
 
@@ -61,17 +63,17 @@ def train(
     transformers_logging.disable_progress_bar()
     kept = fitting_rows(store, settings.training.max_length, settings.data.on_long_row)
     meter = Meter(runs_dir if rank == 0 else None, progress)
-    plan = plan_step(settings, store, kept, world, meter.note)
+    plan = plan_step(settings, store, kept, world_size, meter.note)
     args = training_arguments(settings, work_dir, checkpointing=plan.checkpointing)
-    model, step = adapted_model(
+    model, accelerated_step = adapted_model(
         settings, args, plan, meter.note, lambda base: try_row(base, store, kept, args.max_length)
     )
-    meter.operations = operations_per_token(step.base.get_decoder())
+    meter.operations = operations_per_token(accelerated_step.base.get_decoder())
     order = Order(
         rows=len(kept),
         per_device=args.per_device_train_batch_size,
         accumulation=args.gradient_accumulation_steps,
-        world=world,
+        world_size=world_size,
         seed=args.seed if args.data_seed is None else args.data_seed,
         workers=settings.run.workers[1] if isinstance(settings.run.workers, tuple) else None,
     )
@@ -81,8 +83,8 @@ def train(
         model,
         args,
         settings.model.ref.processor(),
-        step=step,
-        batches=WorkerBatches(store, order, kept, rank, rows, first_step),
+        accelerated_step=accelerated_step,
+        batches=WorkerBatches(store, order, kept, rank, read_batches, first_step),
         meter=meter,
         objective=Objective.of(settings),
     )

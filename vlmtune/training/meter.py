@@ -15,7 +15,7 @@ from tensorboardX.summary import scalar
 
 from vlmtune.evaluation.metrics import METRICS
 
-EVALUATION = "evaluation"  # the key of the evaluation's number in a report
+EVALUATION_NUMBER = "evaluation"  # key in a report: which evaluation of the run it is, from 1
 
 
 def evaluation_number(metrics: dict[str, Any], eval_steps: float | None) -> int:
@@ -39,7 +39,7 @@ class Meter:
 
     Args:
         runs_dir: folder of the TensorBoard events; None writes none.
-        progress: called with the numbers of each log, and with {"note": text}.
+        on_log: called with the numbers of each log, and with {"note": text}.
         clock: gives the seconds that count: other than the wall's where several runs share a device.
 
     Attributes:
@@ -49,12 +49,12 @@ class Meter:
     def __init__(
         self,
         runs_dir: str | None,
-        progress: Callable[[dict[str, Any]], None] | None = None,
+        on_log: Callable[[dict[str, Any]], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
         self.operations = 0.0
-        self.progress = progress
+        self.on_log = on_log
         self.events = event_file(runs_dir) if runs_dir is not None else None
         self.started = clock()
         self.begun = False
@@ -84,15 +84,15 @@ class Meter:
 
     def note(self, text: str) -> None:
         """Pass a line to the person who watches."""
-        if self.progress is not None:
-            self.progress({"note": text})
+        if self.on_log is not None:
+            self.on_log({"note": text})
 
     def pause(self, seconds: float) -> None:
         """Leave the seconds of an evaluation out of the training time."""
         self.paused += seconds
 
     def log(self, logs: dict[str, float], step: int, max_steps: int) -> None:
-        """Write the numbers of a step or an evaluation to TensorBoard and to `progress`."""
+        """Write the numbers of a step or an evaluation to TensorBoard and to `on_log`."""
         numbers = {name: value for name, value in logs.items() if isinstance(value, int | float)}
         if "loss" in numbers and self.rows:
             rates = self.rates()
@@ -102,8 +102,8 @@ class Meter:
             for name, value in numbers.items():
                 summary = scalar(curve(name), value)
                 self.events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
-        if self.progress is not None:
-            self.progress({**numbers, "step": step, "max_steps": max_steps})
+        if self.on_log is not None:
+            self.on_log({**numbers, "step": step, "max_steps": max_steps})
 
     def rates(self) -> dict[str, float]:
         """Seconds of training so far, rates, and peak memory; of this worker."""

@@ -29,7 +29,7 @@ def plan_step(
     settings: Settings,
     store: Store,
     kept: np.ndarray,
-    world: int,
+    world_size: int,
     note: Callable[[str], None],
     *,
     runs: int = 1,
@@ -39,7 +39,7 @@ def plan_step(
 
     Args:
         kept: the training rows that are trained on.
-        world: workers that share them.
+        world_size: workers that share them.
         runs: how many runs like this one follow, for which compiling may be worth it.
         load_changes: fields of `StepLoad` that differ from what the settings say.
 
@@ -60,7 +60,7 @@ def plan_step(
     compiles = training.torch_compile
     if compiles is None:
         steps = training.max_steps
-        rows = steps * batch if steps > 0 else training.num_train_epochs * len(kept) / world
+        rows = steps * batch if steps > 0 else training.num_train_epochs * len(kept) / world_size
         compiles = training_seconds(model, runs * rows * load.length) > WORTH_COMPILING
     free = torch.cuda.mem_get_info()[0]
     options = PlanOptions(
@@ -101,7 +101,7 @@ def step_needs(
         labelled_tokens=int(min(store.column("answer_tokens")[rows].max(), longest)),
         image_tokens=seen if crossed else 0,
         vision_tokens=seen,
-        rank=lora.r,
+        lora_rank=lora.r,
         dropout=lora.dropout > 0,
         compute_bytes=4 if model.dtype == "float32" else 2,
     )

@@ -32,7 +32,7 @@ class AdapterTrainer(SFTTrainer):
 
     Args:
         model: the frozen base with its adapter.
-        step: runs the steps of `model`.
+        accelerated_step: runs the steps of `model`.
         batches: of this worker.
         objective: the metric of answers that is evaluated beside the loss, if any.
     """
@@ -46,7 +46,7 @@ class AdapterTrainer(SFTTrainer):
         args: SFTConfig,
         processor: Any,
         *,
-        step: AcceleratedStep,
+        accelerated_step: AcceleratedStep,
         batches: WorkerBatches,
         meter: Meter,
         objective: Objective | None,
@@ -62,7 +62,7 @@ class AdapterTrainer(SFTTrainer):
                 eval_dataset=Dataset.from_dict({"input_ids": [[0]]}),
                 data_collator=lambda batch: {"batch": batch},
             )
-        score_positions(step.base)
+        score_positions(accelerated_step.base)
         # The Trainer leaves a model that is wrapped already as it is. So there is no DistributedDataParallel:
         # gradients are averaged once a step, in `training_step`. A worker that runs out of memory tries again
         # while the others wait, and nothing holds on to parameters while a CUDA graph is captured.
@@ -70,9 +70,9 @@ class AdapterTrainer(SFTTrainer):
         self.model_wrapped = skip_module_traversal(model)
         # The loss is divided by the labelled tokens of the whole step; the Trainer must not divide it again.
         self.model_accepts_loss_kwargs = True
-        self.step, self.batches, self.meter = step, batches, meter
+        self.accelerated_step, self.batches, self.meter = accelerated_step, batches, meter
         autocast = self.compute_loss_context_manager
-        self.evaluator = Evaluator(model, processor, step, batches, objective, autocast)
+        self.evaluator = Evaluator(model, processor, accelerated_step, batches, objective, autocast)
         gather, filter_nan = self.accelerator.gather, args.logging_nan_inf_filter
         self.step_log = StepLog(args.device, log=self.log, gather=gather, filter_nan=filter_nan)
         self.add_callback(self.step_log)
@@ -94,7 +94,7 @@ class AdapterTrainer(SFTTrainer):
         labelled_tokens = torch.stack(
             [(batch["labels"][..., 1:] != IGNORED).sum() for batch in batches]
         ).sum()
-        if self.batches.order.world > 1 and self.args.average_tokens_across_devices:
+        if self.batches.order.world_size > 1 and self.args.average_tokens_across_devices:
             labelled_tokens = torch.as_tensor(
                 self.accelerator.gather(to_device(labelled_tokens, device)[None])
             ).sum()
@@ -109,8 +109,8 @@ class AdapterTrainer(SFTTrainer):
         loss = self.add_gradients(model, inputs, num_items_in_batch)
         self.step_log.count_loss(loss, self.state.global_step)
         if self.accelerator.sync_gradients:
-            self.step.average_gradients(self.batches.order.world)
-            self.step_log.norm = self.step.gradient_norm(self.accelerator.scaler)
+            self.accelerated_step.average_gradients(self.batches.order.world_size)
+            self.step_log.norm = self.accelerated_step.gradient_norm(self.accelerator.scaler)
         self.step_log.flush()  # of the step before, while the device works on this one
         self.meter.count(rows=len(inputs["input_ids"]), tokens=int(inputs["attention_mask"].sum()))
         return loss
@@ -127,7 +127,7 @@ class AdapterTrainer(SFTTrainer):
             moved = self.batches.on_device(part, self.args.device, self.model.dtype)
             return torch.as_tensor(parent_step(model, moved, items))
 
-        return self.step.accumulate_gradients(inputs, run)
+        return self.accelerated_step.accumulate_gradients(inputs, run)
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -148,7 +148,7 @@ class AdapterTrainer(SFTTrainer):
         if not loss.requires_grad:  # adapters on cross-attention alone, and no row has an image
             loss.requires_grad_()
         # Gradients are averaged over the workers.
-        return loss * self.batches.order.world if self.args.average_tokens_across_devices else loss
+        return loss * self.batches.order.world_size if self.args.average_tokens_across_devices else loss
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """The loss on the whole evaluation set, and the metric of answers, as `Evaluator` says."""
