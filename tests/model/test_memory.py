@@ -46,8 +46,8 @@ def test_images_that_cross_attention_reads():
     with_images = replace(load, image_tokens=4 * 1601, vision_tokens=4 * 1601)
     tower = 40 * 2 * 4 * 1601 * 1280 * 2  # the outputs of its 40 layers, bfloat16
     assert estimate_memory(found, with_images, plan).total > estimate_memory(found, load, plan).total + tower
-    assert choose_plan(found, replace(with_images, batch=8), 139 * GB, PlanOptions()).evaluated == 8
-    assert choose_plan(found, with_images, 139 * GB, PlanOptions()).evaluated == 2, (
+    assert choose_plan(found, replace(with_images, batch=8), 139 * GB, PlanOptions()).max_eval_rows == 8
+    assert choose_plan(found, with_images, 139 * GB, PlanOptions()).max_eval_rows == 2, (
         "no more than are trained at once"
     )
 

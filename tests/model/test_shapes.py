@@ -10,7 +10,13 @@ from vlmtune.model_ref import ModelRef, outline
 
 def test_sizes_of_llava_7b():
     found = llava_7b()
-    assert (found.layers, found.hidden, found.intermediate, found.vocabulary, found.cross_layers) == (
+    assert (
+        found.layers,
+        found.hidden_size,
+        found.intermediate_size,
+        found.vocab_size,
+        found.cross_layers,
+    ) == (
         32,
         4096,
         11008,
@@ -18,7 +24,7 @@ def test_sizes_of_llava_7b():
         0,
     )
     assert found.decoder == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
-    assert found.adapter == 32 * 4 * 2 * 4096
+    assert found.adapter_features == 32 * 4 * 2 * 4096
     assert found.quantized + found.other == pytest.approx(7.06e9, rel=2e-3)
 
 

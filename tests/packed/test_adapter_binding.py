@@ -28,7 +28,7 @@ def binding(models: Path) -> AdapterBinding:
 def targets(binding: AdapterBinding, *names: str) -> list[TargetLayer]:
     found = []
     for name, module in binding.accelerated_step.base.named_modules():
-        if name.endswith(tuple(f"layers.0.self_attn.{leaf}" for leaf in names)) and "language" in name:
+        if name.endswith(tuple(f"layers.0.self_attn.{tensor}" for tensor in names)) and "language" in name:
             found.append(TargetLayer(name, module.in_features, module.out_features))
     return found
 
@@ -51,7 +51,7 @@ def test_rows_read_their_own_adapters_and_padding_the_last_ones(binding: Adapter
     binding.make_room(targets(binding, "q_proj"), 2)
     one, other = torch.randn(binding.layout.size), torch.randn(binding.layout.size)
     binding.bind([*rows_with(one, 2), *rows_with(other, 3)], dropout=False)
-    a, b = binding.leaves()
+    a, b = binding.trained_tensors()
     assert len(a) == len(b) == 6, "padded to a bucket"
     for row, flat in enumerate([one, one, other, other, other, other]):
         ((expected_a, expected_b),) = binding.layout.views(flat)
@@ -66,9 +66,9 @@ def test_a_number_of_rows_keeps_its_memory(binding: AdapterBinding) -> None:
     addresses = []
     for count in (2, 3, 2):
         binding.bind(rows_with(flat, count), dropout=False)
-        addresses.append(binding.leaves()[0].data_ptr())
+        addresses.append(binding.trained_tensors()[0].data_ptr())
     assert addresses[0] == addresses[2] != addresses[1]
     binding.bind_one(flat, 1.0)
-    assert binding.leaves() == []
+    assert binding.trained_tensors() == []
     binding.bind(rows_with(flat, 2), dropout=False)
-    assert binding.leaves()[0].data_ptr() == addresses[0]
+    assert binding.trained_tensors()[0].data_ptr() == addresses[0]

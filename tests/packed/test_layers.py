@@ -115,8 +115,8 @@ def test_a_neighbour_changes_nothing_not_even_with_nan() -> None:
         fill(adapters, layout, (4, 8, 16), (1.0, 1.0, spoil))
         with torch.no_grad():
             adapters.flat[2] *= spoil
-        for leaf in adapters.leaves:
-            leaf.grad = None
+        for tensor in adapters.trained_tensors:
+            tensor.grad = None
         given = x.clone()
         given[2] *= spoil
         y = layer(given)

@@ -43,8 +43,8 @@ def choose_plan(model: ModelShapes, load: StepLoad, capacity: float, options: Pl
     plans = list(_by_speed(load, options))
     for plan in plans:
         if (spare := room - estimate_memory(model, load, plan).reserved) >= 0:
-            evaluated = max(plan.micro_batch, EVALUATED_TOKENS // (load.length + load.vision_tokens))
-            return replace(plan, spare=spare, evaluated=evaluated)
+            max_eval_rows = max(plan.micro_batch, EVALUATED_TOKENS // (load.length + load.vision_tokens))
+            return replace(plan, spare=spare, max_eval_rows=max_eval_rows)
     smallest = min(plans, key=lambda plan: estimate_memory(model, load, plan).reserved)
     needed = estimate_memory(model, load, smallest).text()
     way_out = _what_would_fit(model, load, smallest, room)
@@ -87,12 +87,12 @@ def _by_speed(load: StepLoad, options: PlanOptions) -> Iterator[StepPlan]:
     large = [size for size in sizes if size * load.length >= BUSY_TOKENS or size == sizes[0]]
     quantized = load.quantization in ("nf4", "int8")
     if options.dequantized is not None:
-        ways = [options.dequantized]
+        dequantized_choices = [options.dequantized]
     else:
-        ways = [True, False] if quantized else [False]
+        dequantized_choices = [True, False] if quantized else [False]
     free = options.checkpointing is None
     for checkpointing in (False, True) if options.checkpointing is None else (options.checkpointing,):
-        for dequantized in ways:
+        for dequantized in dequantized_choices:
             for size in large if free and not checkpointing else sizes:
                 plan = StepPlan(dequantized, checkpointing, size, options.compiled, options.offload)
                 if options.graphs and not checkpointing:

@@ -23,7 +23,7 @@ from vlmtune.data.encoded_example import IGNORED
 POSITIONS_MULTIPLE = 8  # the number of positions is a multiple of this, so that it seldom changes
 # Relative difference of log-probabilities that TRL's head and the class compute from the same hidden states.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
-# What a class raises whose backbone does not end in the hidden states that its head takes.
+# What a class raises if its head takes something else than the backbone's hidden states.
 HEAD_ERRORS = (AttributeError, TypeError, ValueError, LookupError, RuntimeError)
 
 
@@ -84,13 +84,13 @@ def fused_head_agrees(base: Any) -> bool:
     """Whether TRL's head scores random hidden states as the class's own logits do."""
     backbone = base.base_model
     if backbone is base:
-        return False  # the class names no part that its head follows on
+        return False  # the class has no backbone of its own
     head = base.get_output_embeddings()
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(1, POSITIONS_MULTIPLE, head.weight.shape[-1], generator=generator)
-    hidden = hidden.to(head.weight.device, base.dtype)
-    ids = torch.arange(POSITIONS_MULTIPLE, device=hidden.device)[None] % head.weight.shape[0]
-    with torch.no_grad(), _answering(backbone, hidden):
+    hidden_states = torch.randn(1, POSITIONS_MULTIPLE, head.weight.shape[-1], generator=generator)
+    hidden_states = hidden_states.to(head.weight.device, base.dtype)
+    ids = torch.arange(POSITIONS_MULTIPLE, device=hidden_states.device)[None] % head.weight.shape[0]
+    with torch.no_grad(), _returning_hidden_states(backbone, hidden_states):
         try:
             own = base(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
             fused = base(input_ids=ids, labels=ids, use_cache=False, fused_lm_head=True).log_probs
@@ -104,7 +104,7 @@ def fused_head_agrees(base: Any) -> bool:
 
 
 class _Output(dict[Any, Any]):
-    """The output of a backbone that has computed nothing but hidden states."""
+    """The output of a backbone, with hidden states and nothing else."""
 
     def __getattr__(self, name: str) -> Any:
         return self.get(name)
@@ -114,10 +114,10 @@ class _Output(dict[Any, Any]):
 
 
 @contextmanager
-def _answering(backbone: Any, hidden: Tensor) -> Iterator[None]:
+def _returning_hidden_states(backbone: Any, hidden_states: Tensor) -> Iterator[None]:
     """For the block, `backbone` returns these hidden states, whatever it is given."""
     forward = backbone.forward
-    backbone.forward = lambda *args, **kwargs: _Output({"last_hidden_state": hidden, 0: hidden})
+    backbone.forward = lambda *args, **kwargs: _Output({"last_hidden_state": hidden_states, 0: hidden_states})
     try:
         yield
     finally:
@@ -147,7 +147,7 @@ def _score_with_own_logits(base: Any) -> None:
             shift_labels = labels[:, 1:][:, positions]
         kept = {"logits_to_keep": positions} if at_positions else {}
         logits = forward_as_before(*args, **kept, **kwargs).logits
-        if logits.shape[1] != len(positions):  # a class that passes the argument on in vain
+        if logits.shape[1] != len(positions):  # the class ignores `logits_to_keep`
             logits = logits[:, positions]
         mask = shift_labels != IGNORED
         scores = logits.float().log_softmax(-1)

@@ -14,8 +14,8 @@ from vlmtune.errors import DoesNotFitError
 from vlmtune.model.shapes import ModelShapes
 
 GB = 2**30
-# What the allocator loses between blocks, and the context and libraries of the GPU, which no tensor is
-# charged for.
+# The part of the GPU's memory that the allocator can use in spite of fragmentation; and what CUDA's context
+# and libraries take, in bytes.
 USABLE = 0.94
 CONTEXT = 1.0 * GB
 # Bytes that nf4 takes for a weight: half a byte, a scale in 8 bits for every 64, and a second scale for
@@ -30,16 +30,17 @@ LOSS_ROWS = 4096  # labelled positions whose logits exist at a time
 
 @dataclass(frozen=True)
 class StepLoad:
-    """What one step of a run asks for on each GPU.
+    """What one training step has to hold on each GPU.
 
     Attributes:
-        batch: rows a step and GPU.
+        batch: rows of a step on one GPU.
         length: tokens of the longest row.
         labelled_tokens: those of them that are trained on.
-        image_tokens: tokens that cross-attention reads, a row; `vision_tokens`: those of the vision tower.
-        lora_rank: of the adapter.
-        dropout: whether LoRA has one: each adapted layer then keeps an input of its own.
-        compute_bytes: of a number in the computation's dtype.
+        image_tokens: tokens of a row's images that cross-attention reads; 0 without cross-attention.
+        vision_tokens: tokens of a row in the vision tower.
+        lora_rank: of the adapter, or the highest of packed ones.
+        dropout: whether LoRA has dropout: each adapted layer then keeps its own masked input.
+        compute_bytes: bytes of one value in the dtype of the computation.
         packed: adapters that train together, each on rows of its own; 0 where one trains alone.
     """
 
@@ -68,7 +69,7 @@ class StepPlan:
         graphs: whether memory is left for CUDA graphs of several lengths; without, a step is captured where
             there happens to be room.
         spare: bytes of the GPU that are left.
-        evaluated: rows that are evaluated at once at most; None for as many as asked.
+        max_eval_rows: rows that are evaluated at once at most; None sets no limit.
     """
 
     dequantized: bool
@@ -78,7 +79,7 @@ class StepPlan:
     offload: bool = False
     graphs: bool = False
     spare: float = 0.0
-    evaluated: int | None = None
+    max_eval_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class MemoryEstimate:
 def estimate_memory(model: ModelShapes, load: StepLoad, plan: StepPlan) -> MemoryEstimate:
     """Peak memory of a training step."""
     activations, temporary = _activation_bytes(model, load, plan)
-    adapter = load.lora_rank * model.adapter
+    adapter = load.lora_rank * model.adapter_features
     # Packed rows have a copy of their adapter each, its gradient, and the same once more where the gradients
     # are joined.
     copies = 3 * load.compute_bytes * adapter * plan.micro_batch if load.packed else 0
@@ -157,32 +158,32 @@ def _activation_bytes(model: ModelShapes, load: StepLoad, plan: StepPlan) -> tup
     stream before its two blocks, queries, keys, values, the output of attention, the two inputs of the
     activation function, and the inputs of the adapters.
     """
-    rows, number = plan.micro_batch, load.compute_bytes
+    rows, value_bytes = plan.micro_batch, load.compute_bytes
     tokens = rows * load.length
-    adapter_inputs = model.adapted / model.layers if load.dropout else 2 * model.hidden
-    residual, attention = 2 * model.hidden, 2 * model.attention + 2 * model.key_value
-    kept = number * (residual + attention + 2 * model.intermediate + adapter_inputs)
-    layer = tokens * kept * (1 if plan.compiled else EAGER_FACTOR)
-    keys_of_images = model.hidden + 2 * model.cross_layers * model.key_value
-    images = rows * load.image_tokens * number * keys_of_images
-    vision = rows * load.vision_tokens * number * model.vision
-    layer_input = tokens * number * model.hidden
+    adapter_inputs = model.adapted_inputs / model.layers if load.dropout else 2 * model.hidden_size
+    residual, attention = 2 * model.hidden_size, 2 * model.query_size + 2 * model.key_value_size
+    kept_bytes = value_bytes * (residual + attention + 2 * model.intermediate_size + adapter_inputs)
+    layer = tokens * kept_bytes * (1 if plan.compiled else EAGER_FACTOR)
+    keys_of_images = model.hidden_size + 2 * model.cross_layers * model.key_value_size
+    images = rows * load.image_tokens * value_bytes * keys_of_images
+    vision = rows * load.vision_tokens * value_bytes * model.vision_values
+    layer_input = tokens * value_bytes * model.hidden_size
     # Rows without an image skip the layers of cross-attention.
     passed = model.layers if load.image_tokens else model.layers - model.cross_layers
     layers = layer + (2 if plan.offload else passed) * layer_input if plan.checkpointing else passed * layer
-    logits = min(rows * load.labelled_tokens, LOSS_ROWS) * min(model.vocabulary, LOSS_TILE) * 4 * 2
-    backward = tokens * number * 3 * model.intermediate
+    logits = min(rows * load.labelled_tokens, LOSS_ROWS) * min(model.vocab_size, LOSS_TILE) * 4 * 2
+    backward = tokens * value_bytes * 3 * model.intermediate_size
     dequantizes = not plan.dequantized and load.quantization in ("nf4", "int8")
-    largest_layer = 2 * number * model.largest if dequantizes else 0
+    largest_layer = 2 * value_bytes * model.largest if dequantizes else 0
     # A captured graph keeps what the vision tower has made; steps with checkpoints are never captured.
     kept_vision = 0 if plan.checkpointing else vision
     return layers + images + kept_vision, max(logits, backward + largest_layer, vision)
 
 
 def _weight_bytes(model: ModelShapes, load: StepLoad, plan: StepPlan) -> float:
-    number = load.compute_bytes
+    value_bytes = load.compute_bytes
     if load.quantization == "fp8":  # twice, in both orders
-        return number * (model.other + model.quantized - model.decoder) + 2 * model.decoder
+        return value_bytes * (model.other + model.quantized - model.decoder) + 2 * model.decoder
     plain = plan.dequantized or load.quantization == "none"
-    each = number if plain else {"nf4": NF4_BYTES, "int8": 1.0}[load.quantization]
-    return number * model.other + each * model.quantized
+    weight_bytes = value_bytes if plain else {"nf4": NF4_BYTES, "int8": 1.0}[load.quantization]
+    return value_bytes * model.other + weight_bytes * model.quantized

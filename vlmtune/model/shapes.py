@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# What a vision tower keeps beside the output of each layer, in such outputs: masks, and the inner values of
-# its last layers.
+# What a vision tower keeps beside the output of each layer (masks, inner values of its last layers), counted
+# in outputs of a layer.
 EXTRA_VISION_OUTPUTS = 20
 
 
@@ -19,16 +19,18 @@ class ModelShapes:
     """Numbers of weights, layers and features of a model with an adapter.
 
     Attributes:
-        quantized: weights of linear layers, which quantization reaches; `other`: all other weights.
-        decoder: those of the linear layers that are the language model's.
+        quantized: weights of linear layers, which quantization reaches.
+        decoder: weights of the linear layers of the language model.
+        other: all other weights.
         largest: weights of the largest linear layer.
-        layers, hidden, intermediate: of the decoder.
-        attention, key_value: widths of the decoder's queries and of its keys.
-        cross_layers: decoder layers that read the image (Mllama).
-        vocabulary: rows of the output head.
-        adapter: in_features + out_features, summed over the layers that get an adapter.
-        adapted: in_features alone, summed over the same layers.
-        vision: numbers that the vision tower keeps for each of its tokens while it runs; 0 without a tower.
+        layers, hidden_size, intermediate_size: of the decoder, as in its config.
+        cross_layers: decoder layers that read the image by cross-attention (Mllama).
+        query_size, key_value_size: output features of the decoder's query and key projections.
+        vocab_size: rows of the output head.
+        adapter_features: in_features + out_features, summed over the layers that get an adapter.
+        adapted_inputs: in_features alone, summed over the same layers.
+        vision_values: values that the vision tower keeps for each of its tokens while it runs; 0 without a
+            tower.
     """
 
     quantized: int
@@ -37,14 +39,14 @@ class ModelShapes:
     largest: int
     layers: int
     cross_layers: int
-    hidden: int
-    intermediate: int
-    attention: int
-    key_value: int
-    vocabulary: int
-    adapter: int
-    adapted: int
-    vision: int
+    hidden_size: int
+    intermediate_size: int
+    query_size: int
+    key_value_size: int
+    vocab_size: int
+    adapter_features: int
+    adapted_inputs: int
+    vision_values: int
 
 
 def model_shapes(outline: PreTrainedModel, targets: Sequence[str]) -> ModelShapes:
@@ -65,7 +67,7 @@ def model_shapes(outline: PreTrainedModel, targets: Sequence[str]) -> ModelShape
         )
         for leaf in (".q_proj", ".k_proj")
     }
-    attention = widths[".q_proj"] or config.hidden_size
+    query_size = widths[".q_proj"] or config.hidden_size
     return ModelShapes(
         quantized=quantized,
         decoder=sum(linear.weight.numel() for linear in linears if id(linear) in in_decoder),
@@ -73,16 +75,16 @@ def model_shapes(outline: PreTrainedModel, targets: Sequence[str]) -> ModelShape
         largest=max(linear.weight.numel() for linear in linears),
         layers=config.num_hidden_layers,
         cross_layers=len(getattr(config, "cross_attention_layers", None) or []),
-        hidden=config.hidden_size,
-        intermediate=_largest(config.intermediate_size),
-        attention=attention,
-        key_value=widths[".k_proj"] or attention,
-        vocabulary=head.out_features if isinstance(head, nn.Linear) else config.vocab_size,
-        adapter=sum(
+        hidden_size=config.hidden_size,
+        intermediate_size=_largest(config.intermediate_size),
+        query_size=query_size,
+        key_value_size=widths[".k_proj"] or query_size,
+        vocab_size=head.out_features if isinstance(head, nn.Linear) else config.vocab_size,
+        adapter_features=sum(
             module.in_features + module.out_features for module in adapted if isinstance(module, nn.Linear)
         ),
-        adapted=sum(module.in_features for module in adapted if isinstance(module, nn.Linear)),
-        vision=_vision_numbers(
+        adapted_inputs=sum(module.in_features for module in adapted if isinstance(module, nn.Linear)),
+        vision_values=_vision_values(
             getattr(outline.config, "vision_config", None),
             max((linear.in_features for linear in linears if id(linear) not in in_decoder), default=0),
         ),
@@ -94,8 +96,8 @@ def _largest(size: int | Sequence[int]) -> int:
     return size if isinstance(size, int) else max(size)
 
 
-def _vision_numbers(config: Any, widest: int) -> int:
-    """Numbers a token that a vision tower keeps: transformers keeps the output of each of its layers.
+def _vision_values(config: Any, widest: int) -> int:
+    """Values that a vision tower keeps for a token: transformers keeps the output of each of its layers.
 
     Args:
         widest: the input of the tower's widest layer, for a config that names no width.

@@ -41,7 +41,7 @@ class AcceleratedStep:
     Args:
         base: the model, with its adapter where one trains alone.
         plan: what is compiled, checkpointed and offloaded, and how many rows go through at once.
-        note: takes a line for the person who watches.
+        note: takes a line for the console.
         eval_rows: rows that are evaluated at once, where the plan sets no limit.
 
     Attributes:
@@ -55,7 +55,7 @@ class AcceleratedStep:
     ) -> None:
         self.base, self.note = base, note
         self.trained = [parameter for parameter in base.parameters() if parameter.requires_grad]
-        self.train_rows, self.eval_rows = plan.micro_batch, plan.evaluated or eval_rows
+        self.train_rows, self.eval_rows = plan.micro_batch, plan.max_eval_rows or eval_rows
         skip_padding_mask(base)
         # Such towers compute indices on the host, which no CUDA graph can hold.
         self.tower_can_be_captured = not use_varlen_attention(base)
@@ -98,25 +98,25 @@ class AcceleratedStep:
         return step
 
     def capture(self, trained: TrainedTensors) -> None:
-        """Replay CUDA graphs of the decoder, and of the parts beside it that have nothing to train.
+        """Replay CUDA graphs of the decoder, and of the vision parts if they have nothing to train.
 
         Args:
-            trained: gives the leaves that a call of the decoder has gradients for.
+            trained: gives the tensors that a call of the decoder has gradients for.
         """
-        decoder, *beside = decoder_and_other_parts(self.base)
+        decoder, *other_parts = decoder_and_other_parts(self.base)
         capture(decoder, trained, self.note)
-        for part in beside:
+        for part in other_parts:
             if self.tower_can_be_captured and not _trains(
                 [part]
             ):  # a gradient may enter through any of its outputs
                 capture(part, list, self.note)
 
     def recapture(self) -> None:
-        """Capture the decoder anew, because the leaves that it trains lie elsewhere from now on."""
+        """Capture the decoder anew, because the tensors that it trains have moved."""
         recapture(self.base.get_decoder())
 
     def stop_capturing(self) -> bool:
-        """Free the memory of all CUDA graphs, for want of it; returns whether there were any."""
+        """Free the memory of all CUDA graphs, because there is too little; returns whether there were any."""
         return stop_capturing(self.base)
 
     def accumulate_gradients(self, batch: Batch, run: Callable[[Batch], Tensor]) -> Tensor:
@@ -178,7 +178,7 @@ class AcceleratedStep:
             raise
         half = -(-size // 2)
         self.note(
-            f"out of GPU memory with {size} rows at a time: going on with {half}, the step stays the same"
+            f"out of GPU memory with {size} rows at a time: continuing with {half}, the step stays the same"
         )
         return half
 
@@ -186,14 +186,14 @@ class AcceleratedStep:
 class TrainedView(nn.Module):
     """A model as the Trainer's loop sees it: of its thousands of modules, only the trained parameters.
 
-    The loop sets the mode, clips the gradients and clears them in every step, for which Python would walk
-    through all modules of the model: some 10 ms for LLaVA-1.5-7B. Made by `skip_module_traversal`.
+    The loop sets the mode, clips the gradients and clears them in every step, for which Python would traverse
+    all modules of the model: some 10 ms for LLaVA-1.5-7B. Made by `skip_module_traversal`.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.trained = nn.ParameterList(p for p in model.parameters() if p.requires_grad)
-        self.models = (model,)  # in a tuple, so that it is none of this module's own
+        self.models = (model,)  # in a tuple, so that it is not a submodule
         self.mode_is_set = False  # a new model's modules have different modes
 
     def forward(self, **inputs: Any) -> Any:

@@ -21,7 +21,7 @@ RowFeatures = list[Tensor]  # [image tokens of the row, D] for each tensor of an
 BYTES_WITHOUT_GPU = 2 * 2**30
 SPARE_FRACTION = 0.8  # on a GPU, of the memory that the plan leaves free
 
-UNUSED = ("last_hidden_state", "hidden_states", "attentions")  # of a tower's output, by the decoder
+NOT_READ = ("last_hidden_state", "hidden_states", "attentions")  # fields that the decoder does not read
 # Relative difference of the decoder's inputs from features and from pixels: rounding of a tower.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 
@@ -30,11 +30,11 @@ class VisionFeatures:
     """The vision features of rows by their number in the store, on the device of the base.
 
     Whether a model takes features in place of pixels is tried with the first rows: its decoder must get the
-    same inputs. Else pixels go through the tower every time, and `note` is told why.
+    same inputs. Else pixels go through the tower every time, and a line for the console says why.
 
     Args:
         max_bytes: memory that the features may take.
-        note: takes a line for the person who watches.
+        note: takes a line for the console.
 
     Attributes:
         bytes: memory that the cached features take.
@@ -91,11 +91,11 @@ class VisionFeatures:
 
     def keep(self, rows: Sequence[int], features: Sequence[RowFeatures]) -> None:
         """Cache features as far as there is memory."""
-        for row, leaves in zip(rows, features, strict=True):
-            size = sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+        for row, tensors in zip(rows, features, strict=True):
+            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             if row not in self.rows and self.bytes + size <= self.max_bytes:
                 # Copies: a captured tower writes its next output to the same memory.
-                self.rows[row] = [leaf.clone() for leaf in leaves]
+                self.rows[row] = [tensor.clone() for tensor in tensors]
                 self.bytes += size
 
     def disable(self) -> bool:
@@ -113,8 +113,8 @@ class VisionFeatures:
         encode = self.base.base_model.get_image_features
         known = inspect.signature(encode).parameters
         output = encode(**{name: tensor for name, tensor in batch.items() if name in known})
-        layout, leaves = OutputLayout.of(output, sum(tokens))
-        by_row = zip(*(leaf.split(list(tokens)) for leaf in leaves), strict=True)
+        layout, tensors = OutputLayout.of(output, sum(tokens))
+        by_row = zip(*(tensor.split(list(tokens)) for tensor in tensors), strict=True)
         return [list(row) for row in by_row], layout
 
 
@@ -150,24 +150,23 @@ class OutputLayout:
         if not isinstance(output, dict):  # transformers' outputs are
             raise UnsupportedTowerError(f"the tower returns a {type(output).__name__}")
         fields: dict[str, tuple[str, int]] = {}
-        leaves: list[Tensor] = []
+        tensors: list[Tensor] = []
         for name, value in output.items():
-            if name not in UNUSED:
+            if name not in NOT_READ:
                 structure, parts = _parts(value, tokens)
                 fields[name] = structure, len(parts)
-                leaves += parts
-        if not leaves or any(len(leaf) != tokens for leaf in leaves):
-            sizes = ", ".join(str(len(leaf)) for leaf in leaves)
+                tensors += parts
+        if not tensors or any(len(tensor) != tokens for tensor in tensors):
+            sizes = ", ".join(str(len(tensor)) for tensor in tensors)
             raise UnsupportedTowerError(f"the tower gives {sizes or 'no'} vectors for {tokens} image tokens")
-        return cls(type(output), fields), leaves
+        return cls(type(output), fields), tensors
 
     def inputs(self, rows: Sequence[RowFeatures]) -> dict[str, Any]:
         """The model's input for the features of these rows."""
-        leaves = iter([torch.cat(parts) for parts in zip(*rows, strict=True)])
+        joined = iter([torch.cat(parts) for parts in zip(*rows, strict=True)])
         values: dict[str, Any] = {}
-        for name, (shape, count) in self.fields.items():
-            tensors = [next(leaves) for _ in range(count)]
-            values[name] = _joined(shape, tensors)
+        for name, (structure, count) in self.fields.items():
+            values[name] = _joined(structure, [next(joined) for _ in range(count)])
         try:
             return {"mm_encoder_outputs": {"image": self.kind(**values)}}
         except TypeError as error:  # it has fields that the decoder does not read
@@ -260,6 +259,6 @@ def _decoder_inputs(base: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def output_may_vary(base: Any) -> bool:
-    """Whether the tower's output may differ from call to call; also where there is no tower."""
+    """Whether two calls of the tower may differ, because it has dropout; also where there is no tower."""
     vision = getattr(base.config, "vision_config", None)
     return vision is None or any(value for name, value in vision.to_dict().items() if "dropout" in name)

@@ -79,9 +79,9 @@ class AdapterBinding:
         self._point_layers_at(one, dropout=False)
         self._bound = None
 
-    def leaves(self) -> list[Tensor]:
+    def trained_tensors(self) -> list[Tensor]:
         """A and B of each layer, in turn, of the present pass's rows. Its gradients are for these tensors."""
-        return self._buffers[self._bound[0]].leaves if self._bound is not None else []
+        return self._buffers[self._bound[0]].trained_tensors if self._bound is not None else []
 
     def gradients(self) -> Tensor:
         """The gradient of each row's adapter in the present pass, `[B, P]`."""
@@ -89,8 +89,8 @@ class AdapterBinding:
         return self._buffers[self._bound[0]].gradients()
 
     def drop_gradients(self) -> None:
-        for leaf in self.leaves():
-            leaf.grad = None
+        for tensor in self.trained_tensors():
+            tensor.grad = None
 
     def _point_layers_at(self, rows: RowAdapters, *, dropout: bool) -> None:
         for target, pair in zip(self.layout.targets, rows.pairs, strict=True):

@@ -94,7 +94,7 @@ def build_model(
     max_tokens = (plan.step_plan.micro_batch if gpu else plan.max_rows) * plan.longest
     model = PackedModel(accelerated_step, store.meta, max_tokens, features)
     if gpu and can_capture(settings, packed=True) and not plan.step_plan.checkpointing:
-        accelerated_step.capture(model.adapters.leaves)
+        accelerated_step.capture(model.adapters.trained_tensors)
     if not gpu:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     return model, plan.trials
@@ -146,24 +146,24 @@ def _plan(
     Raises:
         DoesNotFitError: one row of one trial does not fit.
     """
-    kept = fitting_rows(store, settings.training.max_length, "skip")
-    longest = bucket_length(_longest(settings, store, kept))
+    kept_rows = fitting_rows(store, settings.training.max_length, "skip")
+    longest = bucket_length(_longest(settings, store, kept_rows))
     batch = settings.training.per_device_train_batch_size
     for count in halves(trials):
         rows = min(ROW_BUCKETS[-1], max(1, min(count * batch, EFFICIENT_TOKENS[device.type] // longest)))
         load = {"packed": count, "lora_rank": max_lora_rank, "batch": rows, "length": longest}
         try:
-            step = plan_step(settings, store, kept, 1, note, runs=settings.search.num_samples, **load)
+            step = plan_step(settings, store, kept_rows, 1, note, runs=settings.search.num_samples, **load)
         except DoesNotFitError:
             if count == 1:
                 raise
         else:
-            return EnginePlan(step, count, rows, longest, len(kept))
+            return EnginePlan(step, count, rows, longest, len(kept_rows))
     raise AssertionError
 
 
-def _longest(settings: Settings, store: Store, kept: np.ndarray) -> int:
-    """Tokens of the longest row that is trained on, among the training rows `kept`."""
-    longest = int(store.column("tokens")[store.rows_of(TRAIN)[kept]].max())
+def _longest(settings: Settings, store: Store, kept_rows: np.ndarray) -> int:
+    """Tokens of the longest row that is trained on, among the training rows `kept_rows`."""
+    longest = int(store.column("tokens")[store.rows_of(TRAIN)[kept_rows]].max())
     limit: int | None = settings.training.max_length
     return longest if limit is None else min(longest, limit)

@@ -95,7 +95,8 @@ class RowAdapters:
 
     Attributes:
         flat: `[B, P]` in the dtype of the computation.
-        leaves: A `[B, R, D]` and B `[B, O, R]` of each layer, in turn; their gradients are those of each row.
+        trained_tensors: A `[B, R, D]` and B `[B, O, R]` of each layer, in turn. Their gradients are those of
+            each row.
         scaling: `[B, 1, 1]`, LoRA's factor.
         dropout_key, dropout_threshold, dropout_scale: `[B, 1, 1]`, see `hash_dropout`.
     """
@@ -105,7 +106,7 @@ class RowAdapters:
         self.pairs = [
             (a.detach().requires_grad_(), b.detach().requires_grad_()) for a, b in layout.views(self.flat)
         ]
-        self.leaves = [leaf for pair in self.pairs for leaf in pair]
+        self.trained_tensors = [tensor for pair in self.pairs for tensor in pair]
         self.scaling = torch.zeros(rows, 1, 1, dtype=dtype, device=device)
         self.dropout_key = torch.zeros(rows, 1, 1, dtype=torch.int32, device=device)
         self.dropout_threshold = torch.zeros_like(self.dropout_key)
@@ -123,7 +124,10 @@ class RowAdapters:
     def gradients(self) -> Tensor:
         """The gradient of each row's adapter, `[B, P]` in the dtype of the computation."""
         return torch.cat(
-            [(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad).flatten(1) for leaf in self.leaves],
+            [
+                (torch.zeros_like(tensor) if tensor.grad is None else tensor.grad).flatten(1)
+                for tensor in self.trained_tensors
+            ],
             1,
         )
 
@@ -214,12 +218,12 @@ def pack_layers(model: nn.Module, names: Sequence[str]) -> dict[str, PackedLinea
     """Wrap the linear layers called `names` in place, unless they are wrapped; returns them by name."""
     packed: dict[str, PackedLinear] = {}
     for name in names:
-        parent, _, leaf = name.rpartition(".")
+        parent, _, child = name.rpartition(".")
         layer = model.get_submodule(name)
         if not isinstance(layer, PackedLinear):
             assert isinstance(layer, nn.Linear)
             # From the name, so that a layer's dropout does not depend on which other layers have adapters.
             layer = PackedLinear(layer, zlib.crc32(name.encode()) - 2**31)
-            setattr(model.get_submodule(parent), leaf, layer)
+            setattr(model.get_submodule(parent), child, layer)
         packed[name] = layer
     return packed

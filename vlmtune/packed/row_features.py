@@ -28,7 +28,7 @@ class PackedVisionFeatures:
     Args:
         total_rows: how many rows there are to cache.
         max_bytes: memory that their features may take.
-        note: takes a line for the person who watches.
+        note: takes a line for the console.
     """
 
     def __init__(

@@ -6,7 +6,7 @@ from vlmtune.data.store import Store
 from vlmtune.errors import ModelError
 from vlmtune.model.capture import LENGTH_MULTIPLE
 from vlmtune.model.memory import StepPlan, estimate_memory, size_text
-from vlmtune.training.step_plan import can_capture, step_needs
+from vlmtune.training.step_plan import can_capture, shapes_and_load
 
 
 def gpu_memory(settings: Settings, store: Store) -> str:
@@ -15,9 +15,9 @@ def gpu_memory(settings: Settings, store: Store) -> str:
     Empty where the model is not one to adapt: the preflight needs the processor alone, and training says
     what is wrong with the model.
     """
-    kept = fitting_rows(store, settings.training.max_length, "skip")
+    kept_rows = fitting_rows(store, settings.training.max_length, "skip")
     try:
-        model, load = step_needs(settings, store, kept, pad_to_multiple_of=LENGTH_MULTIPLE)
+        model, load = shapes_and_load(settings, store, kept_rows, pad_to_multiple_of=LENGTH_MULTIPLE)
     except ModelError:
         return ""
     quantized = load.quantization in ("nf4", "int8")

@@ -30,14 +30,14 @@ class WorkerBatches:
 
     Attributes:
         order: the rows of every training step, counted among those that are trained on.
-        kept: the rows of the training split that are trained on.
+        kept_rows: the rows of the training split that are trained on.
         read: reads micro-batches, counted in the rows of a split.
         first_step: steps that a resumed run has done.
     """
 
     store: Store
     order: Order
-    kept: np.ndarray
+    kept_rows: np.ndarray
     rank: int
     read: BatchReader
     first_step: int = 0
@@ -45,7 +45,7 @@ class WorkerBatches:
     def training(self, batches: list[MicroBatch], max_length: int | None) -> Iterator[Batch]:
         """Micro-batches of `order`, on the CPU."""
         in_split = [
-            replace(batch, rows=tuple(int(self.kept[row]) for row in batch.rows)) for batch in batches
+            replace(batch, rows=tuple(int(self.kept_rows[row]) for row in batch.rows)) for batch in batches
         ]
         return self.read(TRAIN, in_split, max_length)
 
@@ -56,7 +56,7 @@ class WorkerBatches:
 
     def longest(self, count: int, max_length: int | None) -> Batch:
         """The `count` longest training rows in one batch, on the CPU."""
-        tokens = self.store.column("tokens")[self.store.rows_of(TRAIN)[self.kept]]
+        tokens = self.store.column("tokens")[self.store.rows_of(TRAIN)[self.kept_rows]]
         rows = np.argsort(tokens, kind="stable")[-count:]
         return next(self.training([MicroBatch(tuple(int(row) for row in rows))], max_length))
 

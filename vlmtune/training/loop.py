@@ -61,16 +61,16 @@ def train(
     if checkpoint is not None and _has_ended(checkpoint, rule):
         return None  # its last report has been made
     transformers_logging.disable_progress_bar()
-    kept = fitting_rows(store, settings.training.max_length, settings.data.on_long_row)
+    kept_rows = fitting_rows(store, settings.training.max_length, settings.data.on_long_row)
     meter = Meter(runs_dir if rank == 0 else None, progress)
-    plan = plan_step(settings, store, kept, world_size, meter.note)
+    plan = plan_step(settings, store, kept_rows, world_size, meter.note)
     args = training_arguments(settings, work_dir, checkpointing=plan.checkpointing)
     model, accelerated_step = adapted_model(
-        settings, args, plan, meter.note, lambda base: try_row(base, store, kept, args.max_length)
+        settings, args, plan, meter.note, lambda base: try_row(base, store, kept_rows, args.max_length)
     )
     meter.operations = operations_per_token(accelerated_step.base.get_decoder())
     order = Order(
-        rows=len(kept),
+        rows=len(kept_rows),
         per_device=args.per_device_train_batch_size,
         accumulation=args.gradient_accumulation_steps,
         world_size=world_size,
@@ -84,7 +84,7 @@ def train(
         args,
         settings.model.ref.processor(),
         accelerated_step=accelerated_step,
-        batches=WorkerBatches(store, order, kept, rank, read_batches, first_step),
+        batches=WorkerBatches(store, order, kept_rows, rank, read_batches, first_step),
         meter=meter,
         objective=Objective.of(settings),
     )

@@ -83,7 +83,7 @@ class Meter:
         self.tokens += tokens
 
     def note(self, text: str) -> None:
-        """Pass a line to the person who watches."""
+        """Pass on a line for the console."""
         if self.on_log is not None:
             self.on_log({"note": text})
 

@@ -18,7 +18,7 @@ from vlmtune.model.transfer import AsyncHostCopy, is_asynchronous
 
 @dataclass(frozen=True)
 class PendingLog:
-    """Numbers of `steps` steps on their way to the CPU: loss, gradient norm, correct and labelled tokens."""
+    """Loss, gradient norm, correct and labelled tokens of `steps` steps, while they are copied to the CPU."""
 
     numbers: AsyncHostCopy
     learning_rate: float
@@ -96,7 +96,7 @@ class StepLog(TrainerCallback):
         return self._record(state, control)
 
     def _record(self, state: TrainerState, control: TrainerControl) -> TrainerControl:
-        """Send the numbers of the last step on their way where it is to be logged."""
+        """Begin to copy the numbers of the last step to the CPU, if it is to be logged."""
         if control.should_log and state.global_step > self.logged_step:
             loss, norm = self.gather(self.loss).mean(), self.norm.to(self.device)
             numbers = torch.cat([torch.stack([loss.double(), norm.double()]), self.tokens.double()])
@@ -104,7 +104,7 @@ class StepLog(TrainerCallback):
             self.pending = PendingLog(AsyncHostCopy(numbers), self.learning_rate, steps)
             self.logged_step = state.global_step
             self.reset()
-        control.should_log = False  # the Trainer's own, which waits
+        control.should_log = False  # the Trainer's own log would wait for the device
         ends = state.global_step >= state.max_steps
         if control.should_evaluate or control.should_save or ends or not is_asynchronous(self.device):
             self.flush()

@@ -28,7 +28,7 @@ NO_FP8_UNITS = (
 def plan_step(
     settings: Settings,
     store: Store,
-    kept: np.ndarray,
+    kept_rows: np.ndarray,
     world_size: int,
     note: Callable[[str], None],
     *,
@@ -38,7 +38,7 @@ def plan_step(
     """How a step is run; on a GPU by its memory, with a note.
 
     Args:
-        kept: the training rows that are trained on.
+        kept_rows: the training rows that are trained on.
         world_size: workers that share them.
         runs: how many runs like this one follow, for which compiling may be worth it.
         load_changes: fields of `StepLoad` that differ from what the settings say.
@@ -55,19 +55,19 @@ def plan_step(
     if not gpu:
         checkpointing, compiled = bool(training.gradient_checkpointing), bool(training.torch_compile)
         return StepPlan(bool(dequantized), checkpointing, micro_batch or batch, compiled)
-    model, load = step_needs(settings, store, kept, pad_to_multiple_of=length_multiple(settings))
+    model, load = shapes_and_load(settings, store, kept_rows, pad_to_multiple_of=length_multiple(settings))
     load = replace(load, **load_changes)
-    compiles = training.torch_compile
-    if compiles is None:
+    compile_layers = training.torch_compile
+    if compile_layers is None:
         steps = training.max_steps
-        rows = steps * batch if steps > 0 else training.num_train_epochs * len(kept) / world_size
-        compiles = training_seconds(model, runs * rows * load.length) > WORTH_COMPILING
+        rows = steps * batch if steps > 0 else training.num_train_epochs * len(kept_rows) / world_size
+        compile_layers = training_seconds(model, runs * rows * load.length) > WORTH_COMPILING
     free = torch.cuda.mem_get_info()[0]
     options = PlanOptions(
         dequantized=dequantized,
         checkpointing=training.gradient_checkpointing,
         micro_batch=micro_batch,
-        compiled=compiles,
+        compiled=compile_layers,
         offload=training.activation_offloading,
         graphs=can_capture(settings, packed=load.packed > 0),
     )
@@ -77,36 +77,38 @@ def plan_step(
     return plan
 
 
-def step_needs(
-    settings: Settings, store: Store, kept: np.ndarray, *, pad_to_multiple_of: int = 1
+def shapes_and_load(
+    settings: Settings, store: Store, kept_rows: np.ndarray, *, pad_to_multiple_of: int = 1
 ) -> tuple[ModelShapes, StepLoad]:
     """The model's sizes with the adapters of the settings, and what a step of its longest rows asks for.
 
     Args:
-        kept: the training rows that are trained on.
+        kept_rows: the training rows that are trained on.
         pad_to_multiple_of: tokens; the length of a padded batch is a multiple of it.
     """
     model, lora = settings.model, settings.lora
     config = model.ref.config()
-    empty = outline(config, trust_remote_code=model.trust_remote_code)
-    rows = store.rows_of(TRAIN)[kept]
+    outline_model = outline(config, trust_remote_code=model.trust_remote_code)
+    rows = store.rows_of(TRAIN)[kept_rows]
     longest = int(store.column("tokens")[rows].max())
     if (limit := settings.training.max_length) is not None:
         longest = min(longest, limit)
-    crossed, seen = vision_tokens(config, int(store.column("image_tokens")[rows].max()))
+    has_cross_attention, vision_token_count = vision_tokens(
+        config, int(store.column("image_tokens")[rows].max())
+    )
     load = StepLoad(
         quantization=model.base_quantization,
         batch=settings.training.per_device_train_batch_size,
         length=-(-longest // pad_to_multiple_of) * pad_to_multiple_of,
         labelled_tokens=int(min(store.column("answer_tokens")[rows].max(), longest)),
-        image_tokens=seen if crossed else 0,
-        vision_tokens=seen,
+        image_tokens=vision_token_count if has_cross_attention else 0,
+        vision_tokens=vision_token_count,
         lora_rank=lora.r,
         dropout=lora.dropout > 0,
         compute_bytes=4 if model.dtype == "float32" else 2,
     )
-    targets = target_modules(empty, lora.target_modules, lora_vision=lora.vision)
-    return model_shapes(empty, targets), load
+    targets = target_modules(outline_model, lora.target_modules, lora_vision=lora.vision)
+    return model_shapes(outline_model, targets), load
 
 
 def vision_tokens(config: Any, image_tokens: int) -> tuple[bool, int]:

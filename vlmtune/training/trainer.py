@@ -115,17 +115,17 @@ class AdapterTrainer(SFTTrainer):
         self.meter.count(rows=len(inputs["input_ids"]), tokens=int(inputs["attention_mask"].sum()))
         return loss
 
-    def add_gradients(self, model: Any, inputs: Batch, items: Any) -> torch.Tensor:
+    def add_gradients(self, model: Any, inputs: Batch, labelled_tokens: Any) -> torch.Tensor:
         """Add this worker's gradients of a device batch, and return its part of the loss.
 
-        The loss is divided by the labelled tokens `items` of the whole step, so that the parts of a batch add
+        The loss is divided by the `labelled_tokens` of the whole step, so that the parts of a batch add
         up to it, however many they are.
         """
         parent_step: Any = super().training_step
 
         def run(part: Batch) -> torch.Tensor:
             moved = self.batches.on_device(part, self.args.device, self.model.dtype)
-            return torch.as_tensor(parent_step(model, moved, items))
+            return torch.as_tensor(parent_step(model, moved, labelled_tokens))
 
         return self.accelerated_step.accumulate_gradients(inputs, run)
 
