@@ -254,4 +254,4 @@ def worst_first(rows: Sequence[ComparedRow], metrics: Sequence[str], seed: int) 
         return (METRICS["exact_match"].parts(answer)[0], -loss)
 
     order = np.random.default_rng(seed).permutation(len(rows))
-    return sorted((rows[place] for place in order), key=sort_key)
+    return sorted((rows[index] for index in order), key=sort_key)

@@ -55,18 +55,18 @@ class Space:
         names: list[str] = []
         for key, entry in search_space.items():
             label = f"search_space: {key}"
-            option = check_searchable(key, label)
-            if option.name in names or option.name in constants:
-                raise ConfigError(f"{label}: is another name of {option.name}, which is given too; keep one")
-            parsed = read_entry(entry, option, label)
+            flag = check_searchable(key, label)
+            if flag.name in names or flag.name in constants:
+                raise ConfigError(f"{label}: is another name of {flag.name}, which is given too; keep one")
+            parsed = read_entry(entry, flag, label)
             if isinstance(parsed, Constant):
-                constants[option.name] = parsed.value
+                constants[flag.name] = parsed.value
                 continue
-            names.append(option.name)
+            names.append(flag.name)
             if isinstance(parsed, Expression):
-                expressions[option.name] = parsed
+                expressions[flag.name] = parsed
             else:
-                distributions[option.name] = parsed
+                distributions[flag.name] = parsed
         space = cls(
             _replace(settings, constants), distributions, sort_expressions(expressions), constants, names
         )
@@ -91,7 +91,10 @@ class Space:
     @property
     def is_grid(self) -> bool:
         """Whether the space is a finite list of points. A space of constants is a grid of one point."""
-        return all(isinstance(one, Categorical) and one.exhaustive for one in self.distributions.values())
+        return all(
+            isinstance(distribution, Categorical) and distribution.exhaustive
+            for distribution in self.distributions.values()
+        )
 
     @property
     def baseline(self) -> dict[str, Any]:
@@ -128,8 +131,8 @@ class Space:
         is_baseline = trial.number == 0
         fixed = self.baseline_outside if is_baseline else {}
         drawn = {
-            name: fixed[name] if name in fixed else one.suggest(trial, name)
-            for name, one in self.distributions.items()
+            name: fixed[name] if name in fixed else distribution.suggest(trial, name)
+            for name, distribution in self.distributions.items()
         }
         if is_baseline:
             return {**self.baseline, **_typed(drawn), **self.constants}
@@ -149,14 +152,18 @@ class Space:
 
     def corners(self) -> Iterator[dict[str, Any]]:
         """The option values at the ends of the distributions: each end once, then some combinations."""
-        first = {name: one.ends[0] for name, one in self.distributions.items()}
-        each = ({**first, name: end} for name, one in self.distributions.items() for end in one.ends)
+        first = {name: distribution.ends[0] for name, distribution in self.distributions.items()}
+        each = (
+            {**first, name: end}
+            for name, distribution in self.distributions.items()
+            for end in distribution.ends
+        )
         combinations = itertools.islice(self._combinations(), MAX_CORNERS)
         return (self.complete(drawn) for drawn in itertools.chain(each, combinations))
 
     def _combinations(self) -> Iterator[dict[str, Any]]:
         """Every combination of ends: all values of a choice or grid, and both bounds of a range."""
-        for values in itertools.product(*(one.ends for one in self.distributions.values())):
+        for values in itertools.product(*(distribution.ends for distribution in self.distributions.values())):
             yield dict(zip(self.distributions, values, strict=True))
 
     def complete(self, drawn: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +183,9 @@ class Space:
 def check_space(space: Space) -> None:
     """Raises ConfigError for a mix of grids and others, an unknown variable, or values that do not fit."""
     grids = [
-        name for name, one in space.distributions.items() if isinstance(one, Categorical) and one.exhaustive
+        name
+        for name, distribution in space.distributions.items()
+        if isinstance(distribution, Categorical) and distribution.exhaustive
     ]
     others = [name for name in space.distributions if name not in grids]
     if grids and others:
@@ -186,7 +195,7 @@ def check_space(space: Space) -> None:
     for name, expression in space.expressions.items():
         for variable in expression.variables:
             if variable not in flags():
-                numbers = (one.name for one in flags().values() if one.kind in ("int", "float"))
+                numbers = (flag.name for flag in flags().values() if flag.kind in ("int", "float"))
                 raise ConfigError(
                     f'search_space: {name}: expr "{expression.text}" names {variable}, which is no option'
                     f"{nearest(variable, [*space.names, *numbers])}"
@@ -203,10 +212,10 @@ def _typed(drawn: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read_result(value: Any, option: Flag, label: str) -> Any:
+def _read_result(value: Any, flag: Flag, label: str) -> Any:
     """An expression's value as the option's type; a whole float counts as a whole number."""
-    whole = option.kind == "int" and isinstance(value, float) and value.is_integer()
-    return option.read(int(value) if whole else value, label)
+    whole = flag.kind == "int" and isinstance(value, float) and value.is_integer()
+    return flag.read(int(value) if whole else value, label)
 
 
 def _replace(settings: Settings, values: dict[str, Any]) -> Settings:

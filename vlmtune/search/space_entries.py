@@ -56,25 +56,25 @@ def check_searchable(key: Any, label: str) -> Flag:
     Raises:
         ConfigError: there is no such option, or it cannot be searched.
     """
-    option = find_flag(str(key), label)
-    if option.group == "search":
+    flag = find_flag(str(key), label)
+    if flag.group == "search":
         reason = "it describes the search itself"
-    elif option.name in FIXED:
-        reason = FIXED[option.name]
-    elif option.group in ("data", "run"):
+    elif flag.name in FIXED:
+        reason = FIXED[flag.name]
+    elif flag.group in ("data", "run"):
         reason = "all trials share the same prepared rows"
     else:
-        return option
+        return flag
     raise ConfigError(f"{label}: cannot be searched, as {reason}; set it outside search_space")
 
 
-def read_entry(entry: Any, option: Flag, label: str) -> Distribution | Expression | Constant:
+def read_entry(entry: Any, flag: Flag, label: str) -> Distribution | Expression | Constant:
     """What one entry of `search_space` means. Raises ConfigError if it means nothing."""
     if not isinstance(entry, dict):
-        if isinstance(entry, list) and option.kind != "list":
+        if isinstance(entry, list) and flag.kind != "list":
             values = json.dumps(entry, default=str)
             raise ConfigError(f"{label}: {values} is a list; to search these values write {{choice: [...]}}")
-        return Constant(option.read(entry, label))
+        return Constant(flag.read(entry, label))
     if len(entry) != 1:
         keys = ", ".join(map(str, entry)) or "none"
         raise ConfigError(
@@ -84,11 +84,11 @@ def read_entry(entry: Any, option: Flag, label: str) -> Distribution | Expressio
     if kind == "expr":
         return Expression.parse(arguments, label)
     if kind in ("choice", "grid"):
-        categorical = read_categorical(kind, arguments, option, label)
+        categorical = read_categorical(kind, arguments, flag, label)
         return categorical if len(categorical.values) > 1 else Constant(categorical.values[0])
     if kind not in NUMERIC:
         raise unknown_distribution(kind, label)
-    return read_numeric(kind, arguments, option, label)
+    return read_numeric(kind, arguments, flag, label)
 
 
 def sort_expressions(expressions: dict[str, Expression]) -> dict[str, Expression]:

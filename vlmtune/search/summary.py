@@ -10,7 +10,7 @@ from vlmtune.search.trial_results import STATES
 
 
 def search_summary(result: SearchResult) -> str:
-    """What was found and where it is, one labelled line each, after an empty line."""
+    """What was found and where it is, a line with a label for each, after an empty line."""
     return "\n".join(["", *_lines(result)])
 
 
@@ -27,7 +27,7 @@ def _lines(result: SearchResult) -> Iterator[str]:
     values = (f"{name} {format_value(result.best_trial.values[name])}" for name in result.searched)
     yield console_line("Values", ", ".join(values))
     if len(result.objectives) > 1:
-        front = (f"trial {place + 1}" for place in result.trials.index[result.trials["pareto"]])
+        front = (f"trial {index + 1}" for index in result.trials.index[result.trials["pareto"]])
         objectives = ", ".join(result.objectives)
         yield console_line("Front", f"{', '.join(front)}: none is better in all of {objectives}")
     states = result.trials["state"].tolist()

@@ -75,4 +75,4 @@ class TrialConsole(tune.Callback):
 def _number(trial: Any, trials: list[Any]) -> int:
     """A trial's number in the table, counted from 1 in the order of proposal."""
     own = proposal_number(trial.experiment_tag)
-    return 1 + sum(proposal_number(one.experiment_tag) < own for one in trials)
+    return 1 + sum(proposal_number(other.experiment_tag) < own for other in trials)

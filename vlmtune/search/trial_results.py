@@ -101,7 +101,7 @@ def trial_results(grid: tune.ResultGrid) -> list[TrialResult]:
     """The trials of a search in the order in which they were proposed."""
     trials = trials_of(grid)  # the results of trials that never reported have no tag
     results = []
-    for index in sorted(range(len(grid)), key=lambda one: proposal_number(trials[one].experiment_tag)):
+    for index in sorted(range(len(grid)), key=lambda index: proposal_number(trials[index].experiment_tag)):
         result = grid[index]
         metrics = dict(result.metrics or {})
         state = state_of(metrics, failed=result.error is not None)
@@ -135,8 +135,10 @@ def trial_id_of(result: tune.Result) -> str:
 def best_trial(results: Sequence[TrialResult], metric: str, mode: str) -> TrialResult | None:
     """The best complete trial with a finite metric, the first one of equals; None if there is none."""
     sign = 1 if mode == "min" else -1
-    candidates = [one for one in results if one.state == COMPLETE and math.isfinite(one.metric(metric))]
-    return min(candidates, key=lambda one: sign * one.metrics[metric], default=None)
+    candidates = [
+        trial for trial in results if trial.state == COMPLETE and math.isfinite(trial.metric(metric))
+    ]
+    return min(candidates, key=lambda trial: sign * trial.metrics[metric], default=None)
 
 
 def pareto_front(results: Sequence[TrialResult], objectives: Mapping[str, str]) -> list[TrialResult]:
@@ -154,9 +156,9 @@ def pareto_front(results: Sequence[TrialResult], objectives: Mapping[str, str]) 
     def dominates(first: list[float], second: list[float]) -> bool:
         return first != second and all(a <= b for a, b in zip(first, second, strict=True))
 
-    candidates = [(one, losses(one)) for one in results if one.state == COMPLETE]
-    finite = [(one, values) for one, values in candidates if all(map(math.isfinite, values))]
-    return [one for one, values in finite if not any(dominates(other, values) for _, other in finite)]
+    candidates = [(trial, losses(trial)) for trial in results if trial.state == COMPLETE]
+    finite = [(trial, values) for trial, values in candidates if all(map(math.isfinite, values))]
+    return [trial for trial, values in finite if not any(dominates(other, values) for _, other in finite)]
 
 
 def trials_table(
@@ -167,18 +169,20 @@ def trials_table(
     Columns: trial_id, every searched value, proposal, state, the MEASURED columns, and the other objectives.
     With several objectives also `pareto`: whether the trial is on their Pareto front.
     """
-    columns = {"trial_id": pa.array([one.trial_id for one in results], pa.string())}
-    columns |= {name: _value_column([one.values.get(name) for one in results]) for name in names}
-    columns["proposal"] = pa.array([one.proposal for one in results], pa.string())
-    columns["state"] = pa.array([one.state for one in results], pa.string())
+    columns = {"trial_id": pa.array([trial.trial_id for trial in results], pa.string())}
+    columns |= {name: _value_column([trial.values.get(name) for trial in results]) for name in names}
+    columns["proposal"] = pa.array([trial.proposal for trial in results], pa.string())
+    columns["state"] = pa.array([trial.state for trial in results], pa.string())
     measured = [field.name for field in MEASURED]
     others = [pa.field(name, pa.float64()) for name in objectives if name not in measured]
     for field in (*MEASURED, *others):
         reported_as = "step" if field.name == "steps" else field.name
-        columns[field.name] = pa.array([one.metrics.get(reported_as) for one in results], field.type)
+        columns[field.name] = pa.array([trial.metrics.get(reported_as) for trial in results], field.type)
     if len(objectives) > 1:
         front = pareto_front(results, objectives)
-        columns["pareto"] = pa.array([any(one is other for other in front) for one in results], pa.bool_())
+        columns["pareto"] = pa.array(
+            [any(trial is other for other in front) for trial in results], pa.bool_()
+        )
     return pa.table(columns)
 
 

@@ -21,8 +21,8 @@ from vlmtune.search.first_points import separate_recipe, trial_count
 from vlmtune.search.isolated_trial import GRID_POINT, run_trial
 from vlmtune.search.space import Space
 
-# Times that Ray Tune restarts a trial's process that died, for example for want of memory. The trial resumes
-# in its slot.
+# Times that Ray Tune restarts a trial's process that died, for example for want of memory. The engine
+# keeps its slot.
 PACKED_FAILURES = 3
 TRIALS_WORTH_A_CPU = 8  # an engine without a GPU takes a CPU; starting it costs ten seconds and a gigabyte
 
@@ -169,26 +169,26 @@ def most_demanding(settings: Settings, space: Space) -> Settings:
     from vlmtune.model.lora import target_modules
 
     extremes = list(extreme_settings(settings, space))
-    lengths = [one.training.max_length for one in extremes]
-    by_targets = {json.dumps(one.lora.target_modules): one for one in extremes}
+    lengths = [extreme.training.max_length for extreme in extremes]
+    by_targets = {json.dumps(extreme.lora.target_modules): extreme for extreme in extremes}
     widest = settings
     if len(by_targets) > 1:
         outline = settings.model.ref.outline()
 
-        def adapted_width(one: Settings) -> int:
+        def adapted_width(extreme: Settings) -> int:
             try:
-                names = target_modules(outline, one.lora.target_modules, lora_vision=one.lora.vision)
+                names = target_modules(outline, extreme.lora.target_modules, lora_vision=extreme.lora.vision)
             except ModelError:  # its trial fails with this error
                 return 0
             return sum(layer.in_features + layer.out_features for layer in map(outline.get_submodule, names))
 
         widest = max(by_targets.values(), key=adapted_width)
     return settings.replace(
-        lora_r=max(one.lora.r for one in extremes),
-        lora_dropout=max(one.lora.dropout for one in extremes),
+        lora_r=max(extreme.lora.r for extreme in extremes),
+        lora_dropout=max(extreme.lora.dropout for extreme in extremes),
         lora_target_modules=widest.lora.target_modules,
         max_length=None if None in lengths else max(length for length in lengths if length is not None),
-        per_device_train_batch_size=max(one.training.per_device_train_batch_size for one in extremes),
+        per_device_train_batch_size=max(extreme.training.per_device_train_batch_size for extreme in extremes),
     )
 
 

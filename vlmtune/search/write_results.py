@@ -175,7 +175,7 @@ def baseline_trial(trials: Sequence[TrialResult], space: Space) -> TrialResult |
     """The trial of the baseline (the config's values); None if it did not complete."""
     # It is found by its values, because Tune may list the trials of a resumed search in another order.
     values = {**space.baseline, **space.constants}
-    return next((one for one in trials if one.state == COMPLETE and one.values == values), None)
+    return next((trial for trial in trials if trial.state == COMPLETE and trial.values == values), None)
 
 
 def with_seeds(table: pa.Table, confirmed: Confirmed, trials: Sequence[TrialResult], metric: str) -> pa.Table:
@@ -215,6 +215,6 @@ def own_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _failure(trials: Sequence[TrialResult], folder: str) -> str:
-    reasons = [one.error for one in trials if one.error]
+    reasons = [trial.error for trial in trials if trial.error]
     reason = reasons[0] if reasons else "Every trial was stopped, diverged or did not fit in memory."
     return f"no trial ran to its end. {reason}\nLogs: {folder}/tune"
