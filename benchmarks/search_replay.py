@@ -20,10 +20,10 @@ from search_tasks import EVALUATIONS, SHORT, TARGETS
 from vlmtune.config.settings import Settings
 from vlmtune.search.first_points import MODEL, STARTUP
 from vlmtune.search.isolated_trial import PROPOSAL, trial_values
-from vlmtune.search.sampler import TrialSampler, make_tpe
+from vlmtune.search.sampler import TrialSearcher, make_tpe
 from vlmtune.search.space import Space
 from vlmtune.search.tuner import make_scheduler
-from vlmtune.training.meter import EVALUATION
+from vlmtune.training.meter import EVALUATION_NUMBER
 
 Sampler = Callable[[int], optuna.samplers.BaseSampler]
 NEVER = {"early_stopping": "none"}
@@ -131,7 +131,7 @@ class Search:
             "vlmtune.search.sampler.make_tpe",
             (lambda seed, startup: contender.sampler(seed)) if contender.sampler else make_tpe,
         ):
-            self.searcher = TrialSampler(
+            self.searcher = TrialSearcher(
                 space,
                 metric="eval_loss",
                 mode="min",
@@ -165,7 +165,12 @@ class Search:
             for name, (trial, evaluations) in list(running.items()):
                 number, loss = next(evaluations)
                 outcome.compute += 1
-                result = {"eval_loss": loss, EVALUATION: number, "step": number, "max_steps": EVALUATIONS}
+                result = {
+                    "eval_loss": loss,
+                    EVALUATION_NUMBER: number,
+                    "step": number,
+                    "max_steps": EVALUATIONS,
+                }
                 last = number == EVALUATIONS
                 if last:
                     self.scheduler.on_trial_complete(controller, trial, result)
@@ -187,7 +192,7 @@ def short_first(problem: Problem, contender: Contender, seed: int, *, compute: f
     assert isinstance(problem.task, CurveTask) and contender.share in SHORT
     settings = problem.settings.replace(recipe=problem.settings.search.recipe)
     space = Space.parse(settings.search.search_space or {}, settings)
-    searcher = TrialSampler(space, metric="eval_loss", mode="min", seed=seed, width=problem.width)
+    searcher = TrialSearcher(space, metric="eval_loss", mode="min", seed=seed, width=problem.width)
     outcome, tried = Outcome(), []
     while outcome.compute + contender.share * EVALUATIONS <= compute / 2:
         name = f"t{outcome.trials}"
@@ -195,7 +200,7 @@ def short_first(problem: Problem, contender: Contender, seed: int, *, compute: f
         values = trial_values(searcher.suggest(name))
         noise = seed * 1009 + outcome.trials * 7
         loss = problem.task.short(problem.point(values), contender.share, noise)
-        report = {"eval_loss": loss, EVALUATION: 1, "step": 1, "max_steps": 1}
+        report = {"eval_loss": loss, EVALUATION_NUMBER: 1, "step": 1, "max_steps": 1}
         searcher.on_trial_complete(name, report)
         tried.append((loss, noise, values))
         outcome.compute += contender.share * EVALUATIONS

@@ -194,7 +194,13 @@ def train_part(
     shared = Settings.from_flags(values)
     largest = shared.replace(lora_target_modules=ALL_LINEAR, lora_r=max(RANKS), lora_dropout=max(DROPOUTS))
     engine = CurveEngine(
-        shared, store, trials=at_once, rank=max(RANKS), deliver=write, note=lambda _: None, largest=largest
+        shared,
+        store,
+        trials=at_once,
+        max_lora_rank=max(RANKS),
+        deliver=write,
+        note=lambda _: None,
+        largest=largest,
     )
     if torch.cuda.is_available():
         torch.set_num_threads(1)

@@ -120,7 +120,12 @@ def proposals_that_do_not_fit(*, tell_infeasible: bool, mode: str = "min") -> in
         values = propose(searcher, str(number))
         if values["lora_r"] == 64:
             found += number >= 20
-            result = {"eval_loss": math.nan, "infeasible": True, EVALUATION_NUMBER: 0, "training_iteration": 1}
+            result = {
+                "eval_loss": math.nan,
+                "infeasible": True,
+                EVALUATION_NUMBER: 0,
+                "training_iteration": 1,
+            }
             if tell_infeasible:
                 searcher.on_trial_result(str(number), result)
             searcher.on_trial_complete(
@@ -185,7 +190,9 @@ def test_with_several_objectives_the_study_has_them_all_and_a_stopped_trial_has_
     searcher.on_trial_complete("ended", result={**report(2.0, 4, MOST_STEPS), "rows_per_second": 6.0})
     searcher.on_trial_complete("stopped", result={**report(2.5, 2, 6), "rows_per_second": 6.0})
     searcher.on_trial_complete("diverged", result={**report(math.nan, 4, MOST_STEPS), "rows_per_second": 6.0})
-    searcher.on_trial_complete("no memory", result={"eval_loss": math.nan, "infeasible": True, EVALUATION_NUMBER: 0})
+    searcher.on_trial_complete(
+        "no memory", result={"eval_loss": math.nan, "infeasible": True, EVALUATION_NUMBER: 0}
+    )
     assert [direction.name for direction in searcher._ot_study.directions] == ["MINIMIZE", "MAXIMIZE"]
     assert trial_of(searcher, "ended").values == [2.0, 6.0]
     for trial_id in ("stopped", "diverged", "no memory"):

@@ -13,7 +13,7 @@ from random import Random
 from statistics import NormalDist
 from typing import Any
 
-from vlmtune.config.flag_table import flag
+from vlmtune.config.flag_table import find_flag
 from vlmtune.errors import ConfigError
 from vlmtune.search.distributions import Categorical, Distribution, Numeric
 from vlmtune.search.space import Space
@@ -48,7 +48,7 @@ def recipe_values(space: Space) -> dict[str, Any] | None:
         settings = space.settings.replace(**recipe)
     except ConfigError as error:
         raise ConfigError(f"recipe: {error}") from None
-    names = [*space.names, *(flag(name).name for name in recipe), *space.constants]
+    names = [*space.names, *(find_flag(name).name for name in recipe), *space.constants]
     return {name: settings.value(name) for name in dict.fromkeys(names)}
 
 

@@ -95,7 +95,11 @@ class ReportUntilLast(TuneReportCallback):
     ) -> None:
         first = metrics[0]
         if not has_ended(first):
-            numbered = {**self.unmeasured, **first, EVALUATION_NUMBER: evaluation_number(first, self.eval_steps)}
+            numbered = {
+                **self.unmeasured,
+                **first,
+                EVALUATION_NUMBER: evaluation_number(first, self.eval_steps),
+            }
             super().after_report(run_context, [numbered], checkpoint)
 
 
