@@ -15,7 +15,7 @@ from vlmtune.errors import ConfigError
 from vlmtune.search.confirm import Confirmed, confirm, read_confirm
 from vlmtune.search.trial_results import PRUNED, TrialResult
 from vlmtune.search.trial_runners import TrialRunner
-from vlmtune.training.meter import EVALUATION
+from vlmtune.training.meter import EVALUATION_NUMBER
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -38,7 +38,7 @@ def made_runner() -> TrialRunner:
         loss = values["learning_rate"] * 100 + 0.1 * (values["seed"] - 7) * (values["learning_rate"] > 1e-3)
         if values["learning_rate"] == 2e-3:
             loss = math.nan
-        tune.report({"eval_loss": loss, "step": 8, "max_steps": 8, EVALUATION: 1})
+        tune.report({"eval_loss": loss, "step": 8, "max_steps": 8, EVALUATION_NUMBER: 1})
 
     return TrialRunner("packed", run, max_concurrent_trials=2, description="")
 
