@@ -20,6 +20,7 @@ from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError, DataError
 from vlmtune.model.base import check_model
 from vlmtune.model.lora import target_modules
+from vlmtune.preflight.wording import listed_all, told
 
 logger = logging.getLogger(__name__)
 
@@ -257,6 +258,10 @@ def prepare_rows(settings: Settings) -> Store:
     longest = store.column("tokens").max()
     rows = f"{store.meta.rows} rows ({counts}), up to {longest} tokens{skipped}"
     logger.info(console_line("Data", f"{data.data_path}: {rows}"))
+    if store.meta.unused:
+        logger.info(console_line("Not used", listed_all(store.meta.unused)))
+    for note in told(store.meta.notes):
+        logger.info(console_line("Note", note))
     tokens = store.column("tokens")[store.rows_of(TRAIN)]
     if max_length is not None and (shortened := int((tokens > max_length).sum())):
         text = f"{shortened} of {len(tokens)} training rows are shortened to --max_length {max_length}"

@@ -29,11 +29,20 @@ def png(path: Path) -> Path:
     return path
 
 
-def read(path: Path | str, **options: Any) -> list[Row]:
-    """All rows, read from pickled pieces as a worker would."""
+# What a row is trained on; the other keys tell how it was read.
+TRAINED = ("source", "messages", "images", "group", "error")
+
+
+def read_whole(path: Path | str, **options: Any) -> list[Row]:
+    """All rows with what is told of them, read from pickled pieces as a worker would."""
     return [
         row for piece in scan(str(path), **options) for row in read_piece(pickle.loads(pickle.dumps(piece)))
     ]
+
+
+def read(path: Path | str, **options: Any) -> list[Row]:
+    """All rows without what is told of them."""
+    return [{name: row[name] for name in TRAINED} for row in read_whole(path, **options)]
 
 
 def read_good(path: Path | str, **options: Any) -> list[Row]:

@@ -29,7 +29,7 @@ SHAPES: dict[str, tuple[Row, list[Row], list[str]]] = {
     ),
     "instruction with images": (
         {"instruction": "Compare <image> with <image>.", "output": "Same", "images": ["a.png", "sub/b.png"]},
-        [turn("user", "Compare", IMAGE, "with", IMAGE, "."), turn("assistant", "Same")],
+        [turn("user", "Compare ", IMAGE, " with ", IMAGE, "."), turn("assistant", "Same")],
         ["a.png", "sub/b.png"],
     ),
     "instruction with system": (

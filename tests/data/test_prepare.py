@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +246,7 @@ def bad_rows(folder: Path) -> tuple[Path, dict[int, str]]:
         ({**ask, "image": "images/half.png"}, "truncated or damaged"),
         ({**ask, "output": "five</s>"}, "contains '</s>', a special token"),
         ({**ask, "image": "../secret.png"}, "leaves the folder"),
-        ({**ask, "output": 5}, "'output' must be a non-empty string, not a number"),
+        ({**ask, "output": True}, "'output' must be a non-empty string, not a boolean"),
     ]
     lines = [line for pair in zip(good, [row for row, _ in bad], strict=False) for line in pair] + good[7:]
     return write_lines(folder / "data.jsonl", lines), {
@@ -270,7 +271,10 @@ def test_bad_rows_stop_with_the_first_five_named(tmp_path: Path, llava: str) -> 
 
 def test_bad_rows_are_listed_and_left_out_on_request(tmp_path: Path, llava: str) -> None:
     path, reasons = bad_rows(tmp_path)
-    store = prepare_store(DataSource(str(path), ModelRef(llava), on_bad_row="skip"), str(tmp_path / "cache"))
+    source = DataSource(str(path), ModelRef(llava), on_bad_row="skip")
+    with pytest.raises(DataError, match=r"7 of 15 rows are bad, more than --max_bad_fraction 0\.05; repair"):
+        prepare_store(source, str(tmp_path / "cache"))
+    store = prepare_store(replace(source, max_bad_fraction=0.5), str(tmp_path / "cache"))
     assert (store.meta.rows, store.meta.bad_rows) == (8, 7)
     assert store.column("source").tolist() == [f"{path}:{line}" for line in (1, 3, 5, 7, 9, 11, 13, 15)]
     assert answers(store, RowEncoder(ModelRef(llava).processor())) == [
@@ -285,7 +289,7 @@ def test_bad_rows_are_listed_and_left_out_on_request(tmp_path: Path, llava: str)
 
 def test_a_mended_image_makes_its_row_good(tmp_path: Path, llava: str) -> None:
     path, _ = bad_rows(tmp_path)
-    source = DataSource(str(path), ModelRef(llava), on_bad_row="skip")
+    source = DataSource(str(path), ModelRef(llava), on_bad_row="skip", max_bad_fraction=0.5)
     assert prepare_store(source, str(tmp_path / "cache")).meta.bad_rows == 7
     noise_image(50).save(tmp_path / "images" / "none.png")
     noise_image(51).save(tmp_path / "images" / "half.png")

@@ -69,7 +69,11 @@ def test_group_by_keeps_a_camera_in_one_split(tmp_path: Path, mall: Path, llava:
 def test_too_few_groups_for_the_splits(tmp_path: Path, llava: str) -> None:
     rows = counted(tmp_path)
     path = write_lines(tmp_path / "data.jsonl", [{**row, "image": rows[0]["image"]} for row in rows])
-    with pytest.raises(DataError, match=r"8 rows in 1 groups of equal images .* no row for train"):
+    with pytest.raises(
+        DataError,
+        match=r"8 rows in 1 group of equal images .* no row for train: 8 rows stay together, because they "
+        r"share images, such as .*000.png in 8 rows; give --eval_data_path",
+    ):
         prepare_store(DataSource(str(path), ModelRef(llava)), str(tmp_path / "cache"))
     assert not list((tmp_path / "cache").glob("*.part"))
 
@@ -95,7 +99,8 @@ def test_evaluation_data_with_an_image_that_is_trained_on(tmp_path: Path, llava:
     train = write_lines(tmp_path / "train.jsonl", rows[:5])
     held = write_lines(tmp_path / "eval.jsonl", [*rows[5:], {**rows[5], "image": "images/copy.bmp"}])
     with pytest.raises(
-        DataError, match=rf"{train}:3: the same image or group is also in {held}; remove it from one"
+        DataError,
+        match=rf"{train}:3: the same image or group is also in {held}:4, a row of the eval data; remove",
     ):
         prepare_store(
             DataSource(str(train), ModelRef(llava), eval_data_path=str(held), test_fraction=0),

@@ -51,7 +51,6 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     ),
     "no output": ({"instruction": "a"}, "instruction row without 'output'"),
     "null output": ({"instruction": "a", "output": None}, "'output' must be a non-empty string, not null"),
-    "number output": ({"instruction": "a", "output": 3}, "'output' must be a non-empty string, not a number"),
     "boolean output": (
         {"instruction": "a", "output": True},
         "'output' must be a non-empty string, not a boolean",
@@ -61,10 +60,6 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
         "'output' must be a non-empty string, not an empty one",
     ),
     "empty instruction": ({"instruction": "", "output": "b"}, "'instruction' must be a non-empty string"),
-    "number input": (
-        {"instruction": "a", "input": 3, "output": "b"},
-        "'input' must be a string, not a number",
-    ),
     "system object": ({**HELLO, "system": {}, "input": ["x"]}, "'input' must be a string, not a list"),
     "null messages": ({"messages": None}, "'messages' must be a list of turns, not null"),
     "no turns": ({"messages": []}, "the conversation has no turns"),
@@ -79,12 +74,15 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "no value": ({"conversations": [{"from": "human"}]}, "conversations[0] has no 'value'"),
     "unknown role": (
         say(("user", "a"), ("tool", "b")),
-        "messages[1].role is 'tool': it must be one of human, user, gpt",
+        "messages[1].role is 'tool': calls of tools are not supported",
     ),
-    "number role": ({"conversations": [{"from": 3, "value": "a"}]}, "conversations[0].from is 3"),
-    "number content": (
-        say(("user", 3), ("assistant", "b")),
-        "messages[0].content must be a string or a list of parts, not a number",
+    "number role": (
+        {"conversations": [{"from": 3, "value": "a"}]},
+        "conversations[0].from is 3: it must be one of user, human",
+    ),
+    "boolean content": (
+        say(("user", "a"), ("assistant", True)),
+        "messages[1].content must be a string or a list of parts, not a boolean",
     ),
     "null content": (
         say(("user", "a"), ("assistant", None)),

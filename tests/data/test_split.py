@@ -114,7 +114,7 @@ def test_a_larger_eval_share_keeps_the_test_rows() -> None:
 def test_a_side_that_would_be_empty_is_an_error(
     groups: str, eval_fraction: float, test_fraction: float
 ) -> None:
-    reason = f"{len(groups)} rows in {len(set(groups))} groups .* no row for train"
-    message = f"{reason}: give more data, or a smaller --eval_fraction"
+    reason = f"{len(groups)} rows in {len(set(groups))} groups? .* no row for train"
+    message = reason
     with pytest.raises(DataError, match=message):
         split(list(groups), eval_fraction=eval_fraction, test_fraction=test_fraction, seed=42)

@@ -107,6 +107,7 @@ class Subject:
             eval_data_path=str(self.eval_rows),
             test_fraction=0.0,
             on_bad_row="skip",
+            max_bad_fraction=1.0,
         )
         return find_or_make_store(source, str(self.work / "cache"))
 
@@ -116,6 +117,7 @@ class Subject:
             "data_path": str(self.train_rows),
             "eval_data_path": str(self.eval_rows),
             "on_bad_row": "skip",
+            "max_bad_fraction": 1.0,
             "quantization": "nf4",
             "use_cpu": True,
             "lr_scheduler_type": "constant",

@@ -17,13 +17,14 @@ def test_the_screen_is_one_screen(summary: Summary) -> None:
     assert max(map(len, text.splitlines())) <= WIDTH
     for line in (
         f"Bad rows  {BAD} of {GOOD + BAD}",
-        "        6 image: there is no such file",
         "            data.jsonl:25, data.jsonl:26, data.jsonl:27, data.jsonl:28, data.jsonl:29, … 1 more",
         "          data.jsonl:4 = data.jsonl:21",
         "          data.jsonl:5 ≠ data.jsonl:22",
         f"Split     train {train}, eval {held_out}, test {test} rows",
     ):
         assert line in text.splitlines()
+    assert "        6 image " in text
+    assert "; and 5 more of this kind" in " ".join(text.split())
     coloured = console_report(summary, colour=True)
     assert "\x1b[" in coloured
     assert "[[" not in coloured

@@ -140,6 +140,7 @@ def test_data_that_leave_nothing_to_train_on_are_reported(
         "data_path": str(tmp_path / "d.jsonl"),
         "model_name_or_path": str(models / "llava"),
         "on_bad_row": "skip",
+        "max_bad_fraction": 0.9,
     }
     settings = Settings.from_flags(values)
     found = summarise(
@@ -160,15 +161,15 @@ def test_training_rows_that_do_not_fit_are_a_problem_unless_skipped(
 ) -> None:
     train, required = faulty_store.rows_of(TRAIN), faulty_store.column("required")
     enough = int(required[train].max())
-    assert training_problems(faulty_store, configure(on_bad_row="skip", max_length=enough)) == []
+    assert training_problems(faulty_store, configure(on_bad_row="skip", max_bad_fraction=0.9, max_length=enough)) == []
     assert len(rows_too_long(faulty_store, enough)) == len(rows_too_long(faulty_store, None)) == 0
     short = enough - 1
     long = rows_too_long(faulty_store, short).tolist()
     assert long == [row for row in train if required[row] > short] != []
-    (problem,) = training_problems(faulty_store, configure(on_bad_row="skip", max_length=short))
+    (problem,) = training_problems(faulty_store, configure(on_bad_row="skip", max_bad_fraction=0.9, max_length=short))
     assert f"max_length {short} " in problem
     assert f"{enough} keeps a word of each answer" in problem
-    skipping = configure(on_bad_row="skip", on_long_row="skip", max_length=short)
+    skipping = configure(on_bad_row="skip", max_bad_fraction=0.9, on_long_row="skip", max_length=short)
     assert training_problems(faulty_store, skipping) == []
     problems = training_problems(faulty_store, configure(max_length=enough))
     assert f"{BAD} of {GOOD + BAD} rows are bad" in problems[0]

@@ -323,7 +323,7 @@ def make_no_json(folder: Path, mall: Path) -> Path:
 
 
 def make_number(folder: Path, mall: Path) -> Path:
-    return jsonl(folder / "d.jsonl", *good_rows(3), {"instruction": "a", "input": "", "output": 7})
+    return jsonl(folder / "d.jsonl", *good_rows(3), {"instruction": "a", "input": "", "output": True})
 
 
 def make_without_image(folder: Path, mall: Path) -> Path:
@@ -512,7 +512,7 @@ def test_bad_and_long_rows_are_left_out_and_counted(
         {**row, "image": f"{mall}/frames/seq_{index + 1:06d}.jpg"} if index < 2 else row
         for index, row in enumerate(good_rows(12))
     ]
-    data = jsonl(tmp_path / "d.jsonl", *rows, {"instruction": "a", "input": "", "output": 7})
+    data = jsonl(tmp_path / "d.jsonl", *rows, {"instruction": "a", "input": "", "output": True})
     held_out = jsonl(tmp_path / "e.jsonl", *good_rows(14)[12:])
     options = {
         "data_path": data,
@@ -527,6 +527,7 @@ def test_bad_and_long_rows_are_left_out_and_counted(
         per_device_train_batch_size=1,
         max_length=24,
         on_bad_row="skip",
+        max_bad_fraction=0.9,
         on_long_row="skip",
     )
     assert json.loads((out / "bad_rows.jsonl").read_text())["source"].endswith("d.jsonl:13")

@@ -67,6 +67,14 @@ class DataSettings:
         "error",
         "What to do with a row that cannot be used: stop the run, or skip it and list it in bad_rows.jsonl.",
     )
+    max_bad_fraction: float = option(
+        0.05, "With on_bad_row skip: the largest share of the rows that may be skipped; more is an error."
+    )
+    given_splits: Literal["use", "merge"] = option(
+        "use",
+        "Whether files, fields and Hub splits named train, val and test are these splits, or one set of rows "
+        "to split anew.",
+    )
     on_long_row: Literal["error", "skip"] = option(
         "error", "What to do with a row whose images alone are longer than max_length: stop, or leave it out."
     )

@@ -38,7 +38,7 @@ def prepare_store(
         ModelError: a processor that cannot be loaded.
     """
     store = find_or_make_store(source, cache_dir, size_gb=size_gb, scanned=scanned)
-    if (reason := store.unusable_reason(source.on_bad_row)) is not None:
+    if (reason := store.unusable_reason(source.on_bad_row, source.max_bad_fraction)) is not None:
         raise DataError(reason)
     return store
 

@@ -2,18 +2,23 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from PIL import Image
+
 from vlmtune.data.encoded_example import EncodedExample, required_length
 from vlmtune.data.facts import error_kind, row_facts
-from vlmtune.data.images import ImageError, content_hash, load_image
+from vlmtune.data.images import SCALED, ImageError, content_hash, load_image
 from vlmtune.data.input_format import InputFormat
+from vlmtune.data.split import GROUP
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import EncodeError, RowEncoder
 from vlmtune.errors import DataError
 from vlmtune.model_ref import ModelRef
+
+DEEP_IMAGES = "images of more than 8 bits are scaled, each from its darkest to its brightest value"
 
 
 def cached_encoder(model: ModelRef, inputs: InputFormat, key: str) -> RowEncoder:
@@ -63,21 +68,25 @@ def encode_row(encoder: RowEncoder, row: dict[str, Any]) -> tuple[dict[str, Any]
         "shard": None,
         "row_group": 0,
         "offset": 0,
+        "given_split": row["split"],
+        "by_name": row["by_name"],
     }
     if row["error"] is not None:
-        return {**line, "error": row["error"], "kind": error_kind(row["error"])}, None
+        return {**line, "error": row["error"], "kind": row["kind"] or error_kind(row["error"])}, None
     try:
-        images = [load_image(reference) for reference in row["images"]]
+        images = load_images(row["images"], row["hints"])
         example = encoder.encode(row["messages"], images)
     except ImageError as error:
-        reason = f"image {', '.join(paths)}: {error}" if paths else f"image: {error}"
-        return {**line, "error": reason, "kind": error_kind(f"image: {error}")}, None
+        return {**line, "error": str(error), "kind": error_kind(str(error))}, None
     except EncodeError as error:
         return {**line, "error": str(error), "kind": error_kind(str(error))}, None
     image_hashes = [content_hash(image) for image in images]
-    group = [f"group {row['group']}"] if row["group"] is not None else []
+    group = [f"{GROUP}{row['group']}"] if row["group"] is not None else []
+    notes = (DEEP_IMAGES,) if any(SCALED in image.info for image in images) else ()
     line |= {
-        "keys": (image_hashes or [_first_question_hash(row["messages"])]) + group,
+        "unused": list(row["unused"]),
+        "notes": [*row["notes"], *notes],
+        "keys": (image_hashes or [_question_hash(row["messages"])]) + group,
         "tokens": len(example.input_ids),
         "image_tokens": example.image_tokens,
         "answer_tokens": int((example.labels >= 0).sum()),
@@ -87,8 +96,29 @@ def encode_row(encoder: RowEncoder, row: dict[str, Any]) -> tuple[dict[str, Any]
     return line, example
 
 
-def _first_question_hash(messages: list[dict[str, Any]]) -> str:
-    """16 hex digits. The split groups rows without images by their first question."""
+def load_images(references: Sequence[str | bytes], hints: Mapping[str, str]) -> list[Image.Image]:
+    """The images of a row: paths, URIs or encoded bytes.
+
+    Args:
+        hints: by path, what helps if there is no such file.
+
+    Raises:
+        ImageError: one cannot be used. The message names its path, and what helps if it is not there.
+    """
+    images = []
+    for reference in references:
+        try:
+            images.append(load_image(reference))
+        except ImageError as error:
+            if isinstance(reference, bytes):
+                raise ImageError(f"image: {error}") from error
+            hint = hints.get(reference)
+            raise ImageError(f"image {reference}: {error}" + (f" ({hint})" if hint else "")) from error
+    return images
+
+
+def _question_hash(messages: list[dict[str, Any]]) -> str:
+    """16 hex digits. The split groups rows without images by all that their user says."""
     questions = [
         part["text"]
         for message in messages
@@ -96,5 +126,4 @@ def _first_question_hash(messages: list[dict[str, Any]]) -> str:
         for part in message["content"]
         if part["type"] == "text"
     ]
-    first = " ".join(" ".join(questions[:1]).split())
-    return hashlib.blake2b(first.encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(" ".join(" ".join(questions).split()).encode(), digest_size=8).hexdigest()

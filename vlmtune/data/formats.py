@@ -7,11 +7,15 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlmtune.data.frames import Dialogue, Frame, frame_rows
-from vlmtune.data.hub_datasets import dataset_records, load_dataset
+from vlmtune.data.columns import readable_columns
+from vlmtune.data.dialogues import Dialogue
+from vlmtune.data.frames import Frame, frame_rows
+from vlmtune.data.hub_datasets import dataset_records, load_splits
 from vlmtune.data.image_paths import ImageRules, RowError
 from vlmtune.data.jsonfiles import ArrayReader, read_lines
-from vlmtune.data.records import FIELDS, RawRow, conversation, group_of
+from vlmtune.data.records import RawRow, conversation, group_of
+from vlmtune.data.split import TRAIN
+from vlmtune.data.splits_given import split_of
 from vlmtune.errors import DataError
 from vlmtune.storage import filesystem, one_line
 
@@ -31,7 +35,12 @@ class Piece:
         start, stop: bytes of a JSONL file, or rows of a dataset. `start` alone: a row group of Parquet.
         first: the number of its first line (from 1) or row (from 0).
         version: the fingerprint of a dataset, whose path does not show a change.
-        dialogues, frames: the part of a frames folder.
+        dialogues, frames: the part of a frames folder, whose images are in its folder `images`.
+        split: train, eval or test, where the name of its file or Hub split says it.
+        dataset_split: the split of a dataset that it is part of; empty if the dataset has none.
+        split_column: the column of labels.csv that says each row's split.
+        unused: (name, rows) of what nothing uses, where it is known before rows are read.
+        notes: what was read in another way than it stands, on the first piece of a file.
     """
 
     format: str
@@ -45,13 +54,21 @@ class Piece:
     version: str = ""
     dialogues: tuple[Dialogue, ...] = ()
     frames: tuple[Frame, ...] = ()
+    images: str = "frames"
+    split: str | None = None
+    split_column: str | None = None
+    dataset_split: str = ""
+    unused: tuple[tuple[str, int], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def read_piece(piece: Piece) -> Iterator[dict[str, Any]]:
-    """The rows of `piece`, one at a time, as {"source", "messages", "images", "group", "error"}.
+    """The rows of `piece`, one at a time.
 
-    A bad row has its reason in `error`, and no messages and images. `images` holds absolute paths, URIs or
-    encoded bytes, in the order of the image parts of `messages`.
+    Keys: `source`, `messages`, `images`, `group`, `error`, `kind` (of the error), `split`, and what
+    `records.Conversation` tells: `unused`, `notes`, `hints`, `by_name`. A bad row has its reason in `error`,
+    and no messages and images. `images` holds absolute paths, URIs or encoded bytes, in the order of the
+    image parts of `messages`.
 
     Raises:
         DataError: the file can no longer be read, as it could when it was scanned.
@@ -70,14 +87,18 @@ def open_file(path: str) -> IO[bytes]:
 
 
 def _row(raw: RawRow, piece: Piece) -> dict[str, Any]:
+    row: dict[str, Any] = {"source": raw.source, "messages": [], "images": [], "group": None}
+    row |= {"error": None, "kind": raw.kind, "split": None}
+    row |= {"unused": (), "notes": (), "hints": {}, "by_name": {}}
     try:
         if raw.error is not None:
             raise RowError(raw.error)
-        messages, images = conversation(raw.record, piece.rules)
+        found = conversation(raw.record, piece.rules, (piece.group_by,) if piece.group_by else ())
         group = group_of(raw.group_fields, piece.group_by) if piece.group_by else None
     except RowError as error:
-        return {"source": raw.source, "messages": [], "images": [], "group": None, "error": str(error)}
-    return {"source": raw.source, "messages": messages, "images": images, "group": group, "error": None}
+        return {**row, "error": str(error)}
+    split = split_of(raw.split) or found.split or piece.split
+    return {**row, **vars(found), "group": group, "split": split}
 
 
 def _read_jsonl(piece: Piece) -> Iterator[RawRow]:
@@ -91,12 +112,12 @@ def _read_json(piece: Piece) -> Iterator[RawRow]:
 
 
 def _read_frames(piece: Piece) -> Iterator[RawRow]:
-    return frame_rows(piece.frames, piece.dialogues)
+    return frame_rows(piece.frames, piece.dialogues, piece.images, piece.split_column)
 
 
 def _read_parquet(piece: Piece) -> Iterator[RawRow]:
     with open_file(piece.path) as file, pq.ParquetFile(file, buffer_size=1 << 20) as table:
-        columns = [name for name in table.schema_arrow.names if name in (*FIELDS, piece.group_by)]
+        columns = readable_columns(table.schema_arrow, piece.group_by)
         batches = table.iter_batches(
             ROWS_AT_ONCE, row_groups=[piece.start], columns=columns, use_threads=False
         )
@@ -108,10 +129,11 @@ def _read_parquet(piece: Piece) -> Iterator[RawRow]:
 
 
 def _read_dataset(piece: Piece) -> Iterator[RawRow]:
-    data = load_dataset(piece.path, piece.shown, from_hub=piece.format == "hub")
-    columns = [name for name in data.column_names if name in (*FIELDS, piece.group_by)]
+    data = load_splits(piece.path, piece.shown, from_hub=piece.format == "hub")[0][piece.dataset_split]
+    columns = readable_columns(data.features.arrow_schema, piece.group_by)
     for number, record in enumerate(dataset_records(data, piece.start, piece.stop, columns), piece.first):
-        yield RawRow(f"{piece.shown} row {number}", record, group_fields=record)
+        place = piece.shown if piece.split in (None, TRAIN) else f"{piece.shown} {piece.dataset_split}"
+        yield RawRow(f"{place} row {number}", record, group_fields=record)
 
 
 READERS: dict[str, Callable[[Piece], Iterator[RawRow]]] = {

@@ -3,14 +3,18 @@
 from collections.abc import Iterator
 from typing import Any
 
+from vlmtune.data.split import TRAIN
+from vlmtune.data.splits_given import split_of_name
 from vlmtune.errors import DataError
 from vlmtune.hub import stay_offline_unless_reachable
 
 ROWS_AT_ONCE = 32  # in memory; each may hold encoded images
 
 
-def load_dataset(path: str, shown: str, *, from_hub: bool) -> Any:
-    """The `train` split of a dataset, as a `datasets.Dataset`.
+def load_splits(path: str, shown: str, *, from_hub: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The train, evaluation and test splits of a dataset, each a `datasets.Dataset`, and notes on others.
+
+    A dataset without splits stands under the name "".
 
     Args:
         path: the name of a dataset of the Hub, which is downloaded unless it is in the cache; or a folder
@@ -18,21 +22,24 @@ def load_dataset(path: str, shown: str, *, from_hub: bool) -> Any:
         shown: what messages call it.
 
     Raises:
-        DataError: a saved folder has no such split. What `datasets` raises is not caught.
+        DataError: there is no split to train on. What `datasets` raises is not caught.
     """
     import datasets
 
     if from_hub:
         stay_offline_unless_reachable()
-        return datasets.load_dataset(path, split="train")
-    data = datasets.load_from_disk(path)
+        data = datasets.load_dataset(path)
+    else:
+        data = datasets.load_from_disk(path)
     if not isinstance(data, datasets.DatasetDict):
-        return data
-    if "train" not in data:
+        return {"": data}, ()
+    if not any(split_of_name(name) == TRAIN for name in data):
         raise DataError(
             f"{shown} has no split 'train' (it has: {', '.join(data)}): give the folder of the split to read"
         )
-    return data["train"]
+    known = {name: rows for name, rows in data.items() if split_of_name(name) is not None}
+    others = [f"{name} ({len(rows)} rows)" for name, rows in data.items() if name not in known]
+    return known, (f"splits that are not used: {', '.join(others)}",) if others else ()
 
 
 def dataset_records(data: Any, start: int, stop: int, columns: list[str]) -> Iterator[dict[str, Any]]:

@@ -1,14 +1,40 @@
 """Which image paths a data file may name."""
 
+import os
 import posixpath
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+from vlmtune.data.image_search import find_image, missing_hint
+from vlmtune.data.names import WINDOWS_DRIVE
 from vlmtune.storage import absolute, scheme
+
+MAX_NAME_BYTES = 255  # of a file or folder, on every usual file system
+BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
+SHOWN_CHARACTERS = 60  # of a text that is no path
 
 
 class RowError(ValueError):
     """What is wrong with one row: a plain reason without the row's place. Other rows are not affected."""
+
+
+@dataclass(frozen=True)
+class ImagePlace:
+    """Where an image of a row is.
+
+    Attributes:
+        path: an absolute local path or URI.
+        note: how it was found, if it is not where the row says.
+        by_name: only the file's name led to it, so another path of that name would lead there too.
+        hint: what helps, if there is no such file.
+    """
+
+    path: str
+    note: str | None = None
+    by_name: bool = False
+    hint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -22,6 +48,34 @@ class ImageRules:
     root: str
     allow_outside_paths: bool = False
     allow_remote_images: bool = False
+
+    def locate(self, reference: str) -> ImagePlace:
+        """The place of an image, as `resolve` has it; or another one where there is no such local file.
+
+        Raises:
+            RowError: as `resolve` does.
+        """
+        if scheme(reference) or scheme(self.root):
+            return ImagePlace(self.resolve(reference))
+        outside = None
+        _check_length(reference)
+        if not WINDOWS_DRIVE.match(reference):
+            try:
+                place = self.resolve(reference)
+                if Path(place).exists():
+                    return ImagePlace(place)
+            except RowError as error:
+                if not reference.startswith("/") or os.path.lexists(reference):
+                    raise
+                outside = error
+        found = find_image(self.root, reference)
+        if found is not None:
+            return ImagePlace(self.resolve(found.path), found.note, found.by_name)
+        hint = missing_hint(self.root, reference)
+        if outside is not None:
+            raise RowError(f"image {reference}: there is no such file, {hint}") from outside
+        path = reference if WINDOWS_DRIVE.match(reference) else self.resolve(reference)
+        return ImagePlace(path, hint=hint)
 
     def resolve(self, reference: str) -> str:
         """The absolute local path or URI of `reference`, as a row writes it. The file need not exist.
@@ -81,7 +135,25 @@ class ImageRules:
         return image._replace(path=quote(path)).geturl()
 
     def _outside(self, reference: str) -> str:
+        if not scheme(self.root):
+            path = posixpath.normpath(posixpath.join(self.root, reference))
+            if path.startswith(self.root.rstrip("/") + "/"):
+                return (
+                    f"image path {reference} leaves the folder {self.root} through a link to "
+                    f"{posixpath.realpath(path)}: give --allow_outside_paths if you trust the link"
+                )
         return (
             f"image path {reference} leaves the folder {self.root}: "
             "move the image there, set --image_root, or give --allow_outside_paths"
         )
+
+
+def _check_length(reference: str) -> None:
+    """Raises RowError for a text that is no path; to follow one as a path would cost minutes."""
+    shown = f"{reference[:SHOWN_CHARACTERS]}…"
+    if len(reference) > MAX_NAME_BYTES and BASE64.fullmatch(reference):
+        raise RowError(
+            f"image {shown} is base64 text, not a path: save the image as a file and name its path"
+        )
+    if any(len(part.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES for part in reference.split("/")):
+        raise RowError(f"image {shown} is no path: a name in it is longer than {MAX_NAME_BYTES} bytes")

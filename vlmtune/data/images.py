@@ -3,6 +3,8 @@
 import io
 import struct
 import zlib
+from functools import cache
+from importlib.util import find_spec
 from typing import IO, cast
 
 import numpy as np
@@ -40,6 +42,9 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+SCALED = "scaled_from_more_bits"  # in an image's `info`
+NEARLY_BLACK = 32  # of 255
 SIGNATURES = (
     (b"\xff\xd8\xff", "a JPEG with a broken header"),
     (b"\x89PNG", "a PNG with a broken header"),
@@ -65,7 +70,8 @@ class ImageError(ValueError):
 def load_image(ref: str | bytes, *, max_pixels: int = 100_000_000, timeout: float = 20.0) -> Image.Image:
     """The first frame of an image file, upright (EXIF orientation applied), as RGB with 8 bits a channel.
 
-    Transparent pixels are laid on white.
+    Transparent pixels are laid on white. An image of more than 8 bits is scaled from its darkest to its
+    brightest value, and its `info` then holds SCALED. HEIC needs the package pillow-heif.
 
     Args:
         ref: encoded bytes, a path, a URI that pyarrow opens, or an http(s) URL. `ImageRules` decides before
@@ -113,8 +119,13 @@ def _open(ref: str | bytes, *, max_bytes: int, timeout: float) -> IO[bytes]:
 
 
 def _decode(file: IO[bytes], max_pixels: int) -> Image.Image:
+    formats: tuple[str, ...] = FORMATS
+    if _is_heif(file) and find_spec("pillow_heif") is not None:
+        _register_heif()
+        formats = (*FORMATS, "HEIF")
+        file = io.BytesIO(file.read())  # libheif reads sizes that pyarrow's files refuse
     try:
-        image = Image.open(file, formats=FORMATS)
+        image = Image.open(file, formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
             f"more pixels than the limit of {max_pixels:,}: it may be a decompression bomb; make it smaller"
@@ -123,11 +134,16 @@ def _decode(file: IO[bytes], max_pixels: int) -> Image.Image:
         raise ImageError(_describe(file)) from error
     with image:
         _check_size(image.width, image.height, max_pixels)
+        deep_colours = image.mode in ("RGB", "RGBA") and any(";16" in str(tile) for tile in image.tile)
         try:
             image.load()
             rgb, turn = _to_rgb(image), UPRIGHT.get(_orientation(image))
+            if deep_colours:
+                _check_brightness(rgb)
             upright = rgb if turn is None else rgb.transpose(turn)
             upright.format = image.format  # Pillow's copies forget it
+            if _is_deep(image):
+                upright.info[SCALED] = True
             return upright
         except ImageError:
             raise
@@ -154,8 +170,26 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _is_heif(file: IO[bytes]) -> bool:
+    head = file.read(12)
+    file.seek(0)
+    return head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS
+
+
+@cache
+def _register_heif() -> None:
+    """Let Pillow open HEIC: once in a process."""
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode.startswith("I") or image.mode == "F"
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
+    if _is_deep(image):
         return _deep_to_rgb(image)
     if image.has_transparency_data or image.mode == "RGBa":
         layer = image.convert("RGBA")
@@ -165,11 +199,26 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _deep_to_rgb(image: Image.Image) -> Image.Image:
-    """Greys of 16 bits scaled to 8. Pillow's own conversion clips them, so most of the image gets white."""
+    """Greys of 16 bits scaled from their darkest to their brightest value.
+
+    Pillow's own conversion clips them, so most of the image gets white. Scaling by 65535 leaves 12 bits
+    nearly black, and a thermal camera's few degrees one grey.
+    """
     pixels = np.asarray(image)
-    if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+    low, high = int(pixels.min()), int(pixels.max())
+    if image.mode == "F" or low < 0 or high > 65535:
         raise ImageError("its pixels are 32-bit numbers without a known range: save it with 8 or 16 bits")
-    return Image.fromarray((pixels.astype(np.uint32) * 255 // 65535).astype(np.uint8)).convert("RGB")
+    if low == high:
+        low, high = 0, 65535
+    scaled = (pixels.astype(np.uint32) - low) * 255 // (high - low)
+    return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+
+
+def _check_brightness(image: Image.Image) -> None:
+    """Pillow keeps the upper 8 of 16 bits of a colour, which are empty if it holds a camera's 12 bits."""
+    brightest = max(high for _, high in cast(tuple[tuple[int, int], ...], image.getextrema()))
+    if 0 < brightest < NEARLY_BLACK:
+        raise ImageError("its 16-bit colours use only the lowest values, as of 12 bits: save it with 8 bits")
 
 
 def _describe(file: IO[bytes]) -> str:
@@ -179,9 +228,10 @@ def _describe(file: IO[bytes]) -> str:
     if not head:
         return "the file is empty (0 bytes)"
     if head[4:8] == b"ftyp":
-        brand = head[8:12].decode("ascii", "replace")
-        if brand.startswith(("hei", "mif", "hev")):
-            return "not an image that can be read: it is HEIC, save it as JPEG or PNG"
+        if head[8:12] in HEIF_BRANDS:
+            return (
+                "not an image that can be read yet: it is HEIC; pip install pillow-heif, or save it as JPEG"
+            )
         return "not an image: it is a video"
     for signature, name in SIGNATURES:
         if head.lstrip().lower().startswith(signature.lower()):

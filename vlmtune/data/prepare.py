@@ -7,6 +7,7 @@ index line for each row.
 
 import json
 import pickle
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
@@ -18,11 +19,12 @@ import ray.data
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.examples import cached_encoder, encode_row
 from vlmtune.data.formats import Piece, read_piece
+from vlmtune.data.frames import NO_LABELS
 from vlmtune.data.input_format import InputFormat
 from vlmtune.data.probe import probe
 from vlmtune.data.ray_data import configure_ray_data, reraise_user_errors
 from vlmtune.data.source import DataSource, ScannedData
-from vlmtune.data.split import EVAL, TRAIN, connected, split
+from vlmtune.data.split import EVAL, TEST, TRAIN, connected, describe_ties, split
 from vlmtune.data.store import StoreMeta
 from vlmtune.data.store_writer import finish_store, write_shard
 from vlmtune.data.tokenize import RowEncoder
@@ -48,9 +50,10 @@ def make_store(source: DataSource, scanned: ScannedData, processor: Any, folder:
     configure_ray_data()
     inputs = probe(processor)
     lines = _PrepareStages(source, scanned.pieces, folder, key, inputs=inputs).run()
+    mark_clashes(lines)
     good = [line for line in lines if line["error"] is None]
     bad = [line for line in lines if line["error"] is not None]
-    problem = _assign_splits(source, good, scanned.first_evaluation_piece)
+    problem = _assign_splits(source, good, scanned)
     pad_token_id = processor.tokenizer.pad_token_id
     meta = StoreMeta(
         key=key,
@@ -59,6 +62,9 @@ def make_store(source: DataSource, scanned: ScannedData, processor: Any, folder:
         rows=len(good),
         bad_rows=len(bad),
         problem=problem,
+        unlabelled=sum(line["error"] == NO_LABELS for line in bad),
+        unused=_counts(good, scanned.pieces, "unused"),
+        notes=_counts(good, scanned.pieces, "notes"),
         encoded=source.encoded,
     )
     finish_store(folder, good, bad, meta)
@@ -128,16 +134,42 @@ class _PrepareStages:
         return lines
 
 
-def _assign_splits(
-    source: DataSource, lines: list[IndexLine], first_evaluation_piece: int | None
-) -> str | None:
+def mark_clashes(lines: Sequence[IndexLine]) -> None:
+    """Make rows bad whose images were found by their file name alone, where other rows' are the same file."""
+    references: dict[str, set[str]] = defaultdict(set)
+    for line in lines:
+        for path, reference in line["by_name"].items():
+            references[path].add(reference)
+    for line in lines:
+        for path, reference in line["by_name"].items():
+            if len(references[path]) > 1:
+                others = sorted(references[path] - {reference})
+                line |= {
+                    "error": f"image {reference}: {path} has its name, but would be {others[0]} too: "
+                    "write paths from --image_root",
+                    "kind": "image: several paths end in the name of one file",
+                }
+
+
+def _counts(good: Sequence[IndexLine], pieces: Sequence[Piece], name: str) -> dict[str, int]:
+    """The rows that each unused thing, or each note, is about; 0 for a note on the data as a whole."""
+    counts = Counter(text for line in good for text in line[name])
+    for piece in pieces:
+        if name == "notes":
+            counts.update(dict.fromkeys(piece.notes, 0))
+        else:
+            counts.update(dict(piece.unused))
+    return dict(counts)
+
+
+def _assign_splits(source: DataSource, lines: list[IndexLine], scanned: ScannedData) -> str | None:
     """Set `group` and `split` of each good row's line. Returns why they cannot be trained on, if so."""
     if not lines:
         return f"{source.data_path}: no usable row"
     groups = connected([line["keys"] for line in lines])
     problem = None
     try:
-        splits = _splits(source, lines, groups, first_evaluation_piece)
+        splits = _splits(source, lines, groups, scanned)
     except DataError as error:
         splits, problem = [TRAIN] * len(lines), str(error)
     for line, group, name in zip(lines, groups, splits, strict=True):
@@ -145,32 +177,60 @@ def _assign_splits(
     return problem
 
 
-def _splits(
-    source: DataSource, lines: list[IndexLine], groups: list[str], first_evaluation_piece: int | None
-) -> list[str]:
-    """The split of each row. Rows of `eval_data_path` are the evaluation set.
+def _splits(source: DataSource, lines: list[IndexLine], groups: list[str], scanned: ScannedData) -> list[str]:
+    """The split of each row.
+
+    Rows of `eval_data_path` are evaluation rows. So are those that the data itself calls so, and its test
+    rows are test rows, unless `given_splits` is merge. What is missing is split off from the others.
 
     Raises:
-        DataError: a split would be empty, or a group is in the training and in the evaluation files.
+        DataError: a split would be empty, or a group is in the training rows and in given evaluation or test
+            rows.
     """
-    if first_evaluation_piece is None:
-        return split(
-            groups, eval_fraction=source.eval_fraction, test_fraction=source.test_fraction, seed=source.seed
-        )
-    training = [row for row, line in enumerate(lines) if line["piece"] < first_evaluation_piece]
-    training_splits = split(
-        [groups[row] for row in training],
-        eval_fraction=0.0,
-        test_fraction=source.test_fraction,
-        seed=source.seed,
-    )
-    splits = [EVAL] * len(lines)
-    for row, name in zip(training, training_splits, strict=True):
-        splits[row] = name
-    evaluated = {group for group, name in zip(groups, splits, strict=True) if name == EVAL}
-    if shared := next((lines[row] for row in training if groups[row] in evaluated), None):
+    first = len(lines) if scanned.first_evaluation_piece is None else scanned.first_evaluation_piece
+    given = [
+        EVAL
+        if scanned.evaluation is not None and line["piece"] >= first
+        else (line["given_split"] if source.given_splits == "use" else None)
+        for line in lines
+    ]
+    held_out = {name for name in given if name in (EVAL, TEST)}
+    rest = [row for row, name in enumerate(given) if name not in held_out]
+    if not rest:
         raise DataError(
-            f"{shared['source']}: the same image or group is also in {source.eval_data_path}; "
-            "remove it from one of them"
+            f"{source.data_path}: every row is {' or '.join(sorted(held_out))} data by its file, field or "
+            "split, so none is left to train on; --given_splits merge takes them all"
         )
+    try:
+        rest_splits = split(
+            [groups[row] for row in rest],
+            eval_fraction=0.0 if EVAL in held_out else source.eval_fraction,
+            test_fraction=0.0 if TEST in held_out else source.test_fraction,
+            seed=source.seed,
+        )
+    except DataError as error:
+        ties = describe_ties([lines[row]["keys"] for row in rest], [lines[row]["images"] for row in rest])
+        raise DataError(f"{error}: {ties}") from error
+    splits = [name or TRAIN for name in given]
+    for row, name in zip(rest, rest_splits, strict=True):
+        splits[row] = name
+    _check_apart(source, lines, groups, splits, rest)
     return splits
+
+
+def _check_apart(
+    source: DataSource, lines: list[IndexLine], groups: list[str], splits: list[str], rest: list[int]
+) -> None:
+    """Raises DataError if a group is in rows that were given as held out, and in others."""
+    of_rest = set(rest)
+    split_of = {groups[row]: row for row in range(len(lines)) if row not in of_rest}
+    shared = next((row for row in rest if groups[row] in split_of), None)
+    if shared is not None:
+        other = lines[split_of[groups[shared]]]
+        way_out = "remove it from one of them"
+        if source.eval_data_path is None:
+            way_out += ", or give --given_splits merge to split all rows anew"
+        raise DataError(
+            f"{lines[shared]['source']}: the same image or group is also in {other['source']}, a row of "
+            f"the {splits[split_of[groups[shared]]]} data; {way_out}"
+        )

@@ -1,18 +1,19 @@
 """One raw record, in any understood shape → one conversation with its images, or the reason why not."""
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
 from typing import Any
 
-from vlmtune.data.image_paths import ImageRules, RowError
+from vlmtune.data.image_paths import ImagePlace, ImageRules, RowError
+from vlmtune.data.marks import IMAGE_MARK, Part, read_other_marks, split_marks
+from vlmtune.data.row_values import Told, check_text, json_type
+from vlmtune.data.splits_given import split_field
+from vlmtune.data.turns import Turn, check_order, check_turn, turn_list
+from vlmtune.data.unused import is_empty, unused_fields
 
-Part = dict[str, Any]
 Message = dict[str, Any]
 
-IMAGE_MARK = "<image>"
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+EXTRA_FIELDS = {"instruction": ("input", "history"), "messages": (), "LLaVA": (), "prompt/completion": ()}
 # Fields that a row of each format must have. A row has the first format whose first field it has.
 REQUIRED = {
     "messages": ("messages",),
@@ -29,6 +30,7 @@ FIELDS = (
     "input",
     "output",
     "system",
+    "history",
     "image",
     "images",
 )
@@ -43,46 +45,82 @@ class RawRow:
         record: its content, in any of the formats of REQUIRED.
         group_fields: the mapping in which `--group_by` is looked up.
         error: why the row is bad; None if the reader found no fault.
+        kind: the error without what differs from row to row, where that does not follow from it.
+        split: the reader's word for the row's split.
     """
 
     source: str
     record: Any = None
     group_fields: Any = None
     error: str | None = None
+    kind: str | None = None
+    split: str | None = None
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One turn of a conversation.
+class Conversation:
+    """A row that can be trained on.
 
     Attributes:
-        field: its place in the record, for messages.
-        parts: typed parts. An image part may carry its own reference in `image`.
+        messages: turns of typed parts.
+        images: a path, a URI or encoded bytes for each image part, in their order.
+        split: train, eval or test, where a field of the row says it.
+        unused: the names of fields and of attributes of turns that hold something and are not used.
+        notes: what was read in another way than it stands, without what differs from row to row.
+        hints: by path, what helps if the image is not there.
+        by_name: by path, what the row writes, where the image was found by its file name alone.
     """
 
-    field: str
-    role: str
-    parts: list[Part]
+    messages: list[Message]
+    images: list[str | bytes]
+    split: str | None = None
+    unused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    hints: dict[str, str] = field(default_factory=dict)
+    by_name: dict[str, str] = field(default_factory=dict)
 
 
-def conversation(record: Any, rules: ImageRules) -> tuple[list[Message], list[str | bytes]]:
-    """`record` as messages of typed parts, and its images in the order of the image parts.
+def conversation(record: Any, rules: ImageRules, used: Sequence[str] = ()) -> Conversation:
+    """`record` as messages of typed parts, with its images in the order of the image parts.
 
     `<image>` marks become image parts in their places. Images without any mark come before the first user
-    text. An image is a path, a URI or encoded bytes.
+    text.
+
+    Args:
+        used: further fields of the row that something uses.
 
     Raises:
         RowError: the record cannot be trained on as it is meant; the message names the field.
     """
     if not isinstance(record, Mapping):
         raise RowError(f"the row must be an object with named fields, not {json_type(record)}")
-    turns = _turns(record)
+    told = Told()
+    form = _form(record)
+    turns = _turns(record, form, told)
     check_order([(turn.field, turn.role) for turn in turns])
-    images = _place_images(turns, _record_images(record))
+    images = _place_images(turns, _record_images(record), told)
     for turn in turns:
-        _check_turn(turn)
+        check_turn(turn, record, told)
     messages = [{"role": turn.role, "content": [_plain(part) for part in turn.parts]} for turn in turns]
-    return messages, [_image(value, field, rules) for field, value in images]
+    places = [_image(value, name, rules) for name, value in images]
+    for place in places:
+        told.note(None if isinstance(place, bytes) else place.note)
+    split = split_field(record)
+    known = {*REQUIRED[form], *EXTRA_FIELDS[form], *used, "system", "image", "images"}
+    told.unused += unused_fields(record, known | ({split[0]} if split else set()), has_image=bool(images))
+    return Conversation(
+        messages,
+        [place if isinstance(place, bytes) else place.path for place in places],
+        split[1] if split else None,
+        tuple(told.unused),
+        tuple(told.notes),
+        {place.path: place.hint for place in places if not isinstance(place, bytes) and place.hint},
+        {
+            place.path: str(value)
+            for place, (_, value) in zip(places, images, strict=True)
+            if not isinstance(place, bytes) and place.by_name
+        },
+    )
 
 
 def group_of(fields: Any, group_by: str) -> str:
@@ -99,80 +137,12 @@ def group_of(fields: Any, group_by: str) -> str:
     return check_text(str(value), f"field {group_by!r} (--group_by)")
 
 
-def check_order(turns: Sequence[tuple[str, str]]) -> None:
-    """Check the order of (place, role) pairs: an optional system turn, then user and assistant in turns.
+def _form(record: Mapping[str, Any]) -> str:
+    """The row's format: a key of REQUIRED.
 
     Raises:
-        RowError: the order is another one, or the last turn is not the assistant's.
+        RowError: it is in none, or lacks a field.
     """
-    dialogue = [turn for turn in turns if turn[1] != "system"]
-    if not dialogue:
-        raise RowError(f"the conversation has {'only a system turn' if turns else 'no turns'}")
-    for field, role in turns[1:]:
-        if role == "system":
-            raise RowError(f"{field} is a system turn: only the first turn may be one")
-    if dialogue[0][1] != "user":
-        raise RowError(
-            f"{dialogue[0][0]} is an assistant turn with no user turn before it: begin with the user"
-        )
-    for (_, before), (field, role) in pairwise(dialogue):
-        if before == role:
-            raise RowError(
-                f"{field} is a second {role} turn in a row: join the two, or add the turn between them"
-            )
-    if dialogue[-1][1] != "assistant":
-        raise RowError(
-            f"{dialogue[-1][0]}, the last turn, is the user's: "
-            "end with an assistant turn, there is nothing to learn after it"
-        )
-
-
-def check_text(text: Any, field: str) -> str:
-    """`text` itself.
-
-    Raises:
-        RowError: it is no string, or UTF-8 cannot hold it.
-    """
-    if not isinstance(text, str):
-        raise RowError(f"{field} must be a string, not {json_type(text)}")
-    broken = re.search("[\ud800-\udfff]", text)
-    if broken and "\udc80" <= broken.group() <= "\udcff":
-        raise RowError(f"{field} holds bytes that are not UTF-8: save the file as UTF-8")
-    if broken:
-        raise RowError(
-            f"{field} holds half a character (\\u{ord(broken.group()):04x} without its pair): "
-            "write the character whole"
-        )
-    return text
-
-
-def split_marks(text: str) -> list[Part]:
-    """`text` as text and image parts, with white space next to a mark trimmed and empty texts left out."""
-    texts = text.split(IMAGE_MARK)
-    parts: list[Part] = []
-    for number, between in enumerate(texts):
-        parts += [{"type": "image"}] if number else []
-        between = between.lstrip() if number else between
-        between = between.rstrip() if number < len(texts) - 1 else between
-        parts += [{"type": "text", "text": between}] if between.strip() else []
-    return parts
-
-
-def json_type(value: Any) -> str:
-    """What `value` is, in the words of JSON."""
-    names = (
-        (type(None), "null"),
-        (bool, "a boolean"),
-        (int | float, "a number"),
-        (str, "a string"),
-        (bytes, "bytes"),
-        (Mapping, "an object"),
-    )
-    other = "a list" if isinstance(value, Sequence) else type(value).__name__
-    return next((name for form, name in names if isinstance(value, form)), other)
-
-
-def _turns(record: Mapping[str, Any]) -> list[Turn]:
     form = next((name for name, fields in REQUIRED.items() if record.get(fields[0]) is not None), None)
     form = form or next((name for name, fields in REQUIRED.items() if fields[0] in record), None)
     if form is None:
@@ -180,72 +150,52 @@ def _turns(record: Mapping[str, Any]) -> list[Turn]:
     missing = [field for field in REQUIRED[form] if field not in record]
     if missing:
         raise RowError(f"{form} row without {missing[0]!r}")
+    return form
+
+
+def _turns(record: Mapping[str, Any], form: str, told: Told) -> list[Turn]:
     if form == "instruction":
-        turns = _instruction(record)
+        turns = _instruction(record, told)
     else:
-        turns = [turn for field in REQUIRED[form] for turn in _turn_list(record[field], field)]
+        turns = [turn for field in REQUIRED[form] for turn in turn_list(record[field], field, told)]
     if record.get("system") and turns[:1] and turns[0].role != "system":
         turns.insert(0, Turn("'system'", "system", split_marks(check_text(record["system"], "'system'"))))
     return [turn for turn in turns if turn.parts or turn.role != "system"]
 
 
-def _instruction(record: Mapping[str, Any]) -> list[Turn]:
-    question = _filled(record["instruction"], "'instruction'")
+def _instruction(record: Mapping[str, Any], told: Told) -> list[Turn]:
+    question = _filled(record["instruction"], "'instruction'", told)
     extra = record.get("input")
-    if extra is not None and check_text(extra, "'input'").strip():
+    if extra is not None and (extra := told.text(extra, "'input'")).strip():
         question = f"{question}\n{extra}"
-    answer = _filled(record["output"], "'output'")
+    answer = _filled(record["output"], "'output'", told)
     return [
-        Turn("'instruction'", "user", split_marks(question)),
-        Turn("'output'", "assistant", split_marks(answer)),
+        *_history(record.get("history"), told),
+        Turn("'instruction'", "user", split_marks(question, "'instruction'")),
+        Turn("'output'", "assistant", split_marks(answer, "'output'")),
     ]
 
 
-def _filled(value: Any, field: str) -> str:
+def _history(value: Any, told: Told) -> list[Turn]:
+    """The earlier turns of Alpaca's `history`: [[question, answer], …]."""
+    turns = []
+    for number, pair in enumerate([] if is_empty(value) else value):
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise RowError(f"history[{number}] must be a question and its answer: [question, answer]")
+        for place, role in enumerate(("user", "assistant")):
+            field = f"history[{number}][{place}]"
+            turns.append(Turn(field, role, split_marks(_filled(pair[place], field, told), field)))
+    return turns
+
+
+def _filled(value: Any, field: str, told: Told) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return told.text(value, field)
     if not isinstance(value, str) or not value.strip():
         actual = "an empty one" if isinstance(value, str) else json_type(value)
-        raise RowError(f"{field} must be a non-empty string, not {actual}")
+        hint = ': write the word that is meant, such as "yes"' if isinstance(value, bool) else ""
+        raise RowError(f"{field} must be a non-empty string, not {actual}{hint}")
     return check_text(value, field)
-
-
-def _turn_list(value: Any, field: str) -> list[Turn]:
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise RowError(f"{field!r} must be a list of turns, not {json_type(value)}")
-    return [_turn(turn, f"{field}[{number}]") for number, turn in enumerate(value)]
-
-
-def _turn(turn: Any, field: str) -> Turn:
-    if not isinstance(turn, Mapping):
-        raise RowError(f"{field} must be an object with a role and a text, not {json_type(turn)}")
-    role_key, text_key = ("from", "value") if "from" in turn else ("role", "content")
-    for key in (role_key, text_key):
-        if key not in turn:
-            raise RowError(f"{field} has no {key!r}")
-    role = turn[role_key]
-    if not isinstance(role, str) or role not in ROLES:
-        raise RowError(f"{field}.{role_key} is {role!r}: it must be one of {', '.join(ROLES)}")
-    return Turn(field, ROLES[role], _parts(turn[text_key], f"{field}.{text_key}"))
-
-
-def _parts(content: Any, field: str) -> list[Part]:
-    if not isinstance(content, Sequence) or isinstance(content, bytes):
-        raise RowError(f"{field} must be a string or a list of parts, not {json_type(content)}")
-    if isinstance(content, str):
-        return split_marks(check_text(content, field))
-    return [part for number, part in enumerate(content) for part in _typed_part(part, f"{field}[{number}]")]
-
-
-def _typed_part(part: Any, field: str) -> list[Part]:
-    form = part.get("type") if isinstance(part, Mapping) else None
-    if form == "text":
-        return split_marks(check_text(part.get("text"), f"{field}.text"))
-    if form == "image":
-        image = next((part[key] for key in ("image", "path", "url") if part.get(key) is not None), None)
-        return [{"type": "image"} if image is None else {"type": "image", "image": image, "field": field}]
-    raise RowError(
-        f'{field} must be {{"type": "text", "text": …}} or {{"type": "image", "image": …}}, '
-        f"not {form or json_type(part)}"
-    )
 
 
 def _record_images(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -261,11 +211,14 @@ def _record_images(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(fields[0], value)]
 
 
-def _place_images(turns: list[Turn], images: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+def _place_images(turns: list[Turn], images: list[tuple[str, Any]], told: Told) -> list[tuple[str, Any]]:
     """All images in the order of their parts.
 
-    Where the turns have no image part at all, it puts parts for the images before the first user text.
+    Where the turns have no image part at all, it takes other programs' marks, or puts parts for the images
+    before the first user text.
     """
+    if not any(part["type"] == "image" for turn in turns for part in turn.parts):
+        _take_other_marks(turns, len(images), told)
     parts = [part for turn in turns for part in turn.parts if part["type"] == "image"]
     if not parts:
         first = next(turn for turn in turns if turn.role == "user")
@@ -283,21 +236,25 @@ def _place_images(turns: list[Turn], images: list[tuple[str, Any]]) -> list[tupl
     ]
 
 
-def _check_turn(turn: Turn) -> None:
-    if turn.role != "user" and any(part["type"] == "image" for part in turn.parts):
-        raise RowError(
-            f"{turn.field} is a turn of the {turn.role} and holds an image: only user turns may show one"
-        )
-    if not turn.parts:
-        hint = "there is nothing to learn" if turn.role == "assistant" else "say or show something"
-        raise RowError(f"{turn.field} is empty: {hint}")
+def _take_other_marks(turns: list[Turn], images: int, told: Told) -> None:
+    """Turn the marks of other programs in user texts into image parts."""
+    texts = [part for turn in turns if turn.role == "user" for part in turn.parts]
+    rewritten = read_other_marks([part["text"] for part in texts], images)
+    if rewritten is None:
+        return
+    told.note(f"the mark {rewritten[1]} is read as {IMAGE_MARK}")
+    new_texts = iter(rewritten[0])
+    for turn in turns:
+        if turn.role == "user":
+            turn.parts[:] = [new for _ in list(turn.parts) for new in split_marks(next(new_texts))]
 
 
 def _plain(part: Part) -> Part:
     return {"type": "image"} if part["type"] == "image" else part
 
 
-def _image(value: Any, field: str, rules: ImageRules) -> str | bytes:
+def _image(value: Any, field: str, rules: ImageRules) -> ImagePlace | bytes:
+    """An image's place, or its content."""
     if isinstance(value, Mapping):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
         if value is None:
@@ -306,7 +263,7 @@ def _image(value: Any, field: str, rules: ImageRules) -> str | bytes:
         return value
     if not isinstance(value, str):
         raise RowError(f"{field} must be a path or bytes, not {json_type(value)}")
-    return rules.resolve(value)
+    return rules.locate(value)
 
 
 def _resemblance(record: Mapping[str, Any]) -> str:

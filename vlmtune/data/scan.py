@@ -8,12 +8,14 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from vlmtune.compat.datasets import fingerprint_of
+from vlmtune.data.columns import unread_columns
 from vlmtune.data.formats import Piece, open_file
-from vlmtune.data.frames import scan_frames
-from vlmtune.data.hub_datasets import load_dataset
+from vlmtune.data.frames import find_name, scan_frames
+from vlmtune.data.hub_datasets import load_splits
 from vlmtune.data.image_paths import ImageRules
 from vlmtune.data.jsonfiles import BLOCK_BYTES, StrictDecoder, split_lines
 from vlmtune.data.records import REQUIRED
+from vlmtune.data.splits_given import split_of_name
 from vlmtune.errors import DataError
 from vlmtune.storage import absolute, filesystem, join, one_line, parent, scheme
 
@@ -76,14 +78,15 @@ def _scan_folder(whole: Piece, names: list[str]) -> list[Piece]:
     if {"dataset_info.json", "state.json"} <= set(names) or "dataset_dict.json" in names:
         return _scan_dataset(replace(whole, format="saved"))
     files = sorted(
-        name for name in names if _suffix(name) in FORMAT_OF_SUFFIX and not name.startswith((".", "_"))
+        name for name in names if _suffix(name) in FORMAT_OF_SUFFIX and not name.startswith((".", "_", "~"))
     )
-    if "messages.txt" in names and files:
+    messages = find_name(names, "messages.txt")
+    if messages and files:
         raise DataError(
             f"{shown} holds both messages.txt and {files[0]}: give the one to read its own folder"
         )
-    if "messages.txt" in names:
-        return _scan_frames(whole)
+    if messages:
+        return _scan_frames(whole, names)
     if "frames" in names and not files:
         raise DataError(
             f"{shown} has frames/ but no messages.txt: "
@@ -93,7 +96,11 @@ def _scan_folder(whole: Piece, names: list[str]) -> list[Piece]:
         raise DataError(
             f"{shown} holds {_listed(names)}, no data that is understood. Understood: {UNDERSTOOD}"
         )
-    pieces = [piece for name in files for piece in _scan_file(_inside(whole, name))]
+    pieces = [
+        piece
+        for name in files
+        for piece in _scan_file(_inside(replace(whole, split=split_of_name(name)), name))
+    ]
     first_of_format = {piece.format: piece.shown for piece in reversed(pieces)}
     if len(first_of_format) > 1:
         mixed = " and ".join(sorted(first_of_format.values()))
@@ -152,25 +159,34 @@ def _parses(line: bytes) -> bool:
     return True
 
 
-def _scan_frames(whole: Piece) -> list[Piece]:
-    dialogues, frames = scan_frames(whole.path, whole.shown, whole.group_by)
+def _scan_frames(whole: Piece, names: list[str]) -> list[Piece]:
+    found = scan_frames(whole.path, whole.shown, whole.group_by, names)
     rules = replace(whole.rules, root=whole.path)
-    piece = replace(whole, format="frames", rules=rules, dialogues=dialogues)
-    return [
-        replace(piece, frames=tuple(frames[first : first + FRAMES_PER_PIECE]))
-        for first in range(0, len(frames), FRAMES_PER_PIECE)
+    piece = replace(
+        whole,
+        format="frames",
+        rules=rules,
+        dialogues=found.dialogues,
+        images=found.images,
+        split_column=found.split_column,
+    )
+    pieces = [
+        replace(piece, frames=tuple(found.frames[first : first + FRAMES_PER_PIECE]))
+        for first in range(0, len(found.frames), FRAMES_PER_PIECE)
     ]
+    return [replace(pieces[0], notes=found.notes, unused=found.unused), *pieces[1:]]
 
 
 def _scan_parquet(whole: Piece) -> list[Piece]:
     with open_file(whole.path) as file, pq.ParquetFile(file) as table:
         _check_columns(table.schema_arrow.names, whole)
         sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+        unused = unread_columns(table.schema_arrow, whole.group_by, sum(sizes), whole.shown)
     if not sum(sizes):
         raise DataError(f"{whole.shown} has no rows: nothing to learn from")
     firsts = accumulate(sizes, initial=0)
     return [
-        replace(whole, format="parquet", start=group, first=first)
+        replace(whole, format="parquet", start=group, first=first, unused=() if group else unused)
         for group, first in zip(range(len(sizes)), firsts, strict=False)
     ]
 
@@ -205,15 +221,25 @@ def _scan_hub(whole: Piece, image_root: str | None) -> list[Piece]:
 
 
 def _scan_dataset(whole: Piece) -> list[Piece]:
-    data = load_dataset(whole.path, whole.shown, from_hub=whole.format == "hub")
-    _check_columns(data.column_names, whole)
-    if not len(data):
+    splits, notes = load_splits(whole.path, whole.shown, from_hub=whole.format == "hub")
+    pieces = []
+    for name, data in splits.items():
+        _check_columns(data.column_names, whole)
+        unused = unread_columns(data.features.arrow_schema, whole.group_by, len(data), whole.shown)
+        of_split = replace(whole, dataset_split=name, split=split_of_name(name), version=fingerprint_of(data))
+        pieces += [
+            replace(
+                of_split,
+                start=start,
+                stop=min(start + ROWS_PER_PIECE, len(data)),
+                first=start,
+                unused=() if start else unused,
+            )
+            for start in range(0, len(data), ROWS_PER_PIECE)
+        ]
+    if not pieces:
         raise DataError(f"{whole.shown} has no rows: nothing to learn from")
-    whole = replace(whole, version=fingerprint_of(data))
-    return [
-        replace(whole, start=start, stop=min(start + ROWS_PER_PIECE, len(data)), first=start)
-        for start in range(0, len(data), ROWS_PER_PIECE)
-    ]
+    return [replace(pieces[0], notes=notes), *pieces[1:]]
 
 
 def _check_columns(names: list[str], whole: Piece) -> None:

@@ -18,8 +18,9 @@ from vlmtune.model_ref import ModelRef
 if TYPE_CHECKING:
     from vlmtune.config.settings import Settings
 
-STORE_FORMAT = 5  # part of every key: raise it when a prepared row changes for the same data
-NOT_IN_KEY = ("model", "on_bad_row")  # the processor's own content stands for the model's name
+STORE_FORMAT = 6  # part of every key: raise it when a prepared row changes for the same data
+# The processor's own content stands for the model's name.
+NOT_IN_KEY = ("model", "on_bad_row", "max_bad_fraction")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class DataSource:
     test_fraction: float = 0.1
     seed: int = 42
     on_bad_row: str = "error"
+    max_bad_fraction: float = 0.05
+    given_splits: str = "use"
     allow_outside_paths: bool = False
     allow_remote_images: bool = False
     encoded: bool = True
@@ -84,6 +87,8 @@ class DataSource:
             test_fraction=data.test_fraction,
             seed=data.split_seed,
             on_bad_row=data.on_bad_row,
+            max_bad_fraction=data.max_bad_fraction,
+            given_splits=data.given_splits,
             allow_outside_paths=data.allow_outside_paths,
             allow_remote_images=data.allow_remote_images,
             encoded=not data.no_cache,

@@ -5,12 +5,14 @@ splits. Its split depends on the seed and the content alone.
 """
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from vlmtune.errors import DataError
 
 TRAIN, EVAL, TEST = "train", "eval", "test"
+GROUP = "group "  # begins the key of a --group_by value
+MIN_ROWS = 3
 
 
 def connected(keys: Sequence[Sequence[str]]) -> list[str]:
@@ -60,9 +62,42 @@ def split(groups: Sequence[str], *, eval_fraction: float, test_fraction: float, 
             filled += len(members[next_group])
     for name, fraction in ((TRAIN, 1.0), (EVAL, eval_fraction), (TEST, test_fraction)):
         if fraction > 0 and name not in splits:
+            count = f"{len(members)} group{'' if len(members) == 1 else 's'}"
             raise DataError(
-                f"{len(groups)} rows in {len(members)} groups of equal images or --group_by values "
-                f"leave no row for {name}: "
-                "give more data, or a smaller --eval_fraction or --test_fraction"
+                f"{len(groups)} rows in {count} of equal images or --group_by values leave no row for {name}"
             )
     return splits
+
+
+def describe_ties(keys: Sequence[Sequence[str]], images: Sequence[Sequence[str]]) -> str:
+    """Why so many rows are one group, and what helps.
+
+    Args:
+        keys: of each row, see `connected`: hashes of its images or question, then of its --group_by value.
+        images: paths of each row's images.
+    """
+    if len(keys) < MIN_ROWS:
+        return (
+            "three rows about different images are the least for train, eval and test; with "
+            "--test_fraction 0 and --eval_data_path, one is enough"
+        )
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row, row_keys in enumerate(keys):
+        for key in dict.fromkeys(row_keys):
+            rows_of[key].append(row)
+    key = max(rows_of, key=lambda name: len(rows_of[name]))
+    first = rows_of[key][0]
+    largest = max(Counter(connected(keys)).values())
+    way_out = "give --eval_data_path (with --test_fraction 0), or rows that share less"
+    if len(rows_of[key]) == 1:
+        return f"all groups are needed; {way_out}"
+    if key.startswith(GROUP):
+        tie = f"the --group_by value {key.removeprefix(GROUP)!r} is in {len(rows_of[key])} rows"
+    elif images[first]:
+        place = images[first][min(list(keys[first]).index(key), len(images[first]) - 1)]
+        tie = f"they share images, such as {place} in {len(rows_of[key])} rows"
+    elif any(images):
+        tie = "they share images"
+    else:
+        tie = f"{len(rows_of[key])} rows ask the same"
+    return f"{largest} rows stay together, because {tie}; {way_out}"

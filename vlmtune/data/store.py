@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby, islice
 from types import NoneType
@@ -101,6 +101,9 @@ class StoreMeta:
     Attributes:
         key: names the data, processor and options that the store was made of; see `source.fingerprint`.
         problem: why its rows cannot be trained on, bad rows apart; None if they can.
+        unlabelled: those bad rows that are frames without a label row.
+        unused: fields, columns and attributes of turns that nothing uses, with the rows that have them.
+        notes: what was read in another way than it stands, with the rows; 0 if the note is on all the data.
         encoded: it holds token ids and pixels. False: rows as they were read (`Store.records`).
     """
 
@@ -111,6 +114,9 @@ class StoreMeta:
     bad_rows: int
     problem: str | None
     encoded: bool
+    unlabelled: int = 0
+    unused: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "inputs": self.inputs.to_dict()}
@@ -173,16 +179,31 @@ class Store:
             known = pq.read_table(f"{inner}/images.parquet", filesystem=fs).to_pydict()
         return file_states(known["path"]) == list(zip(known["path"], known["state"], strict=True))
 
-    def unusable_reason(self, on_bad_row: str, *, list_rows: bool = True) -> str | None:
+    def unusable_reason(
+        self, on_bad_row: str, max_bad_fraction: float = 1.0, *, list_rows: bool = True
+    ) -> str | None:
         """Why these rows must not be used with `on_bad_row` "error" or "skip", in one line; None if they may.
 
         Args:
+            max_bad_fraction: the largest share of the rows that "skip" may leave out. Frames without a label
+                row do not count: nobody called them rows.
             list_rows: name the first bad rows with their reasons.
         """
-        if not self.meta.bad_rows or (on_bad_row == "skip" and self.meta.rows):
+        bad = self.meta.bad_rows
+        if not bad:
             return self.meta.problem
-        bad = self._bad_rows_message(list_rows)
-        return bad if self.meta.rows else f"{self.meta.problem}; {bad}"
+        if on_bad_row != "skip":
+            reason = self._bad_rows_message(list_rows, "; --on_bad_row skip goes on without them")
+            return reason if self.meta.rows else self._bad_rows_message(list_rows, "")
+        if not self.meta.rows:
+            return f"{self.meta.problem}; {self._bad_rows_message(list_rows, '')}"
+        counted = bad - self.meta.unlabelled
+        if counted > max_bad_fraction * (self.meta.rows + counted):
+            return self._bad_rows_message(
+                list_rows,
+                f", more than --max_bad_fraction {max_bad_fraction:g}; repair them, or give a larger one",
+            )
+        return self.meta.problem
 
     def bad_rows(self) -> Iterator[dict[str, str]]:
         """The rows that were left out, as {"source", "reason", "kind"}.
@@ -255,10 +276,10 @@ class Store:
             columns = file.read_row_group(group, use_threads=False).to_pydict()
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
-    def _bad_rows_message(self, list_rows: bool) -> str:
-        """One line: the first bad rows with their reasons, and the flag that skips them."""
+    def _bad_rows_message(self, list_rows: bool, way_out: str) -> str:
+        """One line: the first bad rows with their reasons, and the way out."""
         bad = self.meta.bad_rows
-        count = f"{bad} of {bad + self.meta.rows} rows are bad; --on_bad_row skip goes on without them"
+        count = f"{bad} of {bad + self.meta.rows} rows are bad{way_out}"
         if not list_rows:
             return count
         first = islice(self.bad_rows(), BAD_ROWS_IN_MESSAGE)

@@ -97,7 +97,7 @@ def evaluate_adapter(options: EvaluateOptions) -> EvaluateResult:
     split = options.split or ("all" if other_data else "test")
     if other_data and split == "all":
         # Nothing is held out, so that a small file can be evaluated too.
-        settings = settings.replace(eval_fraction=0, test_fraction=0)
+        settings = settings.replace(eval_fraction=0, test_fraction=0, given_splits="merge")
     folder = output.resolve_folder(settings.run.output_dir, in_job=in_ray_job())
     output.check_free(folder, overwrite=settings.run.overwrite, kind=output.EVALUATION)
     settings = with_absolute_paths(settings)
@@ -178,7 +178,9 @@ def _prepare_rows(settings: Settings) -> Store:
             f"{settings.data.data_path}: no row has a reference answer to compare with "
             f"({first['source']}: {first['reason']}); ray_jobs/predict.py answers rows without"
         )
-    if (reason := store.unusable_reason(settings.data.on_bad_row)) is not None:
+    if (
+        reason := store.unusable_reason(settings.data.on_bad_row, settings.data.max_bad_fraction)
+    ) is not None:
         raise DataError(reason)
     return store
 

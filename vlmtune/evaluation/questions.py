@@ -14,9 +14,10 @@ from typing import Any
 
 from pyarrow import fs
 
+from vlmtune.data.examples import load_images
 from vlmtune.data.formats import READERS, Piece
 from vlmtune.data.image_paths import RowError
-from vlmtune.data.images import ImageError, load_image
+from vlmtune.data.images import ImageError
 from vlmtune.data.input_format import InputFormat
 from vlmtune.data.records import conversation
 from vlmtune.data.scan import scan
@@ -135,10 +136,13 @@ def read_questions(
         try:
             if error is not None:
                 raise RowError(error)
-            messages, images = (
-                completed if isinstance(piece, ImageList) else conversation(completed, piece.rules)
-            )
-            example = encoder.encode(messages, [load_image(image) for image in images])
+            if isinstance(piece, ImageList):
+                messages, images = completed
+                hints: dict[str, str] = {}
+            else:
+                found = conversation(completed, piece.rules)
+                messages, images, hints = found.messages, found.images, found.hints
+            example = encoder.encode(messages, load_images(images, hints))
         except (RowError, ImageError, EncodeError) as reason:
             error = str(reason)
         names = [image if isinstance(image, str) else None for image in images]

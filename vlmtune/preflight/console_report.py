@@ -1,5 +1,6 @@
 """The preflight's summary as one screen of text."""
 
+import textwrap
 from collections.abc import Iterable, Iterator
 from itertools import islice, zip_longest
 
@@ -8,9 +9,17 @@ from rich.text import Text
 
 from vlmtune.console import console_line
 from vlmtune.preflight.summary import RowGroups, Summary
-from vlmtune.preflight.wording import FORMAT_NAMES, counted, listed, short_source, verdict_words
+from vlmtune.preflight.wording import (
+    FORMAT_NAMES,
+    counted,
+    listed,
+    listed_all,
+    short_source,
+    verdict_words,
+)
 
 WIDTH = 100  # columns
+LINES = 4  # of a long reason
 BAD_KINDS = 4
 EXAMPLE_LINES = 6
 SEGMENT_ENDS = 90  # characters of a long text that are shown at either end
@@ -29,7 +38,8 @@ def console_report(summary: Summary, *, colour: bool) -> str:
     )
     with console.capture() as capture:
         for line in _data_lines(summary):
-            console.print(Text(printable(line)), no_wrap=True, overflow="ellipsis")
+            for part in wrapped(printable(line)):
+                console.print(Text(part), no_wrap=True, overflow="ellipsis")
         for text in _example(summary, console, colour):
             console.print(text, no_wrap=True, overflow="crop")
         for line in _run_lines(summary):
@@ -44,6 +54,15 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "⏎" if letter == "\n" else "�" for letter in text)
 
 
+def wrapped(line: str) -> list[str]:
+    """A line in parts of WIDTH columns, at most LINES of them; those after the first are indented."""
+    if len(line) <= WIDTH or line.startswith(INDENT) or "█" in line:
+        return [line]
+    return textwrap.wrap(
+        line, WIDTH, subsequent_indent=INDENT, max_lines=LINES, placeholder=" …", drop_whitespace=True
+    )
+
+
 def _data_lines(summary: Summary) -> Iterator[str]:
     yield console_line("Data", f"{summary.data_path}, for {summary.model}")
     images = counted(summary.images, "image")
@@ -53,6 +72,8 @@ def _data_lines(summary: Summary) -> Iterator[str]:
     rows = f"{counted(summary.rows, 'row')}, {counted(summary.turns, 'turn')}"
     yield console_line("Rows", f"{rows}, {images}{formats}")
     yield from _bad_rows(summary)
+    if summary.unused:
+        yield console_line("Not used", listed_all(summary.unused))
     repeats = "with the same images and texts"
     yield from _row_groups("Repeats", summary, summary.duplicates, repeats, " = ")
     conflicts = "with the same images and question, but different answers"
@@ -79,7 +100,8 @@ def _bad_rows(summary: Summary) -> Iterator[str]:
     yield console_line("Bad rows", f"{summary.bad_rows:,} of {summary.rows + summary.bad_rows:,}")
     for kind in kinds[:BAD_KINDS]:
         same_reason = len({reason for _, reason in kind.first}) == 1
-        yield f"{kind.count:>9,} {kind.first[0][1] if same_reason else kind.kind}"
+        more = "" if same_reason else f"; and {kind.count - 1:,} more of this kind"
+        yield f"{kind.count:>9,} {kind.first[0][1]}{more}"
         more = f", … {kind.count - len(kind.first):,} more" if kind.count > len(kind.first) else ""
         yield f"{INDENT}  {', '.join(short_source(source, summary) for source, _ in kind.first)}{more}"
     if len(kinds) > BAD_KINDS:

@@ -22,6 +22,7 @@ from vlmtune.preflight.summary import (
     Summary,
     TokenSpread,
 )
+from vlmtune.preflight.wording import told
 from vlmtune.search.max_lengths import searched_max_lengths, usable_max_lengths
 
 USUAL_LENGTHS = (256, 512, 1024, 2048)
@@ -36,7 +37,9 @@ def training_problems(store: Store, settings: Settings) -> list[str]:
 
     Empty if it can.
     """
-    unusable = store.unusable_reason(settings.data.on_bad_row, list_rows=False)
+    unusable = store.unusable_reason(
+        settings.data.on_bad_row, settings.data.max_bad_fraction, list_rows=False
+    )
     too_long = length_problem(store, settings.training.max_length, settings.data.on_long_row)
     return [problem for problem in (unusable, too_long) if problem is not None]
 
@@ -80,7 +83,8 @@ def summarise(store: Store, settings: Settings, tokenizer: Any) -> Summary:
         epoch_rows=len(epoch_rows),
         epoch_tokens=int(np.minimum(tokens[epoch_rows], np.inf if max_length is None else max_length).sum()),
         epoch_answer_tokens=trained_tokens(store, epoch_rows, max_length),
-        notes=[*search_notes, *notes],
+        unused=store.meta.unused,
+        notes=[*told(store.meta.notes), *search_notes, *notes],
         problems=[*training_problems(store, settings), *search_problems],
     )
 
@@ -91,6 +95,8 @@ def _epoch_rows(store: Store, settings: Settings) -> tuple[np.ndarray, list[str]
     notes = []
     if store.meta.bad_rows and settings.data.on_bad_row == "skip":
         notes.append(f"{store.meta.bad_rows} bad rows are left out")
+        if store.meta.unlabelled:
+            notes.append(f"{store.meta.unlabelled} of them are frames without a row in labels.csv")
     if settings.data.on_long_row != "skip":
         return train, notes
     max_length = settings.training.max_length

@@ -97,6 +97,7 @@ class Summary:
     Attributes:
         formats, image_formats: {name: number of rows or images}, the most common first.
         turns: of user and assistant, in all rows.
+        unused: fields, columns and attributes of turns that nothing uses, with the rows that have them.
         duplicates: rows with equal images and texts.
         contradictions: rows with equal images and question, but different answers.
         tokens: the spread of a row's tokens (`row`), and of its text's (`text`) and images' (`image`).
@@ -118,6 +119,7 @@ class Summary:
     image_formats: dict[str, int]
     bad_rows: int
     bad: list[BadRows]
+    unused: dict[str, int]
     duplicates: RowGroups
     contradictions: RowGroups
     sizes: ImageSizes | None

@@ -1,0 +1,47 @@
+"""Which columns of Parquet and Hugging Face datasets are read, and which are named as not used."""
+
+import pyarrow as pa
+
+from vlmtune.data.records import FIELDS
+from vlmtune.errors import DataError
+
+IMAGE_FIELDS = {"bytes", "path"}  # of the struct in which Hugging Face datasets keep an image
+
+
+def readable_columns(schema: pa.Schema, group_by: str | None) -> list[str]:
+    """The columns that rows are made of, and those of plain values, in which a row may name its image.
+
+    Lists, structs and bytes with other names are not read: they may be large.
+    """
+    return [field.name for field in schema if field.name in (*FIELDS, group_by) or not _is_large(field.type)]
+
+
+def unread_columns(
+    schema: pa.Schema, group_by: str | None, rows: int, shown: str
+) -> tuple[tuple[str, int], ...]:
+    """("field NAME", rows) of each column that is not read.
+
+    Raises:
+        DataError: one of them holds the images, and no other column does.
+    """
+    read = {*readable_columns(schema, group_by)}
+    unread = [field for field in schema if field.name not in read]
+    if not {"image", "images"} & set(schema.names):
+        for field in unread:
+            if _is_image(field.type):
+                raise DataError(
+                    f"{shown}: column {field.name!r} holds images, but is not read: "
+                    "call it 'image', or take it out"
+                )
+    return tuple((f"field {field.name}", rows) for field in unread)
+
+
+def _is_large(type_: pa.DataType) -> bool:
+    types = pa.types
+    return bool(types.is_nested(type_) or types.is_binary(type_) or types.is_large_binary(type_))
+
+
+def _is_image(type_: pa.DataType) -> bool:
+    if pa.types.is_list(type_) or pa.types.is_large_list(type_):
+        return _is_image(type_.value_type)
+    return pa.types.is_struct(type_) and {field.name for field in type_} == IMAGE_FIELDS
