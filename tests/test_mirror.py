@@ -25,6 +25,10 @@ TESTED_IN = {
     "evaluation/try_row.py": "model/test_causal.py",
     # Steps of preparing rows, whose result is the store.
     "data/ray_data.py": "data/test_prepare.py",
+    # Steps from a file to a row.
+    "data/dialogues.py": "data/test_frames.py",
+    "data/row_values.py": "data/test_records.py",
+    "data/turns.py": "data/test_records.py",
     "data/store_writer.py": "data/test_store.py",
     # Parts of the demo's drawings and tiny models.
     "demo/drawing.py": "demo/test_mall.py",

@@ -14,13 +14,13 @@ from vlmtune.config.settings import Settings
 from vlmtune.console import console_line
 from vlmtune.data.cache import prepare_store
 from vlmtune.data.lengths import fitting_rows
+from vlmtune.data.notes import note_lines, unused_line
 from vlmtune.data.source import DataSource
 from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError, DataError
 from vlmtune.model.base import check_model
 from vlmtune.model.lora import target_modules
-from vlmtune.preflight.wording import listed_all, told
 
 logger = logging.getLogger(__name__)
 
@@ -259,8 +259,8 @@ def prepare_rows(settings: Settings) -> Store:
     rows = f"{store.meta.rows} rows ({counts}), up to {longest} tokens{skipped}"
     logger.info(console_line("Data", f"{data.data_path}: {rows}"))
     if store.meta.unused:
-        logger.info(console_line("Not used", listed_all(store.meta.unused)))
-    for note in told(store.meta.notes):
+        logger.info(console_line("Not used", unused_line(store.meta.unused)))
+    for note in note_lines(store.meta.notes):
         logger.info(console_line("Note", note))
     tokens = store.column("tokens")[store.rows_of(TRAIN)]
     if max_length is not None and (shortened := int((tokens > max_length).sum())):

@@ -115,7 +115,10 @@ def test_bad_rows_are_refused_at_use_and_the_store_is_shared(
     reasons = r"gone/0\.jpg: there is no such file.*and 4 more"
     with pytest.raises(DataError, match=rf"{reasons} \({BAD} of {GOOD + BAD} rows are bad; --on_bad_row"):
         prepare_store(faulty, cache)
-    assert prepare_store(replace(faulty, on_bad_row="skip", max_bad_fraction=0.9), cache).folder == faulty_store.folder
+    assert (
+        prepare_store(replace(faulty, on_bad_row="skip", max_bad_fraction=0.9), cache).folder
+        == faulty_store.folder
+    )
     assert [row["source"].rpartition(":")[2] for row in faulty_store.bad_rows()] == [
         str(GOOD + 1 + number) for number in range(BAD)
     ]

@@ -40,6 +40,9 @@ def configure(faulty_data: Path, models: Path) -> Callable[..., Settings]:
 @pytest.fixture(scope="session")
 def summary(faulty_store: Store, configure: Callable[..., Settings], models: Path) -> Summary:
     settings = configure(
-        max_length=100, on_bad_row="skip", max_bad_fraction=0.9, search_space={"max_length": {"choice": [32, 100, 400]}}
+        max_length=100,
+        on_bad_row="skip",
+        max_bad_fraction=0.9,
+        search_space={"max_length": {"choice": [32, 100, 400]}},
     )
     return summarise(faulty_store, settings, ModelRef(str(models / "llava")).processor().tokenizer)

@@ -161,12 +161,17 @@ def test_training_rows_that_do_not_fit_are_a_problem_unless_skipped(
 ) -> None:
     train, required = faulty_store.rows_of(TRAIN), faulty_store.column("required")
     enough = int(required[train].max())
-    assert training_problems(faulty_store, configure(on_bad_row="skip", max_bad_fraction=0.9, max_length=enough)) == []
+    assert (
+        training_problems(faulty_store, configure(on_bad_row="skip", max_bad_fraction=0.9, max_length=enough))
+        == []
+    )
     assert len(rows_too_long(faulty_store, enough)) == len(rows_too_long(faulty_store, None)) == 0
     short = enough - 1
     long = rows_too_long(faulty_store, short).tolist()
     assert long == [row for row in train if required[row] > short] != []
-    (problem,) = training_problems(faulty_store, configure(on_bad_row="skip", max_bad_fraction=0.9, max_length=short))
+    (problem,) = training_problems(
+        faulty_store, configure(on_bad_row="skip", max_bad_fraction=0.9, max_length=short)
+    )
     assert f"max_length {short} " in problem
     assert f"{enough} keeps a word of each answer" in problem
     skipping = configure(on_bad_row="skip", max_bad_fraction=0.9, on_long_row="skip", max_length=short)

@@ -12,7 +12,7 @@ from vlmtune.errors import DataError
 # In this order, if several fit.
 IMAGE_COLUMNS = ("image", "file", "filename", "file_name", "frame", "path", "id")
 # Words in the name of a column that speak for it.
-IMAGE_WORDS = re.compile(r"image|img|file|frame|path|photo|picture|사진|이미지|파일|프레임", re.IGNORECASE)
+IMAGE_WORDS = re.compile(r"image|img|file|frame|path|photo|pic|사진|이미지|파일|프레임", re.IGNORECASE)
 INTEGER = re.compile(r"[0-9]{1,18}")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from vlmtune.data.image_paths import ImagePlace, ImageRules, RowError
 from vlmtune.data.marks import IMAGE_MARK, Part, read_other_marks, split_marks
-from vlmtune.data.row_values import Told, check_text, json_type
+from vlmtune.data.row_values import RowNotes, check_text, json_type
 from vlmtune.data.splits_given import split_field
 from vlmtune.data.turns import Turn, check_order, check_turn, turn_list
 from vlmtune.data.unused import is_empty, unused_fields
@@ -94,26 +94,28 @@ def conversation(record: Any, rules: ImageRules, used: Sequence[str] = ()) -> Co
     """
     if not isinstance(record, Mapping):
         raise RowError(f"the row must be an object with named fields, not {json_type(record)}")
-    told = Told()
+    row_notes = RowNotes()
     form = _form(record)
-    turns = _turns(record, form, told)
+    turns = _turns(record, form, row_notes)
     check_order([(turn.field, turn.role) for turn in turns])
-    images = _place_images(turns, _record_images(record), told)
+    images = _place_images(turns, _record_images(record), row_notes)
     for turn in turns:
-        check_turn(turn, record, told)
+        check_turn(turn, record, row_notes)
     messages = [{"role": turn.role, "content": [_plain(part) for part in turn.parts]} for turn in turns]
     places = [_image(value, name, rules) for name, value in images]
     for place in places:
-        told.note(None if isinstance(place, bytes) else place.note)
+        row_notes.note(None if isinstance(place, bytes) else place.note)
     split = split_field(record)
     known = {*REQUIRED[form], *EXTRA_FIELDS[form], *used, "system", "image", "images"}
-    told.unused += unused_fields(record, known | ({split[0]} if split else set()), has_image=bool(images))
+    row_notes.unused += unused_fields(
+        record, known | ({split[0]} if split else set()), has_image=bool(images)
+    )
     return Conversation(
         messages,
         [place if isinstance(place, bytes) else place.path for place in places],
         split[1] if split else None,
-        tuple(told.unused),
-        tuple(told.notes),
+        tuple(row_notes.unused),
+        tuple(row_notes.notes),
         {place.path: place.hint for place in places if not isinstance(place, bytes) and place.hint},
         {
             place.path: str(value)
@@ -153,30 +155,30 @@ def _form(record: Mapping[str, Any]) -> str:
     return form
 
 
-def _turns(record: Mapping[str, Any], form: str, told: Told) -> list[Turn]:
+def _turns(record: Mapping[str, Any], form: str, row_notes: RowNotes) -> list[Turn]:
     if form == "instruction":
-        turns = _instruction(record, told)
+        turns = _instruction(record, row_notes)
     else:
-        turns = [turn for field in REQUIRED[form] for turn in turn_list(record[field], field, told)]
+        turns = [turn for field in REQUIRED[form] for turn in turn_list(record[field], field, row_notes)]
     if record.get("system") and turns[:1] and turns[0].role != "system":
         turns.insert(0, Turn("'system'", "system", split_marks(check_text(record["system"], "'system'"))))
     return [turn for turn in turns if turn.parts or turn.role != "system"]
 
 
-def _instruction(record: Mapping[str, Any], told: Told) -> list[Turn]:
-    question = _filled(record["instruction"], "'instruction'", told)
+def _instruction(record: Mapping[str, Any], row_notes: RowNotes) -> list[Turn]:
+    question = _filled(record["instruction"], "'instruction'", row_notes)
     extra = record.get("input")
-    if extra is not None and (extra := told.text(extra, "'input'")).strip():
+    if extra is not None and (extra := row_notes.text(extra, "'input'")).strip():
         question = f"{question}\n{extra}"
-    answer = _filled(record["output"], "'output'", told)
+    answer = _filled(record["output"], "'output'", row_notes)
     return [
-        *_history(record.get("history"), told),
+        *_history(record.get("history"), row_notes),
         Turn("'instruction'", "user", split_marks(question, "'instruction'")),
         Turn("'output'", "assistant", split_marks(answer, "'output'")),
     ]
 
 
-def _history(value: Any, told: Told) -> list[Turn]:
+def _history(value: Any, row_notes: RowNotes) -> list[Turn]:
     """The earlier turns of Alpaca's `history`: [[question, answer], …]."""
     turns = []
     for number, pair in enumerate([] if is_empty(value) else value):
@@ -184,13 +186,13 @@ def _history(value: Any, told: Told) -> list[Turn]:
             raise RowError(f"history[{number}] must be a question and its answer: [question, answer]")
         for place, role in enumerate(("user", "assistant")):
             field = f"history[{number}][{place}]"
-            turns.append(Turn(field, role, split_marks(_filled(pair[place], field, told), field)))
+            turns.append(Turn(field, role, split_marks(_filled(pair[place], field, row_notes), field)))
     return turns
 
 
-def _filled(value: Any, field: str, told: Told) -> str:
+def _filled(value: Any, field: str, row_notes: RowNotes) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return told.text(value, field)
+        return row_notes.text(value, field)
     if not isinstance(value, str) or not value.strip():
         actual = "an empty one" if isinstance(value, str) else json_type(value)
         hint = ': write the word that is meant, such as "yes"' if isinstance(value, bool) else ""
@@ -211,14 +213,16 @@ def _record_images(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(fields[0], value)]
 
 
-def _place_images(turns: list[Turn], images: list[tuple[str, Any]], told: Told) -> list[tuple[str, Any]]:
+def _place_images(
+    turns: list[Turn], images: list[tuple[str, Any]], row_notes: RowNotes
+) -> list[tuple[str, Any]]:
     """All images in the order of their parts.
 
     Where the turns have no image part at all, it takes other programs' marks, or puts parts for the images
     before the first user text.
     """
     if not any(part["type"] == "image" for turn in turns for part in turn.parts):
-        _take_other_marks(turns, len(images), told)
+        _take_other_marks(turns, len(images), row_notes)
     parts = [part for turn in turns for part in turn.parts if part["type"] == "image"]
     if not parts:
         first = next(turn for turn in turns if turn.role == "user")
@@ -236,13 +240,13 @@ def _place_images(turns: list[Turn], images: list[tuple[str, Any]], told: Told) 
     ]
 
 
-def _take_other_marks(turns: list[Turn], images: int, told: Told) -> None:
+def _take_other_marks(turns: list[Turn], images: int, row_notes: RowNotes) -> None:
     """Turn the marks of other programs in user texts into image parts."""
     texts = [part for turn in turns if turn.role == "user" for part in turn.parts]
     rewritten = read_other_marks([part["text"] for part in texts], images)
     if rewritten is None:
         return
-    told.note(f"the mark {rewritten[1]} is read as {IMAGE_MARK}")
+    row_notes.note(f"the mark {rewritten[1]} is read as {IMAGE_MARK}")
     new_texts = iter(rewritten[0])
     for turn in turns:
         if turn.role == "user":

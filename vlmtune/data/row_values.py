@@ -7,7 +7,7 @@ from typing import Any
 from vlmtune.data.image_paths import RowError
 
 
-class Told:
+class RowNotes:
     """What people are told of one row."""
 
     def __init__(self) -> None:

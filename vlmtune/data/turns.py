@@ -7,7 +7,7 @@ from typing import Any
 
 from vlmtune.data.image_paths import RowError
 from vlmtune.data.marks import END_TOKEN, VIDEO_MARK, Part, split_marks
-from vlmtune.data.row_values import Told, check_text, json_type
+from vlmtune.data.row_values import RowNotes, check_text, json_type
 from vlmtune.data.unused import VIDEO_FIELDS, is_empty, unused_in_turn
 
 # In lower case; rows may write them in any case.
@@ -63,13 +63,13 @@ def check_order(turns: Sequence[tuple[str, str]]) -> None:
         )
 
 
-def turn_list(value: Any, field: str, told: Told) -> list[Turn]:
+def turn_list(value: Any, field: str, row_notes: RowNotes) -> list[Turn]:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise RowError(f"{field!r} must be a list of turns, not {json_type(value)}")
-    return [_turn(turn, f"{field}[{number}]", told) for number, turn in enumerate(value)]
+    return [_turn(turn, f"{field}[{number}]", row_notes) for number, turn in enumerate(value)]
 
 
-def _turn(turn: Any, field: str, told: Told) -> Turn:
+def _turn(turn: Any, field: str, row_notes: RowNotes) -> Turn:
     if not isinstance(turn, Mapping):
         raise RowError(f"{field} must be an object with a role and a text, not {json_type(turn)}")
     role_key, text_key = ("from", "value") if "from" in turn else ("role", "content")
@@ -81,13 +81,13 @@ def _turn(turn: Any, field: str, told: Told) -> Turn:
         raise RowError(f"{field}.{role_key} is {role!r}: calls of tools are not supported; take the row out")
     if not isinstance(role, str) or role.lower() not in ROLES:
         raise RowError(f"{field}.{role_key} is {role!r}: it must be one of {', '.join(ROLES)}")
-    told.unused += [name for name in unused_in_turn(turn, field) if name not in told.unused]
-    return Turn(field, ROLES[role.lower()], _parts(turn[text_key], f"{field}.{text_key}", told))
+    row_notes.unused += [name for name in unused_in_turn(turn, field) if name not in row_notes.unused]
+    return Turn(field, ROLES[role.lower()], _parts(turn[text_key], f"{field}.{text_key}", row_notes))
 
 
-def _parts(content: Any, field: str, told: Told) -> list[Part]:
+def _parts(content: Any, field: str, row_notes: RowNotes) -> list[Part]:
     if isinstance(content, int | float) and not isinstance(content, bool):
-        content = told.text(content, field)
+        content = row_notes.text(content, field)
     if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise RowError(f"{field} must be a string or a list of parts, not {json_type(content)}")
     if isinstance(content, str):
@@ -108,7 +108,7 @@ def _typed_part(part: Any, field: str) -> list[Part]:
     )
 
 
-def check_turn(turn: Turn, record: Mapping[str, Any], told: Told) -> None:
+def check_turn(turn: Turn, record: Mapping[str, Any], row_notes: RowNotes) -> None:
     if turn.role != "user" and any(part["type"] == "image" for part in turn.parts):
         raise RowError(
             f"{turn.field} is a turn of the {turn.role} and holds an image: only user turns may show one"
@@ -121,11 +121,11 @@ def check_turn(turn: Turn, record: Mapping[str, Any], told: Told) -> None:
         word = mark.group().strip()
         if any(not is_empty(record.get(name)) for name in VIDEO_FIELDS) or "|" in word:
             raise RowError(f"{turn.field} holds {word}: videos and sound are not read; save frames as images")
-        told.note(f"{word} stands in a question and is read as text")
+        row_notes.note(f"{word} stands in a question and is read as text")
     if turn.role == "assistant":
         if token := END_TOKEN.search(text):
-            told.note(
+            row_notes.note(
                 f"{token.group()}, an end token of some models, stands in an answer and is learnt as text"
             )
         if text.strip().lower() in NO_VALUE:
-            told.note(f"an answer is {text.strip()!r} and is learnt as this word")
+            row_notes.note(f"an answer is {text.strip()!r} and is learnt as this word")

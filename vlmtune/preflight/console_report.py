@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.text import Text
 
 from vlmtune.console import console_line
+from vlmtune.data.notes import unused_line
 from vlmtune.preflight.summary import RowGroups, Summary
 from vlmtune.preflight.wording import (
     FORMAT_NAMES,
     counted,
     listed,
-    listed_all,
     short_source,
     verdict_words,
 )
@@ -73,7 +73,7 @@ def _data_lines(summary: Summary) -> Iterator[str]:
     yield console_line("Rows", f"{rows}, {images}{formats}")
     yield from _bad_rows(summary)
     if summary.unused:
-        yield console_line("Not used", listed_all(summary.unused))
+        yield console_line("Not used", unused_line(summary.unused))
     repeats = "with the same images and texts"
     yield from _row_groups("Repeats", summary, summary.duplicates, repeats, " = ")
     conflicts = "with the same images and question, but different answers"

@@ -10,6 +10,7 @@ import numpy as np
 from vlmtune.config.settings import Settings
 from vlmtune.data.encoded_example import ANSWER, IMAGE, TEMPLATE, TEXT
 from vlmtune.data.lengths import length_problem, rows_too_long, trained_tokens
+from vlmtune.data.notes import note_lines
 from vlmtune.data.split import EVAL, TEST, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.errors import DataError
@@ -22,7 +23,6 @@ from vlmtune.preflight.summary import (
     Summary,
     TokenSpread,
 )
-from vlmtune.preflight.wording import told
 from vlmtune.search.max_lengths import searched_max_lengths, usable_max_lengths
 
 USUAL_LENGTHS = (256, 512, 1024, 2048)
@@ -84,7 +84,7 @@ def summarise(store: Store, settings: Settings, tokenizer: Any) -> Summary:
         epoch_tokens=int(np.minimum(tokens[epoch_rows], np.inf if max_length is None else max_length).sum()),
         epoch_answer_tokens=trained_tokens(store, epoch_rows, max_length),
         unused=store.meta.unused,
-        notes=[*told(store.meta.notes), *search_notes, *notes],
+        notes=[*note_lines(store.meta.notes), *search_notes, *notes],
         problems=[*training_problems(store, settings), *search_problems],
     )
 

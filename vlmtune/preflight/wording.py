@@ -31,11 +31,6 @@ def listed(counts: dict[str, int], names: dict[str, str] | None = None) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in count_of.items())
 
 
-def listed_all(counts: dict[str, int]) -> str:
-    """`field id (20 rows), field weight (3 rows)`."""
-    return ", ".join(f"{name} ({counted(count, 'row')})" for name, count in counts.items())
-
-
 def short_source(source: str, summary: Summary) -> str:
     """A row's place without the folder that the data is in."""
     return source.removeprefix(summary.data_path.rpartition("/")[0] + "/")
@@ -47,8 +42,3 @@ def verdict_words(summary: Summary) -> str:
         return "; and ".join(summary.problems)
     warning = few_rows_warning(summary.split[TEST])
     return f"ready; {warning}" if warning else "ready"
-
-
-def told(notes: dict[str, int]) -> list[str]:
-    """Notes on how data was read, each with the number of rows that it is about, if that is known."""
-    return [f"{text} ({counted(rows, 'row')})" if rows else text for text, rows in notes.items()]
