@@ -56,8 +56,8 @@ def test_other_marks_that_do_not_fit_the_images(tmp_path: Any) -> None:
 
 
 def test_an_image_that_the_text_names(tmp_path: Any) -> None:
-    (row,) = read(rows(tmp_path, "Picture 1: <img>a.png</img>\nHow many?", []))
-    assert row["messages"][0] == turn("user", "Picture 1: ", IMAGE, "\nHow many?")
+    (row,) = read(rows(tmp_path, "Image 1: <img>a.png</img>\nHow many?", []))
+    assert row["messages"][0] == turn("user", "Image 1: ", IMAGE, "\nHow many?")
     assert row["images"] == [str(tmp_path / "a.png")]
 
 

@@ -30,7 +30,7 @@ def test_fields_that_nothing_uses_are_named(tmp_path: Path) -> None:
         {"image_path": "images/1.jpg"},
         {"file_name": "1.WEBP"},
         {"photos": ["x.png", "y.png"]},
-        {"picture_file": {"path": "a.png"}},
+        {"pic_file": {"path": "a.png"}},
         {"img": "data:image/png;base64,AA=="},
         {"video": "clip.mp4"},
         {"audio": ["a.wav"]},
@@ -44,15 +44,15 @@ def test_a_row_is_not_trained_on_without_its_image(more: dict[str, Any], tmp_pat
 
 
 def test_attributes_of_turns(tmp_path: Path) -> None:
-    asked = {"role": "user", "content": "a", "name": "Kim"}
-    found = one(tmp_path, {"messages": [asked, {"role": "assistant", "content": "b", "weight": 1}]})
+    question = {"role": "user", "content": "a", "name": "Kim"}
+    found = one(tmp_path, {"messages": [question, {"role": "assistant", "content": "b", "weight": 1}]})
     assert (found["error"], found["unused"]) == (None, ("turn attribute name",))
     for more, reason in (
         ({"weight": 0}, "messages[1].weight is 0: every assistant turn is trained on"),
         ({"loss": False}, "messages[1].loss is False"),
         ({"tool_calls": [{"id": 1}]}, "messages[1].tool_calls: calls of tools are not supported"),
     ):
-        row = {"messages": [asked, {"role": "assistant", "content": "b", **more}]}
+        row = {"messages": [question, {"role": "assistant", "content": "b", **more}]}
         assert reason in one(tmp_path, row)["error"]
 
 
