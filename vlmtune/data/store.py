@@ -72,6 +72,9 @@ META_TYPES: dict[str, tuple[type, ...]] = {
     "bad_rows": (int,),
     "problem": (str, NoneType),
     "encoded": (bool,),
+    "unlabelled": (int,),
+    "unused": (dict,),
+    "notes": (dict,),
 }
 
 
