@@ -21,6 +21,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from vlmtune.progress import Estimate
+
 LABEL_WIDTH = 10  # columns of the label, with the space after it: "Dashboard " is the longest
 # Ray warns of more Python processes than CPUs. vlmtune starts more on purpose: most of them wait.
 RAY_WORKER_WARNING = "PYTHON worker processes have been started"
@@ -96,18 +98,21 @@ class StepPrinter:
 
     def __init__(self) -> None:
         self.last = 0.0  # when a training step was printed, in seconds
+        self.estimate = Estimate()
 
     def __call__(self, logs: dict[str, Any]) -> None:
         if "note" in logs:
             say(logs["note"])
             return
         step = f"step {int(logs['step'])}/{int(logs['max_steps'])}"
+        left = self.estimate.text(logs["step"], logs["max_steps"])
+        left = f"  {left}" if left else ""
         if "eval_loss" in logs:
-            say(f"{step}  eval_loss {logs['eval_loss']:.4f}")
+            say(f"{step}  eval_loss {logs['eval_loss']:.4f}{left}")
         elif "loss" in logs and time.monotonic() - self.last >= SECONDS_BETWEEN_LINES:
             self.last = time.monotonic()
             rate = f"  {logs['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in logs else ""
-            say(f"{step}  loss {logs['loss']:.4f}  learning_rate {logs['learning_rate']:.3g}{rate}")
+            say(f"{step}  loss {logs['loss']:.4f}  learning_rate {logs['learning_rate']:.3g}{rate}{left}")
 
 
 class TrialTable:
@@ -121,6 +126,7 @@ class TrialTable:
     ) -> None:
         self.names, self.metric, self.sign = names, metric, 1 if mode == "min" else -1
         self.rows: dict[int, dict[str, Any]] = {}
+        self.footer = ""  # how far the search is
         self.console = console or Console()
         self.live = Live(console=self.console, refresh_per_second=2) if self.console.is_terminal else None
         if self.live is not None:
@@ -137,6 +143,14 @@ class TrialTable:
             self.live.update(self.table(self.console.height - 3))
         else:
             say(self.line(number, with_values=is_new))
+
+    def progress(self, text: str) -> None:
+        """Show how far the search is: under the live table, elsewhere as a line."""
+        self.footer = text
+        if self.live is not None:
+            self.live.update(self.table(self.console.height - 4))
+        else:
+            say(text)
 
     def line(self, number: int, *, with_values: bool) -> str:
         """One line on a trial, with its searched values or without."""
@@ -181,7 +195,8 @@ class TrialTable:
             mark, style = ("* ", "bold green") if number == best else ("", "")
             table.add_row(f"{mark}{number}", row["state"], *values, step, *results, style=style)
         errors = (f"trial {number}: {self.rows[number]['error']}" for number in failed)
-        return Group(table, *(Text(error, overflow="ellipsis", no_wrap=True) for error in errors))
+        footer = [Text(self.footer)] if self.footer else []
+        return Group(table, *(Text(error, overflow="fold") for error in errors), *footer)
 
     def close(self) -> None:
         """Leave the whole table on the terminal."""

@@ -15,6 +15,8 @@ from vlmtune.hub import stay_offline_unless_reachable
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, ProcessorMixin
 
+TOKEN_PAGE = "https://huggingface.co/settings/tokens"
+
 
 @dataclass(frozen=True)
 class ModelRef:
@@ -133,14 +135,15 @@ def _explain(error: Exception, name: str, revision: str) -> str:
     if caused_by(GatedRepoError):
         page = f"https://huggingface.co/{name}"
         return (
-            f"{name} is gated: accept its licence on {page}, then log in with `hf auth login` or set HF_TOKEN"
+            f"{name} is gated: accept its licence on {page}, make a token on "
+            f"{TOKEN_PAGE}, then `hf auth login`, or set HF_TOKEN"
         )
     if caused_by(RevisionNotFoundError):
         return f"{name} has no revision {revision!r}: see the model's page for its branches, tags and commits"
     if caused_by(RepositoryNotFoundError):
         return (
             f"{name} is neither a folder nor a model on the Hub: check the spelling, or, if it is private, "
-            "log in with `hf auth login`"
+            f"make a token on {TOKEN_PAGE} and log in with `hf auth login`"
         )
     if caused_by(HFValidationError):
         return f"{name} is not there: no such folder, and no name of a model on the Hub (OWNER/MODEL)"

@@ -7,7 +7,7 @@ from typing import Any
 from vlmtune.cluster import Cluster
 from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
-from vlmtune.evaluation.adapter import TrainedAdapter
+from vlmtune.evaluation.adapter import TrainedAdapter, read_adapter_files
 from vlmtune.packed.packable import check_packable
 from vlmtune.packed.train_packed import run_packed
 from vlmtune.session import TRAINING, Session
@@ -29,12 +29,18 @@ class TrainResult:
             evaluation rows), `train_loss`, `step`, `max_steps`, `epoch`, `seconds`, `tokens_per_second`,
             `rows_per_second`, `peak_memory` (GB of 2**30 bytes), and others.
         curves_dir: folder of the TensorBoard events.
+        device: what it was trained on: "GPU" with its name if that is known here, or "CPU".
+        parameters: parameters of the base model with the adapter.
+        trainable_parameters: those of the adapter.
     """
 
     folder: str
     adapter: TrainedAdapter
     metrics: dict[str, Any]
     curves_dir: str
+    device: str = "CPU"
+    parameters: int = 0
+    trainable_parameters: int = 0
 
 
 def train_adapter(settings: Settings, progress: Progress) -> TrainResult:
@@ -51,8 +57,33 @@ def train_adapter(settings: Settings, progress: Progress) -> TrainResult:
     session.claim()
     outcome = train_with_runner(session.settings, session.store, session.folder, session.cluster, progress)
     save_adapter_folder(outcome.checkpoint, session.folder, session.settings, outcome.metrics, session.store)
-    adapter = TrainedAdapter(session.folder, session.settings.model.trust_remote_code)
-    return TrainResult(session.folder, adapter, outcome.metrics, f"{session.folder}/runs")
+    trainable = adapter_parameters(session.folder)
+    return TrainResult(
+        session.folder,
+        TrainedAdapter(session.folder, session.settings.model.trust_remote_code),
+        outcome.metrics,
+        f"{session.folder}/runs",
+        device_name(session),
+        trainable + sum(one.numel() for one in session.settings.model.ref.outline().parameters()),
+        trainable,
+    )
+
+
+def adapter_parameters(folder: str) -> int:
+    """Number of values in an adapter's tensors."""
+    from safetensors.torch import load
+
+    tensors = load(read_adapter_files(folder)["adapter_model.safetensors"])
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def device_name(session: Session) -> str:
+    """The device that workers train on: the GPU by its name if this machine has it."""
+    import torch
+
+    if not session.cluster.workers_use_gpu(session.settings.run.use_cpu):
+        return "CPU"
+    return f"GPU ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else "GPU"
 
 
 def check_runner(settings: Settings) -> None:

@@ -1,5 +1,6 @@
 """The console script: its commands, and what it does with anything else."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,21 @@ def test_every_command_has_help_under_both_names(name: str, capsys: pytest.Captu
         (["eval"], "error: --adapter is missing"),
         (["predict", "--adapter", "a", "--output_dir", "o"], "error: --data_path is missing"),
         (["export", "--adapter", "a", "--output_dir", "o"], "error: nothing to export"),
+        (["tune", "--lr", "1"], "error: --lr: this option is called --learning_rate"),
+        (
+            ["train", "--data_path", "no/such/rows.jsonl", "--model_name_or_path", "a/b"],
+            "error: no/such/rows",
+        ),
+        (["eval", "--adapter", "nowhere", "--output_dir", "o"], "error: nowhere is not an adapter"),
+        (["predict", "--adapter", "a", "--prompt", "?"], "error: --prompt: this option is called --question"),
+        (
+            ["tune", "--data_path", "tests", "--model_name_or_path", "a/b", "--metric", "eval_los"],
+            "error: --metric eval_los",
+        ),
+        (
+            ["tune", "--data_path", "tests", "--model_name_or_path", "a/b", "--output_dir", "docs"],
+            "error: --output_dir ",
+        ),
         (["inspect", "--nope"], "error: --nope: there is no such option"),
     ],
 )
@@ -68,7 +84,10 @@ try:
 finally:
     print([name for name in ("ray", "torch", "transformers", "trl", "peft") if name in sys.modules])
 """
+    before = os.times().children_user + os.times().children_system
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    seconds = os.times().children_user + os.times().children_system - before
+    assert seconds < 1.5, "a plain mistake costs under a second of CPU; half a second is for a busy machine"
     assert done.returncode == 2
     assert done.stderr.startswith(message) and len(done.stderr.splitlines()) == 1
     assert done.stdout == "[]\n"

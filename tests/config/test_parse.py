@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,8 +45,9 @@ def test_the_older_command_has_the_older_defaults() -> None:
 
 
 def test_flags_override_the_older_defaults_and_a_named_model_has_none_of_them() -> None:
-    assert parse(["--data_path", "d", "--lora_r", "4"]).lora.r == 4
-    assert parse(["--data_path", "d", "--load_in_4bit"]).model.base_quantization == "nf4"
+    older = ["--data_path", "d", "--output_dir", "o"]
+    assert parse([*older, "--lora_r", "4"]).lora.r == 4
+    assert parse([*older, "--load_in_4bit"]).model.base_quantization == "nf4"
     assert parse(BASE).lora.r == 16 != PRESET["lora_r"]
     assert parse(BASE).model.base_quantization == "none"
 
@@ -293,6 +295,10 @@ def test_a_wrong_command_line(argv: list[str], message: str, capsys: pytest.Capt
 def test_data_and_model_are_needed_except_to_resume(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--data_path: no data is given"):
         parse([])
+    with pytest.raises(ConfigError, match=r"^--model_name_or_path: no model is given; name the model"):
+        parse(["--data_path", "d"])
+    with pytest.raises(ConfigError, match=r"^--model_name_or_path: no model is given"):
+        parse(["--data_path", "d", "--output_dir", "o"], preset=False)
     with pytest.raises(ConfigError, match=r"run\.yaml: model_name_or_path is missing"):
         parse(["--config", write(tmp_path, "data_path: d\n")])
     assert parse(["--resume", "out"]).to_flags() == {"resume": "out"}
@@ -303,14 +309,27 @@ def test_data_and_model_are_needed_except_to_resume(tmp_path: Path) -> None:
         parse(["--resume", "out", "--config", config])
 
 
-def test_help_prints_every_option_but_the_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def shown_help(capsys: pytest.CaptureFixture[str], flag: str, *, search: bool) -> str:
     with pytest.raises(SystemExit) as left:
-        parse(["--help"], description="Trains an adapter.")
-    text = capsys.readouterr().out
+        parse([flag], description="Trains an adapter.", search=search)
     assert left.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_all_prints_every_option_but_the_refused_once(capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown_help(capsys, "--help_all", search=True)
     assert "Trains an adapter." in text
-    assert all((f"--{name} " in text) != (name in UNSUPPORTED) for name in flags())
-    assert all(f"--{alias} " in text for alias in ALIASES)
+    names = re.findall(r"^  --(\w+) ", text, flags=re.MULTILINE)
+    assert sorted(names) == sorted([*(name for name in flags() if name not in UNSUPPORTED), "config"])
+
+
+def test_help_is_short_and_shows_a_search_where_one_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    search, train = (shown_help(capsys, "--help", search=one) for one in (True, False))
+    assert "--num_samples INT" in search and "--num_samples" not in train
+    assert "--trial_runner" in train and "--adam_beta1" not in search
+    assert len(search.splitlines()) < 120 and max(map(len, search.splitlines())) <= 100
+    assert re.search(r"--lora_r INT +Rank of the adapter\. \(16\)", train)
+    assert "(auto: bfloat16 where the device" in train
 
 
 def test_arguments_are_checked_without_the_libraries() -> None:

@@ -122,7 +122,7 @@ def test_shipped_configs_hold_what_they_promise() -> None:
     )
     assert [llava.value(name) for name in names] == [1.4e-5, 8, 1.0, 1, None]
     llama = parse(["--config", str(ROOT / "configs/llama-3.2-11b-vision.yaml")])
-    older = parse(["--data_path", "data.jsonl"])
+    older = parse(["--data_path", "data.jsonl", "--output_dir", "out"])
     for name in PRESET:
         got, wanted = llama.value(name), older.value(name)
         assert got == wanted

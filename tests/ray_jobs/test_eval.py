@@ -52,7 +52,8 @@ def test_the_command_compares_adapter_and_base_on_rows_that_no_search_saw(
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
+    first, *lines = done.stdout.splitlines()
+    assert first == "Loading …"
     assert lines[0] == f"Model     {models / 'llava'} (nf4) + {adapters['llava']}"
     assert lines[1] == f"Data      {mall}: 6 rows (test)"
     assert [line.split()[0] for line in lines[4 : 4 + len(METRICS)]] == list(METRICS)

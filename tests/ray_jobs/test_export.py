@@ -48,16 +48,15 @@ def test_the_command_merges_llava_and_writes_the_state_dict(
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    merged, checked, adapter, vllm = done.stdout.splitlines()
+    loading, merged, checked, adapter, serve, upload = done.stdout.splitlines()
+    assert loading == "Loading …"
     out = tmp_path / "out"
     assert merged == f"Merged    {out}"
     assert checked.startswith("Checked   logits differ by ")
     assert "(tolerance 0.0001)" in checked
     assert adapter == f"Adapter   {out}/lora_adapter_state_dict.pt"
-    assert (
-        vllm
-        == f"vLLM      vllm serve {models / 'llava'} --enable-lora --lora-modules tuned={adapters['llava']}"
-    )
+    assert serve == f"Serve     vllm serve {out}", "what was written, not the adapter that it was made from"
+    assert upload == f"Upload    hf upload OWNER/NAME {out}"
 
     assert len({file.stat().st_mode for file in out.iterdir()}) == 1, (
         "others may read the weights as they may read the rest"
@@ -89,7 +88,7 @@ def test_mllama_trained_in_8_bits_merges_into_full_precision_and_vllm_does_not_t
     result = run("--adapter", adapters["mllama"], "--merge", "--output_dir", tmp_path / "out", "--use_cpu")
     lines = list(export_lines(result))
     assert lines[1].startswith("Checked   logits differ by ")
-    assert lines[-1].startswith("vLLM      would not take the adapter as it is: Llama-3.2-Vision left vLLM")
+    assert lines[-3].startswith("vLLM      would not take the adapter as it is: Llama-3.2-Vision left vLLM")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert "quantization_config" not in config
     assert config["dtype"] == "float32"

@@ -78,7 +78,8 @@ def test_it_reports_without_weights_or_network_and_warms_training(
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert requests == []
-    lines = done.stdout.splitlines()
+    first, *lines = done.stdout.splitlines()
+    assert first == "Loading …"
     assert len(lines) <= 45
     assert max(map(len, lines[:-1])) <= 100  # the last line is a path
     assert lines[1].startswith("Rows      48 rows, 96 turns, 48 images (24 different; JPEG)   frames folder")

@@ -29,7 +29,9 @@ from vlmtune.demo.instructions import write_instructions
 from vlmtune.errors import ConfigError, DataError, ModelError, ResourceError, UserError
 
 ROOT = Path(__file__).parents[2]
-LINE = re.compile(r"(Data {6}|Adapter {3}|Curves {4}| {10})\S|step \d+/\d+  (loss|eval_loss) \d")
+LINE = re.compile(
+    r"(Data {6}|Adapter {3}|Curves {4}|Trained {3}|Next {6}| {10})\S|step \d+/\d+  (loss|eval_loss) \d"
+)
 ADAPTER = "adapter_model.safetensors"
 
 
@@ -86,10 +88,17 @@ def test_the_older_command_runs_and_says_what_a_person_needs(
 ):
     folder, done = older
     assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
+    first, *lines = done.stdout.splitlines()
+    assert first == "Loading …"
     assert [line for line in lines if not LINE.match(line)] == []
     assert lines[0] == f"Data      {folder}/data.jsonl: 60 rows (48 train, 6 eval, 6 test), up to 69 tokens"
-    assert lines[-2:] == [f"Adapter   {folder}/out", f"Curves    tensorboard --logdir {folder}/out/runs"]
+    evaluate = f"python ray_jobs/eval.py --adapter {folder}/out --compare_base --output_dir {folder}/out-eval"
+    assert re.fullmatch(r"Trained   [\d,]+ of [\d,]+ parameters \([\d.]+ %\), on the CPU", lines[-4])
+    assert lines[-3:] == [
+        f"Adapter   {folder}/out",
+        f"Curves    tensorboard --logdir {folder}/out/runs",
+        f"Next      {evaluate}",
+    ]
     assert [line.split("  ")[0] for line in lines if "eval_loss" in line] == [
         f"step {step}/36" for step in (9, 18, 27, 36)
     ]
@@ -171,7 +180,7 @@ def test_config_yaml_repeats_the_run_from_anywhere(
         tmp_path, "--config", str(out / "config.yaml"), "--output_dir", "again", "--num_workers", "0"
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert [line for line in done.stdout.splitlines() if not LINE.match(line)] == []
+    assert [line for line in done.stdout.splitlines()[1:] if not LINE.match(line)] == []
     assert (tmp_path / "again" / ADAPTER).read_bytes() == (out / ADAPTER).read_bytes()
     assert content(out) == before
 
@@ -190,7 +199,7 @@ def test_the_older_command_without_its_model_says_how_to_get_it(tmp_path: Path):
         HF_HUB_OFFLINE="1",
         HF_HOME=str(tmp_path / "hub"),
     )
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (2, "Loading …\n")
     (line,) = done.stderr.splitlines()
     assert line.startswith(
         "error: meta-llama/Llama-3.2-11B-Vision-Instruct is neither a folder nor in the local cache"

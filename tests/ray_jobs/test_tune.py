@@ -114,11 +114,26 @@ def test_a_killed_search_leaves_no_process_and_goes_on_with_every_trial_counted_
     assert [(row["steps"]) for row in rows] == [steps, steps]
     assert rows[0]["learning_rate"] == 1e-3
     assert (folder / "best" / "adapter_model.safetensors").exists()
-    heads = ["Data", "Search", "Dashboard", "Test", "Best", "Values", "Adapter", "Report", "Table", "Curves"]
+    heads = [
+        "Data",
+        "Search",
+        "Dashboard",
+        "Cost",
+        "",
+        "Test",
+        "Best",
+        "Values",
+        "Adapter",
+        "Report",
+        "Table",
+        "Curves",
+    ]
     expected = [
         *(f"{head:<9} " for head in heads),
         "Trials    (2 complete$|packed, 1 at once|isolated, 1 at once)",
         "$",
+        "Loading …",
+        r"\d/2 trials",
         r"trial   [12]  (running|complete)  +(learning_rate|step) ",
     ]
     strange = [

@@ -54,7 +54,6 @@ def test_every_line_of_it(result: SearchResult) -> None:
         "Report    /out/report.html",
         "Table     /out/trials.parquet",
         "Curves    tensorboard --logdir /out/runs",
-        "Dashboard http://127.0.0.1:8265 (while Ray runs)",
     ]
 
 

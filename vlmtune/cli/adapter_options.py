@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, cast, get_args
 
 from vlmtune.config.flag_table import ALIASES, find_flag, read_values
+from vlmtune.config.help_text import first_sentence
+from vlmtune.config.synonyms import OF_ANSWERS, advice
 from vlmtune.errors import ConfigError, nearest
 from vlmtune.evaluation.metrics import METRICS
 from vlmtune.evaluation.options import (
@@ -43,12 +45,11 @@ class AdapterParser(argparse.ArgumentParser):
 
     def add_switch(self, group: Any, name: str, text: str) -> None:
         """Add a switch that is off by default to this parser or a group of it."""
-        group.add_argument(f"--{name}", f"--{name.replace('_', '-')}", action="store_true", help=text)
+        group.add_argument(f"--{name}", action="store_true", help=text)
 
     def add_new_tokens(self) -> None:
         self.add_argument(
             "--max_new_tokens",
-            "--max-new-tokens",
             type=_at_least_1,
             default=DEFAULT_NEW_TOKENS,
             help="Longest answer in tokens.",
@@ -57,15 +58,13 @@ class AdapterParser(argparse.ArgumentParser):
     def add_settings(self, *names: str) -> None:
         """Add settings of training by flag name."""
         for name in names:
-            flag = find_flag(name)
-            nargs: dict[str, Any] = {"nargs": "?", "const": "true"} if flag.kind == "bool" else {}
-            dashed = [f"--{name.replace('_', '-')}"] if "_" in name else []
+            option = find_flag(name)
+            nargs: dict[str, Any] = {"nargs": "?", "const": "true"} if option.kind == "bool" else {}
             self.add_argument(
                 f"--{name}",
-                *dashed,
-                metavar=flag.kind.upper(),
+                metavar=option.kind.upper(),
                 default=argparse.SUPPRESS,
-                help=flag.help.replace("%", "%%"),
+                help=first_sentence(option.help).replace("%", "%%"),
                 **nargs,
             )
             self.settings_flags.append(name)
@@ -78,10 +77,14 @@ class AdapterParser(argparse.ArgumentParser):
         Raises:
             ConfigError: an option is unknown or wrong, or --adapter or --output_dir is missing.
         """
-        parsed, unknown = self.parse_known_args(sys.argv[1:] if argv is None else list(argv))
+        given_words = sys.argv[1:] if argv is None else list(argv)
+        as_given = {with_underscores(word): word for word in given_words}
+        parsed, unknown = self.parse_known_args([*map(with_underscores, given_words)])
         if unknown:
-            first = unknown[0].partition("=")[0]
+            first = as_given.get(unknown[0], unknown[0]).partition("=")[0]
             word = first.lstrip("-").replace("-", "_")
+            if text := advice(word, {*vars(parsed), *self.settings_flags}, OF_ANSWERS):
+                raise ConfigError(f"{first}: {text}")
             known = ["adapter", *(name for name in vars(parsed)), *self.settings_flags]
             raise ConfigError(
                 f"{first}: this command has no such option{nearest(ALIASES.get(word, word), known)}"
@@ -97,6 +100,14 @@ class AdapterParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(re.sub(r"^argument (--\w+)\S*", r"\1:", message).replace("::", ":"))
+
+
+def with_underscores(word: str) -> str:
+    """A flag as the parser knows it: `--data-path=X` as `--data_path=X`; other words as they are."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}"
 
 
 def parse_evaluate(argv: Sequence[str] | None, description: str, prog: str) -> EvaluateOptions:

@@ -7,11 +7,15 @@ exits with 0 (done), 1 (a fault), 2 (a mistake in what was given) or 130 (Ctrl-C
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import vlmtune
+from vlmtune import output
 from vlmtune.cli.adapter_options import parse_evaluate, parse_export, parse_predict
+from vlmtune.cli.early_checks import check_output, check_paths
 from vlmtune.config.parse import parse
+from vlmtune.config.settings import Settings
 from vlmtune.console import StepPrinter, configure_console, console_line, say
 from vlmtune.errors import plain_user_errors
 
@@ -19,7 +23,9 @@ if TYPE_CHECKING:
     from vlmtune.evaluation.evaluate import EvaluateResult
     from vlmtune.evaluation.export import ExportResult
     from vlmtune.evaluation.predict import PredictResult
+    from vlmtune.single_run import TrainResult
 
+LOADING = "Loading …"  # the libraries take ten seconds and more
 TUNE_HELP = """Search for the best LoRA adapter.
 
 {prog} --config configs/demo.yaml [--any_flag value]
@@ -70,7 +76,11 @@ def tune(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/tune.py
     """
     configure_console()
     with plain_user_errors():
-        settings = parse(argv, description=TUNE_HELP.format(prog=prog), prog=prog)
+        settings = parse(argv, description=TUNE_HELP.format(prog=prog), prog=prog, search=True, preset=False)
+        if settings.run.resume is None:
+            check_new_run(settings)
+            check_search_settings(settings)
+        say(LOADING)
         result = vlmtune.search(settings)
         from vlmtune.search.summary import search_summary
 
@@ -82,9 +92,55 @@ def train(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/train.
     configure_console()
     with plain_user_errors("To resume: --resume with its --output_dir."):
         settings = parse(argv, description=TRAIN_HELP.format(prog=prog), prog=prog)
+        if settings.run.resume is None:
+            check_new_run(settings)
+        say(LOADING)
         result = vlmtune.train(settings, progress=StepPrinter())
-        say(console_line("Adapter", result.folder))
-        say(console_line("Curves", f"tensorboard --logdir {result.curves_dir}"))
+        for line in training_lines(result, prog):
+            say(line)
+
+
+def training_lines(result: "TrainResult", prog: str) -> Iterator[str]:
+    """What was trained, where it is, and the command that tells what it is worth."""
+    share = 100 * result.trainable_parameters / max(result.parameters, 1)
+    numbers = f"{result.trainable_parameters:,} of {result.parameters:,} parameters ({share:.2g} %)"
+    yield console_line("Trained", f"{numbers}, on the {result.device}")
+    yield console_line("Adapter", result.folder)
+    yield console_line("Curves", f"tensorboard --logdir {result.curves_dir}")
+    command = sibling(prog, "eval")
+    yield console_line(
+        "Next", f"{command} --adapter {result.folder} --compare_base --output_dir {result.folder}-eval"
+    )
+
+
+def sibling(prog: str, name: str) -> str:
+    """Another command, called as `prog` was: `vlmtune eval` or `python ray_jobs/eval.py`."""
+    return f"vlmtune {name}" if prog.startswith("vlmtune ") else f"python ray_jobs/{name}.py"
+
+
+def check_new_run(settings: Settings) -> None:
+    """Raises a UserError for a mistake in the paths of a new run."""
+    check_paths(settings)
+    if settings.run.storage_path is None:
+        check_output(settings.run.output_dir, overwrite=settings.run.overwrite)
+
+
+def check_search_settings(settings: Settings) -> None:
+    """Raises ConfigError for a mistake in the objective or the search space."""
+    from vlmtune.search.objectives import check_objectives
+    from vlmtune.search.space import Space
+
+    check_objectives(settings)
+    if settings.search.search_space is not None:
+        Space.parse(settings.search.search_space, settings)
+
+
+def check_adapter(folder: str) -> None:
+    """Raises ModelError for a local folder without a LoRA adapter."""
+    from vlmtune.model.lora import check_adapter_folder
+
+    if "://" not in folder:
+        check_adapter_folder(Path(folder))
 
 
 def evaluate(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/eval.py") -> None:
@@ -92,6 +148,13 @@ def evaluate(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/eva
     configure_console()
     with plain_user_errors():
         options = parse_evaluate(argv, EVALUATE_HELP.format(prog=prog), prog)
+        check_adapter(options.adapter)
+        check_output(
+            options.output_dir,
+            overwrite=bool(options.overrides.get("overwrite")),
+            kind=output.EVALUATION,
+        )
+        say(LOADING)
         from vlmtune.evaluation.evaluate import evaluate_adapter
 
         for line in evaluation_lines(evaluate_adapter(options)):
@@ -121,9 +184,14 @@ def predict(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/pred
     configure_console()
     with plain_user_errors("To resume: rerun the same command."):
         options = parse_predict(argv, PREDICT_HELP.format(prog=prog), prog)
+        check_adapter(options.adapter)
+        say(LOADING)
         from vlmtune.evaluation.predict import predict_rows
 
-        say(prediction_line(predict_rows(options)))
+        result = predict_rows(options)
+        if result.rows == 1 and not result.errors:
+            say(console_line("Answer", str(result.predictions()["answer"].iloc[0])))
+        say(prediction_line(result))
 
 
 def prediction_line(result: "PredictResult") -> str:
@@ -137,6 +205,11 @@ def export(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/expor
     configure_console()
     with plain_user_errors():
         options = parse_export(argv, EXPORT_HELP.format(prog=prog), prog)
+        check_adapter(options.adapter)
+        check_output(
+            options.output_dir, overwrite=bool(options.overrides.get("overwrite")), kind=output.EXPORT
+        )
+        say(LOADING)
         from vlmtune.evaluation.export import export_adapter
 
         for line in export_lines(export_adapter(options)):
@@ -150,6 +223,15 @@ def export_lines(result: "ExportResult") -> Iterator[str]:
         yield console_line("Checked", result.merge_check.text())
     if result.state_dict_file is not None:
         yield console_line("Adapter", result.state_dict_file)
+    if result.merge_check is not None:
+        if result.merged_command is None:
+            yield from (
+                console_line("vLLM", f"would not take the adapter as it is: {reason}")
+                for reason in result.vllm_refusals
+            )
+        yield console_line("Serve", result.merged_command or f"transformers loads {result.folder}")
+        yield console_line("Upload", f"hf upload OWNER/NAME {result.folder}")
+        return
     for reason in result.vllm_refusals:
         yield console_line("vLLM", f"would not take the adapter as it is: {reason}")
     if result.vllm_command is not None:
@@ -164,7 +246,9 @@ def inspect(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/insp
     own_parser.add_argument("--output_dir", "--output-dir")
     own, others = own_parser.parse_known_args(argv)
     with plain_user_errors():
-        settings = parse(others, description=INSPECT_HELP.format(prog=prog), prog=prog)
+        settings = parse(others, description=INSPECT_HELP.format(prog=prog), prog=prog, preset=False)
+        check_paths(settings)
+        say(LOADING)
         result = vlmtune.inspect(settings, output_dir=own.output_dir)
         from vlmtune.preflight.console_report import console_report
 

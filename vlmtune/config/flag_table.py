@@ -18,6 +18,7 @@ from vlmtune.config.options import (
     SearchSettings,
     TrainingSettings,
 )
+from vlmtune.config.synonyms import advice
 from vlmtune.config.trl_flags import TrlUnsupported
 from vlmtune.errors import ConfigError, nearest
 
@@ -71,6 +72,8 @@ def find_flag(name: str, label: str | None = None) -> Flag:
     """
     flag = flags().get(ALIASES.get(name, name))
     if flag is None:
+        if (text := advice(name, flags().keys() - UNSUPPORTED.keys())) is not None:
+            raise ConfigError(f"{label or name}: {text}")
         names = [known for known in flags() if known not in UNSUPPORTED] + list(ALIASES)
         raise ConfigError(f"{label or name}: there is no such option{nearest(name, names)}")
     return flag

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from vlmtune.config.flag_table import ALIASES, GROUPS, find_flag, flags, read_file, read_values
 from vlmtune.config.flags import Flag
+from vlmtune.config.help_text import help_text
 from vlmtune.config.settings import Settings, build
 from vlmtune.errors import ConfigError
 
@@ -24,30 +25,32 @@ PRESET: dict[str, Any] = {
     "lora_dropout": 0.05,
     "lora_target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
 }
-TITLES = {
-    "run": "run",
-    "data": "data",
-    "model": "base model",
-    "lora": "LoRA",
-    "training": "training",
-    "search": "search",
-}
 
 
-def parse(argv: Sequence[str] | None = None, *, description: str = "", prog: str | None = None) -> Settings:
+def parse(
+    argv: Sequence[str] | None = None,
+    *,
+    description: str = "",
+    prog: str | None = None,
+    search: bool = False,
+    preset: bool = True,
+) -> Settings:
     """Settings from a command line and the YAML file that its `--config` names; flags override the file.
 
-    Where neither a file nor a model is given, the settings in `PRESET` are used. `--help` prints and exits 0.
+    The older instruction-tuning command, `--data_path … --output_dir …` without a file or a model, has
+    settings of its own (`PRESET`). `--help` and `--help_all` print and exit 0.
 
     Args:
         argv: the arguments without the program's name; those of this process by default.
         description: first lines of the help.
         prog: the program as its user calls it, for the help.
+        search: whether the command searches: its help shows the options of a search.
+        preset: whether the command is the older one's successor.
 
     Raises:
         ConfigError: anything about the command line or the file is wrong, or no data or no model is named.
     """
-    parser = FlagParser(description, prog)
+    parser = FlagParser(description, prog, search=search)
     given, config = _split_command_line(list(sys.argv[1:] if argv is None else argv), parser)
     values = read_file(config) if config is not None else {}
     values |= read_values(given, "--")
@@ -57,52 +60,47 @@ def parse(argv: Sequence[str] | None = None, *, description: str = "", prog: str
         raise ConfigError(
             f"{other}: a run resumes with the settings that it was started with; give --resume alone"
         )
-    if config is None and "model_name_or_path" not in values and not resumed:
-        quantized = values.keys() & {"load_in_4bit", "load_in_8bit"}
-        preset = {name: value for name, value in PRESET.items() if not (name == "quantization" and quantized)}
-        values = preset | values
+    older = preset and config is None and {"data_path", "output_dir"} <= values.keys()
+    if older and "model_name_or_path" not in values and not resumed:
+        loads = values.keys() & {"load_in_4bit", "load_in_8bit"}
+        chosen = {name: value for name, value in PRESET.items() if not (name == "quantization" and loads)}
+        values = chosen | values
     settings = build(values)
     if settings.data.data_path is None and not resumed:
         raise ConfigError(
             "--data_path: no data is given; name a frames folder, a JSON, JSONL or Parquet file, or a dataset"
         )
     if settings.model.model_name_or_path is None and not resumed:
-        raise ConfigError(
-            f"{config}: model_name_or_path is missing; name the model to adapt, such as "
-            "llava-hf/llava-1.5-7b-hf"
+        missing = (
+            f"{config}: model_name_or_path is missing"
+            if config
+            else "--model_name_or_path: no model is given"
         )
+        raise ConfigError(f"{missing}; name the model to adapt, such as llava-hf/llava-1.5-7b-hf")
     return settings
 
 
 class FlagParser(argparse.ArgumentParser):
     """Cuts a command line into names and texts: `Flag.read` knows the types."""
 
-    def __init__(self, description: str, prog: str | None) -> None:
-        super().__init__(
-            prog=prog,
-            description=description,
-            allow_abbrev=False,
-            usage="%(prog)s [--config FILE] [--option value ...]",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+    def __init__(self, description: str, prog: str | None, *, search: bool) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False, add_help=False)
+        self.search = search
+        self.add_argument("-h", "--help", action=_Help, everything=False)
+        self.add_argument("--help_all", "--help-all", action=_Help, everything=True)
         self.add_argument(
             "--config",
             action="append",
-            metavar="FILE",
-            help="YAML file of options by name; flags override it.",
         )
         for group in GROUPS:
-            section = self.add_argument_group(TITLES[group]) if group in TITLES else self
-            for flag in flags().values():
-                if flag.group == group:
-                    _add_flag(section, flag, hidden=group == "unsupported")
+            for option in flags().values():
+                if option.group == group:
+                    _add_flag(self, option)
         for alias, name in ALIASES.items():
             nargs = "+" if flags()[name].kind == "list" else None
             self.add_argument(
                 f"--{alias}",
                 nargs=nargs,
-                metavar="...",
-                help=f"Older name of {name}.",
                 default=argparse.SUPPRESS,
             )
 
@@ -110,33 +108,42 @@ class FlagParser(argparse.ArgumentParser):
         raise ConfigError(re.sub(r"^argument (--\w+)\S*", r"\1:", message))
 
 
-def _add_flag(section: "argparse._ActionsContainer", flag: Flag, *, hidden: bool) -> None:
+class _Help(argparse.Action):
+    """Prints the help and exits 0."""
+
+    def __init__(self, option_strings: list[str], dest: str, *, everything: bool) -> None:
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0)
+        self.everything = everything
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        assert isinstance(parser, FlagParser)
+        usage = f"usage: {parser.prog} [--config FILE] [--option value ...]"
+        text = help_text(usage, parser.description or "", search=parser.search, everything=self.everything)
+        parser.exit(0, text)
+
+
+def _add_flag(parser: argparse.ArgumentParser, option: Flag) -> None:
     """Add an option's flag, also with dashes, and `--no_NAME` for a switch that can be on by default."""
-    names = [f"--{flag.name}"]
-    if "_" in flag.name:
-        names.append(f"--{flag.name.replace('_', '-')}")
-    shown = "auto" if flag.kind == "bool" and flag.default is None else flag.default
-    text = f"{flag.help} (default: {shown})".replace("%", "%%")
-    section.add_argument(
+    names = [f"--{option.name}"]
+    if "_" in option.name:
+        names.append(f"--{option.name.replace('_', '-')}")
+    parser.add_argument(
         *names,
-        dest=flag.name,
-        nargs={"bool": "?", "list": "+"}.get(flag.kind),
-        const=True if flag.kind == "bool" else None,
-        metavar=f"{{{','.join(flag.choices)}}}" if flag.choices else flag.kind.upper(),
+        dest=option.name,
+        nargs={"bool": "?", "list": "+"}.get(option.kind),
+        const=True if option.kind == "bool" else None,
         default=argparse.SUPPRESS,
-        help=argparse.SUPPRESS if hidden else text,
     )
-    if flag.kind == "bool" and (flag.optional or flag.default) and not hidden:
-        section.add_argument(
+    if option.kind == "bool" and (option.optional or option.default) and option.group != "unsupported":
+        parser.add_argument(
             *(
                 name.replace("--", "--no_" if "_" in name or name == names[0] else "--no-", 1)
                 for name in names
             ),
-            dest=flag.name,
+            dest=option.name,
             action="store_const",
             const=False,
             default=argparse.SUPPRESS,
-            help=argparse.SUPPRESS,
         )
 
 

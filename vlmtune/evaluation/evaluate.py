@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from vlmtune import output, storage
 from vlmtune.cluster import Cluster, connect, in_ray_job
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
-from vlmtune.console import console_line
+from vlmtune.console import SECONDS_BETWEEN_LINES, console_line
 from vlmtune.data.cache import find_or_make_store
 from vlmtune.data.examples import read_examples
 from vlmtune.data.source import DataSource
@@ -30,6 +31,7 @@ from vlmtune.evaluation.adapter import (
 from vlmtune.evaluation.generate import BatchBuilder
 from vlmtune.evaluation.metrics import AnsweredRow, MetricEstimate, estimates, with_number_rate
 from vlmtune.evaluation.options import EvaluateOptions
+from vlmtune.progress import Estimate
 from vlmtune.session import cache_folder, with_absolute_paths
 from vlmtune.storage import filesystem
 
@@ -136,7 +138,14 @@ def answer_store_rows(
     items = [
         {"rows": [int(row) for row in rows[start : start + size]]} for start in range(0, len(rows), size)
     ]
-    results = dict(answer_rows(job, items, read, cluster, rows=len(rows)))
+    results: dict[int, dict[str, Any]] = {}
+    estimate, last_logged = Estimate(), time.monotonic()
+    for row, result in answer_rows(job, items, read, cluster, rows=len(rows)):
+        results[row] = result
+        left = estimate.text(len(results), len(rows))
+        if left and time.monotonic() - last_logged >= SECONDS_BETWEEN_LINES:
+            last_logged = time.monotonic()
+            logger.info(f"{len(results):,} of {len(rows):,} rows answered, {left}")
     return [results[int(row)] for row in rows]
 
 

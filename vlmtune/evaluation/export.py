@@ -24,7 +24,7 @@ from vlmtune.evaluation.generate import BatchBuilder
 from vlmtune.evaluation.options import STATE_DICT_FILE, ExportOptions
 from vlmtune.model.base import load_base
 from vlmtune.model.lora import language_prefix, load_adapter
-from vlmtune.model.serving import DEFAULT_RANK, max_lora_rank, refusals
+from vlmtune.model.serving import DEFAULT_RANK, WITHOUT_LORA, max_lora_rank, refusals
 from vlmtune.model_ref import ModelRef
 from vlmtune.session import with_absolute_paths
 
@@ -68,6 +68,8 @@ class ExportResult:
         state_dict_file: the adapter's tensors for `torch.load`; None without `state_dict`.
         vllm_command: the command with which vLLM serves the adapter; None if vLLM does not take it.
         vllm_refusals: why vLLM does not take the adapter, if so.
+        merged_command: the command with which vLLM serves the merged model; None without `merge`, or if vLLM
+            does not take models of this type.
     """
 
     folder: str
@@ -75,6 +77,7 @@ class ExportResult:
     state_dict_file: str | None
     vllm_command: str | None
     vllm_refusals: tuple[str, ...]
+    merged_command: str | None = None
 
 
 def export_adapter(options: ExportOptions) -> ExportResult:
@@ -99,7 +102,11 @@ def export_adapter(options: ExportOptions) -> ExportResult:
     state_dict_file = write_state_dict(options.adapter, folder) if options.state_dict else None
     record = {"adapter": options.adapter, "base_model": settings.model.base_model, "merged": options.merge}
     storage.write_text(f"{folder}/export.yaml", yaml12.dump(record))
-    return ExportResult(folder, merge_check, state_dict_file, *vllm_serving(settings, options.adapter))
+    merged_command = None
+    if options.merge and settings.model.ref.config().model_type not in WITHOUT_LORA:
+        merged_command = f"vllm serve {folder}"
+    serving = vllm_serving(settings, options.adapter)
+    return ExportResult(folder, merge_check, state_dict_file, *serving, merged_command)
 
 
 def check_full_precision(base: ModelRef) -> None:

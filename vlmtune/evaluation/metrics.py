@@ -151,6 +151,9 @@ METRICS: dict[str, Metric] = {
     ),
 }
 
+# Metrics that need generated answers. Perplexity needs none: it is the exponential of eval_loss.
+ANSWER_METRICS = tuple(name for name in METRICS if name != "perplexity")
+
 
 def with_number_rate(names: Sequence[str]) -> list[str]:
     """The metrics, and `number_rate` if one of them takes an answer without a number for 0."""

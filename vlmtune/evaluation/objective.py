@@ -17,10 +17,7 @@ from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.split import EVAL
 from vlmtune.data.store import Store
 from vlmtune.evaluation.generate import ReadExamples, answers, reference
-from vlmtune.evaluation.metrics import METRICS, score, with_number_rate
-
-# Metrics that need generated answers. Perplexity needs none: it is the exponential of eval_loss.
-ANSWER_METRICS = tuple(name for name in METRICS if name != "perplexity")
+from vlmtune.evaluation.metrics import ANSWER_METRICS, score, with_number_rate
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def predict_rows(options: PredictOptions) -> PredictResult:
     else:
         logger.info(console_line("", "resuming: answers that are already written are kept"))
     images = sum(len(piece.paths) for piece in pieces if isinstance(piece, ImageList)) or None
-    write_parts(folder, answer_rows(job, items, read_piece, cluster, rows=images), job.models[0])
+    write_parts(folder, answer_rows(job, items, read_piece, cluster, rows=images), job.models[0], images)
     file, rows, errors = join_parts(folder, options.format)
     return PredictResult(folder, file, rows, errors)
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from vlmtune import storage
 from vlmtune.console import SECONDS_BETWEEN_LINES
 from vlmtune.evaluation.questions import QuestionRow
+from vlmtune.progress import Estimate
 from vlmtune.storage import PART, filesystem
 
 if TYPE_CHECKING:
@@ -51,13 +52,25 @@ def list_parts(folder: str) -> list[str]:
     return sorted(entry.path for entry in entries if entry.base_name.endswith(".jsonl"))
 
 
-def write_parts(folder: str, results: Iterator[tuple[QuestionRow, Any]], model: str) -> None:
+def progress_text(done: int, rows: int | None, estimate: Estimate) -> str:
+    """`120 of 800 rows answered, about 40 s left`; `rows` is None if their number is not known."""
+    if rows is None:
+        return f"{done:,} rows answered"
+    left = estimate.text(done, rows)
+    return f"{done:,} of {rows:,} rows answered" + (f", {left}" if left else "")
+
+
+def write_parts(
+    folder: str, results: Iterator[tuple[QuestionRow, Any]], model: str, rows: int | None = None
+) -> None:
     """Write a part after every ROWS_PER_PART rows or SECONDS_PER_PART seconds, and log the progress.
 
     Args:
         results: (row, result) in the order of the data, see `actors.answer_rows`.
         model: the name of the model whose answers are written.
+        rows: number of rows, if it is known.
     """
+    estimate = Estimate()
     lines: list[str] = []
     total, part_start, last_logged = 0, 0.0, 0.0
     last: QuestionRow | None = None
@@ -75,11 +88,12 @@ def write_parts(folder: str, results: Iterator[tuple[QuestionRow, Any]], model: 
         now = time.monotonic()
         if total == 1:  # from here on the models are loaded
             part_start = last_logged = now
+            estimate.left(1, rows or 1)
         if len(lines) >= ROWS_PER_PART or now - part_start >= SECONDS_PER_PART:
             write()
             part_start = now
         if now - last_logged >= SECONDS_BETWEEN_LINES:
-            logger.info(f"{total:,} rows answered")
+            logger.info(progress_text(total, rows, estimate))
             last_logged = now
     write()
 

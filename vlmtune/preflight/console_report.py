@@ -43,10 +43,21 @@ def console_report(summary: Summary, *, colour: bool) -> str:
         for text in _example(summary, console, colour):
             console.print(text, no_wrap=True, overflow="crop")
         for line in _run_lines(summary):
-            console.print(Text(printable(line)), no_wrap=True, overflow="ellipsis")
-        for text in _verdict(summary).wrap(console, WIDTH):
-            console.print(text)
+            _print_wrapped(console, Text(printable(line)))
+        for text in _verdict(summary).split("\n"):
+            _print_wrapped(console, text)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _print_wrapped(console: Console, text: Text) -> None:
+    """Print a line, and what does not fit into WIDTH below it, indented as the column of texts is."""
+    if len(text) <= WIDTH:
+        console.print(text, no_wrap=True)
+        return
+    first, *rest = text.wrap(console, WIDTH)
+    console.print(first, no_wrap=True)
+    for line in Text(" ").join(rest).wrap(console, WIDTH - len(INDENT)):
+        console.print(Text(INDENT) + line, no_wrap=True)
 
 
 def printable(text: str) -> str:

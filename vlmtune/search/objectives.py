@@ -2,8 +2,7 @@
 
 from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError, nearest
-from vlmtune.evaluation.metrics import METRICS
-from vlmtune.evaluation.objective import ANSWER_METRICS
+from vlmtune.evaluation.metrics import ANSWER_METRICS, METRICS
 
 # What every trial reports, beside the metric of answers that a search may be for.
 REPORTED_METRICS = (

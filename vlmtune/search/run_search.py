@@ -13,6 +13,7 @@ from vlmtune.evaluation.verdict import few_rows_warning
 from vlmtune.search.confirm import confirm, read_confirm
 from vlmtune.search.max_lengths import usable_max_lengths
 from vlmtune.search.objectives import check_objectives, objectives_of
+from vlmtune.search.search_progress import SearchProgress, expected_share
 from vlmtune.search.search_result import SearchResult
 from vlmtune.search.space import Space
 from vlmtune.search.trial_console import TrialConsole
@@ -25,6 +26,14 @@ from vlmtune.session import SEARCH, Session
 
 logger = logging.getLogger(__name__)
 
+# What is searched where the config has no search_space: the rank, with an alpha of twice the rank, and the
+# learning rate around those that LoRA is usually trained with.
+DEFAULT_SPACE = {
+    "lora_r": {"choice": [8, 16, 32]},
+    "lora_alpha": {"expr": "2 * lora_r"},
+    "learning_rate": {"loguniform": [2e-5, 1e-3]},
+}
+
 
 def run_search(settings: Settings) -> SearchResult:
     """Search, or resume an interrupted search (`settings.run.resume`), and write everything that was found.
@@ -35,6 +44,10 @@ def run_search(settings: Settings) -> SearchResult:
         SearchFailedError: no trial completed. The search can be resumed.
         SearchInterrupted: Ctrl-C. The search can be resumed.
     """
+    if settings.search.search_space is None and settings.run.resume is None:
+        settings = settings.replace(search_space=DEFAULT_SPACE)
+        text = ", ".join(f"{name} {entry}" for name, entry in DEFAULT_SPACE.items())
+        logger.info(console_line("Space", f"the default one, for want of a search_space: {text}"))
     session = Session.open(settings, SEARCH, check_search)
     session = replace(session, settings=judged_by_best(session.settings))
     settings, folder = session.settings, session.folder
@@ -47,7 +60,15 @@ def run_search(settings: Settings) -> SearchResult:
     session.claim()
     for line in (console_line("Trials", runner.description), *runner.notes):
         logger.info(line)
-    console = TrialConsole(space.names, settings.search.metric, settings.search.mode)
+    search = settings.search
+    share = expected_share(search.early_stopping, search.grace_period, search.reduction_factor)
+    console = TrialConsole(
+        space.names,
+        search.metric,
+        search.mode,
+        SearchProgress(len(space) if space.is_grid else search.num_samples, share),
+        "GPU" if session.cluster.workers_use_gpu(settings.run.use_cpu) else "CPU",
+    )
     # With Tune's own handler, Ctrl-C would look like the end of the search.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     try:

@@ -42,8 +42,6 @@ def _lines(result: SearchResult) -> Iterator[str]:
         yield console_line("Report", result.report_file)
     yield console_line("Table", result.table_file)
     yield console_line("Curves", f"tensorboard --logdir {result.curves_dir}")
-    if result.dashboard:
-        yield console_line("Dashboard", f"{result.dashboard} (while Ray runs)")
 
 
 def _best(result: SearchResult) -> str:

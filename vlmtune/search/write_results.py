@@ -15,7 +15,7 @@ from vlmtune.console import console_line
 from vlmtune.data.store import Store
 from vlmtune.errors import SearchFailedError, UserError
 from vlmtune.evaluation.adapter import TrainedAdapter
-from vlmtune.evaluation.objective import ANSWER_METRICS
+from vlmtune.evaluation.metrics import ANSWER_METRICS
 from vlmtune.search.comparison import BASELINE, RECIPE, Comparison, NoComparison, compare
 from vlmtune.search.confirm import Confirmed
 from vlmtune.search.first_points import recipe_values

@@ -1,0 +1,40 @@
+"""Mistakes that show before a heavy library is imported: each costs less than a second."""
+
+from pathlib import Path
+
+from vlmtune import output
+from vlmtune.config.settings import Settings
+from vlmtune.errors import ConfigError, DataError
+from vlmtune.storage import scheme
+
+DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".txt", ".zip"}
+
+
+def check_paths(settings: Settings) -> None:
+    """Raises a UserError if the data or the model of a run is not where it is said to be.
+
+    Only local paths are looked at; what may be a name on the Hub passes.
+    """
+    for flag, path in (("", settings.data.data_path), ("--eval_data_path ", settings.data.eval_data_path)):
+        if path is not None and not scheme(path) and looks_local(path) and not Path(path).exists():
+            raise DataError(f"{flag}{path.rstrip('/') or path}: no such file or folder")
+    model = settings.model.model_name_or_path
+    if model is not None and looks_local(model) and not Path(model).exists():
+        raise ConfigError(
+            f"{model} is not there: no such folder, and no name of a model on the Hub (OWNER/MODEL)"
+        )
+
+
+def check_output(folder: str, *, overwrite: bool, kind: output.FolderKind = output.RUN) -> None:
+    """Raises ConfigError if a local output folder is not free."""
+    if not scheme(folder):
+        output.check_free(str(Path(folder).absolute()), overwrite=overwrite, kind=kind)
+
+
+def looks_local(path: str) -> bool:
+    """Whether a name can only be a path: absolute, with a data file's suffix, or of several folders."""
+    return (
+        path.startswith(("/", "./", "../", "~"))
+        or Path(path).suffix.lower() in DATA_SUFFIXES
+        or path.rstrip("/").count("/") > 1
+    )

@@ -1,0 +1,117 @@
+"""The `--help` of the training commands: options in groups, each once, with its real default."""
+
+import re
+import textwrap
+from collections.abc import Sequence
+
+from vlmtune.config.flag_table import GROUPS, flags
+from vlmtune.config.flags import Flag
+
+WIDTH = 100  # columns
+TEXT_COLUMN = 36  # where descriptions begin
+TITLES = {
+    "run": "run",
+    "data": "data",
+    "model": "base model",
+    "lora": "LoRA",
+    "training": "training",
+    "search": "search",
+}
+# What `--help` shows; `--help_all` shows every option.
+COMMON = frozenset(
+    """
+    data_path eval_data_path eval_fraction test_fraction group_by image_root on_bad_row on_long_row question
+    output_dir num_workers storage_path overwrite resume use_cpu
+    model_name_or_path quantization dtype trust_remote_code
+    lora_r lora_alpha lora_dropout lora_target_modules lora_vision
+    learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps
+    max_length lr_scheduler_type warmup_steps weight_decay eval_steps gradient_checkpointing seed report_to
+    trial_runner
+    search_space num_samples max_concurrent_trials metric mode more_metrics time_budget_s refit confirm
+    """.split()  # noqa: SIM905  # fifty names read better so
+)
+OF_TRAIN = frozenset({"trial_runner"})  # the options of the search group that one run takes too
+
+
+def help_text(usage: str, description: str, *, search: bool, everything: bool) -> str:
+    """The whole text.
+
+    Args:
+        search: whether the command searches, so that the options of a search are its own.
+        everything: show every option, with its whole description.
+    """
+    parts = [
+        usage,
+        description.strip(),
+        _entry("--config FILE", "YAML file of options by name; flags override it."),
+    ]
+    for group in GROUPS:
+        if group not in TITLES:
+            continue
+        shown = [
+            option
+            for option in flags().values()
+            if option.group == group
+            and (everything or option.name in COMMON)
+            and (search or group != "search" or option.name in OF_TRAIN)
+        ]
+        if shown:
+            entries = [_entry(*_columns(option, everything=everything)) for option in shown]
+            parts.append("\n".join([f"{TITLES[group]}:", *entries]))
+    if not everything:
+        parts.append("--help_all shows every option, those of TRL and transformers too.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _columns(option: Flag, *, everything: bool) -> tuple[str, str]:
+    if option.choices and len(",".join(option.choices)) <= 40:
+        value = "{" + ",".join(option.choices) + "}"
+    else:
+        value = {"bool": "[true|false]", "list": "NAME ..."}.get(option.kind, option.kind.upper())
+    text, automatic = _without_default(option.help)
+    words = text if everything else first_sentence(text)
+    default = default_text(option, automatic)
+    return f"--{option.name} {value}", f"{words} ({default})" if default else words
+
+
+def first_sentence(text: str) -> str:
+    """A description up to its first full stop."""
+    return re.split(r"(?<=[a-z0-9)`])[.;](?= [A-Za-z`])", text, maxsplit=1)[0].rstrip(".") + "."
+
+
+def _without_default(text: str) -> tuple[str, str]:
+    """A description without its sentence "By default, …", and what that says."""
+    found = re.search(r"\s*By default,? (?P<what>[^.]+)\.|; auto: (?P<auto>[^.]+)\.", text)
+    if found is None:
+        return text, ""
+    rest = (text[: found.start()] + ("." if found["auto"] else "") + text[found.end() :]).strip()
+    return rest, found["what"] or found["auto"]
+
+
+def default_text(option: Flag, automatic: str) -> str:
+    """The default as a person types it: a value, or `auto: …` where vlmtune decides."""
+    default = option.default
+    if default is None or default == "auto":
+        return (
+            f"auto: {automatic}"
+            if automatic
+            else "auto"
+            if default == "auto" or option.kind == "bool"
+            else ""
+        )
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if isinstance(default, list):
+        return ",".join(map(str, default)) or "none"
+    shown = f"{default:g}" if isinstance(default, float) else str(default)
+    return f"{shown}; {automatic}" if automatic else shown
+
+
+def _entry(flag: str, text: str) -> str:
+    """A flag and its description in two columns."""
+    lines: Sequence[str] = textwrap.wrap(text, WIDTH - TEXT_COLUMN)
+    head = f"  {flag}"
+    if len(head) + 2 > TEXT_COLUMN:
+        return "\n".join([head, *(" " * TEXT_COLUMN + line for line in lines)])
+    first, *rest = lines or [""]
+    return "\n".join([f"{head:<{TEXT_COLUMN}}{first}", *(" " * TEXT_COLUMN + line for line in rest)])
