@@ -16,7 +16,8 @@ LAYERS = {
     "vlmtune.console": 1, "vlmtune.cluster": 1, "vlmtune.config": 2, "vlmtune.data": 3, "vlmtune.output": 4,
     "vlmtune.model": 5, "vlmtune.session": 6, "vlmtune.evaluation": 7, "vlmtune.training": 8,
     "vlmtune.packed": 9, "vlmtune.single_run": 10,
-    "vlmtune.search": 11, "vlmtune.preflight": 12, "vlmtune.api": 13, "vlmtune.cli": 14, "vlmtune.__main__": 15, "ray_jobs": 15,
+    "vlmtune.search": 11, "vlmtune.preflight": 12, "vlmtune.api": 13, "vlmtune.cli": 14,
+    "vlmtune.__main__": 15, "ray_jobs": 15,
 }  # fmt: skip
 # Every module's import imports these, but they import libraries only when their functions are called, which
 # tests/test_api.py holds.

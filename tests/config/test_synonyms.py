@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlmtune.config.flag_table import ALIASES, flag, flags
+from vlmtune.config.flag_table import ALIASES, find_flag, flags
 from vlmtune.config.limits import UNSUPPORTED
 from vlmtune.config.synonyms import OF_ANSWERS, SYNONYMS
 from vlmtune.errors import ConfigError
@@ -25,7 +25,7 @@ from vlmtune.errors import ConfigError
 )
 def test_the_right_name_is_told(typed: str, right: str) -> None:
     with pytest.raises(ConfigError, match=right):
-        flag(typed, f"--{typed}")
+        find_flag(typed, f"--{typed}")
 
 
 def test_every_synonym_leads_to_an_option_and_hides_none() -> None:
