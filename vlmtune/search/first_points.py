@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from random import Random
 from statistics import NormalDist
 from typing import Any
 
@@ -97,13 +96,12 @@ def trial_count(space: Space) -> int:
 class FirstPoints:
     """Points spread over a space, as Optuna's parameters.
 
-    They are an additive recurrence (M. Roberts' R sequence), shifted by the seed: each few of them are even
-    in every option.
+    They are a scrambled Sobol sequence: each few of them are even in every option.
 
     Attributes:
         distributions: of the space, by flag name.
         usual: the usual learning rate for the model; None if the width of the model is not known.
-        seed: of the shift.
+        seed: of the scrambling.
     """
 
     distributions: Mapping[str, Distribution]
@@ -112,13 +110,12 @@ class FirstPoints:
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """The parameters of a point, from 0."""
-        random = Random(self.seed)
-        root = 2.0
-        for _ in range(50):  # the root of x ** (options + 1) = x + 1
-            root = (1 + root) ** (1 / (len(self.distributions) + 1))
+        from torch.quasirandom import SobolEngine
+
+        sequence = SobolEngine(len(self.distributions), scramble=True, seed=self.seed)
+        shares = sequence.fast_forward(number).draw(1)[0].tolist()
         parameters = {}
-        for place, (name, one) in enumerate(self.distributions.items(), 1):
-            share = (random.random() + (number + 1) * root**-place) % 1
+        for share, (name, one) in zip(shares, self.distributions.items(), strict=True):
             if name == "learning_rate" and number % EVERYWHERE != EVERYWHERE - 1:
                 share = self._towards_usual(one, share)
             parameters[name] = at_share(one, share)
