@@ -17,7 +17,7 @@ from vlmtune.search.trial_results import PRUNED, TrialResult
 from vlmtune.search.trial_runners import TrialRunner
 from vlmtune.training.meter import EVALUATION_NUMBER
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(280)
 
 SETTINGS = Settings.from_flags({"seed": 7})
 
@@ -33,14 +33,23 @@ def machine() -> Iterator[None]:
 def made_runner() -> TrialRunner:
     """Its trials' loss is that of their rate, and worse the larger their seed; rate 2e-3 diverges."""
 
-    def run(config: dict[str, Any]) -> None:
-        values = config["point"]
-        loss = values["learning_rate"] * 100 + 0.1 * (values["seed"] - 7) * (values["learning_rate"] > 1e-3)
-        if values["learning_rate"] == 2e-3:
-            loss = math.nan
-        tune.report({"eval_loss": loss, "step": 8, "max_steps": 8, EVALUATION_NUMBER: 1})
+    class Trial(tune.Trainable):
+        def step(self) -> dict[str, Any]:
+            values = self.config["point"]
+            rate, later = values["learning_rate"], values["seed"] - 7
+            loss = math.nan if rate == 2e-3 else rate * 100 + 0.1 * later * (rate > 1e-3)
+            return {"eval_loss": loss, "step": 8, "max_steps": 8, EVALUATION_NUMBER: 1, "done": True}
 
-    return TrialRunner("packed", run, max_concurrent_trials=2, description="")
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self.config = new_config
+            return True
+
+        def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+            return {}
+
+        def load_checkpoint(self, checkpoint: Any) -> None: ...
+
+    return TrialRunner("packed", Trial, max_concurrent_trials=1, description="", reuse_actors=True)
 
 
 def trials(count: int = 12) -> list[TrialResult]:
