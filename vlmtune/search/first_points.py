@@ -160,6 +160,6 @@ def proposals_text(origins: Sequence[str]) -> str:
     if not by_model and len(origins) > STARTUP:
         text += (
             f"; all had begun before {STARTUP} had ended: a smaller --max_concurrent_trials lets the model "
-            "propose"
+            "propose (replayed searches with 4 at once ended half as far from the best as with 16)"
         )
     return text

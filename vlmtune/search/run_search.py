@@ -11,6 +11,7 @@ from vlmtune.data.split import TEST
 from vlmtune.errors import ConfigError, SearchInterrupted
 from vlmtune.evaluation.verdict import few_rows_warning
 from vlmtune.search.confirm import confirm, read_confirm
+from vlmtune.search.first_points import separate_recipe
 from vlmtune.search.max_lengths import usable_max_lengths
 from vlmtune.search.objectives import check_objectives, objectives_of
 from vlmtune.search.search_progress import SearchProgress, expected_share
@@ -121,6 +122,8 @@ def announce(settings: Settings, space: Space, cluster: Cluster) -> None:
     trials = (
         f"{len(space)} trials, a full grid" if space.is_grid else f"{search.num_samples} trials, Optuna TPE"
     )
+    if separate_recipe(space) is not None:
+        trials += " and one of the recipe beside them"
     stopping = ", ASHA early stopping" if search.early_stopping == "asha" else ""
     goal = ", ".join(f"{mode} {name}" for name, mode in objectives_of(settings).items())
     plural = "s" if search.more_metrics else ""
