@@ -67,6 +67,7 @@ CONTENDERS: dict[str, Contender] = {
     "Sobol": Contender(sobol, needs=math.inf),
     "TPE after 4 trials": Contender(tpe(4), needs=4),
     "GP after 4 trials": Contender(gp(4), needs=4),
+    "the default, misled by --warm_start": Contender(guided=True, misled=True),
     "guided all along": Contender(guided=True, startup=AS_MANY_AS_FIT),
     "guided, then TPE after 4": Contender(guided=True, startup=4),
     "guided, then TPE after 10": Contender(guided=True, startup=10),

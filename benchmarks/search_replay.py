@@ -18,12 +18,17 @@ from search_curves import CurveTask, TableTask
 from search_tasks import EVALUATIONS, SHORT, TARGETS
 
 from vlmtune.config.settings import Settings
-from vlmtune.search.first_points import MODEL, STARTUP
+from vlmtune.search.first_points import MODEL, STARTUP, at_share
 from vlmtune.search.isolated_trial import PROPOSAL, trial_values
 from vlmtune.search.sampler import TrialSearcher, make_tpe
 from vlmtune.search.space import Space
 from vlmtune.search.tuner import make_scheduler
+<<<<<<< HEAD
 from vlmtune.training.meter import EVALUATION_NUMBER
+=======
+from vlmtune.search.warm_start import SHARE_OF_TRIALS, EarlierTrials
+from vlmtune.training.meter import EVALUATION
+>>>>>>> e13b7c5 (Search replay: a search that another one misleads)
 
 Sampler = Callable[[int], optuna.samplers.BaseSampler]
 NEVER = {"early_stopping": "none"}
@@ -41,6 +46,7 @@ class Contender:
         guided: whether the learning rates of the first trials are drawn around the usual one, and the recipe
             is among them, as `FirstPoints` does.
         stopping: options of early stopping that differ from the defaults.
+        misled: whether an earlier search of another problem says that the lowest values are the best.
         share: of the steps; above 0, most trials are short runs with a whole schedule of their own, and the
             best of them are then run whole.
     """
@@ -50,6 +56,7 @@ class Contender:
     needs: float = 0
     guided: bool = False
     stopping: Mapping[str, Any] = field(default_factory=dict)
+    misled: bool = False
     share: float = 0.0
 
 
@@ -138,6 +145,7 @@ class Search:
                 seed=seed,
                 width=problem.width if contender.guided else None,
                 startup=startup if contender.guided else 0,
+                earlier=misleading(space, settings) if contender.misled else None,
             )
         stopping = contender.stopping if problem.stops else NEVER
         self.scheduler = make_scheduler(settings.replace(**stopping), space)
@@ -185,6 +193,13 @@ class Search:
                 if outcome.compute >= compute:
                     break
         return outcome
+
+
+def misleading(space: Space, settings: Settings) -> EarlierTrials:
+    """What an earlier search takes of the trials, with the lowest values of the space as its best."""
+    lowest = {name: at_share(one, 0.0) for name, one in space.distributions.items()}
+    count = max(1, settings.search.num_samples // SHARE_OF_TRIALS)
+    return EarlierTrials(points=[lowest] * count)
 
 
 def short_first(problem: Problem, contender: Contender, seed: int, *, compute: float) -> Outcome:
