@@ -23,12 +23,8 @@ from vlmtune.search.isolated_trial import PROPOSAL, trial_values
 from vlmtune.search.sampler import TrialSearcher, make_tpe
 from vlmtune.search.space import Space
 from vlmtune.search.tuner import make_scheduler
-<<<<<<< HEAD
-from vlmtune.training.meter import EVALUATION_NUMBER
-=======
 from vlmtune.search.warm_start import SHARE_OF_TRIALS, EarlierTrials
-from vlmtune.training.meter import EVALUATION
->>>>>>> e13b7c5 (Search replay: a search that another one misleads)
+from vlmtune.training.meter import EVALUATION_NUMBER
 
 Sampler = Callable[[int], optuna.samplers.BaseSampler]
 NEVER = {"early_stopping": "none"}
