@@ -42,6 +42,7 @@ TESTED_IN = {
     # Parts of a page that only show with the others.
     "search/report/answers.py": "search/report/test_page.py",
     "search/report/charts.py": "search/report/test_page.py",
+    "search/report/trial_table.py": "search/report/test_page.py",
     "search/report/coordinates.py": "search/report/test_page.py",
     "search/report/sections.py": "search/report/test_page.py",
     # Steps of a search that only a whole search reaches.

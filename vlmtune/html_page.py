@@ -69,6 +69,38 @@ figcaption { padding: 8px 12px 10px; font-size: 13px; overflow-wrap: anywhere; }
 }
 """
 
+# Scripts of the pages. They read what is on the page and hold no data themselves.
+SORT_SCRIPT = """<script>
+document.querySelectorAll("table.sortable th").forEach((head) => {
+  head.tabIndex = 0;
+  const sort = () => {
+    const table = head.closest("table"), column = head.cellIndex;
+    const order = head.dataset.order === "1" ? -1 : 1;
+    table.querySelectorAll("th").forEach((other) => delete other.dataset.order);
+    head.dataset.order = order;
+    const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
+    const rows = [...table.rows].slice(1).sort((a, b) => {
+      const [x, y] = [key(a), key(b)];
+      if (x === "" || y === "") return (x === "") - (y === "");
+      const [m, n] = [Number(x), Number(y)];
+      return order * (isNaN(m) || isNaN(n) ? x.localeCompare(y) : m - n);
+    });
+    rows.forEach((row) => row.parentNode.appendChild(row));
+  };
+  head.addEventListener("click", sort);
+  head.addEventListener("keydown", (event) => { if (event.key === "Enter") sort(); });
+});
+</script>"""
+FILTER_SCRIPT = """<script>
+document.getElementById("filter").addEventListener("input", (event) => {
+  const words = event.target.value.toLowerCase().split(/\\s+/).filter(Boolean);
+  document.querySelectorAll("tr[data-kind]").forEach((row) => {
+    const text = row.textContent.toLowerCase();
+    row.hidden = !words.every((word) => text.includes(word) || row.dataset.kind === word);
+  });
+});
+</script>"""
+
 
 def document(title: str, body: Iterable[str], *, style: str = "") -> str:
     """A whole page as HTML.

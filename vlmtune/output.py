@@ -19,7 +19,15 @@ RUN_FINISHED = ("metrics.json", "trials.parquet")
 # Everything else that a run writes there.
 RESULTS = (
     *("README.md", "adapter_config.json", "adapter_model.safetensors", "bad_rows.jsonl", "best"),
-    *("checkpoints", "report.html", "runs", "tune"),
+    *(
+        "checkpoints",
+        "report.html",
+        "runs",
+        "test_predictions.csv",
+        "test_predictions.html",
+        "test_predictions.parquet",
+        "tune",
+    ),
 )
 PREFLIGHT = ("preflight.html", "preflight.json")
 PROCESSOR = (  # the names under which transformers saves a processor and its tokenizer

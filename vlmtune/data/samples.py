@@ -25,13 +25,17 @@ Place = tuple[int, int]  # of a row: its piece, and its number in the piece
 
 @dataclass(frozen=True)
 class Sample:
-    """One row for people: its place, split and tokens, its turns as (role, text), its images as data URIs."""
+    """One row for people: its place, split and tokens, its turns as (role, text), its images as data URIs.
+
+    `names` are the file names of all its images; an image that is stored in the data file has none.
+    """
 
     source: str
     split: str
     tokens: int
     turns: list[tuple[str, str]]
     images: list[str]
+    names: tuple[str, ...] = ()
 
 
 def pick_samples(store: Store, pieces: Sequence[Piece]) -> list[Sample]:
@@ -74,6 +78,7 @@ def _sample(store: Store, row: int, raw_row: dict[str, Any]) -> Sample:
         tokens=int(store.column("tokens")[row]),
         turns=[(message["role"], _text(message["content"])) for message in raw_row["messages"]],
         images=[uri for reference in references if (uri := _thumbnail(reference)) is not None],
+        names=tuple(one.rstrip("/").rpartition("/")[2] for one in raw_row["images"] if isinstance(one, str)),
     )
 
 

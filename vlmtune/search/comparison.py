@@ -5,7 +5,7 @@ No trial trained on test rows, and the search did not choose by them.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,12 +40,21 @@ NO_TEST_ROWS = "the data has no test rows that a comparison with the base could 
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """One test row of the store with each model's answer, by BEST, BASELINE, RECIPE and BASE."""
+    """One test row of the store with each model's answer, by BEST, BASELINE, RECIPE and BASE.
+
+    Attributes:
+        source: where a person finds the row, such as `data.jsonl:3`.
+        group: the rows that stand in one split with it.
+        images: the file names of its images.
+    """
 
     row: int
     question: str
     reference: str
     answers: dict[str, str]
+    source: str = ""
+    group: str = ""
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,6 +187,11 @@ def compare(
     except (UserError, RayError) as error:
         return NoComparison(f"the test rows could not be answered: {failure_reason(str(error))}")
     groups = [str(group) for group in store.column("group")[rows]]
+    sources = [str(source) for source in store.column("source")[rows]]
+    compared = [
+        replace(row, source=source, group=group)
+        for row, source, group in zip(compared, sources, groups, strict=True)
+    ]
     return compare_answers(compared, groups, len(test_rows), seed)
 
 

@@ -1,6 +1,8 @@
 """Write what a search found: the best adapter, the comparison on test rows, the report page, the table."""
 
 import logging
+import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +24,8 @@ from vlmtune.search.first_points import recipe_values
 from vlmtune.search.objectives import objectives_of
 from vlmtune.search.refit import refit
 from vlmtune.search.report.charts import ReportTrials
-from vlmtune.search.report.page import report_page, thumbnails
+from vlmtune.search.report.page import report_page, shown_samples
+from vlmtune.search.report.predictions import write_predictions
 from vlmtune.search.report.report_data import SearchReport
 from vlmtune.search.search_result import SearchResult
 from vlmtune.search.space import Space
@@ -156,19 +159,34 @@ def write_report(
     """Write `report.html`."""
     store = session.store
     on_gpu = session.cluster.workers_use_gpu(chosen.run.use_cpu)
+    samples = shown_samples(comparison, store, chosen)
     report = SearchReport(
         settings=chosen,
         trials=trials,
         names=space.names,
         drawn=list(space.distributions),
         comparison=comparison,
-        images=thumbnails(comparison, store, chosen),
+        images={row: sample.images for row, sample in samples.items()},
         folder=session.folder,
         data_key=store.meta.key,
         counts={split: len(store.rows_of(split)) for split in ("train", "eval", "test")},
         gpus=chosen.run.max_workers if on_gpu else 0,
+        date=time.strftime("%Y-%m-%d %H:%M"),
+        hardware=hardware(on_gpu),
+        names_of={row: sample.names for row, sample in samples.items()},
     )
+    if isinstance(comparison, Comparison):
+        write_predictions(session.folder, comparison)
     storage.write_text(f"{session.folder}/report.html", report_page(report))
+
+
+def hardware(on_gpu: bool) -> str:
+    """What the search ran on: the GPU by its name if this machine has it, else the CPU."""
+    import torch
+
+    if not on_gpu:
+        return f"CPU, {os.cpu_count()} cores"
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "GPUs of the cluster"
 
 
 def baseline_trial(trials: Sequence[TrialResult], space: Space) -> TrialResult | None:

@@ -9,6 +9,7 @@ from page_kit import Links
 from search_kit import trial
 
 from vlmtune.config.settings import Settings
+from vlmtune.html_page import SORT_SCRIPT
 from vlmtune.search.comparison import (
     BASE,
     BASELINE,
@@ -21,7 +22,7 @@ from vlmtune.search.report.answers import GALLERY_ROWS
 from vlmtune.search.report.charts import ReportTrials
 from vlmtune.search.report.page import report_page
 from vlmtune.search.report.report_data import SearchReport
-from vlmtune.search.trial_results import COMPLETE, FAILED, INFEASIBLE, PRUNED, TrialResult
+from vlmtune.search.trial_results import COMPLETE, FAILED, INFEASIBLE, PRUNED, TrialResult, trials_table
 
 PIXEL = "data:image/jpeg;base64,AAAA"
 
@@ -83,9 +84,11 @@ def test_the_answer_comes_first(report: SearchReport) -> None:
 def test_the_page_needs_nothing_but_itself_and_holds_no_markup_of_the_data(report: SearchReport) -> None:
     text = report_page(report)
     found = Links(text)
-    assert found.targets == [PIXEL] * GALLERY_ROWS
-    assert not {"script", "link", "iframe", "object"} & set(found.tags)
-    assert "<b>mall" not in text and "<script" not in text and "<img src=x" not in text
+    links = [f"test_predictions.{end}" for end in ("html", "csv", "parquet")]
+    assert found.targets == [*links, *[PIXEL] * GALLERY_ROWS]
+    assert not {"link", "iframe", "object"} & set(found.tags)
+    assert found.tags.count("script") == 1 and SORT_SCRIPT in text, "one script, which holds no data"
+    assert "<b>mall" not in text and "<script>alert" not in text and "<img src=x" not in text
     assert not re.search(r"https?:|@import|url\(", text)
     assert "prefers-color-scheme: dark" in text and "width=device-width" in text
 
@@ -161,3 +164,22 @@ def test_it_says_of_which_time_it_tells_and_of_which_adapter(report: SearchRepor
     assert "from the first trial's start to the last report</td><td>90 s" in text
     assert "The best adapter was trained once more" in text
     assert re.search(r"best/config.yaml, sha256 [0-9a-f]{64}", text)
+
+
+def test_it_is_dated_and_names_its_hardware_and_files(report: SearchReport) -> None:
+    text = report_page(
+        replace(report, date="2026-11-28 03:40", hardware="NVIDIA H200", gpus=1, names_of={0: ("a<b>.jpg",)})
+    )
+    assert "2026-11-28 03:40 · NVIDIA H200 · " in text and "GPU-hours of training" in text
+    assert "<h1>Search for the best adapter: " in text
+    assert "a&lt;b&gt;.jpg" in text
+
+
+def test_trials_have_the_names_of_the_parquet_file(report: SearchReport) -> None:
+    text = report_page(report)
+    listing = text[text.index("<h2>All trials</h2>") :]
+    head = re.findall(r"<th>([\w ]+)</th>", listing[: listing.index("</table>")])
+    columns = trials_table(report.trials.results, report.names, report.trials.objectives).column_names
+    assert head == ["trial", *columns]
+    assert all(f">{one.trial_id}</td>" in listing for one in report.trials.results)
+    assert listing.count('<tr class="best">') == 1

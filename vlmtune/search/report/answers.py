@@ -18,6 +18,7 @@ from vlmtune.search.comparison import (
 )
 
 GALLERY_ROWS = 20
+FILES = {"html": "a page", "csv": "CSV", "parquet": "Parquet"}  # of all answers, beside the report
 TEXT_LENGTH = 400  # characters of a question or answer in the gallery
 MODELS = {
     BASE: "the base alone",
@@ -86,16 +87,26 @@ def _on_two_lines(text: str) -> str:
     return escape(value) + (f'<div class="soft">{escape(interval.rstrip(")"))}</div>' if interval else "")
 
 
-def gallery(comparison: Comparison, images: Mapping[int, Sequence[str]], seed: int) -> str:
+def gallery(
+    comparison: Comparison,
+    images: Mapping[int, Sequence[str]],
+    seed: int,
+    names: Mapping[int, Sequence[str]] | None = None,
+) -> str:
     """Test rows with their images, references and answers.
 
     Args:
         images: data URIs by row of the store.
+        names: file names of the images, likewise.
     """
     wrong = sum(not _is_right(row, BEST) for row in comparison.rows)
     count = f"{wrong} of {len(comparison.rows)} answers of the best adapter differ from the reference"
-    note = f'<p class="soft small">Worst first; {count}</p>'
-    figures = "".join(_figure(row, images.get(row.row, ())) for row in gallery_rows(comparison, seed))
+    links = ", ".join(f'<a href="test_predictions.{end}">{word}</a>' for end, word in FILES.items())
+    note = f'<p class="soft small">Worst first; {count}. All of them: {links}</p>'
+    figures = "".join(
+        _figure(row, images.get(row.row, ()), (names or {}).get(row.row, ()))
+        for row in gallery_rows(comparison, seed)
+    )
     return section("Test rows and their answers", note, f'<div class="gallery">{figures}</div>')
 
 
@@ -103,7 +114,7 @@ def _is_right(row: ComparedRow, model: str) -> bool:
     return row.answers[model].strip() == row.reference.strip()
 
 
-def _figure(row: ComparedRow, images: Sequence[str]) -> str:
+def _figure(row: ComparedRow, images: Sequence[str], names: Sequence[str]) -> str:
     texts = [("reference", row.reference, "")]
     for model, name in ((BASE, "base"), (BEST, "tuned")):
         texts.append((name, row.answers[model], "right" if _is_right(row, model) else "wrong"))
@@ -112,5 +123,7 @@ def _figure(row: ComparedRow, images: Sequence[str]) -> str:
     )
     shown = "".join(f'<img src="{image}" alt="">' for image in images)
     frame = f"<div>{shown}</div>" if shown else ""
-    caption = f"<p>{escape(row.question[:TEXT_LENGTH])}</p><dl>{answers}</dl>"
+    place = ", ".join(names) or row.source.rpartition("/")[2]
+    file = f'<div class="soft file">{escape(place[:TEXT_LENGTH])}</div>' if place else ""
+    caption = f"{file}<p>{escape(row.question[:TEXT_LENGTH])}</p><dl>{answers}</dl>"
     return f"<figure>{frame}<figcaption>{caption}</figcaption></figure>"

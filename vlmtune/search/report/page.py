@@ -6,7 +6,7 @@ from html import escape
 
 from vlmtune.config.settings import Settings
 from vlmtune.console import console_line
-from vlmtune.data.samples import load_samples
+from vlmtune.data.samples import Sample, load_samples
 from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
 from vlmtune.errors import UserError
@@ -14,6 +14,7 @@ from vlmtune.html_page import document, section, table
 from vlmtune.output import settings_yaml
 from vlmtune.search.comparison import Comparison, NoComparison
 from vlmtune.search.report.answers import before_and_after, gallery, gallery_rows
+from vlmtune.search.report.breakdown import breakdown_section, confusion_section, data_section
 from vlmtune.search.report.report_data import SearchReport
 from vlmtune.search.report.sections import (
     coordinates_section,
@@ -25,7 +26,9 @@ from vlmtune.search.report.sections import (
     trade_offs_section,
     verdict,
 )
-from vlmtune.search.report.training_time import time_section
+from vlmtune.search.report.training_time import time_section, training_seconds
+from vlmtune.search.report.trial_table import STYLE as TRIALS_STYLE
+from vlmtune.search.report.trial_table import trials_section
 from vlmtune.search.trial_results import COMPLETE
 from vlmtune.training.save import versions
 
@@ -50,14 +53,15 @@ summary { cursor: pointer; color: var(--soft); } figcaption dl { display: grid; 
 1fr; gap: 0 8px; margin: 0; }
 figcaption dt { color: var(--soft); } figcaption dd { margin: 0; } .right { color: var(--good); font-weight:
 600; }
-.wrong { color: var(--bad); font-weight: 600; }
+.wrong { color: var(--bad); font-weight: 600; } .file { display: block; background: none; font-size: 12px; }
+a { color: var(--bar); }
 """
 
 
-def thumbnails(
+def shown_samples(
     comparison: Comparison | NoComparison, store: Store, settings: Settings
-) -> dict[int, list[str]]:
-    """Thumbnails of the test rows that the page shows, as data URIs, by row of the store.
+) -> dict[int, Sample]:
+    """The test rows that the page shows, with thumbnails and file names, by row of the store.
 
     They are read from the data that the store was made of; there are none if that is gone.
     """
@@ -70,17 +74,24 @@ def thumbnails(
     except UserError as error:
         logger.info(console_line("", f"no images in the report: {error}"))
         return {}
-    return {row: sample.images for row, sample in zip(rows, samples, strict=True)}
+    return dict(zip(rows, samples, strict=True))
 
 
 def report_page(report: SearchReport) -> str:
     """The whole page."""
     comparison, settings = report.comparison, report.settings
-    metrics_table = answers = ""
+    metrics_table = answers = groups = confusions = data = ""
     if isinstance(comparison, Comparison):
         metrics_table = before_and_after(comparison, refit=settings.search.refit)
-        answers = gallery(comparison, report.images, settings.training.seed)
-    title = f"Search over {settings.data.data_path}"
+        answers = gallery(comparison, report.images, settings.training.seed, report.names_of)
+        groups = breakdown_section(comparison, group_by=settings.data.group_by)
+        confusions, data = confusion_section(comparison), data_section(comparison, dict(report.counts))
+    task = str(settings.data.data_path).rstrip("/").rpartition("/")[2]
+    model = settings.model.base_model.rstrip("/").rpartition("/")[2]
+    title = f"Search for the best adapter: {task}, {model}"
+    seconds, _, _ = training_seconds(report.trials.results)
+    hours = f"{report.gpus * seconds / 3600:.2g} GPU-hours of training" if report.gpus else ""
+    facts = [report.date, report.hardware, hours, str(settings.data.data_path)]
     subtitle = (
         f"{escape(settings.model.base_model)} · {escape(settings.model.base_quantization)} · "
         f"{len(report.trials.results)} trials of {escape(', '.join(report.names))}"
@@ -88,6 +99,7 @@ def report_page(report: SearchReport) -> str:
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft wrap">{subtitle}</p>',
+        f'<p class="soft small wrap">{escape(" · ".join(filter(None, facts)))}</p>',
         verdict(report),
         headline_tiles(report),
         metrics_table,
@@ -96,10 +108,13 @@ def report_page(report: SearchReport) -> str:
         slices_section(report),
         coordinates_section(report),
         f'<div class="pair">{importance_section(report)}{time_section(report)}</div>',
+        groups,
+        f'<div class="pair">{confusions}{data}</div>' if data else "",
         answers,
+        trials_section(report),
         repeat_section(report),
     ]
-    return document(title, body, style=STYLE)
+    return document(title, body, style=STYLE + TRIALS_STYLE)
 
 
 def repeat_section(report: SearchReport) -> str:

@@ -1,7 +1,7 @@
 """What the report page of a search shows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vlmtune.config.settings import Settings
 from vlmtune.search.comparison import Comparison, NoComparison
@@ -23,6 +23,9 @@ class SearchReport:
         data_key: key of the prepared rows.
         counts: number of rows by split.
         gpus: number of GPUs that a trial trained on; 0 on a CPU.
+        date: when the search ended.
+        hardware: what it ran on, in words.
+        names_of: file names of the images of test rows, by row of the store.
     """
 
     settings: Settings
@@ -35,3 +38,6 @@ class SearchReport:
     data_key: str
     counts: Mapping[str, int]
     gpus: int
+    date: str = ""
+    hardware: str = ""
+    names_of: Mapping[int, Sequence[str]] = field(default_factory=dict)
