@@ -7,9 +7,12 @@ from html import escape
 from pathlib import Path
 from typing import Any, NoReturn
 
+import optuna
 import pyarrow.parquet as pq
 import pytest
 import torch
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from peft import PeftModel, get_peft_model_state_dict
 from ray.train import WorkerGroupError
 from safetensors.torch import load_file
@@ -25,6 +28,7 @@ from vlmtune.search import write_results
 from vlmtune.search.run_search import announce, run_search
 from vlmtune.search.search_result import SearchResult
 from vlmtune.search.space import Space
+from vlmtune.search.study_file import STUDY_NAME
 from vlmtune.search.summary import search_summary
 from vlmtune.session import cache_folder, prepare_rows
 from vlmtune.single_run import train_adapter
@@ -445,3 +449,37 @@ def test_a_search_that_has_ended_is_not_resumed(
 def test_two_trials_fit_on_two_cpus() -> None:
     cluster = connect()
     assert (cluster.cpus, cluster.fitting_trials(1, False), cluster.fitting_trials(4, False)) == (2, 2, 1)
+
+
+@pytest.mark.heavy
+def test_the_best_trials_of_a_larger_search_are_confirmed_and_the_recipe_runs_beside_it(
+    settings: Settings, tmp_path: Path
+) -> None:
+    recipe = {"learning_rate": 2e-3, "lora_r": 8, "lora_alpha": 16, "lora_target_modules": ["q_proj"]}
+    changed = settings.replace(
+        output_dir=str(tmp_path / "out"),
+        search_space={"learning_rate": {"loguniform": [1e-3, 2e-2]}},
+        recipe=recipe,
+        num_samples=12,
+        max_steps=2,
+        trial_runner="packed",
+        report=False,
+        confirm="2x1",
+    )
+    result = run_search(changed)
+    assert len(result.trials) == 13
+    origins = result.trials["proposal"].tolist()
+    assert origins[:2] == ["baseline", "recipe"] and origins.count("recipe") == 1
+    assert result.recipe_trial is not None and result.recipe_trial.values == recipe
+    confirmed = result.trials[result.trials["eval_loss_mean"].notna()]
+    assert len(confirmed) == 2
+    assert result.best_trial.trial_id == confirmed.loc[confirmed["eval_loss_mean"].idxmin(), "trial_id"]
+    metrics = json.loads((tmp_path / "out" / "best" / "metrics.json").read_text())
+    assert len(metrics["confirmed"]["values"]) == 2
+    assert metrics["confirmed"]["values"][0] == metrics["eval_loss"] == result.best_trial.metrics["eval_loss"]
+    assert any(line.startswith("Confirmed eval_loss") for line in search_summary(result).splitlines())
+    study = optuna.load_study(
+        study_name=STUDY_NAME, storage=JournalStorage(JournalFileBackend(str(tmp_path / "out/study.journal")))
+    )
+    assert len(study.trials) == 12, "the recipe is beside the study"
+    assert Settings.load(tmp_path / "out" / "best" / "config.yaml").training.seed == settings.training.seed
