@@ -58,7 +58,7 @@ SEARCH = RunKind(
     settings_file="search.yaml",
     state_file="tune/data.json",
     finished_file="trials.parquet",
-    state_format=2,
+    state_format=3,
 )
 
 

@@ -11,7 +11,7 @@ from vlmtune.data.split import TEST
 from vlmtune.errors import ConfigError, SearchInterrupted
 from vlmtune.evaluation.verdict import few_rows_warning
 from vlmtune.search.confirm import confirm, read_confirm
-from vlmtune.search.first_points import separate_recipe
+from vlmtune.search.first_points import recipe_values, separate_recipe, trial_count
 from vlmtune.search.max_lengths import usable_max_lengths
 from vlmtune.search.objectives import check_objectives, objectives_of
 from vlmtune.search.search_progress import SearchProgress, expected_share
@@ -67,7 +67,7 @@ def run_search(settings: Settings) -> SearchResult:
         space.names,
         search.metric,
         search.mode,
-        SearchProgress(len(space) if space.is_grid else search.num_samples, share),
+        SearchProgress(trial_count(space), share),
         "GPU" if session.cluster.workers_use_gpu(settings.run.use_cpu) else "CPU",
     )
     # With Tune's own handler, Ctrl-C would look like the end of the search.
@@ -98,7 +98,7 @@ def check_search(settings: Settings) -> None:
         raise ConfigError(
             "--num_workers 0: a search trains in workers of their own; give at least 1, or use train.py"
         )
-    Space.parse(settings.search.search_space or {}, settings)
+    recipe_values(Space.parse(settings.search.search_space or {}, settings))
 
 
 def usable_space(session: Session) -> Space:
