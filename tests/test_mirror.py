@@ -29,6 +29,8 @@ TESTED_IN = {
     "data/dialogues.py": "data/test_frames.py",
     "data/row_values.py": "data/test_records.py",
     "data/turns.py": "data/test_records.py",
+    "data/piece.py": "data/test_scan.py",
+    "data/file_formats/": "data/test_file_formats.py",
     "data/store_writer.py": "data/test_store.py",
     # Parts of the demo's drawings and tiny models.
     "demo/drawing.py": "demo/test_mall.py",
@@ -62,6 +64,7 @@ TESTED_IN = {
 }
 # Test files that have no module of their name, and what they test.
 OF_SEVERAL_MODULES = {
+    "data/test_file_formats.py": "file_formats/: every kind of file and folder",
     "data/test_prepare_cache.py": "prepare: what the cache holds and when it is used",
     "data/test_prepare_splits.py": "prepare: which rows come into which split",
     "families/test_families.py": "every module, for 55 model families",

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vlmtune import output, storage
 from vlmtune.cluster import Cluster, connect, in_ray_job
@@ -188,16 +189,19 @@ def with_absolute_paths(settings: Settings) -> Settings:
     data = settings.data
     paths = {
         "model_name_or_path": settings.model.base_model,
-        "data_path": data.data_path,
         "eval_data_path": data.eval_data_path,
         "image_root": data.image_root,
     }
-    local = {
-        name: str(Path(path).absolute())
-        for name, path in paths.items()
-        if path is not None and Path(path).exists()
+    local: dict[str, Any] = {
+        name: _absolute(path) for name, path in paths.items() if path is not None and Path(path).exists()
     }
+    if data.paths:
+        local["data_path"] = [_absolute(path) for path in data.paths]
     return settings.replace(**local)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute()) if Path(path).exists() else path
 
 
 def cache_folder(settings: Settings) -> str:
@@ -257,7 +261,7 @@ def prepare_rows(settings: Settings) -> Store:
     skipped = f"; {store.meta.bad_rows} bad rows skipped (bad_rows.jsonl)" if store.meta.bad_rows else ""
     longest = store.column("tokens").max()
     rows = f"{store.meta.rows} rows ({counts}), up to {longest} tokens{skipped}"
-    logger.info(console_line("Data", f"{data.data_path}: {rows}"))
+    logger.info(console_line("Data", f"{data.shown_path}: {rows}"))
     if store.meta.unused:
         logger.info(console_line("Not used", unused_line(store.meta.unused)))
     for note in note_lines(store.meta.notes):

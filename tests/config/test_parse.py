@@ -340,3 +340,35 @@ def test_arguments_are_checked_without_the_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_columns_are_pairs(tmp_path: Path) -> None:
+    expected = {"image": "photo of it", "answer": "count"}
+    on_the_line = parse([*BASE, "--columns", "image=photo of it", "answer=count"])
+    in_a_file = from_yaml(tmp_path, "columns: {image: photo of it, answer: count}\n")
+    assert on_the_line.data.columns == in_a_file.data.columns == expected
+    assert Settings.from_flags(on_the_line.to_flags()) == on_the_line
+    for words, reason in (
+        (["image"], '\\["image"\\] is not names with their values, as in image=photo'),
+        (["image="], "is not names with their values"),
+        (["image=a", "image=b"], "image is given twice"),
+    ):
+        with pytest.raises(ConfigError, match=f"--columns: .*{reason}|--columns: {reason}"):
+            parse([*BASE, "--columns", *words])
+
+
+def test_several_sources_and_their_weights(tmp_path: Path) -> None:
+    model = ["--model_name_or_path", "m"]
+    found = parse(["--data_path", "a.jsonl", "b, c/", *model, "--data_weights", "0.7", "0.3"])
+    assert (found.data.data_path, found.data.data_weights) == (["a.jsonl", "b, c/"], [0.7, 0.3])
+    assert (found.data.paths, found.data.shown_path) == (["a.jsonl", "b, c/"], "a.jsonl, b, c/")
+    assert Settings.from_flags(found.to_flags()) == found
+    config = write(tmp_path, "data_path: [a.jsonl, b]\nmodel_name_or_path: m\ndata_weights: [1, 2]\n")
+    assert parse(["--config", config]).data.data_weights == [1.0, 2.0]
+    for words, reason in (
+        (["0.7", "0.3"], "data_weights: 2 for 1 data_path; give one for each"),
+        (["0.7", "0"], "--data_weights: .* is not a list of numbers above 0"),
+        (["x"], "--data_weights: .* is not a list of numbers above 0"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            parse([*BASE, "--data_weights", *words])

@@ -6,8 +6,9 @@ import pytest
 from formats_kit import ANSWERED, ASKED, HELLO, TRAINED, png, read_good, write_lines
 
 from vlmtune.data import scan as scan_module
-from vlmtune.data.formats import Piece, read_piece
+from vlmtune.data.formats import read_piece
 from vlmtune.data.image_paths import ImageRules
+from vlmtune.data.piece import Piece
 from vlmtune.data.scan import scan
 from vlmtune.errors import DataError
 

@@ -4,11 +4,12 @@ another one."""
 from dataclasses import replace
 from itertools import chain
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmtune.data.order import MicroBatch, Order, evaluation_order
+from vlmtune.data.order import MicroBatch, Mixture, Order, evaluation_order
 
 thorough = settings(max_examples=300, deadline=None, derandomize=True)
 orders = st.builds(
@@ -158,3 +159,34 @@ def test_one_rank_evaluates_in_the_order_of_the_rows() -> None:
     assert evaluation_order(5, 2, 0, 1) == [MicroBatch((0, 1)), MicroBatch((2, 3)), MicroBatch((4,))]
     assert evaluation_order(5, 2, 1, 4) == [MicroBatch((1,))]
     assert evaluation_order(1, 2, 1, 2) == [MicroBatch((0,), filler=True)]
+
+
+def test_shares_of_several_sources() -> None:
+    mixture = Mixture((70, 30), (0.3, 0.7))
+    order = Order(rows=100, per_device=8, accumulation=1, world_size=1, seed=5, mixture=mixture)
+    epochs = [order.permutation(epoch) for epoch in range(10)]
+    assert [(int((rows < 70).sum()), len(rows)) for rows in epochs] == [(30, 100)] * 10
+    counts = np.bincount(np.concatenate(epochs), minlength=100)
+    # 300 draws of 70 rows, 700 of 30: no row of a source comes twice more often than another.
+    assert set(counts[:70]) == {4, 5}
+    assert set(counts[70:]) == {23, 24}
+    assert (epochs[0] != epochs[1]).any()
+    assert (epochs[0] == order.permutation(0)).all()
+    assert (epochs[0] != Order(100, 8, 1, 1, seed=6, mixture=mixture).permutation(0)).any()
+    trained = [row for batch in order.epoch(3, 0) for row in batch.rows]
+    assert trained == list(epochs[3])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights", "quotas"),
+    [
+        ((10, 10), (1, 1), [10, 10]),
+        ((7, 3), (0.5, 0.5), [5, 5]),
+        ((1, 2, 4), (1, 1, 1), [3, 2, 2]),
+        ((0, 5), (0.9, 0.1), [0, 5]),  # a source that has no row to train on
+        ((3, 997), (0.7, 0.3), [700, 300]),
+    ],
+)
+def test_quotas_add_up(sizes: tuple[int, ...], weights: tuple[float, ...], quotas: list[int]) -> None:
+    assert Mixture(sizes, weights).quotas() == quotas
+    assert len(Mixture(sizes, weights).rows(2, seed=1)) == sum(sizes)

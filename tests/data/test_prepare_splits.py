@@ -5,12 +5,15 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 from prepare_kit import counted, noise_image, splits_of, write_lines
 
 from vlmtune.cluster import connect
 from vlmtune.data.cache import prepare_store
+from vlmtune.data.lengths import mixture_of
+from vlmtune.data.order import Order
 from vlmtune.data.source import DataSource
 from vlmtune.errors import DataError
 from vlmtune.model_ref import ModelRef
@@ -107,3 +110,26 @@ def test_evaluation_data_with_an_image_that_is_trained_on(tmp_path: Path, llava:
             str(tmp_path / "cache"),
         )
     assert not list((tmp_path / "cache").glob("*.part"))
+
+
+def test_several_sources_and_the_share_of_each(tmp_path: Path, llava: str) -> None:
+    for name, number in (("a", 40), ("b", 20)):
+        rows = [{"instruction": f"{name} {index}?", "output": "yes"} for index in range(number)]
+        write_lines(tmp_path / f"{name}.jsonl", rows)
+    paths = (f"{tmp_path}/a.jsonl", f"{tmp_path}/b.jsonl")
+    store = prepare_store(DataSource(paths, ModelRef(llava)), str(tmp_path / "cache"))
+    assert sorted(splits_of(store)) == sorted(
+        f"{tmp_path}/{name}.jsonl:{line}"
+        for name, number in (("a", 40), ("b", 20))
+        for line in range(1, number + 1)
+    )
+    train = store.rows_of("train")
+    kept = np.arange(len(train))
+    assert mixture_of(store, kept, None) is None
+    mixture = mixture_of(store, kept, [0.25, 0.75])
+    assert mixture is not None
+    from_a = ["a.jsonl" in source for source in store.column("source")[train]]
+    assert mixture.sizes == (sum(from_a), len(train) - sum(from_a))
+    order = Order(len(train), 4, 1, 1, seed=0, mixture=mixture)
+    drawn = [from_a[row] for row in order.permutation(0)]
+    assert abs(sum(drawn) - len(train) / 4) <= 1

@@ -68,7 +68,7 @@ WHOLE: dict[str, tuple[str, bytes, str]] = {
     "false Parquet": ("rows.parquet", b"hello, hello", "is no Parquet file"),
     "cut Parquet": ("rows.parquet", b"PAR1 and no more", "cannot be read"),
     "image": ("a.png", b"\x89PNG\r\n\x1a\n", "is no format that is understood; it begins with b'\\x89PNG"),
-    "CSV": ("rows.csv", b"a,b\n1,2\n", "is no format that is understood"),
+    "CSV": ("rows.csv", b"a,b\n1,2\n", "has no columns with a question and its answer; it has: a, b"),
 }
 
 
@@ -104,10 +104,11 @@ def test_missing_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_mixed_formats_and_unknown_columns(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", HELLO)
-    pq.write_table(pa.table({"question": ["a"], "answer": ["b"]}), tmp_path / "b.parquet")
-    wanted = "messages, conversations, prompt, instruction"
+    pq.write_table(pa.table({"ask": ["a"], "say": ["b"]}), tmp_path / "b.parquet")
     with pytest.raises(
-        DataError, match=f"b.parquet has none of the columns {wanted}; it has: question, answer"
+        DataError,
+        match=r"b.parquet has no columns with a question and its answer; it has: ask, say. "
+        "Say which is which: --columns ",
     ):
         scan(str(tmp_path))
     pq.write_table(pa.table({"instruction": ["a"], "output": ["b"]}), tmp_path / "b.parquet")

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, cast, get_args
 
 from vlmtune.config.flag_table import ALIASES, find_flag, read_values
 from vlmtune.config.help_text import first_sentence
+from vlmtune.config.kinds import SEVERAL
 from vlmtune.config.synonyms import OF_ANSWERS, advice
 from vlmtune.errors import ConfigError, nearest
 from vlmtune.evaluation.metrics import METRICS
@@ -60,6 +61,8 @@ class AdapterParser(argparse.ArgumentParser):
         for name in names:
             option = find_flag(name)
             nargs: dict[str, Any] = {"nargs": "?", "const": "true"} if option.kind == "bool" else {}
+            if option.kind in SEVERAL:
+                nargs = {"nargs": "+"}
             self.add_argument(
                 f"--{name}",
                 metavar=option.kind.upper(),
@@ -162,6 +165,8 @@ def parse_predict(argv: Sequence[str] | None, description: str, prog: str) -> Pr
         raise ConfigError(
             "--data_path is missing: give a folder of images with --question, or a file or folder of rows"
         )
+    if not isinstance(flags["data_path"], str):
+        raise ConfigError("--data_path: predict answers the rows of one file or folder; give one")
     return PredictOptions(
         adapter=options.adapter,
         data_path=flags.pop("data_path"),

@@ -50,7 +50,7 @@ def flags() -> dict[str, Flag]:
                 name=name,
                 group=group,
                 field=field.name,
-                kind=kind,
+                kind=field.metadata.get("kind", kind),
                 optional=optional,
                 choices=tuple(field.metadata.get("choices", choices)),
                 default=default_of(field),

@@ -110,6 +110,12 @@ class Flag:
                 return self._list(value, label)
             case "dict":
                 return self._dict(value, label)
+            case "pairs":
+                return self._pairs(value, label)
+            case "paths":
+                return self._paths(value, label)
+            case "numbers":
+                return self._numbers(value, label)
         raise ConfigError(f"{label}: {_show(value)} is not {_EXPECTED[self.kind]}")
 
     def _list(self, value: Any, label: str) -> list[str] | str:
@@ -124,6 +130,38 @@ class Flag:
         if not names or not all(names):
             raise ConfigError(f"{label}: {_show(value)} has an empty name in it")
         return names
+
+    def _pairs(self, value: Any, label: str) -> dict[str, str]:
+        if isinstance(value, dict):
+            pairs = list(value.items())
+        else:
+            parts = value if isinstance(value, list | tuple) else [value]
+            pairs = [part.partition("=")[::2] if isinstance(part, str) else (None, None) for part in parts]
+        for name, text in pairs:
+            if not (isinstance(name, str) and isinstance(text, str) and name.strip() and text.strip()):
+                raise ConfigError(f"{label}: {_show(value)} is not {_EXPECTED['pairs']}")
+        names = [name.strip() for name, _ in pairs]
+        if doubled := next((name for name in names if names.count(name) > 1), None):
+            raise ConfigError(f"{label}: {doubled} is given twice; keep one")
+        return {name.strip(): text.strip() for name, text in pairs}
+
+    def _paths(self, value: Any, label: str) -> str | list[str]:
+        paths = list(value) if isinstance(value, list | tuple) else [value]
+        if not paths or not all(isinstance(path, str) and path.strip() for path in paths):
+            raise ConfigError(f"{label}: {_show(value)} is not {_EXPECTED['paths']}")
+        return str(paths[0]) if len(paths) == 1 else paths
+
+    def _numbers(self, value: Any, label: str) -> list[float]:
+        parts = value if isinstance(value, list | tuple) else [value]
+        numbers = [
+            float(part)
+            if isinstance(part, int | float) and not isinstance(part, bool)
+            else _number(str(part))
+            for part in parts
+        ]
+        if not all(number is not None and number > 0 for number in numbers):
+            raise ConfigError(f"{label}: {_show(value)} is not {_EXPECTED['numbers']}")
+        return [number for number in numbers if number is not None]
 
     def _dict(self, value: Any, label: str) -> dict[str, Any]:
         if isinstance(value, str):
@@ -142,6 +180,9 @@ _EXPECTED: dict[Kind, str] = {
     "float": "a number",
     "str": "a text",
     "list": "a name or a list of names, as in q_proj,k_proj",
+    "pairs": "names with their values, as in image=photo answer=label",
+    "paths": "a file, a folder or a name, or several",
+    "numbers": "a list of numbers above 0, as in 0.7 0.3",
     "dict": 'a mapping of names to values, on the command line as in {"name": 1}',
 }
 

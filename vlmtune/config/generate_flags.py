@@ -26,6 +26,9 @@ KINDS: dict[str, type[Any] | tuple[type[Any], ...]] = {
     "str": str,
     "list": (list, str),
     "dict": dict,
+    "pairs": dict,
+    "paths": (list, str),
+    "numbers": list,
 }
 HEAD = '''"""TRL's training options, by `make flags` from trl {trl} and transformers {transformers}."""
 

@@ -4,7 +4,9 @@ from enum import Enum
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-Kind = Literal["bool", "int", "float", "str", "list", "dict"]
+Kind = Literal["bool", "int", "float", "str", "list", "dict", "pairs", "paths", "numbers"]
+# Kinds of which a command line gives several values.
+SEVERAL: tuple[Kind, ...] = ("list", "pairs", "paths", "numbers")
 
 
 def kind_of_hint(hint: Any) -> tuple[Kind, bool, tuple[str, ...]]:

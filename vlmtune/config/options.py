@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vlmtune.config.kinds import Kind
 from vlmtune.config.trl_flags import TrlTraining
 from vlmtune.errors import ConfigError
 from vlmtune.model_ref import ModelRef
@@ -28,11 +29,23 @@ OPTIMIZERS = (
 )
 
 
-def option(default: Any, text: str, *, choices: tuple[str, ...] = (), flag: str | None = None) -> Any:
-    """A dataclass field that is an option of the command line."""
+def option(
+    default: Any,
+    text: str,
+    *,
+    choices: tuple[str, ...] = (),
+    flag: str | None = None,
+    kind: Kind | None = None,
+) -> Any:
+    """A dataclass field that is an option of the command line.
+
+    Args:
+        kind: of its values, where that does not follow from the field's type.
+    """
     metadata: dict[str, Any] = {"help": text}
     metadata |= {"choices": choices} if choices else {}
     metadata |= {"flag": flag} if flag else {}
+    metadata |= {"kind": kind} if kind else {}
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -42,10 +55,18 @@ def option(default: Any, text: str, *, choices: tuple[str, ...] = (), flag: str 
 class DataSettings:
     """Where the rows come from, and how they are checked, split and cached."""
 
-    data_path: str | None = option(
+    data_path: str | list[str] | None = option(
         None,
-        "Training data: a frames folder, JSON, JSONL or Parquet, a saved dataset, or a dataset's name on "
-        "the Hub.",
+        "Training data: a frames folder, CSV, JSON, JSONL or Parquet, images with metadata.csv or in a "
+        "folder for each class, a saved dataset, a dataset's name on the Hub, and more: see docs/data.md. "
+        "Several are joined.",
+        kind="paths",
+    )
+    data_weights: list[float] | None = option(
+        None,
+        "With several data_path: the share of each in every epoch, as in 0.7 0.3. By default all rows of "
+        "each.",
+        kind="numbers",
     )
     eval_data_path: str | None = option(None, "Evaluation data, if it is not to be split off from data_path.")
     eval_fraction: float = option(
@@ -59,6 +80,17 @@ class DataSettings:
     )
     group_by: str | None = option(
         None, "Column whose rows stay together in the split, such as a camera or a sequence."
+    )
+    columns: dict[str, str] | None = option(
+        None,
+        "Which column is read as which field, as in image=photo question=q answer=count.",
+        kind="pairs",
+    )
+    question: str | None = option(
+        None, "Asked about every row, where the data holds answers or labels and no question."
+    )
+    answer_column: str | None = option(
+        None, "Column with the answer to --question. By default answer, or label."
     )
     image_root: str | None = option(
         None, "Folder that image paths are relative to. By default, the folder of the file that names them."
@@ -91,6 +123,16 @@ class DataSettings:
     no_cache: bool = option(
         False, "Keep no pixels on disk: read and resize the raw images at every use, in the same order."
     )
+
+    @property
+    def paths(self) -> list[str]:
+        """Every `data_path`; none without data."""
+        return [self.data_path] if isinstance(self.data_path, str) else list(self.data_path or [])
+
+    @property
+    def shown_path(self) -> str:
+        """The data as people are told of it."""
+        return ", ".join(self.paths)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from vlmtune.config.flag_table import ALIASES, GROUPS, find_flag, flags, read_file, read_values
 from vlmtune.config.flags import Flag
 from vlmtune.config.help_text import help_text
+from vlmtune.config.kinds import SEVERAL
 from vlmtune.config.settings import Settings, build
 from vlmtune.errors import ConfigError
 
@@ -68,7 +69,7 @@ def parse(
     settings = build(values)
     if settings.data.data_path is None and not resumed:
         raise ConfigError(
-            "--data_path: no data is given; name a frames folder, a JSON, JSONL or Parquet file, or a dataset"
+            "--data_path: no data is given; name a file or folder of any format in docs/data.md, or a dataset"
         )
     if settings.model.model_name_or_path is None and not resumed:
         missing = (
@@ -97,7 +98,7 @@ class FlagParser(argparse.ArgumentParser):
                 if option.group == group:
                     _add_flag(self, option)
         for alias, name in ALIASES.items():
-            nargs = "+" if flags()[name].kind == "list" else None
+            nargs = "+" if flags()[name].kind in SEVERAL else None
             self.add_argument(
                 f"--{alias}",
                 nargs=nargs,
@@ -130,7 +131,7 @@ def _add_flag(parser: argparse.ArgumentParser, option: Flag) -> None:
     parser.add_argument(
         *names,
         dest=option.name,
-        nargs={"bool": "?", "list": "+"}.get(option.kind),
+        nargs="+" if option.kind in SEVERAL else "?" if option.kind == "bool" else None,
         const=True if option.kind == "bool" else None,
         default=argparse.SUPPRESS,
     )

@@ -103,6 +103,10 @@ def check_together(settings: Settings) -> None:
             f"eval_fraction and test_fraction: together {held_out:g}, which leaves nothing to train on; "
             "they must stay below 1"
         )
+    if data.data_weights is not None and len(data.data_weights) != len(data.paths):
+        raise ConfigError(
+            f"data_weights: {len(data.data_weights)} for {len(data.paths)} data_path; give one for each"
+        )
     if model.load_in_4bit and model.load_in_8bit:
         raise ConfigError("load_in_4bit and load_in_8bit: only one of them can be true")
     trl_switches = (("load_in_4bit", model.load_in_4bit, "nf4"), ("load_in_8bit", model.load_in_8bit, "int8"))

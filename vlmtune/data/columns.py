@@ -1,5 +1,7 @@
 """Which columns of Parquet and Hugging Face datasets are read, and which are named as not used."""
 
+from collections.abc import Collection
+
 import pyarrow as pa
 
 from vlmtune.data.records import FIELDS
@@ -8,25 +10,28 @@ from vlmtune.errors import DataError
 IMAGE_FIELDS = {"bytes", "path"}  # of the struct in which Hugging Face datasets keep an image
 
 
-def readable_columns(schema: pa.Schema, group_by: str | None) -> list[str]:
+def readable_columns(schema: pa.Schema, group_by: str | None, named: Collection[str] = ()) -> list[str]:
     """The columns that rows are made of, and those of plain values, in which a row may name its image.
 
-    Lists, structs and bytes with other names are not read: they may be large.
+    Lists, structs and bytes with other names are not read, unless they are `named`: they may be large.
     """
-    return [field.name for field in schema if field.name in (*FIELDS, group_by) or not _is_large(field.type)]
+    wanted = {*FIELDS, *named, group_by}
+    return [field.name for field in schema if field.name in wanted or not _is_large(field.type)]
 
 
 def unread_columns(
-    schema: pa.Schema, group_by: str | None, rows: int, shown: str
+    schema: pa.Schema, group_by: str | None, rows: int, shown: str, named: Collection[str] = ()
 ) -> tuple[tuple[str, int], ...]:
     """("field NAME", rows) of each column that is not read.
 
     Raises:
         DataError: one of them holds the images, and no other column does.
     """
-    read = {*readable_columns(schema, group_by)}
+    read = {*readable_columns(schema, group_by, named)}
     unread = [field for field in schema if field.name not in read]
-    if not {"image", "images"} & set(schema.names):
+    if not {"image", "images"} & set(schema.names) and not any(
+        _is_image(field.type) for field in schema if field.name in read
+    ):
         for field in unread:
             if _is_image(field.type):
                 raise DataError(

@@ -1,7 +1,10 @@
 """Which training rows fit `max_length`, and how many of their tokens are trained on. Reads the index only."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from vlmtune.data.order import Mixture
 from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
 from vlmtune.errors import DataError
@@ -74,3 +77,17 @@ def _listed(store: Store, rows: np.ndarray) -> str:
     first = "; ".join(f"{sources[row]} needs {required[row]}" for row in rows[:ROWS_IN_MESSAGE])
     more = len(rows) - ROWS_IN_MESSAGE
     return first + (f"; and {more} more" if more > 0 else "")
+
+
+def mixture_of(store: Store, kept: np.ndarray, weights: Sequence[float] | None) -> Mixture | None:
+    """How `--data_weights` mixes the sources of the training rows; None where every row counts once.
+
+    Args:
+        kept: the rows that are trained on, see `fitting_rows`.
+    """
+    if weights is None:
+        return None
+    ends = np.cumsum(store.meta.source_pieces)
+    sources = np.searchsorted(ends, store.column("piece")[store.rows_of(TRAIN)[kept]], side="right")
+    sizes = np.bincount(sources, minlength=len(ends))
+    return Mixture(tuple(int(size) for size in sizes), tuple(weights))

@@ -22,6 +22,50 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """How many rows of each source an epoch has, where these are not all rows of each.
+
+    An epoch has as many rows as there are in all. A source gives its next rows in an endless seeded order
+    that goes through all of its rows before it repeats one, so that over some epochs all of them count alike.
+
+    Attributes:
+        sizes: rows of each source, which follow on each other.
+        weights: the share of each source; they need not add up to 1.
+    """
+
+    sizes: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def quotas(self) -> list[int]:
+        """Rows of each source in an epoch: shares rounded so that they add up to the rows in all."""
+        rows, weights = (
+            sum(self.sizes),
+            [weight if size else 0.0 for weight, size in zip(self.weights, self.sizes, strict=True)],
+        )
+        exact = [rows * weight / sum(weights) for weight in weights]
+        quotas = [int(share) for share in exact]
+        by_remainder = sorted(range(len(exact)), key=lambda source: quotas[source] - exact[source])
+        for source in by_remainder[: rows - sum(quotas)]:
+            quotas[source] += 1
+        return quotas
+
+    def rows(self, epoch: int, seed: int) -> np.ndarray:
+        """The rows of an epoch, by source; shape `[sum(sizes)]`."""
+        first, drawn = 0, []
+        for source, (size, quota) in enumerate(zip(self.sizes, self.quotas(), strict=True)):
+            begin = epoch * quota
+            rounds = range(begin // size, -(-(begin + quota) // size)) if size else range(0)
+            stream = [
+                np.random.RandomState([seed % 2**32, source, turn]).permutation(size) for turn in rounds
+            ]
+            if stream:
+                offset = begin - rounds.start * size
+                drawn.append(first + np.concatenate(stream)[offset : offset + quota])
+            first += size
+        return np.concatenate(drawn)
+
+
+@dataclass(frozen=True)
 class Order:
     """The order of `rows` training rows for steps of `per_device * accumulation * workers` rows.
 
@@ -32,6 +76,7 @@ class Order:
         workers: ranks that a step is made for; by default `world_size`. An elastic run with fewer ranks makes
             the same steps with more passes each, so that it continues at the exact next row when their number
             changes.
+        mixture: how many rows each of several sources gives; None for every row once an epoch.
     """
 
     rows: int
@@ -40,6 +85,7 @@ class Order:
     world_size: int
     seed: int
     workers: int | None = None
+    mixture: Mixture | None = None
 
     @property
     def rows_per_step(self) -> int:
@@ -62,12 +108,13 @@ class Order:
         return full * self.passes_per_step + self._passes(left)
 
     def permutation(self, epoch: int) -> np.ndarray:
-        """All row numbers in the order of this epoch, shape `[rows]`.
+        """The row numbers of this epoch in their order, shape `[rows]`: all, or as `mixture` draws them.
 
         RandomState is numpy's frozen generator: its stream is the same in every release, which
         `Generator.permutation` does not promise.
         """
-        return np.random.RandomState([self.seed % 2**32, epoch]).permutation(self.rows)
+        permutation = np.random.RandomState([self.seed % 2**32, epoch]).permutation(self.rows)
+        return permutation if self.mixture is None else self.mixture.rows(epoch, self.seed)[permutation]
 
     def step(self, epoch: int, step: int, rank: int) -> list[MicroBatch]:
         """The micro-batches of `rank` in optimizer step `step` of `epoch`.

@@ -18,9 +18,10 @@ import ray.data
 
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.examples import cached_encoder, encode_row
-from vlmtune.data.formats import Piece, read_piece
+from vlmtune.data.formats import read_piece
 from vlmtune.data.frames import NO_LABELS
 from vlmtune.data.input_format import InputFormat
+from vlmtune.data.piece import Piece
 from vlmtune.data.probe import probe
 from vlmtune.data.ray_data import configure_ray_data, reraise_user_errors
 from vlmtune.data.source import DataSource, ScannedData
@@ -66,6 +67,7 @@ def make_store(source: DataSource, scanned: ScannedData, processor: Any, folder:
         unused=_counts(good, scanned.pieces, "unused"),
         notes=_counts(good, scanned.pieces, "notes"),
         encoded=source.encoded,
+        source_pieces=list(scanned.source_pieces),
     )
     finish_store(folder, good, bad, meta)
 
@@ -165,7 +167,7 @@ def _counts(good: Sequence[IndexLine], pieces: Sequence[Piece], name: str) -> di
 def _assign_splits(source: DataSource, lines: list[IndexLine], scanned: ScannedData) -> str | None:
     """Set `group` and `split` of each good row's line. Returns why they cannot be trained on, if so."""
     if not lines:
-        return f"{source.data_path}: no usable row"
+        return f"{', '.join(source.paths)}: no usable row"
     groups = connected([line["keys"] for line in lines])
     problem = None
     try:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from vlmtune.data.formats import Piece, read_piece
+from vlmtune.data.formats import read_piece
 from vlmtune.data.images import ImageError, load_image
+from vlmtune.data.piece import Piece
 from vlmtune.data.store import Store
 from vlmtune.storage import scheme
 

@@ -9,22 +9,31 @@ from pyarrow import fs
 
 from vlmtune.compat.datasets import fingerprint_of
 from vlmtune.data.columns import unread_columns
-from vlmtune.data.formats import Piece, open_file
+from vlmtune.data.file_formats import FILE_FORMATS, FOLDER_FORMATS
 from vlmtune.data.frames import find_name, scan_frames
 from vlmtune.data.hub_datasets import load_splits
 from vlmtune.data.image_paths import ImageRules
 from vlmtune.data.jsonfiles import BLOCK_BYTES, StrictDecoder, split_lines
-from vlmtune.data.records import REQUIRED
+from vlmtune.data.piece import Found, Piece, open_file
+from vlmtune.data.question_columns import NO_COLUMNS, Columns
 from vlmtune.data.splits_given import split_of_name
 from vlmtune.errors import DataError
 from vlmtune.storage import absolute, filesystem, join, one_line, parent, scheme
 
 UNDERSTOOD = (
     "a folder with frames/, messages.txt and labels.csv; "
-    ".jsonl, .json or .parquet files of instruction, messages or LLaVA rows; "
+    ".jsonl, .json, .csv or .parquet files of questions and answers, instructions, messages or LLaVA rows; "
+    "images with metadata.csv, or in a folder for each class; COCO captions, VQA, WebDataset shards; "
     "a Hugging Face dataset by name or saved folder"
 )
-FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
+FORMAT_OF_SUFFIX = {
+    ".csv": "table",
+    ".tsv": "table",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+}
 FRAMES_PER_PIECE = 256
 ROWS_PER_PIECE = 1024  # of a Hugging Face dataset
 HEAD_BYTES = 64_000
@@ -39,6 +48,7 @@ def scan(
     group_by: str | None = None,
     allow_outside_paths: bool = False,
     allow_remote_images: bool = False,
+    columns: Columns = NO_COLUMNS,
 ) -> list[Piece]:
     """Recognise what `data_path` holds and cut it into pieces, in the order of its rows.
 
@@ -48,6 +58,7 @@ def scan(
         data_path: a file, folder, URI or hub name.
         image_root: the folder that image paths start from; by default the folder of the file that names
             them. Paths of a frames folder always start from the folder itself.
+        columns: which columns are read as which field, and the question of rows without a dialogue.
 
     Raises:
         DataError: the data as a whole cannot be read. Single bad rows come from `read_piece`.
@@ -60,33 +71,40 @@ def scan(
         folder = path if info.type == fs.FileType.Directory else parent(path)
         root = absolute(image_root) if image_root else folder
         rules = ImageRules(root, allow_outside_paths, allow_remote_images)
-        whole = Piece("", path, shown, rules, group_by)  # all of the data, still to be recognised and cut
+        # All of the data, still to be recognised and cut.
+        whole = Piece("", path, shown, rules, group_by, columns=columns)
         if image_root:
             _check_image_root(root, image_root)
         if info.type == fs.FileType.Directory:
-            names = [entry.base_name for entry in system.get_file_info(fs.FileSelector(inner))]
-            return _scan_folder(whole, names)
+            return _scan_folder(whole, system.get_file_info(fs.FileSelector(inner)))
         if info.type == fs.FileType.File:
-            return _scan_file(whole)
+            return _scan_file(whole) or _no_rows(whole)
         return _scan_hub(whole, image_root)
     except (OSError, ValueError, NotImplementedError) as error:
         raise DataError(f"{shown} cannot be read: {one_line(error)}") from error
 
 
-def _scan_folder(whole: Piece, names: list[str]) -> list[Piece]:
+def _scan_folder(whole: Piece, entries: list[fs.FileInfo]) -> list[Piece]:
     shown = whole.shown
+    names = [entry.base_name for entry in entries]
+    found = _found(whole, entries)
     if {"dataset_info.json", "state.json"} <= set(names) or "dataset_dict.json" in names:
         return _scan_dataset(replace(whole, format="saved"))
     files = sorted(
         name for name in names if _suffix(name) in FORMAT_OF_SUFFIX and not name.startswith((".", "_", "~"))
     )
     messages = find_name(names, "messages.txt")
+    if messages or find_name(names, "frames"):
+        files = [name for name in files if name.lower() != "labels.csv"]
     if messages and files:
         raise DataError(
             f"{shown} holds both messages.txt and {files[0]}: give the one to read its own folder"
         )
     if messages:
         return _scan_frames(whole, names)
+    format = next((format for format in FOLDER_FORMATS if format.recognises(found)), None)
+    if format is not None:
+        return format.cut(found)
     if "frames" in names and not files:
         raise DataError(
             f"{shown} has frames/ but no messages.txt: "
@@ -104,13 +122,19 @@ def _scan_folder(whole: Piece, names: list[str]) -> list[Piece]:
     first_of_format = {piece.format: piece.shown for piece in reversed(pieces)}
     if len(first_of_format) > 1:
         mixed = " and ".join(sorted(first_of_format.values()))
-        raise DataError(f"{shown} mixes formats: {mixed}; give one of the files, or convert them")
+        raise DataError(
+            f"{shown} mixes formats: {mixed}; give one of the files, such as --data_path {pieces[0].shown}"
+        )
     return pieces
 
 
 def _scan_file(whole: Piece) -> list[Piece]:
     with open_file(whole.path) as file:
         head = file.read(HEAD_BYTES)
+    found = Found(whole, head=head)
+    format = next((format for format in FILE_FORMATS if format.recognises(found)), None)
+    if format is not None:
+        return format.cut(found)
     kind = _recognise(head, whole.shown)
     if kind == "parquet":
         return _scan_parquet(whole)
@@ -181,7 +205,9 @@ def _scan_parquet(whole: Piece) -> list[Piece]:
     with open_file(whole.path) as file, pq.ParquetFile(file) as table:
         _check_columns(table.schema_arrow.names, whole)
         sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
-        unused = unread_columns(table.schema_arrow, whole.group_by, sum(sizes), whole.shown)
+        unused = unread_columns(
+            table.schema_arrow, whole.group_by, sum(sizes), whole.shown, whole.columns.read
+        )
     if not sum(sizes):
         raise DataError(f"{whole.shown} has no rows: nothing to learn from")
     firsts = accumulate(sizes, initial=0)
@@ -199,7 +225,7 @@ def _scan_hub(whole: Piece, image_root: str | None) -> list[Piece]:
     missing = f"{whole.shown}: no such file or folder"
     if (
         scheme(whole.path)
-        or _suffix(whole.shown) in {*FORMAT_OF_SUFFIX, ".csv", ".txt"}
+        or _suffix(whole.shown) in {*FORMAT_OF_SUFFIX, ".txt", ".tar"}
         or not HUB_NAME.fullmatch(whole.shown)
     ):
         raise DataError(missing)
@@ -225,7 +251,9 @@ def _scan_dataset(whole: Piece) -> list[Piece]:
     pieces = []
     for name, data in splits.items():
         _check_columns(data.column_names, whole)
-        unused = unread_columns(data.features.arrow_schema, whole.group_by, len(data), whole.shown)
+        unused = unread_columns(
+            data.features.arrow_schema, whole.group_by, len(data), whole.shown, whole.columns.read
+        )
         of_split = replace(whole, dataset_split=name, split=split_of_name(name), version=fingerprint_of(data))
         pieces += [
             replace(
@@ -242,10 +270,21 @@ def _scan_dataset(whole: Piece) -> list[Piece]:
     return [replace(pieces[0], notes=notes), *pieces[1:]]
 
 
+def _found(whole: Piece, entries: list[fs.FileInfo]) -> Found:
+    seen = sorted((entry.base_name, entry.type) for entry in entries if entry.base_name[0] not in "._")
+    return Found(
+        whole,
+        files=tuple(name for name, kind in seen if kind == fs.FileType.File),
+        folders=tuple(name for name, kind in seen if kind == fs.FileType.Directory),
+    )
+
+
+def _no_rows(whole: Piece) -> list[Piece]:
+    raise DataError(f"{whole.shown} holds answers without their questions: give the file with the questions")
+
+
 def _check_columns(names: list[str], whole: Piece) -> None:
-    if not any(fields[0] in names for fields in REQUIRED.values()):
-        wanted = ", ".join(fields[0] for fields in REQUIRED.values())
-        raise DataError(f"{whole.shown} has none of the columns {wanted}; it has: {', '.join(names)}")
+    whole.columns.check(names, whole.shown)
     if whole.group_by and whole.group_by not in names:
         raise DataError(
             f"--group_by {whole.group_by}: {whole.shown} has no such column; it has: {', '.join(names)}"

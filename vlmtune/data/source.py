@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmtune.data.formats import Piece
+from vlmtune.data.piece import Piece
+from vlmtune.data.question_columns import NO_COLUMNS, Columns, columns_from
 from vlmtune.data.scan import scan
 from vlmtune.data.store import file_states
 from vlmtune.errors import ConfigError
@@ -18,17 +19,22 @@ from vlmtune.model_ref import ModelRef
 if TYPE_CHECKING:
     from vlmtune.config.settings import Settings
 
-STORE_FORMAT = 6  # part of every key: raise it when a prepared row changes for the same data
+STORE_FORMAT = 7  # part of every key: raise it when a prepared row changes for the same data
 # The processor's own content stands for the model's name.
 NOT_IN_KEY = ("model", "on_bad_row", "max_bad_fraction")
 
 
 @dataclass(frozen=True)
 class ScannedData:
-    """The pieces of the training files, and of the evaluation files where `--eval_data_path` names some."""
+    """The pieces of the training files, and of the evaluation files where `--eval_data_path` names some.
+
+    Attributes:
+        source_pieces: how many of the training pieces are of each `--data_path`.
+    """
 
     training: list[Piece]
     evaluation: list[Piece] | None
+    source_pieces: tuple[int, ...] = ()
 
     @property
     def pieces(self) -> list[Piece]:
@@ -52,11 +58,12 @@ class DataSource:
             read, which are encoded at every use.
     """
 
-    data_path: str
+    data_path: str | tuple[str, ...]
     model: ModelRef
     eval_data_path: str | None = None
     image_root: str | None = None
     group_by: str | None = None
+    columns: Columns = NO_COLUMNS
     eval_fraction: float = 0.1
     test_fraction: float = 0.1
     seed: int = 42
@@ -77,12 +84,14 @@ class DataSource:
         data = settings.data
         if data.data_path is None:
             raise ConfigError("--data_path is missing: give a file, a folder or a dataset's name")
+        paths = tuple(path if "://" in path else str(Path(path)) for path in data.paths)
         return cls(
-            data_path=data.data_path if "://" in data.data_path else str(Path(data.data_path)),
+            data_path=paths[0] if len(paths) == 1 else paths,
             model=settings.model.ref,
             eval_data_path=data.eval_data_path,
             image_root=data.image_root,
             group_by=data.group_by,
+            columns=columns_from(data.columns, data.question, data.answer_column),
             eval_fraction=data.eval_fraction,
             test_fraction=data.test_fraction,
             seed=data.split_seed,
@@ -94,21 +103,28 @@ class DataSource:
             encoded=not data.no_cache,
         )
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Every path of training data."""
+        return (self.data_path,) if isinstance(self.data_path, str) else self.data_path
+
     def scan(self) -> ScannedData:
         """Cut the files into pieces. Costs one pass over JSONL files; call it once and pass the result on.
 
         Raises:
             DataError: a file cannot be read or is in no format that vlmtune understands.
         """
-        training = self._scan_path(self.data_path)
+        sources = [self._scan_path(path) for path in self.paths]
+        training = [piece for pieces in sources for piece in pieces]
         evaluation = None if self.eval_data_path is None else self._scan_path(self.eval_data_path)
-        return ScannedData(training, evaluation)
+        return ScannedData(training, evaluation, tuple(len(pieces) for pieces in sources))
 
     def _scan_path(self, path: str) -> list[Piece]:
         return scan(
             path,
             image_root=self.image_root,
             group_by=self.group_by,
+            columns=self.columns,
             allow_outside_paths=self.allow_outside_paths,
             allow_remote_images=self.allow_remote_images,
         )

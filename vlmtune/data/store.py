@@ -75,6 +75,7 @@ META_TYPES: dict[str, tuple[type, ...]] = {
     "unlabelled": (int,),
     "unused": (dict,),
     "notes": (dict,),
+    "source_pieces": (list,),
 }
 
 
@@ -108,6 +109,7 @@ class StoreMeta:
         unused: fields, columns and attributes of turns that nothing uses, with the rows that have them.
         notes: what was read in another way than it stands, with the rows; 0 if the note is on all the data.
         encoded: it holds token ids and pixels. False: rows as they were read (`Store.records`).
+        source_pieces: how many pieces each `--data_path` has, in their order.
     """
 
     key: str
@@ -120,6 +122,7 @@ class StoreMeta:
     unlabelled: int = 0
     unused: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
+    source_pieces: list[int] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "inputs": self.inputs.to_dict()}
@@ -132,6 +135,8 @@ class StoreMeta:
         for name, types in META_TYPES.items():
             if type(values[name]) not in types:
                 raise ValueError(f"{name} is {values[name]!r:.40}")
+        if not all(type(number) is int for number in values["source_pieces"]):
+            raise ValueError("source_pieces holds other values than whole numbers")
         return cls(**{**values, "inputs": InputFormat.from_dict(values["inputs"])})
 
 

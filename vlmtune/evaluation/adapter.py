@@ -86,7 +86,15 @@ def adapter_settings(folder: str, overrides: Mapping[str, Any]) -> Settings:
     """
     settings = obeyed(_training_settings(folder), overrides, f"{folder}/config.yaml")
     if uses_other_data(folder, overrides.get("data_path")):  # which has its own folders and columns
-        settings = settings.replace(eval_data_path=None, image_root=None, group_by=None)
+        settings = settings.replace(
+            eval_data_path=None,
+            image_root=None,
+            group_by=None,
+            columns=None,
+            data_weights=None,
+            question=None,
+            answer_column=None,
+        )
     try:
         settings = settings.replace(**overrides)
     except ConfigError as error:
@@ -96,10 +104,13 @@ def adapter_settings(folder: str, overrides: Mapping[str, Any]) -> Settings:
     return settings
 
 
-def uses_other_data(folder: str, data_path: str | None) -> bool:
+def uses_other_data(folder: str, data_path: str | list[str] | None) -> bool:
     """Whether `data_path` names other data than the adapter was trained on. None names no data."""
-    trained_on = _training_settings(folder).data.data_path
-    return data_path is not None and (trained_on is None or absolute(data_path) != absolute(trained_on))
+    if data_path is None:
+        return False
+    paths = [data_path] if isinstance(data_path, str) else data_path
+    trained_on = _training_settings(folder).data.paths
+    return [absolute(path) for path in paths] != [absolute(path) for path in trained_on]
 
 
 def _training_settings(folder: str) -> Settings:

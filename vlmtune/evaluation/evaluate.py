@@ -184,7 +184,7 @@ def _prepare_rows(settings: Settings) -> Store:
     ):
         first = next(store.bad_rows())
         raise DataError(
-            f"{settings.data.data_path}: no row has a reference answer to compare with "
+            f"{settings.data.shown_path}: no row has a reference answer to compare with "
             f"({first['source']}: {first['reason']}); ray_jobs/predict.py answers rows without"
         )
     if (
@@ -201,7 +201,7 @@ def _announcement(
     adapter = "" if options.base_only else f" + {options.adapter}"
     yield console_line("Model", f"{settings.model.base_model} ({settings.model.base_quantization}){adapter}")
     skipped = f"; {store.meta.bad_rows} bad rows skipped" if store.meta.bad_rows else ""
-    yield console_line("Data", f"{settings.data.data_path}: {len(rows)} rows ({split}){skipped}")
+    yield console_line("Data", f"{settings.data.shown_path}: {len(rows)} rows ({split}){skipped}")
     metrics = f"{options.adapter}/metrics.json"
     if split in ("test", "eval") and storage.exists(metrics):
         trained_on = yaml12.load_value(storage.read_text(metrics)).get("data")

@@ -16,7 +16,7 @@ from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.formats import read_piece
 from vlmtune.data.images import ImageError, load_image
 from vlmtune.data.probe import gradient_image, probe
-from vlmtune.data.scan import scan
+from vlmtune.data.source import DataSource
 from vlmtune.data.tokenize import EncodeError, RowEncoder
 from vlmtune.errors import ConfigError, DataError, ModelError
 from vlmtune.evaluation.adapter import adapter_settings, check_adapter_fits
@@ -206,17 +206,10 @@ def _check_prompt(settings: Settings, processor: Any) -> tuple[EncodedExample, B
 
 def _good_rows(settings: Settings) -> Iterator[dict[str, Any]]:
     """The good rows of the adapter's data; none if the data is gone."""
-    data = settings.data
-    if data.data_path is None:
+    if settings.data.data_path is None:
         return
     try:
-        pieces = scan(
-            data.data_path,
-            image_root=data.image_root,
-            allow_outside_paths=data.allow_outside_paths,
-            allow_remote_images=data.allow_remote_images,
-        )
-        for piece in pieces:
+        for piece in DataSource.from_settings(settings).scan().training:
             yield from (row for row in read_piece(piece) if row["error"] is None)
     except DataError as error:
         logger.info(console_line("", f"the check uses a generated image: {error}"))

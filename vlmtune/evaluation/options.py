@@ -33,6 +33,7 @@ class ModelOverrides(TypedDict, total=False):
 class PredictOverrides(ModelOverrides, total=False):
     """Settings that `predict` may override, by flag name."""
 
+    columns: dict[str, str]
     image_root: str
     allow_outside_paths: bool
     allow_remote_images: bool
@@ -42,6 +43,8 @@ class PredictOverrides(ModelOverrides, total=False):
 class EvaluateOverrides(PredictOverrides, total=False):
     """Settings that `evaluate` may override, by flag name."""
 
+    question: str
+    answer_column: str
     group_by: str
     on_bad_row: Literal["error", "skip"]
     cache_dir: str
@@ -64,7 +67,7 @@ class EvaluateOptions:
 
     adapter: str
     output_dir: str
-    data_path: str | None = None
+    data_path: str | list[str] | None = None
     split: Split | None = None
     metrics: Sequence[str] = tuple(METRICS)
     base_only: bool = False

@@ -17,8 +17,9 @@ from vlmtune.cluster import connect, in_ray_job
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.console import console_line
-from vlmtune.data.formats import Piece
+from vlmtune.data.piece import Piece
 from vlmtune.data.probe import probe
+from vlmtune.data.question_columns import columns_from
 from vlmtune.data.store import file_states
 from vlmtune.errors import ConfigError
 from vlmtune.evaluation.actors import ADAPTER, BASE, AnswerJob, answer_rows
@@ -83,6 +84,7 @@ def predict_rows(options: PredictOptions) -> PredictResult:
         image_root=data.image_root,
         allow_outside_paths=data.allow_outside_paths,
         allow_remote_images=data.allow_remote_images,
+        columns=columns_from(data.columns, None, None, answers=False),
     )
     identity = _identity(options, settings, pieces)
     start = _resume_point(folder, identity, overwrite=settings.run.overwrite)

@@ -15,11 +15,13 @@ from typing import Any
 from pyarrow import fs
 
 from vlmtune.data.examples import load_images
-from vlmtune.data.formats import READERS, Piece
+from vlmtune.data.formats import READERS
 from vlmtune.data.image_paths import RowError
 from vlmtune.data.images import ImageError
 from vlmtune.data.input_format import InputFormat
+from vlmtune.data.piece import Piece
 from vlmtune.data.records import conversation
+from vlmtune.data.row_shapes import QUESTION_FIELDS, as_known_shape
 from vlmtune.data.scan import scan
 from vlmtune.data.tokenize import EncodeError, RowEncoder
 from vlmtune.errors import ConfigError, DataError
@@ -132,7 +134,7 @@ def read_questions(
             continue
         images: list[str | bytes] = []
         example = None
-        completed = record if isinstance(piece, ImageList) else with_answer(record)
+        completed = record
         try:
             if error is not None:
                 raise RowError(error)
@@ -140,6 +142,8 @@ def read_questions(
                 messages, images = completed
                 hints: dict[str, str] = {}
             else:
+                record = as_known_shape(piece.columns.apply(record))[0]
+                completed = with_answer(record)
                 found = conversation(completed, piece.rules)
                 messages, images, hints = found.messages, found.images, found.hints
             example = encoder.encode(messages, load_images(images, hints))
@@ -181,6 +185,10 @@ def with_answer(record: Any) -> Any:
             )
     if record.get("prompt") is not None and not record.get("completion"):
         return {**record, "completion": [{"role": "assistant", "content": PLACEHOLDER_ANSWER}]}
+    for question, answer in QUESTION_FIELDS:
+        if isinstance(record.get(question), str) and not record.get(answer):
+            rest = {name: value for name, value in record.items() if name not in (question, answer)}
+            return {**rest, "instruction": record[question], "output": PLACEHOLDER_ANSWER}
     if record.get("instruction") is not None and not record.get("output"):
         return {**record, "output": PLACEHOLDER_ANSWER}
     return record

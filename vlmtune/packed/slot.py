@@ -16,7 +16,7 @@ from transformers import TrainerState
 
 from vlmtune.config.settings import Settings
 from vlmtune.data.encoded_example import EncodedExample, shorten
-from vlmtune.data.lengths import fitting_rows
+from vlmtune.data.lengths import fitting_rows, mixture_of
 from vlmtune.data.order import Order
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
@@ -82,6 +82,7 @@ class Slot:
             accumulation=args.gradient_accumulation_steps,
             world_size=shard.world_size,
             seed=args.seed if args.data_seed is None else args.data_seed,
+            mixture=mixture_of(store, kept_rows, settings.data.data_weights),
         )
         saved = None
         if checkpoint is not None:

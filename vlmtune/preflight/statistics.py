@@ -59,7 +59,7 @@ def summarise(store: Store, settings: Settings, tokenizer: Any) -> Summary:
     search_notes, search_problems = _check_search(store, settings)
     parts = {"row": tokens, "text": tokens - image_tokens, "image": image_tokens} if len(tokens) else {}
     return Summary(
-        data_path=str(settings.data.data_path),
+        data_path=settings.data.shown_path,
         model=settings.model.base_model,
         formats=_counts(facts["format"]),
         rows=store.meta.rows,

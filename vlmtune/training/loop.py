@@ -13,7 +13,7 @@ from transformers import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from vlmtune.config.settings import Settings
-from vlmtune.data.lengths import fitting_rows
+from vlmtune.data.lengths import fitting_rows, mixture_of
 from vlmtune.data.order import Order
 from vlmtune.data.split import EVAL
 from vlmtune.data.store import Store
@@ -76,6 +76,7 @@ def train(
         world_size=world_size,
         seed=args.seed if args.data_seed is None else args.data_seed,
         workers=settings.run.workers[1] if isinstance(settings.run.workers, tuple) else None,
+        mixture=mixture_of(store, kept_rows, settings.data.data_weights),
     )
     args.gradient_accumulation_steps = order.passes_per_step
     first_step = 0 if checkpoint is None else _trainer_state(checkpoint)["global_step"]

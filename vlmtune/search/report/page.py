@@ -86,12 +86,12 @@ def report_page(report: SearchReport) -> str:
         answers = gallery(comparison, report.images, settings.training.seed, report.names_of)
         groups = breakdown_section(comparison, group_by=settings.data.group_by)
         confusions, data = confusion_section(comparison), data_section(comparison, dict(report.counts))
-    task = str(settings.data.data_path).rstrip("/").rpartition("/")[2]
+    task = ", ".join(path.rstrip("/").rpartition("/")[2] for path in settings.data.paths)
     model = settings.model.base_model.rstrip("/").rpartition("/")[2]
     title = f"Search for the best adapter: {task}, {model}"
     seconds, _, _ = training_seconds(report.trials.results)
     hours = f"{report.gpus * seconds / 3600:.2g} GPU-hours of training" if report.gpus else ""
-    facts = [report.date, report.hardware, hours, str(settings.data.data_path)]
+    facts = [report.date, report.hardware, hours, settings.data.shown_path]
     subtitle = (
         f"{escape(settings.model.base_model)} · {escape(settings.model.base_quantization)} · "
         f"{len(report.trials.results)} trials of {escape(', '.join(report.names))}"
@@ -126,7 +126,7 @@ def repeat_section(report: SearchReport) -> str:
     config = settings_yaml(settings)
     complete = sum(one.state == COMPLETE for one in report.trials.results)
     facts = {
-        "data": f"{settings.data.data_path}, key {report.data_key}",
+        "data": f"{settings.data.shown_path}, key {report.data_key}",
         "config": f"best/config.yaml, sha256 {hashlib.sha256(config.encode()).hexdigest()}",
         "rows": ", ".join(f"{count:,} {split}" for split, count in report.counts.items()),
         "seeds": f"{settings.training.seed}, of the split {settings.data.split_seed}",

@@ -1,0 +1,151 @@
+"""Folders of images: with Hugging Face's metadata.csv or metadata.jsonl, or with a folder for each class."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from pyarrow import fs
+
+from vlmtune.data.file_formats.table_files import table_rows
+from vlmtune.data.jsonfiles import read_lines
+from vlmtune.data.names import IMAGE_SUFFIXES
+from vlmtune.data.piece import Format, Found, Piece, open_file, suffix
+from vlmtune.data.question_columns import EXAMPLE_QUESTION, LABEL
+from vlmtune.data.records import RawRow
+from vlmtune.data.splits_given import split_of_name
+from vlmtune.data.tables import read_table
+from vlmtune.errors import DataError
+from vlmtune.storage import filesystem, join
+
+METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+FILE_NAME = "file_name"  # the column of metadata files that names the image
+IMAGES_PER_PIECE = 256
+CLASSES_IN_MESSAGE = 4
+# Folders that hold lists or settings, and no class.
+DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".tar")
+
+
+def _has_metadata(found: Found) -> bool:
+    return any(name in METADATA_FILES for name in found.files) or bool(_split_folders(found))
+
+
+def _split_folders(found: Found) -> list[str]:
+    """The folders of splits, each with a metadata file, such as train/ and test/."""
+    folders = []
+    for folder in found.folders:
+        system, inner = filesystem(join(found.whole.path, folder))
+        names = {entry.base_name for entry in system.get_file_info(fs.FileSelector(inner))}
+        if names & set(METADATA_FILES):
+            folders.append(folder)
+    return folders
+
+
+def _cut_metadata(found: Found) -> list[Piece]:
+    whole = found.whole
+    if not any(name in METADATA_FILES for name in found.files):
+        return [
+            piece
+            for folder in _split_folders(found)
+            for piece in _metadata_pieces(replace(_inside(whole, folder), split=split_of_name(folder)))
+        ]
+    return _metadata_pieces(whole)
+
+
+def _metadata_pieces(whole: Piece) -> list[Piece]:
+    system, inner = filesystem(whole.path)
+    names = sorted(entry.base_name for entry in system.get_file_info(fs.FileSelector(inner)))
+    name = next(name for name in names if name in METADATA_FILES)
+    piece = replace(_inside(whole, name), format=METADATA.name)
+    if name == "metadata.csv":
+        columns = read_table(piece.path, piece.shown).columns
+    else:
+        first = next((row for row in _metadata_rows(piece) if row.error is None), None)
+        columns = [] if first is None else list(first.record)
+    if FILE_NAME not in columns and not {"image", "images"} & {field for field, _ in whole.columns.names}:
+        raise DataError(
+            f"{piece.shown} has no column {FILE_NAME!r} with the images' names; it has: {', '.join(columns)}"
+        )
+    whole.columns.check(columns, piece.shown)
+    return [replace(piece, rules=replace(piece.rules, root=whole.path))]
+
+
+def _metadata_rows(piece: Piece) -> Iterator[RawRow]:
+    if piece.path.endswith(".csv"):
+        yield from table_rows(piece.path, piece.shown)
+        return
+    system, inner = filesystem(piece.path)
+    size = system.get_file_info(inner).size
+    with open_file(piece.path) as file:
+        yield from read_lines(file, piece.shown, 0, size, 1)
+
+
+def _holds_images(found: Found) -> bool:
+    if any(suffix(name) in DATA_SUFFIXES for name in found.files) or "frames" in found.folders:
+        return False
+    return any(suffix(name) in IMAGE_SUFFIXES for name in found.files) or bool(_images(found.whole.path))
+
+
+def _images(folder: str) -> list[str]:
+    """The images below a folder, as paths in it, in alphabetical order."""
+    system, inner = filesystem(folder)
+    entries = system.get_file_info(fs.FileSelector(inner, recursive=True))
+    paths = (entry.path[len(inner) :].lstrip("/") for entry in entries if entry.type == fs.FileType.File)
+    return sorted(
+        path
+        for path in paths
+        if suffix(path) in IMAGE_SUFFIXES and not any(part.startswith(".") for part in path.split("/"))
+    )
+
+
+def _cut_classes(found: Found) -> list[Piece]:
+    whole, names = found.whole, _images(found.whole.path)
+    unsorted = [name for name in names if "/" not in name]
+    if unsorted:
+        raise DataError(
+            f"{whole.shown} holds images ({unsorted[0]}) and no file that says what to answer about them: "
+            "add a metadata.csv with columns file_name, question and answer, or sort them into a folder for "
+            "each class"
+        )
+    classes = sorted({_class_of(name) for name in names})
+    more = len(classes) - CLASSES_IN_MESSAGE
+    shown = ", ".join(classes[:CLASSES_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
+    if whole.columns.question is None:
+        raise DataError(
+            f"{whole.shown} holds images in a folder for each class ({shown}): give the question that the "
+            f'folder\'s name answers: --question "{EXAMPLE_QUESTION}"'
+        )
+    if len(classes) < 2:
+        raise DataError(f"{whole.shown} holds one class alone ({shown}): every answer would be the same")
+    piece = replace(whole, format=CLASS_FOLDERS.name, rules=replace(whole.rules, root=whole.path))
+    return [
+        replace(piece, names=tuple(part[first : first + IMAGES_PER_PIECE]), split=split)
+        for split, part in _by_split(names)
+        for first in range(0, len(part), IMAGES_PER_PIECE)
+    ]
+
+
+def _by_split(names: list[str]) -> list[tuple[str | None, list[str]]]:
+    """The images of each split, as in train/cat/1.jpg and test/cat/2.jpg."""
+    found: dict[str | None, list[str]] = {}
+    for name in names:
+        folder, *rest = name.split("/")
+        found.setdefault(split_of_name(folder) if len(rest) > 1 else None, []).append(name)
+    return list(found.items())
+
+
+def _class_of(name: str) -> str:
+    return name.split("/")[-2]
+
+
+def _class_rows(piece: Piece) -> Iterator[RawRow]:
+    for name in piece.names:
+        record: dict[str, Any] = {"image": name, LABEL: _class_of(name)}
+        yield RawRow(f"{piece.shown}/{name}", record, group_fields=record)
+
+
+def _inside(whole: Piece, name: str) -> Piece:
+    return replace(whole, path=join(whole.path, name), shown=f"{whole.shown}/{name}")
+
+
+METADATA = Format("imagefolder", _has_metadata, _cut_metadata, _metadata_rows)
+CLASS_FOLDERS = Format("class folders", _holds_images, _cut_classes, _class_rows)

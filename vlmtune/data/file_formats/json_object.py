@@ -1,0 +1,39 @@
+"""A file that holds one JSON object of lists, as COCO and VQA are published."""
+
+import json
+import re
+from typing import Any
+
+from vlmtune.data.piece import Found, open_file
+from vlmtune.errors import DataError
+
+# Names with which such an object begins, and no row does.
+FIRST_NAME = re.compile(
+    rb'\s*\{\s*"(info|licenses?|categories|annotations|questions|task_type|data_type|data_subtype'
+    rb'|images"\s*:\s*\[\s*\{)'
+)
+
+
+def is_object_of_lists(found: Found, names: tuple[str, ...]) -> bool:
+    """Whether a file begins like one object, and has lists of these names, all or the first."""
+    head = (found.head or b"").removeprefix(b"\xef\xbb\xbf")
+    if found.suffix != ".json" or not FIRST_NAME.match(head):
+        return False
+    content = load_object(found.whole.path, found.whole.shown)
+    return all(isinstance(content.get(name), list) for name in names)
+
+
+def load_object(path: str, shown: str) -> dict[str, Any]:
+    """The object that a file holds, whole in memory.
+
+    Raises:
+        DataError: it is no JSON object.
+    """
+    try:
+        with open_file(path) as file:
+            content = json.loads(file.read())
+    except ValueError as error:
+        raise DataError(f"{shown} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{shown} must hold one JSON object")
+    return content

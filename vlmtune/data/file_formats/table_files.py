@@ -1,0 +1,78 @@
+"""CSV and TSV files with a row of images, questions and answers on each line."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from vlmtune.data.piece import Format, Found, Piece
+from vlmtune.data.records import RawRow
+from vlmtune.data.tables import read_table
+from vlmtune.errors import DataError
+
+JSON_COLUMNS = ("images", "messages", "conversations", "history", "objects")
+SUFFIXES = (".csv", ".tsv")
+
+
+def table_pieces(whole: Piece) -> list[Piece]:
+    """The piece of a table.
+
+    Raises:
+        DataError: the file is no table, has no rows, or its columns make no question and answer.
+    """
+    table = read_table(whole.path, whole.shown)
+    whole.columns.check(table.columns, whole.shown)
+    if whole.group_by and whole.group_by not in table.columns:
+        raise DataError(
+            f"--group_by {whole.group_by}: {whole.shown} has no such column; "
+            f"it has: {', '.join(table.columns)}"
+        )
+    if not table.rows:
+        raise DataError(f"{whole.shown} has a header and no rows: nothing to learn from")
+    return [replace(whole, format=TABLE.name, notes=table.notes)]
+
+
+def table_rows(path: str, shown: str) -> Iterator[RawRow]:
+    """The lines of a table as records by column; a line with a wrong number of fields as a bad row."""
+    table = read_table(path, shown)
+    for line, values in table.rows:
+        source = f"{shown}:{line}"
+        if len(values) != len(table.columns):
+            reason = (
+                f"{len(values)} fields where the header has {len(table.columns)}: "
+                "put quotes round text with commas"
+            )
+            yield RawRow(source, error=reason)
+            continue
+        cells = zip(table.columns, values, strict=True)
+        record = {column: _value(column, value) for column, value in cells if value}
+        yield RawRow(source, record, group_fields=record)
+
+
+def _value(column: str, text: str) -> Any:
+    """A cell; lists and conversations that were written as JSON are read again."""
+    if column == "images" and not text.startswith("["):
+        return [name.strip() for name in text.split(";")]
+    if column in ("images", "messages", "conversations", "history", "objects") and text.startswith(
+        ("[", "{")
+    ):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _recognises(found: Found) -> bool:
+    return found.suffix in SUFFIXES
+
+
+def _cut(found: Found) -> list[Piece]:
+    return table_pieces(found.whole)
+
+
+def _rows(piece: Piece) -> Iterator[RawRow]:
+    return table_rows(piece.path, piece.shown)
+
+
+TABLE = Format("table", _recognises, _cut, _rows)
