@@ -7,7 +7,7 @@ from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError, DataError
 from vlmtune.storage import scheme
 
-DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".txt", ".zip"}
+DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".tar", ".txt", ".zip"}
 
 
 def check_paths(settings: Settings) -> None:
@@ -15,7 +15,8 @@ def check_paths(settings: Settings) -> None:
 
     Only local paths are looked at; what may be a name on the Hub passes.
     """
-    for flag, path in (("", settings.data.data_path), ("--eval_data_path ", settings.data.eval_data_path)):
+    evaluation = ("--eval_data_path ", settings.data.eval_data_path)
+    for flag, path in (*(("", path) for path in settings.data.paths), evaluation):
         if path is not None and not scheme(path) and looks_local(path) and not Path(path).exists():
             raise DataError(f"{flag}{path.rstrip('/') or path}: no such file or folder")
     model = settings.model.model_name_or_path

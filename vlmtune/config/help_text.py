@@ -20,7 +20,8 @@ TITLES = {
 # What `--help` shows; `--help_all` shows every option.
 COMMON = frozenset(
     """
-    data_path eval_data_path eval_fraction test_fraction group_by image_root on_bad_row on_long_row question
+    data_path eval_data_path eval_fraction test_fraction group_by image_root on_bad_row on_long_row
+    columns question answer_column
     output_dir num_workers storage_path overwrite resume use_cpu
     model_name_or_path quantization dtype trust_remote_code
     lora_r lora_alpha lora_dropout lora_target_modules lora_vision
@@ -67,7 +68,13 @@ def _columns(option: Flag, *, everything: bool) -> tuple[str, str]:
     if option.choices and len(",".join(option.choices)) <= 40:
         value = "{" + ",".join(option.choices) + "}"
     else:
-        value = {"bool": "[true|false]", "list": "NAME ..."}.get(option.kind, option.kind.upper())
+        value = {
+            "bool": "[true|false]",
+            "list": "NAME ...",
+            "pairs": "FIELD=COLUMN ...",
+            "paths": "PATH ...",
+            "numbers": "NUMBER ...",
+        }.get(option.kind, option.kind.upper())
     text, automatic = _without_default(option.help)
     words = text if everything else first_sentence(text)
     default = default_text(option, automatic)
