@@ -17,7 +17,7 @@ from vlmtune.data.scan import scan
 from vlmtune.errors import DataError
 
 
-def asked(question: str, answer: str) -> list[Row]:
+def turns_of(question: str, answer: str) -> list[Row]:
     return [turn("user", IMAGE, question), turn("assistant", answer)]
 
 
@@ -40,8 +40,8 @@ def test_table(name: str, separator: str, tmp_path: Path) -> None:
     for path in (tmp_path / name, tmp_path):
         found = read_good(path)
         assert conversations(found) == [
-            (asked("What, now?", "red"), ["a.png"]),
-            (asked("And?", "3"), ["b.png"]),
+            (turns_of("What, now?", "red"), ["a.png"]),
+            (turns_of("And?", "3"), ["b.png"]),
         ]
         assert [row["source"] for row in found] == [f"{tmp_path}/{name}:2", f"{tmp_path}/{name}:3"]
 
@@ -54,12 +54,12 @@ def test_table_with_other_columns(tmp_path: Path) -> None:
         scan(str(path))
     named = Columns((("answer", "reply"), ("image", "shot"), ("question", "ask")))
     good, bad = read(path, columns=named)
-    assert conversations([good]) == [(asked("What?", "red"), ["a.png"])]
+    assert conversations([good]) == [(turns_of("What?", "red"), ["a.png"])]
     assert "2 fields where the header has 3" in bad["error"]
     counted = read_good(path.with_name("c.csv"), columns=one_question(path.with_name("c.csv")))
     assert conversations(counted) == [
-        (asked("How many?", "3"), ["a.png"]),
-        (asked("How many?", "0"), ["b.png"]),
+        (turns_of("How many?", "3"), ["a.png"]),
+        (turns_of("How many?", "0"), ["b.png"]),
     ]
     for columns, reason in (
         (Columns((("answer", "no"),)), "--columns answer=no: .* has no column 'no'; it has: shot, ask"),
@@ -97,9 +97,9 @@ def test_folder_for_each_class(tmp_path: Path) -> None:
         scan(str(folder))
     rows = read_good(folder, columns=Columns((), "Which animal?"))
     assert conversations(rows) == [
-        (asked("Which animal?", "big dog"), ["1.png"]),
-        (asked("Which animal?", "cat"), ["1.png"]),
-        (asked("Which animal?", "cat"), ["2.png"]),
+        (turns_of("Which animal?", "big dog"), ["1.png"]),
+        (turns_of("Which animal?", "cat"), ["1.png"]),
+        (turns_of("Which animal?", "cat"), ["2.png"]),
     ]
     assert rows[0]["source"] == f"{folder}/big dog/1.png"
     with pytest.raises(DataError, match=r"holds one class alone \(cat\)"):
@@ -119,7 +119,7 @@ def test_imagefolder_with_metadata(name: str, tmp_path: Path) -> None:
             write_lines(folder / name, *rows)
     with pytest.raises(DataError, match=r'Give a question: --question "What is .*" --answer_column text'):
         scan(str(tmp_path / "one"))
-    expected = [(asked("Read it", "zero"), ["a.png"]), (asked("Read it", "one"), ["b.png"])]
+    expected = [(turns_of("Read it", "zero"), ["a.png"]), (turns_of("Read it", "one"), ["b.png"])]
     for path in (tmp_path / "one", tmp_path / "split"):
         assert conversations(read_good(path, columns=Columns((), "Read it", "text"))) == expected
 
@@ -142,8 +142,8 @@ def test_coco_captions(tmp_path: Path) -> None:
             scan(str(path))
         *good, bad = read(path, image_root=str(tmp_path / "val"), columns=Columns((), "Describe"))
         assert conversations(good) == [
-            (asked("Describe", "A cat."), ["000000000009.png"]),
-            (asked("Describe", "One cat."), ["000000000009.png"]),
+            (turns_of("Describe", "A cat."), ["000000000009.png"]),
+            (turns_of("Describe", "One cat."), ["000000000009.png"]),
         ]
         assert bad["error"] == "its image_id is the id of no image with a file_name"
     content["annotations"] = [{"id": 1, "image_id": 9, "bbox": [0, 0, 2, 2]}]
@@ -171,8 +171,8 @@ def test_vqa(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "questions.json"):
         *good, bad = read(path)
         assert conversations(good) == [
-            (asked("What?", "cat"), ["COCO_val2014_000000000009.png"]),
-            (asked("How many?", "1"), ["COCO_val2014_000000000009.png"]),
+            (turns_of("What?", "cat"), ["COCO_val2014_000000000009.png"]),
+            (turns_of("How many?", "1"), ["COCO_val2014_000000000009.png"]),
         ]
         assert bad["error"] == "image_id 7 fits no image below --image_root"
     with pytest.raises(DataError, match=r"give the file with the questions"):
@@ -207,7 +207,7 @@ def test_webdataset_shards(tmp_path: Path) -> None:
         scan(str(folder))
     question = json.dumps({"question": "Which?", "answer": "This"}).encode()
     shard(tmp_path / "qa.tar", {"1.png": image, "1.json": question})
-    assert read_good(tmp_path / "qa.tar")[0]["messages"] == asked("Which?", "This")
+    assert read_good(tmp_path / "qa.tar")[0]["messages"] == turns_of("Which?", "This")
     (tmp_path / "cut.tar").write_bytes((folder / "0.tar").read_bytes()[:700])
     with pytest.raises(DataError, match=r"cut.tar"):
         scan(str(tmp_path / "cut.tar"), columns=Columns((), "Colour?", "txt"))
@@ -237,7 +237,7 @@ def test_rows_of_other_programs(tmp_path: Path) -> None:
         },
     ]
     found = read_good(write_lines(tmp_path / "rows.jsonl", *rows))
-    assert [row["messages"] for row in found] == [asked("What?", "red")] * len(rows)
+    assert [row["messages"] for row in found] == [turns_of("What?", "red")] * len(rows)
     assert [row["images"] for row in found] == [
         [image.read_bytes()] if number == 4 else [str(image)] for number in range(len(rows))
     ]
@@ -262,6 +262,6 @@ def test_parquet_of_images_and_labels(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "rows.parquet")
     rows = read_good(tmp_path / "rows.parquet", columns=Columns((("image", "photo"),), "How many?"))
     assert [(row["messages"], row["images"]) for row in rows] == [
-        (asked("How many?", "3"), [content]),
-        (asked("How many?", "4"), [content]),
+        (turns_of("How many?", "3"), [content]),
+        (turns_of("How many?", "4"), [content]),
     ]

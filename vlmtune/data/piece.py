@@ -57,7 +57,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Found:
+class PathContents:
     """What lies at a path, as far as a format needs it to recognise its data.
 
     Attributes:
@@ -89,8 +89,8 @@ class Format:
     """
 
     name: str
-    recognises: Callable[[Found], bool]
-    cut: Callable[[Found], list[Piece]]
+    recognises: Callable[[PathContents], bool]
+    cut: Callable[[PathContents], list[Piece]]
     rows: Callable[[Piece], Iterator[RawRow]]
 
 

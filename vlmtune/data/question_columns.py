@@ -14,7 +14,7 @@ from vlmtune.errors import DataError
 # Columns that hold a row's image where it has no `image` or `images`, if their values name image files.
 IMAGE_COLUMNS = (
     *("image_path", "image_file", "image_name", "image_url", "img", "img_path", "file_name", "filename"),
-    *("file", "path", "photo", "picture", "frame"),
+    *("file", "path", "photo", "frame"),
 )
 OWN_QUESTION = (*DIALOGUE_FIELDS, *(question for question, _ in QUESTION_FIELDS))
 LABEL = "label"  # answers `--question` where no `--answer_column` is given

@@ -14,7 +14,7 @@ from vlmtune.data.frames import find_name, scan_frames
 from vlmtune.data.hub_datasets import load_splits
 from vlmtune.data.image_paths import ImageRules
 from vlmtune.data.jsonfiles import BLOCK_BYTES, StrictDecoder, split_lines
-from vlmtune.data.piece import Found, Piece, open_file
+from vlmtune.data.piece import PathContents, Piece, open_file
 from vlmtune.data.question_columns import NO_COLUMNS, Columns
 from vlmtune.data.splits_given import split_of_name
 from vlmtune.errors import DataError
@@ -131,7 +131,7 @@ def _scan_folder(whole: Piece, entries: list[fs.FileInfo]) -> list[Piece]:
 def _scan_file(whole: Piece) -> list[Piece]:
     with open_file(whole.path) as file:
         head = file.read(HEAD_BYTES)
-    found = Found(whole, head=head)
+    found = PathContents(whole, head=head)
     format = next((format for format in FILE_FORMATS if format.recognises(found)), None)
     if format is not None:
         return format.cut(found)
@@ -270,9 +270,9 @@ def _scan_dataset(whole: Piece) -> list[Piece]:
     return [replace(pieces[0], notes=notes), *pieces[1:]]
 
 
-def _found(whole: Piece, entries: list[fs.FileInfo]) -> Found:
+def _found(whole: Piece, entries: list[fs.FileInfo]) -> PathContents:
     seen = sorted((entry.base_name, entry.type) for entry in entries if entry.base_name[0] not in "._")
-    return Found(
+    return PathContents(
         whole,
         files=tuple(name for name, kind in seen if kind == fs.FileType.File),
         folders=tuple(name for name, kind in seen if kind == fs.FileType.Directory),

@@ -4,18 +4,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from vlmtune.data.file_formats.json_object import is_object_of_lists, load_object
-from vlmtune.data.piece import Format, Found, Piece
+from vlmtune.data.piece import Format, PathContents, Piece
 from vlmtune.data.records import RawRow
 from vlmtune.errors import DataError
 
 CAPTION_QUESTION = "Describe this image in one sentence."
 
 
-def _recognises(found: Found) -> bool:
+def _recognises(found: PathContents) -> bool:
     return is_object_of_lists(found, ("images", "annotations"))
 
 
-def _cut(found: Found) -> list[Piece]:
+def _cut(found: PathContents) -> list[Piece]:
     whole = found.whole
     content = load_object(whole.path, whole.shown)
     captions = [one for one in content["annotations"] if isinstance(one, dict) and "caption" in one]

@@ -9,7 +9,7 @@ from pyarrow import fs
 from vlmtune.data.file_formats.table_files import table_rows
 from vlmtune.data.jsonfiles import read_lines
 from vlmtune.data.names import IMAGE_SUFFIXES
-from vlmtune.data.piece import Format, Found, Piece, open_file, suffix
+from vlmtune.data.piece import Format, PathContents, Piece, open_file, suffix
 from vlmtune.data.question_columns import EXAMPLE_QUESTION, LABEL
 from vlmtune.data.records import RawRow
 from vlmtune.data.splits_given import split_of_name
@@ -25,11 +25,11 @@ CLASSES_IN_MESSAGE = 4
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".tar")
 
 
-def _has_metadata(found: Found) -> bool:
+def _has_metadata(found: PathContents) -> bool:
     return any(name in METADATA_FILES for name in found.files) or bool(_split_folders(found))
 
 
-def _split_folders(found: Found) -> list[str]:
+def _split_folders(found: PathContents) -> list[str]:
     """The folders of splits, each with a metadata file, such as train/ and test/."""
     folders = []
     for folder in found.folders:
@@ -40,7 +40,7 @@ def _split_folders(found: Found) -> list[str]:
     return folders
 
 
-def _cut_metadata(found: Found) -> list[Piece]:
+def _cut_metadata(found: PathContents) -> list[Piece]:
     whole = found.whole
     if not any(name in METADATA_FILES for name in found.files):
         return [
@@ -79,7 +79,7 @@ def _metadata_rows(piece: Piece) -> Iterator[RawRow]:
         yield from read_lines(file, piece.shown, 0, size, 1)
 
 
-def _holds_images(found: Found) -> bool:
+def _holds_images(found: PathContents) -> bool:
     if any(suffix(name) in DATA_SUFFIXES for name in found.files) or "frames" in found.folders:
         return False
     return any(suffix(name) in IMAGE_SUFFIXES for name in found.files) or bool(_images(found.whole.path))
@@ -97,7 +97,7 @@ def _images(folder: str) -> list[str]:
     )
 
 
-def _cut_classes(found: Found) -> list[Piece]:
+def _cut_classes(found: PathContents) -> list[Piece]:
     whole, names = found.whole, _images(found.whole.path)
     unsorted = [name for name in names if "/" not in name]
     if unsorted:

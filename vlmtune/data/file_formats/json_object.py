@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from vlmtune.data.piece import Found, open_file
+from vlmtune.data.piece import PathContents, open_file
 from vlmtune.errors import DataError
 
 # Names with which such an object begins, and no row does.
@@ -14,7 +14,7 @@ FIRST_NAME = re.compile(
 )
 
 
-def is_object_of_lists(found: Found, names: tuple[str, ...]) -> bool:
+def is_object_of_lists(found: PathContents, names: tuple[str, ...]) -> bool:
     """Whether a file begins like one object, and has lists of these names, all or the first."""
     head = (found.head or b"").removeprefix(b"\xef\xbb\xbf")
     if found.suffix != ".json" or not FIRST_NAME.match(head):

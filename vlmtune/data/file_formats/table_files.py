@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from vlmtune.data.piece import Format, Found, Piece
+from vlmtune.data.piece import Format, PathContents, Piece
 from vlmtune.data.records import RawRow
 from vlmtune.data.tables import read_table
 from vlmtune.errors import DataError
@@ -63,11 +63,11 @@ def _value(column: str, text: str) -> Any:
     return text
 
 
-def _recognises(found: Found) -> bool:
+def _recognises(found: PathContents) -> bool:
     return found.suffix in SUFFIXES
 
 
-def _cut(found: Found) -> list[Piece]:
+def _cut(found: PathContents) -> list[Piece]:
     return table_pieces(found.whole)
 
 

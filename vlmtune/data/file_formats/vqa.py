@@ -9,7 +9,7 @@ from pyarrow import fs
 
 from vlmtune.data.file_formats.json_object import is_object_of_lists, load_object
 from vlmtune.data.names import IMAGE_SUFFIXES
-from vlmtune.data.piece import Format, Found, Piece
+from vlmtune.data.piece import Format, PathContents, Piece
 from vlmtune.data.records import RawRow
 from vlmtune.errors import DataError
 from vlmtune.storage import filesystem, join, parent
@@ -17,15 +17,15 @@ from vlmtune.storage import filesystem, join, parent
 LAST_NUMBER = re.compile(r"([0-9]+)[^0-9]*$")
 
 
-def _recognises(found: Found) -> bool:
+def _recognises(found: PathContents) -> bool:
     return is_object_of_lists(found, ("questions",)) or _is_answers(found)
 
 
-def _is_answers(found: Found) -> bool:
+def _is_answers(found: PathContents) -> bool:
     return is_object_of_lists(found, ("annotations",))
 
 
-def _cut(found: Found) -> list[Piece]:
+def _cut(found: PathContents) -> list[Piece]:
     whole = found.whole
     if _is_answers(found):
         return []  # its questions file is beside it, and reads it

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from vlmtune.data.names import IMAGE_SUFFIXES
-from vlmtune.data.piece import Format, Found, Piece, open_file, suffix
+from vlmtune.data.piece import Format, PathContents, Piece, open_file, suffix
 from vlmtune.data.records import RawRow
 from vlmtune.errors import DataError
 from vlmtune.storage import join
@@ -17,19 +17,19 @@ IMAGES = "image files"  # of a row, until it is whole
 MAX_MEMBER_BYTES = 100_000_000
 
 
-def _is_shard(found: Found) -> bool:
+def _is_shard(found: PathContents) -> bool:
     return found.suffix == ".tar" or (found.head or b"")[257:262] == TAR_HEAD
 
 
-def _is_folder_of_shards(found: Found) -> bool:
+def _is_folder_of_shards(found: PathContents) -> bool:
     return any(suffix(name) == ".tar" for name in found.files)
 
 
-def _cut(found: Found) -> list[Piece]:
+def _cut(found: PathContents) -> list[Piece]:
     return [_shard_piece(found.whole)]
 
 
-def _cut_folder(found: Found) -> list[Piece]:
+def _cut_folder(found: PathContents) -> list[Piece]:
     whole = found.whole
     names = [name for name in found.files if suffix(name) == ".tar"]
     return [
