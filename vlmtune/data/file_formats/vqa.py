@@ -50,7 +50,7 @@ def _has_answers(questions: list[Any]) -> bool:
 
 def _answers_file(whole: Piece, questions: list[Any]) -> str:
     """The name of the file beside the questions that holds their answers."""
-    asked = {question.get("question_id") for question in questions if isinstance(question, Mapping)}
+    question_ids = {question.get("question_id") for question in questions if isinstance(question, Mapping)}
     folder = parent(whole.path)
     system, inner = filesystem(folder)
     names: list[str] = sorted(
@@ -62,7 +62,7 @@ def _answers_file(whole: Piece, questions: list[Any]) -> str:
         content = load_object(join(folder, name), name)
         answers = content.get("annotations")
         first = answers[0] if isinstance(answers, list) and answers else None
-        if isinstance(first, Mapping) and first.get("question_id") in asked:
+        if isinstance(first, Mapping) and first.get("question_id") in question_ids:
             return name
     raise DataError(
         f"{whole.shown} holds questions, but no file beside it holds their answers (an object with "
