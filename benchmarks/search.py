@@ -45,15 +45,15 @@ WARM_UP = 6  # rounds: three without a graph, one that captures it, and their ne
 ROWS = 100
 
 
-def write_rows(folder: Path, *, text: bool) -> Path:
-    """Write `ROWS` training rows and 8 others, longer than max_length, with a random image unless `text`."""
+def write_rows(folder: Path, *, text: bool, words_a_row: int = 900) -> Path:
+    """Write `ROWS` training rows and 8 others, with a random image unless `text`."""
     from PIL import Image
 
     random = np.random.RandomState(0)
     words = ["steel", "beam", "column", "slab", "of", "the", "wall", "and", "a", "floor", "in", "concrete"]
     lines = []
     for row in range(ROWS + 8):
-        prompt, answer = (" ".join(random.choice(words, count)) for count in (900, 40))
+        prompt, answer = (" ".join(random.choice(words, count)) for count in (words_a_row, 40))
         line = {"instruction": prompt, "output": answer}
         if not text:
             Image.fromarray(random.randint(0, 255, (480, 640, 3), dtype=np.uint8)).save(
@@ -65,7 +65,7 @@ def write_rows(folder: Path, *, text: bool) -> Path:
     return folder / "rows.jsonl"
 
 
-def prepared_rows(folder: str, work: Path, *, text: bool) -> Any:
+def prepared_rows(folder: str, work: Path, *, text: bool, words_a_row: int = 900) -> Any:
     import ray
 
     from vlmtune.cluster import connect
@@ -75,7 +75,10 @@ def prepared_rows(folder: str, work: Path, *, text: bool) -> Any:
     connect()
     store = prepare_store(
         DataSource(
-            str(write_rows(work, text=text)), ModelRef(folder), eval_fraction=0.04, test_fraction=0.03
+            str(write_rows(work, text=text, words_a_row=words_a_row)),
+            ModelRef(folder),
+            eval_fraction=0.04,
+            test_fraction=0.03,
         ),
         str(work / "cache"),
     )
@@ -96,7 +99,7 @@ def options(folder: str, args: argparse.Namespace, **more: Any) -> dict[str, Any
             "lora_r": 16,
             "lora_alpha": 32,
             "lora_dropout": 0.05,
-            "max_length": 128 if args.text else 640,
+            "max_length": length_of(args),
             "learning_rate": 1e-4,
             "eval_strategy": "no",
             "max_steps": args.rounds,
@@ -104,6 +107,11 @@ def options(folder: str, args: argparse.Namespace, **more: Any) -> dict[str, Any
             **more,
         }
     ).to_flags()
+
+
+def length_of(args: argparse.Namespace) -> int:
+    """The tokens that rows are cut to."""
+    return 128 if args.text else int(args.tokens)
 
 
 def packed(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -115,7 +123,8 @@ def packed(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     most, largest = max(trials for trials, _ in cases), max(batch for _, batch in cases)
     results = []
     with tempfile.TemporaryDirectory() as work:
-        store = prepared_rows(folder, Path(work), text=args.text)
+        store = prepared_rows(folder, Path(work), text=args.text, words_a_row=args.words)
+        tokens = np.minimum(store.column("tokens"), length_of(args)).mean()
         notes: list[str] = []
         started = time.perf_counter()
 
@@ -139,7 +148,7 @@ def packed(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                         "trials": trials,
                         "batch": batch,
                         "pixels": limit == 0,
-                        **rounds(engine, folder, args, trials, batch),
+                        **rounds(engine, folder, args, trials, batch, float(tokens)),
                     }
                 )
                 results[-1] |= {
@@ -150,7 +159,9 @@ def packed(folder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     return results
 
 
-def rounds(engine: Any, folder: str, args: argparse.Namespace, trials: int, batch: int) -> dict[str, Any]:
+def rounds(
+    engine: Any, folder: str, args: argparse.Namespace, trials: int, batch: int, tokens: float
+) -> dict[str, Any]:
     """Let trials join an engine, and time `--rounds` rounds."""
     from vlmtune.config.settings import Settings
 
@@ -169,7 +180,6 @@ def rounds(engine: Any, folder: str, args: argparse.Namespace, trials: int, batc
         engine.leave(f"t{number}")
     seconds = np.diff(times)
     rows = trials * batch
-    tokens = rows * (128 if args.text else 640)
     middle = statistics.median(seconds[WARM_UP:])
     return {
         "ms_a_row": middle / rows * 1e3,
@@ -179,7 +189,8 @@ def rounds(engine: Any, folder: str, args: argparse.Namespace, trials: int, batc
         "join_s": (times[0] - started) / trials,
         "first_rounds_s": list(seconds[:WARM_UP]),
         "peak_gb": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0,
-        "share_of_matmul": tokens / middle * engine.slot_factory.operations / matmul_rate()
+        "tokens": tokens,
+        "share_of_matmul": rows * tokens / middle * engine.slot_factory.operations / matmul_rate()
         if torch.cuda.is_available()
         else 0.0,
     }
@@ -462,6 +473,8 @@ def main() -> None:
     )
     parser.add_argument("--side", default="ours", choices=("ours", "plain"), help="of beside")
     parser.add_argument("--text", action="store_true")
+    parser.add_argument("--words", type=int, default=900, help="of packed: in a row's question")
+    parser.add_argument("--tokens", type=int, default=640, help="that rows with images are cut to")
     parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE")
     parser.add_argument("--early_stopping", default="none", choices=("none", "asha"), help="of whole")
     parser.add_argument("--json")

@@ -203,14 +203,17 @@ def ours(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
 
     batch_of = batches(folder, case)
     rows = case["batch"] * steps
-    meta = SimpleNamespace(inputs=InputFormat())
     processor: Any = ModelRef(folder).processor()
+    meta = SimpleNamespace(
+        inputs=InputFormat(), encoded=True, pad_token_id=processor.tokenizer.pad_token_id or 0
+    )
     images = int((batch_of(0)["input_ids"][0] == processor.image_token_id).sum())
     counts = {"required": 0, "tokens": case["tokens"], "answer_tokens": LABELLED, "image_tokens": images}
     store: Any = SimpleNamespace(
         meta=meta,
         rows_of=lambda split: np.arange(rows if split == "train" else case["batch"]),
         column=lambda name: np.full(rows, counts[name]),
+        read=lambda numbers: [_example(batch_of(0)) for _ in numbers],
     )
     times: list[float] = []
 
@@ -251,6 +254,16 @@ def ours(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
             progress=progress,
         )
     return {**_result(times), "notes": notes, "losses": losses}
+
+
+def _example(batch: dict[str, torch.Tensor]) -> Any:
+    """The first row of a batch, as a store holds it."""
+    from vlmtune.data.encoded_example import ANSWER, IGNORED, TEXT, EncodedExample
+
+    given = ("input_ids", "attention_mask", "labels")
+    tensors = {name: tensor[:1].numpy() for name, tensor in batch.items() if name not in given}
+    kinds = np.where(batch["labels"][0].numpy() == IGNORED, TEXT, ANSWER).astype(np.uint8)
+    return EncodedExample(batch["input_ids"][0].numpy(), kinds, tensors)
 
 
 def _result(times: list[float]) -> dict[str, Any]:

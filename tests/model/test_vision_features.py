@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from model.tiny_qwen import batch_of_two, qwen2_5_vl, qwen3_vl
+from model.tiny_qwen import batch_of_two, qwen2_5_vl, qwen3_vl, rows_alone
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vlmtune.model.deepstack import use_dense_deepstack
@@ -35,16 +35,26 @@ def test_features_in_place_of_pixels_give_the_same_logits_in_any_order(
         use_varlen_attention(model)
         use_dense_deepstack(model.get_decoder())
     features = VisionFeatures(model, max_bytes=1e9, note=pytest.fail)
-    computed = features.compute([5, 9], TOKENS, batch)
-    assert computed is not None
+    computed = [features.compute(*row) for row in zip([5, 9], TOKENS, rows_alone(batch), strict=True)]
     cached = features.cached([9, 5])
     assert cached is not None
     with torch.no_grad():
-        at_once = model(**without_pixels(batch), **features.inputs(computed)).logits
+        at_once = model(**without_pixels(batch), **features.inputs(computed)).logits  # type: ignore[arg-type]
         later = model(**reversed_rows(batch), **features.inputs(cached)).logits
     torch.testing.assert_close(at_once, expected)
     torch.testing.assert_close(later.flip(0), expected)
     assert features.cached([5, 7]) is None
+    positions = features.position_ids([(5, 24), (9, 24)], 26)
+    assert positions["position_ids"].shape == (3, 2, 26)
+    with torch.no_grad():
+        model.model.rope_deltas = None
+        model.model.compute_3d_position_ids = pytest.fail
+        rest = without_pixels(batch).items()
+        padded = {name: torch.nn.functional.pad(tensor, (0, 2)) for name, tensor in rest}
+        padded["image_grid_thw"] = batch["image_grid_thw"]
+        given = model(**padded, **features.inputs(computed), **positions).logits  # type: ignore[arg-type]
+    torch.testing.assert_close(given[:, :24], expected)
+    assert features.position_ids([(5, 24), (9, 20)], 26) == {}
     levels = 1 if build is qwen2_5_vl else 3
     assert features.bytes == sum(TOKENS) * 64 * 4 * levels
 
@@ -52,12 +62,14 @@ def test_features_in_place_of_pixels_give_the_same_logits_in_any_order(
 def test_only_what_fits_is_cached_and_all_of_it_can_be_dropped() -> None:
     model, batch = qwen2_5_vl(), batch_of_two()
     features = VisionFeatures(model, max_bytes=TOKENS[0] * 64 * 4, note=pytest.fail)
-    assert features.compute([0, 1], TOKENS, batch) is not None
+    rows = rows_alone(batch)
+    assert features.compute(0, TOKENS[0], rows[0]) is not None
+    assert features.compute(1, TOKENS[1], rows[1]) is not None
     assert features.cached([0]) is not None
     assert features.cached([1]) is None
     assert features.disable()
     assert features.cached([0]) is None
-    assert features.compute([0, 1], TOKENS, batch) is None
+    assert features.compute(0, TOKENS[0], rows[0]) is None
     assert not features.disable()
 
 
@@ -71,7 +83,7 @@ def test_a_model_whose_decoder_would_get_something_else_keeps_its_pixels() -> No
 
     model.model.visual.register_forward_hook(change_with_every_call)
     features = VisionFeatures(model, max_bytes=1e9, note=notes.append)
-    assert features.compute([0, 1], TOKENS, batch) is None
+    assert features.compute(0, TOKENS[0], rows_alone(batch)[0]) is None
     assert features.max_bytes == 0
     assert "the decoder would get other inputs" in notes[0]
 
@@ -79,10 +91,10 @@ def test_a_model_whose_decoder_would_get_something_else_keeps_its_pixels() -> No
 def test_an_output_that_cannot_be_split_by_rows_keeps_its_pixels() -> None:
     model, batch, notes = qwen2_5_vl(), batch_of_two(), []
     features = VisionFeatures(model, max_bytes=1e9, note=notes.append)
-    assert features.compute([0, 1], [12, 9], batch) is None
+    assert features.compute(0, 13, rows_alone(batch)[0]) is None
     assert notes == [
         "vision features are not cached, pixels go through the tower in every epoch: "
-        "the tower gives 20 vectors for 21 image tokens"
+        "the tower gives 12 vectors for 13 image tokens"
     ]
 
 

@@ -60,3 +60,13 @@ def batch_of_two() -> dict[str, torch.Tensor]:
         "pixel_values": torch.randn(int(grid.prod(-1).sum()), 3 * 2 * 14 * 14, generator=generator),
         "image_grid_thw": grid,
     }
+
+
+def rows_alone(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """The rows of `batch_of_two`, each in a batch of its own."""
+    patches = batch["pixel_values"].split(batch["image_grid_thw"].prod(-1).tolist())
+    others = [name for name in batch if name != "pixel_values"]
+    return [
+        {**{name: batch[name][[row]] for name in others}, "pixel_values": part}
+        for row, part in enumerate(patches)
+    ]

@@ -129,8 +129,8 @@ def skip_padding_mask(model: PreTrainedModel) -> None:
 
     Under causal attention no token attends to a later one, so no token with a label sees padding. The
     decoder makes its attention masks under a copy of its config that leaves padding out. Calls with a cache
-    (generation, which pads on the left), with position ids, or with a mask of four dimensions keep their
-    padding mask.
+    (generation, which pads on the left), with position ids `[B, T]` of the caller, or with a mask of four
+    dimensions keep their padding mask. Multimodal position ids `[3, B, T]` come from the model itself.
     """
     decoder = model.get_decoder()
     forward_with_mask = decoder.forward
@@ -142,7 +142,7 @@ def skip_padding_mask(model: PreTrainedModel) -> None:
             not isinstance(mask, Tensor)
             or mask.ndim != 2
             or kwargs.get("past_key_values") is not None
-            or kwargs.get("position_ids") is not None
+            or _one_axis(kwargs.get("position_ids"))
         ):
             return forward_with_mask(*args, **kwargs)
         config = decoder.config
@@ -153,6 +153,10 @@ def skip_padding_mask(model: PreTrainedModel) -> None:
             decoder.config = config
 
     decoder.forward = forward
+
+
+def _one_axis(position_ids: Tensor | None) -> bool:
+    return position_ids is not None and position_ids.ndim < 3
 
 
 def compile_layers(

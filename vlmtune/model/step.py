@@ -48,6 +48,7 @@ class AcceleratedStep:
         trained: the parameters of `base` that require a gradient.
         train_rows, eval_rows: rows that go through at once; fewer after the memory ran out.
         offloads: whether activations at checkpoints leave the GPU.
+        free_memory: frees memory that a step can do without; returns whether there was any.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class AcceleratedStep:
         self.base, self.note = base, note
         self.trained = [parameter for parameter in base.parameters() if parameter.requires_grad]
         self.train_rows, self.eval_rows = plan.micro_batch, plan.max_eval_rows or eval_rows
+        self.free_memory: Callable[[], bool] = lambda: False
         skip_padding_mask(base)
         # Such towers compute indices on the host, which no CUDA graph can hold.
         self.tower_can_be_captured = not use_varlen_attention(base)
@@ -133,7 +135,7 @@ class AcceleratedStep:
             try:
                 return torch.stack(self._run_parts(batch, self.train_rows, run)).sum()
             except torch.OutOfMemoryError:
-                if not self.stop_capturing():
+                if not (self.free_memory() or self.stop_capturing()):
                     self.train_rows = self._half(min(self.train_rows, len(batch["input_ids"])))
             for parameter, gradient in zip(self.trained, before, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
@@ -154,7 +156,7 @@ class AcceleratedStep:
                     return sum(rest, first)
             except torch.OutOfMemoryError:
                 size = min(self.eval_rows, len(batch["input_ids"]))
-                if size > 1 or not self.stop_capturing():
+                if not self.free_memory() and (size > 1 or not self.stop_capturing()):
                     self.eval_rows = self._half(size)
             torch.cuda.empty_cache()
 

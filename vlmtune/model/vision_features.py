@@ -3,6 +3,9 @@
 transformers takes a tower's outputs in place of pixels (`mm_encoder_outputs`), for most of its families. An
 output has one vector for each image token of a row, in one tensor or several: Qwen3-VL's decoder also reads
 inner layers of the tower. It is split by rows, kept on the device, and joined again for a batch's rows.
+
+Multimodal position ids `[3, B, T]` follow from the row's tokens and image sizes. transformers computes them
+in Python for each row of each batch, and waits for the device some seven times a row. They are cached too.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 class VisionFeatures:
     """The vision features of rows by their number in the store, on the device of the base.
 
-    Whether a model takes features in place of pixels is tried with the first rows: its decoder must get the
+    Whether a model takes features in place of pixels is tried with the first row: its decoder must get the
     same inputs. Else pixels go through the tower every time, and a line for the console says why.
 
     Args:
@@ -39,14 +42,19 @@ class VisionFeatures:
     Attributes:
         bytes: memory that the cached features take.
         image_token_id: of the tokens that the features replace; -1 where the config names none.
+        positions: position ids `[3, T]` by row number and T, of decoders that take them on several axes.
     """
 
     def __init__(self, base: Any, *, max_bytes: float, note: Callable[[str], None]) -> None:
         self.base, self.max_bytes, self.note = base, max_bytes, note
         self.rows: dict[int, RowFeatures] = {}
+        self.positions: dict[tuple[int, int], Tensor] = {}
+        self.has_positions = False
         self.bytes = 0
         self.layout: OutputLayout | None = None
-        self.image_token_id: int = getattr(base.config, "image_token_id", -1)
+        names = ("image_token_id", "image_token_index")
+        ids = [getattr(base.config, name, None) for name in names]
+        self.image_token_id: int = next((token for token in ids if token is not None), -1)
         if output_may_vary(base):
             self.max_bytes = 0
 
@@ -60,13 +68,24 @@ class VisionFeatures:
         assert self.layout is not None, "call compute first"
         return self.layout.inputs(features)
 
-    def compute(self, rows: Sequence[int], tokens: Sequence[int], batch: Batch) -> list[RowFeatures] | None:
-        """Run the tower on a batch, and cache its rows' features as far as there is memory.
+    def batch_inputs(self, features: Sequence[RowFeatures | None], batch: Batch) -> dict[str, Any]:
+        """The model's inputs that replace the pixels of a batch, of which some rows have no image (None)."""
+        return self.inputs([row for row in features if row is not None])
+
+    def position_ids(self, keys: Sequence[tuple[int, int]], length: int) -> dict[str, Tensor]:
+        """The model's position ids for rows padded to `length` tokens on the right, where all are cached."""
+        if not self.has_positions or any(key not in self.positions for key in keys):
+            return {}
+        padded = [nn.functional.pad(self.positions[key], (0, length - key[1]), value=1) for key in keys]
+        return {"position_ids": torch.stack(padded, dim=1)}
+
+    def compute(self, row: int, tokens: int, batch: Batch) -> RowFeatures | None:
+        """Run the tower on one row, and cache its features if there is memory for them.
 
         Args:
-            rows: numbers of the batch's rows with images, in order.
-            tokens: how many image tokens each of them has.
-            batch: the model's inputs, on the device, with pixels.
+            row: its number.
+            tokens: how many image tokens it has.
+            batch: the model's inputs, on the device, with pixels. It may have padding on the right.
 
         Returns:
             The features; None where the pixels have to go through the model.
@@ -75,32 +94,43 @@ class VisionFeatures:
             return None
         try:
             features, layout = self._run_tower(tokens, batch)
-            layout.inputs(features)
+            inputs = {**without_pixels(batch), **layout.inputs([features])}
         except UnsupportedTowerError as error:
             self._give_up(str(error))
             return None
         if self.layout is None:
-            inputs = {**without_pixels(batch), **layout.inputs(features)}
             difference = decoder_difference(self.base, batch, inputs)
             if not difference <= TOLERANCES[self.base.dtype]:
                 self._give_up(f"the decoder would get other inputs (relative difference {difference:.1e})")
                 return None
             self.layout = layout
-        self.keep(rows, features)
+            self.has_positions = takes_multimodal_positions(self.base, inputs)
+        self.keep(row, features)
+        self.add_positions(row, inputs)
         return features
 
-    def keep(self, rows: Sequence[int], features: Sequence[RowFeatures]) -> None:
-        """Cache features as far as there is memory."""
-        for row, tensors in zip(rows, features, strict=True):
-            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-            if row not in self.rows and self.bytes + size <= self.max_bytes:
-                # Copies: a captured tower writes its next output to the same memory.
-                self.rows[row] = [tensor.clone() for tensor in tensors]
-                self.bytes += size
+    def keep(self, row: int, features: RowFeatures) -> None:
+        """Cache the features of a row if there is memory for them."""
+        size = sum(leaf.numel() * leaf.element_size() for leaf in features)
+        if row not in self.rows and self.bytes + size <= self.max_bytes:
+            # Copies: a captured tower writes its next output to the same memory.
+            self.rows[row] = [leaf.clone() for leaf in features]
+            self.bytes += size
+
+    def add_positions(self, row: int, inputs: dict[str, Any]) -> None:
+        """Cache the position ids of a row, given the model's inputs for it alone; not where it needs none."""
+        if self.has_positions:
+            length = int(inputs["attention_mask"].sum())
+            positions = decoder_inputs(self.base, inputs).get("position_ids")
+            if positions is None:  # a row without an image: every axis counts its tokens
+                axes = len(next(iter(self.positions.values())))
+                positions = torch.arange(length, device=self.base.device).expand(axes, 1, length)
+            self.positions[row, length] = positions[:, 0, :length].clone()
 
     def disable(self) -> bool:
         """Drop the features and cache none from now on, to free memory; returns whether there were any."""
         self.rows.clear()
+        self.positions.clear()
         self.bytes, self.max_bytes, before = 0, 0, self.bytes
         return before > 0
 
@@ -109,13 +139,14 @@ class VisionFeatures:
         self.note(f"vision features are not cached, pixels go through the tower in every epoch: {reason}")
 
     @torch.no_grad()
-    def _run_tower(self, tokens: Sequence[int], batch: Batch) -> tuple[list[RowFeatures], OutputLayout]:
-        encode = self.base.base_model.get_image_features
+    def _run_tower(self, tokens: int, batch: Batch) -> tuple[RowFeatures, OutputLayout]:
+        encode = getattr(self.base.base_model, "get_image_features", None)
+        if encode is None:
+            raise UnsupportedTowerError(f"{type(self.base).__name__} has no get_image_features")
         known = inspect.signature(encode).parameters
         output = encode(**{name: tensor for name, tensor in batch.items() if name in known})
-        layout, tensors = OutputLayout.of(output, sum(tokens))
-        by_row = zip(*(tensor.split(list(tokens)) for tensor in tensors), strict=True)
-        return [list(row) for row in by_row], layout
+        layout, tensors = OutputLayout.of(output, tokens)
+        return tensors, layout
 
 
 def room_for_features(device: torch.device, spare: float) -> float:
@@ -216,7 +247,7 @@ def decoder_difference(base: Any, one: Batch, other: dict[str, Any]) -> float:
 
     Infinite where the tensors are not the same ones, or where a set cannot be used. The decoder does not run.
     """
-    found = [_decoder_inputs(base, inputs) for inputs in (one, other)]
+    found = [decoder_inputs(base, inputs) for inputs in (one, other)]
     if not all(found) or found[0].keys() != found[1].keys():
         return float("inf")
     differences = [0.0]
@@ -229,13 +260,30 @@ def decoder_difference(base: Any, one: Batch, other: dict[str, Any]) -> float:
     return max(differences)
 
 
-def _decoder_inputs(base: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
-    """The floating-point tensors that the decoder gets, by position or name; none if it is not reached."""
+@torch.no_grad()
+def takes_multimodal_positions(base: Any, inputs: dict[str, Any]) -> bool:
+    """Whether the decoder gets position ids on several axes, the same ones where the model is given them."""
+    computed = decoder_inputs(base, inputs)
+    positions = computed.get("position_ids")
+    if positions is None or positions.ndim != 3:
+        return False
+    passed = decoder_inputs(base, {**inputs, "position_ids": positions})
+    return passed.keys() == computed.keys() and all(
+        torch.equal(tensor, passed[name]) for name, tensor in computed.items()
+    )
+
+
+@torch.no_grad()
+def decoder_inputs(base: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """What the decoder is called with: its position ids, and the floating-point tensors by place.
+
+    Empty if it is not reached. The decoder does not run.
+    """
     found: dict[str, Tensor] = {}
 
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         def collect(name: str, value: Any) -> None:
-            if isinstance(value, Tensor) and value.is_floating_point():
+            if isinstance(value, Tensor) and (value.is_floating_point() or name == "position_ids"):
                 found[name] = value
             elif isinstance(value, list | tuple):
                 for number, part in enumerate(value):

@@ -11,9 +11,9 @@ from torch.utils.data import IterableDataset
 from vlmtune.data.order import MicroBatch, Order, evaluation_order
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
-from vlmtune.model.transfer import to_device
 
 Batch = dict[str, torch.Tensor]
+ROW_NUMBERS = "row_numbers"  # entry of a batch, `[B]`: the numbers of its rows in the store
 
 
 class BatchReader(Protocol):
@@ -47,12 +47,13 @@ class WorkerBatches:
         in_split = [
             replace(batch, rows=tuple(int(self.kept_rows[row]) for row in batch.rows)) for batch in batches
         ]
-        return self.read(TRAIN, in_split, max_length)
+        return self._numbered(TRAIN, in_split, max_length)
 
     def evaluation(self, per_device: int) -> Iterator[Batch]:
         """This worker's part of the evaluation rows, at full length, on the CPU."""
         rows = len(self.store.rows_of(EVAL))
-        return self.read(EVAL, evaluation_order(rows, per_device, self.rank, self.order.world_size), None)
+        order = evaluation_order(rows, per_device, self.rank, self.order.world_size)
+        return self._numbered(EVAL, order, None)
 
     def longest(self, count: int, max_length: int | None) -> Batch:
         """The `count` longest training rows in one batch, on the CPU."""
@@ -60,11 +61,10 @@ class WorkerBatches:
         rows = np.argsort(tokens, kind="stable")[-count:]
         return next(self.training([MicroBatch(tuple(int(row) for row in rows))], max_length))
 
-    def on_device(self, batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
-        """The batch as the model takes it: on `device`, which need not have come so far, and its pixels
-        normalised to `dtype`."""
-        moved = {name: to_device(tensor, device) for name, tensor in batch.items()}
-        return self.store.meta.inputs.normalize(moved, dtype)
+    def _numbered(self, split: str, batches: Sequence[MicroBatch], max_length: int | None) -> Iterator[Batch]:
+        rows = torch.from_numpy(self.store.rows_of(split))
+        for order, batch in zip(batches, self.read(split, batches, max_length), strict=True):
+            yield {**batch, ROW_NUMBERS: rows[list(order.rows)]}
 
 
 class BatchStream(IterableDataset):  # type: ignore[type-arg]

@@ -13,6 +13,7 @@ from vlmtune.evaluation.objective import Objective
 from vlmtune.model.head import label_scores
 from vlmtune.model.step import AcceleratedStep
 from vlmtune.training.batches import Batch, WorkerBatches
+from vlmtune.training.vision_cache import VisionCache
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Evaluator:
     model: Any
     processor: Any
     accelerated_step: AcceleratedStep
+    vision: VisionCache
     batches: WorkerBatches
     objective: Objective | None
     autocast: Callable[[], AbstractContextManager[Any]]
@@ -39,6 +41,7 @@ class Evaluator:
         """
         total = torch.zeros(2, dtype=torch.float64, device=self.model.device)
         for batch in self.batches.evaluation(per_device):
+            self.vision.add(batch)
             total += self.accelerated_step.sum_without_gradients(batch, self._negative_log_likelihood)
         if self.batches.order.world_size > 1:
             dist.all_reduce(total)
@@ -62,6 +65,5 @@ class Evaluator:
     def _negative_log_likelihood(self, batch: Batch) -> torch.Tensor:
         """[2]: summed over the labelled tokens of a batch, and their number."""
         with self.autocast():
-            inputs = self.batches.on_device(batch, self.model.device, self.model.dtype)
-            outputs = label_scores(self.model, inputs)
+            outputs = label_scores(self.model, self.vision.inputs(batch))
         return torch.stack([-outputs.log_probs.double().sum(), outputs.label_mask.sum().double()])

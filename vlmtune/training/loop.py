@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PrinterCallback
 from transformers.utils import logging as transformers_logging
+from trl.trainer.sft_config import SFTConfig
 
 from vlmtune.config.settings import Settings
 from vlmtune.data.lengths import fitting_rows, mixture_of
@@ -19,6 +20,7 @@ from vlmtune.data.split import EVAL
 from vlmtune.data.store import Store
 from vlmtune.evaluation.objective import Objective
 from vlmtune.evaluation.try_row import try_row
+from vlmtune.model.vision_features import room_for_features
 from vlmtune.training.adapted_model import adapted_model
 from vlmtune.training.batches import BatchReader, WorkerBatches
 from vlmtune.training.best_evaluation import EvaluationRule
@@ -88,6 +90,7 @@ def train(
         batches=WorkerBatches(store, order, kept_rows, rank, read_batches, first_step),
         meter=meter,
         objective=Objective.of(settings),
+        vision_bytes=room_for_features(args.device, plan.spare) if _repeats_rows(args, order) else 0.0,
     )
     trainer.remove_callback(PrinterCallback)
     if args.device.type == "cuda":
@@ -96,6 +99,13 @@ def train(
     trainer.train(resume_from_checkpoint=checkpoint)
     meter.close()
     return model
+
+
+def _repeats_rows(args: SFTConfig, order: Order) -> bool:
+    """Whether a row is trained on more than once, so that it pays to cache what the tower makes of it."""
+    if args.max_steps > 0:
+        return args.max_steps > order.steps_per_epoch
+    return args.num_train_epochs > 1
 
 
 def _trainer_state(checkpoint: str) -> dict[str, Any]:

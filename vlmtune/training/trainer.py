@@ -25,6 +25,7 @@ from vlmtune.training.batches import Batch, BatchStream, WorkerBatches
 from vlmtune.training.evaluator import Evaluator
 from vlmtune.training.meter import Meter
 from vlmtune.training.step_log import StepLog
+from vlmtune.training.vision_cache import VisionCache
 
 
 class AdapterTrainer(SFTTrainer):
@@ -35,6 +36,7 @@ class AdapterTrainer(SFTTrainer):
         accelerated_step: runs the steps of `model`.
         batches: of this worker.
         objective: the metric of answers that is evaluated beside the loss, if any.
+        vision_bytes: memory that cached vision features may take.
     """
 
     args: SFTConfig
@@ -50,6 +52,7 @@ class AdapterTrainer(SFTTrainer):
         batches: WorkerBatches,
         meter: Meter,
         objective: Objective | None,
+        vision_bytes: float,
     ) -> None:
         # SFTTrainer wants a dataset to look at; the batches come from `get_train_dataloader`. It casts
         # adapters on a quantised base to bf16, where small updates round away.
@@ -72,7 +75,13 @@ class AdapterTrainer(SFTTrainer):
         self.model_accepts_loss_kwargs = True
         self.accelerated_step, self.batches, self.meter = accelerated_step, batches, meter
         autocast = self.compute_loss_context_manager
-        self.evaluator = Evaluator(model, processor, accelerated_step, batches, objective, autocast)
+        self.vision = VisionCache(
+            accelerated_step.base, batches, max_bytes=vision_bytes, note=meter.note, autocast=autocast
+        )
+        accelerated_step.free_memory = self.vision.disable
+        self.evaluator = Evaluator(
+            model, processor, accelerated_step, self.vision, batches, objective, autocast
+        )
         gather, filter_nan = self.accelerator.gather, args.logging_nan_inf_filter
         self.step_log = StepLog(args.device, log=self.log, gather=gather, filter_nan=filter_nan)
         self.add_callback(self.step_log)
@@ -124,9 +133,9 @@ class AdapterTrainer(SFTTrainer):
         parent_step: Any = super().training_step
 
         def run(part: Batch) -> torch.Tensor:
-            moved = self.batches.on_device(part, self.args.device, self.model.dtype)
-            return torch.as_tensor(parent_step(model, moved, labelled_tokens))
+            return torch.as_tensor(parent_step(model, self.vision.inputs(part), labelled_tokens))
 
+        self.vision.add(inputs)
         return self.accelerated_step.accumulate_gradients(inputs, run)
 
     def compute_loss(
