@@ -79,8 +79,8 @@ class VisionCache:
         return self.features.disable()
 
     def _room_for_all(self, features: RowFeatures) -> bool:
-        """Whether the features of all rows fit, by those of one. Else they are dropped: a batch with a row that
-        is not cached goes through the tower as a whole."""
+        """Whether the features of all rows fit, by those of one. Else they are dropped: a batch with a row
+        that is not cached goes through the tower as a whole."""
         size = sum(tensor.numel() * tensor.element_size() for tensor in features)
         store = self.batches.store
         rows = len(self.batches.kept_rows) + len(store.rows_of(EVAL))
