@@ -12,6 +12,7 @@ TESTED_IN = {
     "cli/main.py": "cli/test_commands.py",
     # Parts of `RowEncoder` and `collate`, which show in what these return, for 55 families too.
     "data/input_format.py": "data/test_collate.py",
+    "model/cross_attention_features.py": "training/test_vision_cache.py",
     "data/probe.py": "data/test_collate.py",
     # Options that are only read through `Settings`.
     "config/options.py": "config/test_settings.py",
@@ -68,6 +69,7 @@ OF_SEVERAL_MODULES = {
     "data/test_prepare_cache.py": "prepare: what the cache holds and when it is used",
     "data/test_prepare_splits.py": "prepare: which rows come into which split",
     "families/test_families.py": "every module, for 55 model families",
+    "model/test_decoder_waits.py": "decoders of current families, with all that makes a step fast",
     "training/test_stock_trl.py": "both runners against plain TRL",
     "ray_jobs/test_job_submit.py": "the commands as Ray jobs",
     "search/test_packed_search.py": "a search over packed trials",
