@@ -53,7 +53,8 @@ TRAINING = RunKind(
     finished_file="metrics.json",
     state_format=1,
 )
-# Ray Tune pickles objects of vlmtune's classes into its state. Format 2: the nested `Settings`.
+# Ray Tune pickles objects of vlmtune's classes into its state. Format 2: the nested `Settings`. Format 3: the
+# class `TrialSearcher`, and the Optuna study as a journal.
 SEARCH = RunKind(
     noun="search",
     settings_file="search.yaml",
