@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 # A package may import those of a lower number, and itself.
 LAYERS = {
     "vlmtune.errors": 0, "vlmtune.html_page": 0, "vlmtune.background": 0, "vlmtune.storage": 0,
-    "vlmtune.compat": 0, "vlmtune.hub": 0, "vlmtune.progress": 0, "vlmtune.model_ref": 1,
+    "vlmtune.compat": 0, "vlmtune.hub": 0, "vlmtune.progress": 0,
+    "vlmtune.library_errors": 0.5, "vlmtune.model_ref": 1,
     "vlmtune.console": 1, "vlmtune.cluster": 1, "vlmtune.config": 2, "vlmtune.data": 3, "vlmtune.output": 4,
     "vlmtune.model": 5, "vlmtune.session": 6, "vlmtune.evaluation": 7, "vlmtune.training": 8,
     "vlmtune.packed": 9, "vlmtune.single_run": 10,

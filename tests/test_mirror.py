@@ -54,6 +54,14 @@ TESTED_IN = {
     "search/space_entries.py": "search/test_space.py",
     # Parts of the Trainer: only a run shows that they do what TRL does.
     "model/step.py": "training/test_loop.py",
+    # Parts of the self-check, which only a run with a fault in it shows.
+    "model/acceleration.py": "evaluation/test_check_step.py",
+    "model/self_check.py": "evaluation/test_check_step.py",
+    "training/step_result.py": "evaluation/test_check_step.py",
+    # Shows on models that change with their batch, of which tests/families has one.
+    "evaluation/independence.py": "families/test_families.py",
+    # What other libraries raise shows where they are called.
+    "library_errors.py": "test_model_ref.py",
     "training/adapted_model.py": "training/test_loop.py",
     "training/batches.py": "training/test_loop.py",
     "training/callbacks.py": "training/test_loop.py",

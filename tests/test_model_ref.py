@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import LlamaConfig
 
 from vlmtune.errors import ModelError
@@ -140,5 +141,10 @@ def test_a_torchvision_of_another_torch_is_named(models: Path):
     needs = pytest.raises(ModelError, match=r"needs torchvision, which .* belongs to torch \d")
     with needs, plain_model_errors(ref):
         raise RuntimeError("operator torchvision::nms does not exist")
-    with pytest.raises(RuntimeError, match="something else"), plain_model_errors(ref):
+    with (
+        pytest.raises(ModelError, match="cannot be loaded: RuntimeError: something"),
+        plain_model_errors(ref),
+    ):
         raise RuntimeError("something else")
+    with pytest.raises(torch.OutOfMemoryError), plain_model_errors(ref):
+        raise torch.OutOfMemoryError

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmtune.errors import ModelError
 from vlmtune.hub import stay_offline_unless_reachable
+from vlmtune.library_errors import LIBRARY_ERRORS, first_line, lacks_memory, plain_library_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, ProcessorMixin
@@ -84,6 +85,10 @@ class ModelRef:
                 "takes no images): give a vision-language model, or copy its processor_config.json and "
                 "preprocessor_config.json into the folder"
             )
+        if getattr(processor, "tokenizer", None) is None:
+            raise ModelError(
+                f"{self.name}: its {type(processor).__name__} has no tokenizer, so it takes no text"
+            )
         return processor
 
 
@@ -92,7 +97,7 @@ def outline(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> Any
     import torch
     from transformers import AutoModelForImageTextToText
 
-    with torch.device("meta"):
+    with plain_library_errors(config.name_or_path, "its class without weights"), torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
 
 
@@ -105,12 +110,10 @@ def plain_model_errors(ref: ModelRef) -> Iterator[None]:
         stay_offline_unless_reachable()
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise ModelError(_explain(error, ref.name, ref.revision)) from error
-    except RuntimeError as error:
-        if not any("torchvision" in str(cause) for cause in _causes(error)):
+    except (*LIBRARY_ERRORS, SafetensorError) as error:
+        if lacks_memory(error):
             raise
-        raise ModelError(_explain_torchvision(ref.name)) from error
+        raise ModelError(_explain(error, ref.name, ref.revision)) from error
 
 
 def _explain(error: Exception, name: str, revision: str) -> str:
@@ -162,7 +165,8 @@ def _explain(error: Exception, name: str, revision: str) -> str:
         return f"{name} needs a package that is not installed: {first_line(error)}"
     if "trust_remote_code" in str(error):
         return f"{name} brings its own Python code: read it, and pass --trust_remote_code if you trust it"
-    return f"{name} cannot be loaded: {first_line(error)}"
+    kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+    return f"{name} cannot be loaded: {kind}{first_line(error)}"
 
 
 def _explain_torchvision(name: str) -> str:
@@ -182,8 +186,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

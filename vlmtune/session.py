@@ -14,8 +14,10 @@ from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.console import console_line
 from vlmtune.data.cache import prepare_store
+from vlmtune.data.chat_template import ChatTemplate
 from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.notes import note_lines, unused_line
+from vlmtune.data.serving_prompt import serving_notes
 from vlmtune.data.source import DataSource
 from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store
@@ -53,8 +55,7 @@ TRAINING = RunKind(
     finished_file="metrics.json",
     state_format=1,
 )
-# Ray Tune pickles objects of vlmtune's classes into its state. Format 2: the nested `Settings`. Format 3: the
-# class `TrialSearcher`, and the Optuna study as a journal.
+# Ray Tune pickles objects of vlmtune's classes into its state. Format 2: the nested `Settings`.
 SEARCH = RunKind(
     noun="search",
     settings_file="search.yaml",
@@ -257,6 +258,8 @@ def prepare_rows(settings: Settings) -> Store:
             "--eval_fraction 0 leaves no row to evaluate on: give a share of the data, or --eval_data_path"
         )
     store = prepare_store(source, cache_folder(settings), size_gb=data.cache_size_gb)
+    for note in serving_notes(ChatTemplate(settings.model.ref.processor())):
+        logger.info(console_line("Serving", note))
     max_length = settings.training.max_length
     counts = ", ".join(f"{len(store.rows_of(split))} {split}" for split in ("train", "eval", "test"))
     skipped = f"; {store.meta.bad_rows} bad rows skipped (bad_rows.jsonl)" if store.meta.bad_rows else ""

@@ -45,7 +45,7 @@ def test_trl_takes_the_training_values(tmp_path: Path) -> None:
         [*BASE, "--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false", "--lr_scheduler_kwargs", "{}"]
     )
     names = {option.name for option in dataclasses.fields(found.training)}
-    own = {"cuda_graphs", "micro_batch_size"}
+    own = {"cuda_graphs", "micro_batch_size", "self_check"}
     assert own == names - {option.name for option in dataclasses.fields(SFTConfig)}
     training = {name: value for name, value in vars(found.training).items() if name not in own}
     arguments = SFTConfig(**training, output_dir=found.run.output_dir, use_cpu=found.run.use_cpu)

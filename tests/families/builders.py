@@ -20,6 +20,7 @@ from families import (  # noqa: F401  register
     mistral,
     older,
     qwen,
+    rare,
     recent,
 )
 from families.common import FAMILIES, build

@@ -44,3 +44,14 @@ def test_a_model_that_refuses_its_inputs_is_named_in_one_line(models: Path) -> N
     with pytest.raises(ModelError, match="refuses what its own processor makes of a row") as refusal:
         check_causal(base, {**BATCH, "pixel_values": pixels})
     assert "\n" not in str(refusal.value)
+
+
+def test_a_class_that_casts_to_the_type_of_quantised_weights_is_refused(models: Path) -> None:
+    base = load_base(
+        ModelRef(str(models / "llava")), quantization="nf4", dtype="float32", device=torch.device("cpu")
+    )
+    layer = base.get_decoder().layers[0]
+    forward = layer.mlp.forward
+    layer.mlp.forward = lambda x: forward(x.to(layer.mlp.up_proj.weight.dtype))
+    with pytest.raises(ModelError, match="casts images to the type of weights that are quantised"):
+        check_causal(base, BATCH)

@@ -61,12 +61,15 @@ def adds_deepstack_features(decoder: Any) -> bool:
     return "_deepstack_process" in vars(type(decoder))
 
 
-def add_deepstack_features_whole(decoder: Any) -> None:
-    """Make a decoder add deep-stack features of the shape of its hidden states, in place.
+def add_deepstack_features_whole(decoder: Any, on: bool = True) -> None:
+    """Make a decoder add deep-stack features of the shape of its hidden states, in place, or as before.
 
     Private: `_deepstack_process(hidden_states, visual_pos_masks, visual_embeds)`, which returns the sum.
     """
-    decoder._deepstack_process = _add_whole
+    if on:
+        decoder._deepstack_process = _add_whole
+    else:
+        vars(decoder).pop("_deepstack_process", None)
 
 
 def _add_whole(hidden_states: Tensor, visual_pos_masks: None, visual_embeds: Tensor) -> Tensor:

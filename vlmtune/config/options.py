@@ -302,6 +302,11 @@ class TrainingSettings(TrlTraining):
         None,
         "Replay captured steps, faster below a few thousand tokens; auto: on a GPU with room for them.",
     )
+    self_check: bool = option(
+        True,
+        "Before a model's first step, compare it with the plain transformers model on two rows, and leave out"
+        " what makes it differ; once for each model and version of the libraries.",
+    )
     micro_batch_size: int | None = option(
         None,
         "Run a batch of per_device_train_batch_size rows in parts of this many, to save memory; its gradient "

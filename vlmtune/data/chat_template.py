@@ -20,6 +20,7 @@ import jinja2
 
 from vlmtune.data.encoded_example import ANSWER, TEXT
 from vlmtune.errors import ModelError
+from vlmtune.library_errors import LIBRARY_ERRORS
 
 Message = dict[str, Any]
 Options = dict[str, bool]
@@ -42,8 +43,6 @@ DATE_CALL = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 # What templates call their switch of thinking: a variable, not a field or a string.
 THINKING_SWITCH = re.compile(r"(?<![.\w'\"\[])(enable_thinking|thinking)(?![\w'\"\]])")
 END_OF_THOUGHT = "</think>"
-# What a chat template raises on a conversation that it was not written for.
-TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
 
 
 class EncodeError(ValueError):
@@ -109,6 +108,7 @@ class ChatTemplate:
 
     Attributes:
         source: the template, its date fixed.
+        has_date: whether it asks for today's date.
         image_token: the text that stands for an image.
         special: finds the tokenizer's special tokens in a text.
 
@@ -119,7 +119,9 @@ class ChatTemplate:
     def __init__(self, processor: Any) -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.image_token = _image_token(processor)
-        self.source = _source(processor, self.image_token)
+        template = _source(processor, self.image_token)
+        self.has_date = DATE_CALL.search(template) is not None
+        self.source = DATE_CALL.sub(lambda call: repr(FIXED_DATE.strftime(call[2])), template)
         # `all_special_tokens` lacks some: Llama's headers and Idefics' tile tokens are special by their entry
         # in the vocabulary alone.
         special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
@@ -168,6 +170,16 @@ class ChatTemplate:
         answer = {"role": "assistant", "content": [{"type": "text", "text": "!"}]}
         rendering = self._rendering(json.dumps(_with_placeholders([question, answer])), False)
         return rendering.agrees, rendering.options
+
+    def generation_prompt(self, options: Options) -> str:
+        """What the template writes for a question that is to be answered.
+
+        Raises:
+            EncodeError: it refuses a question.
+        """
+        question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+        rewrite = self._rewrite(_with_placeholders([question]))
+        return self._apply(rewrite([question], self.image_token), add_generation_prompt=True, **options)
 
     def _make_rendering(self, with_placeholders: str, thought: bool) -> Rendering:
         messages = json.loads(with_placeholders)
@@ -309,7 +321,7 @@ class ChatTemplate:
             rendered: str = self.processor.apply_chat_template(
                 messages, chat_template=self.source, tokenize=False, **options
             )
-        except TEMPLATE_ERRORS as error:
+        except (jinja2.TemplateError, *LIBRARY_ERRORS) as error:
             refusal = TemplateRefusalError if type(error) is jinja2.TemplateError else EncodeError
             raise refusal(f"the chat template refuses this conversation: {error}") from error
         return rendered
@@ -337,7 +349,7 @@ def _source(processor: Any, image_token: str) -> str:
                 "keep the one to use as chat_template.jinja in the model's folder"
             )
         template = template["default"]
-    return DATE_CALL.sub(lambda call: repr(FIXED_DATE.strftime(call[2])), template)
+    return str(template)
 
 
 def _text_parts(messages: Sequence[Message]) -> Iterator[tuple[int, dict[str, Any]]]:

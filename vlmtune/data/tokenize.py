@@ -13,7 +13,7 @@ from vlmtune.data.chat_template import ChatTemplate, ChatText, EncodeError
 from vlmtune.data.encoded_example import ANSWER, EncodedExample
 from vlmtune.data.input_format import ITEMS, InputFormat, TensorLayout, as_array, is_ragged
 from vlmtune.data.labels import token_kinds
-from vlmtune.model_ref import first_line
+from vlmtune.library_errors import LIBRARY_ERRORS, first_line, lacks_memory
 
 Message = dict[str, Any]
 Row = tuple[Sequence[Message], Sequence[Image.Image]]
@@ -29,8 +29,6 @@ NOT_INPUTS = (
     "special_tokens_mask",
     "length",
 )
-# What processors raise on a row that they cannot take.
-PROCESSOR_ERRORS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,9 @@ class RowEncoder:
         options["add_special_tokens"] = not (bos and texts[0].startswith(bos))
         try:
             features = self._processed(texts, options)
-        except PROCESSOR_ERRORS as error:
+        except LIBRARY_ERRORS as error:
+            if lacks_memory(error):
+                raise
             raise EncodeError(f"the model's processor refuses this row: {first_line(error)}") from error
         return _as_features(features, len(texts))
 

@@ -20,6 +20,8 @@ from vlmtune.data.encoded_example import IMAGE, TEMPLATE, TEXT, EncodedExample
 from vlmtune.data.input_format import InputFormat
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import RowEncoder
+from vlmtune.evaluation.independence import independent_parts
+from vlmtune.library_errors import plain_library_errors
 from vlmtune.model.capture import stop_capturing
 
 ReadExamples = Callable[[Store, Sequence[int]], list[EncodedExample]]
@@ -110,13 +112,15 @@ def generate(
         axes = {name: axis for prompt in prompts for name, axis in prompt.token_axes.items()}
         batch = padded_left(builder.batch(model, prompts), axes)
         batch.pop("labels")
-        generated = model.generate(**batch, generation_config=config)[:, batch["input_ids"].shape[1] :]
+        with plain_library_errors(model.config.name_or_path, "generating answers with its class"):
+            generated = model.generate(**batch, generation_config=config)[:, batch["input_ids"].shape[1] :]
         return [
             tokenizer.decode(_until(ids, ends), skip_special_tokens=True).strip()
             for ids in generated.tolist()
         ]
 
-    return in_memory(run, examples, model)
+    parts = independent_parts(model, builder, examples)
+    return [answer for part in parts for answer in in_memory(run, part, model)]
 
 
 def likelihoods(
@@ -131,13 +135,15 @@ def likelihoods(
         batch = builder.batch(model, part)
         labels = batch.pop("labels")[:, 1:]
         labelled = labels >= 0
-        logits = model(**batch, use_cache=False).logits[:, :-1][labelled].float()
+        with plain_library_errors(model.config.name_or_path, "its class on a row of its own processor's"):
+            logits = model(**batch, use_cache=False).logits[:, :-1][labelled].float()
         losses = torch.nn.functional.cross_entropy(logits, labels[labelled], reduction="none").double()
         counts = labelled.sum(dim=1)
         return [(float(row.sum()), len(row)) for row in losses.cpu().split(counts.tolist())]
 
+    parts = independent_parts(model, builder, examples)
     with torch.no_grad():
-        return in_memory(run, examples, model)
+        return [result for part in parts for result in in_memory(run, part, model)]
 
 
 def in_memory(

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmtune.errors import ModelError
-from vlmtune.model_ref import ModelRef, first_line, plain_model_errors
+from vlmtune.library_errors import first_line
+from vlmtune.model_ref import ModelRef, plain_model_errors
 
 if TYPE_CHECKING:
     import torch

@@ -51,6 +51,14 @@ def recapture(module: nn.Module) -> None:
         module.forward.discard()
 
 
+def switch_capturing(model: nn.Module, on: bool) -> None:
+    """Let the captured modules of `model` replay graphs, or run as before. Present graphs are discarded."""
+    for module in model.modules():
+        if isinstance(module.forward, CapturedForward):
+            module.forward.enabled = on
+            module.forward.discard()
+
+
 def stop_capturing(model: nn.Module) -> bool:
     """Free the memory of all graphs in `model` and capture no more.
 
@@ -73,6 +81,7 @@ class CapturedForward:
         plain: the module's own `forward`.
         too_large: shapes that there was no memory for.
         pool: the memory that all graphs share, made at the first capture.
+        enabled: whether calls are captured and replayed.
     """
 
     def __init__(self, module: nn.Module, trained: TrainedTensors, on_failure: Callable[[str], None]) -> None:
@@ -82,6 +91,7 @@ class CapturedForward:
         self.too_large: set[Any] = set()
         self.pool: Any = None
         self.max_graphs = MAX_GRAPHS
+        self.enabled = True
 
     def discard(self) -> None:
         """Forget all graphs, and which shapes were called."""
@@ -93,7 +103,7 @@ class CapturedForward:
         leaves, structure = flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         trained = self.trained()
-        if not self._can_capture(leaves, tensors, trained):
+        if not self.enabled or not self._can_capture(leaves, tensors, trained):
             return self.plain(*args, **kwargs)
         shape = (str(structure), *(_shape_of(leaf) for leaf in leaves))
         self.calls[shape] += 1

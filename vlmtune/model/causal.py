@@ -7,12 +7,16 @@ diffusion models over everything. The loss of an answer that is seen means nothi
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vlmtune.data.encoded_example import IGNORED
 from vlmtune.errors import ModelError
+from vlmtune.library_errors import LIBRARY_ERRORS, first_line, lacks_memory
 
 COMPARED = 8  # positions before the last token
 # Largest change of logits, relative to their spread, that rounding explains.
@@ -35,16 +39,17 @@ def check_causal(base: Any, batch: dict[str, Tensor]) -> None:
     changed["input_ids"][0, -1] = inputs["input_ids"][0, -2]
     training = base.training
     try:
-        with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []):
+        devices = [base.device] if base.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), _quantized_layers_get_floats(base):
             _logits(base.train(), inputs)  # Gemma 3n clips weights then, which fails on quantised ones
         base.eval()
         first, second = (_logits(base, one) for one in (inputs, changed))
-    except (ValueError, TypeError, RuntimeError, AttributeError, LookupError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+    except LIBRARY_ERRORS as error:
+        if lacks_memory(error):
             raise
-        line = str(error).strip().partition("\n")[0]
         raise ModelError(
-            f"{base.name_or_path}: the model refuses what its own processor makes of a row: {line}"
+            f"{base.name_or_path}: the model refuses what its own processor makes of a row: "
+            f"{first_line(error)}{_way_out(base)}"
         ) from error
     finally:
         base.train(training)
@@ -56,9 +61,47 @@ def check_causal(base: Any, batch: dict[str, Tensor]) -> None:
         )
 
 
+def _quantized_layers(base: Any) -> list[nn.Module]:
+    return [
+        module
+        for module in base.modules()
+        if isinstance(module, nn.Linear) and not module.weight.is_floating_point()
+    ]
+
+
+def _way_out(base: Any) -> str:
+    """For a class that reads its weights itself: on quantised ones it fails."""
+    return " (--quantization none may do)" if _quantized_layers(base) else ""
+
+
+@contextmanager
+def _quantized_layers_get_floats(base: Any) -> Iterator[None]:
+    """Raises a TypeError where a class casts what it computes to the integer type of its weights."""
+
+    def check(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if args and not args[0].is_floating_point():
+            raise TypeError("its class casts images to the type of weights that are quantised")
+
+    handles = [layer.register_forward_pre_hook(check) for layer in _quantized_layers(base)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _logits(base: Any, inputs: dict[str, Tensor]) -> Tensor:
     """`[COMPARED - 1, V]` float32, before the last token."""
     known = "logits_to_keep" in inspect.signature(type(base).forward).parameters
     kept = {"logits_to_keep": COMPARED} if known else {}
     logits: Tensor = base(**inputs, **kept, use_cache=False).logits
     return logits[0, -COMPARED:-1].float()
+
+
+def labelled_logits(base: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The class's own logits `[N, V]` float32 before each labelled token of a batch, and the N labels."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    labels = batch["labels"][:, 1:]
+    labelled = labels != IGNORED
+    logits: Tensor = base(**inputs, use_cache=False).logits
+    return logits[:, :-1][labelled].float(), labels[labelled]

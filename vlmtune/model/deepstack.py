@@ -14,18 +14,26 @@ import torch
 from torch import nn
 
 from vlmtune.compat.transformers import add_deepstack_features_whole, adds_deepstack_features
+from vlmtune.model.acceleration import Acceleration
 
 
-def use_dense_deepstack(decoder: nn.Module) -> bool:
-    """Make `decoder` add deep-stack features at all positions, in place; returns whether it adds any."""
+def use_dense_deepstack(decoder: nn.Module) -> Acceleration | None:
+    """Make `decoder` add deep-stack features at all positions, in place; None where it adds none."""
     if not adds_deepstack_features(decoder):
-        return False
-    add_deepstack_features_whole(decoder)
-    decoder.register_forward_pre_hook(_widen_features, with_kwargs=True)
-    return True
+        return None
+    acceleration = Acceleration(
+        "deep-stack features as whole tensors", lambda on: add_deepstack_features_whole(decoder, on)
+    )
+    acceleration.switch(True)
+
+    def widen(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return _widen_features(args, kwargs) if acceleration.on else (args, kwargs)
+
+    decoder.register_forward_pre_hook(widen, with_kwargs=True)
+    return acceleration
 
 
-def _widen_features(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _widen_features(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Each [image tokens, D] of `deepstack_visual_embeds` becomes [B, T, D], by `visual_pos_masks` [B, T]."""
     features, mask = kwargs.get("deepstack_visual_embeds"), kwargs.get("visual_pos_masks")
     if features is None or mask is None:

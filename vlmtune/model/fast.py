@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vlmtune.compat.transformers import config_without_padding_mask, run_checkpointed
+from vlmtune.model.acceleration import Acceleration
 from vlmtune.model.offload import OffloadedCheckpoints
 
 # Training, evaluation and their batch sizes, each with a fixed and then a free length. torch's limit is 8.
@@ -67,19 +68,26 @@ LEAN_CLASSES: dict[type, type] = {
 }
 
 
-def lean_lora(model: PeftModel) -> None:
+def lean_lora(model: PeftModel) -> Acceleration:
     """Let PEFT's LoRA layers compute as `LeanLora` does, with one active adapter at a time.
 
     DoRA and adapters with a bias keep PEFT's own computation.
     """
-    for module in model.modules():
-        if (
-            type(module) in LEAN_CLASSES
-            and isinstance(module, LoraLayer)
-            and not module.lora_variant
-            and not any(module.lora_bias.values())
-        ):
-            module.__class__ = LEAN_CLASSES[type(module)]  # the attributes stay, only `forward` differs
+    changed = [
+        (module, type(module))
+        for module in model.modules()
+        if type(module) in LEAN_CLASSES
+        and isinstance(module, LoraLayer)
+        and not module.lora_variant
+        and not any(module.lora_bias.values())
+    ]
+
+    def apply(on: bool) -> None:
+        for module, kind in changed:
+            module.__class__ = LEAN_CLASSES[kind] if on else kind  # attributes stay, only `forward` differs
+
+    apply(True)
+    return Acceleration("LoRA in the activations' dtype", apply)
 
 
 def disable_vision_gradient(model: PreTrainedModel) -> None:
@@ -124,7 +132,7 @@ def decoder_and_other_parts(model: PreTrainedModel) -> list[Any]:
     return [decoder]
 
 
-def skip_padding_mask(model: PreTrainedModel) -> None:
+def skip_padding_mask(model: PreTrainedModel) -> Acceleration:
     """Do not mask padding in the decoder's attention; training batches are padded on the right.
 
     Under causal attention no token attends to a later one, so no token with a label sees padding. The
@@ -132,6 +140,7 @@ def skip_padding_mask(model: PreTrainedModel) -> None:
     (generation, which pads on the left), with position ids `[B, T]` of the caller, or with a mask of four
     dimensions keep their padding mask. Multimodal position ids `[3, B, T]` come from the model itself.
     """
+    acceleration = Acceleration("attention without padding mask")
     decoder = model.get_decoder()
     forward_with_mask = decoder.forward
 
@@ -139,7 +148,8 @@ def skip_padding_mask(model: PreTrainedModel) -> None:
     def forward(*args: Any, **kwargs: Any) -> Any:
         mask = kwargs.get("attention_mask")
         if (
-            not isinstance(mask, Tensor)
+            not acceleration.on
+            or not isinstance(mask, Tensor)
             or mask.ndim != 2
             or kwargs.get("past_key_values") is not None
             or _one_axis(kwargs.get("position_ids"))
@@ -153,6 +163,7 @@ def skip_padding_mask(model: PreTrainedModel) -> None:
             decoder.config = config
 
     decoder.forward = forward
+    return acceleration
 
 
 def _one_axis(position_ids: Tensor | None) -> bool:
@@ -161,7 +172,7 @@ def _one_axis(position_ids: Tensor | None) -> bool:
 
 def compile_layers(
     model: PreTrainedModel, *, compiled: bool = True, checkpoints: OffloadedCheckpoints | None = None
-) -> None:
+) -> Acceleration:
     """Compile the decoder's layers with `torch.compile`; the first steps then take half a minute.
 
     Compiling fuses norms, rotary embedding, activation, casts and LoRA's additions. Layers of one class
@@ -173,14 +184,20 @@ def compile_layers(
     """
     torch.compiler.config.recompile_limit = RECOMPILE_LIMIT
     torch.compiler.config.accumulated_recompile_limit = 8 * RECOMPILE_LIMIT
+    acceleration = Acceleration("compiled layers")
     code: dict[type, Any] = {}
     for index, layer in enumerate(model.get_decoder().layers):
         kind = type(layer)
+        plain = getattr(kind.forward, "__wrapped__", kind.forward)  # without transformers' checkpointing
         if kind not in code:
-            plain = getattr(kind.forward, "__wrapped__", kind.forward)  # without transformers' checkpointing
             code[kind] = torch.compile(plain) if compiled else plain
-        run = partial(code[kind], layer)
+        run = partial(_run_layer, acceleration, code[kind], plain, layer)
         layer.forward = partial(_maybe_checkpointed, layer, run, checkpoints, index == 0)
+    return acceleration
+
+
+def _run_layer(acceleration: Acceleration, compiled: Any, plain: Any, *args: Any, **kwargs: Any) -> Any:
+    return (compiled if acceleration.on else plain)(*args, **kwargs)
 
 
 def _maybe_checkpointed(

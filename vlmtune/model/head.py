@@ -19,12 +19,11 @@ from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput
 
 from vlmtune.data.encoded_example import IGNORED
+from vlmtune.library_errors import LIBRARY_ERRORS
 
 POSITIONS_MULTIPLE = 8  # the number of positions is a multiple of this, so that it seldom changes
 # Relative difference of log-probabilities that TRL's head and the class compute from the same hidden states.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
-# What a class raises if its head takes something else than the backbone's hidden states.
-HEAD_ERRORS = (AttributeError, TypeError, ValueError, LookupError, RuntimeError)
 
 
 def label_scores(model: Any, batch: dict[str, Tensor]) -> Any:
@@ -94,7 +93,7 @@ def fused_head_agrees(base: Any) -> bool:
         try:
             own = base(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
             fused = base(input_ids=ids, labels=ids, use_cache=False, fused_lm_head=True).log_probs
-        except HEAD_ERRORS:
+        except LIBRARY_ERRORS:  # the backbone does not end in the hidden states that the head takes
             return False
     if own.shape[:2] != ids.shape or own.shape[-1] <= int(ids.max()):
         return False

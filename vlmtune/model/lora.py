@@ -17,6 +17,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from vlmtune.errors import ModelError
+from vlmtune.library_errors import plain_library_errors
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -123,7 +124,8 @@ def attach(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> PeftMode
     from peft import get_peft_model
 
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    adapters = plain_library_errors(model.name_or_path, "PEFT's adapter on these target modules")
+    with torch.random.fork_rng(devices=devices), adapters:
         peft_model: Any = get_peft_model(model, config)
     with torch.no_grad():
         for name, parameter in peft_model.named_parameters():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vlmtune.errors import DoesNotFitError
+from vlmtune.library_errors import lacks_memory
 from vlmtune.model.shapes import ModelShapes
 
 GB = 2**30
@@ -143,12 +144,7 @@ def size_text(size: float) -> str:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error means that the memory of the GPU or the machine ran out, or would have."""
-    import torch
-
-    texts = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # torch has no class of its own for these
-    return isinstance(error, torch.OutOfMemoryError | DoesNotFitError) or any(
-        text in str(error) for text in texts
-    )
+    return isinstance(error, DoesNotFitError) or lacks_memory(error)
 
 
 def _activation_bytes(model: ModelShapes, load: StepLoad, plan: StepPlan) -> tuple[float, float]:

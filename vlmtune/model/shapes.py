@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 # What a vision tower keeps beside the output of each layer (masks, inner values of its last layers), counted
 # in outputs of a layer.
 EXTRA_VISION_OUTPUTS = 20
+EXPERT_AXES = 3  # of a parameter that holds all experts of a layer: experts, outputs, inputs
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,13 @@ def model_shapes(outline: PreTrainedModel, targets: Sequence[str]) -> ModelShape
             getattr(outline.config, "vision_config", None),
             max((linear.in_features for linear in linears if id(linear) not in in_decoder), default=0),
         ),
+    )
+
+
+def fused_expert_weights(model: PreTrainedModel) -> int:
+    """Weights of experts in one parameter for a whole layer, which bitsandbytes does not quantise."""
+    return sum(
+        parameter.numel() for parameter in model.get_decoder().parameters() if parameter.ndim == EXPERT_AXES
     )
 
 

@@ -8,6 +8,7 @@ they are applied as the plan of memory says, and micro-batches shrink where the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vlmtune.data.collate import split_batch
-from vlmtune.model.capture import TrainedTensors, capture, recapture, stop_capturing
+from vlmtune.library_errors import LIBRARY_ERRORS, first_line
+from vlmtune.model.acceleration import Acceleration
+from vlmtune.model.capture import TrainedTensors, capture, recapture, stop_capturing, switch_capturing
 from vlmtune.model.deepstack import use_dense_deepstack
 from vlmtune.model.fast import (
     compile_layers,
@@ -49,24 +52,32 @@ class AcceleratedStep:
         train_rows, eval_rows: rows that go through at once; fewer after the memory ran out.
         offloads: whether activations at checkpoints leave the GPU.
         free_memory: frees memory that a step can do without; returns whether there was any.
+        accelerations: what changes the model's computation and can be left out again.
+        captures: whether calls are captured as CUDA graphs.
     """
 
     def __init__(
         self, base: PreTrainedModel, plan: StepPlan, note: Callable[[str], None], *, eval_rows: int = 1
     ) -> None:
         self.base, self.note = base, note
+        self.captures = False
         self.trained = [parameter for parameter in base.parameters() if parameter.requires_grad]
         self.train_rows, self.eval_rows = plan.micro_batch, plan.max_eval_rows or eval_rows
         self.free_memory: Callable[[], bool] = lambda: False
-        skip_padding_mask(base)
+        self.accelerations: list[Acceleration] = []
+        self._add("attention without padding mask", lambda: skip_padding_mask(base))
         # Such towers compute indices on the host, which no CUDA graph can hold.
-        self.tower_can_be_captured = not use_varlen_attention(base)
-        use_dense_deepstack(base.get_decoder())
+        varlen = self._add("attention of the vision tower in one call", lambda: use_varlen_attention(base))
+        self.tower_can_be_captured = varlen is None
+        self._add("deep-stack features as whole tensors", lambda: use_dense_deepstack(base.get_decoder()))
         disable_vision_gradient(base)
         self.offloads = plan.offload and plan.checkpointing and not _trains(decoder_and_other_parts(base)[1:])
         if plan.compiled or self.offloads:
             checkpoints = OffloadedCheckpoints() if self.offloads else None
-            compile_layers(base, compiled=plan.compiled, checkpoints=checkpoints)
+            self._add(
+                "compiled layers",
+                lambda: compile_layers(base, compiled=plan.compiled, checkpoints=checkpoints),
+            )
 
     @classmethod
     def for_adapter(
@@ -85,9 +96,10 @@ class AcceleratedStep:
             capturable: whether the settings allow CUDA graphs.
             mixed_precision: whether the trainer runs the model under autocast.
         """
-        lean_lora(adapted)
+        lean = lean_lora(adapted)
         base: Any = adapted.get_base_model()
         step = cls(base, plan, note, eval_rows=eval_rows)
+        step.accelerations.insert(0, lean)
         if base.device.type == "cuda":
             # A float32 base with bf16 asked for needs autocast. A graph must not be captured under it: the
             # casts that autocast keeps would be replayed with the adapter's old values.
@@ -106,6 +118,8 @@ class AcceleratedStep:
             trained: gives the tensors that a call of the decoder has gradients for.
         """
         decoder, *other_parts = decoder_and_other_parts(self.base)
+        self.captures = True
+        self.accelerations.append(Acceleration("CUDA graphs", partial(switch_capturing, self.base)))
         capture(decoder, trained, self.note)
         for part in other_parts:
             if self.tower_can_be_captured and not _trains(
@@ -116,6 +130,11 @@ class AcceleratedStep:
     def recapture(self) -> None:
         """Capture the decoder anew, because the tensors that it trains have moved."""
         recapture(self.base.get_decoder())
+
+    def discard_graphs(self) -> None:
+        """Forget all CUDA graphs; calls are captured anew."""
+        if self.captures:
+            switch_capturing(self.base, True)
 
     def stop_capturing(self) -> bool:
         """Free the memory of all CUDA graphs, because there is too little; returns whether there were any."""
@@ -170,6 +189,17 @@ class AcceleratedStep:
         gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         return norm if scaler is None else norm / scaler.get_scale()
+
+    def _add(self, name: str, make: Callable[[], Acceleration | None]) -> Acceleration | None:
+        """Apply an acceleration, where the model's class allows it: else a line says why not."""
+        try:
+            made = make()
+        except LIBRARY_ERRORS as error:
+            self.note(f"{name}: left out, {type(self.base).__name__} does not allow it ({first_line(error)})")
+            return None
+        if made is not None:
+            self.accelerations.append(made)
+        return made
 
     def _run_parts(self, batch: Batch, rows: int, run: Callable[[Batch], Tensor]) -> list[Tensor]:
         return [run(part) for part in split_batch(batch, rows)]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from vlmtune.compat.transformers import attention_implementation
+from vlmtune.model.acceleration import Acceleration
 
 # transformers hands the chunks' boundaries to any implementation whose name has "flash" in it.
 NAME = "flash_by_torch"
@@ -37,12 +38,14 @@ def attend_in_chunks(
     """Attention within each chunk, as transformers' attention functions take and return it.
 
     Args:
-        query, key, value: [1, heads, patches, width of a head].
+        query, key, value: [1, heads, patches, width of a head]; key and value may have fewer heads.
         cu_seq_lens_q: [chunks + 1], the first patch of each chunk and the number of patches.
 
     Returns:
         [1, patches, heads, width of a head], and no weights.
     """
+    if (shared := query.shape[1] // key.shape[1]) > 1:  # groups of queries share their keys
+        key, value = (part.repeat_interleave(shared, dim=1) for part in (key, value))
     if cu_seq_lens_q is None:  # a layer that does not know chunks
         whole = nn.functional.scaled_dot_product_attention(
             query, key, value, attention_mask, dropout_p=dropout, scale=scaling
@@ -66,19 +69,28 @@ def attend_in_chunks(
     return torch.cat(outs, dim=2).transpose(1, 2).contiguous(), None
 
 
-def use_varlen_attention(model: PreTrainedModel) -> bool:
-    """Make the vision tower attend in one call for all chunks, in place; returns whether it does.
+def use_varlen_attention(model: PreTrainedModel) -> Acceleration | None:
+    """Make the vision tower attend in one call for all chunks, in place; None where it does not.
 
-    It does where its attention layers take the chunks' boundaries and would use torch's own kernel.
+    It does where `takes_varlen_attention`.
     """
+    if not takes_varlen_attention(model):
+        return None
+    AttentionInterface.register(NAME, attend_in_chunks)
+
+    def apply(on: bool) -> None:
+        model.set_attn_implementation({"vision_config": NAME if on else "sdpa"})
+
+    apply(True)
+    return Acceleration("attention of the vision tower in one call", apply)
+
+
+def takes_varlen_attention(model: PreTrainedModel) -> bool:
+    """Whether a vision tower's layers take the boundaries of chunks and would use torch's own kernel."""
     vision = getattr(model.config, "vision_config", None)
     if vision is None or attention_implementation(vision) != "sdpa":
         return False
-    if not any(_takes_chunks(module) for module in model.modules()):
-        return False
-    AttentionInterface.register(NAME, attend_in_chunks)
-    model.set_attn_implementation({"vision_config": NAME})
-    return True
+    return any(_takes_chunks(module) for module in model.modules())
 
 
 def _takes_chunks(module: nn.Module) -> bool:

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlmtune.library_errors import LIBRARY_ERRORS, first_line, lacks_memory
+
 Batch = dict[str, Tensor]
 RowFeatures = list[Tensor]  # [image tokens of the row, D] for each tensor of an output
 
@@ -144,7 +146,12 @@ class VisionFeatures:
         if encode is None:
             raise UnsupportedTowerError(f"{type(self.base).__name__} has no get_image_features")
         known = inspect.signature(encode).parameters
-        output = encode(**{name: tensor for name, tensor in batch.items() if name in known})
+        try:
+            output = encode(**{name: tensor for name, tensor in batch.items() if name in known})
+        except LIBRARY_ERRORS as error:
+            if lacks_memory(error):
+                raise
+            raise UnsupportedTowerError(f"its image features fail ({first_line(error)})") from error
         layout, tensors = OutputLayout.of(output, tokens)
         return tensors, layout
 
@@ -299,8 +306,10 @@ def decoder_inputs(base: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
         base.base_model(**rest, use_cache=False)
     except _DecoderReachedError:
         return found
-    except (TypeError, ValueError, AttributeError, KeyError, IndexError):  # it does not take these inputs
-        return {}
+    except LIBRARY_ERRORS as error:
+        if lacks_memory(error):
+            raise
+        return {}  # it does not take these inputs
     finally:
         hook.remove()
     return {}

@@ -47,6 +47,12 @@ class AdapterBinding:
         self._buffers, self._bound = {}, None
         self.accelerated_step.recapture()
 
+    def clear(self) -> None:
+        """Leave no adapter on any layer, and no room for one."""
+        for layer in self.layers.values():
+            layer.bind(None, None)
+        self.set_layout(AdapterLayout([], 1))
+
     def bind(self, rows: Sequence[PassRow], *, dropout: bool) -> None:
         """Copy the rows' adapters into place, and point the layers at them.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.errors import DoesNotFitError
+from vlmtune.evaluation.check_step import CheckedRows, SelfCheck
 from vlmtune.evaluation.try_row import try_row
 from vlmtune.model.base import load_base_for
 from vlmtune.model.choose_plan import halves
@@ -23,8 +25,10 @@ from vlmtune.model.memory import StepPlan
 from vlmtune.model.step import AcceleratedStep
 from vlmtune.model.vision_features import room_for_features
 from vlmtune.packed.packed_model import PackedModel
+from vlmtune.packed.packed_result import packed_result, target_layers
 from vlmtune.packed.passes import ROW_BUCKETS, bucket_length
 from vlmtune.packed.row_features import PackedVisionFeatures
+from vlmtune.training.adapted_model import adapter_config
 from vlmtune.training.step_plan import can_capture, plan_step
 
 # Tokens of a pass that keep the device busy. More of them need memory and bring little.
@@ -80,7 +84,12 @@ def build_model(
         note(console_line("Memory", f"fits {plan.trials} of {trials} trials at once; the others wait"))
     base = load_base_for(settings, device, dequantized=plan.step_plan.dequantized)
     longest = settings.training.max_length
-    try_row(base, store, fitting_rows(store, longest, "skip"), longest)
+    kept_rows = fitting_rows(store, longest, "skip")
+    try_row(base, store, kept_rows, longest)
+    targets = adapter_config(settings, base)[0]
+    layers = target_layers(base, targets)
+    rows = CheckedRows.choose(store, kept_rows, longest, 1)
+    self_check = SelfCheck.begin(settings, base, targets, rows, plan.step_plan, note, base.dtype, packed=True)
     if plan.step_plan.checkpointing:
         base.gradient_checkpointing_enable()
     accelerated_step = AcceleratedStep(base, plan.step_plan, note)
@@ -95,6 +104,9 @@ def build_model(
     model = PackedModel(accelerated_step, store.meta, max_tokens, features)
     if gpu and can_capture(settings, packed=True) and not plan.step_plan.checkpointing:
         accelerated_step.capture(model.adapters.trained_tensors)
+    if self_check is not None:
+        run = partial(packed_result, model, layers, self_check.first, rows)
+        self_check.end(accelerated_step.accelerations, run)
     if not gpu:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     return model, plan.trials

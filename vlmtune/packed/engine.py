@@ -116,21 +116,19 @@ class Engine:
         if not slots:
             self._read_logs()
             return False
-        rows_by_slot, waited = self._read_rows(slots)
-        result = self.model.add_gradients(
-            [row for slot_rows in rows_by_slot.values() for row in slot_rows], Slot.add_gradient
-        )
+        rows, waited = self._read_rows(slots)
+        result = self.model.add_gradients([row for part in rows.values() for row in part], Slot.add_gradient)
         self._read_logs()  # of the round before, while the device works on this one
         self._end_too_large(result)
-        for slot, slot_rows in rows_by_slot.items():
+        for slot, part in rows.items():
             if slot.trial_id in self.slots:
-                slot.end_micro_batch(slot_rows, result)
+                slot.end_micro_batch(part, result)
         due = [slot for slot in slots if slot.progress.evaluation_due]
         if due:
             self._read_logs()
             self._synchronize()
         self.round_seconds = time.monotonic() - started
-        _charge(rows_by_slot, self.round_seconds, waited)
+        _charge(rows, self.round_seconds, waited)
         self._evaluate([slot for slot in due if slot.trial_id in self.slots])
         return True
 
@@ -143,9 +141,9 @@ class Engine:
         started = time.monotonic()
         examples = self.examples.get([row for slot in slots for row in slot.cursor.rest_of_step()])
         waited = time.monotonic() - started
-        rows_by_slot = {slot: slot.training_rows(examples) for slot in slots}
+        rows = {slot: slot.training_rows(examples) for slot in slots}
         self.examples.prefetch([row for slot in slots for row in slot.cursor.following_step()])
-        return rows_by_slot, waited
+        return rows, waited
 
     def _synchronize(self) -> None:
         """Wait for the device, so that its training does not count as evaluation."""
@@ -214,11 +212,9 @@ class Engine:
         self.checkpoints.deliver_later(slot.trial_id, TrialReport(metrics, last=True))
 
 
-def _charge(rows_by_slot: dict[Slot, list[PassRow]], seconds: float, waited: float) -> None:
+def _charge(rows: dict[Slot, list[PassRow]], seconds: float, waited: float) -> None:
     """Divide a round's time among its trials, by tokens. All trials' seconds add up to the device's."""
-    tokens = {
-        slot: sum(bucket_length(row.tokens) for row in slot_rows) for slot, slot_rows in rows_by_slot.items()
-    }
+    tokens = {slot: sum(bucket_length(row.tokens) for row in part) for slot, part in rows.items()}
     total = max(sum(tokens.values()), 1)  # a worker may have no row at all in a round
     for slot, count in tokens.items():
         slot.records.charge(seconds * count / total, waited * count / total)

@@ -95,65 +95,62 @@ class PackedModel:
     ) -> PassResult:
         """Call `run` for each pass. After running out of memory, free some or halve the pass, and retry."""
         result = PassResult()
-        passes = list(cut_passes(rows, self.max_tokens))
-        while passes:
-            pass_rows = [row for row in passes.pop(0) if row.owner not in result.too_large]
-            if not pass_rows:
+        waiting = list(cut_passes(rows, self.max_tokens))
+        while waiting:
+            part = [row for row in waiting.pop(0) if row.owner not in result.too_large]
+            if not part:
                 continue
             try:
-                losses = run(pass_rows)
+                losses = run(part)
             except torch.OutOfMemoryError:
                 self.adapters.drop_gradients()
             else:
-                for index, row in enumerate(pass_rows):
+                for index, row in enumerate(part):
                     result.rows[id(row)] = losses.loss[index].detach(), losses.correct[index]
                 del losses  # keeps a captured step's memory alive, which the next pass may have to free
                 continue
             freed = self.features.disable() or self.accelerated_step.stop_capturing()
             torch.cuda.empty_cache()
             if freed:
-                passes.insert(0, pass_rows)
-            elif len(pass_rows) == 1:
-                result.too_large.append(pass_rows[0].owner)
+                waiting.insert(0, part)
+            elif len(part) == 1:
+                result.too_large.append(part[0].owner)
             else:
-                passes = [*self._halves(pass_rows), *passes]
+                waiting = [*self._halves(part), *waiting]
         return result
 
-    def _halves(self, pass_rows: list[PassRow]) -> list[list[PassRow]]:
+    def _halves(self, part: list[PassRow]) -> list[list[PassRow]]:
         """The halves of a pass that did not fit. Later passes have no more tokens than these."""
-        half_count = -(-len(pass_rows) // 2)
-        self.max_tokens = half_count * bucket_length(max(row.tokens for row in pass_rows))
+        half = -(-len(part) // 2)
+        self.max_tokens = half * bucket_length(max(row.tokens for row in part))
         self.accelerated_step.note(
-            f"out of GPU memory with {len(pass_rows)} rows at a time: continuing with {half_count}, "
+            f"out of GPU memory with {len(part)} rows at a time: continuing with {half}, "
             "every trial's step stays the same"
         )
-        return [pass_rows[:half_count], pass_rows[half_count:]]
+        return [part[:half], part[half:]]
 
-    def _forward_backward(
-        self, pass_rows: Sequence[PassRow], add: Callable[[Any, Tensor], None]
-    ) -> RowLosses:
-        losses = self._forward(pass_rows, dropout=self.dropout)
-        weights = to_device(torch.tensor([row.weight for row in pass_rows], dtype=torch.float32), self.device)
+    def _forward_backward(self, part: Sequence[PassRow], add: Callable[[Any, Tensor], None]) -> RowLosses:
+        losses = self._forward(part, dropout=self.dropout)
+        weights = to_device(torch.tensor([row.weight for row in part], dtype=torch.float32), self.device)
         # No gradient where all adapters are in cross-attention and no row has an image.
         if losses.loss.requires_grad:
-            (losses.loss[: len(pass_rows)] * weights).sum().backward()
+            (losses.loss[: len(part)] * weights).sum().backward()
         gradients = self.adapters.gradients()
         self.adapters.drop_gradients()
-        counts = {owner: len(list(group)) for owner, group in groupby(pass_rows, key=lambda row: row.owner)}
+        counts = {owner: len(list(group)) for owner, group in groupby(part, key=lambda row: row.owner)}
         # Compute all sums before the first `add`: if they run out of memory, the whole pass runs again.
         sums = [
-            rows.sum(0, dtype=torch.float32)
-            for rows in gradients[: len(pass_rows)].split(list(counts.values()))
+            rows.sum(0, dtype=torch.float32) for rows in gradients[: len(part)].split(list(counts.values()))
         ]
         for owner, gradient in zip(counts, sums, strict=True):
             add(owner, gradient)
         return losses
 
-    def _forward(self, pass_rows: Sequence[PassRow], *, dropout: bool) -> RowLosses:
-        self.adapters.bind(pass_rows, dropout=dropout)
-        dft = [row.dft for row in pass_rows] + [False] * (bucket_rows(len(pass_rows)) - len(pass_rows))
-        features = self.features.inputs(pad_to_bucket(pass_rows)) if pass_rows[0].has_image else None
-        batch = make_batch(pass_rows, self.meta, self.device, self.dtype, pixels=features is None)
+    def _forward(self, part: Sequence[PassRow], *, dropout: bool) -> RowLosses:
+        self.adapters.bind(part, dropout=dropout)
+        dft = [row.dft for row in part] + [False] * (bucket_rows(len(part)) - len(part))
+        features = self.features.inputs(pad_to_bucket(part)) if part[0].has_image else None
+        batch = make_batch(part, self.meta, self.device, self.dtype, pixels=features is None)
         return row_losses(
             self.base,
             {**batch, **(features or {})},

@@ -8,9 +8,9 @@ from peft import LoraConfig
 
 from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
-from vlmtune.model.mllama import image_only_modules
 from vlmtune.packed.layers import TargetLayer
 from vlmtune.packed.packable import check_packable
+from vlmtune.packed.packed_result import target_layers
 from vlmtune.packed.slot import Slot
 from vlmtune.packed.worker_shard import WorkerShard
 from vlmtune.training.adapted_model import adapter_config
@@ -28,7 +28,6 @@ class SlotFactory:
     def __init__(self, settings: Settings, store: Store, operations: float, shard: WorkerShard) -> None:
         self.store, self.operations, self.shard = store, operations, shard
         self.outline = settings.model.ref.outline()
-        self.image_only = image_only_modules(self.outline)
 
     def make(self, trial_id: str, settings: Settings, **options: Any) -> Slot:
         """Make a trial ready to join the engine. Takes a second or less; any thread may call it.
@@ -56,9 +55,4 @@ class SlotFactory:
 
     def _find_targets(self, settings: Settings) -> tuple[list[TargetLayer], LoraConfig]:
         names, config = adapter_config(settings, self.outline)
-        layers = [(name, self.outline.get_submodule(name)) for name in names]
-        targets = [
-            TargetLayer(name, layer.in_features, layer.out_features, image_only=name in self.image_only)
-            for name, layer in layers
-        ]
-        return targets, config
+        return target_layers(self.outline, names), config

@@ -71,15 +71,13 @@ class TrialEvaluator:
     ) -> PassResult:
         """Add these rows' summed loss and labelled tokens to each trial's total."""
         examples = self.examples.get(row_numbers)
-        rows_by_slot = {
-            slot: [slot.pass_row(number, examples[number]) for number in row_numbers] for slot in slots
-        }
-        result = self.model.losses([row for slot_rows in rows_by_slot.values() for row in slot_rows])
-        for slot, slot_rows in rows_by_slot.items():
+        rows = {slot: [slot.pass_row(number, examples[number]) for number in row_numbers] for slot in slots}
+        result = self.model.losses([row for part in rows.values() for row in part])
+        for slot, part in rows.items():
             if slot not in result.too_large:
-                losses = torch.stack([result.rows[id(row)][0] for row in slot_rows])
+                losses = torch.stack([result.rows[id(row)][0] for row in part])
                 totals[slot][0] += losses.double().sum()
-                totals[slot][1] += sum(int((row.example.labels >= 0).sum()) for row in slot_rows)
+                totals[slot][1] += sum(int((row.example.labels >= 0).sum()) for row in part)
         return result
 
     def _score_answers(self, slot: Slot) -> dict[str, float]:

@@ -44,6 +44,8 @@ def console_report(summary: Summary, *, colour: bool) -> str:
             console.print(text, no_wrap=True, overflow="crop")
         for line in _run_lines(summary):
             _print_wrapped(console, Text(printable(line)))
+        for number, line in enumerate(summary.serving):
+            _print_wrapped(console, Text(printable(console_line("" if number else "Serving", line))))
         for text in _verdict(summary).split("\n"):
             _print_wrapped(console, text)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
@@ -195,6 +197,8 @@ def _run_lines(summary: Summary) -> Iterator[str]:
     )
     if summary.memory:
         yield console_line("Memory", summary.memory)
+    for number, line in enumerate(summary.steps):
+        yield console_line("" if number else "Steps", line)
 
 
 def _verdict(summary: Summary) -> Text:

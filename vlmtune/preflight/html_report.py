@@ -51,6 +51,8 @@ def html_report(summary: Summary, samples: Sequence[Sample]) -> str:
         '<div class="pair">' + _tokens(summary) + _lengths(summary) + "</div>" if summary.tokens else "",
         _example(summary),
         '<div class="pair">' + _split(summary) + _images(summary) + "</div>",
+        _lines("Steps on a GPU", [*([summary.memory] if summary.memory else []), *summary.steps]),
+        _lines("Serving", summary.serving),
         _row_groups(summary),
         _samples(summary, samples),
     ]
@@ -65,6 +67,12 @@ def _verdict(summary: Summary) -> str:
     if not summary.ready:
         state, words = "stop", "Training cannot work yet"
     return f'<div class="verdict {state}"><b>{escape(words)}</b>{listing}</div>'
+
+
+def _lines(title: str, lines: list[str]) -> str:
+    if not lines:
+        return ""
+    return section(title, "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>")
 
 
 def _tiles(summary: Summary) -> str:

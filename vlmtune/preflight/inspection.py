@@ -6,11 +6,14 @@ from vlmtune import output, storage
 from vlmtune.cluster import connect, in_ray_job
 from vlmtune.config.settings import Settings
 from vlmtune.data.cache import find_or_make_store
+from vlmtune.data.chat_template import ChatTemplate
 from vlmtune.data.samples import pick_samples
+from vlmtune.data.serving_prompt import serving_notes
 from vlmtune.data.source import DataSource
 from vlmtune.preflight.html_report import html_report
 from vlmtune.preflight.memory import gpu_memory
 from vlmtune.preflight.statistics import summarise
+from vlmtune.preflight.steps import step_lines
 from vlmtune.preflight.summary import Summary
 from vlmtune.session import cache_folder, with_absolute_paths
 from vlmtune.storage import filesystem
@@ -55,7 +58,12 @@ def inspect_data(settings: Settings, output_dir: str | None) -> InspectResult:
     )
     summary = summarise(store, settings, source.model.processor().tokenizer)
     if summary.ready:
-        summary = replace(summary, memory=gpu_memory(settings, store))
+        summary = replace(
+            summary,
+            memory=gpu_memory(settings, store),
+            steps=step_lines(settings),
+            serving=serving_notes(ChatTemplate(source.model.processor())),
+        )
     files, inner = filesystem(folder)
     files.create_dir(inner, recursive=True)
     result = InspectResult(summary, folder, f"{folder}/preflight.json", f"{folder}/preflight.html")

@@ -1,6 +1,6 @@
 """What the preflight reports, as plain values: the content of preflight.json, of its page and of its text."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 # The fields' names are those of preflight.json.
@@ -106,6 +106,8 @@ class Summary:
         cuts_none: the smallest `max_length` that cuts no row.
         epoch_rows, epoch_tokens, epoch_answer_tokens: what an epoch trains on at `max_length`.
         problems: why training cannot work, each with its way out.
+        steps: how training steps run on a GPU, a line for each part.
+        serving: what serving must set so that the model sees what it saw in training.
         memory: of a GPU that trains on these rows; empty where the model's config cannot be read.
     """
 
@@ -137,6 +139,8 @@ class Summary:
     notes: list[str]
     problems: list[str]
     memory: str = ""
+    steps: list[str] = field(default_factory=list)
+    serving: list[str] = field(default_factory=list)
 
     @property
     def ready(self) -> bool:

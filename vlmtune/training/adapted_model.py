@@ -1,7 +1,7 @@
 """The model that trains: the frozen base of the settings with a new adapter, and its training steps."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from trl.trainer.sft_config import SFTConfig
 
@@ -12,24 +12,28 @@ from vlmtune.model.memory import StepPlan
 from vlmtune.model.step import AcceleratedStep
 from vlmtune.training.step_plan import can_capture
 
+Checked = TypeVar("Checked")
+
 
 def adapted_model(
     settings: Settings,
     args: SFTConfig,
     plan: StepPlan,
     note: Callable[[str], None],
-    check: Callable[[Any], None],
-) -> tuple[Any, AcceleratedStep]:
-    """The frozen base with a new adapter on this worker's device, and its training steps.
+    check: Callable[[Any, list[str]], Checked],
+) -> tuple[Any, AcceleratedStep, Checked]:
+    """The frozen base with a new adapter on this worker's device, its steps, and what `check` returns.
 
     Where these offload activations themselves, TRL's own offloading is switched off in `args`.
 
     Args:
-        check: is called with the base as transformers made it, and raises where it cannot be trained.
+        check: is called with the base as transformers made it and the names of the layers that get adapters,
+            and raises where it cannot be trained.
     """
     base = load_base_for(settings, args.device, dequantized=plan.dequantized)
-    check(base)
-    adapted = attach(base, adapter_config(settings, base)[1], seed=args.seed)
+    targets, config = adapter_config(settings, base)
+    checked = check(base, targets)
+    adapted = attach(base, config, seed=args.seed)
     step = AcceleratedStep.for_adapter(
         adapted,
         plan,
@@ -40,7 +44,7 @@ def adapted_model(
     )
     if step.offloads:
         args.activation_offloading = False
-    return adapted, step
+    return adapted, step, checked
 
 
 def adapter_config(settings: Settings, model: Any) -> tuple[list[str], Any]:

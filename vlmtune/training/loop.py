@@ -6,6 +6,7 @@ batches that it asks for, in order, and `report(metrics, checkpoint_folder)` tak
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,18 @@ from vlmtune.data.lengths import fitting_rows, mixture_of
 from vlmtune.data.order import Order
 from vlmtune.data.split import EVAL
 from vlmtune.data.store import Store
+from vlmtune.evaluation.check_step import CheckedRows, SelfCheck
 from vlmtune.evaluation.objective import Objective
 from vlmtune.evaluation.try_row import try_row
+from vlmtune.library_errors import plain_library_errors
 from vlmtune.model.vision_features import room_for_features
 from vlmtune.training.adapted_model import adapted_model
 from vlmtune.training.batches import BatchReader, WorkerBatches
 from vlmtune.training.best_evaluation import EvaluationRule
 from vlmtune.training.callbacks import ProbeLongestRows, ReportAtEvaluation, ReportResult
 from vlmtune.training.meter import Meter, operations_per_token
-from vlmtune.training.step_plan import plan_step
+from vlmtune.training.step_plan import length_multiple, plan_step
+from vlmtune.training.step_result import step_dtype, step_result
 from vlmtune.training.trainer import AdapterTrainer
 from vlmtune.training.trl_arguments import training_arguments
 
@@ -67,9 +71,13 @@ def train(
     meter = Meter(runs_dir if rank == 0 else None, progress)
     plan = plan_step(settings, store, kept_rows, world_size, meter.note)
     args = training_arguments(settings, work_dir, checkpointing=plan.checkpointing)
-    model, accelerated_step = adapted_model(
-        settings, args, plan, meter.note, lambda base: try_row(base, store, kept_rows, args.max_length)
-    )
+
+    def check(base: Any, targets: list[str]) -> SelfCheck | None:
+        try_row(base, store, kept_rows, args.max_length)
+        rows = CheckedRows.choose(store, kept_rows, args.max_length, length_multiple(settings))
+        return SelfCheck.begin(settings, base, targets, rows, plan, meter.note, step_dtype(args, base))
+
+    model, accelerated_step, self_check = adapted_model(settings, args, plan, meter.note, check)
     meter.operations = operations_per_token(accelerated_step.base.get_decoder())
     order = Order(
         rows=len(kept_rows),
@@ -82,16 +90,19 @@ def train(
     )
     args.gradient_accumulation_steps = order.passes_per_step
     first_step = 0 if checkpoint is None else _trainer_state(checkpoint)["global_step"]
-    trainer = AdapterTrainer(
-        model,
-        args,
-        settings.model.ref.processor(),
-        accelerated_step=accelerated_step,
-        batches=WorkerBatches(store, order, kept_rows, rank, read_batches, first_step),
-        meter=meter,
-        objective=Objective.of(settings),
-        vision_bytes=room_for_features(args.device, plan.spare) if _repeats_rows(args, order) else 0.0,
-    )
+    with plain_library_errors(str(settings.model.model_name_or_path), "making TRL's SFTTrainer for it"):
+        trainer = AdapterTrainer(
+            model,
+            args,
+            settings.model.ref.processor(),
+            accelerated_step=accelerated_step,
+            batches=WorkerBatches(store, order, kept_rows, rank, read_batches, first_step),
+            meter=meter,
+            objective=Objective.of(settings),
+            vision_bytes=room_for_features(args.device, plan.spare) if _repeats_rows(args, order) else 0.0,
+        )
+    if self_check is not None:
+        self_check.end(accelerated_step.accelerations, partial(step_result, trainer, self_check.rows))
     trainer.remove_callback(PrinterCallback)
     if args.device.type == "cuda":
         trainer.add_callback(ProbeLongestRows(trainer))

@@ -9,6 +9,8 @@ import pyarrow.fs as pafs
 
 from vlmtune import __version__
 from vlmtune.config.settings import Settings
+from vlmtune.data.chat_template import ChatTemplate
+from vlmtune.data.serving_prompt import serving_notes
 from vlmtune.data.store import Store
 from vlmtune.output import settings_yaml
 from vlmtune.storage import filesystem, write_json, write_text
@@ -86,6 +88,8 @@ def model_card(settings: Settings, metrics: dict[str, Any], store: Store, measur
     model = settings.model
     base = model.base_model
     counts = {split: len(store.rows_of(split)) for split in ("train", "eval", "test")}
+    notes = serving_notes(ChatTemplate(settings.model.ref.processor()))
+    serving = "".join(f"- Serving: {note}\n" for note in notes) + "\n" if notes else ""
     results = "".join(f"| {name} | {value} |\n" for name, value in measured.items())
     return f"""---
 base_model: {base}
@@ -114,5 +118,5 @@ model = PeftModel.from_pretrained(base, "path/to/this/folder")
 processor = AutoProcessor.from_pretrained("path/to/this/folder")
 ```
 
-`config.yaml` repeats the run: `python ray_jobs/train.py --config config.yaml --output_dir NEW_FOLDER`.
+{serving}To repeat the run: `python ray_jobs/train.py --config config.yaml --output_dir NEW_FOLDER`.
 """

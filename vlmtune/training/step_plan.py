@@ -126,11 +126,21 @@ def vision_tokens(config: Any, image_tokens: int) -> tuple[bool, int]:
 
 def can_capture(settings: Settings, *, packed: bool = False) -> bool:
     """Whether a GPU can capture steps of these settings as CUDA graphs: see `AcceleratedStep.for_adapter`."""
+    return why_not_captured(settings, packed=packed) is None
+
+
+def why_not_captured(settings: Settings, *, packed: bool = False) -> str | None:
+    """The option that keeps a GPU from capturing steps as CUDA graphs; None if there is none."""
     training, lora = settings.training, settings.lora
     mixed = training.bf16 is not False or bool(training.fp16)
-    autocast = settings.model.dtype == "float32" and not packed and mixed
-    plain = not (lora.use_dora or lora.modules_to_save or autocast)
-    return plain and not training.activation_offloading and training.cuda_graphs is not False
+    reasons = {
+        "use_dora": lora.use_dora,
+        "lora_modules_to_save": bool(lora.modules_to_save),
+        "dtype float32 with bf16 or fp16": settings.model.dtype == "float32" and not packed and mixed,
+        "activation_offloading": training.activation_offloading,
+        "cuda_graphs false": training.cuda_graphs is False,
+    }
+    return next((f"because of --{reason}" for reason, applies in reasons.items() if applies), None)
 
 
 def length_multiple(settings: Settings) -> int:

@@ -1,0 +1,48 @@
+"""What serving must do so that a model sees before its answer what it saw in training.
+
+Training puts each last answer behind the template's own generation prompt. Where the template has options,
+asks for the date, or shows past answers in another way, that is not all: the lines here say what to set.
+"""
+
+from __future__ import annotations
+
+import json
+
+from vlmtune.data.chat_template import FIXED_DATE, ChatTemplate, EncodeError
+
+BUILTIN_EXAMPLE = "USER: <image>\nQUESTION ASSISTANT:"
+
+
+def serving_notes(template: ChatTemplate) -> list[str]:
+    """Lines for the person who serves an adapter of this model; none where any server does right."""
+    notes = []
+    if template.processor.chat_template is None and template.processor.tokenizer.chat_template is None:
+        prompt = BUILTIN_EXAMPLE.replace("<image>", template.image_token)
+        notes.append(f"the model ships no chat template; serve prompts as {prompt!r}")
+    try:
+        agrees, options = template.agreement()
+        plain, trained = template.generation_prompt({}), template.generation_prompt(options)
+    except EncodeError:  # each row says why
+        return notes
+    if options and plain != trained:
+        values = json.dumps(options)
+        notes.append(
+            f"answers are trained behind {_ending(trained)!r}: serve with chat_template_kwargs {values} "
+            f"(vLLM: --default-chat-template-kwargs '{values}'), or the model sees {_ending(plain)!r}"
+        )
+    if not agrees:
+        notes.append(
+            f"the template shows past answers in another way than it asks for one: trained is what it asks "
+            f"with, {_ending(trained)!r}, which servers use"
+        )
+    if template.has_date:
+        notes.append(
+            f"the template writes today's date; rows have {FIXED_DATE:%d %b %Y}: serve with "
+            f'chat_template_kwargs {{"date_string": "{FIXED_DATE:%d %b %Y}"}}'
+        )
+    return notes
+
+
+def _ending(prompt: str) -> str:
+    """The last characters of a prompt, enough to tell two apart."""
+    return prompt[-48:]

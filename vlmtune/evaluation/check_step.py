@@ -1,0 +1,201 @@
+"""The self-check of a model's steps on two training rows; its result is kept beside the stores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlmtune import __version__, storage
+from vlmtune.config.settings import Settings
+from vlmtune.data.collate import collate, split_batch
+from vlmtune.data.encoded_example import EncodedExample, shorten
+from vlmtune.data.examples import read_examples
+from vlmtune.data.split import TRAIN
+from vlmtune.data.store import Store
+from vlmtune.library_errors import lacks_memory, plain_library_errors
+from vlmtune.model.acceleration import Acceleration
+from vlmtune.model.lora import initial_a
+from vlmtune.model.memory import StepPlan
+from vlmtune.model.self_check import Batch, StepCheck, StepResult, attention_has_dropout, plain_result
+
+LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
+KEY_LETTERS = 16
+RANDOM = "self-check left out: the model's attention has dropout, so no two of its steps are equal"
+NO_MEMORY = "self-check left out: the plain model's step does not fit in the memory"
+
+
+@dataclass(frozen=True)
+class CheckedRows:
+    """Two training rows of unequal length, an image in one of them if any row has one.
+
+    Attributes:
+        numbers: of the rows in the store.
+        multiple: the step pads its batches to a multiple of this many tokens.
+    """
+
+    numbers: list[int]
+    examples: list[EncodedExample]
+    store: Store
+    multiple: int
+
+    @classmethod
+    def choose(cls, store: Store, kept: np.ndarray, max_length: int | None, multiple: int) -> CheckedRows:
+        """Short rows, so that the plain model has room for them without checkpointing.
+
+        Args:
+            kept: the rows of the training split that are trained on.
+            multiple: the step pads its batches to a multiple of this many tokens.
+        """
+        rows = store.rows_of(TRAIN)[kept]
+        tokens, images = store.column("tokens"), store.column("image_tokens") > 0
+        ordered = rows[np.argsort(tokens[rows], kind="stable")]
+        with_image = ordered[images[ordered]]
+        first = (with_image if len(with_image) else ordered)[0]
+        others = with_image if len(with_image) > 1 else ordered
+        longer = others[tokens[others] > tokens[first]]
+        # A quarter of the way up, unlike in length but seldom long. A lone row stands for both.
+        second = longer[len(longer) // 4] if len(longer) else others[-1]
+        numbers = [int(first), int(second)]
+        examples = [shorten(example, max_length) for example in read_examples(store, numbers)]
+        return cls(numbers, examples, store, multiple)
+
+    def batch(self, base: Any, examples: Sequence[EncodedExample]) -> Batch:
+        """Rows as the model takes them, padded as a step pads them."""
+        meta = self.store.meta
+        arrays = collate(
+            examples, pad_token_id=meta.pad_token_id, inputs=meta.inputs, pad_to_multiple_of=self.multiple
+        )
+        tensors = {name: torch.from_numpy(array).to(base.device) for name, array in arrays.items()}
+        return meta.inputs.normalize(next(split_batch(tensors, len(examples))), base.dtype)
+
+    def alone(self, base: Any) -> list[Batch]:
+        """Each row in a batch of its own, without padding."""
+        plain = replace(self, multiple=1)
+        return [plain.batch(base, [example]) for example in self.examples]
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """A check that is begun with the model as transformers made it, and ended with the step.
+
+    Attributes:
+        file: where its result is kept.
+        known: the names of accelerations to leave out, from an earlier run.
+        check: compares; None where the result is known or there was no memory.
+    """
+
+    file: str
+    rows: CheckedRows
+    first: dict[str, torch.Tensor]
+    note: Callable[[str], None]
+    known: list[str] | None
+    check: StepCheck | None
+
+    @classmethod
+    def begin(
+        cls,
+        settings: Settings,
+        base: Any,
+        targets: Sequence[str],
+        rows: CheckedRows,
+        plan: StepPlan,
+        note: Callable[[str], None],
+        dtype: torch.dtype,
+        *,
+        packed: bool = False,
+    ) -> SelfCheck | None:
+        """None where the settings leave the check out.
+
+        Args:
+            targets: full names of the layers that get an adapter.
+            dtype: that the step computes in.
+            packed: whether rows of many trials go through the base together.
+        """
+        if not settings.training.self_check:
+            return None
+        if attention_has_dropout(base):
+            note(RANDOM)
+            return None
+        key = _key(settings, base, targets, plan, packed)
+        file = f"{rows.store.folder.rpartition('/')[0]}/self_check.{key}.json"
+        first = {
+            name: initial_a(
+                name, settings.lora.r, base.get_submodule(name).in_features, seed=settings.training.seed
+            ).to(base.device)
+            for name in targets
+        }
+        if storage.exists(file):
+            known = json.loads(storage.read_text(file))["left_out"]
+            return cls(file, rows, first, note, known, None)
+        alone = rows.alone(base)
+        try:
+            with plain_library_errors(base.name_or_path, "a backward pass through its class"):
+                plain = plain_result(base, alone, first)
+        except RuntimeError as error:
+            if not lacks_memory(error):
+                raise
+            note(NO_MEMORY)
+            return None
+        name = str(settings.model.model_name_or_path)
+        return cls(file, rows, first, note, None, StepCheck(name, plain, dtype, note))
+
+    def end(self, accelerations: Sequence[Acceleration], run: Callable[[Sequence[int]], StepResult]) -> None:
+        """Leave out the accelerations with which the step is wrong.
+
+        Args:
+            run: runs the rows at these places of `rows` through the step in one batch.
+
+        Raises:
+            ModelError: the step is wrong without any acceleration too.
+        """
+        if self.known is not None:
+            for one in accelerations:
+                if one.name in self.known:
+                    one.switch(False)
+            if self.known:
+                self.note(f"self-check of an earlier run: {' and '.join(self.known)} left out")
+            return
+        assert self.check is not None
+        places = range(len(self.rows.examples))
+
+        def alone() -> StepResult:
+            results = [run([place]) for place in places]
+            sums = {name: sum(one.gradients[name] for one in results) for name in self.first}
+            return StepResult(torch.cat([one.losses for one in results]), sums)  # type: ignore[arg-type]
+
+        try:
+            names = self.check.verify(accelerations, lambda: run(places), alone)
+        except RuntimeError as error:
+            if not lacks_memory(error):
+                raise
+            self.note(NO_MEMORY)
+            return
+        storage.write_json(self.file, {"left_out": names})
+
+
+def _key(settings: Settings, base: Any, targets: Sequence[str], plan: StepPlan, packed: bool) -> str:
+    """What the result follows from: the model's config, the step's, the libraries and the device."""
+    device = torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else "cpu"
+    model, training = settings.model, settings.training
+    parts = [
+        base.config.to_json_string(),
+        model.base_quantization,
+        str(base.dtype),
+        str(model.attn_implementation),
+        list(targets),
+        [plan.compiled, plan.checkpointing, plan.dequantized, plan.offload, plan.graphs],
+        [training.bf16, training.fp16, training.cuda_graphs],
+        settings.lora.use_dora,
+        packed,
+        device,
+        __version__,
+        *(version(library) for library in LIBRARIES),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:KEY_LETTERS]

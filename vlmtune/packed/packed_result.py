@@ -1,0 +1,64 @@
+"""What a packed step makes of two rows, for the self-check."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmtune.evaluation.check_step import CheckedRows
+from vlmtune.model.capture import WARM_UP_CALLS
+from vlmtune.model.mllama import image_only_modules
+from vlmtune.model.self_check import StepResult, without_dropout
+from vlmtune.packed.layers import TargetLayer
+from vlmtune.packed.packed_model import PackedModel
+from vlmtune.packed.passes import PassRow
+
+
+def target_layers(base: Any, names: Sequence[str]) -> list[TargetLayer]:
+    """The frozen layers with these full names that get adapters."""
+    image_only = image_only_modules(base)
+    layers = [(name, base.get_submodule(name)) for name in names]
+    return [
+        TargetLayer(name, layer.in_features, layer.out_features, image_only=name in image_only)
+        for name, layer in layers
+    ]
+
+
+def packed_result(
+    model: PackedModel,
+    targets: Sequence[TargetLayer],
+    first: dict[str, Tensor],
+    rows: CheckedRows,
+    places: Sequence[int],
+) -> StepResult:
+    """Losses and gradients of rows that go through the base together. The model has no adapters afterwards.
+
+    Args:
+        first: A `[R, D]` of each target; B is zero.
+    """
+    rank = len(next(iter(first.values())))
+    model.adapters.make_room(targets, rank)
+    layout = model.adapters.layout
+    sizes = {target.name: target.out_features for target in targets}
+    adapter = layout.pack(
+        {name: (a.cpu(), torch.zeros(sizes[name], rank)) for name, a in first.items()}, model.device
+    )
+    passed = [
+        PassRow("self-check", rows.numbers[place], rows.examples[place], adapter, 1.0) for place in places
+    ]
+    gradient = torch.zeros_like(adapter)
+
+    def add(owner: Any, part: Tensor) -> None:
+        gradient.add_(part)
+
+    with without_dropout(model.base):
+        for _ in range(WARM_UP_CALLS + 2 if model.accelerated_step.captures else 1):
+            gradient.zero_()
+            result = model.add_gradients(passed, add)
+    if result.too_large:
+        raise torch.OutOfMemoryError
+    losses = torch.stack([result.rows[id(row)][0] for row in passed])
+    pairs = layout.unpack(gradient, sizes, rank)
+    model.adapters.clear()
+    return StepResult(losses, {name: b.to(model.device) for name, (_, b) in pairs.items()})

@@ -1,0 +1,53 @@
+"""What a training step makes of two rows, for the self-check."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from trl.trainer.sft_config import SFTConfig
+
+from vlmtune.evaluation.check_step import CheckedRows
+from vlmtune.model.capture import WARM_UP_CALLS
+from vlmtune.model.head import label_scores
+from vlmtune.model.lora import ADAPTER
+from vlmtune.model.self_check import StepResult, without_dropout
+from vlmtune.training.trainer import AdapterTrainer
+
+
+def step_dtype(args: SFTConfig, base: Any) -> torch.dtype:
+    """What a step of these arguments computes in."""
+    if args.bf16:
+        return torch.bfloat16
+    return torch.float16 if args.fp16 else base.dtype
+
+
+def step_result(trainer: AdapterTrainer, rows: CheckedRows, places: Sequence[int]) -> StepResult:
+    """Losses and gradients of rows in one batch. Afterwards no parameter has a gradient.
+
+    Where steps are captured, it is the result of a replay. The graphs are discarded then, because they hold
+    no dropout.
+    """
+    step = trainer.accelerated_step
+    batch = rows.batch(step.base, [rows.examples[place] for place in places])
+    losses = torch.zeros(len(places))
+    with without_dropout(step.base):
+        for _ in range(WARM_UP_CALLS + 2 if step.captures else 1):
+            _clear(step.trained)
+            with trainer.compute_loss_context_manager():
+                losses = -label_scores(trainer.model, batch).log_probs.float().sum(1)
+            if losses.requires_grad:
+                losses.sum().backward()
+    gradients = {}
+    for name, layer in step.base.named_modules():
+        if ADAPTER in getattr(layer, "lora_B", {}):
+            weight = layer.lora_B[ADAPTER].weight
+            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            gradients[name] = gradient / layer.scaling[ADAPTER]
+    _clear(step.trained)
+    step.discard_graphs()
+    return StepResult(losses.detach(), gradients)
+
+
+def _clear(parameters: Sequence[torch.nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
