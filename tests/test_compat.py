@@ -8,7 +8,6 @@ import ast
 import importlib
 import pkgutil
 from collections.abc import Iterator
-from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -166,28 +165,11 @@ def test_ray_train_errors_of_a_lost_worker_have_their_base() -> None:
     assert not is_worker_loss(ValueError("raised in the worker"))
 
 
-def test_tune_results_have_their_trials(ray_cluster: None, tmp_path: Path) -> None:
-    from ray import tune
-
-    from vlmtune.compat.ray_tune import trials_of
-
-    def trial(config: dict[str, Any]) -> None:
-        tune.report({"loss": config["x"]})
-
-    grid = tune.Tuner(
-        trial,
-        param_space={"x": tune.grid_search([1, 2])},
-        run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
-    ).fit()
-    assert [one.experiment_tag.partition("_")[0] for one in trials_of(grid)] == ["0", "1"]
-    assert [one.trial_id for one in trials_of(grid)] == [result.metrics["trial_id"] for result in grid]
-
-
 def test_optuna_search_has_optunas_trials() -> None:
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
-    from vlmtune.compat.ray_tune import completed_trials, optuna_trial
+    from vlmtune.compat.ray_tune import completed_trials, optuna_trial, study_of
 
     def space(trial: optuna.Trial) -> None:
         trial.suggest_float("x", 0, 1)
@@ -198,6 +180,7 @@ def test_optuna_search_has_optunas_trials() -> None:
     assert completed_trials(search) == set()
     search.on_trial_complete("a", {"loss": 1.0})
     assert completed_trials(search) == {"a"}
+    assert len(study_of(search).trials) == 1
 
 
 def test_trees_of_tensors_are_flattened() -> None:

@@ -2,7 +2,15 @@
 
 import pytest
 
-from vlmtune.errors import DataError, SearchFailedError, SearchInterrupted, plain_user_errors
+from vlmtune.errors import (
+    DataError,
+    RunStoppedError,
+    SearchFailedError,
+    SearchInterrupted,
+    interrupted_search,
+    plain_user_errors,
+)
+from vlmtune.stop_signals import Terminated
 
 
 @pytest.mark.parametrize(
@@ -10,6 +18,13 @@ from vlmtune.errors import DataError, SearchFailedError, SearchInterrupted, plai
     [
         (DataError("row 3: no image"), 2, "error: row 3: no image\n"),
         (KeyboardInterrupt(), 130, "Interrupted. Rerun the same command to resume.\n"),
+        (Terminated(), 143, "Terminated. Rerun the same command to resume.\n"),
+        (RunStoppedError("--output_dir /out: is full"), 1, "error: --output_dir /out: is full\n"),
+        (
+            interrupted_search("/out", Terminated()),
+            143,
+            "Terminated. To resume: python ray_jobs/tune.py --resume /out\n",
+        ),
         (
             SearchInterrupted("/out"),
             130,

@@ -51,6 +51,7 @@ TESTED_IN = {
     # Steps of a search that only a whole search reaches.
     "search/refit.py": "search/test_run_search.py",
     "search/trial_console.py": "search/test_run_search.py",
+    "search/trial_recorder.py": "search/test_tuner.py",
     "search/space_entries.py": "search/test_space.py",
     # Parts of the Trainer: only a run shows that they do what TRL does.
     "model/step.py": "training/test_loop.py",

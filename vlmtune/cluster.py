@@ -2,15 +2,20 @@
 
 import logging
 import os
+import re
 import socket
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import yaml
+from ray.exceptions import RayError
 
 from vlmtune.errors import ConfigError, ResourceError
+from vlmtune.standard_error import captured_stderr
+from vlmtune.stop_signals import take_back_stop_signals
 
 # The object store of a Ray that vlmtune starts. Micro-batches stream through it; nothing stays there. The
 # size is explicit, because Ray takes a fraction of the memory that it sees, and some machines show little of
@@ -25,6 +30,10 @@ READ_CPUS = 0.25
 # 0.5 GB that imports the libraries before its first row. Without this bound Ray would start one for every
 # READ_CPUS of the cluster, all of them while the model loads.
 READ_TASKS = 2
+# Ray's words where a cluster wants a token that this process does not have.
+TOKEN_REFUSED = re.compile(
+    r"InvalidAuthToken|UNAUTHENTICATED|Unauthenticated|auth(?:entication)? token", re.I
+)
 SECONDS_TO_ANSWER = 10.0  # for a Ray at RAY_ADDRESS
 # `ray up` writes this file on the head node, where a job's entry point runs.
 LAUNCHER_CONFIG = Path.home() / "ray_bootstrap_config.yaml"
@@ -98,10 +107,19 @@ def connect() -> Cluster:
         # "local", or Ray would join whatever ran on this machine last, alive or not.
         options |= {"address": "local", "include_dashboard": True, "object_store_memory": OBJECT_STORE_BYTES}
     try:
-        context = ray.init(**options, ignore_reinit_error=True)
-    except (ConnectionError, RuntimeError) as error:
+        # Of a cluster that refuses this process, Ray prints some twenty lines before it raises.
+        with captured_stderr() if address is not None else nullcontext(list[str]()) as printed:
+            context = ray.init(**options, ignore_reinit_error=True)
+    except (ConnectionError, RuntimeError, RayError) as error:
         where = f"RAY_ADDRESS={address}" if address else "this machine"
-        raise ConfigError(f"cannot reach or start Ray on {where}: {str(error).splitlines()[0]}") from error
+        if TOKEN_REFUSED.search(f"{error} {''.join(printed)}"):
+            raise ConfigError(
+                f"{where}: this cluster asks for a token: set RAY_AUTH_MODE=token, and its token in "
+                "RAY_AUTH_TOKEN or in a file that RAY_AUTH_TOKEN_PATH names"
+            ) from None
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"cannot reach or start Ray on {where}: {first}") from error
+    take_back_stop_signals()
     now = ray.cluster_resources()
     later, nodes = autoscaled(LAUNCHER_CONFIG) if address is not None else ({}, 0)
     most = {name: max(now.get(name, 0.0), later.get(name, 0.0)) for name in ("CPU", "GPU")}

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from vlmtune.stop_signals import INTERRUPTED, TERMINATED, Terminated, handle_stop_signals
+
 FAULT, USER_ERROR = 1, 2  # exit codes of commands
-INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
 
 
 class UserError(Exception):
@@ -46,16 +47,26 @@ class SearchFailedError(Exception):
     """A search in which no trial completed. It can be resumed."""
 
 
+class RunStoppedError(Exception):
+    """A fault of the machine ended a run, such as a full disk. Its message is one line with the way out."""
+
+
 class SearchInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a search, which can be resumed.
+    """Ctrl-C or SIGTERM during a search, which can be resumed.
 
     Attributes:
         folder: absolute path or URI of its output folder.
+        code: the exit code of a command.
     """
 
-    def __init__(self, folder: str) -> None:
-        super().__init__(folder)
-        self.folder = folder
+    def __init__(self, folder: str, code: int = INTERRUPTED) -> None:
+        super().__init__(folder, code)
+        self.folder, self.code = folder, code
+
+
+def interrupted_search(folder: str, interrupt: KeyboardInterrupt) -> SearchInterrupted:
+    """What `interrupt` is called where it ends the search in `folder`."""
+    return SearchInterrupted(folder, TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -68,19 +79,24 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def plain_user_errors(resume_hint: str = "") -> Iterator[None]:
     """Wrap a command: an expected error becomes a plain line on stderr and an exit code.
 
-    A UserError exits with 2, a search without a completed trial with 1, Ctrl-C with 130. Any other exception
-    is left to Python, which prints its traceback and exits with 1.
+    A UserError exits with 2, a search without a completed trial and a fault of the machine with 1, Ctrl-C
+    with 130, SIGTERM with 143. Any other exception is left to Python, which prints its traceback and exits
+    with 1.
 
     Args:
         resume_hint: a sentence on how to resume, printed after Ctrl-C.
     """
+    handle_stop_signals()
     try:
         yield
     except SearchInterrupted as interrupt:
-        _exit(f"Interrupted. To resume: python ray_jobs/tune.py --resume {interrupt.folder}", INTERRUPTED)
+        word = "Terminated" if interrupt.code == TERMINATED else "Interrupted"
+        _exit(f"{word}. To resume: python ray_jobs/tune.py --resume {interrupt.folder}", interrupt.code)
+    except Terminated:
+        _exit(f"Terminated. {resume_hint}".rstrip(), TERMINATED)
     except KeyboardInterrupt:
         _exit(f"Interrupted. {resume_hint}".rstrip(), INTERRUPTED)
-    except SearchFailedError as error:
+    except (SearchFailedError, RunStoppedError) as error:
         _exit(f"error: {error}", FAULT)
     except UserError as error:
         _exit(f"error: {error}", USER_ERROR)

@@ -11,6 +11,7 @@ import pyarrow.fs as pafs
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError
+from vlmtune.folder_lock import LOCK_FILE
 from vlmtune.storage import PART, absolute, filesystem, one_line, scheme
 
 # Files that mark a folder as written by train.py or tune.py, and files that are written when the run ends.
@@ -23,6 +24,7 @@ RESULTS = (
         "checkpoints",
         "report.html",
         "runs",
+        "salvaged",
         "test_predictions.csv",
         "test_predictions.html",
         "test_predictions.parquet",
@@ -115,7 +117,7 @@ def check_free(folder: str, *, overwrite: bool, kind: FolderKind = RUN) -> None:
         raise ConfigError(f"--output_dir {folder}: is a file, not a folder")
     if info.type == pafs.FileType.NotFound:
         return
-    names = {entry.base_name for entry in files.get_file_info(pafs.FileSelector(inner))}
+    names = {entry.base_name for entry in files.get_file_info(pafs.FileSelector(inner))} - {LOCK_FILE}
     if names and not names & set(kind.marks):
         raise ConfigError(
             f"--output_dir {folder}: is not empty and holds no run of vlmtune; choose another folder"
@@ -143,7 +145,11 @@ def claim(folder: str, *, overwrite: bool, kind: FolderKind = RUN) -> None:
         files.create_dir(inner, recursive=True)
     except OSError as error:
         raise ConfigError(f"--output_dir {folder}: cannot be made: {one_line(error)}") from error
-    files.delete_dir_contents(inner)
+    for entry in files.get_file_info(pafs.FileSelector(inner)):
+        if entry.type == pafs.FileType.Directory:
+            files.delete_dir(entry.path)
+        elif entry.base_name != LOCK_FILE:
+            files.delete_file(entry.path)
 
 
 def settings_yaml(settings: Settings) -> str:
@@ -151,4 +157,4 @@ def settings_yaml(settings: Settings) -> str:
 
     `overwrite` and `resume` are left out: repeating a run must not delete what is there.
     """
-    return yaml12.dump(settings.replace(overwrite=False, resume=None).to_flags())
+    return yaml12.dump(settings.replace(overwrite=False, resume=None, salvage=False).to_flags())

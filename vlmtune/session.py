@@ -1,16 +1,14 @@
 """Open or resume a run: its output folder, its settings, the Ray cluster and the prepared rows."""
 
-import json
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlmtune import output, storage
+from vlmtune import output, run_state
 from vlmtune.cluster import Cluster, connect, in_ray_job
-from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.console import console_line
 from vlmtune.data.cache import prepare_store
@@ -20,49 +18,15 @@ from vlmtune.data.notes import note_lines, unused_line
 from vlmtune.data.serving_prompt import serving_notes
 from vlmtune.data.source import DataSource
 from vlmtune.data.split import TRAIN
-from vlmtune.data.store import Store
+from vlmtune.data.store import Store, file_states
 from vlmtune.errors import ConfigError, DataError
+from vlmtune.folder_lock import FolderLock
 from vlmtune.model.base import check_model
 from vlmtune.model.lora import target_modules
+from vlmtune.ray_watch import RayWatch
+from vlmtune.run_state import RunKind
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunKind:
-    """The files by which a run of one command is recognised and resumed.
-
-    Attributes:
-        noun: what the run is called in messages.
-        settings_file: the settings that it was started with.
-        state_file: which prepared rows its checkpoints were trained on, and `state_format`.
-        finished_file: written last, so that it marks a finished run.
-        state_format: version of the checkpoints and of Ray Tune's state; raised when older ones cannot be
-            resumed.
-    """
-
-    noun: str
-    settings_file: str
-    state_file: str
-    finished_file: str
-    state_format: int
-
-
-TRAINING = RunKind(
-    noun="run",
-    settings_file="config.yaml",
-    state_file="checkpoints/data.json",
-    finished_file="metrics.json",
-    state_format=1,
-)
-# Ray Tune pickles objects of vlmtune's classes into its state. Format 2: the nested `Settings`.
-SEARCH = RunKind(
-    noun="search",
-    settings_file="search.yaml",
-    state_file="tune/data.json",
-    finished_file="trials.parquet",
-    state_format=3,
-)
 
 
 @dataclass(frozen=True)
@@ -76,6 +40,9 @@ class Session:
         resumed: whether an interrupted run is resumed.
         cluster: the Ray cluster that this process is connected to.
         store: the prepared rows.
+        data_files: (path, state) of every file that the rows were prepared from; see `store.file_states`.
+        lock: of the output folder, held until `close`.
+        watch: ends the process in one line if Ray dies before `close`.
     """
 
     kind: RunKind
@@ -84,6 +51,9 @@ class Session:
     resumed: bool
     cluster: Cluster
     store: Store
+    data_files: list[tuple[str, str]]
+    lock: FolderLock
+    watch: RayWatch
 
     @classmethod
     def open(cls, settings: Settings, kind: RunKind, check: Callable[[Settings], object]) -> "Session":
@@ -103,67 +73,85 @@ class Session:
         if resumed is None:
             folder = new_output_folder(settings)
         else:
-            folder, settings = interrupted_run(resumed, kind)
+            folder = output.resolve_folder(resumed, in_job=in_ray_job(), flag="--resume")
+        if resumed is not None:
+            run_state.check_is_there(folder, kind)  # before a lock makes the folder
+        lock = FolderLock(folder, "--output_dir" if resumed is None else "--resume")
+        lock.acquire()
+        try:
+            return cls._open_locked(settings, kind, check, folder, lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def _open_locked(
+        cls,
+        settings: Settings,
+        kind: RunKind,
+        check: Callable[[Settings], object],
+        folder: str,
+        lock: FolderLock,
+    ) -> "Session":
+        resumed = settings.run.resume is not None
+        if resumed:
+            requested = with_absolute_paths(settings)
+            settings = run_state.interrupted_settings(folder, kind, requested, settings.given)
         settings = with_absolute_paths(settings)
         check(settings)
         check_base_and_targets(settings)
+        if resumed:
+            run_state.check_same_files(folder, kind)
         cluster = connect_for(settings)
-        store = prepare_rows(settings)
-        session = cls(kind, folder, settings, resumed is not None, cluster, store)
-        if session.resumed:
+        store, data_files = prepare_rows_and_files(settings)
+        command = "tune" if kind is run_state.SEARCH else "train"
+        watch = RayWatch(f"python ray_jobs/{command}.py --resume {folder}")
+        session = cls(kind, folder, settings, resumed, cluster, store, data_files, lock, watch)
+        if resumed:
             session._check_same_rows()
+        watch.start()
         return session
 
+    def close(self) -> None:
+        """Give the lock of the output folder back, and watch Ray no more."""
+        self.watch.stop()
+        self.lock.release()
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def claim(self) -> None:
-        """Take the output folder of a new run and write its settings; does nothing for a resumed run.
+        """Take the output folder of a new run and write its settings; a resumed search may be extended.
 
         Raises:
             ConfigError: the folder is not free any more, or cannot be created.
         """
-        if self.resumed:
-            return
-        output.claim(self.folder, overwrite=self.settings.run.overwrite)
-        storage.write_text(f"{self.folder}/{self.kind.settings_file}", output.settings_yaml(self.settings))
-        state = {"key": self.store.meta.key, "format": self.kind.state_format}
-        storage.write_json(f"{self.folder}/{self.kind.state_file}", state)
-        if self.store.meta.bad_rows:
+        if not self.resumed:
+            output.claim(self.folder, overwrite=self.settings.run.overwrite)
+            run_state.write_files(self.folder, self.kind, self.data_files)
+        run_state.write(self.folder, self.kind, self.settings, self.store.meta.key)
+        if not self.resumed and self.store.meta.bad_rows:
             self.store.copy_bad_rows(f"{self.folder}/bad_rows.jsonl")
+
+    def finish(self) -> None:
+        """Note that the run has ended, after its last file was written."""
+        run_state.write(self.folder, self.kind, self.settings, self.store.meta.key, ended=True)
+
+    def with_settings(self, settings: Settings) -> "Session":
+        return replace(self, settings=settings)
 
     def _check_same_rows(self) -> None:
         """Raises DataError if the prepared rows changed since the run began: row numbers would be wrong."""
-        state = json.loads(storage.read_text(f"{self.folder}/{self.kind.state_file}"))
-        if state["key"] != self.store.meta.key:
+        key = run_state.read(self.folder, self.kind).get("key")
+        if key != self.store.meta.key:
             raise DataError(
-                f"--resume {self.folder}: the data or the model's processor has changed since this "
-                f"{self.kind.noun} began; start a new {self.kind.noun}"
+                f"--resume {self.folder}: the data's files are the same, but others were added, or the "
+                f"model's processor has changed, since this {self.kind.noun} began; start a new "
+                f"{self.kind.noun}"
             )
-
-
-def interrupted_run(resumed: str, kind: RunKind) -> tuple[str, Settings]:
-    """The folder that `--resume` names, and the settings of the interrupted run in it.
-
-    Raises:
-        ConfigError: there is no run, it has finished, or an older vlmtune started it.
-    """
-    noun = kind.noun
-    folder = output.resolve_folder(resumed, in_job=in_ray_job(), flag="--resume")
-    if not storage.exists(f"{folder}/{kind.settings_file}"):
-        raise ConfigError(
-            f"--resume {folder}: no {noun} is there ({kind.settings_file} is missing); name the --output_dir "
-            f"of an interrupted {noun}"
-        )
-    if storage.exists(f"{folder}/{kind.finished_file}"):
-        raise ConfigError(f"--resume {folder}: this {noun} has ended, nothing is left to do")
-    options = yaml12.load_options(storage.read_text(f"{folder}/{kind.settings_file}"))
-    if options is None:
-        raise ConfigError(f"--resume {folder}: {kind.settings_file} is damaged; start a new {noun}")
-    state = json.loads(storage.read_text(f"{folder}/{kind.state_file}"))
-    if state.get("format", 1) != kind.state_format:
-        raise ConfigError(
-            f"--resume {folder}: this {noun} was started by an older vlmtune, whose state this one cannot "
-            f"read; start a new {noun}, or resume with the version that started it"
-        )
-    return folder, Settings.from_flags(options)
 
 
 def new_output_folder(settings: Settings) -> str:
@@ -246,7 +234,15 @@ def connect_for(settings: Settings) -> Cluster:
 
 
 def prepare_rows(settings: Settings) -> Store:
+    """The prepared rows of the settings' data. Raises as `prepare_rows_and_files`."""
+    return prepare_rows_and_files(settings)[0]
+
+
+def prepare_rows_and_files(settings: Settings) -> tuple[Store, list[tuple[str, str]]]:
     """Prepare the rows of the settings' data, or find them in the cache, and log what they are.
+
+    Returns:
+        The rows, and (path, state) of every file that they were prepared from.
 
     Raises:
         ConfigError: there would be no row to evaluate on.
@@ -257,7 +253,8 @@ def prepare_rows(settings: Settings) -> Store:
         raise ConfigError(
             "--eval_fraction 0 leaves no row to evaluate on: give a share of the data, or --eval_data_path"
         )
-    store = prepare_store(source, cache_folder(settings), size_gb=data.cache_size_gb)
+    scanned = source.scan()
+    store = prepare_store(source, cache_folder(settings), size_gb=data.cache_size_gb, scanned=scanned)
     for note in serving_notes(ChatTemplate(settings.model.ref.processor())):
         logger.info(console_line("Serving", note))
     max_length = settings.training.max_length
@@ -277,4 +274,5 @@ def prepare_rows(settings: Settings) -> Store:
     if left_out := len(tokens) - len(fitting_rows(store, max_length, data.on_long_row)):
         text = f"{left_out} training rows left out: their images do not fit --max_length {max_length}"
         logger.info(console_line("", text))
-    return store
+    files = file_states(sorted({piece.path for piece in scanned.pieces}))
+    return store, sorted({*files, *store.image_states()})

@@ -10,7 +10,8 @@ from vlmtune.data.store import Store
 from vlmtune.evaluation.adapter import TrainedAdapter, read_adapter_files
 from vlmtune.packed.packable import check_packable
 from vlmtune.packed.train_packed import run_packed
-from vlmtune.session import TRAINING, Session
+from vlmtune.run_state import TRAINING
+from vlmtune.session import Session
 from vlmtune.training.isolated import run_isolated
 from vlmtune.training.launch import Outcome
 from vlmtune.training.save import save_adapter_folder
@@ -53,18 +54,20 @@ def train_adapter(settings: Settings, progress: Progress) -> TrainResult:
         UserError: something is wrong with the settings, the data, the model or the machine. Nothing has been
             written then.
     """
-    session = Session.open(settings, TRAINING, check_runner)
-    session.claim()
-    outcome = train_with_runner(session.settings, session.store, session.folder, session.cluster, progress)
-    save_adapter_folder(outcome.checkpoint, session.folder, session.settings, outcome.metrics, session.store)
-    trainable = adapter_parameters(session.folder)
+    with Session.open(settings, TRAINING, check_runner) as session:
+        session.claim()
+        settings, store, folder = session.settings, session.store, session.folder
+        outcome = train_with_runner(settings, store, folder, session.cluster, progress)
+        save_adapter_folder(outcome.checkpoint, folder, settings, outcome.metrics, store)
+        trainable, device = adapter_parameters(folder), device_name(session)
+        session.finish()
     return TrainResult(
-        session.folder,
-        TrainedAdapter(session.folder, session.settings.model.trust_remote_code),
+        folder,
+        TrainedAdapter(folder, settings.model.trust_remote_code),
         outcome.metrics,
-        f"{session.folder}/runs",
-        device_name(session),
-        trainable + sum(one.numel() for one in session.settings.model.ref.outline().parameters()),
+        f"{folder}/runs",
+        device,
+        trainable + sum(one.numel() for one in settings.model.ref.outline().parameters()),
         trainable,
     )
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs
 
 # Options of a URI that grant access: of signed addresses, and of pyarrow's file systems.
@@ -113,6 +115,21 @@ def write_text(path: str, text: str) -> None:
     files.create_dir(inner.rpartition("/")[0], recursive=True)
     with files.open_output_stream(f"{inner}{PART}") as stream:
         stream.write(content)
+    files.move(f"{inner}{PART}", inner)
+
+
+def write_table(table: pa.Table, path: str) -> None:
+    """Write a table as a Parquet file, atomically, and read its footer back before it takes its name.
+
+    Raises:
+        OSError: it could not be written whole.
+    """
+    files, inner = filesystem(path)
+    files.create_dir(inner.rpartition("/")[0], recursive=True)
+    pq.write_table(table, f"{inner}{PART}", filesystem=files)
+    rows = pq.read_metadata(f"{inner}{PART}", filesystem=files).num_rows
+    if rows != table.num_rows:
+        raise OSError(f"{path}: {table.num_rows} rows were written, but {rows} are there")
     files.move(f"{inner}{PART}", inner)
 
 

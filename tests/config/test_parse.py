@@ -302,11 +302,12 @@ def test_data_and_model_are_needed_except_to_resume(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run\.yaml: model_name_or_path is missing"):
         parse(["--config", write(tmp_path, "data_path: d\n")])
     assert parse(["--resume", "out"]).to_flags() == {"resume": "out"}
-    with pytest.raises(ConfigError, match=r"^--learning_rate: a run resumes with .* give --resume alone$"):
-        parse(["--resume", "out", "--learning_rate", "1"])
-    config = write(tmp_path, "data_path: d\n")
-    with pytest.raises(ConfigError, match=r"^--config: a run resumes"):
-        parse(["--resume", "out", "--config", config])
+    config = str(tmp_path / "c.yaml")
+    Path(config).write_text("lora_r: 4\n")
+    requested = parse(["--resume", "out", "--num_samples", "16", "--config", config])
+    assert requested.given == ("lora_r", "num_samples"), "the session compares them with the run's own"
+    with pytest.raises(ConfigError, match=r"^--overwrite: would delete what --resume continues"):
+        parse(["--resume", "out", "--overwrite"])
 
 
 def shown_help(capsys: pytest.CaptureFixture[str], flag: str, *, search: bool) -> str:

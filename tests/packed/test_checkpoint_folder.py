@@ -1,5 +1,6 @@
 """Which of a trial's checkpoints counts."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,16 +32,25 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "trial") if request.param == "path" else f"file://{tmp_path}/trial"
 
 
-def test_the_latest_checkpoint_counts_and_the_others_are_deleted(folder: str, tmp_path: Path) -> None:
+def write_steps(folder: str, *steps: int, best: int | None = None) -> None:
+    for step in steps:
+        metrics = {"step": step, "max_steps": 10} | ({} if best is None else {"best_step": min(step, best)})
+        write_checkpoint(writing(f"of {step}"), f"{folder}/checkpoint-{step}", metrics)
+
+
+def test_the_latest_checkpoint_counts_and_the_one_before_and_the_best_are_kept(
+    folder: str, tmp_path: Path
+) -> None:
     assert read_last_report(folder) is None
     assert read_last(folder) is None
-    for step in (2, 10):
-        write_checkpoint(
-            writing(f"of {step}"), f"{folder}/checkpoint-{step}", {"step": step, "max_steps": 10}
-        )
-    assert [path.name for path in (tmp_path / "trial").iterdir()] == ["checkpoint-10"]
+    write_steps(folder, 2, 4, 6, 8, 10)
+    assert {path.name for path in (tmp_path / "trial").iterdir()} == {"checkpoint-8", "checkpoint-10"}
+    shutil.rmtree(tmp_path / "trial")
+    write_steps(folder, 2, 4, 6, 8, 10, best=4)
+    names = {"checkpoint-4", "checkpoint-8", "checkpoint-10"}
+    assert {path.name for path in (tmp_path / "trial").iterdir()} == names
     report = read_last_report(folder)
-    assert report == {"step": 10, "max_steps": 10}
+    assert report == {"step": 10, "max_steps": 10, "best_step": 4}
     assert has_ended(report)
     assert not has_ended({"step": 9, "max_steps": 10})
     assert read_last(folder) == "of 10"
@@ -75,3 +85,38 @@ def test_a_checkpoint_can_be_written_again_over_one_that_was_not_finished(
     (begun / "state").write_text("half")
     write_checkpoint(writing("whole"), f"{folder}/checkpoint-4", {"step": 4, "max_steps": 10})
     assert read_last(folder) == "whole"
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("name", ["state", REPORT_FILE, "checksums.json"])
+@pytest.mark.parametrize("damage", [flip, cut, empty, Path.unlink])
+def test_the_checkpoint_before_a_damaged_one_counts_and_that_is_told(
+    folder: str, tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    write_steps(folder, 8, 10)
+    damage(tmp_path / "trial" / "checkpoint-10" / name)
+    lines: list[str] = []
+    report = read_last_report(folder, lines.append)
+    if damage is Path.unlink and name == "checksums.json":  # as an older vlmtune wrote it
+        assert read_last(folder) == "of 10"
+        return
+    assert report is not None
+    assert (report["step"], read_last(folder)) == (8, "of 8")
+    if damage is Path.unlink and name == REPORT_FILE:  # as if it was never written to its end
+        return
+    assert len(lines) == 1
+    assert "checkpoint-10" in lines[0]
+    assert "the checkpoint before step 10 is used" in lines[0]

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +10,14 @@ from ray.exceptions import RayTaskError
 from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError, DataError
 from vlmtune.packed.engine_client import EngineClient
-from vlmtune.packed.messages import FAILURE, TrialReport
+from vlmtune.packed.messages import FAILURE, TRIAL_ID, VALUES, TrialReport
 from vlmtune.packed.packed_trial import PackedTrial
 
 UNMEASURED = {"mae": math.nan, "seconds": math.nan}  # equal to another dict with the same NaN
+
+
+def config_of(values: dict[str, Any]) -> dict[str, Any]:
+    return {VALUES: values, TRIAL_ID: "one"}
 
 
 def make_trial(
@@ -23,15 +26,14 @@ def make_trial(
     """A trial without a Tune session, whose client reads reports from `read`."""
     monkeypatch.setattr(EngineClient, "read_report", lambda self: read())
     trial = object.__new__(PackedTrial)
-    trial._trial_info = SimpleNamespace(trial_id="one")  # type: ignore[assignment]
     settings = Settings.from_flags({"metric": "mae", "more_metrics": ["seconds"], "lora_r": 8})
-    trial.setup(config, settings=settings, output_dir="out", point_key="point")
+    trial.setup(config_of(config), settings=settings, output_dir="out")
     return trial
 
 
 def test_a_step_is_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
     reports = iter([TrialReport({"step": 2}, last=False), TrialReport({"step": 4}, last=True)])
-    trial = make_trial({"point": {"lora_r": 2}}, monkeypatch, lambda: next(reports))
+    trial = make_trial({"lora_r": 2}, monkeypatch, lambda: next(reports))
     assert [trial.step(), trial.step()] == [
         {"step": 2, "done": False, **UNMEASURED},
         {"step": 4, "done": True, **UNMEASURED},
@@ -51,14 +53,14 @@ def test_a_trial_that_cannot_be_trained_reports_why(monkeypatch: pytest.MonkeyPa
     assert report[FAILURE] == "cannot train use_dora"
     assert report["done"]
     assert math.isnan(report["mae"]) and math.isnan(report["seconds"])
-    trial.reset_config({})
+    trial.reset_config(config_of({}))
     assert trial.failure is None
 
 
 def test_a_searched_value_that_is_not_allowed_fails_the_trial_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    trial = make_trial({"point": {"lora_r": 0.5}}, monkeypatch, lambda: TrialReport({"step": 2}, last=True))
+    trial = make_trial({"lora_r": 0.5}, monkeypatch, lambda: TrialReport({"step": 2}, last=True))
     assert "lora_r" in trial.step()[FAILURE]
-    trial.reset_config({"point": {"lora_r": 4}})
+    trial.reset_config(config_of({"lora_r": 4}))
     assert trial.step() == {"step": 2, "done": True, **UNMEASURED}
 
 

@@ -1,16 +1,11 @@
-"""Isolated trials: their values, and when a failed one did not fit in memory."""
+"""Isolated trials: when a failed one did not fit in memory."""
 
 import pytest
 import ray
 import torch
 
 from vlmtune.errors import DoesNotFitError
-from vlmtune.search.isolated_trial import GRID_POINT, out_of_memory, trial_values
-
-
-def test_a_trial_of_a_grid_has_its_values_under_a_key() -> None:
-    values = {"lora_r": 8, "learning_rate": 1e-3}
-    assert trial_values(values) == trial_values({GRID_POINT: values}) == values
+from vlmtune.search.isolated_trial import out_of_memory
 
 
 def test_what_counts_as_out_of_memory() -> None:

@@ -6,8 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from vlmtune import storage
 from vlmtune.config.settings import Settings
+from vlmtune.packed.messages import FAILURE
 from vlmtune.search import trial_results as results
+from vlmtune.search.saved_trials import End, SavedTrial
 from vlmtune.search.trial_results import TrialResult
 
 ENDED = {"step": 8, "max_steps": 8, "seconds": 1.5, "tokens_per_second": 100.0, "peak_memory": 0.5}
@@ -19,19 +22,36 @@ def row(name: str, state: str, loss: float | None = None, **values: Any) -> Tria
 
 
 @pytest.mark.parametrize(
-    ("metrics", "failed", "state"),
+    ("metrics", "end", "state"),
     [
-        ({"step": 8, "max_steps": 8}, False, results.COMPLETE),
-        ({"step": 2, "max_steps": 8}, False, results.PRUNED),
-        ({}, False, results.PRUNED),
-        (None, False, results.PRUNED),
-        ({"infeasible": True}, False, results.INFEASIBLE),
-        ({"step": 2, "max_steps": 8}, True, results.FAILED),
-        (None, True, results.FAILED),
+        ({"step": 8, "max_steps": 8}, End.OWN, results.COMPLETE),
+        ({"step": 2, "max_steps": 8}, End.STOPPED, results.PRUNED),
+        ({"step": 8, "max_steps": 8}, End.DIVERGED, results.PRUNED),
+        ({}, End.BUDGET, results.PRUNED),
+        ({"infeasible": True}, End.OWN, results.INFEASIBLE),
+        ({"step": 2, "max_steps": 8}, End.ERROR, results.FAILED),
+        ({}, End.ERROR, results.FAILED),
+        ({FAILURE: "no such layer"}, End.OWN, results.FAILED),
     ],
 )
-def test_state(metrics: dict[str, Any] | None, failed: bool, state: str) -> None:
-    assert results.state_of(metrics, failed=failed) == state
+def test_state(metrics: dict[str, Any], end: End, state: str) -> None:
+    assert results.state_of(SavedTrial(0, "a", {}, reports=[metrics] if metrics else [], end=end)) == state
+
+
+@pytest.mark.parametrize(
+    ("report", "diverged"),
+    [
+        ({"eval_loss": math.nan, "step": 2, "max_steps": 8}, True),
+        ({"eval_loss": math.inf, "step": 2, "max_steps": 8}, True),
+        ({"eval_loss": 90.0, "first_loss": 5.0, "step": 8, "max_steps": 8}, True),
+        ({"eval_loss": 90.0, "first_loss": 5.0, "step": 4, "max_steps": 8}, False),
+        ({"eval_loss": 6.0, "first_loss": 5.0, "step": 8, "max_steps": 8}, False),
+        ({"eval_loss": 90.0, "step": 8, "max_steps": 8}, False),
+        ({"eval_loss": math.nan, "infeasible": True}, False),
+    ],
+)
+def test_which_trials_have_diverged(report: dict[str, Any], diverged: bool) -> None:
+    assert results.has_diverged(report, "eval_loss") is diverged
 
 
 @pytest.mark.parametrize(
@@ -81,7 +101,7 @@ def test_the_table_keeps_types_where_trials_have_no_numbers(tmp_path: Path) -> N
     ]
     names = ["lora_r", "max_length", "lora_target_modules"]
     table = results.trials_table(rows, names, {"eval_loss": "min"})
-    results.write_table(table, str(tmp_path / "trials.parquet"))
+    storage.write_table(table, str(tmp_path / "trials.parquet"))
     table = pq.read_table(tmp_path / "trials.parquet")
     assert table.column_names == [
         "trial_id",

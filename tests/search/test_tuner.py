@@ -1,11 +1,13 @@
 """Trials of a function that trains nothing, on a Ray with two CPUs and one GPU that is only counted."""
 
 import dataclasses
+import errno
 import math
 import os
+import shutil
 import signal
-from collections.abc import Callable, Iterator
-from functools import partial
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,22 +21,18 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
 from vlmtune.cluster import connect
+from vlmtune.compat.ray_tune import optuna_study
 from vlmtune.config.options import DataSettings
 from vlmtune.config.settings import Settings
+from vlmtune.errors import RunStoppedError
 from vlmtune.packed.packed_trial import PackedTrial
 from vlmtune.search import trial_results as results
-from vlmtune.search.isolated_trial import trial_values
+from vlmtune.search.failure import no_trial_completed
 from vlmtune.search.sampler import TrialSearcher
+from vlmtune.search.saved_trials import End, SavedTrial, read_trials
 from vlmtune.search.space import Space
 from vlmtune.search.trial_runners import TrialRunner
-from vlmtune.search.tuner import (
-    TRIAL_CPUS,
-    BaselineAwareAsha,
-    diverged,
-    make_scheduler,
-    make_tuner,
-    run_trials,
-)
+from vlmtune.search.tuner import BaselineAwareAsha, make_scheduler, run_trials
 from vlmtune.training.launch import worker_resources
 from vlmtune.training.meter import EVALUATION_NUMBER
 
@@ -56,68 +54,90 @@ def machine() -> Iterator[None]:
     ray.shutdown()
 
 
-def made_trial() -> Callable[[dict[str, Any]], None]:
+def made_trial(begun: Path) -> Callable[[dict[str, Any]], None]:
     """Its loss is its learning rate, and falls alike in all; the fourth trial diverges and the fifth
-    raises."""
+    raises.
+
+    Args:
+        begun: an empty folder, in which each trial leaves a file.
+    """
 
     # Inside another function, so that it is pickled as a whole: Ray's workers cannot import this module.
     def trial(config: dict[str, Any]) -> None:
-        number = int(Path(tune.get_context().get_trial_dir()).name)
+        number = len(list(begun.iterdir()))
+        (begun / config["vlmtune_trial"]).touch()
         if number == 4:
             raise ValueError("a trial that raises")
         for step in (2, 4, 6, 8):
-            rate = config.get("point", config)["learning_rate"]
+            rate = config["point"]["learning_rate"]
             loss = math.nan if number == 3 and step > 2 else rate - step / 100 - (number == 3)
-            tune.report({"eval_loss": loss, "step": step, "max_steps": STEPS, EVALUATION_NUMBER: step // 2})
+            tune.report({"eval_loss": loss, "step": step, "max_steps": STEPS, "evaluation": step // 2})
 
     return trial
 
 
+def runner_of(trainable: Any, **options: Any) -> TrialRunner:
+    return TrialRunner("isolated", trainable, max_concurrent_trials=1, description="", **options)
+
+
+@pytest.fixture(scope="module")
+def searched(machine: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[SavedTrial]]:
+    """A search of trials that run one at a time: its folder, and its trials."""
+    folder = tmp_path_factory.mktemp("tuned")
+    (folder / "begun").mkdir()
+    settings = BASELINE.replace(search_space=SPACE, num_samples=TRIALS, seed=3)
+    trials = run_trials(
+        settings, Space.parse(SPACE, settings), str(folder), runner_of(made_trial(folder / "begun"))
+    )
+    return folder, trials
+
+
 @pytest.fixture(scope="module")
 def found(
-    machine: None, tmp_path_factory: pytest.TempPathFactory
+    searched: tuple[Path, list[SavedTrial]],
 ) -> tuple[list[results.TrialResult], list[optuna.trial.FrozenTrial]]:
-    """What a search of trials that run one at a time says of them, and what Optuna does."""
-    space = Space.parse(SPACE, BASELINE)
-    searcher = TrialSearcher(space, metric="eval_loss", mode="min", seed=0)
-    numbers = iter(range(TRIALS))
-    config = tune.TuneConfig(
-        metric="eval_loss",
-        mode="min",
-        search_alg=searcher,
-        scheduler=make_scheduler(BASELINE, space),
-        num_samples=TRIALS,
-        max_concurrent_trials=1,
-        trial_dirname_creator=lambda _: str(next(numbers)),
-    )
-    storage = str(tmp_path_factory.mktemp("tuned"))
-    grid = tune.Tuner(
-        tune.with_resources(made_trial(), {"cpu": TRIAL_CPUS}),
-        tune_config=config,
-        run_config=tune.RunConfig(
-            storage_path=storage, verbose=0, stop=partial(diverged, metric="eval_loss")
-        ),
-    ).fit()
-    return results.trial_results(grid), searcher._ot_study.trials
+    """How its trials ended, and what Optuna is told of them where the search is resumed from its files."""
+    sampler = TrialSearcher(Space.parse(SPACE, BASELINE), metric="eval_loss", mode="min", seed=3)
+    saved, damaged = read_trials(str(searched[0]))
+    assert not damaged
+    sampler.replay(saved)
+    return results.trial_results(searched[1]), optuna_study(sampler).trials
 
 
-def test_the_baseline_runs_to_its_end_though_others_are_better(tmp_path: Path) -> None:
-    numbers = iter(range(3))
-    config = tune.TuneConfig(
-        metric="eval_loss",
-        mode="min",
-        scheduler=make_scheduler(BASELINE, Space.parse(SPACE, BASELINE)),
-        max_concurrent_trials=1,
-        trial_dirname_creator=lambda _: str(next(numbers)),
+def test_what_is_saved_of_the_trials_is_what_they_were(searched: tuple[Path, list[SavedTrial]]) -> None:
+    folder, trials = searched
+    saved, _ = read_trials(str(folder))
+    assert len(saved) == TRIALS
+    assert [repr(one) for one in saved] == [repr(one) for one in trials]
+
+
+def test_a_resumed_search_goes_on_and_runs_no_trial_again(
+    searched: tuple[Path, list[SavedTrial]], tmp_path: Path
+) -> None:
+    """Extended by two trials, with the first one lost and the last one unfinished."""
+    folder, _ = searched
+    shutil.copytree(folder, tmp_path / "copy")
+    trials, _ = read_trials(str(tmp_path / "copy"))
+    lost, unfinished = trials[0], trials[-1]
+    unfinished.end, unfinished.reports = None, unfinished.reports[:1]
+    settings = BASELINE.replace(search_space=SPACE, num_samples=TRIALS + 2, seed=3)
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    after = run_trials(
+        settings,
+        Space.parse(SPACE, settings),
+        str(tmp_path / "copy"),
+        runner_of(made_trial(begun)),
+        trials[1:],
     )
-    grid = tune.Tuner(
-        tune.with_resources(made_trial(), {"cpu": TRIAL_CPUS}),
-        param_space={"learning_rate": tune.grid_search([0.1, 1.0, 0.9]), "lora_r": 8},
-        tune_config=config,
-        run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
-    ).fit()
-    ended = {row.values["learning_rate"]: row.state for row in results.trial_results(grid)}
-    assert ended == {0.1: results.COMPLETE, 1.0: results.COMPLETE, 0.9: results.PRUNED}
+    assert [trial.number for trial in after] == list(range(TRIALS + 2))
+    assert after[0].values == lost.values == {"learning_rate": 1.0, "lora_r": 8}
+    assert {path.name for path in begun.iterdir()} == {
+        after[0].trial_id,
+        unfinished.trial_id,
+        *(trial.trial_id for trial in after[-2:]),
+    }
+    assert len({trial.trial_id for trial in after}) == TRIALS + 2
 
 
 def made_killed_trial(mark: Path) -> type[tune.Trainable]:
@@ -126,7 +146,7 @@ def made_killed_trial(mark: Path) -> type[tune.Trainable]:
     class KilledTrial(tune.Trainable):
         def step(self) -> dict[str, Any]:
             return {
-                "eval_loss": trial_values(self.config)["learning_rate"],
+                "eval_loss": self.config["point"]["learning_rate"],
                 "step": STEPS,
                 "max_steps": STEPS,
                 EVALUATION_NUMBER: 1,
@@ -164,9 +184,8 @@ def test_a_process_killed_while_it_takes_on_a_trial_loses_none(
         max_failures=1,
     )
     space = Space.parse(settings.search.search_space, settings)
-    grid = run_trials(settings, space, str(tmp_path), tune.Callback(), runner, resume=False)
+    rows = results.trial_results(run_trials(settings, space, str(tmp_path), runner))
     assert (tmp_path / "killed").exists()
-    rows = results.trial_results(grid)
     assert [row.state for row in rows] == [results.COMPLETE] * 3
     assert [row.metrics["eval_loss"] for row in rows] == [row.values["learning_rate"] for row in rows]
     assert len({row.trial_id for row in rows}) == len({row.values["learning_rate"] for row in rows}) == 3
@@ -237,18 +256,15 @@ def test_with_several_objectives_trials_that_measured_none_do_not_end_the_search
     runner: str, tmp_path: Path
 ) -> None:
     settings = BASELINE.replace(more_metrics=["seconds", "peak_memory"], num_samples=2)
-    trainable = tune.with_resources(made_unmeasured_trial(settings, runner), {"cpu": TRIAL_CPUS})
-    searched = TrialRunner("packed", trainable, max_concurrent_trials=1, description="")
-    space = Space.parse(SPACE, settings)
-    grid = make_tuner(settings, space, str(tmp_path), tune.Callback(), searched, trainable).fit()
-    rows = results.trial_results(grid)
+    searched = runner_of(made_unmeasured_trial(settings, runner))
+    rows = results.trial_results(run_trials(settings, Space.parse(SPACE, settings), str(tmp_path), searched))
     expected = results.FAILED if runner == "packed" else results.INFEASIBLE
     assert [row.state for row in rows] == [expected] * 2
 
 
 def test_no_early_stopping_stops_nothing() -> None:
     settings = BASELINE.replace(early_stopping="none")
-    assert type(make_scheduler(settings, Space.parse(SPACE, settings))) is FIFOScheduler
+    assert isinstance(make_scheduler(settings, Space.parse(SPACE, settings)), FIFOScheduler)
 
 
 def test_asha_knows_the_baseline_of_a_search_with_constants() -> None:
@@ -256,25 +272,70 @@ def test_asha_knows_the_baseline_of_a_search_with_constants() -> None:
     assert BaselineAwareAsha(space, 1, 3).baseline == {"learning_rate": 1.0, "lora_r": 8, "lora_alpha": 32}
 
 
-def test_nobody_is_stopped_before_half_of_its_run_however_long_that_is() -> None:
-    settings = BASELINE.replace(grace_period=0.5, reduction_factor=3)
-    scheduler = BaselineAwareAsha(
-        Space.parse(SPACE, settings), settings.search.grace_period, settings.search.reduction_factor
+def scheduled(scheduler: Any, number: int, loss: float, steps: int, rate: float = 0.1) -> list[str]:
+    """The decisions on a trial that reports at a quarter and at half of its steps."""
+    trial = SimpleNamespace(
+        trial_id=str(number),
+        config={"vlmtune_trial": f"own {number}", "point": {"learning_rate": rate, "lora_r": 8}},
     )
+    scheduler.on_trial_add(None, trial)
+    return [
+        scheduler.on_trial_result(
+            None, trial, {"eval_loss": loss, "step": steps * part // 4, "max_steps": steps}
+        )
+        for part in (1, 2)
+    ]
+
+
+def half_asha(earlier: Sequence[SavedTrial] = ()) -> Any:
+    settings = BASELINE.replace(grace_period=0.5, reduction_factor=3)
+    scheduler = make_scheduler(settings, Space.parse(SPACE, settings), earlier)
     scheduler.set_search_properties("eval_loss", "min")
-    decisions: dict[int, list[str]] = {}
-    for number, (loss, steps) in enumerate([(1.0, 8), (2.0, 8), (9.0, 40)]):
-        trial: Any = SimpleNamespace(trial_id=str(number), config={"learning_rate": 0.1, "lora_r": 4})
-        controller: Any = None  # ASHA asks it for nothing
-        scheduler.on_trial_add(controller, trial)
-        decisions[number] = [
-            scheduler.on_trial_result(
-                controller, trial, {"eval_loss": loss, "step": steps * part // 4, "max_steps": steps}
-            )
-            for part in (1, 2)
-        ]
-    assert decisions[0] == ["CONTINUE", "CONTINUE"]
-    assert decisions[2] == ["CONTINUE", "STOP"]
+    return scheduler
+
+
+def test_nobody_is_stopped_before_half_of_its_run_however_long_that_is() -> None:
+    scheduler = half_asha()
+    assert scheduled(scheduler, 0, 1.0, 8) == ["CONTINUE", "CONTINUE"]
+    scheduled(scheduler, 1, 2.0, 8)
+    assert scheduled(scheduler, 2, 9.0, 40) == ["CONTINUE", "STOP"]
+    assert "own 2" in scheduler.stopped
+
+
+def test_the_baseline_is_never_stopped() -> None:
+    scheduler = half_asha()
+    for number in range(3):
+        scheduled(scheduler, number, 1.0, 8)
+    assert scheduled(scheduler, 4, 9.0, 8, rate=1.0) == ["CONTINUE", "CONTINUE"]
+    assert scheduled(scheduler, 5, 9.0, 8) == ["CONTINUE", "STOP"]
+
+
+def test_the_rungs_of_an_interrupted_search_count() -> None:
+    reports = [{"eval_loss": 1.0, "step": step, "max_steps": 8} for step in (4, 8)]
+    earlier = [SavedTrial(number, f"e{number}", {}, reports=reports, end=End.OWN) for number in range(3)]
+    assert scheduled(half_asha(), 9, 5.0, 8) == ["CONTINUE", "CONTINUE"]
+    assert scheduled(half_asha(earlier), 9, 5.0, 8) == ["CONTINUE", "STOP"]
+
+
+def test_what_stops_a_whole_search(tmp_path: Path) -> None:
+    settings = BASELINE.replace(search_space=SPACE, num_samples=2, time_budget_s=0.1)
+
+    def slow(config: dict[str, Any]) -> None:
+        time.sleep(60)
+
+    trials = run_trials(settings, Space.parse(SPACE, settings), str(tmp_path), runner_of(slow))
+    assert {trial.end for trial in trials} == {End.BUDGET}
+    assert "2 trials ended unfinished after --time_budget_s 0.1" in no_trial_completed(
+        results.trial_results(trials), settings, "out"
+    )
+
+    def full(config: dict[str, Any]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    settings = settings.replace(time_budget_s=None)
+    with pytest.raises(RunStoppedError, match=r"no space is left on the disk.*--resume"):
+        run_trials(settings, Space.parse(SPACE, settings), str(tmp_path / "full"), runner_of(full))
+    assert {trial.end for trial in read_trials(str(tmp_path / "full"))[0]} == {None}, "it can go on"
 
 
 def test_a_driver_without_a_gpu_gives_its_workers_one() -> None:

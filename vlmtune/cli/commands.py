@@ -1,7 +1,7 @@
 """The six commands, as `ray_jobs/*.py` and the console script `vlmtune` run them.
 
 Each parses its arguments before any heavy library is imported, calls one function, prints the result, and
-exits with 0 (done), 1 (a fault), 2 (a mistake in what was given) or 130 (Ctrl-C).
+exits with 0 (done), 1 (a fault), 2 (a mistake in what was given), 130 (Ctrl-C) or 143 (SIGTERM).
 """
 
 import argparse
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from vlmtune.evaluation.evaluate import EvaluateResult
     from vlmtune.evaluation.export import ExportResult
     from vlmtune.evaluation.predict import PredictResult
+    from vlmtune.search.salvage import Salvaged
     from vlmtune.single_run import TrainResult
 
 LOADING = "Loading …"  # the libraries take ten seconds and more
 TUNE_HELP = """Search for the best LoRA adapter.
 
 {prog} --config configs/demo.yaml [--any_flag value]
-{prog} --resume OUTPUT_DIR
+{prog} --resume OUTPUT_DIR [--num_samples MORE]
 """
 TRAIN_HELP = """Train one LoRA adapter.
 
@@ -77,6 +78,12 @@ def tune(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/tune.py
     configure_console()
     with plain_user_errors():
         settings = parse(argv, description=TUNE_HELP.format(prog=prog), prog=prog, search=True, preset=False)
+        if settings.run.salvage:
+            from vlmtune.search.salvage import salvage
+
+            for line in salvage_lines(salvage(settings)):
+                say(line)
+            return
         if settings.run.resume is None:
             check_new_run(settings)
             check_search_settings(settings)
@@ -85,6 +92,15 @@ def tune(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/tune.py
         from vlmtune.search.summary import search_summary
 
         say(search_summary(result))
+
+
+def salvage_lines(result: "Salvaged") -> Iterator[str]:
+    """What was copied from a damaged search."""
+    if result.adapter is not None and result.trial is not None:
+        yield console_line("Adapter", f"{result.adapter} (the best whole one of the finished trials)")
+    else:
+        yield console_line("Adapter", "none: no trial has a whole checkpoint of its end")
+    yield console_line("Table", f"{result.table_file}: {result.trials} trials")
 
 
 def train(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/train.py") -> None:

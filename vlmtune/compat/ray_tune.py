@@ -1,18 +1,7 @@
 """Ray Tune 2.60.0: Tune's and Optuna's own objects for a trial."""
 
 import optuna
-from ray import tune
-from ray.tune.experiment import Trial
 from ray.tune.search.optuna import OptunaSearch
-
-
-def trials_of(grid: tune.ResultGrid) -> list[Trial]:
-    """Tune's trials behind a `ResultGrid`, in its order. Private: `ResultGrid._experiment_analysis`.
-
-    A `Result` does not have the experiment tag of a trial that never reported.
-    """
-    trials: list[Trial] = grid._experiment_analysis.trials
-    return trials
 
 
 def optuna_trial(search: OptunaSearch, trial_id: str) -> optuna.Trial:
@@ -40,3 +29,10 @@ def completed_trials(search: OptunaSearch) -> set[str]:
     """
     trials: set[str] = search._completed_trials
     return trials
+
+
+def study_of(search: OptunaSearch) -> optuna.Study:
+    """Optuna's study. Private: `OptunaSearch._ot_study`."""
+    study: optuna.Study | None = search._ot_study
+    assert study is not None  # it is made with a space
+    return study

@@ -147,7 +147,16 @@ class RunSettings:
         None, "Folder or URI that every node can reach, for checkpoints and the search's state."
     )
     overwrite: bool = option(False, "Replace what output_dir holds from an earlier run.")
-    resume: str | None = option(None, "Output folder of an interrupted run or search to resume.")
+    resume: str | None = option(
+        None,
+        "Output folder of an interrupted run or search to resume. With a larger num_samples it extends a "
+        "search, a finished one too.",
+    )
+    salvage: bool = option(
+        False,
+        "With resume, of a search that is damaged: only copy its best finished adapter and the table of its "
+        "trials to salvaged/ in that folder.",
+    )
     use_cpu: bool = option(False, "Compute on the CPU even where there is a GPU.")
 
     @property

@@ -56,11 +56,8 @@ def parse(
     values = read_file(config) if config is not None else {}
     values |= read_values(given, "--")
     resumed = values.get("resume") is not None
-    if resumed and len(values) > 1:
-        other = "--config" if config is not None else f"--{next(name for name in values if name != 'resume')}"
-        raise ConfigError(
-            f"{other}: a run resumes with the settings that it was started with; give --resume alone"
-        )
+    if resumed and values.get("overwrite"):
+        raise ConfigError("--overwrite: would delete what --resume continues; give one of them")
     older = preset and config is None and {"data_path", "output_dir"} <= values.keys()
     if older and "model_name_or_path" not in values and not resumed:
         loads = values.keys() & {"load_in_4bit", "load_in_8bit"}

@@ -21,7 +21,11 @@ from vlmtune.errors import ConfigError
 
 @dataclass(frozen=True)
 class Settings:
-    """Every option of a run. It crosses process boundaries as it is."""
+    """Every option of a run. It crosses process boundaries as it is.
+
+    Attributes:
+        given: flag names of the options that were given together with `resume`.
+    """
 
     data: DataSettings = field(default_factory=DataSettings)
     run: RunSettings = field(default_factory=RunSettings)
@@ -29,6 +33,7 @@ class Settings:
     lora: LoraSettings = field(default_factory=LoraSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
+    given: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
     def from_flags(cls, values: Mapping[str, Any]) -> "Settings":
@@ -59,7 +64,8 @@ class Settings:
         Raises:
             ConfigError: a name is unknown, or a value is wrong by itself or beside the others.
         """
-        return build({**{name: self.value(name) for name in flags()}, **read_values(values)})
+        changed = read_values(values)
+        return build({**{name: self.value(name) for name in flags()}, **changed}, tuple(changed))
 
     def save(self, path: str | Path) -> None:
         """Write the YAML file that `--config` and `load` read back to equal settings."""
@@ -75,9 +81,14 @@ class Settings:
         return build(read_file(str(path)))
 
 
-def build(values: Mapping[str, Any]) -> Settings:
-    """Settings from checked values by flag name, checked against each other."""
+def build(values: Mapping[str, Any], given: tuple[str, ...] | None = None) -> Settings:
+    """Settings from checked values by flag name, checked against each other.
+
+    Args:
+        given: which of them were given; by default all.
+    """
     chosen: dict[str, dict[str, Any]] = {group.name: {} for group in dataclasses.fields(Settings)}
+    names = tuple(values) if given is None else given
     for name, flag in flags().items():
         if flag.group != "unsupported":
             value = values.get(name, flag.default)
@@ -89,6 +100,7 @@ def build(values: Mapping[str, Any]) -> Settings:
         lora=LoraSettings(**chosen["lora"]),
         training=TrainingSettings(**chosen["training"]),
         search=SearchSettings(**chosen["search"]),
+        given=tuple(name for name in names if name != "resume") if "resume" in names else (),
     )
     check_together(settings)
     return settings

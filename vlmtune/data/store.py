@@ -182,10 +182,15 @@ class Store:
 
         It compares size and time of the last change, not the content.
         """
+        known = self.image_states()
+        return file_states([path for path, _ in known]) == known
+
+    def image_states(self) -> list[tuple[str, str]]:
+        """(path, state) of the image files that rows name, when the store was made; see `file_states`."""
         fs, inner = filesystem(self.folder)
         with self._damage_as_data_error("images.parquet"):
             known = pq.read_table(f"{inner}/images.parquet", filesystem=fs).to_pydict()
-        return file_states(known["path"]) == list(zip(known["path"], known["state"], strict=True))
+        return list(zip(known["path"], known["state"], strict=True))
 
     def unusable_reason(
         self, on_bad_row: str, max_bad_fraction: float = 1.0, *, list_rows: bool = True

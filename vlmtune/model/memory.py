@@ -7,8 +7,11 @@ model's shapes. `benchmarks/train_step.py` prints it beside the measured peak.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
+
+import psutil
 
 from vlmtune.errors import DoesNotFitError
 from vlmtune.library_errors import lacks_memory
@@ -145,6 +148,30 @@ def size_text(size: float) -> str:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error means that the memory of the GPU or the machine ran out, or would have."""
     return isinstance(error, DoesNotFitError) or lacks_memory(error)
+
+
+def memory_figures(error: BaseException) -> str:
+    """What was asked for and what there was, from torch's error or one that it caused.
+
+    Empty if neither says it.
+    """
+    texts = []
+    cause: BaseException | None = error
+    while cause is not None:
+        texts.append(str(cause))
+        cause = cause.__cause__ or cause.__context__
+    text = " ".join(texts)
+    gpu = re.search(
+        r"Tried to allocate ([\d.]+ \w+).*?total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+)", text
+    )
+    if gpu is not None:
+        needed, total, free = gpu.groups()
+        return f"{needed} more were needed, {free} of the GPU's {total} were free"
+    cpu = re.search(r"you tried to allocate (\d+) bytes", text)
+    if cpu is not None:
+        free = size_text(psutil.virtual_memory().available)
+        return f"{size_text(int(cpu.group(1)))} more were needed, {free} of the machine's memory were free"
+    return ""
 
 
 def _activation_bytes(model: ModelShapes, load: StepLoad, plan: StepPlan) -> tuple[float, float]:

@@ -16,11 +16,12 @@ import torch
 from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
 from vlmtune.errors import DoesNotFitError
+from vlmtune.model.memory import memory_figures
 from vlmtune.packed.build import build_model
 from vlmtune.packed.checkpoint_folder import checkpoint_at
 from vlmtune.packed.checkpoint_writer import CheckpointWriter
 from vlmtune.packed.example_cache import ExampleCache
-from vlmtune.packed.messages import TrialReport
+from vlmtune.packed.messages import CHECKPOINT, REASON, TrialReport
 from vlmtune.packed.packed_model import PassResult
 from vlmtune.packed.passes import PassRow, bucket_length
 from vlmtune.packed.slot import Slot
@@ -93,8 +94,8 @@ class Engine:
         others = [other.adapter for other in self.slots.values()]
         try:
             moved = lay_out_together(slot.adapter, others, self.model.adapters)
-        except DoesNotFitError:
-            self._end(slot, self._infeasible())
+        except DoesNotFitError as error:
+            self._end(slot, self._infeasible(memory_figures(error)))
             return
         self.slots[slot.trial_id] = slot
         if self.shard.rank == 0:
@@ -175,7 +176,7 @@ class Engine:
         counts = slot.report(metrics)
         last = checkpoint_at(slot.folder, slot.progress.step)
         best = checkpoint_at(slot.folder, counts[BEST_STEP]) if BEST_STEP in counts else last
-        paths = {"checkpoint_path": best} | ({} if best == last else {LAST_CHECKPOINT: last})
+        paths = {CHECKPOINT: best} | ({} if best == last else {LAST_CHECKPOINT: last})
         report = TrialReport({**counts, **paths}, slot.progress.ended)
         if self.shard.rank == 0 and not report.last:
             self.deliver(slot.trial_id, report)
@@ -190,19 +191,23 @@ class Engine:
             self.leave(slot.trial_id)
 
     def _end_too_large(self, result: PassResult) -> None:
-        for slot in result.too_large:
+        for slot, figures in zip(result.too_large, result.figures, strict=True):
             if slot.trial_id in self.slots:  # a NaN in its log may have ended it just before
-                self._end(slot, self._infeasible())
+                self._end(slot, self._infeasible(figures))
 
-    def _infeasible(self) -> dict[str, Any]:
+    def _infeasible(self, figures: str) -> dict[str, Any]:
         """The metrics of a trial that does not fit in the memory.
+
+        Args:
+            figures: what it needed and what there was.
 
         Raises:
             DoesNotFitError: several workers train it. The others would wait for this one's part of the step.
         """
         if self.shard.world_size > 1:
             raise DoesNotFitError(NO_ROW_FITS)
-        return {self.settings.search.metric: math.nan, "infeasible": True, EVALUATION_NUMBER: 0}
+        numbers = {self.settings.search.metric: math.nan, "infeasible": True, EVALUATION_NUMBER: 0}
+        return {**numbers, **({REASON: figures} if figures else {})}
 
     def _end(self, slot: Slot, metrics: dict[str, Any]) -> None:
         """Remove a trial, with its last report. It may not have joined yet."""

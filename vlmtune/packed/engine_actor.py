@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from vlmtune.console import console_line
 from vlmtune.errors import UserError
 from vlmtune.packed.engine_loop import EngineLoop
 from vlmtune.packed.messages import Availability, NoteLog, TrialReport, TrialRequest
@@ -159,7 +160,7 @@ class EngineActor:
 
         assert self.engine is not None
         self.engine.checkpoints.wait_for(request.trial_id)
-        last = read_last_report(request.folder)
+        last = read_last_report(request.folder, self._tell)
         if last is not None and has_ended(last):
             with self.changed:
                 self.registry.set_finished(trial, TrialReport(last, last=True))
@@ -176,6 +177,10 @@ class EngineActor:
         with self.changed:
             if not self.registry.set_ready(trial, slot):
                 slot.close()
+
+    def _tell(self, line: str) -> None:
+        with self.changed:
+            self.notes.add(console_line("", line))
 
     def _has(self, trial_id: str) -> bool:
         return self.registry.get(trial_id) is not None and not self.registry.is_leaving(trial_id)

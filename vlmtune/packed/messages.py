@@ -16,6 +16,12 @@ NOTES = "notes"
 # In a report's metrics: why a trial cannot be trained. An exception would make Tune start the trial again,
 # as it does for one whose process died.
 FAILURE = "failed"
+# In a report's metrics: folder or URI of the checkpoint that was taken with it. Ray Train's callback for Tune
+# uses the same key.
+CHECKPOINT = "checkpoint_path"
+REASON = "reason"  # in a report's metrics: what an infeasible trial needed, and what there was
+# In the Tune config of a trial: its searched values by flag name, and the name of its folders.
+VALUES, TRIAL_ID = "point", "vlmtune_trial"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from vlmtune.compat.trl import add_fused_lm_head
 from vlmtune.data.store import StoreMeta
 from vlmtune.model.head import score_positions
+from vlmtune.model.memory import memory_figures
 from vlmtune.model.step import AcceleratedStep
 from vlmtune.model.transfer import to_device
 from vlmtune.packed.adapter_binding import AdapterBinding
@@ -30,10 +31,12 @@ class PassResult:
     Attributes:
         rows: summed loss and number of correct predictions of each row, scalars on the device.
         too_large: owners of rows that do not fit in the memory even alone; their rows may be missing.
+        figures: what such a row needed and what there was; empty if that is not known.
     """
 
     rows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     too_large: list[Any] = field(default_factory=list)
+    figures: list[str] = field(default_factory=list)
 
 
 class PackedModel:
@@ -102,7 +105,8 @@ class PackedModel:
                 continue
             try:
                 losses = run(part)
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
+                figures = memory_figures(error)
                 self.adapters.drop_gradients()
             else:
                 for index, row in enumerate(part):
@@ -115,6 +119,7 @@ class PackedModel:
                 waiting.insert(0, part)
             elif len(part) == 1:
                 result.too_large.append(part[0].owner)
+                result.figures.append(figures)
             else:
                 waiting = [*self._halves(part), *waiting]
         return result

@@ -15,14 +15,15 @@ from ray.exceptions import RayTaskError
 from vlmtune.config.settings import Settings
 from vlmtune.errors import UserError
 from vlmtune.packed.engine_client import EngineClient
-from vlmtune.packed.messages import FAILURE, TrialRequest
+from vlmtune.packed.messages import FAILURE, TRIAL_ID, VALUES, TrialRequest
 
 
 class PackedTrial(tune.Trainable):
     """One evaluation of the trial is one Tune step."""
 
     client: EngineClient | None  # from the first step on
-    values: dict[str, Any]  # searched values of the trial, by flag name
+    name: str  # of the trial's folders
+    values: dict[str, Any]  # its searched values, by flag name
     failure: str | None  # why the trial cannot be trained
 
     def setup(
@@ -32,18 +33,17 @@ class PackedTrial(tune.Trainable):
         settings: Settings | None = None,
         engines: Sequence[ActorHandle[Any]] = (),
         output_dir: str = "",
-        point_key: str = "",
     ) -> None:
         """Begin a trial.
 
         Args:
-            config: the trial's searched values, or a dict that has them under `point_key`.
+            config: the trial's searched values under VALUES, and its id under TRIAL_ID.
             settings: the settings of the search.
             engines: the engines to choose from.
             output_dir: the output folder of the search.
         """
         self.settings, self.engines = settings or Settings(), list(engines)
-        self.output_dir, self.point_key = output_dir, point_key
+        self.output_dir = output_dir
         self._begin(config)
 
     def step(self) -> dict[str, Any]:
@@ -83,7 +83,8 @@ class PackedTrial(tune.Trainable):
 
         Tune starts a trial again whose process ends in a step, but not one that has yet to begin.
         """
-        self.values, self.client, self.failure = config.get(self.point_key, config), None, None
+        self.name, self.values = config[TRIAL_ID], config[VALUES]
+        self.client, self.failure = None, None
 
     def _request(self) -> TrialRequest:
         """What the engine needs to know of the trial.
@@ -91,7 +92,6 @@ class PackedTrial(tune.Trainable):
         Raises:
             ConfigError: a searched value is not allowed, by itself or beside the others.
         """
-        name = self.trial_id
         settings = self.settings.replace(**self.values)
-        folder = f"{self.output_dir}/tune/train/{name}"
-        return TrialRequest(name, settings, folder, f"{self.output_dir}/runs/{name}")
+        folder = f"{self.output_dir}/tune/train/{self.name}"
+        return TrialRequest(self.name, settings, folder, f"{self.output_dir}/runs/{self.name}")

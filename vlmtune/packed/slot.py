@@ -31,7 +31,7 @@ from vlmtune.packed.trial_progress import TrialProgress
 from vlmtune.packed.trial_records import TrialRecords
 from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
 from vlmtune.training.best_evaluation import EvaluationRule
-from vlmtune.training.meter import EVALUATION_NUMBER
+from vlmtune.training.meter import EVALUATION_NUMBER, FIRST_LOSS, first_loss
 from vlmtune.training.trl_arguments import training_arguments
 
 
@@ -157,7 +157,9 @@ class Slot:
         line = self.log.read_line()
         if line is None:
             return True
-        self.progress.state.log_history.append({**line.values, "step": line.step})
+        history = self.progress.state.log_history
+        first = {} if history else {FIRST_LOSS: line.first_loss}
+        history.append({**line.values, **first, "step": line.step})
         self.records.meter.log(line.values, line.step, self.progress.max_steps)
         return line.finite
 
@@ -166,7 +168,8 @@ class Slot:
         self.records.meter.log(metrics, self.progress.step, self.progress.max_steps)
         position = self.progress.record_evaluation(metrics)
         number = self.progress.evaluation_number
-        report = {**metrics, **position, **self.records.meter.summary(), EVALUATION_NUMBER: number}
+        first = first_loss(self.progress.state.log_history)
+        report = {**metrics, **position, **self.records.meter.summary(), **first, EVALUATION_NUMBER: number}
         return self.progress.rule.judged(report, metrics, self.progress.state.log_history)
 
     def begin_checkpoint(self) -> PendingCheckpoint:

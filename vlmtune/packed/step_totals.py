@@ -70,12 +70,14 @@ class LoggedSteps:
 
     Attributes:
         values: by the names that SFTTrainer logs them under.
+        first_loss: of the first of these steps.
         finite: whether loss and gradient norm of every step are finite.
     """
 
     values: dict[str, float]
     step: int
     finite: bool
+    first_loss: float
 
 
 class LossLog:
@@ -110,4 +112,5 @@ class LossLog:
             **numbers,
             "mean_token_accuracy": sum(row[1] for row in steps) / max(sum(row[3] for row in steps), 1),
         }
-        return LoggedSteps(values, step, all(math.isfinite(value) for row in steps for value in row))
+        finite = all(math.isfinite(value) for row in steps for value in row)
+        return LoggedSteps(values, step, finite, steps[0][0])

@@ -18,7 +18,7 @@ from vlmtune.packed.checkpoint_folder import fetch_last_checkpoint, read_last_re
 from vlmtune.packed.engine import NO_ROW_FITS, Engine
 from vlmtune.packed.engine_client import EngineClient
 from vlmtune.packed.engine_pool import start_engines
-from vlmtune.packed.messages import NOTES, TrialReport, TrialRequest
+from vlmtune.packed.messages import CHECKPOINT, NOTES, TrialReport, TrialRequest
 from vlmtune.packed.packable import check_packable
 from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
 from vlmtune.training.best_evaluation import LAST_CHECKPOINT, has_ended
@@ -60,7 +60,7 @@ def train_shard(
         The metrics of the last report; an empty dict on other workers than the first.
     """
     checkpoints = _checkpoint_folder(folder)
-    last = read_last_report(checkpoints)
+    last = read_last_report(checkpoints, _note(progress))
     if last is not None and has_ended(last):
         return last
     reports: list[TrialReport] = []
@@ -148,7 +148,7 @@ def _check_completed(metrics: dict[str, Any]) -> None:
     """Raise a UserError if the run ended before it made all its steps."""
     if metrics.get("infeasible"):
         raise DoesNotFitError(NO_ROW_FITS)
-    if "checkpoint_path" not in metrics:
+    if CHECKPOINT not in metrics:
         step = f"step {metrics['step']} of {metrics['max_steps']}"
         raise DivergedError(
             f"the loss or gradient became NaN or infinite at {step}: give a smaller --learning_rate"
@@ -157,9 +157,9 @@ def _check_completed(metrics: dict[str, Any]) -> None:
 
 def _outcome(metrics: dict[str, Any]) -> Outcome:
     _check_completed(metrics)
-    internal = ("checkpoint_path", LAST_CHECKPOINT, EVALUATION_NUMBER, NOTES)
+    internal = (CHECKPOINT, LAST_CHECKPOINT, EVALUATION_NUMBER, NOTES)
     numbers = {name: value for name, value in metrics.items() if name not in internal}
-    return Outcome(numbers, metrics["checkpoint_path"], metrics.get(LAST_CHECKPOINT))
+    return Outcome(numbers, metrics[CHECKPOINT], metrics.get(LAST_CHECKPOINT))
 
 
 def _checkpoint_folder(folder: str) -> str:

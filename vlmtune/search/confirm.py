@@ -12,15 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray import tune
-
 from vlmtune.config.settings import Settings
 from vlmtune.console import console_line, format_value
 from vlmtune.errors import ConfigError
-from vlmtune.search.isolated_trial import GRID_POINT
+from vlmtune.search.saved_trials import SavedTrial, SavedTrials, read_trials
+from vlmtune.search.trial_queue import GridPoints, TrialQueue
 from vlmtune.search.trial_results import COMPLETE, TrialResult, trial_results
 from vlmtune.search.trial_runners import TrialRunner
-from vlmtune.search.tuner import TRIAL_CPUS, restore_tuner
+from vlmtune.search.tuner import StopsNothing, run_queue
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +96,7 @@ def confirm(
     numbers = ", ".join(str(trials.index(one) + 1) for one in best)
     logger.info(console_line("Confirm", f"trials {numbers} again with {len(seeds)} other seeds each"))
     points = [{**one.values, "seed": seed} for one in best for seed in seeds]
-    again = trial_results(_train(runner, points, output_dir))
+    again = trial_results(_train(settings, runner, points, output_dir))
     found: dict[str, list[float]] = {one.trial_id: [one.metric(metric)] for one in best}
     for one in best:
         for seed in seeds:
@@ -107,19 +106,14 @@ def confirm(
     return Confirmed(found, mode)
 
 
-def _train(runner: TrialRunner, points: Sequence[dict[str, Any]], output_dir: str) -> tune.ResultGrid:
+def _train(
+    settings: Settings, runner: TrialRunner, points: Sequence[dict[str, Any]], output_dir: str
+) -> list[SavedTrial]:
     """Train points to their end as trials of the search are, or resume."""
-    trainable = tune.with_resources(runner.trainable, {"cpu": TRIAL_CPUS})
-    folder = f"{output_dir}/tune/{FOLDER}"
-    if tune.Tuner.can_restore(folder):
-        return restore_tuner(folder, trainable).fit()
-    config = tune.TuneConfig(
-        max_concurrent_trials=runner.max_concurrent_trials,
-        reuse_actors=runner.reuse_actors,
-        trial_dirname_creator=lambda trial: trial.trial_id,
-    )
-    failures = tune.FailureConfig(max_failures=runner.max_failures)
-    storage = {"name": FOLDER, "storage_path": f"{output_dir}/tune"}
-    run_config = tune.RunConfig(verbose=0, failure_config=failures, **storage)  # type: ignore[arg-type]
-    space = {GRID_POINT: tune.grid_search(list(points))}
-    return tune.Tuner(trainable, param_space=space, tune_config=config, run_config=run_config).fit()
+    saved = SavedTrials(f"{output_dir}/tune/{FOLDER}")
+    trials, _ = read_trials(saved.folder)
+    for trial in trials:
+        trial.reopen()
+    queue = TrialQueue(GridPoints(points), trials, len(points))
+    run_queue(settings, runner, queue, saved, StopsNothing(), None)
+    return list(queue.trials.values())

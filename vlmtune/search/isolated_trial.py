@@ -14,18 +14,19 @@ from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallba
 from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
 from vlmtune.errors import DoesNotFitError
-from vlmtune.model.memory import is_out_of_memory
+from vlmtune.model.memory import is_out_of_memory, memory_figures
+from vlmtune.packed.messages import REASON, TRIAL_ID, VALUES
 from vlmtune.training.best_evaluation import LAST_CHECKPOINT, has_ended
 from vlmtune.training.launch import run_on_ray
 from vlmtune.training.meter import EVALUATION_NUMBER, evaluation_number
 
 # Keys of a trial's Tune config: its values, and where they come from (see `first_points`).
-GRID_POINT, PROPOSAL = "point", "proposal"
+GRID_POINT, PROPOSAL = VALUES, "proposal"
 
 
 def trial_values(config: Mapping[str, Any]) -> dict[str, Any]:
     """A trial's searched values by flag name, from its Tune config."""
-    return dict(config.get(GRID_POINT, config))
+    return dict(config[GRID_POINT])
 
 
 def run_trial(
@@ -43,14 +44,14 @@ def run_trial(
     A trial that does not fit in memory reports `infeasible`.
 
     Args:
-        config: the trial's Tune config, see `trial_values`.
+        config: the trial's searched values under VALUES, and its id under TRIAL_ID.
         settings: of the search, without the trial's values.
         eval_steps: as the option; None if every epoch is evaluated.
     """
-    trial_id = tune.get_context().get_trial_id()
+    trial_id = config[TRIAL_ID]
     try:
         outcome = run_on_ray(
-            settings.replace(**trial_values(config)),
+            settings.replace(**config[VALUES]),
             store,
             workers=workers,
             use_gpu=use_gpu,
@@ -61,9 +62,12 @@ def run_trial(
         )
     except (WorkerGroupError, DoesNotFitError) as error:
         failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else [error]
-        if not any(out_of_memory(failure) for failure in failures):
+        lack = next((failure for failure in failures if out_of_memory(failure)), None)
+        if lack is None:
             raise
-        tune.report({**settings.search.unmeasured, "infeasible": True, EVALUATION_NUMBER: 0})
+        figures = memory_figures(lack) or (str(lack) if isinstance(lack, DoesNotFitError) else "")
+        reason = {REASON: figures} if figures else {}
+        tune.report({**settings.search.unmeasured, "infeasible": True, EVALUATION_NUMBER: 0, **reason})
     else:
         # Reported here and not by the callback: if Tune restarts a trial whose training had already finished,
         # this is its only report.

@@ -2,28 +2,35 @@
 
 import logging
 import os
-from dataclasses import replace
 
+import pyarrow.fs as pafs
+
+from vlmtune import storage
+from vlmtune.checksums import damaged_file
 from vlmtune.cluster import Cluster
 from vlmtune.config.settings import Settings
 from vlmtune.console import console_line
 from vlmtune.data.split import TEST
-from vlmtune.errors import ConfigError, SearchInterrupted
+from vlmtune.errors import ConfigError, RunStoppedError, interrupted_search
 from vlmtune.evaluation.verdict import few_rows_warning
+from vlmtune.faults import disk_reason, output_fault
+from vlmtune.packed.messages import CHECKPOINT
+from vlmtune.run_state import SEARCH
 from vlmtune.search.confirm import confirm, read_confirm
 from vlmtune.search.first_points import recipe_values, separate_recipe, trial_count
 from vlmtune.search.max_lengths import usable_max_lengths
 from vlmtune.search.objectives import check_objectives, objectives_of
+from vlmtune.search.saved_trials import End, SavedTrial, read_trials
 from vlmtune.search.search_progress import SearchProgress, expected_share
 from vlmtune.search.search_result import SearchResult
 from vlmtune.search.space import Space
 from vlmtune.search.trial_console import TrialConsole
 from vlmtune.search.trial_results import curves_of, trial_results
-from vlmtune.search.trial_runners import make_runner
+from vlmtune.search.trial_runners import make_runner, runner_kind
 from vlmtune.search.tuner import run_trials
-from vlmtune.search.warm_start import read_earlier_trials
+from vlmtune.search.warm_start import EarlierTrials, read_earlier_trials
 from vlmtune.search.write_results import write_results
-from vlmtune.session import SEARCH, Session
+from vlmtune.session import Session
 
 logger = logging.getLogger(__name__)
 
@@ -49,45 +56,135 @@ def run_search(settings: Settings) -> SearchResult:
         settings = settings.replace(search_space=DEFAULT_SPACE)
         text = ", ".join(f"{name} {entry}" for name, entry in DEFAULT_SPACE.items())
         logger.info(console_line("Space", f"the default one, for want of a search_space: {text}"))
-    session = Session.open(settings, SEARCH, check_search)
-    session = replace(session, settings=judged_by_best(session.settings))
+    with Session.open(settings, SEARCH, check_search) as session:
+        try:
+            return _search(session)
+        except KeyboardInterrupt as interrupt:
+            raise interrupted_search(session.folder, interrupt) from None
+        except OSError as error:
+            reason = disk_reason(error)
+            if reason is None:
+                raise
+            raise RunStoppedError(
+                output_fault(session.folder, f"{reason}: {error.filename or ''}")
+            ) from error
+
+
+def _search(session: Session) -> SearchResult:
+    session = session.with_settings(judged_by_best(session.settings))
     settings, folder = session.settings, session.folder
     space = usable_space(session)
     announce(settings, space, session.cluster)
     if settings.search.report and (warning := few_rows_warning(len(session.store.rows_of(TEST)))):
         logger.info(console_line("Test", f"{warning}; give more rows, or a larger --test_fraction"))
-    earlier = None if session.resumed else read_earlier_trials(settings, space, session.store.meta.key)
-    runner = make_runner(settings, space, session.store, folder, session.cluster)
-    session.claim()
-    for line in (console_line("Trials", runner.description), *runner.notes):
-        logger.info(line)
-    search = settings.search
-    share = expected_share(search.early_stopping, search.grace_period, search.reduction_factor)
-    console = TrialConsole(
-        space.names,
-        search.metric,
-        search.mode,
-        SearchProgress(trial_count(space), share),
-        "GPU" if session.cluster.workers_use_gpu(settings.run.use_cpu) else "CPU",
-    )
-    # With Tune's own handler, Ctrl-C would look like the end of the search.
+    trials = unfinished_search(folder) if session.resumed else []
+    # With Tune's own handler, Ctrl-C would look like the end of the search. Its loggers would write once more
+    # what `SavedTrials` writes.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    try:
-        grid = run_trials(settings, space, folder, console, runner, resume=session.resumed, earlier=earlier)
-        trials = trial_results(grid)
-        confirmed = confirm(settings, runner, folder, trials)
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    confirmed = None
+    if sum(trial.end is not None for trial in trials) < trial_count(space) or read_confirm(settings):
+        warm_start = read_warm_start(session, space)
+        runner = make_runner(settings, space, session.store, folder, session.cluster)
+        session.claim()
+        for line in (console_line("Trials", runner.description), *runner.notes):
+            logger.info(line)
+        console = make_console(session, space)
+        trials = run_trials(settings, space, folder, console, runner, trials, warm_start)
+        confirmed = confirm(settings, runner, folder, trial_results(trials))
         runner.close()
-        # What repeats the best trial must train it in the same way.
-        session = replace(session, settings=settings.replace(trial_runner=runner.kind))
-        return write_results(session, space, trials, curves_of(grid, settings.search.metric), confirmed)
-    except KeyboardInterrupt:
-        raise SearchInterrupted(folder) from None
+    else:
+        logger.info(console_line("", "all trials have ended; only the results are written again"))
+    # What repeats the best trial must train it in the same way.
+    session = session.with_settings(settings.replace(trial_runner=runner_kind(settings, space)))
+    curves = curves_of(trials, settings.search.metric)
+    result = write_results(session, space, trial_results(trials), curves, confirmed)
+    session.with_settings(settings).finish()
+    return result
+
+
+def make_console(session: Session, space: Space) -> TrialConsole:
+    """The console of a search's trials."""
+    search = session.settings.search
+    share = expected_share(search.early_stopping, search.grace_period, search.reduction_factor)
+    device = "GPU" if session.cluster.workers_use_gpu(session.settings.run.use_cpu) else "CPU"
+    progress = SearchProgress(trial_count(space), share)
+    return TrialConsole(space.names, search.metric, search.mode, progress, device)
+
+
+def unfinished_search(folder: str) -> list[SavedTrial]:
+    """The trials of an interrupted search, ready to continue; logs what is lost."""
+    trials, damaged = read_trials(folder)
+    for name in damaged:
+        logger.info(
+            console_line(
+                "", f"{folder}/tune/{name} is damaged, and so is its copy: another trial takes its place"
+            )
+        )
+    for trial in trials:
+        trial.reopen()
+        lost = damaged_checkpoint(trial)
+        if lost is not None:
+            repeat_from_before(trial, folder)
+            text = f"{lost} is damaged: trial {trial.number + 1} continues from the checkpoint before it"
+            logger.info(console_line("", text))
+    ended = sum(trial.end is not None for trial in trials)
+    logger.info(
+        console_line(
+            "Resumed", f"{ended} trials have ended, {len(trials) - ended} continue from their checkpoints"
+        )
+    )
+    return trials
+
+
+def repeat_from_before(trial: SavedTrial, folder: str) -> None:
+    """Let a finished trial train again from before its damaged checkpoint; later ones are deleted."""
+    files, inner = storage.filesystem(f"{folder}/tune/train/{trial.trial_id}")
+    damaged = trial.last_report[CHECKPOINT].rpartition("/")[2]
+    if damaged.startswith("checkpoint-"):  # of a packed trial
+        step = int(damaged.rpartition("-")[2])
+        for entry in files.get_file_info(pafs.FileSelector(inner, allow_not_found=True)):
+            name, _, number = entry.base_name.rpartition("-")
+            if name == "checkpoint" and int(number) >= step:
+                files.delete_dir(entry.path)
+    else:  # Ray Train names its checkpoints by the time, and lists them: the trial starts again
+        step = 0
+        if files.get_file_info(inner).type == pafs.FileType.Directory:
+            files.delete_dir(inner)
+    trial.end, trial.reports = None, [one for one in trial.reports if one["step"] < step]
+
+
+def read_warm_start(session: Session, space: Space) -> EarlierTrials | None:
+    """The trials of the searches that `--warm_start` names.
+
+    Raises:
+        ConfigError: one of them cannot be read. A resumed search goes on without them.
+    """
+    try:
+        return read_earlier_trials(session.settings, space, session.store.meta.key)
+    except ConfigError as error:
+        if not session.resumed:
+            raise
+        logger.info(console_line("", f"{error}; the search goes on without it"))
+        return None
 
 
 def judged_by_best(settings: Settings) -> Settings:
     """The settings with `load_best_model_at_end`, unless it is switched off."""
     chosen = settings.training.load_best_model_at_end
     return settings.replace(load_best_model_at_end=True) if chosen is None else settings
+
+
+def damaged_checkpoint(trial: SavedTrial) -> str | None:
+    """The file of a finished trial's last checkpoint that is missing or damaged; None if all are whole."""
+    path = trial.last_report.get(CHECKPOINT)
+    if trial.end is not End.OWN or path is None:
+        return None
+    files, inner = storage.filesystem(path)
+    if files.get_file_info(inner).type != pafs.FileType.Directory:
+        return str(path)
+    name = damaged_file(files, inner)
+    return None if name is None else f"{path}/{name}"
 
 
 def check_search(settings: Settings) -> None:

@@ -1,9 +1,10 @@
 """Optuna as Ray Tune's search algorithm, with the true state of trials that did not run to their end."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
@@ -23,6 +24,7 @@ from vlmtune.search.first_points import (
     usual_rate,
 )
 from vlmtune.search.isolated_trial import GRID_POINT, PROPOSAL
+from vlmtune.search.saved_trials import End, SavedTrial
 from vlmtune.search.space import Space
 from vlmtune.search.study_file import StudyFile
 from vlmtune.search.warm_start import EarlierTrials
@@ -94,6 +96,8 @@ class TrialSearcher(OptunaSearch):
             points_to_evaluate=[space.baseline_parameters()],
         )
         self.origins: dict[str, str] = {}
+        self.seed = seed
+        self._told: set[tuple[str, int]] = set()  # reports: trial id and number of the evaluation
         self.startup, self._study_file = startup, study_file
         self._values_of = space  # as OptunaSearch has it, but with its type
         self._recipe, self._separate = recipe_parameters(space), separate_recipe(space)
@@ -111,6 +115,39 @@ class TrialSearcher(OptunaSearch):
         values = super().suggest(trial_id)
         optuna_trial(self, trial_id).set_user_attr(PROPOSAL, origin)
         return {GRID_POINT: values, PROPOSAL: origin}
+
+    def propose(self, number: int, trial_id: str) -> tuple[dict[str, Any], dict[str, Any], str]:
+        """The values of a new trial by flag name, as Optuna stores them, and where they come from.
+
+        They follow from the seed, the number and the history alone, so a resumed search proposes what an
+        undisturbed one would.
+        """
+        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
+        optuna_study(self).sampler = make_tpe(seed, self.startup)
+        config = self.suggest(trial_id)
+        separate = self._is_separate(trial_id)
+        parameters = {} if separate else dict(optuna_trial(self, trial_id).params)
+        return config[GRID_POINT], parameters, config[PROPOSAL]
+
+    def replay(self, trials: Sequence[SavedTrial]) -> None:
+        """Tell Optuna of the trials of an interrupted search, as it was told of them then."""
+        study = optuna_study(self)
+        study.sampler = optuna.samplers.RandomSampler(seed=0)  # is not used, and costs no time
+        for trial in trials:
+            if len(self.origins) == 1:  # as `_next_origin` does after the baseline
+                self._add_observations()
+            self.origins[trial.trial_id] = trial.proposal
+            if self._is_separate(trial.trial_id):
+                continue
+            if trial.number > 0:
+                study.enqueue_trial(trial.parameters or {})
+            self.suggest(trial.trial_id)
+            reports = trial.reports if trial.end is None else trial.reports[:-1]
+            for report in reports:
+                self.on_trial_result(trial.trial_id, report)
+            if trial.end is not None:
+                error = trial.end in (End.ERROR, End.LOST)
+                self._tell(trial.trial_id, trial.last_report or None, error)
 
     def _next_origin(self) -> str:
         """Where the next trial's values come from; enqueues them, unless they are the model's."""
@@ -154,7 +191,10 @@ class TrialSearcher(OptunaSearch):
             return
         if result.get("infeasible") or len(self.objectives) > 1:
             return
-        optuna_trial(self, trial_id).report(result[self.metric], result[EVALUATION_NUMBER])
+        key = trial_id, result[EVALUATION_NUMBER]
+        if key not in self._told:  # a resumed trial repeats what had no checkpoint yet
+            self._told.add(key)
+            optuna_trial(self, trial_id).report(result[self.metric], result[EVALUATION_NUMBER])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

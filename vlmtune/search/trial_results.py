@@ -7,20 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from ray import tune
 
-from vlmtune.compat.ray_tune import trials_of
 from vlmtune.config.settings import Settings
-from vlmtune.packed.messages import FAILURE
+from vlmtune.packed.messages import CHECKPOINT, FAILURE, REASON
 from vlmtune.search.first_points import GRID
-from vlmtune.search.isolated_trial import PROPOSAL, trial_values
-from vlmtune.storage import filesystem
+from vlmtune.search.saved_trials import End, SavedTrial
 from vlmtune.training.best_evaluation import LAST, LAST_CHECKPOINT, has_ended
+from vlmtune.training.meter import FIRST_LOSS
 
 STATES = COMPLETE, PRUNED, FAILED, INFEASIBLE = "COMPLETE", "PRUNED", "FAILED", "INFEASIBLE"
+# A run that ends above its first loss by this factor has diverged. The first loss is that of one batch with
+# the base's own answers, so it varies; overfitting stays far below twice of it.
+DIVERGED_FACTOR = 2.0
 # Columns of the table that every search has.
 MEASURED = (
     pa.field("eval_loss", pa.float64()),
@@ -42,8 +41,9 @@ class TrialResult:
         values: its searched values, by flag name.
         state: one of STATES.
         metrics: its last report.
-        error: why it failed, if so; one line.
+        error: why it failed or does not fit, if so; one line.
         proposal: where its values come from, see `first_points`.
+        end: what ended it.
     """
 
     trial_id: str
@@ -52,11 +52,12 @@ class TrialResult:
     metrics: dict[str, Any]
     error: str | None = None
     proposal: str = GRID
+    end: End | None = None
 
     @property
     def checkpoint(self) -> str:
         """Folder or URI of its checkpoint that counts: of its best evaluation, or else the last."""
-        return str(self.metrics["checkpoint_path"])
+        return str(self.metrics[CHECKPOINT])
 
     @property
     def last_checkpoint(self) -> str:
@@ -69,14 +70,27 @@ class TrialResult:
         return float(value) if isinstance(value, int | float) else math.nan
 
 
-def state_of(metrics: Mapping[str, Any] | None, *, failed: bool) -> str:
-    """How a trial ended, from its last report. A trial that was stopped before its first report is PRUNED."""
-    metrics = metrics or {}
-    if failed or FAILURE in metrics:
+def state_of(trial: SavedTrial) -> str:
+    """How a trial ended. One that diverged, or was stopped before its first report, is PRUNED."""
+    metrics = trial.last_report
+    if trial.end in (End.ERROR, End.LOST) or FAILURE in metrics:
         return FAILED
     if metrics.get("infeasible"):
         return INFEASIBLE
+    if trial.end is End.DIVERGED:
+        return PRUNED
     return COMPLETE if "step" in metrics and has_ended(metrics) else PRUNED
+
+
+def has_diverged(report: Mapping[str, Any], metric: str) -> bool:
+    """Whether a trial's metric is NaN or infinite, or its run ended far above the loss that it began with."""
+    if report.get("infeasible") or FAILURE in report:
+        return False
+    if not math.isfinite(report[metric]):
+        return True
+    ended = has_ended(report)
+    first, last = report.get(FIRST_LOSS, math.nan), report.get("eval_loss", math.nan)
+    return bool(ended and last > DIVERGED_FACTOR * first)
 
 
 def failure_reason(traceback: str) -> str:
@@ -89,47 +103,27 @@ def failure_reason(traceback: str) -> str:
     return re.sub(r"^vlmtune\.errors\.\w+: ", "", (exceptions or lines or ["no reason is known"])[-1].strip())
 
 
-def proposal_number(experiment_tag: str) -> int:
-    """The position of a trial among all proposed trials: the number at the start of Ray Tune's tag.
-
-    In Tune's own lists, a trial that was restarted comes last.
-    """
-    return int(experiment_tag.partition("_")[0])
-
-
-def trial_results(grid: tune.ResultGrid) -> list[TrialResult]:
-    """The trials of a search in the order in which they were proposed."""
-    trials = trials_of(grid)  # the results of trials that never reported have no tag
+def trial_results(trials: Sequence[SavedTrial]) -> list[TrialResult]:
+    """How each trial ended, in the order in which they were proposed."""
     results = []
-    for index in sorted(range(len(grid)), key=lambda index: proposal_number(trials[index].experiment_tag)):
-        result = grid[index]
-        metrics = dict(result.metrics or {})
-        state = state_of(metrics, failed=result.error is not None)
-        error = failure_reason(str(result.error)) if result.error else metrics.get(FAILURE)
-        config = result.config or {}
-        values, proposal = trial_values(config), config.get(PROPOSAL, GRID)
-        results.append(TrialResult(trial_id_of(result), values, state, metrics, error, proposal))
+    for trial in sorted(trials, key=lambda one: one.number):
+        metrics = trial.last_report
+        reason = trial.error or metrics.get(FAILURE) or metrics.get(REASON)
+        state, end, proposal = state_of(trial), trial.end, trial.proposal
+        results.append(TrialResult(trial.trial_id, trial.values, state, metrics, reason, proposal, end))
     return results
 
 
-def curves_of(grid: tune.ResultGrid, metric: str) -> Curves:
+def curves_of(trials: Sequence[SavedTrial], metric: str) -> Curves:
     """(step, metric) of every evaluation of each trial, by trial_id. NaN and infinite values are left out."""
     curves: Curves = {}
-    for result in (grid[index] for index in range(len(grid))):
-        frame = result.metrics_dataframe
-        if frame is None or not {"step", metric} <= set(frame.columns):
-            continue
+    for trial in trials:
         # With `load_best_model_at_end` a report has the metric of the best evaluation so far.
-        own = f"{LAST}{metric}" if f"{LAST}{metric}" in frame.columns else metric
-        reports = frame[["step", own]].astype(float)
-        # A restarted trial reports some steps twice.
-        reports = reports[np.isfinite(reports).all(axis=1)].drop_duplicates("step", keep="last")
-        curves[trial_id_of(result)] = [(step, value) for step, value in reports.itertuples(index=False)]
+        measured = [one for one in trial.reports if "step" in one and metric in one]
+        points = [(one["step"], one.get(f"{LAST}{metric}", one[metric])) for one in measured]
+        if points:
+            curves[trial.trial_id] = [point for point in points if math.isfinite(point[1])]
     return curves
-
-
-def trial_id_of(result: tune.Result) -> str:
-    return str(result.path).rstrip("/").rsplit("/", 1)[-1]
 
 
 def best_trial(results: Sequence[TrialResult], metric: str, mode: str) -> TrialResult | None:
@@ -189,12 +183,6 @@ def trials_table(
 def _value_column(values: Sequence[Any]) -> pa.Array:
     """The values of one option; lists and mappings as JSON, so that the column has one type."""
     return pa.array([json.dumps(value) if isinstance(value, list | dict) else value for value in values])
-
-
-def write_table(table: pa.Table, path: str) -> None:
-    """Write the table of trials as Parquet to a path or URI."""
-    files, inner = filesystem(path)
-    pq.write_table(table, inner, filesystem=files)
 
 
 def settings_of(result: TrialResult, settings: Settings) -> Settings:

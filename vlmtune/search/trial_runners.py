@@ -18,7 +18,7 @@ from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError, ModelError
 from vlmtune.search.first_points import separate_recipe, trial_count
-from vlmtune.search.isolated_trial import GRID_POINT, run_trial
+from vlmtune.search.isolated_trial import run_trial
 from vlmtune.search.space import Space
 
 # Times that Ray Tune restarts a trial's process that died, for example for want of memory. The engine
@@ -73,6 +73,13 @@ def make_runner(
     if requested == "isolated" or reason is not None:
         return make_isolated_runner(settings, store, output_dir, cluster, reason)
     return make_packed_runner(settings, space, store, output_dir, cluster)
+
+
+def runner_kind(settings: Settings, space: Space) -> Literal["packed", "isolated"]:
+    """The value of `trial_runner` that `make_runner` comes to, without starting anything."""
+    if settings.search.trial_runner != "auto":
+        return settings.search.trial_runner
+    return "packed" if unpackable_reason(settings, space) is None else "isolated"
 
 
 def unpackable_reason(settings: Settings, space: Space) -> str | None:
@@ -143,7 +150,6 @@ def make_packed_runner(
         settings=settings,
         engines=engines,
         output_dir=output_dir,
-        point_key=GRID_POINT,
     )
     return TrialRunner(
         "packed",

@@ -1,21 +1,28 @@
 """Run the trials: Ray Tune drives them, Optuna proposes them, ASHA stops them early."""
 
 import math
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ray import tune
-from ray.exceptions import RayActorError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from vlmtune.config.settings import Settings
+from vlmtune.errors import RunStoppedError
+from vlmtune.faults import output_fault
+from vlmtune.packed.messages import TRIAL_ID
 from vlmtune.search.first_points import recipe_values, separate_recipe, trial_count
-from vlmtune.search.isolated_trial import GRID_POINT, trial_values
+from vlmtune.search.isolated_trial import trial_values
 from vlmtune.search.objectives import mode_of
 from vlmtune.search.sampler import TrialSearcher
+from vlmtune.search.saved_trials import End, SavedTrial, SavedTrials
 from vlmtune.search.space import Space
 from vlmtune.search.study_file import STUDY_FILE, StudyFile
+from vlmtune.search.trial_console import TrialConsole
+from vlmtune.search.trial_queue import GridPoints, Proposer, TrialQueue
+from vlmtune.search.trial_recorder import SearchStopper, TrialRecorder
 from vlmtune.search.trial_runners import TrialRunner
 from vlmtune.search.warm_start import EarlierTrials
 
@@ -23,6 +30,7 @@ from vlmtune.search.warm_start import EarlierTrials
 # left for the workers.
 TRIAL_CPUS = 0.01
 PROGRESS = "progress"  # in a result: the share of its run that a trial has done; ASHA's time attribute
+ATTEMPTS = 2  # at the trials whose process died while it was given them
 NEVER = 2.0  # ASHA's max_t, at which it stops a trial; PROGRESS never exceeds 1
 
 
@@ -30,66 +38,96 @@ def run_trials(
     settings: Settings,
     space: Space,
     output_dir: str,
-    callback: tune.Callback,
+    console: TrialConsole,
     runner: TrialRunner,
-    *,
-    resume: bool,
+    trials: Sequence[SavedTrial] = (),
     earlier: EarlierTrials | None = None,
-) -> tune.ResultGrid:
-    """Run all trials of a search; Tune's state goes to `output_dir`/tune.
+) -> list[SavedTrial]:
+    """Run the trials of a search that have not ended; Tune's own files go to `output_dir`/tune.
 
-    With `resume`, the search that has begun there is resumed, if it has.
+    Args:
+        trials: those of an interrupted search. Unfinished ones continue from their checkpoints.
+        earlier: trials of other searches (`--warm_start`).
+
+    Returns:
+        All trials, those of the interrupted search too, in the order of proposal.
+
+    Raises:
+        RunStoppedError: the disk failed, or the output folder is gone.
     """
-    trainable = tune.with_resources(runner.trainable, {"cpu": TRIAL_CPUS})
-    folder = f"{output_dir}/tune"
-    if resume and tune.Tuner.can_restore(folder):
-        tuner = restore_tuner(folder, trainable)
-    else:
-        tuner = make_tuner(settings, space, output_dir, callback, runner, trainable, earlier)
-    grid = tuner.fit()
-    if runner.reuse_actors and any(isinstance(error, RayActorError) for error in grid.errors):
+    saved = SavedTrials(output_dir)
+    console.open([trial for trial in trials if trial.end is not None])
+    for attempt in range(ATTEMPTS):
+        proposer: Proposer
+        if space.is_grid:
+            proposer = GridPoints(grid_points(space))
+        else:
+            proposer = make_searcher(settings, space, output_dir, earlier)
+        queue = TrialQueue(proposer, trials, trial_count(space))
+        run_queue(settings, runner, queue, saved, make_scheduler(settings, space, trials), console)
+        trials = sorted(queue.trials.values(), key=lambda trial: trial.number)
+        lost = [trial for trial in trials if trial.end is End.LOST]
         # Tune restarts a trial whose process died, unless the process died while it was given that trial.
-        grid = restore_tuner(folder, trainable).fit()
-    return grid
+        if not lost or not runner.reuse_actors or attempt == ATTEMPTS - 1:
+            break
+        for trial in lost:
+            trial.reopen()
+    console.close()
+    return list(trials)
 
 
-def restore_tuner(folder: str, trainable: Any) -> tune.Tuner:
-    """The tuner of an interrupted search. Failed trials restart, unfinished ones resume from a checkpoint."""
-    return tune.Tuner.restore(folder, trainable, resume_unfinished=True, restart_errored=True)
+def run_queue(
+    settings: Settings,
+    runner: TrialRunner,
+    queue: TrialQueue,
+    saved: SavedTrials,
+    scheduler: "BaselineAwareAsha | StopsNothing",
+    console: TrialConsole | None,
+) -> None:
+    """Run the trials that a queue still has to give.
+
+    Raises:
+        RunStoppedError: the disk failed, or the output folder is gone.
+    """
+    stopper = SearchStopper(settings.search.metric, settings.search.time_budget_s, saved)
+    recorder = TrialRecorder(queue, saved, console, stopper, scheduler.stopped)
+    if queue.left:
+        make_tuner(settings, saved.folder, runner, queue, scheduler, recorder, stopper).fit()
+    saved.flush()
+    if stopper.stop_all() and stopper.fault is not None:
+        raise RunStoppedError(output_fault(saved.folder, stopper.fault))
 
 
 def make_tuner(
     settings: Settings,
-    space: Space,
     output_dir: str,
-    callback: tune.Callback,
     runner: TrialRunner,
-    trainable: Any,
-    earlier: EarlierTrials | None = None,
+    queue: TrialQueue,
+    scheduler: TrialScheduler,
+    recorder: tune.Callback,
+    stopper: tune.Stopper,
 ) -> tune.Tuner:
-    """The tuner of a new search."""
+    """The tuner of a new or a resumed search. What Tune saves of it is not read again."""
     search = settings.search
     config = tune.TuneConfig(
         metric=search.metric,
         mode=search.mode,
-        search_alg=None if space.is_grid else make_searcher(settings, space, output_dir, earlier),
-        scheduler=make_scheduler(settings, space),
-        num_samples=1 if space.is_grid else trial_count(space),
+        search_alg=queue,
+        scheduler=scheduler,
+        num_samples=queue.left,
         max_concurrent_trials=runner.max_concurrent_trials,
         reuse_actors=runner.reuse_actors,
-        time_budget_s=search.time_budget_s,
-        trial_dirname_creator=lambda trial: trial.trial_id,
+        trial_dirname_creator=lambda trial: trial.config[TRIAL_ID],
     )
     return tune.Tuner(
-        trainable,
-        param_space={GRID_POINT: tune.grid_search(grid_points(space))} if space.is_grid else None,
+        tune.with_resources(runner.trainable, {"cpu": TRIAL_CPUS}),
         tune_config=config,
         run_config=tune.RunConfig(
             name="tune",
             storage_path=output_dir,
             verbose=0,
-            callbacks=[callback],
-            stop=partial(diverged, metric=search.metric),
+            callbacks=[recorder],
+            stop=stopper,
             failure_config=tune.FailureConfig(max_failures=runner.max_failures),
         ),
     )
@@ -121,40 +159,95 @@ def make_searcher(
     )
 
 
-def diverged(trial_id: str, result: dict[str, Any], *, metric: str) -> bool:
-    """Whether to stop a trial because its metric is NaN or infinite. ASHA would let it run to its end."""
-    return not math.isfinite(result[metric])
-
-
-def make_scheduler(settings: Settings, space: Space) -> TrialScheduler:
+def make_scheduler(
+    settings: Settings, space: Space, earlier: Sequence[SavedTrial] = ()
+) -> "BaselineAwareAsha | StopsNothing":
     """ASHA over the share of its run that a trial has done, or a scheduler that stops nothing.
 
     The share is the same at the same evaluation of every trial.
+
+    Args:
+        earlier: the trials of an interrupted search, whose reports count for ASHA's rungs.
     """
-    if settings.search.early_stopping == "none":
-        return FIFOScheduler()
-    return BaselineAwareAsha(space, settings.search.grace_period, settings.search.reduction_factor)
+    search = settings.search
+    if search.early_stopping == "none":
+        return StopsNothing()
+    return BaselineAwareAsha(space, search.grace_period, search.reduction_factor, earlier)
+
+
+class StopsNothing(FIFOScheduler):
+    """Tune's first-in-first-out scheduler, with the empty list of trials that it has stopped."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.stopped: set[str] = set()
+
+
+@dataclass(frozen=True)
+class EarlierTrial:
+    """A trial of an interrupted search, as ASHA knows a trial."""
+
+    trial_id: str
+    config: dict[str, Any]
 
 
 class BaselineAwareAsha(ASHAScheduler):
-    """ASHA that never stops baseline and recipe, because the result of the search is compared with them."""
+    """ASHA that never stops baseline and recipe, because the result of the search is compared with them.
 
-    def __init__(self, space: Space, grace_period: float, reduction_factor: int) -> None:
+    Args:
+        earlier: the trials of an interrupted search. Their reports fill the rungs again.
+
+    Attributes:
+        stopped: ids of the trials that it has stopped.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        grace_period: float,
+        reduction_factor: int,
+        earlier: Sequence[SavedTrial] = (),
+    ) -> None:
         # Fractions are fine; Ray's types ask for whole numbers.
         options: Any = {"time_attr": PROGRESS, "grace_period": grace_period, "max_t": NEVER}
         super().__init__(reduction_factor=reduction_factor, **options)
         self.baseline = {**space.baseline, **space.constants}
         self.compared = [self.baseline, recipe_values(space)]
+        self.stopped: set[str] = set()
+        self._earlier = {trial.trial_id: trial for trial in earlier}
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        # Tune has set the metric by now, and not before.
+        for one in [one for one in self._earlier.values() if one.end is not None]:
+            del self._earlier[one.trial_id]
+            self._replay(tune_controller, EarlierTrial(one.trial_id, {}), one)
+        super().on_trial_add(tune_controller, trial)
+        own = self._earlier.pop(trial.config.get(TRIAL_ID, ""), None)
+        if own is not None:
+            self._add_reports(tune_controller, trial, own)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         decision: str = super().on_trial_result(tune_controller, trial, _with_progress(result))
-        is_compared = trial_values(trial.config) in self.compared
-        return TrialScheduler.CONTINUE if is_compared else decision
+        if trial_values(trial.config) in self.compared:
+            return TrialScheduler.CONTINUE
+        if decision == TrialScheduler.STOP:
+            self.stopped.add(trial.config[TRIAL_ID])
+        return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         # NaN would spoil the quantiles that other trials are compared with.
         if math.isfinite(result.get(self.metric or "", math.nan)):
             super().on_trial_complete(tune_controller, trial, _with_progress(result))
+
+    def _replay(self, tune_controller: Any, stand_in: Any, trial: SavedTrial) -> None:
+        super().on_trial_add(tune_controller, stand_in)
+        self._add_reports(tune_controller, stand_in, trial)
+        super().on_trial_remove(tune_controller, stand_in)
+
+    def _add_reports(self, tune_controller: Any, trial: Any, saved: SavedTrial) -> None:
+        for report in saved.reports:
+            if math.isfinite(report.get(self.metric or "", math.nan)):
+                super().on_trial_result(tune_controller, trial, _with_progress(report))
 
 
 def _with_progress(result: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from vlmtune.evaluation.adapter import TrainedAdapter
 from vlmtune.evaluation.metrics import ANSWER_METRICS
 from vlmtune.search.comparison import BASELINE, RECIPE, Comparison, NoComparison, compare
 from vlmtune.search.confirm import Confirmed
+from vlmtune.search.failure import no_trial_completed
 from vlmtune.search.first_points import recipe_values
 from vlmtune.search.objectives import objectives_of
 from vlmtune.search.refit import refit
@@ -37,7 +38,6 @@ from vlmtune.search.trial_results import (
     failure_reason,
     settings_of,
     trials_table,
-    write_table,
 )
 from vlmtune.session import Session
 from vlmtune.storage import filesystem
@@ -56,7 +56,9 @@ def write_results(
     curves: Curves,
     confirmed: Confirmed | None = None,
 ) -> SearchResult:
-    """Write `best/`, `report.html` and, as the mark of a finished search, `trials.parquet`.
+    """Write `best/`, `trials.parquet` and `report.html`.
+
+    The table comes before the comparison and the report, which take longest and can fail.
 
     Raises:
         SearchFailedError: no trial completed. The search can be resumed.
@@ -64,11 +66,15 @@ def write_results(
     settings, store, folder = session.settings, session.store, session.folder
     best = best_trial(trials, settings.search.metric, settings.search.mode)
     if best is None:
-        raise SearchFailedError(_failure(trials, folder))
+        raise SearchFailedError(no_trial_completed(trials, settings, folder))
     if confirmed is not None:
         best = confirmed.best(trials)
     chosen = settings_of(best, settings)
     metrics, trained_on = save_best(session, best, chosen)
+    table = trials_table(trials, space.names, objectives_of(settings))
+    if confirmed is not None:
+        table = with_seeds(table, confirmed, trials, settings.search.metric)
+    storage.write_table(table, f"{folder}/trials.parquet")
     baseline, recipe = baseline_trial(trials, space), recipe_trial(trials, space)
     compared = {"baseline": baseline, "recipe": recipe}
     confirmation = None
@@ -98,10 +104,6 @@ def write_results(
             )
         shown = ReportTrials(trials, curves, objectives_of(settings), best, baseline, recipe, confirmation)
         write_report(session, space, chosen, shown, comparison)
-    table = trials_table(trials, space.names, objectives_of(settings))
-    if confirmed is not None:
-        table = with_seeds(table, confirmed, trials, settings.search.metric)
-    write_table(table, f"{folder}/trials.parquet")
     return SearchResult(
         folder=folder,
         best=TrainedAdapter(f"{folder}/best", settings.model.trust_remote_code),
@@ -230,9 +232,3 @@ def own_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
         or name.startswith(("eval_", f"{LAST}eval_"))
         or name.endswith("_per_second")
     }
-
-
-def _failure(trials: Sequence[TrialResult], folder: str) -> str:
-    reasons = [trial.error for trial in trials if trial.error]
-    reason = reasons[0] if reasons else "Every trial was stopped, diverged or did not fit in memory."
-    return f"no trial ran to its end. {reason}\nLogs: {folder}/tune"

@@ -8,7 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
 from vlmtune.training.best_evaluation import EvaluationRule
-from vlmtune.training.meter import Meter
+from vlmtune.training.meter import Meter, first_loss
 from vlmtune.training.trainer import AdapterTrainer
 
 ReportResult = Callable[[dict[str, Any], str], None]  # takes metrics, and the folder of their checkpoint
@@ -59,5 +59,6 @@ class ReportAtEvaluation(TrainerCallback):
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         position = {"step": state.global_step, "max_steps": state.max_steps, "epoch": float(state.epoch or 0)}
         folder = f"{args.output_dir}/checkpoint-{state.global_step}"
-        report = {**self.metrics, **position, **self.meter.summary()}
+        first = first_loss(state.log_history)
+        report = {**self.metrics, **position, **self.meter.summary(), **first}
         self.report(self.rule.judged(report, self.metrics, state.log_history), folder)

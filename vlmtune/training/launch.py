@@ -1,6 +1,7 @@
 """One run: the training loop in this process, or in Ray Train workers, with the same result."""
 
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -22,9 +23,11 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
+from vlmtune.checksums import damaged_file, write_checksums
 from vlmtune.cluster import WORKER_CPUS
 from vlmtune.compat.ray_train import is_worker_loss
 from vlmtune.config.settings import Settings
+from vlmtune.console import console_line
 from vlmtune.data.split import EVAL
 from vlmtune.data.store import Store
 from vlmtune.data.stream import read_batches, stream_batches
@@ -32,6 +35,8 @@ from vlmtune.errors import UserError
 from vlmtune.storage import filesystem
 from vlmtune.training.best_evaluation import BEST_STEP, LAST, EvaluationRule
 from vlmtune.training.gauges import Gauges
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -52,6 +57,7 @@ class Outcome:
 # cloud announces that it takes a spot machine. This is for machines that go unannounced, and for workers that
 # the system kills.
 MAX_RESTARTS = 8
+KEPT = 2  # checkpoints of a run: if the last one is damaged, the one before is there
 METRICS_FILE = "report.json"  # of a checkpoint of `run_in_process`, written last: the metrics of its report
 
 
@@ -60,15 +66,18 @@ def run_in_process(
 ) -> Outcome:
     """Train in this process, without Ray Train.
 
-    The last checkpoint stays in `output_dir`/checkpoints, and a run resumes from it.
+    The last two checkpoints stay in `output_dir`/checkpoints, and a run resumes from the last whole one.
     """
     from vlmtune.training.loop import train
     from vlmtune.training.step_plan import length_multiple
 
     def report(metrics: dict[str, Any], folder: str) -> None:
-        (Path(folder) / METRICS_FILE).write_text(json.dumps(metrics))
-        kept = (Path(folder), work_dir / f"checkpoint-{metrics.get(BEST_STEP)}")
-        for checkpoint in work_dir.glob("checkpoint-*"):
+        text = json.dumps(metrics)
+        write_checksums(Path(folder), report_json=text)
+        (Path(folder) / METRICS_FILE).write_text(text)
+        by_step = sorted(work_dir.glob("checkpoint-*"), key=_step)
+        kept = {*by_step[-KEPT:], work_dir / f"checkpoint-{metrics.get(BEST_STEP)}"}
+        for checkpoint in by_step:
             if checkpoint not in kept:
                 shutil.rmtree(checkpoint)
 
@@ -92,12 +101,43 @@ def run_in_process(
 
 
 def last_checkpoint(work_dir: Path) -> str | None:
-    """The complete checkpoint of `run_in_process` with the most steps, if there is one."""
-    complete = {
-        int(report.parent.name.rpartition("-")[2]): report.parent
-        for report in work_dir.glob(f"checkpoint-*/{METRICS_FILE}")
-    }
-    return str(complete[max(complete)]) if complete else None
+    """The whole checkpoint of `run_in_process` with the most steps, if there is one."""
+    complete = [report.parent for report in work_dir.glob(f"checkpoint-*/{METRICS_FILE}")]
+    local = pafs.LocalFileSystem()
+    for folder in sorted(complete, key=_step, reverse=True):
+        if tell_damage(local, str(folder)) is None:
+            return str(folder)
+    return None
+
+
+def tell_damage(files: pafs.FileSystem, folder: str) -> str | None:
+    """The name of a damaged file of a checkpoint, which is logged; None if it is whole."""
+    name = damaged_file(files, folder)
+    if name is not None:
+        logger.info(console_line("", f"{folder}/{name} is damaged: the checkpoint before it is used"))
+    return name
+
+
+def whole_checkpoint(latest: Checkpoint | None) -> Checkpoint | None:
+    """Ray Train's latest checkpoint, or one before it in the same folder if its files are damaged."""
+    if latest is None or latest.filesystem is None:
+        return None
+    files, (parent, _, name) = latest.filesystem, latest.path.rpartition("/")
+    folders = [
+        entry.path
+        for entry in files.get_file_info(pafs.FileSelector(parent))
+        if entry.type == pafs.FileType.Directory
+        and entry.base_name.startswith("checkpoint_")
+        and entry.base_name <= name
+    ]
+    for folder in sorted(folders, reverse=True):
+        if tell_damage(files, folder) is None:
+            return Checkpoint(folder, filesystem=files)
+    return None
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
 
 
 def run_on_ray(
@@ -154,14 +194,14 @@ def run_on_ray(
 
 
 def kept_checkpoints(settings: Settings, store: Store) -> CheckpointConfig:
-    """Keep the last checkpoint, and that of the best evaluation where it counts."""
+    """Keep the last checkpoints, and those of the best evaluations where they count."""
     rule = EvaluationRule.of(settings, len(store.rows_of(EVAL)))
     if not rule.load_best:
-        return CheckpointConfig(num_to_keep=1)
+        return CheckpointConfig(num_to_keep=KEPT)
     # Ray keeps the last one too. It compares the numbers of each report's own evaluation.
     order: Any = rule.mode
     return CheckpointConfig(
-        num_to_keep=1, checkpoint_score_attribute=f"{LAST}{rule.metric}", checkpoint_score_order=order
+        num_to_keep=KEPT, checkpoint_score_attribute=f"{LAST}{rule.metric}", checkpoint_score_order=order
     )
 
 
@@ -200,6 +240,8 @@ def worker(config: dict[str, Any]) -> None:
     rank = context.get_world_rank()
 
     def report(metrics: dict[str, Any], folder: str) -> None:
+        if rank == 0:
+            write_checksums(Path(folder))
         # Every rank gives its folder, with its random state; Ray Train merges them into one checkpoint.
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
         shutil.rmtree(folder, ignore_errors=True)
@@ -209,7 +251,7 @@ def worker(config: dict[str, Any]) -> None:
             pafs.copy_files(local_runs, inner, destination_filesystem=target)
 
     runs_dir: str = config["runs_dir"]
-    checkpoint = ray.train.get_checkpoint()
+    checkpoint = whole_checkpoint(ray.train.get_checkpoint())
     with (
         tempfile.TemporaryDirectory() as work_dir,
         checkpoint.as_directory() if checkpoint else nullcontext() as start,

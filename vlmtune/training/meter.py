@@ -4,7 +4,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tensorboardX.summary import scalar
 from vlmtune.evaluation.metrics import METRICS
 
 EVALUATION_NUMBER = "evaluation"  # key in a report: which evaluation of the run it is, from 1
+FIRST_LOSS = "first_loss"  # key in a report: the training loss that the run began with
 
 
 def evaluation_number(metrics: dict[str, Any], eval_steps: float | None) -> int:
@@ -32,6 +33,15 @@ def evaluation_number(metrics: dict[str, Any], eval_steps: float | None) -> int:
         return max(1, round(float(metrics["epoch"])))
     done: float = metrics["step"] / eval_steps
     return max(1, int((done if eval_steps >= 1 else done / metrics["max_steps"]) + 1e-9))
+
+
+def first_loss(log_history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """{FIRST_LOSS: the loss of a run's first logged step}, from the Trainer's log; empty before it.
+
+    It tells an adapter that got worse than the base from one that got better.
+    """
+    lines = (line.get(FIRST_LOSS, line.get("loss")) for line in log_history)
+    return next(({FIRST_LOSS: float(loss)} for loss in lines if loss is not None), {})
 
 
 class Meter:

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from vlmtune import __version__
+from vlmtune.checksums import CHECKSUMS
 from vlmtune.config.settings import Settings
 from vlmtune.data.chat_template import ChatTemplate
 from vlmtune.data.serving_prompt import serving_notes
@@ -22,6 +23,7 @@ CHECKPOINT_ONLY = (
     "scaler.pt",
     "training_args.bin",
     "report.json",
+    CHECKSUMS,
     "README.md",
 )
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "ray", "optuna")

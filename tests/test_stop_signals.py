@@ -1,0 +1,57 @@
+"""Ctrl-C and SIGTERM in a process of its own."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import time
+from vlmtune.errors import interrupted_search, plain_user_errors
+with plain_user_errors():
+    try:
+        print("begun", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt as interrupt:
+        try:
+            print("leaving", flush=True)
+            if {slow}:
+                time.sleep(60)
+        finally:
+            raise interrupted_search("/out", interrupt) from None
+"""
+
+
+def begun(*, slow: bool) -> "subprocess.Popen[str]":
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.format(slow=slow)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "word", "code"), [(signal.SIGINT, "Interrupted", 130), (signal.SIGTERM, "Terminated", 143)]
+)
+def test_the_first_signal_ends_a_command_in_order(number: int, word: str, code: int) -> None:
+    process = begun(slow=False)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert stderr == f"{word}. To resume: python ray_jobs/tune.py --resume /out\n"
+
+
+@pytest.mark.parametrize(("second", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_second_signal_ends_it_at_once_without_a_traceback(second: int, code: int) -> None:
+    process = begun(slow=True)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "leaving\n"
+    process.send_signal(second)
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (code, "")

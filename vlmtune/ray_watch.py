@@ -1,0 +1,76 @@
+"""Ends a run in one line when the Ray under it has died: Ray itself waits a minute, then aborts in C++."""
+
+import os
+import select
+import socket
+import sys
+import threading
+import time
+
+from vlmtune.compat.ray_node import control_processes
+from vlmtune.errors import FAULT
+
+CHECK_S = 5.0  # between two attempts to reach the GCS of a cluster that was there before
+GONE_AFTER_S = 30.0  # without an answer; a GCS that is started again is back sooner
+
+
+class RayWatch:
+    """Watches Ray's processes from `start` to `stop`, in a thread.
+
+    Args:
+        resume: how the run is resumed, for the line.
+    """
+
+    def __init__(self, resume: str) -> None:
+        self.resume = resume
+        self._stopped, self._wake = os.pipe()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Watch the Ray that this process has started, or the address that it has joined."""
+        own = control_processes()
+        address = os.environ.get("RAY_ADDRESS", "").removeprefix("ray://")
+        if own:
+            work = threading.Thread(target=self._watch_processes, args=(own,), daemon=True)
+        elif address.rpartition(":")[2].isdigit():
+            work = threading.Thread(target=self._watch_address, args=(address,), daemon=True)
+        else:
+            return
+        self._thread = work
+        work.start()
+
+    def stop(self) -> None:
+        """End the watch, before Ray's processes end in order."""
+        os.write(self._wake, b".")
+        if self._thread is not None:
+            self._thread.join(timeout=CHECK_S)
+
+    def _watch_processes(self, own: dict[str, int]) -> None:
+        names = {}
+        for name, pid in own.items():
+            try:
+                names[os.pidfd_open(pid)] = name
+            except ProcessLookupError:
+                self._end(name)
+        readable, _, _ = select.select([self._stopped, *names], [], [])
+        if self._stopped not in readable:
+            self._end(names[readable[0]])
+
+    def _watch_address(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        answered = time.monotonic()
+        while not select.select([self._stopped], [], [], CHECK_S)[0]:
+            try:
+                socket.create_connection((host, int(port)), timeout=CHECK_S).close()
+                answered = time.monotonic()
+            except OSError:
+                if time.monotonic() - answered > GONE_AFTER_S:
+                    self._end(f"GCS at {address}")
+
+    def _end(self, name: str) -> None:
+        """Leave at once: what runs in other threads waits for an answer that does not come."""
+        print(
+            f"error: Ray's {name} has ended, and the run with it. To resume: {self.resume}", file=sys.stderr
+        )
+        sys.stderr.flush()
+        os._exit(FAULT)

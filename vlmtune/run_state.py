@@ -1,0 +1,257 @@
+"""What an output folder holds of an unfinished run, beside its checkpoints: settings, data, whether it ended.
+
+Each fact is there twice, in `search.yaml` (or `config.yaml`) and in the state file and its copy, so that one
+damaged file keeps nobody from resuming.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlmtune import output, storage
+from vlmtune.config import yaml12
+from vlmtune.config.settings import Settings
+from vlmtune.console import console_line
+from vlmtune.data.store import file_states
+from vlmtune.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+COPY = ".copy"  # ends the name of the second state file
+FILES = "files.parquet"  # beside the state file: the data's files as they were when the run began
+# Options that may change in a resumed search: they change no trial.
+MAY_CHANGE = ("num_samples", "time_budget_s", "max_concurrent_trials")
+# Options that say what to do, and are no part of a run's settings.
+NOT_COMPARED = ("resume", "output_dir", "storage_path", "overwrite", "salvage", "trust_folder")
+CHANGES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class RunKind:
+    """The files by which a run of one command is recognised and resumed.
+
+    Attributes:
+        noun: what the run is called in messages.
+        settings_file: the settings that it was started with.
+        state_file: which prepared rows its checkpoints were trained on, its settings, and `state_format`.
+        finished_file: is there in a finished run.
+        state_format: version of the checkpoints and of the trials' files; raised when older ones cannot be
+            resumed.
+    """
+
+    noun: str
+    settings_file: str
+    state_file: str
+    finished_file: str
+    state_format: int
+
+
+TRAINING = RunKind("run", "config.yaml", "checkpoints/data.json", "metrics.json", 1)
+# Format 4: the trials have files of their own, and Ray Tune's state is not read.
+SEARCH = RunKind("search", "search.yaml", "tune/data.json", "trials.parquet", 4)
+
+
+def write(folder: str, kind: RunKind, settings: Settings, key: str, *, ended: bool = False) -> None:
+    """Write the settings and the state of a run.
+
+    Args:
+        key: of the prepared rows.
+    """
+    text = output.settings_yaml(settings)
+    state = {"key": key, "format": kind.state_format, "ended": ended, "settings": text}
+    storage.write_text(f"{folder}/{kind.settings_file}", text)
+    for name in (kind.state_file, kind.state_file + COPY):
+        storage.write_json(f"{folder}/{name}", state)
+
+
+def read(folder: str, kind: RunKind) -> dict[str, Any]:
+    """The state of a run, of the file or its copy; empty if neither can be read."""
+    for name in (kind.state_file, kind.state_file + COPY):
+        text = _read_text(f"{folder}/{name}")
+        try:
+            state = json.loads(text or "")
+        except ValueError:
+            continue
+        if isinstance(state, dict) and "key" in state:
+            return state
+    return {}
+
+
+def check_is_there(folder: str, kind: RunKind) -> None:
+    """Raises ConfigError if the folder holds no run of this kind."""
+    if not storage.exists(f"{folder}/{kind.settings_file}") and not read(folder, kind):
+        raise ConfigError(
+            f"--resume {folder}: no {kind.noun} is there ({kind.settings_file} is missing); name the "
+            f"--output_dir of an interrupted {kind.noun}"
+        )
+
+
+def interrupted_settings(
+    folder: str, kind: RunKind, requested: Settings, given: Sequence[str] = ()
+) -> Settings:
+    """The settings of the interrupted run in a folder, with the changes that may be asked for.
+
+    Args:
+        requested: what `--resume` was given with, with absolute paths.
+        given: the flag names in it; see `Settings.given`.
+
+    Raises:
+        ConfigError: there is no run, it has finished, its settings are lost, an older vlmtune started it, or
+            other settings are asked for.
+    """
+    check_is_there(folder, kind)
+    state = read(folder, kind)
+    settings = _saved_settings(folder, kind, state)
+    if state and state.get("format", 1) != kind.state_format:
+        if is_finished(folder, kind, state):
+            raise ConfigError(f"--resume {folder}: this {kind.noun} has ended, nothing is left to do")
+        raise ConfigError(
+            f"--resume {folder}: this {kind.noun} was started by an older vlmtune, whose state this one "
+            f"cannot read; start a new {kind.noun}, or resume with the version that started it"
+        )
+    if not state:
+        raise ConfigError(_damaged(folder, kind, kind.state_file))
+    changes = changed_options(settings, requested, given)
+    extended = _check_changes(folder, kind, settings, changes)
+    if is_finished(folder, kind, state) and not extended:
+        raise ConfigError(f"--resume {folder}: this {kind.noun} has ended, nothing is left to do")
+    return settings.replace(**changes)
+
+
+def is_finished(folder: str, kind: RunKind, state: Mapping[str, Any]) -> bool:
+    """Whether a run has written everything."""
+    path = f"{folder}/{kind.finished_file}"
+    if not state.get("ended", True) or not storage.exists(path):
+        return False
+    return not path.endswith(".parquet") or _is_table(path)
+
+
+def changed_options(saved: Settings, requested: Settings, given: Sequence[str]) -> dict[str, Any]:
+    """The options that are asked for beside `--resume` and differ from the saved ones, by flag name."""
+    names = [name for name in given if name not in NOT_COMPARED]
+    return {name: requested.value(name) for name in names if requested.value(name) != saved.value(name)}
+
+
+def _check_changes(folder: str, kind: RunKind, saved: Settings, changes: Mapping[str, Any]) -> bool:
+    """Refuse changes that a resumed run cannot make; returns whether a search is extended."""
+    allowed = MAY_CHANGE if kind is SEARCH else ()
+    refused = {name: value for name, value in changes.items() if name not in allowed}
+    if refused:
+        raise ConfigError(
+            f"--resume {folder}: was started with other settings: {_differences(saved, refused)}; give "
+            f"--resume alone, or start a new {kind.noun}"
+        )
+    more = changes.get("num_samples")
+    if more is not None and more < saved.search.num_samples:
+        raise ConfigError(
+            f"--num_samples {more}: this search has {saved.search.num_samples} trials already; give more"
+        )
+    return more is not None
+
+
+def _differences(saved: Settings, changes: Mapping[str, Any]) -> str:
+    lines = [f"{name} {saved.value(name)} → {value}" for name, value in changes.items()]
+    more = len(lines) - CHANGES_SHOWN
+    return ", ".join(lines[:CHANGES_SHOWN]) + (f", and {more} more" if more > 0 else "")
+
+
+def readable_settings(folder: str, kind: RunKind) -> Settings | None:
+    """The settings of a run, of whichever file can be read; None if none can."""
+    own = _parse(_read_text(f"{folder}/{kind.settings_file}"))
+    return own if own is not None else _parse(read(folder, kind).get("settings"))
+
+
+def _saved_settings(folder: str, kind: RunKind, state: Mapping[str, Any]) -> Settings:
+    """The settings of a run: those of its file, or of its state if that is damaged."""
+    own, copy = (
+        _parse(text) for text in (_read_text(f"{folder}/{kind.settings_file}"), state.get("settings"))
+    )
+    if own is None and copy is None:
+        raise ConfigError(_damaged(folder, kind, kind.settings_file))
+    if own is None:
+        assert copy is not None
+        logger.info(
+            console_line("", f"{kind.settings_file} is damaged: its copy in {kind.state_file} is used")
+        )
+        return copy
+    if copy is not None and own != copy:
+        theirs = own.to_flags() | {name: own.value(name) for name in copy.to_flags()}
+        changes = {
+            name: value
+            for name, value in theirs.items()
+            if copy.value(name) != value and name not in (*MAY_CHANGE, *NOT_COMPARED)
+        }
+        if changes:
+            raise ConfigError(
+                f"--resume {folder}: {kind.settings_file} was changed since this {kind.noun} began: "
+                f"{_differences(copy, changes)}; change it back, or start a new {kind.noun}"
+            )
+    return own
+
+
+def _damaged(folder: str, kind: RunKind, name: str) -> str:
+    rescue = (
+        f"; to copy the best finished adapter and the table of trials: python ray_jobs/tune.py --resume "
+        f"{folder} --salvage"
+        if kind is SEARCH
+        else f"; its checkpoints are in {folder}/checkpoints"
+    )
+    return f"--resume {folder}: {name} is damaged or missing, and so is its copy{rescue}"
+
+
+def _parse(text: str | None) -> Settings | None:
+    if not text:
+        return None
+    try:
+        options = yaml12.load_options(text)
+        return None if options is None else Settings.from_flags(options)
+    except (yaml12.YamlError, ConfigError):
+        return None
+
+
+def _read_text(path: str) -> str | None:
+    try:
+        return storage.read_text(path) if storage.exists(path) else None
+    except UnicodeDecodeError:
+        return None
+
+
+def _is_table(path: str) -> bool:
+    files, inner = storage.filesystem(path)
+    try:
+        return bool(pq.read_metadata(inner, filesystem=files).num_rows)
+    except (pa.ArrowInvalid, OSError):
+        return False
+
+
+def write_files(folder: str, kind: RunKind, files: Sequence[tuple[str, str]]) -> None:
+    """Save the state of the data's files, so that a resumed run can say which one has changed."""
+    table = pa.table({"path": [path for path, _ in files], "state": [state for _, state in files]})
+    storage.write_table(table, _files_path(folder, kind))
+
+
+def check_same_files(folder: str, kind: RunKind) -> None:
+    """Raises DataError with its name if a file of the data has changed since the run began."""
+    path = _files_path(folder, kind)
+    if not storage.exists(path) or not _is_table(path):
+        return  # the prepared rows' key is compared later
+    files, inner = storage.filesystem(path)
+    known = pq.read_table(inner, filesystem=files).to_pydict()
+    now = dict(file_states(known["path"]))
+    changed = [one for one, state in zip(known["path"], known["state"], strict=True) if now[one] != state]
+    if changed:
+        gone = now[changed[0]].startswith("NotFound")
+        more = f" (and {len(changed) - 1} more files)" if len(changed) > 1 else ""
+        raise DataError(
+            f"--resume {folder}: {changed[0]}{more} {'is gone' if gone else 'has changed'} since this "
+            f"{kind.noun} began; put the file back as it was, with its time, or start a new {kind.noun}"
+        )
+
+
+def _files_path(folder: str, kind: RunKind) -> str:
+    return f"{storage.parent(f'{folder}/{kind.state_file}')}/{FILES}"

@@ -1,0 +1,129 @@
+"""Saves and shows what Ray Tune's trials report, and says when the whole search has to stop."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from vlmtune.faults import disk_reason
+from vlmtune.packed.messages import FAILURE, NOTES, TRIAL_ID
+from vlmtune.search.saved_trials import End, SavedTrial, SavedTrials
+from vlmtune.search.trial_console import TrialConsole
+from vlmtune.search.trial_queue import TrialQueue
+from vlmtune.search.trial_results import failure_reason, has_diverged
+
+# Ray's words for an actor that died or does not answer, in the text that Tune keeps of its error.
+PROCESS_DIED = re.compile(r"The actor (died|is dead)|ActorDiedError|ActorUnavailableError")
+
+
+class SearchStopper(tune.Stopper):
+    """Stops a trial that diverged, and all trials when the time is over or the disk fails.
+
+    Args:
+        metric: of the search.
+        budget_s: seconds after which all trials are stopped; None for no limit.
+        saved: whose files may fail to be written.
+
+    Attributes:
+        fault: why the search cannot continue, in a few words; None while it can.
+    """
+
+    def __init__(self, metric: str, budget_s: float | None, saved: SavedTrials) -> None:
+        self.metric, self.budget_s, self.saved = metric, budget_s, saved
+        self.fault: str | None = None
+        self.started = time.monotonic()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def budget_spent(self) -> bool:
+        return self.budget_s is not None and time.monotonic() - self.started >= self.budget_s
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return has_diverged(result, self.metric)
+
+    def stop_all(self) -> bool:
+        if self.fault is None and self.saved.error is not None:
+            self.fault = disk_reason(self.saved.error) or str(self.saved.error)
+        return self.fault is not None or self.budget_spent
+
+
+class TrialRecorder(tune.Callback):
+    """Passes what happens to the trials on to their files and to the console.
+
+    Args:
+        console: None shows nothing.
+        stopped: ids that early stopping has stopped; the scheduler adds to it.
+    """
+
+    def __init__(
+        self,
+        queue: TrialQueue,
+        saved: SavedTrials,
+        console: TrialConsole | None,
+        stopper: SearchStopper,
+        stopped: set[str],
+    ) -> None:
+        self.queue, self.saved, self.console = queue, saved, console
+        self.stopper, self.stopped = stopper, stopped
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._changed(self._own(trial))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
+    ) -> None:
+        own = self._own(trial)
+        own.add_report(result)
+        if self.console is not None:
+            self.console.note(result.get(NOTES, ()))
+        if result.get("done"):
+            self.saved.save(own)  # it is shown when it has ended
+        else:
+            self._changed(own)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        own = self._own(trial)
+        own.end = self._end(own)
+        self._changed(own)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        own = self._own(trial)
+        text = Path(trial.error_file).read_text() if trial.error_file is not None else ""
+        reason = failure_reason(text)
+        fault = disk_reason(text)
+        if fault is not None:
+            self.stopper.fault = self.stopper.fault or fault
+            return
+        lost = PROCESS_DIED.search(text) is not None
+        own.end, own.error = End.LOST if lost else End.ERROR, reason
+        self._changed(own)
+
+    def _own(self, trial: Any) -> SavedTrial:
+        return self.queue.trials[trial.config[TRIAL_ID]]
+
+    def _end(self, trial: SavedTrial) -> End | None:
+        """How a trial ended that Tune has stopped, or that has made its last report."""
+        last = trial.last_report
+        if FAILURE in last or last.get("infeasible"):
+            return End.OWN
+        if last and has_diverged(last, self.stopper.metric):
+            return End.DIVERGED
+        if last and last["step"] >= last["max_steps"]:
+            return End.OWN
+        if trial.trial_id in self.stopped:
+            return End.STOPPED
+        return End.BUDGET if self.stopper.budget_spent and self.stopper.fault is None else None
+
+    def _changed(self, trial: SavedTrial) -> None:
+        self.saved.save(trial)
+        if self.console is not None:
+            self.console.show(trial)
