@@ -38,7 +38,10 @@ FAST = (
 )
 # What does not work, by family: the checks, and why.
 KNOWN: dict[str, tuple[str, ...]] = {
-    "emu3": ("equal", "predict"),  # images padded to the largest of a batch have other features
+    # Refused: images padded to the largest of a batch have other features.
+    "emu3": ("training", "stock"),
+    # Refused over quantised weights: its class casts images to the type of its weights.
+    "ernie4_5_vl_moe": ("training", "packed"),
     "gemma3n": ("training", "packed"),  # refused over quantised weights: its class clips them in each step
 }
 
