@@ -49,7 +49,9 @@ def test_a_report_has_the_best_evaluation_so_far_and_its_own_beside_it() -> None
 
 
 def test_a_diverged_evaluation_and_a_run_whose_last_one_counts_stay_as_they_are() -> None:
-    assert math.isnan(judged(rule(), 1.2, math.nan)["eval_loss"])
+    diverged = judged(rule(), 1.2, math.nan)
+    assert math.isnan(diverged["eval_loss"]) and math.isnan(diverged["last_eval_loss"])
+    assert BEST_STEP not in diverged
     assert judged(rule(load_best_model_at_end=False), 1.2, 1.6) == {
         "eval_loss": 1.6,
         "step": 4,

@@ -68,7 +68,7 @@ class EvaluationRule:
         """A report as it counts.
 
         With `load_best` it has the numbers `names` of the best evaluation so far and its `best_step`, and its
-        own under `last_`. One whose metric is NaN or infinite stays as it is.
+        own under `last_`. One whose metric is NaN or infinite keeps its numbers.
 
         Args:
             names: the numbers of an evaluation.
@@ -77,11 +77,14 @@ class EvaluationRule:
         counted = dict(report)
         if self.out_of_patience(history):
             counted[OUT_OF_PATIENCE] = True
-        if not self.load_best or not math.isfinite(report[self.metric]):
+        if not self.load_best:
+            return counted
+        # Also where it is NaN: Ray Train would take a checkpoint without the number for the best.
+        counted |= {f"{LAST}{name}": report[name] for name in names}
+        if not math.isfinite(report[self.metric]):
             return counted
         best = self._best(history)
         counted |= {name: best[name] for name in names}
-        counted |= {f"{LAST}{name}": report[name] for name in names}
         return {**counted, BEST_STEP: best["step"]}
 
     def out_of_patience(self, history: Sequence[Mapping[str, Any]]) -> bool:

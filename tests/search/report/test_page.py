@@ -115,6 +115,28 @@ def test_without_a_comparison_it_says_why(report: SearchReport) -> None:
     assert "<figure>" not in text and "Before and after" not in text
 
 
+def test_the_recipe_the_confirmation_and_the_proposals_are_told(
+    report: SearchReport, rows: list[TrialResult]
+) -> None:
+    origins = ["baseline", "recipe", *["spread"] * 4, *["model"] * 4]
+    results = [replace(row, proposal=origin) for row, origin in zip(rows, origins, strict=True)]
+    confirmation = "0.11 ± 0.01 over 3 seeds; the difference to the recipe is within it"
+    searched = replace(
+        report.trials,
+        results=results,
+        best=results[2],
+        baseline=results[0],
+        recipe=results[1],
+        confirmation=confirmation,
+    )
+    text = report_page(replace(report, trials=searched))
+    assert "4 of 10 by the model, 4 spread over the space, baseline and recipe" in text
+    assert f"Trained with other seeds too: {confirmation}" in text
+    assert "the recipe (no search) 0.1" in text
+    best_is_recipe = report_page(replace(report, trials=replace(searched, best=results[1])))
+    assert "Searching found nothing better than the recipe, which needs no search" in best_is_recipe
+
+
 def test_an_adapter_worse_than_the_base_is_no_success(report: SearchReport) -> None:
     answers = [ComparedRow(row, "?", "3", {BASE: "3", BEST: "4"}) for row in range(5)]
     text = report_page(replace(report, comparison=compare_answers(answers, list("abcde"), 5, 0)))

@@ -6,6 +6,7 @@ from vlmtune.console import format_value
 from vlmtune.evaluation.verdict import BETTER, UNCLEAR, WORSE, few_rows_warning, verdict_of, verdict_text
 from vlmtune.html_page import section, table, tiles
 from vlmtune.search.comparison import Comparison, NoComparison, format_metric
+from vlmtune.search.first_points import proposals_text
 from vlmtune.search.report.answers import MODELS
 from vlmtune.search.report.charts import (
     ReportTrials,
@@ -96,7 +97,9 @@ def legend() -> str:
 
 
 def history_section(report: SearchReport) -> str:
-    return section("Trials", legend(), history(report.trials))
+    text = f"Where their values come from: {proposals_text([one.proposal for one in report.trials.results])}"
+    note = f'<p class="soft small">{escape(text)}</p>'
+    return section("Trials", legend(), history(report.trials), note)
 
 
 def curves_section(report: SearchReport) -> str:
