@@ -182,6 +182,7 @@ def test_the_demo_runs_as_a_job(
         "report.html",
         "trials.parquet",
         "search.yaml",
+        "study.journal",
         "runs",
         "tune",
     }

@@ -123,6 +123,7 @@ def test_a_killed_search_leaves_no_process_and_goes_on_with_every_trial_counted_
         "Test",
         "Best",
         "Values",
+        "Proposals",
         "Adapter",
         "Report",
         "Table",
