@@ -9,7 +9,15 @@ import pytest
 import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
-from vlmtune.cluster import READ_CPUS, WORKER_CPUS, Cluster, autoscaled, connect, in_ray_job
+from vlmtune.cluster import (
+    READ_CPUS,
+    WORKER_CPUS,
+    Cluster,
+    autoscaled,
+    connect,
+    in_ray_job,
+    use_short_temp_dir,
+)
 from vlmtune.errors import ResourceError
 
 LAPTOP = Cluster(dashboard=None, cpus=2, gpus=0, nodes=1)
@@ -102,3 +110,12 @@ with plain_user_errors():
     )
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(("length", "moved"), [(10, False), (100, True)])
+def test_ray_puts_its_sockets_where_they_fit(
+    length: int, moved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/" + "t" * (length - 1))
+    use_short_temp_dir()
+    assert (os.environ["RAY_TMPDIR"] == "/tmp") == moved

@@ -1,6 +1,9 @@
 import contextlib
 import io
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -132,3 +135,29 @@ def test_log_lines_are_printed_once_in_two_columns(capsys: pytest.CaptureFixture
         "Data      100 % of the rows",
         "          and more",
     ]
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "LANG": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+    ],
+)
+def test_terminals_and_locales_without_unicode(environment: dict[str, str]) -> None:
+    """Letters that the output does not take become escapes; file names are Unicode in any locale."""
+    program = (
+        "from vlmtune.console import configure_console, say; import sys; configure_console(); "
+        "say(f'{sys.getfilesystemencoding()} {sys.argv[1]} \\u00d7')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "사람"],
+        capture_output=True,
+        env={**os.environ, **environment},
+        check=True,
+        timeout=60,
+    )
+    shown = done.stdout.decode("ascii" if "PYTHONIOENCODING" in environment else "utf-8")
+    assert shown.startswith("utf-8 ")
+    assert "\\xd7" in shown or "×" in shown
+    assert "\\uc0ac\\ub78c" in shown or "사람" in shown

@@ -1,14 +1,18 @@
 """How a command ends after an error."""
 
+from pathlib import Path
+
 import pytest
 
 from vlmtune.errors import (
     DataError,
+    ResourceError,
     RunStoppedError,
     SearchFailedError,
     SearchInterrupted,
     interrupted_search,
     plain_user_errors,
+    writable,
 )
 from vlmtune.stop_signals import Terminated
 
@@ -40,3 +44,16 @@ def test_an_error_ends_the_command_with_one_line_and_a_code(
         raise error
     assert ended.value.code == code
     assert capsys.readouterr().err == line
+
+
+def test_a_write_that_fails_names_the_folder_and_its_flag(tmp_path: Path) -> None:
+    with (
+        pytest.raises(
+            ResourceError, match=r"--cache_dir /full: cannot be written: .* No space left"
+        ) as caught,
+        writable("/full", "--cache_dir"),
+    ):
+        raise OSError(28, "Error writing bytes to file. No space left on device")
+    assert "give --cache_dir a folder with space that you may write to" in str(caught.value)
+    with writable(str(tmp_path), "--cache_dir"):
+        (tmp_path / "a").write_text("x")

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import socket
+import tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from ray.exceptions import RayError
 from vlmtune.errors import ConfigError, ResourceError
 from vlmtune.standard_error import captured_stderr
 from vlmtune.stop_signals import take_back_stop_signals
+
+logger = logging.getLogger(__name__)
 
 # The object store of a Ray that vlmtune starts. Micro-batches stream through it; nothing stays there. The
 # size is explicit, because Ray takes a fraction of the memory that it sees, and some machines show little of
@@ -37,6 +40,9 @@ TOKEN_REFUSED = re.compile(
 SECONDS_TO_ANSWER = 10.0  # for a Ray at RAY_ADDRESS
 # `ray up` writes this file on the head node, where a job's entry point runs.
 LAUNCHER_CONFIG = Path.home() / "ray_bootstrap_config.yaml"
+# Bytes of TMPDIR: a socket's path has at most 107, and Ray adds a session's name, a process id and more.
+MAX_TEMP_DIR = 36
+SHORT_TEMP_DIR = "/tmp"
 LAUNCHER_MAX_WORKERS = 2  # the launcher's default, where the file does not say it
 
 WORKER_ENV = {
@@ -106,6 +112,7 @@ def connect() -> Cluster:
         # The dashboard stays on: without it, Train runs that Tune stops leak their placement groups.
         # "local", or Ray would join whatever ran on this machine last, alive or not.
         options |= {"address": "local", "include_dashboard": True, "object_store_memory": OBJECT_STORE_BYTES}
+        use_short_temp_dir()
     try:
         # Of a cluster that refuses this process, Ray prints some twenty lines before it raises.
         with captured_stderr() if address is not None else nullcontext(list[str]()) as printed:
@@ -126,6 +133,14 @@ def connect() -> Cluster:
     alive = sum(node["Alive"] for node in ray.nodes())
     url = context.dashboard_url
     return Cluster(f"http://{url}" if url else None, most["CPU"], most["GPU"], max(alive, nodes))
+
+
+def use_short_temp_dir() -> None:
+    """Let Ray put its sockets below /tmp where TMPDIR is too long for them, as in some batch systems."""
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    if len(os.fsencode(folder)) > MAX_TEMP_DIR:
+        os.environ["RAY_TMPDIR"] = SHORT_TEMP_DIR
+        logger.info(f"Ray's sockets do not fit below {folder}: they are in {SHORT_TEMP_DIR}")
 
 
 def autoscaled(launcher_config: Path) -> tuple[dict[str, float], int]:

@@ -5,6 +5,7 @@ is logged. A program that uses vlmtune as a library can handle the logger `vlmtu
 """
 
 import atexit
+import io
 import logging
 import math
 import os
@@ -30,7 +31,17 @@ SECONDS_BETWEEN_LINES = 5.0  # between a run's training steps, where they are pr
 
 
 def configure_console() -> None:
-    """Print vlmtune's log lines and silence the libraries'. Commands call it before they import libraries."""
+    """Print vlmtune's log lines and silence the libraries'. Commands call it before they import libraries.
+
+    A locale without Unicode, as cron jobs and bare containers have it, cannot name most files: the program
+    then starts again in Python's UTF-8 mode. An output that takes fewer letters gets escapes for the others.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     show_log()
     silence_libraries()
 

@@ -32,7 +32,7 @@ class ModelError(UserError):
 
 
 class ResourceError(UserError):
-    """More GPUs, CPUs or memory are needed than there are."""
+    """More GPUs, CPUs, memory or disk space are needed than there are."""
 
 
 class DoesNotFitError(ResourceError):
@@ -73,6 +73,23 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """The end of a message: "; did you mean X?" with the known word nearest to `word`, or an empty string."""
     close = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+@contextmanager
+def writable(folder: str, flag: str) -> Iterator[None]:
+    """Writes below a folder: one that fails becomes a line that names the folder and its flag.
+
+    Raises:
+        ResourceError: no permission, no space, or no such place.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise ResourceError(
+            f"{flag} {folder}: cannot be written: {reason}; "
+            f"give {flag} a folder with space that you may write to"
+        ) from error
 
 
 @contextmanager

@@ -1,11 +1,14 @@
 """JSONL files and JSON arrays: encodings, blank and long lines, arrays that break off."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from formats_kit import HELLO, read, read_good, text
+
+from vlmtune.errors import DataError
 
 
 def test_bom_crlf_blank_lines_and_no_last_newline(tmp_path: Path) -> None:
@@ -70,11 +73,6 @@ BROKEN_ARRAYS = {
         1,
         "line 2, column 1: expected , or ]",
     ),
-    "comma at the end": (
-        '[{"instruction": "Say hello", "output": "Hello"},]',
-        1,
-        "line 1, column 50: Expecting value",
-    ),
     "more after it": (
         '[{"instruction": "Say hello", "output": "Hello"}] x',
         1,
@@ -84,14 +82,59 @@ BROKEN_ARRAYS = {
 
 
 @pytest.mark.parametrize("case", BROKEN_ARRAYS)
-def test_broken_array_keeps_what_came_before(case: str, tmp_path: Path) -> None:
+def test_broken_array_is_an_error_whatever_came_before(case: str, tmp_path: Path) -> None:
     content, index, reason = BROKEN_ARRAYS[case]
     path = tmp_path / "rows.json"
     path.write_text(content)
-    rows = read(path)
-    assert [row["source"] for row in rows] == [f"{path}[{number}]" for number in range(index + 1)]
-    assert [row["error"] is None for row in rows] == [True] * index + [False]
-    assert f"not JSON at {reason}; nothing after it in this file can be read" in rows[-1]["error"]
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert str(caught.value) == (
+        f"{path}[{index}]: not JSON at {reason}; nothing after it in this file can be read: repair the file"
+    )
+
+
+FORMS = {
+    "comma at the end": "[{row},\n{row},\n]",
+    "commas after lines": "{row},\n{row},\n",
+    "indented objects": "{indented}\n{indented}\n",
+    "indented objects with commas": "{indented},\n{indented}",
+}
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+@pytest.mark.parametrize("form", FORMS)
+def test_other_forms_of_json_are_read(form: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"rows.{suffix}"
+    content = FORMS[form].replace("{row}", json.dumps(HELLO))
+    path.write_text(content.replace("{indented}", json.dumps(HELLO, indent=4)))
+    assert len(read_good(path)) == 2
+
+
+@pytest.mark.parametrize("number", [2, 2000])
+def test_files_that_hold_their_rows_inside(number: int, tmp_path: Path) -> None:
+    rows = [HELLO] * number
+    columns = {"instruction": {str(n): "a" for n in range(number)}, "output": {"0": "b"}}
+    for suffix in ("json", "jsonl"):
+        path = tmp_path / f"rows.{suffix}"
+        for content, indent, reason in (
+            ({"version": 1, "data": rows}, 2, "the rows are inside 'data': give that array alone"),
+            ({"data": rows}, None, "the rows are inside 'data'"),
+            (columns, None, r"write rows with to_json\(orient='records'\)"),
+        ):
+            path.write_text(json.dumps(content, indent=indent))
+            with pytest.raises(DataError, match=reason):
+                read(path)
+
+
+def test_gzip_and_pythons_notation(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(json.dumps(HELLO).encode()))
+    with pytest.raises(DataError, match="is compressed with gzip: unpack it with gunzip"):
+        read(tmp_path / "rows.jsonl.gz")
+    (tmp_path / "rows.jsonl").write_text(f"{HELLO}\n{HELLO}\n")
+    assert (
+        "Python's own notation is not JSON: write rows with json.dumps"
+        in read(tmp_path / "rows.jsonl")[0]["error"]
+    )
 
 
 def test_long_array_is_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,10 +146,10 @@ def test_long_array_is_read_in_blocks(tmp_path: Path, monkeypatch: pytest.Monkey
     path = tmp_path / "rows.json"
     content = json.dumps(rows, ensure_ascii=False, indent=1)
     path.write_text(content + "\n\n ?")
+    with pytest.raises(DataError, match=rf"at line {len(content.splitlines()) + 2}, column 2: more text"):
+        read(path)
+    path.write_text(content)
     found = read(path)
-    assert [row["source"] for row in found] == [f"{path}[{number}]" for number in range(61)]
-    assert [number for number, row in enumerate(found) if row["error"]] == [30, 60]
+    assert [row["source"] for row in found] == [f"{path}[{number}]" for number in range(60)]
+    assert [number for number, row in enumerate(found) if row["error"]] == [30]
     assert found[59]["messages"][0]["content"] == [text("행 59")]
-    assert found[60]["error"].startswith(
-        f"not JSON at line {len(content.splitlines()) + 2}, column 2: more text"
-    )

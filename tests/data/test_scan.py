@@ -64,7 +64,7 @@ WHOLE: dict[str, tuple[str, bytes, str]] = {
     "BOM only": ("rows.json", b"\xef\xbb\xbf", "is empty"),
     "empty array": ("rows.json", b"[ ]", "is an empty array"),
     "UTF-16": ("rows.jsonl", json.dumps(HELLO).encode("utf-16"), "is UTF-16 text: save it as UTF-8"),
-    "object over lines": ("rows.json", b'{\n"data": []\n}', "is neither an array of rows"),
+    "object over lines": ("rows.json", b'{\n"data": [{"output": "a"}]\n}', "the rows are inside 'data'"),
     "false Parquet": ("rows.parquet", b"hello, hello", "is no Parquet file"),
     "cut Parquet": ("rows.parquet", b"PAR1 and no more", "cannot be read"),
     "image": ("a.png", b"\x89PNG\r\n\x1a\n", "is no format that is understood; it begins with b'\\x89PNG"),

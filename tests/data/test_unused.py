@@ -27,8 +27,7 @@ def test_fields_that_nothing_uses_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "more",
     [
-        {"image_path": "images/1.jpg"},
-        {"file_name": "1.WEBP"},
+        {"still": "images/1.WEBP"},
         {"photos": ["x.png", "y.png"]},
         {"pic_file": {"path": "a.png"}},
         {"img": "data:image/png;base64,AA=="},

@@ -17,7 +17,7 @@ from vlmtune.cli.early_checks import check_output, check_paths
 from vlmtune.config.parse import parse
 from vlmtune.config.settings import Settings
 from vlmtune.console import StepPrinter, configure_console, console_line, say
-from vlmtune.errors import plain_user_errors
+from vlmtune.errors import USER_ERROR, plain_user_errors
 
 if TYPE_CHECKING:
     from vlmtune.evaluation.evaluate import EvaluateResult
@@ -50,7 +50,7 @@ PREDICT_HELP = """Answer a question about every image of a folder, or the rows o
 {prog} --adapter out/demo/best --data_path FOLDER --question "How many people are there?" --output_dir DIR
 {prog} --adapter DIR --data_path rows.jsonl --output_dir DIR [--format parquet]
 
-An interrupted run resumes when you rerun the same command.
+An interrupted run resumes when you rerun the same command. Exits with 2 if a row could not be answered.
 """
 EXPORT_HELP = """Export an adapter: merged into its base, or as one file; and how vLLM serves it.
 
@@ -208,6 +208,7 @@ def predict(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/pred
         if result.rows == 1 and not result.errors:
             say(console_line("Answer", str(result.predictions()["answer"].iloc[0])))
         say(prediction_line(result))
+    sys.exit(USER_ERROR if result.errors else 0)
 
 
 def prediction_line(result: "PredictResult") -> str:

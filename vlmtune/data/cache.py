@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 from vlmtune.data.prepare import make_store
 from vlmtune.data.source import DataSource, ScannedData, fingerprint
 from vlmtune.data.store import Store
-from vlmtune.errors import DataError
+from vlmtune.errors import DataError, writable
 from vlmtune.storage import filesystem
 
 USED = "used"
@@ -59,9 +59,13 @@ def find_or_make_store(
     processor = source.model.processor()
     key = fingerprint(source, scanned.pieces, processor)
     cache, inner = filesystem(cache_dir)
-    cache.create_dir(inner, recursive=True)
+    with writable(cache_dir, "--cache_dir"):
+        cache.create_dir(inner, recursive=True)
     store = _find(source, cache_dir, key) or _make(source, scanned, processor, cache_dir, key)
-    with cache.open_output_stream(f"{filesystem(store.folder)[1]}/{USED}"):
+    with (
+        writable(cache_dir, "--cache_dir"),
+        cache.open_output_stream(f"{filesystem(store.folder)[1]}/{USED}"),
+    ):
         pass
     if size_gb is not None:
         keep_within(cache_dir, size_gb)
@@ -101,7 +105,8 @@ def _find(source: DataSource, cache_dir: str, key: str) -> Store | None:
 def _make(source: DataSource, scanned: ScannedData, processor: object, cache_dir: str, key: str) -> Store:
     folder = f"{cache_dir}/{key}.{uuid.uuid4().hex[:RUN_LETTERS]}"
     fs, unfinished = filesystem(folder + PART)
-    fs.create_dir(unfinished)
+    with writable(cache_dir, "--cache_dir"):
+        fs.create_dir(unfinished)
     try:
         make_store(source, scanned, processor, folder + PART, key)
         # Two runs that prepare the same data at once end in two names for the same rows: either is right.

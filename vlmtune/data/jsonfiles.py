@@ -3,16 +3,24 @@
 import codecs
 import io
 import json
+import re
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from vlmtune.data.records import RawRow
+from vlmtune.errors import DataError
 
 MAX_ROW_BYTES = 16_000_000
 BLOCK_BYTES = 8_000_000
 READ_BYTES = 1_000_000
 BOM = b"\xef\xbb\xbf"
 SPACE = " \t\r\n"
+PYTHON = re.compile(rb"\s*\{\s*'")  # an object as Python prints it
+# Names by which a row is told from an object that holds the rows.
+ROW_FIELDS = {
+    *("messages", "conversations", "prompt", "completion", "instruction", "output", "query", "response"),
+    *("question", "answer", "image", "images", "file_name"),
+}
 
 
 class StrictDecoder:
@@ -44,6 +52,54 @@ class StrictDecoder:
 
     def _constant(self, name: str) -> None:
         self._faults.append(f"{name} is not JSON: write a number, a string or null")
+
+
+def spans_lines(head: str) -> bool:
+    """Whether the first object of a text goes over several lines, so that a line is no row.
+
+    Args:
+        head: the beginning of a file, perhaps not all of its first object.
+    """
+    first_line = head.partition("\n")[0].strip(SPACE)
+    try:
+        _, end, _ = StrictDecoder().decode(head)
+    except (ValueError, RecursionError):
+        return first_line in ("{", "[")
+    return "\n" in head[:end]
+
+
+def no_rows(head: str) -> str | None:
+    """What the first object of a file is, if it holds the rows itself; None if it is a row.
+
+    Args:
+        head: the beginning of a file.
+    """
+    decoder, at = StrictDecoder(), _skip(head, 1)
+    try:
+        while head[at : at + 1] == '"':
+            name, at, _ = decoder.decode(head, at)
+            at = _skip(head, _skip(head, at) + 1)  # over the colon
+            first = _skip(head, at + 1)
+            if head[at : at + 1] == "{" and re.match(r'"\d+"\s*:', head[first:]):
+                return "it holds columns, as pandas writes them: write rows with to_json(orient='records')"
+            if name in ROW_FIELDS:
+                return None
+            if head[at : at + 1] == "[" and head[first : first + 1] == "{":
+                item, _, _ = decoder.decode(head, first)
+                if ROW_FIELDS & item.keys():
+                    return f"the rows are inside {name!r}: give that array alone, in a file of its own"
+            _, at, _ = decoder.decode(head, at)
+            at = _skip(head, _skip(head, at) + 1)  # over the comma
+    except (ValueError, RecursionError):
+        pass  # the object goes on behind the head, or is no JSON: its reader says so
+    return None
+
+
+def _skip(text: str, at: int) -> int:
+    """The index of the next character that is no space."""
+    while at < len(text) and text[at] in SPACE:
+        at += 1
+    return at
 
 
 def split_lines(file: IO[bytes], block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, int, int]]:
@@ -104,16 +160,20 @@ def _line(text: bytes, source: str, decoder: StrictDecoder) -> RawRow:
             source, error=f"byte {error.start + 1} of the line is not UTF-8: save the file as UTF-8"
         )
     except json.JSONDecodeError as error:
-        return RawRow(source, error=f"not JSON at column {error.colno}: {error.msg}")
+        hint = "; Python's own notation is not JSON: write rows with json.dumps" if PYTHON.match(text) else ""
+        return RawRow(source, error=f"not JSON at column {error.colno}: {error.msg}{hint}")
     except (ValueError, RecursionError) as error:
         return RawRow(source, error=_unreadable(error))
-    if end < len(decoded):
+    if end < len(decoded) and decoded[end:].strip(SPACE) != ",":  # the lines of an array are rows too
         return RawRow(source, error=f"not JSON at column {end + 1}: more text after the end of the row")
     return RawRow(source, record, group_fields=record, error=fault)
 
 
 class ArrayReader:
-    """The rows of a file that holds one JSON array, read in blocks: the file may be larger than memory."""
+    """The rows of a file that holds one JSON array, or objects one after another over several lines.
+
+    It is read in blocks, so the file may be larger than memory. A comma after the last item is no fault.
+    """
 
     def __init__(self, file: IO[bytes], shown: str, max_chars: int = MAX_ROW_BYTES) -> None:
         self._file, self._shown, self._max_chars = file, shown, max_chars
@@ -125,32 +185,37 @@ class ArrayReader:
     def __iter__(self) -> Iterator[RawRow]:
         """Give a row for each item.
 
-        Text that is not JSON gives one last row with the error, as nothing after it can be made out.
+        Raises:
+            DataError: text that is not JSON, as nothing after it can be made out.
         """
         decoder = StrictDecoder()
         number = 0
         try:
-            character = self._expect("[")
-            if self._peek() == "]":
-                character = self._expect("]")
-            while character != "]":
+            in_array = self._peek() == "["
+            self._at += in_array
+            while self._peek() not in (("]",) if in_array else ("",)):
                 record, fault = self._item(decoder)
                 yield RawRow(f"{self._shown}[{number}]", record, group_fields=record, error=fault)
                 number += 1
-                character = self._expect(",]")
+                if self._peek() == ",":
+                    self._at += 1
+                elif in_array and self._peek() != "]":
+                    raise json.JSONDecodeError("expected , or ]", self._text, self._at)
+            self._at += in_array
             if self._peek():
                 raise json.JSONDecodeError("more text after the end of the array", self._text, self._at)
         except json.JSONDecodeError as error:
             column = error.colno + (self._column if error.lineno == 1 else 0)
-            reason = f"not JSON at line {self._line + error.lineno - 1}, column {column}: {error.msg}"
-            yield RawRow(
-                f"{self._shown}[{number}]", error=f"{reason}; nothing after it in this file can be read"
+            self._broken(
+                number, f"not JSON at line {self._line + error.lineno - 1}, column {column}: {error.msg}"
             )
         except (ValueError, RecursionError) as error:
-            yield RawRow(
-                f"{self._shown}[{number}]",
-                error=f"{_unreadable(error)}; nothing after it in this file can be read",
-            )
+            self._broken(number, _unreadable(error))
+
+    def _broken(self, number: int, reason: str) -> NoReturn:
+        raise DataError(
+            f"{self._shown}[{number}]: {reason}; nothing after it in this file can be read: repair the file"
+        )
 
     def _item(self, decoder: StrictDecoder) -> tuple[Any, str | None]:
         self._peek()
@@ -164,14 +229,6 @@ class ArrayReader:
             except json.JSONDecodeError:
                 if len(self._text) - self._at > self._max_chars or not self._more():
                     raise
-
-    def _expect(self, characters: str) -> str:
-        """Read one of these characters."""
-        character = self._peek()
-        if not character or character not in characters:
-            raise json.JSONDecodeError(f"expected {' or '.join(characters)}", self._text, self._at)
-        self._at += 1
-        return character
 
     def _peek(self) -> str:
         """The next character that is no space, not read yet; an empty string at the end of the file."""

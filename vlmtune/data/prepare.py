@@ -29,7 +29,8 @@ from vlmtune.data.split import EVAL, TEST, TRAIN, connected, describe_ties, spli
 from vlmtune.data.store import StoreMeta
 from vlmtune.data.store_writer import finish_store, write_shard
 from vlmtune.data.tokenize import RowEncoder
-from vlmtune.errors import DataError
+from vlmtune.errors import DataError, writable
+from vlmtune.storage import parent
 
 IndexLine = dict[str, Any]  # what is known of one row: see `examples.encode_row` and `store.INDEX`
 
@@ -69,7 +70,8 @@ def make_store(source: DataSource, scanned: ScannedData, processor: Any, folder:
         encoded=source.encoded,
         source_pieces=list(scanned.source_pieces),
     )
-    finish_store(folder, good, bad, meta)
+    with writable(parent(folder), "--cache_dir"):
+        finish_store(folder, good, bad, meta)
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ class _PrepareStages:
                 content.append(example if self.source.encoded else row)
         if content:
             shard = f"rows-{piece_index:05d}-{lines[0]['number']:09d}.parquet"
-            places = iter(write_shard(f"{self.folder}/{shard}", content))
+            with writable(parent(self.folder), "--cache_dir"):
+                places = iter(write_shard(f"{self.folder}/{shard}", content))
             for line in lines:
                 if line["error"] is None:
                     line["shard"], (line["row_group"], line["offset"]) = shard, next(places)

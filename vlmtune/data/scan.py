@@ -13,7 +13,7 @@ from vlmtune.data.file_formats import FILE_FORMATS, FOLDER_FORMATS
 from vlmtune.data.frames import find_name, scan_frames
 from vlmtune.data.hub_datasets import load_splits
 from vlmtune.data.image_paths import ImageRules
-from vlmtune.data.jsonfiles import BLOCK_BYTES, StrictDecoder, split_lines
+from vlmtune.data.jsonfiles import BLOCK_BYTES, StrictDecoder, no_rows, spans_lines, split_lines
 from vlmtune.data.piece import PathContents, Piece, open_file
 from vlmtune.data.question_columns import NO_COLUMNS, Columns
 from vlmtune.data.splits_given import split_of_name
@@ -37,7 +37,9 @@ FORMAT_OF_SUFFIX = {
 FRAMES_PER_PIECE = 256
 ROWS_PER_PIECE = 1024  # of a Hugging Face dataset
 HEAD_BYTES = 64_000
+GZIP = b"\x1f\x8b"
 NAMES_IN_MESSAGE = 6
+FOLDERS_LOOKED_AT = 20  # for a hint
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -112,7 +114,8 @@ def _scan_folder(whole: Piece, entries: list[fs.FileInfo]) -> list[Piece]:
         )
     if not files:
         raise DataError(
-            f"{shown} holds {_listed(names)}, no data that is understood. Understood: {UNDERSTOOD}"
+            f"{shown} holds {_listed(names)}, no data that is understood{_below(whole, names)}. "
+            f"Understood: {UNDERSTOOD}"
         )
     pieces = [
         piece
@@ -159,11 +162,19 @@ def _recognise(head: bytes, shown: str) -> str:
         raise DataError(f"{shown} is UTF-16 text: save it as UTF-8")
     if named == "parquet":
         raise DataError(f"{shown} is no Parquet file: it begins with {head[:8]!r}")
+    if head.startswith(GZIP):
+        raise DataError(f"{shown} is compressed with gzip: unpack it with gunzip")
     if re.fullmatch(rb"\[\s*\]", text):
         raise DataError(f"{shown} is an empty array: nothing to learn from")
     one_a_line = _parses(text.partition(b"\n")[0])
     if text.startswith(b"[") and not (named == "jsonl" and one_a_line):
         return "json"
+    if text.startswith(b"{"):
+        start = text.decode(errors="ignore")
+        if (reason := no_rows(start)) is not None:
+            raise DataError(f"{shown}: {reason}")
+        if spans_lines(start):
+            return "json"
     if named == "json" and not one_a_line and len(head) < HEAD_BYTES:
         raise DataError(
             f"{shown} is neither an array of rows, [{{…}}, …], nor one row a line: put its rows in [ ]"
@@ -299,6 +310,20 @@ def _check_image_root(path: str, flag_value: str) -> None:
 
 def _inside(whole: Piece, name: str) -> Piece:
     return replace(whole, path=join(whole.path, name), shown=f"{whole.shown}/{name}")
+
+
+def _below(whole: Piece, names: list[str]) -> str:
+    """Where data files lie in a subfolder: ", but annotations/ holds train.jsonl"."""
+    system, inner = filesystem(whole.path)
+    for entry in system.get_file_info([f"{inner}/{name}" for name in sorted(names)[:FOLDERS_LOOKED_AT]]):
+        if entry.type == fs.FileType.Directory and not entry.base_name.startswith((".", "_")):
+            inside = [file.base_name for file in system.get_file_info(fs.FileSelector(entry.path))]
+            if files := sorted(name for name in inside if _suffix(name) in FORMAT_OF_SUFFIX):
+                return (
+                    f", but {entry.base_name}/ holds {files[0]}: give --data_path "
+                    f"{whole.shown}/{entry.base_name} --image_root {whole.shown}"
+                )
+    return ""
 
 
 def _suffix(name: str) -> str:

@@ -19,6 +19,7 @@ from vlmtune.data.formats import READERS
 from vlmtune.data.image_paths import RowError
 from vlmtune.data.images import ImageError
 from vlmtune.data.input_format import InputFormat
+from vlmtune.data.names import IMAGE_SUFFIXES, is_system_file
 from vlmtune.data.piece import Piece
 from vlmtune.data.records import conversation
 from vlmtune.data.row_shapes import QUESTION_FIELDS, as_known_shape
@@ -28,7 +29,6 @@ from vlmtune.errors import ConfigError, DataError
 from vlmtune.model_ref import ModelRef
 from vlmtune.storage import absolute, filesystem, scheme
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif")
 IMAGES_PER_PIECE = 64
 # Stands in for a missing answer, because a conversation ends with one. The model never sees it.
 PLACEHOLDER_ANSWER = "?"
@@ -81,7 +81,7 @@ def pieces_of(data_path: str, question: str | None, **rules: Any) -> Sequence[Pi
         paths = image_paths(data_path)
         if not paths:
             raise DataError(
-                f"--data_path {data_path}: there is no image ({', '.join(SUFFIXES[:4])} …), so there is "
+                f"--data_path {data_path}: there is no image (.jpg, .png, .webp …), so there is "
                 "nothing to ask about"
             )
         return [
@@ -110,7 +110,11 @@ def image_paths(data_path: str) -> list[str]:
         raise DataError(f"--data_path {data_path}: cannot be read: {error}") from error
     prefix = data_path.removesuffix(inner) if scheme(data_path) not in ("", "file") else ""
     images = (
-        entry for entry in entries if entry.type == fs.FileType.File and entry.path.lower().endswith(SUFFIXES)
+        entry
+        for entry in entries
+        if entry.type == fs.FileType.File
+        and entry.path.lower().endswith(IMAGE_SUFFIXES)
+        and not is_system_file(entry.base_name)
     )
     return sorted(prefix + entry.path for entry in images)
 

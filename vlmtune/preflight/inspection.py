@@ -10,6 +10,7 @@ from vlmtune.data.chat_template import ChatTemplate
 from vlmtune.data.samples import pick_samples
 from vlmtune.data.serving_prompt import serving_notes
 from vlmtune.data.source import DataSource
+from vlmtune.errors import writable
 from vlmtune.preflight.html_report import html_report
 from vlmtune.preflight.memory import gpu_memory
 from vlmtune.preflight.statistics import summarise
@@ -65,8 +66,10 @@ def inspect_data(settings: Settings, output_dir: str | None) -> InspectResult:
             serving=serving_notes(ChatTemplate(source.model.processor())),
         )
     files, inner = filesystem(folder)
-    files.create_dir(inner, recursive=True)
     result = InspectResult(summary, folder, f"{folder}/preflight.json", f"{folder}/preflight.html")
-    storage.write_json(result.json_file, summary.to_dict())
-    storage.write_text(result.html_file, html_report(summary, pick_samples(store, scanned.pieces)))
+    page = html_report(summary, pick_samples(store, scanned.pieces))
+    with writable(folder, "--output_dir"):
+        files.create_dir(inner, recursive=True)
+        storage.write_json(result.json_file, summary.to_dict())
+        storage.write_text(result.html_file, page)
     return result
