@@ -7,6 +7,7 @@ from formats_kit import COUNT, HELLO, IMAGE, frames_folder, png, read, read_good
 from PIL import Image
 
 from vlmtune.data import scan as scan_module
+from vlmtune.data.question_columns import Columns
 from vlmtune.data.scan import scan
 from vlmtune.errors import DataError
 
@@ -192,3 +193,24 @@ def test_frames_folder_with_parts_missing(tmp_path: Path) -> None:
     write_lines(tmp_path / "b" / "rows.jsonl", HELLO)
     with pytest.raises(DataError, match=r"holds both messages\.txt and rows\.jsonl"):
         scan(str(tmp_path / "b"))
+
+
+def test_a_question_in_place_of_messages(tmp_path: Path) -> None:
+    folder = frames_folder(tmp_path / "mall", "x", "image,count\nseq_000001.jpg,3\nseq_000002.jpg,4.0\n")
+    (folder / "messages.txt").unlink()
+    line = '--question "How many people are there[?]" --answer_column count, or write'
+    with pytest.raises(DataError, match=f"mall has frames/ but no messages.txt: give {line}"):
+        scan(str(folder))
+    rows = read_good(folder, columns=Columns((), "몇 {명}?", "count"))
+    assert [row["messages"] for row in rows] == [
+        [turn("user", IMAGE, "몇 {명}?"), turn("assistant", number)] for number in ("3", "4")
+    ]
+    for columns, reason in (
+        (Columns((), "How many?", "people"), "--answer_column people: .*labels.csv has no such column"),
+        (Columns((), "How many?"), "--answer_column label: .*labels.csv has no such column"),
+    ):
+        with pytest.raises(DataError, match=reason):
+            scan(str(folder), columns=columns)
+    (folder / "messages.txt").write_text(COUNT)
+    with pytest.raises(DataError, match=r"messages.txt holds the dialogues: leave out --question"):
+        scan(str(folder), columns=Columns((), "How many?", "count"))

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pyarrow import fs
 
 from vlmtune.data.dialogues import Dialogue, check_columns, fill, parse_dialogues
-from vlmtune.data.frame_key import FrameNames, choose_key
+from vlmtune.data.frame_key import IMAGE_COLUMNS, FrameNames, choose_key
 from vlmtune.data.names import IMAGE_SUFFIXES, is_system_file, names_video
+from vlmtune.data.question_columns import EXAMPLE_QUESTION, NO_COLUMNS, Columns
 from vlmtune.data.records import RawRow
 from vlmtune.data.splits_given import split_column
 from vlmtune.data.tables import Table, read_table, read_text
@@ -60,13 +61,16 @@ class FramesFolder:
     split_column: str | None = None
 
 
-def scan_frames(folder: str, shown: str, group_by: str | None, names: Sequence[str]) -> FramesFolder:
+def scan_frames(
+    folder: str, shown: str, group_by: str | None, names: Sequence[str], columns: Columns = NO_COLUMNS
+) -> FramesFolder:
     """Read a frames folder's lists; its images are not opened.
 
     Args:
         folder: an absolute path or URI.
         shown: what messages call the folder.
         names: of the files and folders in it.
+        columns: with a question, which stands in place of messages.txt.
 
     Raises:
         DataError: no frame can be used, because a file is missing or cannot be read, there is no dialogue,
@@ -74,11 +78,8 @@ def scan_frames(folder: str, shown: str, group_by: str | None, names: Sequence[s
     """
     images = find_name(names, "frames") or "frames"
     frames, notes = _list_frames(join(folder, images), f"{shown}/{images}")
-    messages = find_name(names, "messages.txt") or "messages.txt"
-    dialogues = parse_dialogues(
-        read_text(join(folder, messages), f"{shown}/{messages}"), f"{shown}/messages.txt"
-    )
     labels_name = find_name(names, "labels.csv")
+    dialogues = _dialogues(folder, shown, names, columns)
     if labels_name is None:
         check_columns(dialogues, None, f"{shown}/messages.txt")
         if group_by:
@@ -86,6 +87,11 @@ def scan_frames(folder: str, shown: str, group_by: str | None, names: Sequence[s
         return FramesFolder(dialogues, frames, images, tuple(notes))
     labels = f"{shown}/{labels_name}"
     table = read_table(join(folder, labels_name), labels)
+    if columns.question is not None and columns.answer_in not in table.columns:
+        raise DataError(
+            f"--answer_column {columns.answer_in}: {labels} has no such column; "
+            f"it has: {', '.join(table.columns)}"
+        )
     check_columns(dialogues, table.columns, f"{shown}/messages.txt")
     if group_by and group_by not in table.columns:
         raise DataError(
@@ -98,6 +104,36 @@ def scan_frames(folder: str, shown: str, group_by: str | None, names: Sequence[s
     unused = [(f"column {name}", len(table.rows)) for name in table.columns if name not in used]
     matched = _match(frames, key.frames, table, shown, labels_name)
     return FramesFolder(dialogues, matched, images, (*notes, *table.notes, key.note), tuple(unused), given)
+
+
+def no_dialogue(folder: str, shown: str, names: Sequence[str]) -> str:
+    """What to do about a frames folder without messages.txt, with a line that is ready to paste."""
+    labels = find_name(names, "labels.csv")
+    columns = [] if labels is None else read_table(join(folder, labels), f"{shown}/{labels}").columns
+    others = [column for column in columns if column.lower() not in IMAGE_COLUMNS]
+    text = f"{shown} has frames/ but no messages.txt: "
+    if not others:
+        return f"{text}write an example dialogue there, with USER: and ASSISTANT: turns, and add labels.csv"
+    answer = next((column for column in others if column.lower() in ("count", "label", "answer")), others[0])
+    question = "How many people are there?" if answer.lower() == "count" else EXAMPLE_QUESTION
+    return (
+        f'{text}give --question "{question}" --answer_column {answer}, or write an example dialogue there, '
+        "with USER: and ASSISTANT: turns"
+    )
+
+
+def _dialogues(folder: str, shown: str, names: Sequence[str], columns: Columns) -> tuple[Dialogue, ...]:
+    """The dialogues of messages.txt, or the one that `--question` makes."""
+    messages = find_name(names, "messages.txt")
+    if columns.question is None:
+        messages = messages or "messages.txt"
+        text = read_text(join(folder, messages), f"{shown}/{messages}")
+        return parse_dialogues(text, f"{shown}/messages.txt")
+    if messages is not None:
+        raise DataError(f"{shown}/{messages} holds the dialogues: leave out --question, or the file")
+    question = "\n".join(line for line in columns.question.splitlines() if line.strip())
+    escaped = question.replace("{", "{{").replace("}", "}}")
+    return parse_dialogues(f"USER: {escaped}\nASSISTANT: {{{columns.answer_in}}}", "--question")
 
 
 def frame_rows(

@@ -44,6 +44,11 @@ class Columns:
         answer = {self.answer_column or LABEL} if self.question is not None else set()
         return named | answer | set(IMAGE_COLUMNS)
 
+    @property
+    def answer_in(self) -> str:
+        """The column of labels that answers `question`."""
+        return self.answer_column or LABEL
+
     def apply(self, record: Any) -> Any:
         """The record with its columns under the names of fields, and with the question that it is asked.
 

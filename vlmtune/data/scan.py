@@ -10,7 +10,7 @@ from pyarrow import fs
 from vlmtune.compat.datasets import fingerprint_of
 from vlmtune.data.columns import unread_columns
 from vlmtune.data.file_formats import FILE_FORMATS, FOLDER_FORMATS
-from vlmtune.data.frames import find_name, scan_frames
+from vlmtune.data.frames import find_name, no_dialogue, scan_frames
 from vlmtune.data.hub_datasets import load_splits
 from vlmtune.data.image_paths import ImageRules
 from vlmtune.data.jsonfiles import BLOCK_BYTES, StrictDecoder, no_rows, spans_lines, split_lines
@@ -102,16 +102,14 @@ def _scan_folder(whole: Piece, entries: list[fs.FileInfo]) -> list[Piece]:
         raise DataError(
             f"{shown} holds both messages.txt and {files[0]}: give the one to read its own folder"
         )
-    if messages:
+    frames = find_name(names, "frames") is not None and not files
+    if messages or (frames and whole.columns.question is not None):
         return _scan_frames(whole, names)
     format = next((format for format in FOLDER_FORMATS if format.recognises(found)), None)
     if format is not None:
         return format.cut(found)
-    if "frames" in names and not files:
-        raise DataError(
-            f"{shown} has frames/ but no messages.txt: "
-            "write an example dialogue there, with USER: and ASSISTANT: turns"
-        )
+    if frames:
+        raise DataError(no_dialogue(whole.path, shown, names))
     if not files:
         raise DataError(
             f"{shown} holds {_listed(names)}, no data that is understood{_below(whole, names)}. "
@@ -195,11 +193,12 @@ def _parses(line: bytes) -> bool:
 
 
 def _scan_frames(whole: Piece, names: list[str]) -> list[Piece]:
-    found = scan_frames(whole.path, whole.shown, whole.group_by, names)
+    found = scan_frames(whole.path, whole.shown, whole.group_by, names, whole.columns)
     rules = replace(whole.rules, root=whole.path)
     piece = replace(
         whole,
         format="frames",
+        columns=NO_COLUMNS,  # the question is in the dialogue by now
         rules=rules,
         dialogues=found.dialogues,
         images=found.images,
