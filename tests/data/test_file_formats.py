@@ -245,7 +245,17 @@ def test_rows_of_other_programs(tmp_path: Path) -> None:
 
 def test_bad_rows_of_other_programs(tmp_path: Path) -> None:
     broken = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,a"}}]
+    boxes = {"ref": ["a cat"], "bbox": [[1, 2, 3, 4]]}
     bad = {
+        "field 'objects' holds boxes, which are not converted": {
+            "query": "<image>Find <ref-object>",
+            "response": "<bbox>",
+            "images": ["a.png"],
+            "objects": boxes,
+        },
+        "field 'messages' holds boxes": {
+            "messages": [{"role": "user", "content": "Find it"}, {"role": "assistant", "content": "<bbox>"}]
+        },
         "'answer' must be a non-empty string": {"question": "What?", "answer": ""},
         "'query' must be a non-empty string": {"query": " ", "response": "a"},
         "messages[0].content[0] is a data URI whose base64 is broken": {

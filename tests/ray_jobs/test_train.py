@@ -608,3 +608,24 @@ def test_images_are_learnt_from(train: Train, models: Path, family: str, quantiz
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     assert len(losses) == 20
     assert sum(losses[-3:]) < 0.6 * sum(losses[:3])
+
+
+def test_a_csv_and_a_folder_for_each_class_become_adapters(train: Train, mall: Path, tmp_path: Path):
+    labels = [line.split(",") for line in (mall / "labels.csv").read_text().splitlines()[1:]]
+    lines = ["photo,q,n"]
+    for number, count, _ in labels:
+        photo = mall / "frames" / f"seq_{int(number):06d}.jpg"
+        folder = tmp_path / "classes" / ("few" if int(count) < 5 else "many")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photo, folder)
+        shutil.copy(photo, tmp_path)
+        lines.append(f"{photo.name},How many people are there?,{count}")
+    (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
+    columns = ("--columns", "image=photo", "question=q", "answer=n")
+    table = train(*columns, data_path=tmp_path / "rows.csv", max_steps=1, output_dir="table")
+    classes = train(
+        data_path=tmp_path / "classes", question="Is it crowded?", max_steps=1, output_dir="classes_out"
+    )
+    for out in (table, classes):
+        assert json.loads((out / "metrics.json").read_text())["step"] == 1
+        assert (out / "adapter_model.safetensors").is_file()

@@ -21,8 +21,8 @@ def _cut(found: PathContents) -> list[Piece]:
     captions = [one for one in content["annotations"] if isinstance(one, dict) and "caption" in one]
     if not captions:
         raise DataError(
-            f"{whole.shown} holds COCO annotations without captions, which are no answers: write rows with "
-            "`objects`, as docs/data.md shows under boxes"
+            f"{whole.shown} holds COCO annotations without captions, which are no answers: write a CSV of "
+            "image, question and answer"
         )
     if whole.columns.question is None:
         raise DataError(
