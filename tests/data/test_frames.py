@@ -196,7 +196,7 @@ def test_frames_folder_with_parts_missing(tmp_path: Path) -> None:
 
 
 def test_a_question_in_place_of_messages(tmp_path: Path) -> None:
-    folder = frames_folder(tmp_path / "mall", "x", "image,count\nseq_000001.jpg,3\nseq_000002.jpg,4.0\n")
+    folder = frames_folder(tmp_path / "mall", "x", "image,count\nseq_000001.jpg,3\nseq_000002.jpg,4\n")
     (folder / "messages.txt").unlink()
     line = '--question "How many people are there[?]" --answer_column count, or write'
     with pytest.raises(DataError, match=f"mall has frames/ but no messages.txt: give {line}"):
