@@ -18,7 +18,7 @@ OLDEST := .venv-oldest
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==\|^torchvision==' constraints.txt)
 # Some packages of the extra `families` bring torchvision with them.
-EXTRAS := dev$(if $(findstring torchvision,$(TORCH)),$(COMMA)families)
+EXTRAS := dev,demo$(if $(findstring torchvision,$(TORCH)),$(COMMA)families)
 SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 
 .PHONY: setup demo test test-heavy test-oldest check flags constraints clean

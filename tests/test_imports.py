@@ -19,7 +19,7 @@ LAYERS = {
     "vlmtune.console": 1, "vlmtune.cluster": 1, "vlmtune.config": 2, "vlmtune.data": 3, "vlmtune.output": 4,
     "vlmtune.model": 5, "vlmtune.session": 6, "vlmtune.evaluation": 7, "vlmtune.training": 8,
     "vlmtune.packed": 9, "vlmtune.single_run": 10,
-    "vlmtune.search": 11, "vlmtune.preflight": 12, "vlmtune.api": 13, "vlmtune.cli": 14,
+    "vlmtune.search": 11, "vlmtune.ui": 13, "vlmtune.preflight": 12, "vlmtune.api": 13, "vlmtune.cli": 14,
     "vlmtune.__main__": 15, "ray_jobs": 15,
 }  # fmt: skip
 # Every module's import imports these, but they import libraries only when their functions are called, which
@@ -77,7 +77,9 @@ def may_import(importer: str | None, target: str) -> bool:
         return True
     if importer == "vlmtune.demo":
         return target in DEMO_IMPORTS
-    return target != "vlmtune.demo" and LAYERS[target] < LAYERS[importer]
+    if target == "vlmtune.demo":  # `vlmtune demo` writes its files
+        return importer == "vlmtune.cli"
+    return LAYERS[target] < LAYERS[importer]
 
 
 def broken_layers(sources: dict[str, str]) -> list[str]:

@@ -9,6 +9,10 @@ ROOT = Path(__file__).parents[1]
 TESTED_IN = {
     # One test for each private API: it fails when the API moves.
     "compat/": "test_compat.py",
+    "cli/ui.py": "ui/test_server.py",
+    "ui/page.py": "ui/test_server.py",
+    "search/live_state.py": "search/test_run_search.py",
+    "cli/chat.py": "evaluation/test_chat.py",
     "cli/main.py": "cli/test_commands.py",
     # Parts of `RowEncoder` and `collate`, which show in what these return, for 55 families too.
     "data/input_format.py": "data/test_collate.py",
@@ -75,6 +79,7 @@ TESTED_IN = {
 # Test files that have no module of their name, and what they test.
 OF_SEVERAL_MODULES = {
     "data/test_file_formats.py": "file_formats/: every kind of file and folder",
+    "notebooks/test_your_own_images.py": "notebooks/your_own_images.ipynb",
     "data/test_prepare_cache.py": "prepare: what the cache holds and when it is used",
     "data/test_prepare_splits.py": "prepare: which rows come into which split",
     "families/test_families.py": "every module, for 55 model families",

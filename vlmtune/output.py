@@ -22,14 +22,15 @@ RESULTS = (
     *("README.md", "adapter_config.json", "adapter_model.safetensors", "bad_rows.jsonl", "best"),
     *(
         "checkpoints",
+        "live.json",
+        "live.part",
         "report.html",
+        "requests",
         "runs",
         "salvaged",
-        "test_predictions.csv",
-        "test_predictions.html",
-        "test_predictions.parquet",
-        "tune",
+        "study.journal",
     ),
+    *("test_predictions.csv", "test_predictions.html", "test_predictions.parquet", "tune"),
 )
 PREFLIGHT = ("preflight.html", "preflight.json")
 PROCESSOR = (  # the names under which transformers saves a processor and its tokenizer

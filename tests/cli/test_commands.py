@@ -11,6 +11,7 @@ from vlmtune import __version__
 from vlmtune.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
+ONLY_INSTALLED = {"chat", "ui", "demo"}  # commands of the installed program alone
 SCRIPTS = {"inspect": "inspect_data"}
 
 
@@ -39,7 +40,9 @@ def test_every_command_has_help_under_both_names(name: str, capsys: pytest.Captu
         main([name, "--help"])
     assert exit_.value.code == 0
     shown = capsys.readouterr().out
-    assert f"vlmtune {name} --" in shown and "ray_jobs" not in shown
+    assert f"vlmtune {name} " in shown and "ray_jobs" not in shown
+    if name in ONLY_INSTALLED:
+        return
     script = f"ray_jobs/{SCRIPTS.get(name, name)}.py"
     done = subprocess.run(
         [sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=False

@@ -119,6 +119,7 @@ def test_a_killed_search_leaves_no_process_and_goes_on_with_every_trial_counted_
         "Search",
         "Dashboard",
         "Cost",
+        "Live",
         "",
         "Test",
         "Best",

@@ -72,7 +72,9 @@ class AdapterParser(argparse.ArgumentParser):
             )
             self.settings_flags.append(name)
 
-    def parse(self, argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any]]:
+    def parse(
+        self, argv: Sequence[str] | None, *, needs_output: bool = True
+    ) -> tuple[argparse.Namespace, dict[str, Any]]:
         """The command's own options, and the typed settings that are given, by flag name.
 
         `--help` exits with 0.
@@ -96,7 +98,7 @@ class AdapterParser(argparse.ArgumentParser):
             raise ConfigError(
                 "--adapter is missing: give the folder of a trained adapter, such as out/demo/best"
             )
-        if "output_dir" not in parsed:
+        if needs_output and "output_dir" not in parsed:
             raise ConfigError("--output_dir is missing: give a folder for the results")
         given = {name: vars(parsed)[name] for name in self.settings_flags if name in parsed}
         return parsed, read_values(given, "--")

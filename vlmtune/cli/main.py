@@ -5,6 +5,9 @@ from collections.abc import Callable, Sequence
 
 from vlmtune import __version__
 from vlmtune.cli import commands
+from vlmtune.cli.chat import CHAT_HELP, chat
+from vlmtune.cli.demo import DEMO_HELP, demo
+from vlmtune.cli.ui import UI_HELP, ui
 from vlmtune.errors import USER_ERROR, nearest
 
 Command = Callable[[Sequence[str], str], None]
@@ -14,6 +17,9 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "eval": (commands.evaluate, commands.EVALUATE_HELP),
     "predict": (commands.predict, commands.PREDICT_HELP),
     "export": (commands.export, commands.EXPORT_HELP),
+    "chat": (chat, CHAT_HELP),
+    "ui": (ui, UI_HELP),
+    "demo": (demo, DEMO_HELP),
     "inspect": (commands.inspect, commands.INSPECT_HELP),
 }
 

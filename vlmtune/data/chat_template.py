@@ -338,6 +338,15 @@ def _image_token(processor: Any) -> str:
     )
 
 
+def template_of(processor: Any) -> str:
+    """The chat template that rows are rendered with: the processor's own, or the built-in one.
+
+    Raises:
+        ModelError: the processor has several templates and none of the name 'default', or no image token.
+    """
+    return _source(processor, _image_token(processor))
+
+
 def _source(processor: Any, image_token: str) -> str:
     template = processor.chat_template or processor.tokenizer.chat_template
     if template is None:

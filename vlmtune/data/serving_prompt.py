@@ -18,7 +18,7 @@ def serving_notes(template: ChatTemplate) -> list[str]:
     notes = []
     if template.processor.chat_template is None and template.processor.tokenizer.chat_template is None:
         prompt = BUILTIN_EXAMPLE.replace("<image>", template.image_token)
-        notes.append(f"the model ships no chat template; serve prompts as {prompt!r}")
+        notes.append(f"the base ships no chat template; this folder has the one of training: {prompt!r}")
     try:
         agrees, options = template.agreement()
         plain, trained = template.generation_prompt({}), template.generation_prompt(options)

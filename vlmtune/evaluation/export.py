@@ -12,6 +12,7 @@ from vlmtune.cluster import in_ray_job
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.console import console_line
+from vlmtune.data.chat_template import template_of
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.formats import read_piece
 from vlmtune.data.images import ImageError, load_image
@@ -144,6 +145,8 @@ def merge(settings: Settings, adapter: str, folder: str) -> MergeCheck:
     dtype = str(merged.dtype).removeprefix("torch.")
     merged.config.use_cache = merged.config.get_text_config().use_cache = True  # it is off for training
     merged.save_pretrained(folder)
+    if processor.chat_template is None and processor.tokenizer.chat_template is None:
+        processor.chat_template = template_of(processor)  # so that others render prompts as training did
     processor.save_pretrained(folder)
     storage.apply_umask(folder)
     del base, adapted, merged

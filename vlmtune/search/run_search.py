@@ -89,6 +89,8 @@ def _search(session: Session) -> SearchResult:
         session.claim()
         for line in (console_line("Trials", runner.description), *runner.notes):
             logger.info(line)
+        if "://" not in folder:
+            logger.info(console_line("Live", f"vlmtune ui {folder}"))
         console = make_console(session, space)
         trials = run_trials(settings, space, folder, console, runner, trials, warm_start)
         confirmed = confirm(settings, runner, folder, trial_results(trials))

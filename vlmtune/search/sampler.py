@@ -24,6 +24,7 @@ from vlmtune.search.first_points import (
     usual_rate,
 )
 from vlmtune.search.isolated_trial import GRID_POINT, PROPOSAL
+from vlmtune.search.requests import Requests
 from vlmtune.search.saved_trials import End, SavedTrial
 from vlmtune.search.space import Space
 from vlmtune.search.study_file import StudyFile
@@ -31,6 +32,7 @@ from vlmtune.search.warm_start import EarlierTrials
 from vlmtune.training.best_evaluation import has_ended
 from vlmtune.training.meter import EVALUATION_NUMBER
 
+PROPOSED = "proposed"  # the origin of values that a person asked for
 CONSTRAINT = "infeasible"  # name of Optuna's constraint: above 0 for a trial that does not fit in memory
 
 
@@ -75,6 +77,7 @@ class TrialSearcher(OptunaSearch):
         earlier: EarlierTrials | None = None,
         startup: int = STARTUP,
         study_file: StudyFile | None = None,
+        requests: Requests | None = None,
     ) -> None:
         """Make the searcher of a new search.
 
@@ -84,6 +87,7 @@ class TrialSearcher(OptunaSearch):
             earlier: trials of earlier searches.
             startup: the number of trials that end before the model proposes any.
             study_file: where the study is written after each trial.
+            requests: values that a person asks for, which are tried before all others but the baseline.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.objectives = {metric: mode, **(more or {})}
@@ -98,7 +102,7 @@ class TrialSearcher(OptunaSearch):
         self.origins: dict[str, str] = {}
         self.seed = seed
         self._told: set[tuple[str, int]] = set()  # reports: trial id and number of the evaluation
-        self.startup, self._study_file = startup, study_file
+        self.startup, self._study_file, self._requests = startup, study_file, requests
         self._values_of = space  # as OptunaSearch has it, but with its type
         self._recipe, self._separate = recipe_parameters(space), separate_recipe(space)
         self._earlier = earlier or EarlierTrials()
@@ -156,6 +160,9 @@ class TrialSearcher(OptunaSearch):
             return BASELINE
         if len(known) == 1:  # `Space` takes Optuna's trial 0 for the baseline
             self._add_observations()
+        if self._requests is not None and (proposal := self._requests.take()) is not None:
+            optuna_study(self).enqueue_trial(proposal)
+            return PROPOSED
         if RECIPE not in known and self._separate is not None:
             return RECIPE
         study = optuna_study(self)

@@ -11,6 +11,8 @@ from ray import tune
 
 from vlmtune.faults import disk_reason
 from vlmtune.packed.messages import FAILURE, NOTES, TRIAL_ID
+from vlmtune.search.live_state import LiveState
+from vlmtune.search.requests import Requests
 from vlmtune.search.saved_trials import End, SavedTrial, SavedTrials
 from vlmtune.search.trial_console import TrialConsole
 from vlmtune.search.trial_queue import TrialQueue
@@ -27,13 +29,17 @@ class SearchStopper(tune.Stopper):
         metric: of the search.
         budget_s: seconds after which all trials are stopped; None for no limit.
         saved: whose files may fail to be written.
+        requests: trials that a person wants to stop.
 
     Attributes:
         fault: why the search cannot continue, in a few words; None while it can.
     """
 
-    def __init__(self, metric: str, budget_s: float | None, saved: SavedTrials) -> None:
+    def __init__(
+        self, metric: str, budget_s: float | None, saved: SavedTrials, requests: Requests | None = None
+    ) -> None:
         self.metric, self.budget_s, self.saved = metric, budget_s, saved
+        self.requests = requests or Requests(saved.folder)
         self.fault: str | None = None
         self.started = time.monotonic()
 
@@ -45,7 +51,8 @@ class SearchStopper(tune.Stopper):
         return self.budget_s is not None and time.monotonic() - self.started >= self.budget_s
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return has_diverged(result, self.metric)
+        own_id = str(result.get("config", {}).get(TRIAL_ID))
+        return has_diverged(result, self.metric) or self.requests.is_stopped(own_id)
 
     def stop_all(self) -> bool:
         if self.fault is None and self.saved.error is not None:
@@ -59,6 +66,7 @@ class TrialRecorder(tune.Callback):
     Args:
         console: None shows nothing.
         stopped: ids that early stopping has stopped; the scheduler adds to it.
+        live: what the page of the search reads; None writes none.
     """
 
     def __init__(
@@ -68,7 +76,9 @@ class TrialRecorder(tune.Callback):
         console: TrialConsole | None,
         stopper: SearchStopper,
         stopped: set[str],
+        live: LiveState | None = None,
     ) -> None:
+        self.live = live
         self.queue, self.saved, self.console = queue, saved, console
         self.stopper, self.stopped = stopper, stopped
 
@@ -107,6 +117,10 @@ class TrialRecorder(tune.Callback):
         own.end, own.error = End.LOST if lost else End.ERROR, reason
         self._changed(own)
 
+    def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
+        if self.live is not None:
+            self.live.write(self.queue.trials.values(), at_once=True, running=False)
+
     def _own(self, trial: Any) -> SavedTrial:
         return self.queue.trials[trial.config[TRIAL_ID]]
 
@@ -119,7 +133,7 @@ class TrialRecorder(tune.Callback):
             return End.DIVERGED
         if last and last["step"] >= last["max_steps"]:
             return End.OWN
-        if trial.trial_id in self.stopped:
+        if trial.trial_id in self.stopped or self.stopper.requests.is_stopped(trial.trial_id):
             return End.STOPPED
         return End.BUDGET if self.stopper.budget_spent and self.stopper.fault is None else None
 
@@ -127,3 +141,5 @@ class TrialRecorder(tune.Callback):
         self.saved.save(trial)
         if self.console is not None:
             self.console.show(trial)
+        if self.live is not None:
+            self.live.write(self.queue.trials.values(), at_once=trial.end is not None)

@@ -15,7 +15,9 @@ from vlmtune.faults import output_fault
 from vlmtune.packed.messages import TRIAL_ID
 from vlmtune.search.first_points import recipe_values, separate_recipe, trial_count
 from vlmtune.search.isolated_trial import trial_values
-from vlmtune.search.objectives import mode_of
+from vlmtune.search.live_state import LiveState
+from vlmtune.search.objectives import mode_of, objectives_of
+from vlmtune.search.requests import Requests
 from vlmtune.search.sampler import TrialSearcher
 from vlmtune.search.saved_trials import End, SavedTrial, SavedTrials
 from vlmtune.search.space import Space
@@ -89,8 +91,12 @@ def run_queue(
     Raises:
         RunStoppedError: the disk failed, or the output folder is gone.
     """
-    stopper = SearchStopper(settings.search.metric, settings.search.time_budget_s, saved)
-    recorder = TrialRecorder(queue, saved, console, stopper, scheduler.stopped)
+    stopper = SearchStopper(
+        settings.search.metric, settings.search.time_budget_s, saved, Requests(saved.folder)
+    )
+    ended = sum(trial.end is not None for trial in queue.trials.values())
+    live = LiveState(saved.folder, objectives_of(settings), ended + queue.left)
+    recorder = TrialRecorder(queue, saved, console, stopper, scheduler.stopped, live)
     if queue.left:
         make_tuner(settings, saved.folder, runner, queue, scheduler, recorder, stopper).fit()
     saved.flush()
@@ -155,6 +161,7 @@ def make_searcher(
         more=more,
         width=width,
         earlier=earlier,
+        requests=Requests(output_dir),
         study_file=StudyFile(f"{output_dir}/{STUDY_FILE}", [search.metric, *more]),
     )
 

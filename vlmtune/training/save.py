@@ -1,7 +1,9 @@
 """The folder of a finished adapter, laid out as transformers and PEFT users expect it."""
 
+import json
 import platform
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -10,7 +12,7 @@ import pyarrow.fs as pafs
 from vlmtune import __version__
 from vlmtune.checksums import CHECKSUMS
 from vlmtune.config.settings import Settings
-from vlmtune.data.chat_template import ChatTemplate
+from vlmtune.data.chat_template import ChatTemplate, template_of
 from vlmtune.data.serving_prompt import serving_notes
 from vlmtune.data.store import Store
 from vlmtune.output import settings_yaml
@@ -39,8 +41,47 @@ def save_adapter_folder(
         settings: all that is needed to repeat the run.
     """
     copy_adapter(checkpoint, folder)
+    write_chat_template(folder, settings)
     write_text(f"{folder}/config.yaml", settings_yaml(settings))
     write_card_and_metrics(folder, settings, metrics, store)
+
+
+def write_chat_template(folder: str, settings: Settings) -> None:
+    """Write `chat_template.jinja` if the base brings none, so that `apply_chat_template` works there."""
+    processor: Any = settings.model.ref.processor()
+    if processor.chat_template is None and processor.tokenizer.chat_template is None:
+        write_text(f"{folder}/chat_template.jinja", template_of(processor))
+
+
+def usage_snippet(base: str, folder: str, image: str = "photo.jpg", question: str = "What is this?") -> str:
+    """Python code that answers a question about an image with base and adapter, and prints the answer."""
+    quoted = partial(json.dumps, ensure_ascii=False)
+    return f"""import torch
+from peft import PeftModel
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+device = "cuda" if torch.cuda.is_available() else "cpu"
+processor = AutoProcessor.from_pretrained({quoted(folder)})
+base = AutoModelForImageTextToText.from_pretrained({quoted(base)}, dtype="auto").to(device)
+model = PeftModel.from_pretrained(base, {quoted(folder)}).eval()
+
+image = Image.open({quoted(image)}).convert("RGB")
+content = [
+    {{"type": "image", "image": image}},
+    {{"type": "text", "text": {quoted(question)}}},
+]
+inputs = processor.apply_chat_template(
+    [{{"role": "user", "content": content}}],
+    add_generation_prompt=True,
+    tokenize=True,
+    return_dict=True,
+    return_tensors="pt",
+).to(device, base.dtype)
+with torch.inference_mode():
+    output = model.generate(**inputs, max_new_tokens=64, do_sample=False)
+print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+"""
 
 
 def copy_adapter(checkpoint: str, folder: str) -> None:
@@ -112,13 +153,7 @@ tags: [lora, vlmtune]
 | base weights while training | {model.base_quantization} |
 
 ```python
-from peft import PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-base = AutoModelForImageTextToText.from_pretrained("{base}")
-model = PeftModel.from_pretrained(base, "path/to/this/folder")
-processor = AutoProcessor.from_pretrained("path/to/this/folder")
-```
+{usage_snippet(base, "path/to/this/folder")}```
 
 {serving}To repeat the run: `python ray_jobs/train.py --config config.yaml --output_dir NEW_FOLDER`.
 """

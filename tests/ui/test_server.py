@@ -1,0 +1,110 @@
+"""The page in headless Chromium, and that nobody but its reader is served."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium and its driver")
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Path], str]]:
+    """Returns a function that serves a folder and returns the printed address."""
+    processes = []
+
+    def start(folder: Path) -> str:
+        program = [sys.executable, "-m", "vlmtune", "ui", str(folder)]
+        process = subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        processes.append(process)
+        assert process.stdout is not None
+        return process.stdout.readline().split()[1]
+
+    yield start
+    for process in processes:
+        process.terminate()
+        process.wait()
+
+
+def ask(address: str, path: str, token: str | None, data: Any = None) -> tuple[int, str]:
+    headers = {"Content-Type": "application/json", **({"X-Token": token} if token else {})}
+    body = None if data is None else json.dumps(data).encode()
+    request = urllib.request.Request(address.partition("?")[0] + path, body, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, answer.read().decode()
+    except HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_a_token_is_needed_and_mistakes_are_told(serve: Callable[[Path], str], running: Path) -> None:
+    address = serve(running)
+    token = address.partition("token=")[2]
+    assert ask(address, "api/state", None)[0] == ask(address, "api/state", "wrong")[0] == 403
+    assert ask(address, f"api/stop?token={token}", None, {"trial_id": "t2"})[0] == 403, (
+        "a form of another site"
+    )
+    assert json.loads(ask(address, "api/state", token)[1])["best"] == 1
+    status, said = ask(address, "api/propose", token, {"lora_r": "5", "learning_rate": "1e-3"})
+    assert status == 400 and "outside the search space" in json.loads(said)["said"]
+    status, said = ask(address, "api/propose", token, {"lora_r": "8", "learning_rate": "1e-3"})
+    assert status == 200 and list((running / "requests").glob("try-*.json"))
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(shutil.which("chromium"))
+    for option in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(option)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    for _ in range(100):
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError("the page did not change")
+
+
+@needs_chromium
+@pytest.mark.heavy
+@pytest.mark.filterwarnings("ignore")
+def test_a_person_sees_trials_stops_one_and_proposes_one(
+    serve: Callable[[Path], str], running: Path, finished: Path, browser: Any
+) -> None:
+    browser.get(serve(running))
+    rows = wait_for(lambda: browser.find_elements("css selector", "#trials tr"))
+    assert len(rows) == 3 and "best 0.5 (trial 1)" in browser.find_element("id", "line").text
+    assert len(browser.find_elements("css selector", "#curves path")) == 2
+    assert browser.find_elements("tag name", "img") == [], "texts of the data stay texts"
+    assert "onerror" in browser.find_element("id", "folder").text
+    browser.find_element("css selector", "#trials button").click()
+    wait_for(lambda: "stops at its next report" in browser.find_element("id", "said").text)
+    browser.find_element("name", "lora_r").send_keys("8")
+    browser.find_element("name", "learning_rate").send_keys("0.002")
+    browser.find_element("css selector", "#form button").click()
+    wait_for(lambda: "queued" in browser.find_element("id", "said").text)
+    assert list((running / "requests").glob("try-*.json"))
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True},
+    )
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    browser.get(serve(finished))
+    wait_for(lambda: "3/3 trials" in browser.find_element("id", "line").text)
+    assert not browser.find_element("id", "propose").is_displayed()

@@ -1,0 +1,43 @@
+"""`vlmtune ui`: the page of a search, while it runs and afterwards."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from vlmtune.console import configure_console
+from vlmtune.errors import ConfigError, plain_user_errors
+
+UI_HELP = """Look at a search in the browser, while it runs and afterwards.
+
+{prog} out/demo
+{prog} --port 8080 out/demo
+
+Serves a page on this machine alone; its address with a token is printed. The page stops a trial, or queues
+values for the next one.
+"""
+
+
+def ui(argv: Sequence[str] | None = None, prog: str = "vlmtune ui") -> None:
+    """`ui`: the page of a search. Arguments as in `commands.tune`."""
+    configure_console()
+    with plain_user_errors():
+        parser = UiParser(
+            prog=prog,
+            description=UI_HELP.format(prog=prog),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        parser.add_argument("folder", metavar="OUTPUT_DIR", help="The output folder of a search.")
+        parser.add_argument("--port", type=int, default=0, help="Port of the page; 0 takes a free one. (0)")
+        options = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
+        from vlmtune.ui.server import serve
+
+        serve(options.folder, options.port)
+
+
+class UiParser(argparse.ArgumentParser):
+    """Raises ConfigError where argparse would exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)

@@ -1,0 +1,1 @@
+"""The page of a search, while it runs and afterwards: a small server on loopback."""

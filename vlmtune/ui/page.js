@@ -1,0 +1,77 @@
+// The script of the page: it asks for the state every two seconds and draws it with text nodes alone.
+const token = new URLSearchParams(location.search).get("token");
+const get = (id) => document.getElementById(id);
+const element = (name, text) => { const e = document.createElement(name); e.textContent = text ?? ""; return e; };
+const short = (v) => typeof v === "number" ? String(Number(v.toPrecision(4))) : Array.isArray(v) ? v.join(",") : String(v ?? "");
+async function send(path, data) {
+  const answer = await fetch(path, {method: "POST", headers: {"Content-Type": "application/json", "X-Token": token},
+    body: JSON.stringify(data)});
+  get("said").textContent = (await answer.json()).said;
+  refresh();
+}
+function draw(state, metric) {
+  const svg = get("curves"); svg.textContent = "";
+  const points = state.trials.flatMap((t) => t.curve);
+  if (!points.length) return;
+  const xs = points.map((p) => p[0]), ys = points.map((p) => p[1]);
+  const [x1, y0, y1] = [Math.max(...xs), Math.min(...ys), Math.max(...ys)];
+  const x = (v) => 50 + 730 * v / x1, y = (v) => y1 > y0 ? 230 - 210 * (v - y0) / (y1 - y0) : 125;
+  const make = (name, values, text) => {
+    const e = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [k, v] of Object.entries(values)) e.setAttribute(k, v);
+    if (text !== undefined) e.textContent = text;
+    svg.appendChild(e); return e;
+  };
+  make("text", {x: 0, y: y(y1) + 4}, short(y1)); make("text", {x: 0, y: y(y0) + 4}, short(y0));
+  make("text", {x: 740, y: 252}, "step " + x1);
+  for (const t of state.trials) {
+    if (!t.curve.length) continue;
+    const kind = t.number === state.best ? "best" : t.state === "RUNNING" ? "" : "ended";
+    const path = make("path", {class: kind, d: t.curve.map((p, i) => (i ? "L" : "M") + x(p[0]) + " " + y(p[1])).join("")});
+    const title = document.createElementNS("http://www.w3.org/2000/svg", "title");
+    title.textContent = "trial " + t.number; path.appendChild(title);
+  }
+}
+function list(state, metrics) {
+  const table = get("trials"); table.textContent = "";
+  const head = table.insertRow();
+  for (const name of ["trial", "state", ...state.names, "step", ...metrics, ""]) head.appendChild(element("th", name));
+  for (const t of state.trials) {
+    const row = table.insertRow(); row.className = t.number === state.best ? "best" : "";
+    const mark = state.front.includes(t.number) ? " (front)" : "";
+    for (const text of [t.number + mark, t.state, ...state.names.map((n) => short(t.values[n])),
+      t.step === undefined ? "" : t.step + "/" + t.max_steps, ...metrics.map((m) => short(t[m]))])
+      row.appendChild(element("td", text));
+    const cell = row.appendChild(element("td"));
+    if (t.state === "RUNNING" && state.running) {
+      const button = cell.appendChild(element("button", "stop"));
+      button.dataset.trial = t.trial_id;
+      button.addEventListener("click", () => send("api/stop", {trial_id: t.trial_id}));
+    }
+  }
+}
+function fields(state) {
+  const form = get("form");
+  get("propose").hidden = !state.running;
+  if (form.children.length) return;
+  for (const [name, entry] of Object.entries(state.drawn)) {
+    const label = form.appendChild(element("label", name + " " + entry));
+    const input = label.appendChild(document.createElement("input")); input.name = name;
+  }
+  form.appendChild(element("button", "propose"));
+  form.addEventListener("submit", (event) => { event.preventDefault();
+    send("api/propose", Object.fromEntries(new FormData(form))); });
+}
+async function refresh() {
+  const answer = await fetch("api/state", {headers: {"X-Token": token}});
+  if (!answer.ok) { get("line").textContent = "the server does not answer"; return; }
+  const state = await answer.json(), metrics = Object.keys(state.objectives);
+  const ended = state.trials.filter((t) => !["RUNNING", "WAITING"].includes(t.state)).length;
+  const best = state.trials.find((t) => t.number === state.best);
+  get("line").textContent = `${ended}/${state.total} trials` + (best ? `, best ${short(best[metrics[0]])} (trial ${best.number})` : "")
+    + (state.running ? ", running" : ", not running");
+  get("folder").textContent = state.folder; get("metric").textContent = metrics[0] + " by step";
+  get("waiting").textContent = state.waiting.length ? "waiting: " + JSON.stringify(state.waiting) : "";
+  draw(state, metrics[0]); list(state, metrics); fields(state);
+}
+refresh(); setInterval(refresh, 2000);

@@ -1,0 +1,36 @@
+"""The page: one document whose script asks for the state and draws it. All texts of the data stay texts."""
+
+from importlib.resources import files
+
+from vlmtune.html_page import document
+
+STYLE = """
+header { display: flex; gap: 12px; flex-wrap: wrap; align-items: baseline; margin-bottom: 14px; }
+table tr.best td { font-weight: 600; color: var(--good); }
+td button, form button { font: inherit; padding: 2px 10px; border-radius: 6px; border: 1px solid var(--line);
+background: var(--page); color: var(--ink); cursor: pointer; }
+form { display: flex; flex-wrap: wrap; gap: 10px; align-items: end; }
+label { font-size: 13px; color: var(--soft); display: grid; gap: 2px; }
+input { font: inherit; padding: 4px 8px; border: 1px solid var(--line); border-radius: 6px; max-width: 200px;
+background: var(--page); color: var(--ink); }
+#said { min-height: 1.5em; margin-top: 8px; }
+svg path { fill: none; stroke: var(--bar); stroke-width: 1.5; } svg path.best { stroke: var(--good);
+stroke-width: 2.5; } svg path.ended { stroke: var(--soft); }
+progress { width: 90px; }
+"""
+BODY = """
+<header><h1>Search</h1><span id="line" class="soft" aria-live="polite">…</span></header>
+<p class="soft small wrap" id="folder"></p>
+<section><h2 id="metric">Curves</h2><svg id="curves" viewBox="0 0 800 260" role="img"
+aria-label="curves of the trials"></svg></section>
+<section><h2>Trials</h2><div class="scroll"><table id="trials"></table></div></section>
+<section id="propose"><h2>Propose a trial</h2><form id="form"></form>
+<p class="soft small">It takes the place of the next trial that is proposed; the number of trials stays.</p>
+<p id="waiting" class="soft small"></p><div id="said" role="status"></div></section>
+"""
+
+
+def page() -> str:
+    """The whole document; it holds no data."""
+    script = files("vlmtune.ui").joinpath("page.js").read_text(encoding="utf-8")
+    return document("vlmtune search", [BODY, f"<script>\n{script}</script>"], style=STYLE)
