@@ -91,6 +91,7 @@ OF_SEVERAL_MODULES = {
     "test_cluster_yaml.py": "cluster.yaml",
     "test_compat.py": "compat/",
     "test_imports.py": "imports of all modules",
+    "test_k8s.py": "k8s/rayjob.yaml",
     "test_mirror.py": "names of test files",
     "test_vocabulary.py": "words and names in all files",
     "training/test_out_of_memory.py": "recovery from want of memory, in all runners",

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+# Ray, too, raises a plain KeyboardInterrupt where a signal arrives in one of its calls.
 PROGRAM = """
 import time
 from vlmtune.errors import interrupted_search, plain_user_errors
@@ -19,13 +20,14 @@ with plain_user_errors():
             if {slow}:
                 time.sleep(60)
         finally:
-            raise interrupted_search("/out", interrupt) from None
+            plain = KeyboardInterrupt() if {plain} else interrupt
+            raise interrupted_search("/out", plain) from None
 """
 
 
-def begun(*, slow: bool) -> "subprocess.Popen[str]":
+def begun(*, slow: bool, plain: bool = False) -> "subprocess.Popen[str]":
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.format(slow=slow)],
+        [sys.executable, "-c", PROGRAM.format(slow=slow, plain=plain)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -38,8 +40,9 @@ def begun(*, slow: bool) -> "subprocess.Popen[str]":
 @pytest.mark.parametrize(
     ("number", "word", "code"), [(signal.SIGINT, "Interrupted", 130), (signal.SIGTERM, "Terminated", 143)]
 )
-def test_the_first_signal_ends_a_command_in_order(number: int, word: str, code: int) -> None:
-    process = begun(slow=False)
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_first_signal_ends_a_command_in_order(number: int, word: str, code: int, plain: bool) -> None:
+    process = begun(slow=False, plain=plain)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == code

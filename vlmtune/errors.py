@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from vlmtune.stop_signals import INTERRUPTED, TERMINATED, Terminated, handle_stop_signals
+from vlmtune.stop_signals import INTERRUPTED, TERMINATED, exit_code, handle_stop_signals
 
 FAULT, USER_ERROR = 1, 2  # exit codes of commands
 
@@ -66,7 +66,7 @@ class SearchInterrupted(KeyboardInterrupt):
 
 def interrupted_search(folder: str, interrupt: KeyboardInterrupt) -> SearchInterrupted:
     """What `interrupt` is called where it ends the search in `folder`."""
-    return SearchInterrupted(folder, TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED)
+    return SearchInterrupted(folder, exit_code(interrupt))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -109,10 +109,10 @@ def plain_user_errors(resume_hint: str = "") -> Iterator[None]:
     except SearchInterrupted as interrupt:
         word = "Terminated" if interrupt.code == TERMINATED else "Interrupted"
         _exit(f"{word}. To resume: python ray_jobs/tune.py --resume {interrupt.folder}", interrupt.code)
-    except Terminated:
-        _exit(f"Terminated. {resume_hint}".rstrip(), TERMINATED)
-    except KeyboardInterrupt:
-        _exit(f"Interrupted. {resume_hint}".rstrip(), INTERRUPTED)
+    except KeyboardInterrupt as interrupt:
+        code = exit_code(interrupt)
+        word = "Terminated" if code == TERMINATED else "Interrupted"
+        _exit(f"{word}. {resume_hint}".rstrip(), code)
     except (SearchFailedError, RunStoppedError) as error:
         _exit(f"error: {error}", FAULT)
     except UserError as error:

@@ -30,7 +30,7 @@ class RayWatch:
         """Watch the Ray that this process has started, or the address that it has joined."""
         own = control_processes()
         address = os.environ.get("RAY_ADDRESS", "").removeprefix("ray://")
-        if own:
+        if own and sys.platform == "linux":  # only Linux has file descriptors of processes
             work = threading.Thread(target=self._watch_processes, args=(own,), daemon=True)
         elif address.rpartition(":")[2].isdigit():
             work = threading.Thread(target=self._watch_address, args=(address,), daemon=True)

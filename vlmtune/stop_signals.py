@@ -32,6 +32,15 @@ def take_back_stop_signals() -> None:
         handle_stop_signals()
 
 
+def exit_code(interrupt: KeyboardInterrupt) -> int:
+    """The exit code of a program that `interrupt` ends.
+
+    Ray raises a plain KeyboardInterrupt where `Terminated` was raised inside one of its calls.
+    """
+    terminated = isinstance(interrupt, Terminated) or _received[-1:] == [signal.SIGTERM]
+    return TERMINATED if terminated else INTERRUPTED
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
     _received.append(number)
     if len(_received) > 1:
