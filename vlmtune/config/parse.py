@@ -117,7 +117,8 @@ class _Help(argparse.Action):
         assert isinstance(parser, FlagParser)
         usage = f"usage: {parser.prog} [--config FILE] [--option value ...]"
         text = help_text(usage, parser.description or "", search=parser.search, everything=self.everything)
-        parser.exit(0, text)
+        print(text, end="")
+        parser.exit(0)
 
 
 def _add_flag(parser: argparse.ArgumentParser, option: Flag) -> None:
