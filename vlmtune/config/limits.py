@@ -30,6 +30,7 @@ LIMITS: dict[str, Limit] = {
     "lora_alpha": _AT_LEAST_1,
     "lora_dropout": _BELOW_1,
     "learning_rate": _ABOVE_0,
+    "vision_learning_rate": _ABOVE_0,
     "num_train_epochs": _ABOVE_0,
     "max_steps": Limit(
         "at least 1, or -1 for num_train_epochs to decide", lambda value: value >= 1 or value == -1

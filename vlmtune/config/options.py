@@ -248,6 +248,11 @@ class LoraSettings:
     vision: bool = option(
         False, "Let bare names in lora_target_modules also match the vision tower.", flag="lora_vision"
     )
+    vision_learning_rate: float | None = option(
+        None,
+        "Learning rate of what is trained beside the language model: the vision tower's and projector's "
+        "adapters, and modules that are trained whole. By default learning_rate.",
+    )
     use_rslora: bool = option(False, "Rank-stabilised LoRA: multiply by alpha / sqrt(r).")
     use_dora: bool = option(False, "Weight-decomposed LoRA (DoRA).")
 

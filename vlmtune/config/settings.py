@@ -129,6 +129,12 @@ def check_together(settings: Settings) -> None:
             )
     if model.llm_int8 and model.base_quantization != "int8":
         raise ConfigError(f"llm_int8: needs quantization int8, but quantization is {model.base_quantization}")
+    lora = settings.lora
+    if lora.vision_learning_rate is not None and not (lora.vision or lora.modules_to_save):
+        raise ConfigError(
+            "vision_learning_rate: nothing is trained beside the language model; give lora_vision or "
+            "lora_modules_to_save, or leave it out"
+        )
     if training.router_aux_loss_coef:
         raise ConfigError(
             "router_aux_loss_coef: the routers of a mixture of experts are frozen, so there is no load to "

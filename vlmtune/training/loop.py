@@ -99,6 +99,7 @@ def train(
             batches=WorkerBatches(store, order, kept_rows, rank, read_batches, first_step),
             meter=meter,
             objective=Objective.of(settings),
+            vision_learning_rate=settings.lora.vision_learning_rate,
             vision_bytes=room_for_features(args.device, plan.spare) if _repeats_rows(args, order) else 0.0,
         )
     if self_check is not None:

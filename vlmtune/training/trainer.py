@@ -26,6 +26,7 @@ from vlmtune.training.evaluator import Evaluator
 from vlmtune.training.meter import Meter
 from vlmtune.training.step_log import StepLog
 from vlmtune.training.vision_cache import VisionCache
+from vlmtune.training.vision_groups import set_vision_learning_rate
 
 
 class AdapterTrainer(SFTTrainer):
@@ -36,6 +37,7 @@ class AdapterTrainer(SFTTrainer):
         accelerated_step: runs the steps of `model`.
         batches: of this worker.
         objective: the metric of answers that is evaluated beside the loss, if any.
+        vision_learning_rate: of what is trained beside the language model; None for that of all.
         vision_bytes: memory that cached vision features may take.
     """
 
@@ -53,7 +55,9 @@ class AdapterTrainer(SFTTrainer):
         meter: Meter,
         objective: Objective | None,
         vision_bytes: float,
+        vision_learning_rate: float | None = None,
     ) -> None:
+        self.vision_learning_rate = vision_learning_rate
         # SFTTrainer wants a dataset to look at; the batches come from `get_train_dataloader`. It casts
         # adapters on a quantised base to bf16, where small updates round away.
         with keep_adapter_in_fp32(model):
@@ -85,6 +89,12 @@ class AdapterTrainer(SFTTrainer):
         gather, filter_nan = self.accelerator.gather, args.logging_nan_inf_filter
         self.step_log = StepLog(args.device, log=self.log, gather=gather, filter_nan=filter_nan)
         self.add_callback(self.step_log)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if self.vision_learning_rate is not None:
+            set_vision_learning_rate(optimizer, self.model, self.vision_learning_rate)
+        return optimizer
 
     def get_train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
         stream = BatchStream(self.batches, self.args.max_length, self.meter.timed)
