@@ -12,9 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 from formats_kit import IMAGE, Row, png, read, read_good, turn, write_lines
 
+from vlmtune.data.examples import encode_row
+from vlmtune.data.formats import read_piece
+from vlmtune.data.probe import probe
 from vlmtune.data.question_columns import Columns
 from vlmtune.data.scan import scan
+from vlmtune.data.tokenize import RowEncoder
+from vlmtune.demo.models import write_model
 from vlmtune.errors import DataError
+from vlmtune.model_ref import ModelRef
 
 
 def turns_of(question: str, answer: str) -> list[Row]:
@@ -275,3 +281,24 @@ def test_parquet_of_images_and_labels(tmp_path: Path) -> None:
         (turns_of("How many?", "3"), [content]),
         (turns_of("How many?", "4"), [content]),
     ]
+
+
+def test_files_become_examples(tmp_path: Path) -> None:
+    write_model("llava", tmp_path / "llava")
+    processor = ModelRef(str(tmp_path / "llava")).processor()
+    encoder = RowEncoder(processor, probe(processor))
+    images(tmp_path / "animals", "cat/1.png", "dog/2.png")
+    images(tmp_path / "photos", "1.png", "2.png")
+    (tmp_path / "photos" / "rows.csv").write_text("image,question,answer\n1.png,What?,cat\n2.png,What?,dog\n")
+    shard(tmp_path / "a.tar", {"1.png": png(tmp_path / "1.png").read_bytes(), "1.txt": b"cat"})
+    for path, columns in (
+        (tmp_path / "photos", Columns()),
+        (tmp_path / "animals", Columns((), "What?")),
+        (tmp_path / "a.tar", Columns((), "What?", "txt")),
+    ):
+        rows = [row for piece in scan(str(path), columns=columns) for row in read_piece(piece)]
+        for row, answer in zip(rows, ("cat", "dog"), strict=False):
+            line, example = encode_row(encoder, row)
+            assert example is not None, line["error"]
+            assert line["image_tokens"] > 0
+            assert answer in processor.tokenizer.decode(example.input_ids[example.labels >= 0])

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from vlmtune.data.probe import probe
+from vlmtune.data.question_columns import Columns
 from vlmtune.errors import ConfigError, DataError
 from vlmtune.evaluation.questions import image_paths, pieces_of, read_questions, with_answer
 from vlmtune.model_ref import ModelRef
@@ -84,3 +86,19 @@ def test_rows_with_an_answer_keep_it_and_reading_goes_on_after_a_row(mall: Path,
     assert all(row.has_reference and row.error is None for row, _ in rows)
     later = read_rows(pieces, models / "llava", after=40)
     assert [row for row, _ in later] == [row for row, _ in rows[40:]]
+
+
+def test_a_table_of_questions_without_answers(tmp_path: Path, models: Path) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
+    (tmp_path / "rows.csv").write_text("photo,question\na.png,What?\n")
+    pieces = pieces_of(
+        str(tmp_path / "rows.csv"), None, columns=Columns((("image", "photo"),), answers=False)
+    )
+    ((row, example),) = read_rows(pieces, models / "llava")
+    assert (row.source, row.images, row.has_reference, row.error) == (
+        f"{tmp_path}/rows.csv:2",
+        [f"{tmp_path}/a.png"],
+        False,
+        None,
+    )
+    assert example is not None
