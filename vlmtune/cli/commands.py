@@ -208,7 +208,8 @@ def predict(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/pred
         if result.rows == 1 and not result.errors:
             say(console_line("Answer", str(result.predictions()["answer"].iloc[0])))
         say(prediction_line(result))
-    sys.exit(USER_ERROR if result.errors else 0)
+    if result.errors:
+        sys.exit(USER_ERROR)
 
 
 def prediction_line(result: "PredictResult") -> str:

@@ -102,6 +102,11 @@ class DataSettings:
     max_bad_fraction: float = option(
         0.05, "With on_bad_row skip: the largest share of the rows that may be skipped; more is an error."
     )
+    group_near_duplicates: Literal["auto", "yes", "no"] = option(
+        "auto",
+        "Whether rows whose images look nearly alike (encoded again, neighbouring frames) stay together in "
+        "the split. By default, where each split keeps its number of rows.",
+    )
     given_splits: Literal["use", "merge"] = option(
         "use",
         "Whether files, fields and Hub splits named train, val and test are these splits, or one set of rows "

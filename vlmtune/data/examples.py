@@ -12,6 +12,7 @@ from vlmtune.data.encoded_example import EncodedExample, required_length
 from vlmtune.data.facts import error_kind, row_facts
 from vlmtune.data.images import SCALED, ImageError, content_hash, load_image
 from vlmtune.data.input_format import InputFormat
+from vlmtune.data.near_duplicates import look
 from vlmtune.data.split import GROUP
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import EncodeError, RowEncoder
@@ -86,6 +87,7 @@ def encode_row(encoder: RowEncoder, row: dict[str, Any]) -> tuple[dict[str, Any]
     line |= {
         "unused": list(row["unused"]),
         "notes": [*row["notes"], *notes],
+        "looks": [look(image) for image in images],
         "keys": (image_hashes or [_question_hash(row["messages"])]) + group,
         "tokens": len(example.input_ids),
         "image_tokens": example.image_tokens,

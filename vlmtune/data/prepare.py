@@ -21,6 +21,7 @@ from vlmtune.data.examples import cached_encoder, encode_row
 from vlmtune.data.formats import read_piece
 from vlmtune.data.frames import NO_LABELS
 from vlmtune.data.input_format import InputFormat
+from vlmtune.data.near_duplicates import near_groups
 from vlmtune.data.piece import Piece
 from vlmtune.data.probe import probe
 from vlmtune.data.ray_data import configure_ray_data, reraise_user_errors
@@ -32,6 +33,7 @@ from vlmtune.data.tokenize import RowEncoder
 from vlmtune.errors import DataError, writable
 from vlmtune.storage import parent
 
+NEAR = "images look nearly like those of other rows; --group_near_duplicates yes keeps such rows together"
 IndexLine = dict[str, Any]  # what is known of one row: see `examples.encode_row` and `store.INDEX`
 
 ROWS_PER_SHARD = 64  # under a second of work at LLaVA's image size
@@ -171,15 +173,61 @@ def _assign_splits(source: DataSource, lines: list[IndexLine], scanned: ScannedD
     """Set `group` and `split` of each good row's line. Returns why they cannot be trained on, if so."""
     if not lines:
         return f"{', '.join(source.paths)}: no usable row"
-    groups = connected([line["keys"] for line in lines])
-    problem = None
+    groups, problem = connected([line["keys"] for line in lines]), None
+    near = near_keys(lines)
     try:
+        if near is not None and source.group_near_duplicates == "yes":
+            groups = connected(near)
         splits = _splits(source, lines, groups, scanned)
+        if near is not None and source.group_near_duplicates == "auto":
+            groups, splits = _with_near_together(source, lines, scanned, connected(near), (groups, splits))
     except DataError as error:
         splits, problem = [TRAIN] * len(lines), str(error)
     for line, group, name in zip(lines, groups, splits, strict=True):
         line |= {"group": group, "split": name}
     return problem
+
+
+def near_keys(lines: Sequence[IndexLine]) -> list[list[str]] | None:
+    """The keys of rows, with one more for each image that looks nearly like another one; None if none does.
+
+    Rows with such images get a note.
+    """
+    images = [
+        (number, text, image_hash)
+        for number, line in enumerate(lines)
+        for text, image_hash in zip(line["looks"], line["image_hashes"], strict=True)
+    ]
+    groups = near_groups([text for _, text, _ in images])
+    hashes_of: dict[int, set[str]] = defaultdict(set)
+    for group, (_, _, image_hash) in zip(groups, images, strict=True):
+        hashes_of[group].add(image_hash)
+    keys = [list(line["keys"]) for line in lines]
+    near = [
+        (number, group)
+        for group, (number, _, _) in zip(groups, images, strict=True)
+        if len(hashes_of[group]) > 1
+    ]
+    for number, group in near:
+        keys[number].append(f"near {group}")
+        if NEAR not in lines[number]["notes"]:
+            lines[number]["notes"].append(NEAR)
+    return keys if near else None
+
+
+def _with_near_together(
+    source: DataSource,
+    lines: list[IndexLine],
+    scanned: ScannedData,
+    near: list[str],
+    without: tuple[list[str], list[str]],
+) -> tuple[list[str], list[str]]:
+    """The groups and splits with near duplicates together, where each split keeps its number of rows."""
+    try:
+        splits = _splits(source, lines, near, scanned)
+    except DataError:
+        return without
+    return (near, splits) if Counter(splits) == Counter(without[1]) else without
 
 
 def _splits(source: DataSource, lines: list[IndexLine], groups: list[str], scanned: ScannedData) -> list[str]:

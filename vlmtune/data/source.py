@@ -70,6 +70,7 @@ class DataSource:
     on_bad_row: str = "error"
     max_bad_fraction: float = 0.05
     given_splits: str = "use"
+    group_near_duplicates: str = "auto"
     allow_outside_paths: bool = False
     allow_remote_images: bool = False
     encoded: bool = True
@@ -98,6 +99,7 @@ class DataSource:
             on_bad_row=data.on_bad_row,
             max_bad_fraction=data.max_bad_fraction,
             given_splits=data.given_splits,
+            group_near_duplicates=data.group_near_duplicates,
             allow_outside_paths=data.allow_outside_paths,
             allow_remote_images=data.allow_remote_images,
             encoded=not data.no_cache,

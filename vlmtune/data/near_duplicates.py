@@ -1,0 +1,62 @@
+"""Images that look nearly alike: one encoded again, or two neighbouring frames of a video."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+from PIL import Image
+
+SIDE = 16  # the hash has SIDE * SIDE bits
+SAMPLES = 4  # pixels of a cell in each direction
+BYTES = SIDE * SIDE // 8
+# Bits that may differ: fewer than there are pairs of bytes, so that two near images share one of these.
+MAX_DIFFERENT = 12
+# Set bits of an image that shows something. One with less is a plain surface, and all of these look alike.
+MIN_SET = 24
+MAX_COMPARED = 64  # images with a pair of bytes in common that are compared with each other
+
+
+def look(image: Image.Image) -> str:
+    """The difference hash of an RGB image, 64 hex digits: whether a cell is brighter than its left neighbour.
+
+    A cell is the mean of a few of its green pixels, which costs 0.1 ms at any size. Empty for a
+    plain surface.
+    """
+    size = ((SIDE + 1) * SAMPLES, SIDE * SAMPLES)
+    pixels = np.asarray(image.resize(size, Image.Resampling.NEAREST))[:, :, 1]
+    small = pixels.reshape(SIDE, SAMPLES, SIDE + 1, SAMPLES).mean((1, 3))
+    bits = small[:, 1:] > small[:, :-1] + 1
+    return np.packbits(bits).tobytes().hex() if bits.sum() >= MIN_SET else ""
+
+
+def near_groups(looks: Sequence[str]) -> list[int]:
+    """The group of each image, a number of one of its images: images that look nearly alike share a group.
+
+    Two hashes that differ in 12 bits have one of 16 pairs of bytes in common: only such images are compared.
+    """
+    words = {
+        number: np.frombuffer(bytes.fromhex(text), np.uint8) for number, text in enumerate(looks) if text
+    }
+    buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)
+    for number, word in words.items():
+        for place in range(0, BYTES, 2):
+            buckets[place, word[place : place + 2].tobytes()].append(number)
+    group = list(range(len(looks)))
+
+    def root(number: int) -> int:
+        while group[number] != number:
+            group[number] = group[group[number]]
+            number = group[number]
+        return number
+
+    for members in buckets.values():
+        for one, other in combinations(members[:MAX_COMPARED], 2):
+            first, second = sorted((root(one), root(other)))
+            if first != second and _different(words[one], words[other]) <= MAX_DIFFERENT:
+                group[second] = first
+    return [root(number) for number in range(len(looks))]
+
+
+def _different(one: np.ndarray, other: np.ndarray) -> int:
+    return int(np.unpackbits(one ^ other).sum())
