@@ -243,6 +243,8 @@ def test_rows_of_other_programs(tmp_path: Path) -> None:
         },
     ]
     found = read_good(write_lines(tmp_path / "rows.jsonl", *rows))
+    (piece,) = scan(str(tmp_path / "rows.jsonl"))
+    assert [row["notes"] for row in read_piece(piece)][1:3] == [(), ("image_path is read as the image",)]
     assert [row["messages"] for row in found] == [turns_of("What?", "red")] * len(rows)
     assert [row["images"] for row in found] == [
         [image.read_bytes()] if number == 4 else [str(image)] for number in range(len(rows))

@@ -1,6 +1,7 @@
 """A piece of a data file, in any understood format → its rows, in any process: `read_piece`."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -62,9 +63,11 @@ def known_conversation(record: Any, piece: Piece) -> Conversation:
     Raises:
         RowError: it cannot be trained on.
     """
+    note = piece.columns.image_note(record)
     record, own_names = as_known_shape(piece.columns.apply(record))
     try:
-        return conversation(record, piece.rules, (piece.group_by,) if piece.group_by else ())
+        found = conversation(record, piece.rules, (piece.group_by,) if piece.group_by else ())
+        return replace(found, notes=(*found.notes, note)) if note else found
     except RowError as error:
         message = str(error)
         for name, own in own_names.items():

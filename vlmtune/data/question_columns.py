@@ -60,11 +60,16 @@ class Columns:
         row = self._renamed(record)
         if self.question is not None:
             self._ask(row)
-        if row.get("image") is None and row.get("images") is None:
-            column = next((name for name in IMAGE_COLUMNS if is_image(row.get(name))), None)
-            if column is not None:
-                row["image"] = row.pop(column)
+        if (column := _image_column(row)) is not None:
+            row["image"] = row.pop(column)
         return row
+
+    def image_note(self, record: Any) -> str | None:
+        """What is told of a row whose image is in a column of another name that no option names."""
+        if not isinstance(record, Mapping) or any(field in ("image", "images") for field, _ in self.names):
+            return None
+        column = _image_column(record)
+        return None if column is None else f"{column} is read as the image"
 
     def _renamed(self, record: Mapping[str, Any]) -> dict[str, Any]:
         missing = next((pair for pair in self.names if pair[1] not in record), None)
@@ -136,6 +141,13 @@ class Columns:
 
 
 NO_COLUMNS = Columns()
+
+
+def _image_column(row: Mapping[str, Any]) -> str | None:
+    """The column that holds a row's image, where it has no `image` or `images`."""
+    if row.get("image") is not None or row.get("images") is not None:
+        return None
+    return next((name for name in IMAGE_COLUMNS if is_image(row.get(name))), None)
 
 
 def columns_from(
