@@ -183,7 +183,8 @@ WRONG: list[tuple[str, str, tuple[str, ...]]] = [
     ("use_peft", "false", ("LoRA",)),
     ("deepspeed", "ds.json", ("whole one",)),
     ("resume_from_checkpoint", "out/checkpoint-3", ("resume",)),
-    ("max_len", "8", ("no such option", "did you mean max_length?")),
+    ("max_len", "8", ("this option is called --max_length",)),
+    ("max_lenght", "8", ("no such option", "did you mean max_length?")),
     ("learning_rat", "8", ("did you mean learning_rate?",)),
     ("env", "x", ("no such option",)),
 ]
