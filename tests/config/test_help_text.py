@@ -11,8 +11,9 @@ from vlmtune.config.help_text import COMMON, OF_TRAIN, TITLES, default_text, fir
     [
         ("Rank of the adapter.", "Rank of the adapter."),
         ("One thing. And another.", "One thing."),
+        ("Stored so. load_in_4bit means nf4.", "Stored so."),
         ("About 0.25 of it, e.g. half; more", "About 0.25 of it, e.g. half."),
-        ("", "."),
+        ("", ""),
     ],
 )
 def test_a_description_ends_at_its_first_sentence(text: str, first: str) -> None:

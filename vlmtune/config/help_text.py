@@ -82,8 +82,9 @@ def _columns(option: Flag, *, everything: bool) -> tuple[str, str]:
 
 
 def first_sentence(text: str) -> str:
-    """A description up to its first full stop."""
-    return re.split(r"(?<=[a-z0-9)`])[.;](?= [A-Za-z`])", text, maxsplit=1)[0].rstrip(".") + "."
+    """A description up to the end of its first sentence, which a capital or a flag's name follows."""
+    first = re.split(r"\.(?= (?:[A-Z`]|\w+_))|;", text, maxsplit=1)[0].rstrip(".")
+    return f"{first}." if first else ""
 
 
 def _without_default(text: str) -> tuple[str, str]:
