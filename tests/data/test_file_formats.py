@@ -114,6 +114,23 @@ def test_folder_for_each_class(tmp_path: Path) -> None:
         scan(str(images(tmp_path / "flat", "a.png")), columns=Columns((), "Which animal?"))
 
 
+def test_splits_that_folders_are_named_after(tmp_path: Path) -> None:
+    folder = images(
+        tmp_path / "animals",
+        *(f"{split}/{name}/1.png" for split in ("train", "val", "test") for name in "ab"),
+    )
+    rows = [row for piece in scan(str(folder), columns=Columns((), "Which?")) for row in read_piece(piece)]
+    found = [(row["split"], row["messages"][1]["content"][0]["text"]) for row in rows]
+    assert sorted(found) == [(split, name) for split in ("eval", "test", "train") for name in "ab"]
+    for split in ("train", "test"):
+        images(tmp_path / "photos" / split, "1.png")
+        (tmp_path / "photos" / split / "metadata.csv").write_text(
+            "file_name,question,answer\n1.png,What?,red\n"
+        )
+    rows = [row for piece in scan(str(tmp_path / "photos")) for row in read_piece(piece)]
+    assert sorted(row["split"] for row in rows) == ["test", "train"]
+
+
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
 def test_imagefolder_with_metadata(name: str, tmp_path: Path) -> None:
     for folder in (tmp_path / "one", tmp_path / "split" / "train"):
