@@ -11,7 +11,6 @@ TESTED_IN = {
     "compat/": "test_compat.py",
     "cli/ui.py": "ui/test_server.py",
     "ui/page.py": "ui/test_server.py",
-    "search/live_state.py": "search/test_run_search.py",
     "cli/chat.py": "evaluation/test_chat.py",
     "cli/main.py": "cli/test_commands.py",
     # Parts of `RowEncoder` and `collate`, which show in what these return, for 55 families too.

@@ -10,7 +10,8 @@ from vlmtune.config.settings import Settings
 from vlmtune.search.first_points import BASELINE as FROM_BASELINE
 from vlmtune.search.first_points import EARLIER, MODEL, RECIPE, SPREAD
 from vlmtune.search.isolated_trial import trial_values
-from vlmtune.search.sampler import CONSTRAINT, TrialSearcher
+from vlmtune.search.requests import Requests
+from vlmtune.search.sampler import CONSTRAINT, PROPOSED, TrialSearcher
 from vlmtune.search.space import Space
 from vlmtune.search.warm_start import EarlierTrials
 from vlmtune.training.meter import EVALUATION_NUMBER
@@ -264,3 +265,18 @@ def test_trials_of_the_same_problem_are_observations_from_which_the_model_propos
     stored = searcher._ot_study.trials
     assert [trial.value for trial in stored[1:7]] == [value for _, value in seen]
     assert second["lora_r"] in (4, 8, 64)
+
+
+def test_values_that_a_person_asks_for_are_the_next_trial_and_optuna_knows_them(tmp_path: Path) -> None:
+    requests = Requests(str(tmp_path))
+    space = Space.parse(SPACE, BASELINE)
+    searcher = TrialSearcher(space, metric="eval_loss", mode="min", seed=0, requests=requests)
+    parameters = {
+        name: distribution.parameter({"lora_r": 64, "learning_rate": 3e-3}[name])
+        for name, distribution in space.distributions.items()
+    }
+    requests.propose(parameters)
+    assert propose(searcher, "a") == {"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4}
+    assert propose(searcher, "b") == {"lora_r": 64, "lora_alpha": 128, "learning_rate": 3e-3}
+    assert searcher.origins["b"] == PROPOSED and trial_of(searcher, "b").params == parameters
+    assert propose(searcher, "c")["learning_rate"] != 3e-3 and requests.waiting() == []

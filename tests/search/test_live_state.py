@@ -1,0 +1,51 @@
+"""The file that the page of a search reads."""
+
+import json
+from pathlib import Path
+
+from vlmtune.search.live_state import LiveState
+from vlmtune.search.saved_trials import End, SavedTrial
+
+ENDED = SavedTrial(
+    0,
+    "a",
+    {"lora_r": 8},
+    reports=[
+        {"step": 2, "max_steps": 4, "eval_loss": 0.5},
+        {"step": 4, "max_steps": 4, "eval_loss": 0.4},
+    ],
+    end=End.OWN,
+)
+RUNNING = SavedTrial(1, "b", {"lora_r": 4}, reports=[{"step": 2, "max_steps": 4, "eval_loss": float("nan")}])
+
+
+def test_trials_are_written_in_their_order_with_curves(tmp_path: Path) -> None:
+    LiveState(str(tmp_path), {"eval_loss": "min"}, 4).write([RUNNING, ENDED], at_once=True)
+    state = json.loads((tmp_path / "live.json").read_text())
+    assert state["running"] and state["total"] == 4 and state["objectives"] == {"eval_loss": "min"}
+    first, second = state["trials"]
+    assert first == {
+        "number": 1,
+        "trial_id": "a",
+        "state": "COMPLETE",
+        "values": {"lora_r": 8},
+        "step": 4,
+        "max_steps": 4,
+        "eval_loss": 0.4,
+        "curve": [[2, 0.5], [4, 0.4]],
+    }
+    assert second["state"] == "RUNNING" and second["curve"] == [] and "eval_loss" not in second
+
+
+def test_it_is_written_once_a_second_and_at_each_end(tmp_path: Path) -> None:
+    live = LiveState(str(tmp_path), {"eval_loss": "min"}, 4)
+    live.write([RUNNING], at_once=False)
+    live.write([RUNNING, ENDED], at_once=False)
+    assert len(json.loads((tmp_path / "live.json").read_text())["trials"]) == 1
+    live.write([RUNNING, ENDED], at_once=True, running=False)
+    state = json.loads((tmp_path / "live.json").read_text())
+    assert len(state["trials"]) == 2 and not state["running"]
+
+
+def test_object_storage_gets_no_file() -> None:
+    LiveState("s3://bucket/out", {"eval_loss": "min"}, 4).write([ENDED], at_once=True)
