@@ -4,6 +4,7 @@
 # make test-heavy    its tests that take half a minute or more each
 # make test-oldest   the tests of four folders with the oldest versions that pyproject.toml allows
 # make check         lint, format, types, spelling
+# make audit         known weaknesses of the pinned versions; needs a network
 # make flags         write the table of flags anew, after another version of TRL or transformers
 #
 # PYTHON=/path/to/python3.12 chooses the Python that .venv is made from: 3.11 or 3.12.
@@ -21,7 +22,7 @@ TORCH := $(shell grep '^torch==\|^torchvision==' constraints.txt)
 EXTRAS := dev,demo$(if $(findstring torchvision,$(TORCH)),$(COMMA)families)
 SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 
-.PHONY: setup demo test test-heavy test-oldest check flags constraints clean
+.PHONY: setup demo test test-heavy test-oldest check audit flags constraints clean
 
 setup: $(STAMP)
 
@@ -72,6 +73,11 @@ check: setup
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) -m codespell_lib
+
+# Published weaknesses of the pinned versions; needs a network.
+audit: setup
+	$(RUN) $(PIP_INSTALL) pip-audit
+	$(RUN) -m pip_audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
 flags: setup
 	$(RUN) -m vlmtune.config.generate_flags

@@ -122,3 +122,13 @@ def test_a_file_is_no_place(tmp_path: Path):
     with pytest.raises(ConfigError, match="is a file, not a folder"):
         output.claim(str(tmp_path / "out"), overwrite=True)
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_an_export_replaces_what_an_export_wrote_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("export.yaml", "config.json", "model-00001-of-00002.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_text("")
+    output.check_free(str(tmp_path), overwrite=True, kind=output.EXPORT)
+    (tmp_path / "thesis.docx").write_text("")
+    with pytest.raises(ConfigError, match=r"holds thesis\.docx, which no run of vlmtune wrote"):
+        output.claim(str(tmp_path), overwrite=True, kind=output.EXPORT)
+    assert (tmp_path / "config.json").exists()

@@ -93,3 +93,10 @@ def test_files_get_the_mode_that_new_files_have(tmp_path: Path) -> None:
     storage.apply_umask(tmp_path)
     assert stat.S_IMODE(private.stat().st_mode) == stat.S_IMODE(new.stat().st_mode)
     assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o700
+
+
+def test_a_link_in_the_place_of_a_part_file_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "a.json.part").symlink_to(tmp_path / "mine")
+    storage.write_text(str(tmp_path / "a.json"), "text")
+    assert ((tmp_path / "mine").read_text(), (tmp_path / "a.json").read_text()) == ("mine", "text")

@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmtune.progress import Estimate
+from vlmtune.shown_text import printable, redacted
 
 LABEL_WIDTH = 10  # columns of the label, with the space after it: "Dashboard " is the longest
 # Ray warns of more Python processes than CPUs. vlmtune starts more on purpose: most of them wait.
@@ -75,7 +76,7 @@ class ConsoleHandler(logging.Handler):
 
 def say(text: str) -> None:
     """Print one line at once: output goes through pipes and job logs."""
-    print(text, flush=True)
+    print(printable(redacted(text)), flush=True)
 
 
 def console_line(label: str, text: str) -> str:
@@ -190,7 +191,10 @@ class TrialTable:
         table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
         for name in ("trial", "state", *self.names, "step", self.metric, "sec"):
             table.add_column(
-                name, justify="left" if name == "state" else "right", overflow="fold", no_wrap=name == "state"
+                Text(printable(name)),
+                justify="left" if name == "state" else "right",
+                overflow="fold",
+                no_wrap=name == "state",
             )
         best, numbers = self.best(), sorted(self.rows)
         failed = [number for number in numbers if "error" in self.rows[number]]
@@ -204,10 +208,11 @@ class TrialTable:
             values = [format_value(row.get(name, "")) for name in self.names]
             results = [format_value(row.get(name, "")) for name in (self.metric, "seconds")]
             mark, style = ("* ", "bold green") if number == best else ("", "")
-            table.add_row(f"{mark}{number}", row["state"], *values, step, *results, style=style)
+            cells = (f"{mark}{number}", row["state"], *values, step, *results)
+            table.add_row(*(Text(printable(cell)) for cell in cells), style=style)
         errors = (f"trial {number}: {self.rows[number]['error']}" for number in failed)
         footer = [Text(self.footer)] if self.footer else []
-        return Group(table, *(Text(error, overflow="fold") for error in errors), *footer)
+        return Group(table, *(Text(printable(error), overflow="fold") for error in errors), *footer)
 
     def close(self) -> None:
         """Leave the whole table on the terminal."""

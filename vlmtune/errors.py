@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from vlmtune.shown_text import printable, redacted
 from vlmtune.stop_signals import INTERRUPTED, TERMINATED, exit_code, handle_stop_signals
 
 FAULT, USER_ERROR = 1, 2  # exit codes of commands
@@ -120,5 +121,5 @@ def plain_user_errors(resume_hint: str = "") -> Iterator[None]:
 
 
 def _exit(text: str, code: int) -> None:
-    print(text, file=sys.stderr)
+    print(printable(redacted(text)), file=sys.stderr)
     sys.exit(code)

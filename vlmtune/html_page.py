@@ -1,7 +1,11 @@
 """Parts of the HTML pages. A page is one file that needs no other, in light and dark, readable on a phone."""
 
+import base64
+import hashlib
 from collections.abc import Iterable
 from html import escape
+
+from vlmtune.shown_text import redacted
 
 STYLE = """
 :root {
@@ -102,6 +106,20 @@ document.getElementById("filter").addEventListener("input", (event) => {
 </script>"""
 
 
+def _digest(script: str) -> str:
+    """A script as a content policy names it."""
+    content = script.removeprefix("<script>").removesuffix("</script>")
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+
+# Pages show texts of data and answers of models. Were one ever taken for HTML, it could still run no script
+# but those above, and ask no server for anything.
+CONTENT_POLICY = (
+    f"default-src 'none'; script-src {_digest(SORT_SCRIPT)} {_digest(FILTER_SCRIPT)}; "
+    "style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+)
+
+
 def document(title: str, body: Iterable[str], *, style: str = "") -> str:
     """A whole page as HTML.
 
@@ -109,14 +127,16 @@ def document(title: str, body: Iterable[str], *, style: str = "") -> str:
         body: the parts as HTML; empty ones are left out.
         style: CSS rules of this page alone.
     """
-    return (
+    page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(filter(None, body))
         + "\n</main>\n"
         "</body>\n</html>\n"
     )
+    return redacted(page)
 
 
 def section(title: str, *content: str) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from vlmtune.errors import ModelError
@@ -110,7 +111,7 @@ def plain_model_errors(ref: ModelRef) -> Iterator[None]:
         stay_offline_unless_reachable()
     try:
         yield
-    except (*LIBRARY_ERRORS, SafetensorError) as error:
+    except (*LIBRARY_ERRORS, SafetensorError, UnpicklingError) as error:
         if lacks_memory(error):
             raise
         raise ModelError(_explain(error, ref.name, ref.revision)) from error
@@ -163,6 +164,13 @@ def _explain(error: Exception, name: str, revision: str) -> str:
         return _explain_torchvision(name)
     if caused_by(ImportError):
         return f"{name} needs a package that is not installed: {first_line(error)}"
+    if caused_by(UnpicklingError):
+        return (
+            f"{name}: its weights are a pickle that holds more than tensors, which could run code: give the "
+            "model as safetensors"
+        )
+    if caused_by(RecursionError):
+        return f"{name} is damaged: a file of it is nested too deep"
     if "trust_remote_code" in str(error):
         return f"{name} brings its own Python code: read it, and pass --trust_remote_code if you trust it"
     kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "

@@ -4,7 +4,9 @@ Only a folder that vlmtune wrote is ever emptied.
 """
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs as pafs
 
@@ -12,6 +14,7 @@ from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError
 from vlmtune.folder_lock import LOCK_FILE
+from vlmtune.shown_text import redacted_values
 from vlmtune.storage import PART, absolute, filesystem, one_line, scheme
 
 # Files that mark a folder as written by train.py or tune.py, and files that are written when the run ends.
@@ -41,6 +44,13 @@ PROCESSOR = (  # the names under which transformers saves a processor and its to
 )
 
 
+MERGED_MODEL = (
+    *("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json"),
+    *("model-*-of-*.safetensors", "configuration_*.py", "modeling_*.py", "processing_*.py"),
+    *("image_processing_*.py", "tokenization_*.py"),
+)
+
+
 @dataclass(frozen=True)
 class FolderKind:
     """How a folder that one kind of command wrote is recognised.
@@ -48,13 +58,13 @@ class FolderKind:
     Attributes:
         marks: files of which one is always there.
         finished: files of which one is there when the command has finished.
-        known: everything that the command writes; None if any other file may be its own.
+        known: everything that the command writes; `*` stands for any letters.
         resume_hint: how to resume an unfinished run, with `{folder}` in it; the end of a message.
     """
 
     marks: tuple[str, ...]
     finished: tuple[str, ...]
-    known: frozenset[str] | None
+    known: frozenset[str]
     resume_hint: str = ""
 
 
@@ -73,7 +83,12 @@ PREDICTION = FolderKind(
     frozenset({"predict.yaml", "predictions.jsonl", "predictions.parquet", "parts"}),
     ", or resume it: rerun the same command without --overwrite",
 )
-EXPORT = FolderKind(("export.yaml",), ("export.yaml",), None)
+# With --merge, what transformers saves; custom code of the base among it, if it may run.
+EXPORT = FolderKind(
+    ("export.yaml",),
+    ("export.yaml",),
+    frozenset({"export.yaml", "lora_adapter_state_dict.pt", *MERGED_MODEL, *PROCESSOR}),
+)
 
 
 def resolve_folder(path: str, *, in_job: bool, flag: str = "--output_dir") -> str:
@@ -123,7 +138,9 @@ def check_free(folder: str, *, overwrite: bool, kind: FolderKind = RUN) -> None:
         raise ConfigError(
             f"--output_dir {folder}: is not empty and holds no run of vlmtune; choose another folder"
         )
-    foreign = [name for name in names if kind.known is not None and name.removesuffix(PART) not in kind.known]
+    foreign = [
+        name for name in names if not any(fnmatchcase(name.removesuffix(PART), known) for known in kind.known)
+    ]
     if foreign:
         raise ConfigError(
             f"--output_dir {folder}: holds {min(foreign)}, which no run of vlmtune wrote; move it, or choose "
@@ -153,9 +170,14 @@ def claim(folder: str, *, overwrite: bool, kind: FolderKind = RUN) -> None:
             files.delete_file(entry.path)
 
 
+def dump_redacted(values: dict[str, Any]) -> str:
+    """YAML without the secrets that URIs in the values may hold: the file may be published."""
+    return yaml12.dump({name: redacted_values(value) for name, value in values.items()})
+
+
 def settings_yaml(settings: Settings) -> str:
     """The text of `config.yaml` and `search.yaml`, which repeats a run.
 
     `overwrite` and `resume` are left out: repeating a run must not delete what is there.
     """
-    return yaml12.dump(settings.replace(overwrite=False, resume=None, salvage=False).to_flags())
+    return dump_redacted(settings.replace(overwrite=False, resume=None, salvage=False).to_flags())

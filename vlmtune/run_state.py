@@ -19,6 +19,7 @@ from vlmtune.config.settings import Settings
 from vlmtune.console import console_line
 from vlmtune.data.store import file_states
 from vlmtune.errors import ConfigError, DataError
+from vlmtune.shown_text import redacted_values
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +135,11 @@ def is_finished(folder: str, kind: RunKind, state: Mapping[str, Any]) -> bool:
 def changed_options(saved: Settings, requested: Settings, given: Sequence[str]) -> dict[str, Any]:
     """The options that are asked for beside `--resume` and differ from the saved ones, by flag name."""
     names = [name for name in given if name not in NOT_COMPARED]
-    return {name: requested.value(name) for name in names if requested.value(name) != saved.value(name)}
+    return {
+        name: requested.value(name)
+        for name in names
+        if redacted_values(requested.value(name)) != redacted_values(saved.value(name))  # as they are saved
+    }
 
 
 def _check_changes(folder: str, kind: RunKind, saved: Settings, changes: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@ import json
 import os
 import posixpath
 import re
+import stat
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-# Options of a URI that grant access: of signed addresses, and of pyarrow's file systems.
-SECRET_OPTIONS = r"[\w-]*(?:secret|token|password|signature|credential)[\w-]*|sig|key|access_?key(?:_?id)?"
+from vlmtune.shown_text import redacted_values
+
 PART = ".part"  # ends the name of a file that is being written
 
 
@@ -77,10 +78,22 @@ def filesystem(path: str) -> tuple[fs.FileSystem, str]:
     return service, f"{prefix.rstrip('/')}/{unquote(parts.path).lstrip('/')}".rstrip("/")
 
 
-def redacted(text: str) -> str:
-    """`text` without the user's names, passwords and keys that URIs in it may hold."""
-    without_users = re.sub(r"(?<=://)(?:[^\s/@\"'<>]*:[^\s@\"'<>]*|[^\s/@\"'<>]+)@", "", text)
-    return re.sub(rf"(?i)([?&](?:{SECRET_OPTIONS})=)[^&\s\"'<>#]+", r"\1***", without_users)
+def special_file(path: str) -> str | None:
+    """What a local path names if it is neither a file nor absent: reading a pipe would wait for ever."""
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return None
+    if stat.S_ISREG(mode):
+        return None
+    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+    return next((kind for is_kind, kind in kinds if is_kind(mode)), "a device")
+
+
+def check_no_special_file(path: str) -> None:
+    """Raises OSError for a local pipe, socket or device, which could be read without end."""
+    if scheme(path) in ("", "file") and (kind := special_file(absolute(path))) not in (None, "a folder"):
+        raise OSError(f"it is {kind}, not a file")
 
 
 def one_line(error: BaseException) -> str:
@@ -113,9 +126,16 @@ def write_text(path: str, text: str) -> None:
     content = text.encode()
     files, inner = filesystem(path)
     files.create_dir(inner.rpartition("/")[0], recursive=True)
+    _remove_link(path, f"{inner}{PART}")
     with files.open_output_stream(f"{inner}{PART}") as stream:
         stream.write(content)
     files.move(f"{inner}{PART}", inner)
+
+
+def _remove_link(path: str, part: str) -> None:
+    """Remove a local link in the place of a part file: writing through it would change another file."""
+    if scheme(path) in ("", "file") and Path(part).is_symlink():
+        Path(part).unlink()
 
 
 def write_table(table: pa.Table, path: str) -> None:
@@ -126,6 +146,7 @@ def write_table(table: pa.Table, path: str) -> None:
     """
     files, inner = filesystem(path)
     files.create_dir(inner.rpartition("/")[0], recursive=True)
+    _remove_link(path, f"{inner}{PART}")
     pq.write_table(table, f"{inner}{PART}", filesystem=files)
     rows = pq.read_metadata(f"{inner}{PART}", filesystem=files).num_rows
     if rows != table.num_rows:
@@ -134,7 +155,11 @@ def write_table(table: pa.Table, path: str) -> None:
 
 
 def write_json(path: str, values: dict[str, Any]) -> None:
-    """Write a JSON file atomically. A value that JSON does not know is written as its `str`."""
+    """Write a JSON file atomically. A value that JSON does not know is written as its `str`.
+
+    Secrets in URIs are left out: the file may be published.
+    """
+    values = {name: redacted_values(value) for name, value in values.items()}
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n")
 
 

@@ -1,6 +1,8 @@
 """YAML 1.2's plain values, keys that are given once, and a dump that is read back."""
 
 import math
+import time
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -58,3 +60,37 @@ def test_a_wrong_text_is_named_with_its_line(text: str, message: str) -> None:
 def test_a_dumped_text_is_read_back(value: str) -> None:
     assert load_value(dump({"name": value})) == {"name": value}
     assert load_options(dump({"name": value})) == {"name": value}
+
+
+BOMBS = {
+    "an alias": "a: &a [1]\nb: *a\n",
+    "aliases that double": "a: &a [x, x]\n"
+    + "".join(f"{c}: &{c} [*{b}, *{b}]\n" for b, c in pairwise("abcdefgh")),
+    "an alias of itself": "a: &a [*a]\n",
+    "merges that double": "a0: &a0 {k: 1}\n"
+    + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 30)}], k{n}: 1}}\n" for n in range(1, 12)),
+    "many values": "a: [" + "1, " * 20_000 + "1]",
+    "a whole number of a million digits": "a: [" + "1" * 100_000 + "]",
+    "a tag on a text": "a: [!!int abc]",
+    "a float tag on a text": "a: [!!float abc]",
+    "a binary that is none": "a: [!!binary '\u00e9']",
+    "a python object": "a: !!python/object/apply:os.system [id]",
+    "a long text": "a: " + "b" * 1_000_000,
+    "nested": "a: " + "[" * 2_000,
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_small_text_that_stands_for_a_large_one_is_refused_at_once(name: str) -> None:
+    start = time.monotonic()
+    for read in (load_value, load_options):
+        with pytest.raises(YamlError) as refusal:
+            read(BOMBS[name])
+        assert len(str(refusal.value)) < 200 and "\n" not in str(refusal.value)
+    assert time.monotonic() - start < 10
+
+
+def test_merges_are_read() -> None:
+    text = "a: &a {x: 1}\nb: &b {y: 2}\nc: {<<: *a, z: 3}\nd: {<<: [*a, *b]}\n"
+    assert load_value(text)["c"] == {"x": 1, "z": 3}
+    assert load_value(text)["d"] == {"x": 1, "y": 2}

@@ -1,8 +1,10 @@
 """What the preflight shows of a row."""
 
+import time
+
 import pytest
 
-from vlmtune.data.facts import error_kind
+from vlmtune.data.facts import error_kind, shortened
 
 
 @pytest.mark.parametrize(
@@ -21,3 +23,26 @@ from vlmtune.data.facts import error_kind
 )
 def test_reasons_of_one_kind_are_alike(reason: str, kind: str) -> None:
     assert error_kind(reason) == kind
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "image path " + "../" + "a/" * 50_000,
+        "a/b.c" * 20_000,
+        "x" * 100_000 + "://",
+        "." * 100_000,
+        "1,1" * 40_000,
+        ("a/" * 300 + " ") * 300,
+    ],
+)
+def test_a_reason_of_any_length_has_its_kind_at_once(reason: str) -> None:
+    start = time.monotonic()
+    error_kind(reason)
+    assert time.monotonic() - start < 0.2
+    assert len(shortened(reason)) <= 1001
+
+
+def test_a_usual_reason_is_not_shortened() -> None:
+    reason = f"image /data/{'folder/' * 50}a.jpg leaves the folder: move it"
+    assert shortened(reason) == reason

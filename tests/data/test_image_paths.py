@@ -1,12 +1,15 @@
 """Which images a row may name."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
-from formats_kit import HELLO, read, read_good, write_lines
+from formats_kit import HELLO, png, read, read_good, write_lines
 
+from vlmtune.data.hub_datasets import dataset_folder
 from vlmtune.data.image_paths import ImageRules, RowError
+from vlmtune.data.images import ImageError, load_image
 from vlmtune.data.scan import scan
 from vlmtune.errors import DataError
 from vlmtune.storage import filesystem, join
@@ -96,3 +99,68 @@ def test_images_of_data_in_a_bucket() -> None:
         ImageRules(rules.root, allow_outside_paths=True).resolve("../b.png")
         == "s3://bucket/b.png?region=eu-west-1"
     )
+
+
+def test_paths_that_no_file_has_are_refused_at_once(tmp_path: Path) -> None:
+    rules = ImageRules(str(tmp_path), allow_outside_paths=True, allow_remote_images=True)
+    start = time.monotonic()
+    for path in ("a" * 1_000_000, "a/" * 500_000, "../" * 300_000, "https://host/" + "a" * 1_000_000):
+        with pytest.raises(RowError, match="characters, which no path has") as refusal:
+            rules.resolve(path)
+        assert len(str(refusal.value)) < 200
+    assert time.monotonic() - start < 1
+
+
+def test_an_image_uri_names_no_server_in_its_options(tmp_path: Path) -> None:
+    rules = ImageRules("s3://bucket/data", True, True)
+    with pytest.raises(RowError, match="has options behind its"):
+        rules.resolve("s3://other/a.png?endpoint_override=169.254.169.254")
+    assert rules.resolve("s3://other/a.png") == "s3://other/a.png"
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "messages.txt", "rows.jsonl"])
+def test_a_data_folder_shows_no_file_of_elsewhere(tmp_path: Path, name: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("password,1234\n")
+    folder = tmp_path / "data"
+    (folder / "frames").mkdir(parents=True)
+    png(folder / "frames" / "1.png")
+    for one in {"labels.csv", "messages.txt"} if name != "rows.jsonl" else set():
+        (folder / one).write_text("image,a\n1.png,2\n" if one == "labels.csv" else "USER: q\nASSISTANT: a\n")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(secret)
+    with pytest.raises(DataError, match=f"{name} is a link to a file outside the folder") as refusal:
+        scan(str(folder))
+    assert "password" not in str(refusal.value)
+
+
+def test_links_of_the_hubs_cache_are_read(tmp_path: Path) -> None:
+    snapshot, blobs = tmp_path / "datasets--a--b" / "snapshots" / "1", tmp_path / "datasets--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    write_lines(blobs / "abc", HELLO)
+    (snapshot / "rows.jsonl").symlink_to(blobs / "abc")
+    assert len(read_good(snapshot)) == 1
+
+
+def test_an_image_of_the_hub_is_one_of_the_datasets_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token of the user lies in the folder above: `"image": "token"` printed its first bytes."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    own, other = dataset_folder("owner/name"), dataset_folder("owner/other")
+    rules = ImageRules(own, more_roots=(str(tmp_path / "extracted"),))
+    assert rules.resolve(f"{own}/snapshots/1/a.png") == f"{own}/snapshots/1/a.png"
+    assert rules.resolve(f"{tmp_path}/extracted/1/a.png") == f"{tmp_path}/extracted/1/a.png"
+    for path in ("../../token", f"{tmp_path}/token", f"{other}/a.png"):
+        with pytest.raises(RowError, match="leaves the folder"):
+            rules.resolve(path)
+
+
+def test_what_is_no_image_is_not_quoted(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("hf_abcdefgh")
+    with pytest.raises(ImageError) as refusal:
+        load_image(str(tmp_path / "token"))
+    assert str(refusal.value) == "not an image"

@@ -193,7 +193,7 @@ REFUSED = {
     "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid", "run `git lfs pull`"),
     "HEIC": (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00", "it is HEIC"),
     "video": (b"\x00\x00\x00\x18ftypisom\x00\x00\x00\x00", "it is a video"),
-    "text": (b"hello there, no image", "not an image: it begins with b'hello there, no '"),
+    "text": (b"hello there, no image", "not an image"),
     "bomb": (png_of_size(30_000, 30_000), "decompression bomb"),
     "large": (png_of_size(12_000, 9_000), "12000×9000 pixels are more than the limit of 100,000,000"),
     "zero size": (b"P6 0 10 255 ", "not an image"),
@@ -231,7 +231,7 @@ def test_size_limits_are_inclusive() -> None:
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="there is no such file"):
         load_image(str(tmp_path / "none.png"))
-    with pytest.raises(ImageError, match=r"cannot be opened: .*directory"):
+    with pytest.raises(ImageError, match="it is a folder, not a file"):
         load_image(str(tmp_path))
     with pytest.raises(ImageError, match=r"cannot be opened: .*filesystem"):
         load_image("foo://bucket/a.png")

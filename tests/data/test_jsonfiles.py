@@ -2,12 +2,14 @@
 
 import gzip
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from formats_kit import HELLO, read, read_good, text
 
+from vlmtune.data.jsonfiles import StrictDecoder
 from vlmtune.errors import DataError
 
 
@@ -153,3 +155,11 @@ def test_long_array_is_read_in_blocks(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [row["source"] for row in found] == [f"{path}[{number}]" for number in range(60)]
     assert [number for number, row in enumerate(found) if row["error"]] == [30]
     assert found[59]["messages"][0]["content"] == [text("행 59")]
+
+
+def test_a_key_that_stands_twice_among_many_is_found_at_once() -> None:
+    text = json.dumps({f"k{number}": 0 for number in range(60_000)})[:-1] + ', "k59999": 1}'
+    start = time.monotonic()
+    *_, fault = StrictDecoder().decode(text)
+    assert fault == "field 'k59999' stands twice in one object: keep one"
+    assert time.monotonic() - start < 1

@@ -67,7 +67,7 @@ WHOLE: dict[str, tuple[str, bytes, str]] = {
     "object over lines": ("rows.json", b'{\n"data": [{"output": "a"}]\n}', "the rows are inside 'data'"),
     "false Parquet": ("rows.parquet", b"hello, hello", "is no Parquet file"),
     "cut Parquet": ("rows.parquet", b"PAR1 and no more", "cannot be read"),
-    "image": ("a.png", b"\x89PNG\r\n\x1a\n", "is no format that is understood; it begins with b'\\x89PNG"),
+    "image": ("a.png", b"\x89PNG\r\n\x1a\n", "is no format that is understood. Understood: "),
     "CSV": ("rows.csv", b"a,b\n1,2\n", "has no columns with a question and its answer; it has: a, b"),
 }
 

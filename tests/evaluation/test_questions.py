@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +103,18 @@ def test_a_table_of_questions_without_answers(tmp_path: Path, models: Path) -> N
         None,
     )
     assert example is not None
+
+
+def test_links_that_lead_back_are_followed_once(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    (folder / "a" / "b").mkdir(parents=True)
+    (folder / "a" / "1.png").write_bytes(b"")
+    for number in range(12):
+        (folder / "a" / "b" / f"up{number}").symlink_to(folder)
+        (folder / "a" / f"self{number}").symlink_to(folder / "a")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "2.png").write_bytes(b"")
+    (folder / "more").symlink_to(tmp_path / "other")
+    start = time.monotonic()
+    assert image_paths(str(folder)) == [f"{folder}/a/1.png", f"{folder}/more/2.png"]
+    assert time.monotonic() - start < 1

@@ -13,7 +13,7 @@ from vlmtune.search.expression import Expression
         ("max(lora_r // 3, 1)", 2),
         ("lora_r ** 2 if lora_r > 4 else -1", 64),
         ("1 < lora_r <= 8", True),
-        ("round(sqrt(lora_r) * learning_rate, 4)", 0.0003),
+        ("round(sqrt(lora_r) * 100)", 283),
     ],
 )
 def test_an_expression_has_the_value_that_python_gives(text: str, value: float) -> None:
@@ -46,3 +46,17 @@ def test_anything_else_is_refused(text: object, message: str) -> None:
 def test_an_expression_without_a_value_names_the_values(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^lora_alpha: expr .* has no value where lora_r is 8: "):
         Expression.parse(f"lora_r * 0 + {text}", "lora_alpha").evaluate({"lora_r": 8}, "lora_alpha")
+
+
+@pytest.mark.parametrize("text", ["round(1, -999999999)", "int(1, 2)", "abs(1, 2)", "sqrt(2, 2)"])
+def test_functions_of_one_value_take_one(text: str) -> None:
+    with pytest.raises(ConfigError, match="takes one value, not 2"):
+        Expression.parse(text, "lora_r")
+
+
+@pytest.mark.parametrize(
+    "text", ["int(1e300)", "2 ** 64 * 2", "max(9 ** 60, 1)", "round(1e300)", "1e300 * 1e300"]
+)
+def test_values_have_a_bound(text: str) -> None:
+    with pytest.raises(ConfigError, match="has no value"):
+        Expression.parse(text, "lora_r").evaluate({}, "lora_r")

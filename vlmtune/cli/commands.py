@@ -270,6 +270,6 @@ def inspect(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/insp
         result = vlmtune.inspect(settings, output_dir=own.output_dir)
         from vlmtune.preflight.console_report import console_report
 
-        say(console_report(result.summary, colour=sys.stdout.isatty()))
+        print(console_report(result.summary, colour=sys.stdout.isatty()), flush=True)
         say(console_line("Report", f"{result.html_file} and preflight.json"))
     sys.exit(0 if result.summary.ready else 2)

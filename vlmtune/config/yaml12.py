@@ -17,7 +17,52 @@ class YamlError(Exception):
     """Text that is no YAML, or holds a key twice. The message says at which line."""
 
 
+MERGE = "tag:yaml.org,2002:merge"
+MAX_NODES = 10_000  # values and keys of a text
+MAX_CHARACTERS = 500_000
+MAX_ALIASES = 1_000
+MAX_MERGED = 10_000  # keys of a mapping, with those that `<<` brings
+
+
 class _Loader(yaml.SafeLoader):
+    """Counts what it builds: aliases let some lines stand for a text of any size."""
+
+    def __init__(self, text: str) -> None:
+        if len(text) > MAX_CHARACTERS:
+            raise YamlError(f"has {len(text):,} characters; {MAX_CHARACTERS:,} are allowed")
+        super().__init__(text)
+        self._nodes = self._aliases = 0
+        self._in_merge = False  # the node that is composed is the value of `<<:`
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            raise YamlError(f"line {line}: more than {MAX_NODES:,} values")
+        if self.check_event(yaml.AliasEvent):
+            self._aliases += 1
+            if not self._merged(parent, index) or self._aliases > MAX_ALIASES:
+                raise YamlError(
+                    f"line {line}: an alias (*name) may only stand behind `<<:`; write the value out"
+                )
+        before = self._in_merge
+        self._in_merge = isinstance(index, yaml.ScalarNode) and index.tag == MERGE
+        if isinstance(parent, yaml.SequenceNode):
+            self._in_merge = False
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._in_merge = before
+        return node
+
+    def _merged(self, parent: yaml.Node | None, index: Any) -> bool:
+        """Whether the value of `<<:`, or an entry of a list there, comes next."""
+        in_list = isinstance(parent, yaml.SequenceNode) and self._in_merge
+        return in_list or (isinstance(index, yaml.ScalarNode) and index.tag == MERGE)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > MAX_MERGED:
+            raise YamlError(f"line {node.start_mark.line + 1}: more than {MAX_MERGED:,} keys are merged")
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         _refuse_twins(node)
         return super().construct_mapping(node, deep)
@@ -46,7 +91,15 @@ for _class in (_Loader, _Dumper):
             re.compile(f"(?:{_pattern})$"),
             [*_first, *([""] if _tag == "null" else [])],
         )
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
+
+
+def _whole_number(_: _Loader, node: yaml.Node) -> int:
+    if not re.fullmatch(r"[-+]?[0-9]{1,4000}", str(node.value)):
+        raise YamlError(f"line {node.start_mark.line + 1}: {node.value!r:.40} is not a whole number")
+    return int(node.value)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 def load_value(text: str) -> Any:
@@ -130,3 +183,5 @@ def _one_line() -> Iterator[None]:
         raise YamlError(" ".join(str(error).split())) from None
     except RecursionError:
         raise YamlError("is nested too deeply") from None
+    except ValueError as error:  # of a tag whose value is none of its kind, such as !!float x
+        raise YamlError(" ".join(str(error).split())) from None

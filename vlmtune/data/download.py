@@ -16,7 +16,8 @@ from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Any
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
-from vlmtune.storage import one_line, redacted
+from vlmtune.shown_text import redacted
+from vlmtune.storage import one_line
 
 REDIRECTS = 5
 READ_BYTES = 1 << 16

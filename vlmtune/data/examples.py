@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 
 from vlmtune.data.encoded_example import EncodedExample, required_length
-from vlmtune.data.facts import error_kind, row_facts
-from vlmtune.data.images import SCALED, ImageError, content_hash, load_image
+from vlmtune.data.facts import error_kind, row_facts, shortened
+from vlmtune.data.images import SCALED, ImageError, RowPixels, content_hash
 from vlmtune.data.input_format import InputFormat
 from vlmtune.data.near_duplicates import look
 from vlmtune.data.split import GROUP
@@ -20,6 +20,7 @@ from vlmtune.errors import DataError
 from vlmtune.model_ref import ModelRef
 
 DEEP_IMAGES = "images of more than 8 bits are scaled, each from its darkest to its brightest value"
+MAX_CHARACTERS = 4_000_000  # of a row: some million tokens, more than any model's context
 
 
 def cached_encoder(model: ModelRef, inputs: InputFormat, key: str) -> RowEncoder:
@@ -73,14 +74,19 @@ def encode_row(encoder: RowEncoder, row: dict[str, Any]) -> tuple[dict[str, Any]
         "by_name": row["by_name"],
     }
     if row["error"] is not None:
-        return {**line, "error": row["error"], "kind": row["kind"] or error_kind(row["error"])}, None
+        return {
+            **line,
+            "error": shortened(row["error"]),
+            "kind": row["kind"] or error_kind(row["error"]),
+        }, None
     try:
+        check_texts(row["messages"])
         images = load_images(row["images"], row["hints"])
         example = encoder.encode(row["messages"], images)
     except ImageError as error:
-        return {**line, "error": str(error), "kind": error_kind(str(error))}, None
+        return {**line, "error": shortened(str(error)), "kind": error_kind(str(error))}, None
     except EncodeError as error:
-        return {**line, "error": str(error), "kind": error_kind(str(error))}, None
+        return {**line, "error": shortened(str(error)), "kind": error_kind(str(error))}, None
     image_hashes = [content_hash(image) for image in images]
     group = [f"{GROUP}{row['group']}"] if row["group"] is not None else []
     notes = (DEEP_IMAGES,) if any(SCALED in image.info for image in images) else ()
@@ -108,15 +114,25 @@ def load_images(references: Sequence[str | bytes], hints: Mapping[str, str]) -> 
         ImageError: one cannot be used. The message names its path, and what helps if it is not there.
     """
     images = []
+    pixels = RowPixels()
     for reference in references:
         try:
-            images.append(load_image(reference))
+            images.append(pixels.load(reference))
         except ImageError as error:
             if isinstance(reference, bytes):
                 raise ImageError(f"image: {error}") from error
             hint = hints.get(reference)
             raise ImageError(f"image {reference}: {error}" + (f" ({hint})" if hint else "")) from error
     return images
+
+
+def check_texts(messages: list[dict[str, Any]]) -> None:
+    """Raises EncodeError for texts that would take minutes and gigabytes to tokenize."""
+    letters = sum(
+        len(part.get("text") or "") for message in messages for part in message["content"] if "text" in part
+    )
+    if letters > MAX_CHARACTERS:
+        raise EncodeError(f"the row's texts have {letters:,} characters, and {MAX_CHARACTERS:,} are allowed")
 
 
 def _question_hash(messages: list[dict[str, Any]]) -> str:

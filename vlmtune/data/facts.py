@@ -22,6 +22,20 @@ FACTS = pa.schema(
 )
 
 
+MAX_REASON = 1000  # characters
+MAX_WORD = 600
+# A URI, path or file name in a word. Each part is tried at one place of a word, so that a long word costs no
+# more than its length.
+PATH = re.compile(r"(?<!\w)\w+://\S+|^/\S+|^[^/]+/\S+\.\w+|^[\w.-]*\w\.[A-Za-z]\w{1,4}\b")
+
+
+def shortened(reason: str) -> str:
+    """A reason without the middle of very long words, such as a path of a megabyte, and not too long."""
+    words = re.split(r"(\s+)", reason[: 50 * MAX_REASON])
+    cut = "".join(f"{word[:400]}…{word[-160:]}" if len(word) > MAX_WORD else word for word in words)
+    return cut if len(cut) <= MAX_REASON else f"{cut[:MAX_REASON]}…"
+
+
 def row_facts(
     messages: Sequence[dict[str, Any]], images: Sequence[Image.Image], image_hashes: Sequence[str]
 ) -> dict[str, Any]:
@@ -43,8 +57,8 @@ def row_facts(
 
 def error_kind(reason: str) -> str:
     """The reason for a bad row without what differs from row to row: numbers and paths."""
-    paths = r"\w+://\S+|(?<!\S)/\S+|\S+/\S+\.\w+|(?<!\S)[\w.-]*\w\.[A-Za-z]\w{1,4}\b"
-    without_paths = re.sub("…(?: …)+", "…", re.sub(paths, "…", reason))
+    words = (re.sub(PATH, "…", word) for word in re.split(r"(\s+)", shortened(reason)))
+    without_paths = re.sub("…(?: …)+", "…", "".join(words))
     return re.sub(r"(?<![\w-])\d+(?:[.,]\d+)*", "N", without_paths)  # not the 8 of UTF-8
 
 

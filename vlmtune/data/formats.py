@@ -13,6 +13,7 @@ from vlmtune.data.frames import frame_rows
 from vlmtune.data.hub_datasets import dataset_records, load_splits
 from vlmtune.data.image_paths import RowError
 from vlmtune.data.jsonfiles import ArrayReader, read_lines
+from vlmtune.data.parquet_limits import bounded_rows, rows_at_once
 from vlmtune.data.piece import Piece, open_file
 from vlmtune.data.records import Conversation, RawRow, conversation, group_of
 from vlmtune.data.row_shapes import as_known_shape
@@ -20,8 +21,6 @@ from vlmtune.data.split import TRAIN
 from vlmtune.data.splits_given import split_of
 from vlmtune.errors import DataError
 from vlmtune.storage import one_line
-
-ROWS_AT_ONCE = 32  # of Parquet in memory; each may hold encoded images
 
 
 def read_piece(piece: Piece) -> Iterator[dict[str, Any]]:
@@ -92,13 +91,12 @@ def _read_frames(piece: Piece) -> Iterator[RawRow]:
 def _read_parquet(piece: Piece) -> Iterator[RawRow]:
     with open_file(piece.path) as file, pq.ParquetFile(file, buffer_size=1 << 20) as table:
         columns = readable_columns(table.schema_arrow, piece.group_by, piece.columns.read)
-        batches = table.iter_batches(
-            ROWS_AT_ONCE, row_groups=[piece.start], columns=columns, use_threads=False
-        )
+        size = rows_at_once(table, piece.start, columns, piece.shown)
+        batches = table.iter_batches(size, row_groups=[piece.start], columns=columns, use_threads=False)
         number = piece.first
         for batch in batches:
-            for record in batch.to_pylist():
-                yield RawRow(f"{piece.shown} row {number}", record, group_fields=record)
+            for record, error in bounded_rows(batch):
+                yield RawRow(f"{piece.shown} row {number}", record, group_fields=record, error=error)
                 number += 1
 
 

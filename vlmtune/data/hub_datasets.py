@@ -1,6 +1,7 @@
 """Hugging Face datasets, of the Hub or of a saved folder, as records whose images are still encoded."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from vlmtune.data.split import TRAIN
@@ -9,6 +10,20 @@ from vlmtune.errors import DataError
 from vlmtune.hub import stay_offline_unless_reachable
 
 ROWS_AT_ONCE = 32  # in memory; each may hold encoded images
+
+
+def dataset_folder(name: str) -> str:
+    """The folder of the download cache that holds the files of one dataset."""
+    from huggingface_hub import constants
+
+    return str(Path(constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}")
+
+
+def extracted_folder() -> str:
+    """The folder that archives of datasets are unpacked to."""
+    import datasets
+
+    return str(Path(datasets.config.EXTRACTED_DATASETS_PATH))
 
 
 def load_splits(path: str, shown: str, *, from_hub: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -54,11 +69,12 @@ def dataset_records(data: Any, start: int, stop: int, columns: list[str]) -> Ite
 
 
 def _without_decoding(feature: Any) -> Any:
-    """The feature with its images left encoded: `images.load_image` decodes and checks them later."""
+    """The feature with its files left encoded: `images.load_image` decodes images and checks them later."""
     import datasets
 
-    if isinstance(feature, datasets.Image):
-        return datasets.Image(decode=False)
+    for encoded in (datasets.Image, datasets.Audio, datasets.Video, datasets.Pdf, datasets.Nifti):
+        if isinstance(feature, encoded):
+            return encoded(decode=False)
     if isinstance(feature, dict):
         return {name: _without_decoding(inner) for name, inner in feature.items()}
     if isinstance(feature, datasets.List | datasets.LargeList):

@@ -9,9 +9,12 @@ from urllib.parse import quote, unquote, urlsplit
 
 from vlmtune.data.image_search import find_image, missing_hint
 from vlmtune.data.names import WINDOWS_DRIVE
+from vlmtune.errors import DataError
 from vlmtune.storage import absolute, scheme
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_NAME_BYTES = 255  # of a file or folder, on every usual file system
+MAX_REFERENCE = 4096  # characters: the longest path that Linux opens
 BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
 SHOWN_CHARACTERS = 60  # of a text that is no path
 
@@ -43,11 +46,13 @@ class ImageRules:
 
     Attributes:
         root: the absolute path or URI that relative paths start from, and that no path may leave.
+        more_roots: local folders that absolute paths may also lead into.
     """
 
     root: str
     allow_outside_paths: bool = False
     allow_remote_images: bool = False
+    more_roots: tuple[str, ...] = ()
 
     def locate(self, reference: str) -> ImagePlace:
         """The place of an image, as `resolve` has it; or another one where there is no such local file.
@@ -88,6 +93,8 @@ class ImageRules:
             raise RowError("image path is empty: leave the field out where a row has no image")
         if "\0" in reference or any("\ud800" <= letter <= "\udfff" for letter in reference):
             raise RowError(f"image path {reference!r} holds characters that no file name has")
+        if len(reference) > MAX_REFERENCE and not reference.startswith("data:"):
+            raise RowError(f"image {reference[:40]!r}… has {len(reference):,} characters, which no path has")
         kind = scheme(reference)
         if kind == "data":
             raise RowError("image is a data: URI: save the image as a file and name its path")
@@ -112,7 +119,8 @@ class ImageRules:
         else:
             root = posixpath.realpath(self.root)
             real = posixpath.realpath(posixpath.join(self.root, reference))
-            inside = real.startswith(root.rstrip("/") + "/")
+            roots = (root, *map(posixpath.realpath, self.more_roots))
+            inside = any(real.startswith(one.rstrip("/") + "/") for one in roots)
         if not inside and not self.allow_outside_paths:
             raise RowError(self._outside(reference))
         return real
@@ -128,6 +136,9 @@ class ImageRules:
         inside = path.startswith(unquote(root.path).rstrip("/") + "/")
         if same_scheme and image.netloc == root.netloc and inside:
             return root._replace(path=quote(path)).geturl()
+        if scheme(reference) and image.query and image.query != root.query:
+            # pyarrow's options name servers (endpoint_override), which would be asked with the user's keys.
+            raise RowError(f"image {reference} has options behind its '?': leave them out")
         if not same_scheme and not self.allow_remote_images:
             raise RowError(f"image {reference} is remote: copy it to the data, or give --allow_remote_images")
         if same_scheme and not self.allow_outside_paths:
@@ -157,3 +168,28 @@ def _check_length(reference: str) -> None:
         )
     if any(len(part.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES for part in reference.split("/")):
         raise RowError(f"image {shown} is no path: a name in it is longer than {MAX_NAME_BYTES} bytes")
+
+
+def check_links(folder: str, shown: str, rules: ImageRules) -> None:
+    """Check that the files of a data folder, but its images, are no links to files elsewhere.
+
+    A folder from somebody else could show any file of this machine's in messages and reports. In the download
+    cache of the Hub, files are links to `blobs/` of the same repository.
+
+    Raises:
+        DataError: one of them is, and `allow_outside_paths` is off.
+    """
+    if scheme(folder) or rules.allow_outside_paths:
+        return
+    real_folder = posixpath.realpath(folder)
+    repository = real_folder.partition("/snapshots/")[0]
+    allowed = (real_folder + "/", *([f"{repository}/blobs/"] if repository != real_folder else []))
+    with os.scandir(folder) as entries:
+        links = sorted(entry.name for entry in entries if entry.is_symlink() and entry.is_file())
+    for name in links:
+        is_image = name.lower().endswith(IMAGE_SUFFIXES)  # whose paths are checked where rows name them
+        if not is_image and not posixpath.realpath(f"{folder}/{name}").startswith(allowed):
+            raise DataError(
+                f"{shown}/{name} is a link to a file outside the folder: copy the file there, or give "
+                "--allow_outside_paths"
+            )

@@ -12,10 +12,18 @@ import xxhash
 from PIL import Image
 
 from vlmtune.data.download import DownloadError, download
-from vlmtune.storage import filesystem, one_line, scheme
+from vlmtune.data.image_limits import (
+    MAX_FILE_BYTES,
+    MAX_PIXELS,
+    MAX_ROW_PIXELS,
+    scans_reason,
+    size_reason,
+)
+from vlmtune.storage import filesystem, one_line, scheme, special_file
 
 MIN_SIDE = 4  # pixels; a smaller image shows nothing that a model could learn from
 MAX_ASPECT = 200
+BAND_PIXELS = 4_000_000
 # Pillow's other readers start programs (EPS) or read office formats: which a dataset must not reach.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 # What Pillow's decoders raise on damaged bytes.
@@ -67,7 +75,35 @@ class ImageError(ValueError):
     """Why an image cannot be used, as a plain reason without its path."""
 
 
-def load_image(ref: str | bytes, *, max_pixels: int = 100_000_000, timeout: float = 20.0) -> Image.Image:
+class TooManyPixelsError(ImageError):
+    """An image of more pixels than are allowed."""
+
+
+class RowPixels:
+    """Loads the images of one row, which have a limit together."""
+
+    def __init__(self) -> None:
+        self.left = MAX_ROW_PIXELS
+
+    def load(self, reference: str | bytes) -> Image.Image:
+        """The next image, see `load_image`.
+
+        Raises:
+            ImageError: as `load_image` does, or the row's images have more pixels than a row may hold.
+        """
+        try:
+            image = load_image(reference, max_pixels=min(MAX_PIXELS, self.left))
+        except TooManyPixelsError as error:
+            if self.left >= MAX_PIXELS:
+                raise
+            raise ImageError(
+                f"the row's images have more than {MAX_ROW_PIXELS:,} pixels together: make them smaller"
+            ) from error
+        self.left -= image.width * image.height
+        return image
+
+
+def load_image(ref: str | bytes, *, max_pixels: int = MAX_PIXELS, timeout: float = 20.0) -> Image.Image:
     """The first frame of an image file, upright (EXIF orientation applied), as RGB with 8 bits a channel.
 
     Transparent pixels are laid on white. An image of more than 8 bits is scaled from its darkest to its
@@ -83,7 +119,9 @@ def load_image(ref: str | bytes, *, max_pixels: int = 100_000_000, timeout: floa
         ImageError: the file is missing, empty, damaged or no image, or its size is useless or dangerous.
     """
     try:
-        with _open(ref, max_bytes=8 * max_pixels, timeout=timeout) as file:
+        with _open(ref, max_bytes=min(8 * max_pixels, MAX_FILE_BYTES), timeout=timeout) as file:
+            if (reason := size_reason(file)) is not None:
+                raise ImageError(reason)
             return _decode(file, max_pixels)
     except FileNotFoundError as error:
         raise ImageError("there is no such file") from error
@@ -111,8 +149,10 @@ def _open(ref: str | bytes, *, max_bytes: int, timeout: float) -> IO[bytes]:
             raise ImageError(f"the download failed: {error}") from error
     try:
         system, path = filesystem(ref)
+        if scheme(ref) in ("", "file") and (kind := special_file(path)) is not None:
+            raise ImageError(f"it is {kind}, not a file")
         return cast(IO[bytes], system.open_input_file(path))
-    except (FileNotFoundError, PermissionError):
+    except (FileNotFoundError, PermissionError, ImageError):
         raise
     except (OSError, ValueError, NotImplementedError) as error:
         raise ImageError(f"the file cannot be opened: {one_line(error)}") from error
@@ -127,13 +167,15 @@ def _decode(file: IO[bytes], max_pixels: int) -> Image.Image:
     try:
         image = Image.open(file, formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(
+        raise TooManyPixelsError(
             f"more pixels than the limit of {max_pixels:,}: it may be a decompression bomb; make it smaller"
         ) from error
     except DAMAGED as error:
         raise ImageError(_describe(file)) from error
     with image:
         _check_size(image.width, image.height, max_pixels)
+        if image.format == "JPEG" and (reason := scans_reason(file, image.width * image.height)) is not None:
+            raise ImageError(reason)
         deep_colours = image.mode in ("RGB", "RGBA") and any(";16" in str(tile) for tile in image.tile)
         try:
             image.load()
@@ -147,13 +189,15 @@ def _decode(file: IO[bytes], max_pixels: int) -> Image.Image:
             return upright
         except ImageError:
             raise
+        except MemoryError as error:
+            raise ImageError("there is not enough memory to decode it") from error
         except DAMAGED as error:
             raise ImageError(f"the image is truncated or damaged: {one_line(error)}") from error
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise ImageError(
+        raise TooManyPixelsError(
             f"{width}×{height} pixels are more than the limit of {max_pixels:,}: "
             "it may be a decompression bomb; make it smaller"
         )
@@ -192,10 +236,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if _is_deep(image):
         return _deep_to_rgb(image)
     if image.has_transparency_data or image.mode == "RGBa":
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
+        return _on_white(image)
     return image.convert("RGB") if image.mode != "RGB" else image
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """The image on white, made band by band: three copies of the whole would take a gigabyte more."""
+    rgb = Image.new("RGB", image.size)
+    rows = max(1, BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        white = Image.new("RGBA", band.size, "white")
+        rgb.paste(Image.alpha_composite(white, band).convert("RGB"), (0, top))
+    return rgb
 
 
 def _deep_to_rgb(image: Image.Image) -> Image.Image:
@@ -236,4 +289,4 @@ def _describe(file: IO[bytes]) -> str:
     for signature, name in SIGNATURES:
         if head.lstrip().lower().startswith(signature.lower()):
             return f"not an image that can be read: it looks like {name}"
-    return f"not an image: it begins with {head[:16]!r}"
+    return "not an image"  # its content is not quoted: a path may name any file

@@ -45,9 +45,12 @@ class StrictDecoder:
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
         if len(fields) < len(pairs):
-            names = [name for name, _ in pairs]
-            doubled = next(name for name in names if names.count(name) > 1)
-            self._faults.append(f"field {doubled!r} stands twice in one object: keep one")
+            seen: set[str] = set()
+            for name, _ in pairs:
+                if name in seen:
+                    break
+                seen.add(name)
+            self._faults.append(f"field {name[:80]!r} stands twice in one object: keep one")
         return fields
 
     def _constant(self, name: str) -> None:

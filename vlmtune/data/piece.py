@@ -9,7 +9,7 @@ from vlmtune.data.frames import Frame
 from vlmtune.data.image_paths import ImageRules
 from vlmtune.data.question_columns import NO_COLUMNS, Columns
 from vlmtune.data.records import RawRow
-from vlmtune.storage import filesystem
+from vlmtune.storage import check_no_special_file, filesystem
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ class Format:
 
 def open_file(path: str) -> IO[bytes]:
     """A local file or one at a URI, open to read from any place."""
+    check_no_special_file(path)
     system, inner = filesystem(path)
     return cast(IO[bytes], system.open_input_file(inner))
 

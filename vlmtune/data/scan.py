@@ -11,13 +11,14 @@ from vlmtune.compat.datasets import fingerprint_of
 from vlmtune.data.columns import unread_columns
 from vlmtune.data.file_formats import FILE_FORMATS, FOLDER_FORMATS
 from vlmtune.data.frames import find_name, no_dialogue, scan_frames
-from vlmtune.data.hub_datasets import load_splits
-from vlmtune.data.image_paths import ImageRules
+from vlmtune.data.hub_datasets import dataset_folder, extracted_folder, load_splits
+from vlmtune.data.image_paths import ImageRules, check_links
 from vlmtune.data.jsonfiles import BLOCK_BYTES, StrictDecoder, no_rows, spans_lines, split_lines
 from vlmtune.data.piece import PathContents, Piece, open_file
 from vlmtune.data.question_columns import NO_COLUMNS, Columns
 from vlmtune.data.splits_given import split_of_name
 from vlmtune.errors import DataError
+from vlmtune.shown_text import redacted
 from vlmtune.storage import absolute, filesystem, join, one_line, parent, scheme
 
 UNDERSTOOD = (
@@ -65,7 +66,7 @@ def scan(
     Raises:
         DataError: the data as a whole cannot be read. Single bad rows come from `read_piece`.
     """
-    shown = data_path.rstrip("/") or data_path
+    shown = redacted(data_path.rstrip("/") or data_path)
     try:
         path = absolute(data_path)
         system, inner = filesystem(path)
@@ -88,6 +89,7 @@ def scan(
 
 def _scan_folder(whole: Piece, entries: list[fs.FileInfo]) -> list[Piece]:
     shown = whole.shown
+    check_links(whole.path, shown, whole.rules)
     names = [entry.base_name for entry in entries]
     found = _found(whole, entries)
     if {"dataset_info.json", "state.json"} <= set(names) or "dataset_dict.json" in names:
@@ -159,7 +161,7 @@ def _recognise(head: bytes, shown: str) -> str:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{shown} is UTF-16 text: save it as UTF-8")
     if named == "parquet":
-        raise DataError(f"{shown} is no Parquet file: it begins with {head[:8]!r}")
+        raise DataError(f"{shown} is no Parquet file")
     if head.startswith(GZIP):
         raise DataError(f"{shown} is compressed with gzip: unpack it with gunzip")
     if re.fullmatch(rb"\[\s*\]", text):
@@ -179,9 +181,7 @@ def _recognise(head: bytes, shown: str) -> str:
         )
     if named or text.startswith(b"{"):
         return "jsonl"
-    raise DataError(
-        f"{shown} is no format that is understood; it begins with {head[:16]!r}. Understood: {UNDERSTOOD}"
-    )
+    raise DataError(f"{shown} is no format that is understood. Understood: {UNDERSTOOD}")
 
 
 def _parses(line: bytes) -> bool:
@@ -230,7 +230,7 @@ def _scan_parquet(whole: Piece) -> list[Piece]:
 def _scan_hub(whole: Piece, image_root: str | None) -> list[Piece]:
     """A dataset of the hub, where no file or folder has this name.
 
-    Its images may lie in the download cache, unless `image_root` is set.
+    Its images may lie among its own files in the download cache, unless `image_root` is set.
     """
     missing = f"{whole.shown}: no such file or folder"
     if (
@@ -247,7 +247,8 @@ def _scan_hub(whole: Piece, image_root: str | None) -> list[Piece]:
         raise DataError(f"{missing} in {owner}/")
     import datasets
 
-    rules = whole.rules if image_root else replace(whole.rules, root=str(datasets.config.HF_CACHE_HOME))
+    own = replace(whole.rules, root=dataset_folder(whole.shown), more_roots=(extracted_folder(),))
+    rules = whole.rules if image_root else own
     try:
         return _scan_dataset(replace(whole, format="hub", path=whole.shown, rules=rules))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

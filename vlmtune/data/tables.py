@@ -4,10 +4,11 @@ import codecs
 import csv
 import io
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 from vlmtune.errors import DataError
-from vlmtune.storage import filesystem
+from vlmtune.storage import check_no_special_file, filesystem
 
 SEPARATORS = ",;\t"
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n?', re.IGNORECASE)  # Excel's own first line
@@ -38,6 +39,7 @@ def read_text(path: str, shown: str) -> str:
     Raises:
         DataError: the file is in another encoding.
     """
+    check_no_special_file(path)
     system, inner = filesystem(path)
     with system.open_input_file(inner) as file:
         content = file.read()
@@ -99,13 +101,13 @@ def _named(lines: list[tuple[int, list[str]]], shown: str) -> Table:
         )
         for line, row in rows
     ]
-    empty = [
+    empty = {
         number
         for number, name in enumerate(header)
         if not name and not any(len(row) > number and row[number] for _, row in rows if len(row) == width)
-    ]
+    }
     columns = [name or f"column {number + 1}" for number, name in enumerate(header) if number not in empty]
-    doubled = next((column for column in columns if columns.count(column) > 1), None)
+    doubled = next((column for column, count in Counter(columns).items() if count > 1), None)
     if doubled is not None:
         raise DataError(f"{shown}:{header_line}: two columns are called {doubled!r}: rename one")
     kept = [

@@ -18,6 +18,7 @@ from vlmtune.evaluation.adapter_config import obeyed
 from vlmtune.model.base import check_model, load_base_for
 from vlmtune.model.fast import lean_lora
 from vlmtune.model.lora import check_adapter_folder, load_adapter
+from vlmtune.shown_text import redacted
 from vlmtune.storage import absolute, exists, filesystem, read_text
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")  # what PEFT reads
@@ -110,7 +111,7 @@ def uses_other_data(folder: str, data_path: str | list[str] | None) -> bool:
         return False
     paths = [data_path] if isinstance(data_path, str) else data_path
     trained_on = _training_settings(folder).data.paths
-    return [absolute(path) for path in paths] != [absolute(path) for path in trained_on]
+    return [redacted(absolute(path)) for path in paths] != [redacted(absolute(path)) for path in trained_on]
 
 
 def _training_settings(folder: str) -> Settings:

@@ -5,7 +5,7 @@ line alone.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,9 +30,9 @@ def obeyed(settings: Settings, given: Mapping[str, Any], shown: str) -> Settings
             `data_path` names stay.
         shown: the file's name in the line that is logged.
     """
-    server = _server(given.get("data_path"))
+    servers = {"", *_servers(given.get("data_path"))}
     refused = [name for name in (*RIGHTS, *PLACES) if settings.value(name) != _default(name)]
-    refused += [name for name in READ_PLACES if _server(settings.value(name)) not in ("", server)]
+    refused += [name for name in READ_PLACES if not _servers(settings.value(name)) <= servers]
     if _names_a_kernel(settings.model.attn_implementation):
         refused.append("attn_implementation")
     if named := [name for name in refused if name not in (*given, *NOT_NAMED)]:
@@ -41,11 +41,12 @@ def obeyed(settings: Settings, given: Mapping[str, Any], shown: str) -> Settings
     return settings.replace(**{name: _default(name) for name in refused})
 
 
-def _server(path: str | None) -> str:
-    """What a URI names beside its path: the service with its options; an empty string for a plain path."""
-    if not path or not scheme(path):
-        return ""
-    return urlsplit(path)._replace(path="", fragment="").geturl()
+def _servers(paths: str | Sequence[str] | None) -> set[str]:
+    """What URIs name beside their paths: services with their options; "" for plain paths."""
+    several = [paths] if isinstance(paths, str) else paths or []
+    return {
+        urlsplit(path)._replace(path="", fragment="").geturl() if scheme(path) else "" for path in several
+    }
 
 
 def _names_a_kernel(attention: str | None) -> bool:

@@ -118,7 +118,7 @@ def evaluate_adapter(options: EvaluateOptions) -> EvaluateResult:
     answers = answer_store_rows(job, store, rows, cluster)
     output.claim(folder, overwrite=settings.run.overwrite, kind=output.EVALUATION)
     result = _result(options, settings, folder, split, store, rows, models, answers)
-    storage.write_text(f"{folder}/eval.yaml", yaml12.dump(_options_record(options, settings, split)))
+    storage.write_text(f"{folder}/eval.yaml", output.dump_redacted(_options_record(options, settings, split)))
     write_predictions(result.predictions_file, store, rows, answers, models)
     storage.write_json(result.metrics_file, _metrics_record(result, options, settings, store))
     return result

@@ -9,13 +9,13 @@ from typing import Any
 
 from vlmtune import output, storage
 from vlmtune.cluster import in_ray_job
-from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.console import console_line
 from vlmtune.data.chat_template import template_of
 from vlmtune.data.encoded_example import EncodedExample
+from vlmtune.data.examples import load_images
 from vlmtune.data.formats import read_piece
-from vlmtune.data.images import ImageError, load_image
+from vlmtune.data.images import ImageError
 from vlmtune.data.probe import gradient_image, probe
 from vlmtune.data.source import DataSource
 from vlmtune.data.tokenize import EncodeError, RowEncoder
@@ -102,7 +102,7 @@ def export_adapter(options: ExportOptions) -> ExportResult:
     merge_check = merge(settings, options.adapter, folder) if options.merge else None
     state_dict_file = write_state_dict(options.adapter, folder) if options.state_dict else None
     record = {"adapter": options.adapter, "base_model": settings.model.base_model, "merged": options.merge}
-    storage.write_text(f"{folder}/export.yaml", yaml12.dump(record))
+    storage.write_text(f"{folder}/export.yaml", output.dump_redacted(record))
     merged_command = None
     if options.merge and settings.model.ref.config().model_type not in WITHOUT_LORA:
         merged_command = f"vllm serve {folder}"
@@ -198,7 +198,7 @@ def _check_prompt(settings: Settings, processor: Any) -> tuple[EncodedExample, B
     builder = BatchBuilder(inputs, pad)
     for row in _good_rows(settings):
         try:
-            return encoder.encode(row["messages"], [load_image(image) for image in row["images"]]), builder
+            return encoder.encode(row["messages"], load_images(row["images"], row["hints"])), builder
         except (ImageError, EncodeError):
             continue
     question = [{"type": "image"}, {"type": "text", "text": "How many people are in this picture?"}]

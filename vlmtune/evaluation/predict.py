@@ -29,6 +29,7 @@ from vlmtune.evaluation.options import PredictOptions
 from vlmtune.evaluation.prediction_parts import join_parts, next_row, read_predictions, write_parts
 from vlmtune.evaluation.questions import ImageList, pieces_of, read_questions
 from vlmtune.session import with_absolute_paths
+from vlmtune.shown_text import redacted_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,7 +115,7 @@ def predict_rows(options: PredictOptions) -> PredictResult:
     ]
     if start is None:
         output.claim(folder, overwrite=settings.run.overwrite, kind=output.PREDICTION)
-        storage.write_text(f"{folder}/predict.yaml", yaml12.dump(identity))
+        storage.write_text(f"{folder}/predict.yaml", output.dump_redacted(identity))
     else:
         logger.info(console_line("", "resuming: answers that are already written are kept"))
     images = sum(len(piece.paths) for piece in pieces if isinstance(piece, ImageList)) or None
@@ -136,7 +137,7 @@ def _identity(
     )
     weights = {} if options.base_only else read_adapter_files(options.adapter)
     data = [[asdict(piece) for piece in pieces], file_states(paths)]
-    return {
+    identity: dict[str, Any] = {
         "data_path": settings.data.data_path,
         "question": options.question,
         "adapter": None if options.base_only else options.adapter,
@@ -145,6 +146,7 @@ def _identity(
         "weights": _digest(*weights.values()),
         "data": _digest(json.dumps(data, default=str).encode()),
     }
+    return {name: redacted_values(value) for name, value in identity.items()}  # as predict.yaml holds it
 
 
 def _digest(*contents: bytes) -> str:

@@ -6,15 +6,18 @@ Rows may or may not have a reference answer.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from pyarrow import fs
 
 from vlmtune.data.examples import load_images
+from vlmtune.data.facts import shortened
 from vlmtune.data.formats import READERS
 from vlmtune.data.image_paths import RowError
 from vlmtune.data.images import ImageError
@@ -101,6 +104,8 @@ def image_paths(data_path: str) -> list[str]:
     try:
         system, inner = filesystem(absolute(data_path))
         info = system.get_file_info(inner)
+        if info.type == fs.FileType.Directory and scheme(data_path) in ("", "file"):
+            return _local_images(inner)
         entries = (
             system.get_file_info(fs.FileSelector(inner, recursive=True))
             if info.type == fs.FileType.Directory
@@ -117,6 +122,22 @@ def image_paths(data_path: str) -> list[str]:
         and not is_system_file(entry.base_name)
     )
     return sorted(prefix + entry.path for entry in images)
+
+
+def _local_images(folder: str) -> list[str]:
+    """The images below a local folder. Links to folders are followed, each once: one may lead back."""
+    images = []
+    seen = {os.path.realpath(folder)}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        images += [
+            f"{place}/{name}"
+            for name in names
+            if name.lower().endswith(IMAGE_SUFFIXES) and not is_system_file(name)
+        ]
+        new = {os.path.realpath(f"{place}/{name}"): name for name in sorted(folders, reverse=True)}
+        folders[:] = [name for real, name in new.items() if real not in seen]
+        seen.update(new)
+    return sorted(path for path in images if Path(path).is_file())
 
 
 def read_questions(
@@ -152,7 +173,7 @@ def read_questions(
                 messages, images, hints = found.messages, found.images, found.hints
             example = encoder.encode(messages, load_images(images, hints))
         except (RowError, ImageError, EncodeError) as reason:
-            error = str(reason)
+            error = shortened(str(reason))
         names = [image if isinstance(image, str) else None for image in images]
         has_reference = completed is record and not isinstance(piece, ImageList)
         row = QuestionRow(index, number, source, names, has_reference, error)

@@ -329,7 +329,7 @@ def _adapter_errors(folder: Path, misfit: str) -> Iterator[None]:
         raise
     except (SafetensorError, UnpicklingError) as error:
         raise ModelError(f"{folder} is damaged: its weight file cannot be read ({error})") from error
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError, re.error) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = next((line for line in lines if "mismatch" in line), lines[0] if lines else error)
         raise ModelError(f"{misfit}: {reason}") from error

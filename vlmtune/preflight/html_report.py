@@ -7,6 +7,7 @@ from vlmtune.data.samples import Sample
 from vlmtune.html_page import document, section, table, tiles
 from vlmtune.preflight.summary import RowGroups, Summary
 from vlmtune.preflight.wording import FORMAT_NAMES, counted, listed, short_source, verdict_words
+from vlmtune.shown_text import shown_name
 
 STYLE = """
 .some { color: var(--warn); font-weight: 600; }
@@ -40,11 +41,11 @@ SAMPLE_TURNS = 4
 
 def html_report(summary: Summary, samples: Sequence[Sample]) -> str:
     """The whole page."""
-    title = f"Preflight of {summary.data_path}"
+    title = f"Preflight of {shown_name(summary.data_path)}"
     formats = escape(listed(summary.formats, FORMAT_NAMES))
     body = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="soft wrap">{formats} · for {escape(summary.model)}</p>',
+        f'<p class="soft wrap">{formats} · for {escape(shown_name(summary.model))}</p>',
         _verdict(summary),
         _tiles(summary),
         _bad_rows(summary),

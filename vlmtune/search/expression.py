@@ -16,7 +16,7 @@ from vlmtune.errors import ConfigError
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "min": min,
     "max": max,
-    "round": round,
+    "round": round,  # to a whole number only: a number of digits can be so large that it takes hours
     "int": int,
     "float": float,
     "abs": abs,
@@ -135,6 +135,8 @@ def _check(node: ast.AST) -> None:
         case ast.IfExp(test=test, body=body, orelse=orelse):
             children = [test, body, orelse]
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _FUNCTIONS:
+            if name not in ("min", "max") and len(args) != 1:
+                raise ValueError(f"{name} takes one value, not {len(args)}")
             children = args
         case _:
             raise ValueError(
@@ -163,14 +165,17 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
         case ast.IfExp(test=test, body=body, orelse=orelse):
             return _evaluate(body if _evaluate(test, values) else orelse, values)
         case ast.Call(func=ast.Name(id=name), args=args):
-            return _FUNCTIONS[name](*(_number(_evaluate(arg, values)) for arg in args))
+            return _bounded(_FUNCTIONS[name](*(_number(_evaluate(arg, values)) for arg in args)))
     raise TypeError(f"{ast.unparse(node)} is not allowed")
 
 
 def _arithmetic(op: ast.operator, left: float, right: float) -> Any:
     if isinstance(op, ast.Pow) and abs(right) > _MAX_POWER:
         raise ValueError(f"{right} is too large a power")
-    result = _ARITHMETIC[type(op)](left, right)
+    return _bounded(_ARITHMETIC[type(op)](left, right))
+
+
+def _bounded(result: Any) -> Any:
     if isinstance(result, int) and abs(result) > _MAX_WHOLE:
         raise ValueError("the result is too large")
     return result

@@ -16,6 +16,7 @@ from vlmtune.data.chat_template import ChatTemplate, template_of
 from vlmtune.data.serving_prompt import serving_notes
 from vlmtune.data.store import Store
 from vlmtune.output import settings_yaml
+from vlmtune.shown_text import shown_name
 from vlmtune.storage import filesystem, write_json, write_text
 
 CHECKPOINT_ONLY = (
@@ -129,7 +130,7 @@ def versions() -> dict[str, str]:
 def model_card(settings: Settings, metrics: dict[str, Any], store: Store, measured: Mapping[str, str]) -> str:
     """The adapter's README in the Hub's format: its base, data and settings, its loss, and how to load it."""
     model = settings.model
-    base = model.base_model
+    base = shown_name(model.base_model)
     counts = {split: len(store.rows_of(split)) for split in ("train", "eval", "test")}
     notes = serving_notes(ChatTemplate(settings.model.ref.processor()))
     serving = "".join(f"- Serving: {note}\n" for note in notes) + "\n" if notes else ""

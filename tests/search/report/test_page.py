@@ -99,7 +99,7 @@ def test_it_shows_how_the_best_was_found_and_how_to_repeat_it(report: SearchRepo
         "history, curves, a slice of each searched option, and all of them together"
     )
     assert "PED-ANOVA (Optuna): eval_loss at a trial&#x27;s first evaluation, 8 trials" in text
-    assert "python ray_jobs/train.py --config /out/best/config.yaml --output_dir NEW_FOLDER" in text
+    assert "python ray_jobs/train.py --config out/best/config.yaml --output_dir NEW_FOLDER" in text
     assert "key-of-the-data" in text and "100 train, 10 eval, 30 test" in text and "torch 2" in text
     assert "8 of 30 answers of the best adapter differ" in text
 

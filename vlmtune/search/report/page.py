@@ -30,10 +30,15 @@ from vlmtune.search.report.training_time import time_section, training_seconds
 from vlmtune.search.report.trial_table import STYLE as TRIALS_STYLE
 from vlmtune.search.report.trial_table import trials_section
 from vlmtune.search.trial_results import COMPLETE
+from vlmtune.shown_text import shown_name
 from vlmtune.training.save import versions
 
 logger = logging.getLogger(__name__)
 
+PATHS = (
+    *("data_path", "eval_data_path", "image_root", "model_name_or_path"),
+    *("output_dir", "storage_path", "cache_dir"),
+)
 STYLE = """
 .legend span { margin-right: 14px; white-space: nowrap; } .legend i { display: inline-block; width: 10px;
 height: 10px; border-radius: 5px;
@@ -91,9 +96,9 @@ def report_page(report: SearchReport) -> str:
     title = f"Search for the best adapter: {task}, {model}"
     seconds, _, _ = training_seconds(report.trials.results)
     hours = f"{report.gpus * seconds / 3600:.2g} GPU-hours of training" if report.gpus else ""
-    facts = [report.date, report.hardware, hours, settings.data.shown_path]
+    facts = [report.date, report.hardware, hours, _names(settings)]
     subtitle = (
-        f"{escape(settings.model.base_model)} · {escape(settings.model.base_quantization)} · "
+        f"{escape(shown_name(settings.model.base_model))} · {escape(settings.model.base_quantization)} · "
         f"{len(report.trials.results)} trials of {escape(', '.join(report.names))}"
     )
     body = [
@@ -119,14 +124,14 @@ def report_page(report: SearchReport) -> str:
 
 def repeat_section(report: SearchReport) -> str:
     """Commands that repeat the best trial, and everything that its result depends on."""
-    settings, best = report.settings, f"{report.folder}/best"
+    settings, best = report.settings, f"{shown_name(report.folder)}/best"
     train = f"python ray_jobs/train.py --config {best}/config.yaml --output_dir NEW_FOLDER"
     evaluate = f"python ray_jobs/eval.py --adapter {best} --compare_base --output_dir NEW_FOLDER"
     commands = f"{train}    # the best adapter again\n{evaluate}    # its answers, all metrics"
     config = settings_yaml(settings)
     complete = sum(one.state == COMPLETE for one in report.trials.results)
     facts = {
-        "data": f"{settings.data.shown_path}, key {report.data_key}",
+        "data": f"{_names(settings)}, key {report.data_key}",
         "config": f"best/config.yaml, sha256 {hashlib.sha256(config.encode()).hexdigest()}",
         "rows": ", ".join(f"{count:,} {split}" for split, count in report.counts.items()),
         "seeds": f"{settings.training.seed}, of the split {settings.data.split_seed}",
@@ -139,5 +144,23 @@ def repeat_section(report: SearchReport) -> str:
         "Repeat it",
         f"<p><pre>{escape(commands)}</pre></p>",
         table((), rows),
-        f"<details>{summary}<pre>{escape(config)}</pre></details>",
+        f"<details>{summary}<pre>{escape(_published(settings))}</pre></details>",
+    )
+
+
+def _names(settings: Settings) -> str:
+    """The data's names, without local paths."""
+    return ", ".join(map(shown_name, settings.data.paths))
+
+
+def _published(settings: Settings) -> str:
+    """The settings as YAML, with names in place of local paths."""
+    return settings_yaml(
+        settings.replace(
+            **{
+                name: shown_name(value) if isinstance(value, str) else [shown_name(path) for path in value]
+                for name in PATHS
+                if (value := settings.value(name)) is not None
+            }
+        )
     )

@@ -1,0 +1,44 @@
+"""Text as people see it: without secrets, and without characters that a terminal would act on."""
+
+import re
+
+# What stands before the host in a URI, and options of a URI that grant access: of signed addresses, and of
+# pyarrow's file systems.
+USER = re.compile(r"(?<=://)(?:[^\s/@\"'<>]*:[^\s@\"'<>]*|[^\s/@\"'<>]+)@")
+SECRETS = re.compile(
+    r"([?&](?:[\w-]*(?:secret|token|password|signature|credential)[\w-]*|sig|access_?key(?:_?id)?)=)"
+    r"[^&\s\"'<>#]+",
+    re.IGNORECASE,
+)
+# Control characters but for tab and line feed, and those that change the direction of writing.
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def redacted(text: str) -> str:
+    """`text` without the users' names, passwords and keys that URIs in it may hold."""
+    if "://" not in text:
+        return text
+    return SECRETS.sub(r"\1***", USER.sub("", text))
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters written out: a terminal could erase other lines for them."""
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def shown_name(path: str) -> str:
+    """What a file that may be published calls a path: the last name of a local one; a URI without secrets."""
+    return (
+        redacted(path) if "://" in path or not path.startswith("/") else path.rstrip("/").rpartition("/")[2]
+    )
+
+
+def redacted_values(value: object) -> object:
+    """A value of plain dicts, lists and texts with every text `redacted`."""
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, dict):
+        return {name: redacted_values(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [redacted_values(one) for one in value]
+    return value
