@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 # A package may import those of a lower number, and itself.
 LAYERS = {
-    "vlmtune.stop_signals": -1, "vlmtune.shown_text": -1, "vlmtune.faults": 0, "vlmtune.checksums": 0, "vlmtune.standard_error": 0,
+    "vlmtune.stop_signals": -1, "vlmtune.shown_text": -1,
+    "vlmtune.faults": 0, "vlmtune.checksums": 0, "vlmtune.standard_error": 0,
     "vlmtune.folder_lock": 1, "vlmtune.ray_watch": 1, "vlmtune.run_state": 5,
     "vlmtune.errors": 0, "vlmtune.html_page": 0, "vlmtune.background": 0, "vlmtune.storage": 0,
     "vlmtune.compat": 0, "vlmtune.hub": 0, "vlmtune.progress": 0,
