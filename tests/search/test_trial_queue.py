@@ -9,7 +9,7 @@ from vlmtune.search.saved_trials import End, SavedTrial
 from vlmtune.search.space import Space
 from vlmtune.search.trial_queue import GridPoints, TrialQueue
 
-BASELINE = Settings.from_flags({"lora_r": 8, "learning_rate": 1e-4})
+BASELINE = Settings.from_flags({"lora_r": 8, "learning_rate": 1e-4, "recipe": None})
 SPACE = {"lora_r": {"choice": [4, 8, 64]}, "learning_rate": {"loguniform": [1e-5, 1e-2]}}
 
 

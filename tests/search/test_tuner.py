@@ -28,9 +28,12 @@ from vlmtune.errors import RunStoppedError
 from vlmtune.packed.packed_trial import PackedTrial
 from vlmtune.search import trial_results as results
 from vlmtune.search.failure import no_trial_completed
+from vlmtune.search.first_points import trial_count
 from vlmtune.search.sampler import TrialSearcher
 from vlmtune.search.saved_trials import End, SavedTrial, read_trials
+from vlmtune.search.search_progress import SearchProgress
 from vlmtune.search.space import Space
+from vlmtune.search.trial_console import TrialConsole
 from vlmtune.search.trial_runners import TrialRunner
 from vlmtune.search.tuner import BaselineAwareAsha, make_scheduler, run_trials
 from vlmtune.training.launch import worker_resources
@@ -80,13 +83,21 @@ def runner_of(trainable: Any, **options: Any) -> TrialRunner:
     return TrialRunner("isolated", trainable, max_concurrent_trials=1, description="", **options)
 
 
+def run_all(
+    settings: Settings, space: Space, folder: str, runner: TrialRunner, trials: Sequence[SavedTrial] = ()
+) -> list[SavedTrial]:
+    """Run the trials of a search, shown as the command shows them."""
+    console = TrialConsole(space.names, "eval_loss", "min", SearchProgress(trial_count(space)), "CPU")
+    return run_trials(settings, space, folder, console, runner, trials)
+
+
 @pytest.fixture(scope="module")
 def searched(machine: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[SavedTrial]]:
     """A search of trials that run one at a time: its folder, and its trials."""
     folder = tmp_path_factory.mktemp("tuned")
     (folder / "begun").mkdir()
     settings = BASELINE.replace(search_space=SPACE, num_samples=TRIALS, seed=3)
-    trials = run_trials(
+    trials = run_all(
         settings, Space.parse(SPACE, settings), str(folder), runner_of(made_trial(folder / "begun"))
     )
     return folder, trials
@@ -123,7 +134,7 @@ def test_a_resumed_search_goes_on_and_runs_no_trial_again(
     settings = BASELINE.replace(search_space=SPACE, num_samples=TRIALS + 2, seed=3)
     begun = tmp_path / "begun"
     begun.mkdir()
-    after = run_trials(
+    after = run_all(
         settings,
         Space.parse(SPACE, settings),
         str(tmp_path / "copy"),
@@ -184,7 +195,7 @@ def test_a_process_killed_while_it_takes_on_a_trial_loses_none(
         max_failures=1,
     )
     space = Space.parse(settings.search.search_space, settings)
-    rows = results.trial_results(run_trials(settings, space, str(tmp_path), runner))
+    rows = results.trial_results(run_all(settings, space, str(tmp_path), runner))
     assert (tmp_path / "killed").exists()
     assert [row.state for row in rows] == [results.COMPLETE] * 3
     assert [row.metrics["eval_loss"] for row in rows] == [row.values["learning_rate"] for row in rows]
@@ -257,7 +268,7 @@ def test_with_several_objectives_trials_that_measured_none_do_not_end_the_search
 ) -> None:
     settings = BASELINE.replace(more_metrics=["seconds", "peak_memory"], num_samples=2)
     searched = runner_of(made_unmeasured_trial(settings, runner))
-    rows = results.trial_results(run_trials(settings, Space.parse(SPACE, settings), str(tmp_path), searched))
+    rows = results.trial_results(run_all(settings, Space.parse(SPACE, settings), str(tmp_path), searched))
     expected = results.FAILED if runner == "packed" else results.INFEASIBLE
     assert [row.state for row in rows] == [expected] * 2
 
@@ -323,7 +334,7 @@ def test_what_stops_a_whole_search(tmp_path: Path) -> None:
     def slow(config: dict[str, Any]) -> None:
         time.sleep(60)
 
-    trials = run_trials(settings, Space.parse(SPACE, settings), str(tmp_path), runner_of(slow))
+    trials = run_all(settings, Space.parse(SPACE, settings), str(tmp_path), runner_of(slow))
     assert {trial.end for trial in trials} == {End.BUDGET}
     assert "2 trials ended unfinished after --time_budget_s 0.1" in no_trial_completed(
         results.trial_results(trials), settings, "out"
@@ -334,7 +345,7 @@ def test_what_stops_a_whole_search(tmp_path: Path) -> None:
 
     settings = settings.replace(time_budget_s=None)
     with pytest.raises(RunStoppedError, match=r"no space is left on the disk.*--resume"):
-        run_trials(settings, Space.parse(SPACE, settings), str(tmp_path / "full"), runner_of(full))
+        run_all(settings, Space.parse(SPACE, settings), str(tmp_path / "full"), runner_of(full))
     assert {trial.end for trial in read_trials(str(tmp_path / "full"))[0]} == {None}, "it can go on"
 
 
