@@ -16,7 +16,7 @@ from vlmtune.config.limits import UNSUPPORTED
 
 TARGET = Path(__file__).with_name("trl_flags.py")
 # Options that vlmtune holds in another group of its settings.
-ELSEWHERE = ("output_dir", "use_cpu", "trust_remote_code")
+ELSEWHERE = ("output_dir", "use_cpu", "trust_remote_code", "load_best_model_at_end")
 # Refused options whose only accepted value is not TRL's default.
 REFUSED_DEFAULTS: dict[str, Any] = {"use_peft": True, "remove_unused_columns": False, "save_strategy": "no"}
 KINDS: dict[str, type[Any] | tuple[type[Any], ...]] = {
