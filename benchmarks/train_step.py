@@ -210,6 +210,7 @@ def ours(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
     images = int((batch_of(0)["input_ids"][0] == processor.image_token_id).sum())
     counts = {"required": 0, "tokens": case["tokens"], "answer_tokens": LABELLED, "image_tokens": images}
     store: Any = SimpleNamespace(
+        folder=f"{folder}/rows",
         meta=meta,
         rows_of=lambda split: np.arange(rows if split == "train" else case["batch"]),
         column=lambda name: np.full(rows, counts[name]),

@@ -35,7 +35,7 @@ def write_faulty_rows(folder: Path) -> Path:
     rows += [
         {"image": f"gone/{number}.jpg", "instruction": "What?", "output": "nothing"} for number in range(6)
     ]
-    rows += [{"instruction": "What?", "output": 7}, {"instruction": "What?", "output": 8}]
+    rows += [{"instruction": "What?"}, {"instruction": "Why?"}]
     path = folder / "data.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{no json\n", encoding="utf-8")
     return path

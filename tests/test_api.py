@@ -37,8 +37,11 @@ def test_search_is_a_function_and_a_package() -> None:
     assert vlmtune.search.space.Space is Space
     assert callable(vlmtune.search)
     assert list(inspect.signature(vlmtune.search).parameters) == list(inspect.signature(search).parameters)
-    with pytest.raises(ConfigError, match="search_space: is empty"):
-        vlmtune.search(vlmtune.Settings.from_flags({"model_name_or_path": "owner/base"}))
+    space = {"lora_r": {"choice": []}}
+    with pytest.raises(ConfigError, match="search_space"):
+        vlmtune.search(
+            vlmtune.Settings.from_flags({"model_name_or_path": "owner/base", "search_space": space})
+        )
 
 
 def test_wrong_arguments_are_named_before_anything_is_loaded(tmp_path: Path) -> None:

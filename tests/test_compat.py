@@ -44,13 +44,16 @@ def own_names(tree: ast.AST) -> set[str]:
     return names
 
 
+DOCUMENTED = {"os._exit"}  # private by its name alone
+
+
 def private_uses(source: str) -> list[str]:
     """The private attributes and modules of other libraries in a module's text, each as it is written."""
     tree = ast.parse(source)
     own, uses = own_names(tree), []
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr) and node.attr not in own:
-            uses.append(ast.unparse(node))
+            uses += [name for name in [ast.unparse(node)] if name not in DOCUMENTED]
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

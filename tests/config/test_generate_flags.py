@@ -46,6 +46,7 @@ def test_trl_takes_the_training_values(tmp_path: Path) -> None:
     )
     names = {option.name for option in dataclasses.fields(found.training)}
     own = {"cuda_graphs", "micro_batch_size", "self_check"}
+    own |= {"early_stopping_patience", "early_stopping_threshold"}
     assert own == names - {option.name for option in dataclasses.fields(SFTConfig)}
     training = {name: value for name, value in vars(found.training).items() if name not in own}
     arguments = SFTConfig(**training, output_dir=found.run.output_dir, use_cpu=found.run.use_cpu)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from formats_kit import HELLO, png, read, write_lines
+from formats_kit import HELLO, png, read_whole, write_lines
 
 from vlmtune.data.examples import encode_row
 from vlmtune.data.tokenize import RowEncoder
@@ -19,7 +19,7 @@ def encoder(models: Path) -> RowEncoder:
 
 def lines_of(encoder: RowEncoder, path: Path, **options: Any) -> list[dict[str, Any]]:
     """The index lines of a file's rows; those of bad rows have no example."""
-    encoded = [encode_row(encoder, row) for row in read(path, **options)]
+    encoded = [encode_row(encoder, row) for row in read_whole(path, **options)]
     for line, example in encoded:
         assert (example is None) == (line["error"] is not None)
         json.dumps(line)  # tasks send lines as JSON
@@ -53,8 +53,13 @@ def test_bad_rows_have_a_reason_and_its_kind(encoder: RowEncoder, tmp_path: Path
         {"instruction": "Say hello"},
     )
     image, text, record = lines_of(encoder, path)
-    assert image["error"] == f"image {tmp_path}/gone.png: there is no such file"
-    assert image["kind"] == "image: there is no such file"
+    assert image["error"] == (
+        f"image {tmp_path}/gone.png: there is no such file (paths start from {tmp_path}; "
+        "--image_root names another folder)"
+    )
+    assert image["kind"] == (
+        "image … there is no such file (paths start from … --image_root names another folder)"
+    )
     assert text["error"] == text["kind"]
     assert text["error"].startswith("the text contains '</s>', a special token")
     assert record["error"] == "instruction row without 'output'"

@@ -42,7 +42,7 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "a string": ('"hello"', "the row must be an object with named fields, not a string"),
     "null": ("null", "the row must be an object with named fields, not null"),
     "unknown fields": (
-        {"question": "a", "answer": "b"},
+        {"colour": "a", "size": "b"},
         "no known row format: it needs 'messages', 'conversations', or 'instruction'",
     ),
     "no instruction": (
@@ -148,7 +148,7 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     ),
     "empty image": ({**HELLO, "image": ""}, "image path is empty"),
     "NUL in image": ({**HELLO, "image": "a\0.png"}, "holds characters that no file name has"),
-    "data URI": ({**HELLO, "image": "data:image/png;base64,AAAA"}, "image is a data: URI"),
+    "data URI": ({**HELLO, "image": "data:text/plain,hello"}, "image is a data: URI"),
     "dots": ({**HELLO, "image": "../outside.png"}, "image path ../outside.png leaves the folder"),
     "inner dots": ({**HELLO, "image": "sub/../../outside.png"}, "leaves the folder"),
     "absolute": ({**HELLO, "image": "/etc/passwd"}, "image path /etc/passwd leaves the folder"),

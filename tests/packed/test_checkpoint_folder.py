@@ -56,12 +56,12 @@ def test_the_latest_checkpoint_counts_and_the_one_before_and_the_best_are_kept(
     assert read_last(folder) == "of 10"
 
 
-def test_that_of_the_best_evaluation_is_kept_beside_the_latest(folder: str, tmp_path: Path) -> None:
+def test_that_of_the_best_evaluation_is_kept_beside_the_last_two(folder: str, tmp_path: Path) -> None:
     for step, best in ((2, 2), (4, 4), (6, 4), (8, 4)):
         metrics = {"step": step, "max_steps": 10, BEST_STEP: best}
         write_checkpoint(writing(f"of {step}"), f"{folder}/checkpoint-{step}", metrics)
     kept = {path.name for path in (tmp_path / "trial").iterdir()}
-    assert kept == {"checkpoint-4", "checkpoint-8"}
+    assert kept == {"checkpoint-4", "checkpoint-6", "checkpoint-8"}
     assert read_last(folder) == "of 8", "a trial resumes from its last one"
 
 

@@ -108,9 +108,8 @@ def test_a_trial_resumes_from_its_checkpoint_in_another_engine(
     second.close()
     assert difference(second.adapter("eight"), alone.adapter()) < CLOSE
     assert [report.metrics["step"] for report in second.reports["eight"]] == [6, 8]
-    assert [folder.name for folder in (tmp_path / "eight").iterdir()] == ["checkpoint-8"], (
-        "earlier checkpoints go"
-    )
+    kept = {folder.name for folder in (tmp_path / "eight").iterdir()}
+    assert kept == {"checkpoint-6", "checkpoint-8"}, "earlier checkpoints go, but for the one before"
 
 
 NEIGHBOURS: dict[str, dict[str, Any]] = {
@@ -237,7 +236,7 @@ def test_with_others_a_worker_without_memory_ends_the_run(
     packed = pack(stores["mall llava"], models / "llava", tmp_path, {"one": TRIALS["one"]})
     packed.engine.shard = WorkerShard(rank=1, world_size=2)
     with pytest.raises(DoesNotFitError, match="out of GPU memory with one row"):
-        packed.engine._end_too_large(PassResult({}, [packed.engine.slots["one"]]))
+        packed.engine._end_too_large(PassResult({}, [packed.engine.slots["one"]], [""]))
     assert "one" in packed.engine.slots
     assert packed.reports == {}
 

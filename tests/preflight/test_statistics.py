@@ -36,14 +36,15 @@ def test_rows_turns_images_and_formats(summary: Summary) -> None:
 def test_bad_rows_are_counted_by_reason_with_the_first_five(summary: Summary, faulty_data: Path) -> None:
     assert summary.bad_rows == BAD
     assert [(kind.kind, kind.count) for kind in summary.bad] == [
-        ("image: there is no such file", 6),
-        ("'output' must be a non-empty string, not a number", 2),
+        ("image … there is no such file (paths start from … --image_root names another folder)", 6),
+        ("instruction row without 'output'", 2),
         ("not JSON at column N: Expecting property name enclosed in double quotes", 1),
     ]
     assert summary.bad[0].first == [
         (
             f"{faulty_data}:{GOOD + 1 + number}",
-            f"image {faulty_data.parent}/gone/{number}.jpg: there is no such file",
+            f"image {faulty_data.parent}/gone/{number}.jpg: there is no such file (paths start from "
+            f"{faulty_data.parent}; --image_root names another folder)",
         )
         for number in range(5)
     ]

@@ -9,7 +9,7 @@ from vlmtune.search.trial_results import FAILED, INFEASIBLE, PRUNED, TrialResult
 
 
 def ended(state: str, end: End, error: str | None = None) -> TrialResult:
-    return TrialResult("a", {}, state, {}, error, end)
+    return TrialResult("a", {}, state, {}, error, end=end)
 
 
 def line(*trials: TrialResult, **flags: Any) -> str:
