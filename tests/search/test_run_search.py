@@ -98,7 +98,8 @@ def result(settings: Settings, runner: str, tmp_path_factory: pytest.TempPathFac
         result = run_search(changed)
     assert isinstance(result, SearchResult)
     assert files_of(before) == made, "trials share the rows that were prepared before them"
-    assert {entry.name for entry in Path(cache_folder(settings)).iterdir()} == {Path(before).name}
+    stores = {entry.name for entry in Path(cache_folder(settings)).iterdir() if entry.is_dir()}
+    assert stores == {Path(before).name}
     return result
 
 
@@ -334,8 +335,9 @@ def test_refit_trains_the_winner_on_evaluation_rows_too_and_keeps_the_numbers_of
     assert metrics["eval_loss"] == rows[0]["eval_loss"]
     assert metrics["refit_rows"] == whole
     assert f"trained once more on the {whole} rows of train and eval" in summary
-    (searched,) = (folder / "tune" / "train" / rows[0]["trial_id"]).glob(
-        "checkpoint[_-]*/adapter_model.safetensors"
+    searched = max(
+        (folder / "tune" / "train" / rows[0]["trial_id"]).glob("checkpoint[_-]*/adapter_model.safetensors"),
+        key=lambda file: file.stat().st_mtime,
     )
     before, after = load_file(searched), load_file(folder / "best" / "adapter_model.safetensors")
     assert any(not torch.equal(before[name], after[name]) for name in before)
@@ -407,11 +409,9 @@ def test_a_search_without_a_trial_that_ends_raises_one_reason(settings: Settings
     hurried = settings.replace(
         output_dir=str(tmp_path / "out"), num_samples=2, search_space=space, time_budget_s=1
     )
-    with pytest.raises(
-        SearchFailedError, match=r"^no trial ran to its end\. Every trial was stopped"
-    ) as caught:
+    with pytest.raises(SearchFailedError, match=r"^no trial ran to its end: .*--time_budget_s 1") as caught:
         run_search(hurried)
-    assert len(str(caught.value).splitlines()) == 2
+    assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "out" / "trials.parquet").exists()
 
 
@@ -429,7 +429,6 @@ def test_a_search_without_a_trial_that_ends_raises_one_reason(settings: Settings
         ({"confirm": "three"}, "--confirm three: must be TRIALSxSEEDS"),
         ({"warm_start": ["nowhere"]}, "--warm_start nowhere: no finished search is there"),
         ({"num_workers": "0"}, "--num_workers 0: a search trains in workers"),
-        ({"search_space": None}, "search_space: is empty"),
         ({"resume": "nowhere"}, "--resume .*/nowhere: no search is there"),
     ],
 )

@@ -48,8 +48,8 @@ def test_out_of_memory_leaves_the_step_as_it_is(
     assert run.losses() == pytest.approx(undisturbed.losses(), rel=1e-5)
     assert difference(run.adapter(), undisturbed.adapter()) < 1e-4
     assert [step["note"] for step in run.steps if "note" in step] == [
-        "out of GPU memory with 4 rows at a time: going on with 2, the step stays the same",
-        "out of GPU memory with 2 rows at a time: going on with 1, the step stays the same",
+        "out of GPU memory with 4 rows at a time: continuing with 2, the step stays the same",
+        "out of GPU memory with 2 rows at a time: continuing with 1, the step stays the same",
     ]
 
 
@@ -78,8 +78,8 @@ def test_an_evaluation_that_does_not_fit_is_the_same_evaluation(
         [r["eval_loss"] for r in undisturbed.reports], rel=1e-5
     )
     assert [step["note"].split(":")[1] for step in run.steps if "note" in step] == [
-        " going on with 3, the step stays the same",
-        " going on with 2, the step stays the same",
+        " continuing with 3, the step stays the same",
+        " continuing with 2, the step stays the same",
     ]
 
 
@@ -117,6 +117,6 @@ def test_a_gpu_that_is_too_small_for_the_batch(tmp_path: Path, capsys: pytest.Ca
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert any(
-        "out of GPU memory with 256 rows at a time: going on with 128" in note for note in capped["notes"]
+        "out of GPU memory with 256 rows at a time: continuing with 128" in note for note in capped["notes"]
     )
     assert capped["losses"] == pytest.approx(roomy["losses"], rel=1e-4)
