@@ -57,7 +57,7 @@ def test_a_damaged_image_is_a_row_with_a_reason(tmp_path: Path, mall: Path, mode
     )
     assert example.image_tokens > 0
     assert nothing is None
-    assert bad.error.startswith("not an image")
+    assert bad.error == f"image {tmp_path}/2.jpg: not an image"
 
 
 @pytest.mark.parametrize(

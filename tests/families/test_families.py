@@ -40,8 +40,9 @@ FAST = (
 KNOWN: dict[str, tuple[str, ...]] = {
     # Refused: images padded to the largest of a batch have other features.
     "emu3": ("training", "stock"),
-    # Refused over quantised weights: its class casts images to the type of its weights.
+    # Refused over quantised weights: their classes cast images to the type of their weights.
     "ernie4_5_vl_moe": ("training", "packed"),
+    "lfm2_vl": ("training", "packed"),
     "gemma3n": ("training", "packed"),  # refused over quantised weights: its class clips them in each step
 }
 

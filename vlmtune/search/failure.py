@@ -43,7 +43,7 @@ def _reason(trial: TrialResult, settings: Settings) -> str:
         return (
             f"diverged, their loss became NaN, infinite or far larger: give a smaller learning_rate {where}"
         )
-    if trial.end is End.BUDGET:
-        budget = settings.search.time_budget_s
+    budget = settings.search.time_budget_s
+    if budget is not None and trial.end in (End.BUDGET, None):  # None: it had no time to begin
         return f"ended unfinished after --time_budget_s {budget:g}: give more seconds, or no limit"
     return "stopped early, so that none is left: give --early_stopping none or a larger grace_period"
