@@ -30,6 +30,29 @@ from vlmtune.model_ref import ModelRef
 from vlmtune.training.loop import train
 
 
+# Whole searches and commands, each in processes of their own: minutes on two cores. `make test-heavy` runs
+# them. What they are made of has its tests in `make test`.
+HEAVY_FILES = (
+    "ray_jobs/test_inspect_data.py",
+    "ray_jobs/test_job_submit.py",
+    "ray_jobs/test_predict.py",
+    "ray_jobs/test_train.py",
+    "ray_jobs/test_tune.py",
+    "search/test_packed_search.py",
+    "search/test_run_search.py",
+    "search/test_trial_runners.py",
+    "search/test_tuner.py",
+    "ui/test_server.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.as_posix().endswith(HEAVY_FILES):
+            item.add_marker(pytest.mark.heavy)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def printed_log() -> None:
     """Log lines of vlmtune are printed, as the commands do."""

@@ -118,6 +118,10 @@ def test_the_output_folder_is_laid_out_as_promised(found: tuple[Path, str, list[
         "report.html",
         "search.yaml",
         "study.journal",
+        "live.json",
+        "test_predictions.parquet",
+        "test_predictions.csv",
+        "test_predictions.html",
         "runs",
         "tune",
     }

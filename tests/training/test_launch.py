@@ -221,7 +221,9 @@ def test_a_run_in_process_keeps_one_checkpoint_and_goes_on_from_it(
     assert [log["step"] for log in steps if "loss" in log] == [4, 5, 6]
     assert difference(adapter_of(parts), adapter_of(whole)) == 0
     kept = {path.name for path in folder.iterdir()}
-    assert {"checkpoint-6"} <= kept <= {"checkpoint-5", "checkpoint-6"}, "the last one, and at most one before"
+    assert {"checkpoint-6"} <= kept <= {"checkpoint-5", "checkpoint-6"}, (
+        "the last one, and at most one before"
+    )
     assert (
         run_in_process(settings, stores["mixed llava"], str(tmp_path / "parts"), progress=steps.append)
         == parts
