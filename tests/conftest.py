@@ -29,7 +29,6 @@ from vlmtune.demo.models import FAMILIES, write_model
 from vlmtune.model_ref import ModelRef
 from vlmtune.training.loop import train
 
-
 # Whole searches and commands, each in processes of their own: minutes on two cores. `make test-heavy` runs
 # them. What they are made of has its tests in `make test`.
 HEAVY_FILES = (
