@@ -141,7 +141,7 @@ class StoreMeta:
 
 
 class Store:
-    """A finished store. Opening it reads the index and nothing else; it pickles as its path.
+    """A finished store. Opening it reads `meta.json` and the index; it pickles as its path.
 
     Opening and reading raise DataError if a file of the store is gone or damaged.
 

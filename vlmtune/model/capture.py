@@ -46,7 +46,7 @@ def capture(module: nn.Module, trained: TrainedTensors, on_failure: Callable[[st
 
 
 def recapture(module: nn.Module) -> None:
-    """Discard the graphs of `module` and capture new ones, because its parameters have moved."""
+    """Discard the graphs of `module`, whose parameters have moved; later calls capture new ones."""
     if isinstance(module.forward, CapturedForward):
         module.forward.discard()
 

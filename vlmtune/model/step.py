@@ -112,7 +112,7 @@ class AcceleratedStep:
         return step
 
     def capture(self, trained: TrainedTensors) -> None:
-        """Replay CUDA graphs of the decoder, and of the vision parts if they have nothing to train.
+        """Let calls of the decoder replay CUDA graphs, and of the vision parts if they have nothing to train.
 
         Args:
             trained: gives the tensors that a call of the decoder has gradients for.
@@ -128,7 +128,7 @@ class AcceleratedStep:
                 capture(part, list, self.note)
 
     def recapture(self) -> None:
-        """Capture the decoder anew, because the tensors that it trains have moved."""
+        """Discard the decoder's graphs, because the tensors that it trains have moved."""
         recapture(self.base.get_decoder())
 
     def discard_graphs(self) -> None:

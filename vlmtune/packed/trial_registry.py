@@ -30,7 +30,7 @@ class TrialPhase(Enum):
 
 
 HOLDS_SLOT = (TrialPhase.PREPARING, TrialPhase.READY, TrialPhase.TRAINING)
-HAS_JOINED = (TrialPhase.READY, TrialPhase.TRAINING, TrialPhase.FINISHED)
+CAN_BE_POLLED = (TrialPhase.READY, TrialPhase.TRAINING, TrialPhase.FINISHED)
 
 
 @dataclass
@@ -103,13 +103,13 @@ class TrialRegistry:
             UnknownTrialError: the trial has not joined, or has left.
         """
         trial = self._trials.get(trial_id)
-        if trial is None or trial.phase not in HAS_JOINED:
+        if trial is None or trial.phase not in CAN_BE_POLLED:
             raise UnknownTrialError(trial_id)
         return trial
 
     def has_joined(self, trial_id: str) -> bool:
         trial = self._trials.get(trial_id)
-        return trial is not None and trial.phase in HAS_JOINED
+        return trial is not None and trial.phase in CAN_BE_POLLED
 
     def is_leaving(self, trial_id: str) -> bool:
         trial = self._trials.get(trial_id)

@@ -1,7 +1,7 @@
 """What one worker does: load the base, attach the adapter, train it with TRL's SFTTrainer, evaluate, report.
 
-The loop reaches Ray, if at all, through two callables: `rows(split, micro_batches, max_length)` reads the
-batches that it asks for, in order, and `report(metrics, checkpoint_folder)` takes a result.
+The loop reaches Ray, if at all, through two callables: `read_batches(split, micro_batches, max_length)` reads
+the batches that it asks for, in order, and `report(metrics, checkpoint_folder)` takes a result.
 """
 
 import json
