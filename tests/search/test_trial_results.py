@@ -10,6 +10,7 @@ from vlmtune import storage
 from vlmtune.config.settings import Settings
 from vlmtune.packed.messages import FAILURE
 from vlmtune.search import trial_results as results
+from vlmtune.search.first_points import GRID
 from vlmtune.search.saved_trials import End, SavedTrial
 from vlmtune.search.trial_results import TrialResult
 
@@ -106,6 +107,7 @@ def test_the_table_keeps_types_where_trials_have_no_numbers(tmp_path: Path) -> N
     assert table.column_names == [
         "trial_id",
         *names,
+        "proposal",
         "state",
         "eval_loss",
         "steps",
@@ -120,6 +122,7 @@ def test_the_table_keeps_types_where_trials_have_no_numbers(tmp_path: Path) -> N
             "lora_r": 8,
             "max_length": None,
             "lora_target_modules": '["q_proj"]',
+            "proposal": GRID,
             "state": "COMPLETE",
             "eval_loss": 3.0,
             "steps": 8,
@@ -132,6 +135,7 @@ def test_the_table_keeps_types_where_trials_have_no_numbers(tmp_path: Path) -> N
             "lora_r": 4,
             "max_length": 64,
             "lora_target_modules": "all-linear",
+            "proposal": GRID,
             "state": "FAILED",
             "eval_loss": None,
             "steps": None,
