@@ -201,7 +201,7 @@ def _check_prompt(settings: Settings, processor: Any) -> tuple[EncodedExample, B
             return encoder.encode(row["messages"], load_images(row["images"], row["hints"])), builder
         except (ImageError, EncodeError):
             continue
-    question = [{"type": "image"}, {"type": "text", "text": "How many people are in this picture?"}]
+    question = [{"type": "image"}, {"type": "text", "text": "How many people are in this image?"}]
     answer = [{"type": "text", "text": "There are 3 people."}]
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return encoder.encode(messages, [gradient_image(320, 240)]), builder
