@@ -130,7 +130,7 @@ def regret(
         found = Search(problem, contender, seed).run(at_once=at_once, trials=trials, compute=compute)
     if math.isinf(found.loss):  # nothing has ended: the config's values are what is left
         found.loss = problem.quality({})
-    return found.loss / least(name, number) - 1, found.by_model
+    return found.loss / least(name, number) - 1, found.by_tpe
 
 
 def cell(job: tuple[str, str, dict[str, Any], int]) -> dict[str, Any]:

@@ -66,8 +66,8 @@ def print_table(file: Path, against: str) -> None:
                     np.array([contenders[one][name]["regrets"] for name in both]) for one in (label, against)
                 )
                 ratio = interval(ours, theirs)
-            by_model = np.mean([one["by_model"] for one in found.values()])
-            print(f"| {label} | " + " | ".join(shown) + f" | {ratio} | {by_model:.1f} |")
+            by_tpe = np.mean([one["by_model"] for one in found.values()])
+            print(f"| {label} | " + " | ".join(shown) + f" | {ratio} | {by_tpe:.1f} |")
 
 
 def main() -> None:

@@ -18,9 +18,9 @@ from search_curves import CurveTask, TableTask
 from search_tasks import EVALUATIONS, SHORT, TARGETS
 
 from vlmtune.config.settings import Settings
-from vlmtune.search.first_points import MODEL, STARTUP, at_share
-from vlmtune.search.isolated_trial import PROPOSAL, trial_values
-from vlmtune.search.sampler import TrialSearcher, make_tpe
+from vlmtune.search.first_points import STARTUP_TRIALS, TPE, at_share
+from vlmtune.search.isolated_trial import ORIGIN, trial_values
+from vlmtune.search.searcher import TrialSearcher, make_tpe
 from vlmtune.search.space import Space
 from vlmtune.search.tuner import make_scheduler
 from vlmtune.search.warm_start import SHARE_OF_TRIALS, EarlierTrials
@@ -48,7 +48,7 @@ class Contender:
     """
 
     sampler: Sampler | None = None
-    startup: int = STARTUP
+    startup: int = STARTUP_TRIALS
     needs: float = 0
     guided: bool = False
     stopping: Mapping[str, Any] = field(default_factory=dict)
@@ -111,10 +111,10 @@ class Problem:
 
 @dataclass
 class Outcome:
-    """What a search found: the chosen trial's loss without noise, and its number of model-based proposals."""
+    """What a search found: the chosen trial's loss without noise, and its number of proposals of TPE."""
 
     loss: float = math.inf
-    by_model: int = 0
+    by_tpe: int = 0
     trials: int = 0
     compute: float = 0.0
 
@@ -131,7 +131,7 @@ class Search:
         space = Space.parse(settings.search.search_space or {}, settings)
         startup = contender.startup
         with patch(
-            "vlmtune.search.sampler.make_tpe",
+            "vlmtune.search.searcher.make_tpe",
             (lambda seed, startup: contender.sampler(seed)) if contender.sampler else make_tpe,
         ):
             self.searcher = TrialSearcher(
@@ -140,7 +140,7 @@ class Search:
                 mode="min",
                 seed=seed,
                 width=problem.width if contender.guided else None,
-                startup=startup if contender.guided else 0,
+                n_startup_trials=startup if contender.guided else 0,
                 earlier=misleading(space, settings) if contender.misled else None,
             )
         stopping = contender.stopping if problem.stops else NEVER
@@ -157,7 +157,7 @@ class Search:
                 name = f"t{outcome.trials}"
                 outcome.trials += 1
                 config = self.searcher.suggest(name)
-                outcome.by_model += config[PROPOSAL] == MODEL and ended >= self.contender.needs
+                outcome.by_tpe += config[ORIGIN] == TPE and ended >= self.contender.needs
                 trial: Any = SimpleNamespace(trial_id=name, config=config, status="RUNNING")
                 self.scheduler.on_trial_add(controller, trial)
                 noise = self.seed * 1009 + outcome.trials * 7

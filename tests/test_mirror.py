@@ -56,6 +56,7 @@ TESTED_IN = {
     "search/trial_console.py": "search/test_run_search.py",
     "search/trial_recorder.py": "search/test_tuner.py",
     "search/space_entries.py": "search/test_space.py",
+    "search/point_queue.py": "search/test_searcher.py",
     # Parts of the Trainer: only a run shows that they do what TRL does.
     "model/step.py": "training/test_loop.py",
     # Parts of the self-check, which only a run with a fault in it shows.

@@ -26,7 +26,7 @@ def test_each_reason_names_what_to_try() -> None:
     budget = line(ended(PRUNED, End.BUDGET), time_budget_s=60)
     assert "the only trial ended unfinished after --time_budget_s 60" in budget
     lack = "2.00 GiB more were needed, 1.00 GiB of the GPU's 79.00 GiB were free"
-    memory = line(*[ended(INFEASIBLE, End.OWN, lack)] * 2)
+    memory = line(*[ended(INFEASIBLE, End.LAST_REPORT, lack)] * 2)
     assert f"all 2 trials did not fit in memory ({lack}): give a smaller max_length" in memory
     assert "--quantization nf4" in memory
     assert "--early_stopping none" in line(ended(PRUNED, End.STOPPED))

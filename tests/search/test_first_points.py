@@ -8,14 +8,14 @@ from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError
 from vlmtune.search.first_points import (
     BASELINE,
-    MODEL,
     RECIPE,
     SPREAD,
+    TPE,
     FirstPoints,
     proposals_text,
+    recipe_outside_space,
     recipe_parameters,
     recipe_values,
-    separate_recipe,
     trial_count,
     usual_rate,
 )
@@ -34,7 +34,7 @@ def space(settings: Settings = CONFIG, **entries: object) -> Space:
 def test_the_recipe_is_a_trial_where_the_space_has_its_values() -> None:
     tied = {"lora_r": {"choice": [8, 16]}, "lora_alpha": {"expr": "2 * lora_r"}}
     assert recipe_parameters(space(**tied)) == {"learning_rate": 2e-4, "lora_r": 16}
-    assert separate_recipe(space(**tied)) is None
+    assert recipe_outside_space(space(**tied)) is None
     halved = {**tied, "lora_alpha": {"expr": "lora_r"}}
     assert recipe_parameters(space(**halved)) is None, "it would get another alpha"
     assert recipe_parameters(space()) is None, "the rank is not searched, and is another one"
@@ -42,10 +42,10 @@ def test_the_recipe_is_a_trial_where_the_space_has_its_values() -> None:
 
 
 def test_elsewhere_it_is_a_run_beside_a_search_of_enough_trials() -> None:
-    assert separate_recipe(space()) == recipe_values(space())
+    assert recipe_outside_space(space()) == recipe_values(space())
     assert trial_count(space()) == 17
     few = CONFIG.replace(num_samples=7)
-    assert separate_recipe(space(few)) is None
+    assert recipe_outside_space(space(few)) is None
     assert trial_count(space(few)) == 7
     without = CONFIG.replace(recipe=None)
     assert recipe_values(space(without)) is None
@@ -53,7 +53,7 @@ def test_elsewhere_it_is_a_run_beside_a_search_of_enough_trials() -> None:
     grid = {"learning_rate": {"grid": [1e-5 * 2**power for power in range(9)]}}
     assert trial_count(Space.parse(grid, CONFIG)) == 10
     the_same = CONFIG.replace(learning_rate=2e-4, lora_r=16, lora_alpha=32)
-    assert separate_recipe(space(the_same)) is None, "the baseline is the recipe"
+    assert recipe_outside_space(space(the_same)) is None, "the baseline is the recipe"
 
 
 def test_a_wrong_recipe_is_named() -> None:
@@ -92,7 +92,7 @@ def test_every_kind_of_distribution_is_spread_within_its_bounds() -> None:
 
 
 def test_a_search_without_proposals_of_the_model_says_why() -> None:
-    few = [BASELINE, RECIPE, *[SPREAD] * 4, *[MODEL] * 10]
+    few = [BASELINE, RECIPE, *[SPREAD] * 4, *[TPE] * 10]
     assert proposals_text(few) == "10 of 16 by the model, 4 spread over the space, baseline and recipe"
     none = proposals_text([BASELINE, RECIPE, *[SPREAD] * 14])
     assert none.startswith("0 of 16 by the model") and "--max_concurrent_trials" in none

@@ -14,7 +14,7 @@ ENDED = SavedTrial(
         {"step": 2, "max_steps": 4, "eval_loss": 0.5},
         {"step": 4, "max_steps": 4, "eval_loss": 0.4},
     ],
-    end=End.OWN,
+    end=End.LAST_REPORT,
 )
 RUNNING = SavedTrial(1, "b", {"lora_r": 4}, reports=[{"step": 2, "max_steps": 4, "eval_loss": float("nan")}])
 

@@ -18,7 +18,7 @@ def damaged_search(folder: Path, *losses: float) -> list[SavedTrial]:
     """Finished trials of these losses, in a search without readable settings or state."""
     saved, trials = SavedTrials(str(folder)), []
     for number, loss in enumerate(losses):
-        trial = SavedTrial(number, f"id{number}", {"lora_r": number + 1}, end=End.OWN)
+        trial = SavedTrial(number, f"id{number}", {"lora_r": number + 1}, end=End.LAST_REPORT)
         path = f"{folder}/tune/train/id{number}/checkpoint-8"
         metrics = {"step": 8, "max_steps": 8, "eval_loss": loss, "checkpoint_path": path}
 

@@ -36,7 +36,11 @@ def save(folder: str, *trials: SavedTrial) -> None:
 
 
 def test_trials_are_read_as_they_were(folder: str) -> None:
-    trials = [trial(2, folder), trial(0, folder, steps=8, end=End.OWN), trial(1, folder, end=End.DIVERGED)]
+    trials = [
+        trial(2, folder),
+        trial(0, folder, steps=8, end=End.LAST_REPORT),
+        trial(1, folder, end=End.DIVERGED),
+    ]
     trials[2].reports[-1]["eval_loss"] = math.nan
     save(folder, *trials)
     read, damaged = read_trials(folder)
@@ -46,7 +50,7 @@ def test_trials_are_read_as_they_were(folder: str) -> None:
 
 
 def test_a_moved_search_names_its_checkpoints_in_the_new_place(tmp_path: Path) -> None:
-    save(f"{tmp_path}/old", trial(0, f"{tmp_path}/old", end=End.OWN))
+    save(f"{tmp_path}/old", trial(0, f"{tmp_path}/old", end=End.LAST_REPORT))
     (tmp_path / "old").rename(tmp_path / "new")
     (one,), _ = read_trials(f"{tmp_path}/new")
     assert one.last_report["checkpoint_path"] == f"{tmp_path}/new/tune/train/id0/checkpoint-4"
@@ -92,7 +96,7 @@ DAMAGES = pytest.mark.parametrize(
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_damaged_file_loses_nothing(damage: Callable[[Path], None], which: int, tmp_path: Path) -> None:
     folder = str(tmp_path)
-    one = trial(0, folder, end=End.OWN)
+    one = trial(0, folder, end=End.LAST_REPORT)
     save(folder, one)
     damage(Path(paths_of(one, folder)[which]))
     read, damaged = read_trials(folder)

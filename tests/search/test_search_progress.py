@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from vlmtune.search.search_progress import SearchProgress, expected_share
+from vlmtune.search.search_progress import SearchProgress, expected_fraction
 
 
 def row(state: str, step: int | None = None) -> dict[str, Any]:
@@ -35,17 +35,17 @@ def test_trials_that_ended_before_a_resume_took_no_time_now() -> None:
 
 
 def test_early_stopping_is_expected() -> None:
-    assert expected_share("none", 0.5, 3) == 1.0
-    assert expected_share("asha", 0.5, 3) == pytest.approx(0.5 + 0.5 / 3)
-    assert expected_share("asha", 0.1, 3) == pytest.approx(0.1 + 0.2 / 3 + 0.6 / 9 + 0.1 / 27)
-    assert expected_share("asha", 1.0, 2) == 1.0
+    assert expected_fraction("none", 0.5, 3) == 1.0
+    assert expected_fraction("asha", 0.5, 3) == pytest.approx(0.5 + 0.5 / 3)
+    assert expected_fraction("asha", 0.1, 3) == pytest.approx(0.1 + 0.2 / 3 + 0.6 / 9 + 0.1 / 27)
+    assert expected_fraction("asha", 1.0, 2) == 1.0
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_after_a_tenth_of_a_search_the_estimate_is_within_a_factor_of_1_5(seed: int) -> None:
     """A search of 16 trials, four at a time, of which two thirds are stopped at half."""
     now = [30.0]
-    share = expected_share("asha", 0.5, 3)
+    share = expected_fraction("asha", 0.5, 3)
     progress = SearchProgress(16, share, clock=lambda: now[0])
     stops = [240 if (number + seed) % 3 == 0 else 120 for number in range(16)]
     total_steps = sum(stops)

@@ -7,7 +7,7 @@ from search_kit import trial
 
 from vlmtune.evaluation.adapter import TrainedAdapter
 from vlmtune.search.comparison import NoComparison
-from vlmtune.search.first_points import BASELINE, MODEL, RECIPE, SPREAD
+from vlmtune.search.first_points import BASELINE, RECIPE, SPREAD, TPE
 from vlmtune.search.search_result import SearchResult
 from vlmtune.search.summary import search_summary
 from vlmtune.search.trial_results import FAILED, PRUNED, trials_table
@@ -18,7 +18,7 @@ OBJECTIVES = {"eval_loss": "min"}
 @pytest.fixture
 def result() -> SearchResult:
     trials = [trial(0, 2e-3), trial(1, 1e-3), trial(2, 5e-3, PRUNED), trial(3, 4e-3, FAILED)]
-    origins = (BASELINE, RECIPE, SPREAD, MODEL)
+    origins = (BASELINE, RECIPE, SPREAD, TPE)
     trials = [replace(one, proposal=origin) for one, origin in zip(trials, origins, strict=True)]
     return SearchResult(
         folder="/out",

@@ -25,14 +25,14 @@ def row(name: str, state: str, loss: float | None = None, **values: Any) -> Tria
 @pytest.mark.parametrize(
     ("metrics", "end", "state"),
     [
-        ({"step": 8, "max_steps": 8}, End.OWN, results.COMPLETE),
+        ({"step": 8, "max_steps": 8}, End.LAST_REPORT, results.COMPLETE),
         ({"step": 2, "max_steps": 8}, End.STOPPED, results.PRUNED),
         ({"step": 8, "max_steps": 8}, End.DIVERGED, results.PRUNED),
         ({}, End.BUDGET, results.PRUNED),
-        ({"infeasible": True}, End.OWN, results.INFEASIBLE),
+        ({"infeasible": True}, End.LAST_REPORT, results.INFEASIBLE),
         ({"step": 2, "max_steps": 8}, End.ERROR, results.FAILED),
         ({}, End.ERROR, results.FAILED),
-        ({FAILURE: "no such layer"}, End.OWN, results.FAILED),
+        ({FAILURE: "no such layer"}, End.LAST_REPORT, results.FAILED),
     ],
 )
 def test_state(metrics: dict[str, Any], end: End, state: str) -> None:

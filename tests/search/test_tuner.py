@@ -29,9 +29,9 @@ from vlmtune.packed.packed_trial import PackedTrial
 from vlmtune.search import trial_results as results
 from vlmtune.search.failure import no_trial_completed
 from vlmtune.search.first_points import trial_count
-from vlmtune.search.sampler import TrialSearcher
 from vlmtune.search.saved_trials import End, SavedTrial, read_trials
 from vlmtune.search.search_progress import SearchProgress
+from vlmtune.search.searcher import TrialSearcher
 from vlmtune.search.space import Space
 from vlmtune.search.trial_console import TrialConsole
 from vlmtune.search.trial_runners import TrialRunner
@@ -108,11 +108,11 @@ def found(
     searched: tuple[Path, list[SavedTrial]],
 ) -> tuple[list[results.TrialResult], list[optuna.trial.FrozenTrial]]:
     """How its trials ended, and what Optuna is told of them where the search is resumed from its files."""
-    sampler = TrialSearcher(Space.parse(SPACE, BASELINE), metric="eval_loss", mode="min", seed=3)
+    searcher = TrialSearcher(Space.parse(SPACE, BASELINE), metric="eval_loss", mode="min", seed=3)
     saved, damaged = read_trials(str(searched[0]))
     assert not damaged
-    sampler.replay(saved)
-    return results.trial_results(searched[1]), optuna_study(sampler).trials
+    searcher.replay(saved)
+    return results.trial_results(searched[1]), optuna_study(searcher).trials
 
 
 def test_what_is_saved_of_the_trials_is_what_they_were(searched: tuple[Path, list[SavedTrial]]) -> None:
@@ -323,7 +323,9 @@ def test_the_baseline_is_never_stopped() -> None:
 
 def test_the_rungs_of_an_interrupted_search_count() -> None:
     reports = [{"eval_loss": 1.0, "step": step, "max_steps": 8} for step in (4, 8)]
-    earlier = [SavedTrial(number, f"e{number}", {}, reports=reports, end=End.OWN) for number in range(3)]
+    earlier = [
+        SavedTrial(number, f"e{number}", {}, reports=reports, end=End.LAST_REPORT) for number in range(3)
+    ]
     assert scheduled(half_asha(), 9, 5.0, 8) == ["CONTINUE", "CONTINUE"]
     assert scheduled(half_asha(earlier), 9, 5.0, 8) == ["CONTINUE", "STOP"]
 

@@ -19,7 +19,7 @@ from vlmtune.search.saved_trials import SavedTrial, SavedTrials, read_trials
 from vlmtune.search.trial_queue import GridPoints, TrialQueue
 from vlmtune.search.trial_results import COMPLETE, TrialResult, trial_results
 from vlmtune.search.trial_runners import TrialRunner
-from vlmtune.search.tuner import StopsNothing, run_queue
+from vlmtune.search.tuner import NoEarlyStopping, run_queue
 
 logger = logging.getLogger(__name__)
 
@@ -115,5 +115,5 @@ def _train(
     for trial in trials:
         trial.reopen()
     queue = TrialQueue(GridPoints(points), trials, len(points))
-    run_queue(settings, runner, queue, saved, StopsNothing(), None)
+    run_queue(settings, runner, queue, saved, NoEarlyStopping(), None)
     return list(queue.trials.values())

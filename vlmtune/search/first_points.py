@@ -17,16 +17,19 @@ from vlmtune.errors import ConfigError
 from vlmtune.search.distributions import Categorical, Distribution, Numeric
 from vlmtune.search.space import Space
 
-# Where the values of a trial come from, as `trials.parquet` and the console name it.
-BASELINE, RECIPE, SPREAD, MODEL, GRID, EARLIER = "baseline", "recipe", "spread", "model", "grid", "earlier"
+# A trial's origin: where its values come from. `trials.parquet` has these texts in its column `proposal`.
+BASELINE, RECIPE, SPREAD, GRID = "baseline", "recipe", "spread", "grid"
+TPE = "model"  # Optuna's sampler, a model of the results so far
+EARLIER = "earlier"  # a point of an earlier search (`--warm_start`)
+REQUESTED = "proposed"  # values that a person asked for
 
 # The learning rate that usually suits a LoRA adapter of a model of a width: 5e-4 at 2000, and less the wider
 # the model. The form and the exponent are those of Thinking Machines' "LoRA Without Regret" (2025) for Llama.
 USUAL_RATE, USUAL_WIDTH, WIDTH_EXPONENT = 5e-4, 2000, 0.781
-SPREAD_OF_RATE = math.log(3.0)  # standard deviation of the log rate around the usual one
+LOG_RATE_DEVIATION = math.log(3.0)  # standard deviation of the log rate around the usual one
 TRIALS_WORTH_A_RECIPE = 8  # fewer trials are not worth one more run to compare them with
-STARTUP = 6  # trials that end before the model proposes any
-EVERYWHERE = 3  # every third point is uniform in the rate, in case the usual one is wrong here
+STARTUP_TRIALS = 6  # Optuna's n_startup_trials: trials that must have ended before TPE proposes any
+UNIFORM_EVERY = 3  # every third point is uniform in the rate, in case the usual one is wrong here
 
 
 def usual_rate(width: int) -> float:
@@ -71,10 +74,11 @@ def recipe_parameters(space: Space) -> dict[str, Any] | None:
     return {name: one.parameter(drawn[name]) for name, one in space.distributions.items()}
 
 
-def separate_recipe(space: Space) -> dict[str, Any] | None:
-    """The recipe's option values where it is a run beside the search; None where it is a trial of it.
+def recipe_outside_space(space: Space) -> dict[str, Any] | None:
+    """The recipe's option values where the space does not contain them: one more trial beside the search.
 
-    A grid may contain it, and the baseline may be it. A search of few trials gets no such run.
+    None where the recipe is a point of the space or the grid, or equals the baseline, and for a search of few
+    trials, which gets no such run.
     """
     recipe = recipe_values(space)
     trials = len(space) if space.is_grid else space.settings.search.num_samples
@@ -89,7 +93,7 @@ def separate_recipe(space: Space) -> dict[str, Any] | None:
 def trial_count(space: Space) -> int:
     """How many trials a search runs, the recipe beside it included."""
     trials = len(space) if space.is_grid else space.settings.search.num_samples
-    return trials + (separate_recipe(space) is not None)
+    return trials + (recipe_outside_space(space) is not None)
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class FirstPoints:
         shares = sequence.fast_forward(number).draw(1)[0].tolist()
         parameters = {}
         for share, (name, one) in zip(shares, self.distributions.items(), strict=True):
-            if name == "learning_rate" and number % EVERYWHERE != EVERYWHERE - 1:
+            if name == "learning_rate" and number % UNIFORM_EVERY != UNIFORM_EVERY - 1:
                 share = self._towards_usual(one, share)
             parameters[name] = at_share(one, share)
         return parameters
@@ -126,7 +130,7 @@ class FirstPoints:
         if self.usual is None or not isinstance(rates, Numeric) or not rates.log:
             return share
         low, high = math.log(rates.low), math.log(rates.high)
-        normal = NormalDist(min(max(math.log(self.usual), low), high), SPREAD_OF_RATE)
+        normal = NormalDist(min(max(math.log(self.usual), low), high), LOG_RATE_DEVIATION)
         below, above = normal.cdf(low), normal.cdf(high)
         quantile = min(max(below + share * (above - below), 1e-12), 1 - 1e-12)
         return min(max((normal.inv_cdf(quantile) - low) / (high - low), 0.0), 1.0)
@@ -150,16 +154,16 @@ def at_share(one: Distribution, share: float) -> Any:
 
 def proposals_text(origins: Sequence[str]) -> str:
     """Where the values of a search's trials come from, in a few words."""
-    by_model = origins.count(MODEL)
+    by_tpe = origins.count(TPE)
     if GRID in origins:
         return f"{origins.count(GRID)} points of the grid"
     others = ((SPREAD, "spread over the space"), (EARLIER, "of earlier searches"))
     texts = [f"{origins.count(kind)} {words}" for kind, words in others if kind in origins]
     fixed = " and ".join(kind for kind in (BASELINE, RECIPE) if kind in origins)
-    text = f"{by_model} of {len(origins)} by the model, {', '.join([*texts, fixed])}"
-    if not by_model and len(origins) > STARTUP:
+    text = f"{by_tpe} of {len(origins)} by the model, {', '.join([*texts, fixed])}"
+    if not by_tpe and len(origins) > STARTUP_TRIALS:
         text += (
-            f"; all had begun before {STARTUP} had ended: a smaller --max_concurrent_trials lets the model "
-            "propose (replayed searches with 4 at once ended half as far from the best as with 16)"
+            f"; all had begun before {STARTUP_TRIALS} had ended: a smaller --max_concurrent_trials lets the "
+            "model propose (replayed searches with 4 at once ended half as far from the best as with 16)"
         )
     return text

@@ -20,13 +20,12 @@ from vlmtune.training.best_evaluation import LAST_CHECKPOINT, has_ended
 from vlmtune.training.launch import run_on_ray
 from vlmtune.training.meter import EVALUATION_NUMBER, evaluation_number
 
-# Keys of a trial's Tune config: its values, and where they come from (see `first_points`).
-GRID_POINT, PROPOSAL = VALUES, "proposal"
+ORIGIN = "proposal"  # in a trial's Tune config: where its values come from (see `first_points`)
 
 
 def trial_values(config: Mapping[str, Any]) -> dict[str, Any]:
     """A trial's searched values by flag name, from its Tune config."""
-    return dict(config[GRID_POINT])
+    return dict(config[VALUES])
 
 
 def run_trial(

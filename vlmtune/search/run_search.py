@@ -17,11 +17,11 @@ from vlmtune.faults import disk_reason, output_fault
 from vlmtune.packed.messages import CHECKPOINT
 from vlmtune.run_state import SEARCH
 from vlmtune.search.confirm import confirm, read_confirm
-from vlmtune.search.first_points import recipe_values, separate_recipe, trial_count
+from vlmtune.search.first_points import recipe_outside_space, recipe_values, trial_count
 from vlmtune.search.max_lengths import usable_max_lengths
 from vlmtune.search.objectives import check_objectives, objectives_of
 from vlmtune.search.saved_trials import End, SavedTrial, read_trials
-from vlmtune.search.search_progress import SearchProgress, expected_share
+from vlmtune.search.search_progress import SearchProgress, expected_fraction
 from vlmtune.search.search_result import SearchResult
 from vlmtune.search.space import Space
 from vlmtune.search.trial_console import TrialConsole
@@ -71,13 +71,13 @@ def run_search(settings: Settings) -> SearchResult:
 
 
 def _search(session: Session) -> SearchResult:
-    session = session.with_settings(judged_by_best(session.settings))
+    session = session.with_settings(with_best_model_at_end(session.settings))
     settings, folder = session.settings, session.folder
     space = usable_space(session)
     announce(settings, space, session.cluster)
     if settings.search.report and (warning := few_rows_warning(len(session.store.rows_of(TEST)))):
         logger.info(console_line("Test", f"{warning}; give more rows, or a larger --test_fraction"))
-    trials = unfinished_search(folder) if session.resumed else []
+    trials = read_interrupted_trials(folder) if session.resumed else []
     # With Tune's own handler, Ctrl-C would look like the end of the search. Its loggers would write once more
     # what `SavedTrials` writes.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
@@ -108,13 +108,13 @@ def _search(session: Session) -> SearchResult:
 def make_console(session: Session, space: Space) -> TrialConsole:
     """The console of a search's trials."""
     search = session.settings.search
-    share = expected_share(search.early_stopping, search.grace_period, search.reduction_factor)
+    share = expected_fraction(search.early_stopping, search.grace_period, search.reduction_factor)
     device = "GPU" if session.cluster.workers_use_gpu(session.settings.run.use_cpu) else "CPU"
     progress = SearchProgress(trial_count(space), share)
     return TrialConsole(space.names, search.metric, search.mode, progress, device)
 
 
-def unfinished_search(folder: str) -> list[SavedTrial]:
+def read_interrupted_trials(folder: str) -> list[SavedTrial]:
     """The trials of an interrupted search, ready to continue; logs what is lost."""
     trials, damaged = read_trials(folder)
     for name in damaged:
@@ -171,7 +171,7 @@ def read_warm_start(session: Session, space: Space) -> EarlierTrials | None:
         return None
 
 
-def judged_by_best(settings: Settings) -> Settings:
+def with_best_model_at_end(settings: Settings) -> Settings:
     """The settings with `load_best_model_at_end`, unless it is switched off."""
     chosen = settings.training.load_best_model_at_end
     return settings.replace(load_best_model_at_end=True) if chosen is None else settings
@@ -180,7 +180,7 @@ def judged_by_best(settings: Settings) -> Settings:
 def damaged_checkpoint(trial: SavedTrial) -> str | None:
     """The file of a finished trial's last checkpoint that is missing or damaged; None if all are whole."""
     path = trial.last_report.get(CHECKPOINT)
-    if trial.end is not End.OWN or path is None:
+    if trial.end is not End.LAST_REPORT or path is None:
         return None
     files, inner = storage.filesystem(path)
     if files.get_file_info(inner).type != pafs.FileType.Directory:
@@ -221,7 +221,7 @@ def announce(settings: Settings, space: Space, cluster: Cluster) -> None:
     trials = (
         f"{len(space)} trials, a full grid" if space.is_grid else f"{search.num_samples} trials, Optuna TPE"
     )
-    if separate_recipe(space) is not None:
+    if recipe_outside_space(space) is not None:
         trials += " and one of the recipe beside them"
     stopping = ", ASHA early stopping" if search.early_stopping == "asha" else ""
     goal = ", ".join(f"{mode} {name}" for name, mode in objectives_of(settings).items())

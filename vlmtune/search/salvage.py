@@ -82,6 +82,6 @@ def _trials_without_files(folder: str) -> list[SavedTrial]:
             place = f"{folder}/tune/train/{entry.base_name}/checkpoint-{report['step']}"
             trial.add_report({**report, CHECKPOINT: place})
         if trial.reports:
-            trial.end = End.OWN
+            trial.end = End.LAST_REPORT
             found.append(trial)
     return found

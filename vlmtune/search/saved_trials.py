@@ -27,7 +27,7 @@ from vlmtune.training.best_evaluation import LAST_CHECKPOINT
 
 COPY = "trial.json"  # in the folder of a trial's checkpoints
 # What Ray Tune adds to a report, of no use in a resumed search.
-OF_TUNE = (
+TUNE_KEYS = (
     *("config", "date", "done", "experiment_tag", "hostname", "iterations_since_restore", "node_ip", "pid"),
     *("time_since_restore", "time_this_iter_s", "timestamp", "training_iteration", "trial_id", NOTES),
 )
@@ -36,7 +36,7 @@ OF_TUNE = (
 class End(StrEnum):
     """How a trial ended."""
 
-    OWN = "its last report"  # also one that says that it failed, or does not fit in memory
+    LAST_REPORT = "its last report"  # it reached its last step, failed, or does not fit in memory
     STOPPED = "early stopping"
     DIVERGED = "diverged"
     BUDGET = "time budget"
@@ -74,7 +74,7 @@ class SavedTrial:
 
     def add_report(self, report: dict[str, Any]) -> None:
         """Add a report, in the place of those that it repeats: a trial repeats steps without a checkpoint."""
-        own = {name: value for name, value in report.items() if name not in OF_TUNE}
+        own = {name: value for name, value in report.items() if name not in TUNE_KEYS}
         if "step" in own:
             self.reports = [one for one in self.reports if one.get("step", -1) < own["step"]]
         self.reports.append(own)

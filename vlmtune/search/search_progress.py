@@ -14,14 +14,14 @@ class SearchProgress:
 
     Args:
         total: number of trials.
-        expected_share: share of its run that a trial is expected to do, below 1 with early stopping.
+        expected_fraction: part of its steps that a trial is expected to train, below 1 with early stopping.
         clock: gives seconds.
     """
 
     def __init__(
-        self, total: int, expected_share: float = 1.0, clock: Callable[[], float] = time.monotonic
+        self, total: int, expected_fraction: float = 1.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.total, self.expected_share, self.clock = total, expected_share, clock
+        self.total, self.expected_fraction, self.clock = total, expected_fraction, clock
         self.started: float | None = None
         self.done_before = 0.0
 
@@ -34,8 +34,10 @@ class SearchProgress:
         """(seconds left, seconds in all) by the pace so far; None while too little is done to tell."""
         known = list(rows)
         done = sum(map(_share, known)) - self.done_before
-        ahead = sum(max(0.0, self.expected_share - _share(row)) for row in known if row["state"] == RUNNING)
-        ahead += self.expected_share * max(0, self.total - len(known))
+        ahead = sum(
+            max(0.0, self.expected_fraction - _share(row)) for row in known if row["state"] == RUNNING
+        )
+        ahead += self.expected_fraction * max(0, self.total - len(known))
         if self.started is None or done <= 0 or done < LEAST_SHARE * (done + ahead):
             return None
         elapsed = self.clock() - self.started
@@ -61,12 +63,12 @@ class SearchProgress:
         steps = next((row["max_steps"] for row in known if "max_steps" in row), None)
         if estimate is None or steps is None:
             return None
-        stopping = "up to " if self.expected_share < 1 else ""
+        stopping = "up to " if self.expected_fraction < 1 else ""
         seconds = duration_text(estimate[1])
         return f"{self.total} trials x {stopping}{steps} steps, about {seconds} on this {device}"
 
 
-def expected_share(early_stopping: str, grace_period: float, reduction_factor: int) -> float:
+def expected_fraction(early_stopping: str, grace_period: float, reduction_factor: int) -> float:
     """The mean share of its run that a trial does, if ASHA passes one in `reduction_factor` at each rung."""
     if early_stopping == "none":
         return 1.0

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from ray.tune.search import Searcher
 
-from vlmtune.packed.messages import TRIAL_ID
+from vlmtune.packed.messages import TRIAL_ID, VALUES
 from vlmtune.search.first_points import GRID
-from vlmtune.search.isolated_trial import GRID_POINT, PROPOSAL
+from vlmtune.search.isolated_trial import ORIGIN
 from vlmtune.search.saved_trials import SavedTrial
 
 
@@ -18,7 +18,7 @@ class Proposer(Protocol):
     """What proposes the values of trials, and learns how they ended."""
 
     def propose(self, number: int, trial_id: str) -> tuple[dict[str, Any], dict[str, Any] | None, str]:
-        """The values of a new trial by flag name, and as Optuna stores them, and where they come from."""
+        """A new trial: its values by flag name, its parameters as Optuna stores them, and its origin."""
 
     def replay(self, trials: Sequence[SavedTrial]) -> None:
         """Learn of the trials of an interrupted search, in the order of their numbers."""
@@ -90,7 +90,7 @@ class TrialQueue(Searcher):
         if trial is None:
             return None  # Tune asks for `left` trials, so that it does not come to this
         self._own_ids[trial_id] = trial.trial_id
-        return {GRID_POINT: trial.values, PROPOSAL: trial.proposal, TRIAL_ID: trial.trial_id}
+        return {VALUES: trial.values, ORIGIN: trial.proposal, TRIAL_ID: trial.trial_id}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         self.proposer.on_trial_result(self._own_ids[trial_id], result)

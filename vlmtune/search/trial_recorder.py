@@ -51,8 +51,8 @@ class SearchStopper(tune.Stopper):
         return self.budget_s is not None and time.monotonic() - self.started >= self.budget_s
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        own_id = str(result.get("config", {}).get(TRIAL_ID))
-        return has_diverged(result, self.metric) or self.requests.is_stopped(own_id)
+        saved_id = str(result.get("config", {}).get(TRIAL_ID))
+        return has_diverged(result, self.metric) or self.requests.is_stopped(saved_id)
 
     def stop_all(self) -> bool:
         if self.fault is None and self.saved.error is not None:
@@ -86,27 +86,27 @@ class TrialRecorder(tune.Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._changed(self._own(trial))
+        self._changed(self._saved_trial(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
-        own = self._own(trial)
-        own.add_report(result)
+        saved = self._saved_trial(trial)
+        saved.add_report(result)
         if self.console is not None:
             self.console.note(result.get(NOTES, ()))
         if result.get("done"):
-            self.saved.save(own)  # it is shown when it has ended
+            self.saved.save(saved)  # it is shown when it has ended
         else:
-            self._changed(own)
+            self._changed(saved)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        own = self._own(trial)
-        own.end = self._end(own)
-        self._changed(own)
+        saved = self._saved_trial(trial)
+        saved.end = self._end(saved)
+        self._changed(saved)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        own = self._own(trial)
+        saved = self._saved_trial(trial)
         text = Path(trial.error_file).read_text() if trial.error_file is not None else ""
         reason = failure_reason(text)
         fault = disk_reason(text)
@@ -114,25 +114,25 @@ class TrialRecorder(tune.Callback):
             self.stopper.fault = self.stopper.fault or fault
             return
         lost = PROCESS_DIED.search(text) is not None
-        own.end, own.error = End.LOST if lost else End.ERROR, reason
-        self._changed(own)
+        saved.end, saved.error = End.LOST if lost else End.ERROR, reason
+        self._changed(saved)
 
     def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
         if self.live is not None:
             self.live.write(self.queue.trials.values(), at_once=True, running=False)
 
-    def _own(self, trial: Any) -> SavedTrial:
+    def _saved_trial(self, trial: Any) -> SavedTrial:
         return self.queue.trials[trial.config[TRIAL_ID]]
 
     def _end(self, trial: SavedTrial) -> End | None:
         """How a trial ended that Tune has stopped, or that has made its last report."""
         last = trial.last_report
         if FAILURE in last or last.get("infeasible"):
-            return End.OWN
+            return End.LAST_REPORT
         if last and has_diverged(last, self.stopper.metric):
             return End.DIVERGED
         if last and last["step"] >= last["max_steps"]:
-            return End.OWN
+            return End.LAST_REPORT
         if trial.trial_id in self.stopped or self.stopper.requests.is_stopped(trial.trial_id):
             return End.STOPPED
         return End.BUDGET if self.stopper.budget_spent and self.stopper.fault is None else None

@@ -17,7 +17,7 @@ from vlmtune.cluster import Cluster
 from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError, ModelError
-from vlmtune.search.first_points import separate_recipe, trial_count
+from vlmtune.search.first_points import recipe_outside_space, trial_count
 from vlmtune.search.isolated_trial import run_trial
 from vlmtune.search.space import Space
 
@@ -201,7 +201,7 @@ def most_demanding(settings: Settings, space: Space) -> Settings:
 def extreme_settings(settings: Settings, space: Space) -> Iterator[Settings]:
     """The baseline's settings, the recipe's where it is run, and those with extreme values of the space."""
     yield settings
-    if (recipe := separate_recipe(space)) is not None:
+    if (recipe := recipe_outside_space(space)) is not None:
         yield settings.replace(**recipe)
     for values in space.corners():
         yield settings.replace(**values)

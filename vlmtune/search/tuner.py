@@ -13,13 +13,13 @@ from vlmtune.config.settings import Settings
 from vlmtune.errors import RunStoppedError
 from vlmtune.faults import output_fault
 from vlmtune.packed.messages import TRIAL_ID
-from vlmtune.search.first_points import recipe_values, separate_recipe, trial_count
+from vlmtune.search.first_points import recipe_outside_space, recipe_values, trial_count
 from vlmtune.search.isolated_trial import trial_values
 from vlmtune.search.live_state import LiveState
 from vlmtune.search.objectives import mode_of, objectives_of
 from vlmtune.search.requests import Requests
-from vlmtune.search.sampler import TrialSearcher
 from vlmtune.search.saved_trials import End, SavedTrial, SavedTrials
+from vlmtune.search.searcher import TrialSearcher
 from vlmtune.search.space import Space
 from vlmtune.search.study_file import STUDY_FILE, StudyFile
 from vlmtune.search.trial_console import TrialConsole
@@ -83,7 +83,7 @@ def run_queue(
     runner: TrialRunner,
     queue: TrialQueue,
     saved: SavedTrials,
-    scheduler: "BaselineAwareAsha | StopsNothing",
+    scheduler: "BaselineAwareAsha | NoEarlyStopping",
     console: TrialConsole | None,
 ) -> None:
     """Run the trials that a queue still has to give.
@@ -141,7 +141,7 @@ def make_tuner(
 
 def grid_points(space: Space) -> list[dict[str, Any]]:
     """The points of a grid, and the recipe where it is run beside them."""
-    recipe = separate_recipe(space)
+    recipe = recipe_outside_space(space)
     return [*space.grid(), *([recipe] if recipe is not None else [])]
 
 
@@ -150,7 +150,7 @@ def make_searcher(
 ) -> TrialSearcher:
     """Optuna over the space, for one objective or several."""
     search = settings.search
-    more = {name: mode_of(name) for name in search.more_metrics or ()}
+    more_metrics = {name: mode_of(name) for name in search.more_metrics or ()}
     named = settings.model.model_name_or_path is not None
     width = settings.model.ref.config().get_text_config().hidden_size if named else None
     return TrialSearcher(
@@ -158,17 +158,17 @@ def make_searcher(
         metric=search.metric,
         mode=search.mode,
         seed=settings.training.seed,
-        more=more,
+        more_metrics=more_metrics,
         width=width,
         earlier=earlier,
         requests=Requests(output_dir),
-        study_file=StudyFile(f"{output_dir}/{STUDY_FILE}", [search.metric, *more]),
+        study_file=StudyFile(f"{output_dir}/{STUDY_FILE}", [search.metric, *more_metrics]),
     )
 
 
 def make_scheduler(
     settings: Settings, space: Space, earlier: Sequence[SavedTrial] = ()
-) -> "BaselineAwareAsha | StopsNothing":
+) -> "BaselineAwareAsha | NoEarlyStopping":
     """ASHA over the share of its run that a trial has done, or a scheduler that stops nothing.
 
     The share is the same at the same evaluation of every trial.
@@ -178,11 +178,11 @@ def make_scheduler(
     """
     search = settings.search
     if search.early_stopping == "none":
-        return StopsNothing()
+        return NoEarlyStopping()
     return BaselineAwareAsha(space, search.grace_period, search.reduction_factor, earlier)
 
 
-class StopsNothing(FIFOScheduler):
+class NoEarlyStopping(FIFOScheduler):
     """Tune's first-in-first-out scheduler, with the empty list of trials that it has stopped."""
 
     def __init__(self) -> None:
@@ -219,7 +219,7 @@ class BaselineAwareAsha(ASHAScheduler):
         options: Any = {"time_attr": PROGRESS, "grace_period": grace_period, "max_t": NEVER}
         super().__init__(reduction_factor=reduction_factor, **options)
         self.baseline = {**space.baseline, **space.constants}
-        self.compared = [self.baseline, recipe_values(space)]
+        self.never_stopped = [self.baseline, recipe_values(space)]
         self.stopped: set[str] = set()
         self._earlier = {trial.trial_id: trial for trial in earlier}
 
@@ -229,13 +229,13 @@ class BaselineAwareAsha(ASHAScheduler):
             del self._earlier[one.trial_id]
             self._replay(tune_controller, EarlierTrial(one.trial_id, {}), one)
         super().on_trial_add(tune_controller, trial)
-        own = self._earlier.pop(trial.config.get(TRIAL_ID, ""), None)
-        if own is not None:
-            self._add_reports(tune_controller, trial, own)
+        earlier = self._earlier.pop(trial.config.get(TRIAL_ID, ""), None)
+        if earlier is not None:
+            self._add_reports(tune_controller, trial, earlier)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         decision: str = super().on_trial_result(tune_controller, trial, _with_progress(result))
-        if trial_values(trial.config) in self.compared:
+        if trial_values(trial.config) in self.never_stopped:
             return TrialScheduler.CONTINUE
         if decision == TrialScheduler.STOP:
             self.stopped.add(trial.config[TRIAL_ID])

@@ -8,10 +8,10 @@ from optuna.trial import TrialState
 
 from vlmtune.config.settings import Settings
 from vlmtune.search.first_points import BASELINE as FROM_BASELINE
-from vlmtune.search.first_points import EARLIER, MODEL, RECIPE, SPREAD
+from vlmtune.search.first_points import EARLIER, RECIPE, REQUESTED, SPREAD, TPE
 from vlmtune.search.isolated_trial import trial_values
 from vlmtune.search.requests import Requests
-from vlmtune.search.sampler import CONSTRAINT, PROPOSED, TrialSearcher
+from vlmtune.search.searcher import CONSTRAINT, TrialSearcher
 from vlmtune.search.space import Space
 from vlmtune.search.warm_start import EarlierTrials
 from vlmtune.training.meter import EVALUATION_NUMBER
@@ -183,7 +183,11 @@ def test_a_restored_study_goes_on_as_if_it_had_not_been_interrupted(tmp_path: Pa
 
 def test_with_several_objectives_the_study_has_them_all_and_a_stopped_trial_has_no_values() -> None:
     searcher = TrialSearcher(
-        Space.parse(SPACE, BASELINE), metric="eval_loss", mode="min", seed=0, more={"rows_per_second": "max"}
+        Space.parse(SPACE, BASELINE),
+        metric="eval_loss",
+        mode="min",
+        seed=0,
+        more_metrics={"rows_per_second": "max"},
     )
     for trial_id in ("ended", "stopped", "diverged", "no memory"):
         searcher.suggest(trial_id)
@@ -214,7 +218,7 @@ def origins(searcher: TrialSearcher) -> list[str]:
 def test_the_first_proposals_are_baseline_recipe_and_points_spread_around_the_usual_rate() -> None:
     settings = BASELINE.replace(recipe={"learning_rate": 2e-4, "lora_r": 8, "lora_alpha": 16})
     searcher = TrialSearcher(
-        Space.parse(SPACE, settings), metric="eval_loss", mode="min", seed=0, width=4096, startup=4
+        Space.parse(SPACE, settings), metric="eval_loss", mode="min", seed=0, width=4096, n_startup_trials=4
     )
     values = [propose(searcher, str(number)) for number in range(12)]
     assert values[1] == {"lora_r": 8, "lora_alpha": 16, "learning_rate": 2e-4}
@@ -225,7 +229,7 @@ def test_the_first_proposals_are_baseline_recipe_and_points_spread_around_the_us
     for number in range(4):
         searcher.on_trial_complete(str(number), result=report(1.0, 4, MOST_STEPS))
     later = propose(searcher, "later")
-    assert origins(searcher)[-1] == MODEL
+    assert origins(searcher)[-1] == TPE
     assert propose(searcher, "later") == later, "asked again, the same"
 
 
@@ -261,7 +265,7 @@ def test_trials_of_the_same_problem_are_observations_from_which_the_model_propos
     searcher = TrialSearcher(space, metric="eval_loss", mode="min", seed=0, earlier=earlier)
     first, second = propose(searcher, "a"), propose(searcher, "b")
     assert first == {"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4}, "the baseline is the first trial"
-    assert origins(searcher) == [FROM_BASELINE, MODEL]
+    assert origins(searcher) == [FROM_BASELINE, TPE]
     stored = searcher._ot_study.trials
     assert [trial.value for trial in stored[1:7]] == [value for _, value in seen]
     assert second["lora_r"] in (4, 8, 64)
@@ -278,5 +282,5 @@ def test_values_that_a_person_asks_for_are_the_next_trial_and_optuna_knows_them(
     requests.propose(parameters)
     assert propose(searcher, "a") == {"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4}
     assert propose(searcher, "b") == {"lora_r": 64, "lora_alpha": 128, "learning_rate": 3e-3}
-    assert searcher.origins["b"] == PROPOSED and trial_of(searcher, "b").params == parameters
+    assert searcher.origins["b"] == REQUESTED and trial_of(searcher, "b").params == parameters
     assert propose(searcher, "c")["learning_rate"] != 3e-3 and requests.waiting() == []

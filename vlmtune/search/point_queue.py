@@ -1,0 +1,100 @@
+"""Which point a search tries next, while TPE has too few results to learn from.
+
+The order: the baseline, points that a person asks for, the recipe, points of earlier searches, points spread
+over the space. TPE proposes all points after `n_startup_trials` trials have ended.
+"""
+
+from collections.abc import Sequence
+
+import optuna
+from optuna.trial import TrialState
+
+from vlmtune.search.first_points import (
+    BASELINE,
+    EARLIER,
+    RECIPE,
+    REQUESTED,
+    SPREAD,
+    TPE,
+    FirstPoints,
+    recipe_outside_space,
+    recipe_parameters,
+    usual_rate,
+)
+from vlmtune.search.isolated_trial import ORIGIN
+from vlmtune.search.requests import Requests
+from vlmtune.search.space import Space
+from vlmtune.search.warm_start import EarlierTrials
+
+
+class PointQueue:
+    """Enqueues the next point in an Optuna study, or leaves the choice to the study's sampler.
+
+    Args:
+        seed: of the points spread over the space.
+        width: the hidden size of the model; None if it is not known.
+        n_startup_trials: number of trials that must have ended before TPE proposes any.
+        requests: values that a person asks for; None if nobody can.
+
+    Attributes:
+        recipe_outside_space: the recipe's option values where the space does not contain them. That trial
+            runs beside the study, which cannot hold its values.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        seed: int,
+        width: int | None,
+        earlier: EarlierTrials,
+        n_startup_trials: int,
+        requests: Requests | None,
+    ) -> None:
+        self.space, self.earlier, self.requests = space, earlier, requests
+        self.n_startup_trials = n_startup_trials
+        self.recipe_outside_space = recipe_outside_space(space)
+        self._recipe_parameters = recipe_parameters(space)
+        usual = None if width is None else usual_rate(width)
+        self._spread_points = FirstPoints(space.distributions, usual, seed)
+
+    def enqueue_next(self, study: optuna.Study, origins: Sequence[str], *, observe: bool) -> str:
+        """Enqueue the next trial's values in the study; returns where they come from.
+
+        Nothing is enqueued for the baseline, which OptunaSearch has enqueued, for TPE, and for a recipe that
+        is outside the space.
+
+        Args:
+            origins: where the values of the earlier trials come from, in the order of proposal.
+            observe: whether the study takes the observations of earlier searches.
+        """
+        if not origins:
+            return BASELINE
+        if len(origins) == 1 and observe:  # not before: `Space` takes Optuna's trial 0 for the baseline
+            self.add_observations(study)
+        if self.requests is not None and (requested := self.requests.take()) is not None:
+            study.enqueue_trial(requested)
+            return REQUESTED
+        if RECIPE not in origins and self.recipe_outside_space is not None:
+            return RECIPE
+        if RECIPE not in origins and self._recipe_parameters is not None:
+            study.enqueue_trial(self._recipe_parameters)
+            return RECIPE
+        if (tried := origins.count(EARLIER)) < len(self.earlier.points):
+            study.enqueue_trial(self.earlier.points[tried])
+            return EARLIER
+        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        if len(ended) >= self.n_startup_trials:
+            return TPE
+        study.enqueue_trial(self._spread_points[origins.count(SPREAD)])
+        return SPREAD
+
+    def add_observations(self, study: optuna.Study) -> None:
+        """Add the trials of earlier searches of the same problem to the study."""
+        scratch = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        scratch.ask()  # its trial 0 would be the baseline
+        for parameters, value in self.earlier.observations:
+            scratch.enqueue_trial(parameters, user_attrs={ORIGIN: EARLIER})
+            trial = scratch.ask()
+            self.space(trial)
+            study.add_trial(scratch.tell(trial, value))
