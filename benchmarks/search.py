@@ -190,7 +190,7 @@ def rounds(
         "first_rounds_s": list(seconds[:WARM_UP]),
         "peak_gb": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0,
         "tokens": tokens,
-        "share_of_matmul": rows * tokens / middle * engine.slot_factory.operations / matmul_rate()
+        "share_of_matmul": rows * tokens / middle * engine.slot_factory.flops_per_token / matmul_rate()
         if torch.cuda.is_available()
         else 0.0,
     }

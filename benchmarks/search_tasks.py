@@ -200,7 +200,7 @@ def train_part(
         max_lora_rank=max(RANKS),
         deliver=write,
         note=lambda _: None,
-        largest=largest,
+        most_demanding=largest,
     )
     if torch.cuda.is_available():
         torch.set_num_threads(1)

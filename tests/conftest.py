@@ -19,7 +19,7 @@ from transformers.utils.import_utils import is_torchvision_available
 from vlmtune.cluster import connect
 from vlmtune.console import show_log
 from vlmtune.data.cache import find_or_make_store, prepare_store
-from vlmtune.data.order import MicroBatch
+from vlmtune.data.order import BatchRows
 from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
 from vlmtune.data.stream import read_batches
@@ -158,7 +158,7 @@ def run_loop(stores: dict[str, Store], models: Path, tmp_path: Path, one_thread:
         result = Run(tmp_path / f"run-{next(number)}")
 
         def rows(
-            split: str, batches: Sequence[MicroBatch], max_length: int | None
+            split: str, batches: Sequence[BatchRows], max_length: int | None
         ) -> Iterator[dict[str, torch.Tensor]]:
             result.requests.extend((split, batch, max_length) for batch in batches)
             for batch in read_batches(store, split, batches, max_length):

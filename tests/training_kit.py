@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from vlmtune.config.settings import Settings
-from vlmtune.data.order import MicroBatch
+from vlmtune.data.order import BatchRows
 from vlmtune.data.store import Store
 
 Adapter = dict[str, torch.Tensor]
@@ -25,7 +25,7 @@ class Run:
 
     folder: Path
     reports: list[dict[str, Any]] = field(default_factory=list)
-    requests: list[tuple[str, MicroBatch, int | None]] = field(
+    requests: list[tuple[str, BatchRows, int | None]] = field(
         default_factory=list
     )  # split, batch, max_length
     steps: list[dict[str, float]] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Run:
     def losses(self) -> list[float]:
         return [step["loss"] for step in self.steps if "loss" in step]
 
-    def trained_on(self) -> list[MicroBatch]:
+    def trained_on(self) -> list[BatchRows]:
         return [batch for split, batch, _ in self.requests if split == "train"]
 
 

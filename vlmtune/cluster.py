@@ -20,7 +20,7 @@ from vlmtune.stop_signals import take_back_stop_signals
 
 logger = logging.getLogger(__name__)
 
-# The object store of a Ray that vlmtune starts. Micro-batches stream through it; nothing stays there. The
+# The object store of a Ray that vlmtune starts. batches stream through it; nothing stays there. The
 # size is explicit, because Ray takes a fraction of the memory that it sees, and some machines show little of
 # their memory until it is used.
 OBJECT_STORE_BYTES = 2 * 2**30

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmtune.data.order import MicroBatch, Mixture, Order, evaluation_order
+from vlmtune.data.order import BatchRows, Mixture, Order, evaluation_order
 
 thorough = settings(max_examples=300, deadline=None, derandomize=True)
 orders = st.builds(
@@ -22,12 +22,12 @@ orders = st.builds(
 )
 
 
-def rows_of(batches: list[MicroBatch]) -> list[int]:
+def rows_of(batches: list[BatchRows]) -> list[int]:
     """The rows that are trained on: those of fillers are not."""
     return [row for batch in batches if not batch.filler for row in batch.rows]
 
 
-def ranks(order: Order, epoch: int = 0, first_step: int = 0) -> list[list[MicroBatch]]:
+def ranks(order: Order, epoch: int = 0, first_step: int = 0) -> list[list[BatchRows]]:
     return [order.epoch(epoch, rank, first_step) for rank in range(order.world_size)]
 
 
@@ -60,7 +60,7 @@ def test_an_elastic_run_that_lacks_workers_makes_the_same_steps() -> None:
     for world_size in (4, 3, 2, 1):
         elastic = replace(whole, world_size=world_size, workers=4)
         assert elastic.steps_per_epoch == whole.steps_per_epoch == 3
-        assert elastic.passes_per_step == -(-24 // (2 * world_size))
+        assert elastic.batches_per_step == -(-24 // (2 * world_size))
         for step in range(3):
             rows = chain.from_iterable(rows_of(elastic.step(1, step, rank)) for rank in range(world_size))
             assert sorted(rows) == sorted(
@@ -84,7 +84,7 @@ def test_the_order_is_frozen() -> None:
 def test_every_row_once_and_ranks_in_step(order: Order, epoch: int) -> None:
     by_rank = ranks(order, epoch)
     assert sorted(chain.from_iterable(map(rows_of, by_rank))) == list(range(order.rows))
-    assert {len(batches) for batches in by_rank} == {order.micro_batches_per_epoch}
+    assert {len(batches) for batches in by_rank} == {order.batches_per_epoch}
     for batches in by_rank:
         assert all(1 <= len(batch.rows) <= order.per_device for batch in batches)
         assert all(len(batch.rows) == 1 for batch in batches if batch.filler)
@@ -142,7 +142,7 @@ def test_a_rank_without_a_row_gets_a_filler() -> None:
     order = Order(rows=9, per_device=2, accumulation=2, world_size=2, seed=0)
     last = [order.step(0, 1, rank) for rank in range(2)]
     left = int(order.permutation(0)[8])
-    assert last == [[MicroBatch((left,))], [MicroBatch((left,), filler=True)]]
+    assert last == [[BatchRows((left,))], [BatchRows((left,), filler=True)]]
 
 
 @thorough
@@ -156,9 +156,9 @@ def test_evaluation_has_every_row_on_one_rank(rows: int, batch: int, world_size:
 
 
 def test_one_rank_evaluates_in_the_order_of_the_rows() -> None:
-    assert evaluation_order(5, 2, 0, 1) == [MicroBatch((0, 1)), MicroBatch((2, 3)), MicroBatch((4,))]
-    assert evaluation_order(5, 2, 1, 4) == [MicroBatch((1,))]
-    assert evaluation_order(1, 2, 1, 2) == [MicroBatch((0,), filler=True)]
+    assert evaluation_order(5, 2, 0, 1) == [BatchRows((0, 1)), BatchRows((2, 3)), BatchRows((4,))]
+    assert evaluation_order(5, 2, 1, 4) == [BatchRows((1,))]
+    assert evaluation_order(1, 2, 1, 2) == [BatchRows((0,), filler=True)]
 
 
 def test_shares_of_several_sources() -> None:

@@ -1,4 +1,4 @@
-"""The stream of micro-batches: what Ray Data reads ahead is, batch by batch, what this process reads."""
+"""The stream of batches: what Ray Data reads ahead is, batch by batch, what this process reads."""
 
 import random
 import time
@@ -13,7 +13,7 @@ import torch
 from vlmtune.cluster import connect
 from vlmtune.data.cache import prepare_store
 from vlmtune.data.encoded_example import IGNORED
-from vlmtune.data.order import MicroBatch, Order, evaluation_order
+from vlmtune.data.order import BatchRows, Order, evaluation_order
 from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
 from vlmtune.data.stream import LOOP_SECONDS, Batch, ThrottledExecutor, read_batches, stream_batches
@@ -72,7 +72,7 @@ def test_batches_have_the_rows_that_the_order_names(store: Store) -> None:
     ids = [example.input_ids for example in store.read(rows)]
     choose = random.Random(1)
     batches = [
-        MicroBatch(tuple(choose.choices(range(len(rows)), k=1 if index % 7 else 16))) for index in range(60)
+        BatchRows(tuple(choose.choices(range(len(rows)), k=1 if index % 7 else 16))) for index in range(60)
     ]
     for batch, tensors in zip(batches, stream_batches(store, "train", batches, None), strict=True):
         for row, found, mask in zip(batch.rows, tensors["input_ids"], tensors["attention_mask"], strict=True):
@@ -80,7 +80,7 @@ def test_batches_have_the_rows_that_the_order_names(store: Store) -> None:
 
 
 def test_fillers_carry_no_labels(store: Store) -> None:
-    batches = [MicroBatch((1, 0)), MicroBatch((2,), filler=True), MicroBatch((2,))]
+    batches = [BatchRows((1, 0)), BatchRows((2,), filler=True), BatchRows((2,))]
     read = list(read_batches(store, "train", batches, None))
     assert_same(list(stream_batches(store, "train", batches, None)), read)
     labelled = [bool((batch["labels"] != IGNORED).any()) for batch in read]
@@ -113,7 +113,7 @@ def test_no_batch_is_an_empty_stream(store: Store) -> None:
 
 
 def test_lengths_are_padded_to_a_multiple(store: Store) -> None:
-    batches = [MicroBatch((0, 1, 2)), MicroBatch((3,))]
+    batches = [BatchRows((0, 1, 2)), BatchRows((3,))]
     read = list(read_batches(store, "train", batches, None, pad_to_multiple_of=32))
     assert_same(list(stream_batches(store, "train", batches, None, pad_to_multiple_of=32)), read)
     assert all(batch["input_ids"].shape[1] % 32 == 0 for batch in read)
@@ -124,7 +124,7 @@ def test_damage_is_told_as_it_is_in_a_task(store: Store, models: Path, mall: Pat
     for shard in Path(own.folder).glob("rows-*.parquet"):
         shard.write_bytes(shard.read_bytes()[:-200])
     with pytest.raises(DataError) as refusal:
-        list(stream_batches(own, "train", [MicroBatch((0,))], None))
+        list(stream_batches(own, "train", [BatchRows((0,))], None))
     assert type(refusal.value) is DataError
     assert "\n" not in str(refusal.value)
     assert f"delete {own.folder} to prepare again" in str(refusal.value)
@@ -144,7 +144,7 @@ def test_a_full_stream_leaves_the_trainers_process_alone(
         "on_execution_step",
         lambda self, executor: (steps.append(time.monotonic()), step(self, executor)),
     )
-    batches = [MicroBatch((row % 8,)) for row in range(120)]
+    batches = [BatchRows((row % 8,)) for row in range(120)]
     with closing(stream_batches(store, "train", batches, None)) as stream:
         read = [next(stream)]
         time.sleep(1)  # until the readers have all that there is room for

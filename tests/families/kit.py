@@ -18,7 +18,7 @@ from vlmtune.config.settings import Settings
 from vlmtune.data.cache import find_or_make_store
 from vlmtune.data.chat_template import FIXED_DATE
 from vlmtune.data.encoded_example import EncodedExample
-from vlmtune.data.order import MicroBatch
+from vlmtune.data.order import BatchRows
 from vlmtune.data.probe import probe
 from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
@@ -28,7 +28,7 @@ from vlmtune.errors import UserError
 from vlmtune.evaluation import export
 from vlmtune.evaluation.generate import BatchBuilder, end_tokens, generate
 from vlmtune.model.base import load_base_for
-from vlmtune.model.head import fused_head_agrees, score_positions
+from vlmtune.model.head import add_positions_argument, fused_head_agrees
 from vlmtune.model.lora import attach
 from vlmtune.model.memory import StepPlan
 from vlmtune.model.step import AcceleratedStep
@@ -47,7 +47,7 @@ DATE = FIXED_DATE.strftime("%d %b %Y")  # what templates write for today's
 
 @dataclass
 class Trained:
-    """What a run left behind: its adapter's folder and which rows it was given in which micro-batch."""
+    """What a run left behind: its adapter's folder and which rows it was given in which batch."""
 
     folder: Path
     asked: list[list[int]] = field(default_factory=list)
@@ -148,7 +148,7 @@ class Subject:
         base = load_base_for(settings, torch.device("cpu"))
         AcceleratedStep(base, StepPlan(False, False, 1, False), note=print)
         add_fused_lm_head(base, outputs=("log_probs", "is_top1"))
-        score_positions(base)
+        add_positions_argument(base)
         base.eval()
         batch = self.batches.batch(base, examples)
         with torch.no_grad():
@@ -159,7 +159,7 @@ class Subject:
         result = Trained(self.work / f"run-{len(list(self.work.glob('run-*')))}")
 
         def rows(
-            split: str, batches: Sequence[MicroBatch], length: int | None
+            split: str, batches: Sequence[BatchRows], length: int | None
         ) -> Iterator[dict[str, torch.Tensor]]:
             if split == "train":
                 result.asked.extend([int(row) for row in batch.rows] for batch in batches)

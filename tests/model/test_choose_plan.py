@@ -12,7 +12,7 @@ from vlmtune.model.memory import GB, StepPlan
 
 
 @pytest.mark.parametrize(
-    ("capacity", "dequantized", "checkpointing", "micro_batch", "graphs"),
+    ("capacity", "dequantized", "checkpointing", "micro_batch_size", "graphs"),
     [
         (139, True, False, 8, True),
         (50, True, False, 4, True),
@@ -22,13 +22,13 @@ from vlmtune.model.memory import GB, StepPlan
     ],
 )
 def test_the_fastest_plan_that_fits(
-    capacity: float, dequantized: bool, checkpointing: bool, micro_batch: int, graphs: bool
+    capacity: float, dequantized: bool, checkpointing: bool, micro_batch_size: int, graphs: bool
 ):
     plan = choose_plan(llava_7b(), STEP, capacity * GB, PlanOptions())
-    assert (plan.dequantized, plan.checkpointing, plan.micro_batch, plan.graphs) == (
+    assert (plan.dequantized, plan.checkpointing, plan.micro_batch_size, plan.graphs) == (
         dequantized,
         checkpointing,
-        micro_batch,
+        micro_batch_size,
         graphs,
     )
 
@@ -36,9 +36,9 @@ def test_the_fastest_plan_that_fits(
 def test_rows_are_not_split_below_2048_tokens_to_record_them():
     """Two rows whose activations fit once: they are recorded where there happens to be room, and not one by
     one."""
-    for given in ({}, {"checkpointing": False}, {"micro_batch": 2}):
+    for given in ({}, {"checkpointing": False}, {"micro_batch_size": 2}):
         plan = choose_plan(llava_7b(), replace(STEP, batch=2), 24 * GB, PlanOptions(**given))
-        assert (plan.dequantized, plan.checkpointing, plan.micro_batch, plan.graphs) == (
+        assert (plan.dequantized, plan.checkpointing, plan.micro_batch_size, plan.graphs) == (
             True,
             False,
             2,
@@ -47,7 +47,7 @@ def test_rows_are_not_split_below_2048_tokens_to_record_them():
 
 
 def test_what_is_given_is_kept():
-    given: dict[str, Any] = {"dequantized": False, "checkpointing": True, "micro_batch": 2}
+    given: dict[str, Any] = {"dequantized": False, "checkpointing": True, "micro_batch_size": 2}
     plan = choose_plan(llava_7b(), STEP, 139 * GB, PlanOptions(**given))
     assert {name: getattr(plan, name) for name in given} == given
 
@@ -64,7 +64,7 @@ def test_what_cannot_fit_is_refused_with_numbers():
 
 
 def test_a_plan_in_words():
-    plan = StepPlan(dequantized=True, checkpointing=False, micro_batch=4, compiled=True)
+    plan = StepPlan(dequantized=True, checkpointing=False, micro_batch_size=4, compiled=True)
     assert (
         plan_text(plan, STEP)
         == "4 of 8 rows at a time, base held in the type it computes in, no gradient checkpointing"

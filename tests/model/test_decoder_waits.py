@@ -43,7 +43,7 @@ def test_a_decoder_never_waits(build: Callable[[], Any], padded: bool) -> None:
     model, batch = build().train(), batch_of_two()
     if padded:
         batch["attention_mask"][0, 20:] = 0
-    AcceleratedStep(model, StepPlan(False, False, micro_batch=2, compiled=False), pytest.fail)
+    AcceleratedStep(model, StepPlan(False, False, micro_batch_size=2, compiled=False), pytest.fail)
     decoder = model.get_decoder()
     run, operations = decoder.forward, OperationNames()
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForImageTextToText
 from trl.trainer.utils import add_fused_lm_head
 
 from vlmtune.data.encoded_example import IGNORED
-from vlmtune.model.head import fused_head_agrees, label_scores, score_positions
+from vlmtune.model.head import add_positions_argument, fused_head_agrees, log_probs_at_labels
 
 
 @pytest.mark.parametrize("labelled", [[], [20], [1, 2, 3, 19], list(range(1, 21))])
@@ -28,8 +28,8 @@ def test_scores_and_gradients_are_those_of_all_positions(labelled: list[int], mo
         return log_probs.sum(1).detach(), right.sum(1), mask.sum(1), gradient
 
     expected = found(model(**batch, use_cache=False, fused_lm_head=True))
-    score_positions(model)
-    outputs = label_scores(model, batch)
+    add_positions_argument(model)
+    outputs = log_probs_at_labels(model, batch)
     assert outputs.log_probs.shape[1] % 8 == 0 or outputs.log_probs.shape[1] == 20
     assert outputs.log_probs.shape[1] < len(labelled) + 8 or not labelled
     for mine, theirs in zip(found(outputs), expected, strict=True):
@@ -52,12 +52,12 @@ def test_a_scale_that_the_class_leaves_out_is_left_out(models: Path) -> None:
     model.config.get_text_config().logit_scale = 0.25
     add_fused_lm_head(model, outputs=("log_probs", "is_top1"))
     assert not fused_head_agrees(model)
-    score_positions(model)
+    add_positions_argument(model)
     ids = torch.arange(2 * 21).view(2, 21) % 50 + 10
     labels = torch.full_like(ids, IGNORED)
     labels[0, 3:7], labels[1, 12:] = ids[0, 3:7], ids[1, 12:]
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-    outputs = label_scores(model, batch)
+    outputs = log_probs_at_labels(model, batch)
     own = model(**batch).logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
     labelled = labels[:, 1:] != IGNORED
     torch.testing.assert_close(outputs.log_probs.sum(1), (own * labelled).sum(1), rtol=1e-5, atol=1e-5)

@@ -18,10 +18,14 @@ from vlmtune.training.step_plan import vision_tokens
 @pytest.mark.parametrize(
     ("batch", "plan", "measured"),
     [
-        (8, StepPlan(dequantized=True, checkpointing=False, micro_batch=8, compiled=True), 36.0),
-        (1, StepPlan(dequantized=True, checkpointing=False, micro_batch=1, compiled=True), 16.6),
-        (8, StepPlan(dequantized=False, checkpointing=True, micro_batch=8, compiled=True, offload=True), 5.2),
-        (8, StepPlan(dequantized=False, checkpointing=True, micro_batch=4, compiled=True), 5.3),
+        (8, StepPlan(dequantized=True, checkpointing=False, micro_batch_size=8, compiled=True), 36.0),
+        (1, StepPlan(dequantized=True, checkpointing=False, micro_batch_size=1, compiled=True), 16.6),
+        (
+            8,
+            StepPlan(dequantized=False, checkpointing=True, micro_batch_size=8, compiled=True, offload=True),
+            5.2,
+        ),
+        (8, StepPlan(dequantized=False, checkpointing=True, micro_batch_size=4, compiled=True), 5.3),
     ],
 )
 def test_estimates_are_within_15_percent_of_what_was_measured(batch: int, plan: StepPlan, measured: float):
@@ -37,7 +41,7 @@ def test_images_that_cross_attention_reads():
     assert vision_tokens(model.config, 0) == (True, 0)
     assert vision_tokens(model.config, 2) == (True, 2 * 4 * 1601)
     load = StepLoad("int8", batch=2, length=512, labelled_tokens=40, image_tokens=0, lora_rank=16)
-    plan = StepPlan(dequantized=True, checkpointing=False, micro_batch=2, compiled=True)
+    plan = StepPlan(dequantized=True, checkpointing=False, micro_batch_size=2, compiled=True)
     assert estimate_memory(found, load, plan).total / GB == pytest.approx(24.7, rel=0.07)  # measured
     eager = replace(load, length=384, labelled_tokens=60)  # train.py with the shipped config
     assert estimate_memory(found, eager, replace(plan, compiled=False)).total / GB == pytest.approx(
@@ -46,8 +50,10 @@ def test_images_that_cross_attention_reads():
     with_images = replace(load, image_tokens=4 * 1601, vision_tokens=4 * 1601)
     tower = 40 * 2 * 4 * 1601 * 1280 * 2  # the outputs of its 40 layers, bfloat16
     assert estimate_memory(found, with_images, plan).total > estimate_memory(found, load, plan).total + tower
-    assert choose_plan(found, replace(with_images, batch=8), 139 * GB, PlanOptions()).max_eval_rows == 8
-    assert choose_plan(found, with_images, 139 * GB, PlanOptions()).max_eval_rows == 2, (
+    assert (
+        choose_plan(found, replace(with_images, batch=8), 139 * GB, PlanOptions()).eval_micro_batch_size == 8
+    )
+    assert choose_plan(found, with_images, 139 * GB, PlanOptions()).eval_micro_batch_size == 2, (
         "no more than are trained at once"
     )
 
@@ -60,7 +66,7 @@ def test_recorded_steps_need_memory_of_their_own():
         choose_plan(llava_7b(), load, 79 * GB, PlanOptions()),
         choose_plan(llava_7b(), load, 79 * GB, PlanOptions(graphs=False)),
     )
-    assert (recorded.micro_batch, plain.micro_batch) == (8, 16)
+    assert (recorded.micro_batch_size, plain.micro_batch_size) == (8, 16)
     found = estimate_memory(llava_7b(), load, recorded)
     assert found.graphs == found.activations + found.temporary
     assert found.reserved == found.total + found.graphs
@@ -70,7 +76,7 @@ def test_recorded_steps_need_memory_of_their_own():
 
 
 def test_more_of_anything_takes_more():
-    plan = StepPlan(dequantized=False, checkpointing=False, micro_batch=8, compiled=True)
+    plan = StepPlan(dequantized=False, checkpointing=False, micro_batch_size=8, compiled=True)
     least = estimate_memory(llava_7b(), STEP, plan).total
     changes: list[dict[str, Any]] = [
         {"length": 700},

@@ -18,7 +18,7 @@ from vlmtune.data.store import Store
 from vlmtune.packed.checkpoint_folder import fetch_last_checkpoint
 from vlmtune.packed.engine import Engine
 from vlmtune.packed.messages import TrialReport
-from vlmtune.packed.passes import PassRow
+from vlmtune.packed.packed_batch import PackedRow
 
 CLOSE = 1e-5  # relative norm of what two adapters differ by
 # Ranks, factors, schedules, batch sizes, lengths, accumulation and losses that differ, of runs of different
@@ -148,10 +148,10 @@ def assert_as_alone(packed: Packed, name: str, alone: Run, close: float = CLOSE)
 
 def row_of(
     owner: Any, tokens: int, *, image: bool = False, answers: int = 1, adapter: Tensor | None = None
-) -> PassRow:
+) -> PackedRow:
     """A row of some tokens, of which the last `answers` are labelled."""
     kinds = np.full(tokens, TEMPLATE, dtype=np.uint8)
     kinds[-answers:] = ANSWER
     tensors = {"pixel_values": np.zeros((1, 3, 4, 4), dtype=np.float32)} if image else {}
     example = EncodedExample(np.arange(tokens, dtype=np.int32) + 10, kinds, tensors)
-    return PassRow(owner, 0, example, torch.zeros(1) if adapter is None else adapter, 1.0)
+    return PackedRow(owner, 0, example, torch.zeros(1) if adapter is None else adapter, 1.0)

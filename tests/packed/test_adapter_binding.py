@@ -13,7 +13,7 @@ from vlmtune.model.step import AcceleratedStep
 from vlmtune.model_ref import ModelRef
 from vlmtune.packed.adapter_binding import AdapterBinding
 from vlmtune.packed.layers import TargetLayer
-from vlmtune.packed.passes import PassRow
+from vlmtune.packed.packed_batch import PackedRow
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def binding(models: Path) -> AdapterBinding:
     base: Any = load_base(
         ModelRef(str(models / "llava")), quantization="none", dtype="float32", device=torch.device("cpu")
     )
-    plan = StepPlan(dequantized=False, checkpointing=False, micro_batch=3, compiled=False)
+    plan = StepPlan(dequantized=False, checkpointing=False, micro_batch_size=3, compiled=False)
     return AdapterBinding(AcceleratedStep(base, plan, print))
 
 
@@ -33,7 +33,7 @@ def targets(binding: AdapterBinding, *names: str) -> list[TargetLayer]:
     return found
 
 
-def rows_with(adapter: torch.Tensor, count: int) -> list[PassRow]:
+def rows_with(adapter: torch.Tensor, count: int) -> list[PackedRow]:
     return [row_of("owner", 8, adapter=adapter) for _ in range(count)]
 
 

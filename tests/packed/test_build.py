@@ -11,7 +11,7 @@ from vlmtune.data.store import Store
 from vlmtune.errors import DoesNotFitError
 from vlmtune.packed import build
 from vlmtune.packed.build import MAX_TRIALS, MIN_TRIALS, build_model, trials_at_once
-from vlmtune.packed.passes import bucket_length
+from vlmtune.packed.packed_batch import bucket_length
 
 
 def settings_of(stores: dict[str, Store], models: Path, **changes: Any) -> Settings:

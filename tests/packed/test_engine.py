@@ -208,9 +208,9 @@ def test_waiting_trials_do_not_train(stores: dict[str, Store], models: Path, tmp
         stores["mall llava"], models / "llava", tmp_path, {name: TRIALS[name] for name in ("one", "three")}
     )
     for _ in range(3):
-        assert packed.engine.train_round(waiting={"one"})
+        assert packed.engine.train_round(paused={"one"})
     assert [packed.engine.slots[name].progress.step for name in ("one", "three")] == [0, 3]
-    assert not packed.engine.train_round(waiting={"one", "three"})
+    assert not packed.engine.train_round(paused={"one", "three"})
 
 
 def test_seconds_of_all_trials_add_up(stores: dict[str, Store], models: Path, tmp_path: Path):

@@ -14,7 +14,7 @@ REPORT = TrialReport({"step": 2}, last=False)
 
 
 def training(registry: TrialRegistry, name: str, **changes: Any) -> RegisteredTrial:
-    trial = registry.reserve(name)
+    trial = registry.reserve_slot(name)
     assert trial is not None
     trial.phase = TrialPhase.TRAINING
     for attribute, value in changes.items():

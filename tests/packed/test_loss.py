@@ -10,10 +10,10 @@ from vlmtune.compat.trl import add_fused_lm_head
 from vlmtune.data.encoded_example import IGNORED
 from vlmtune.data.store import Store
 from vlmtune.model.base import load_base
-from vlmtune.model.head import score_positions
+from vlmtune.model.head import add_positions_argument
 from vlmtune.model_ref import ModelRef
 from vlmtune.packed.loss import row_losses
-from vlmtune.packed.passes import make_batch
+from vlmtune.packed.packed_batch import make_batch
 
 CPU = torch.device("cpu")
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 def make_base(models: Path) -> Any:
     base = load_base(ModelRef(str(models / "llava")), quantization="none", dtype="float32", device=CPU)
     add_fused_lm_head(base)
-    score_positions(base)
+    add_positions_argument(base)
     return base.eval()
 
 

@@ -17,8 +17,8 @@ from vlmtune.data.store import Store
 from vlmtune.model.memory import StepPlan
 from vlmtune.model.step import AcceleratedStep
 from vlmtune.packed.layers import RowAdapters
+from vlmtune.packed.packed_batch import PackedRow
 from vlmtune.packed.packed_model import PackedModel
-from vlmtune.packed.passes import PassRow
 from vlmtune.packed.row_features import PackedVisionFeatures
 
 pytestmark = pytest.mark.timeout(120)
@@ -141,7 +141,7 @@ def test_features_of_images_of_different_size(stores: dict[str, Store]) -> None:
     meta = replace(stores["mall llava"].meta, inputs=InputFormat(layouts=layouts), pad_token_id=0)
     rows = [image_row(number, side, image_token) for number, side in enumerate((2, 4, 4))]
     features = PackedVisionFeatures(base, meta, total_rows=3, max_bytes=1e9, note=print)
-    plan = StepPlan(dequantized=False, checkpointing=False, micro_batch=3, compiled=False)
+    plan = StepPlan(dequantized=False, checkpointing=False, micro_batch_size=3, compiled=False)
     model = PackedModel(AcceleratedStep(base, plan, print), meta, 1000, features)
     cached = model.losses(rows)
     assert sorted(len(one) for (one,) in features.cache.rows.values()) == [1, 4, 4]
@@ -152,7 +152,7 @@ def test_features_of_images_of_different_size(stores: dict[str, Store]) -> None:
     assert cached.rows[id(rows[1])][0] != cached.rows[id(rows[2])][0], "the same text with another image"
 
 
-def image_row(number: int, side: int, image_token: int) -> PassRow:
+def image_row(number: int, side: int, image_token: int) -> PackedRow:
     """A row with an image of `side` times `side` patches, four to a token."""
     count = side * side // 4
     ids = np.array([9, *[image_token] * count, 10, *range(20, 32 - count)], dtype=np.int32)
@@ -163,7 +163,7 @@ def image_row(number: int, side: int, image_token: int) -> PassRow:
         "image_grid_thw": np.array([[1, side, side]]),
         "mm_token_type_ids": (ids == image_token).astype(np.int64)[None],
     }
-    return PassRow(
+    return PackedRow(
         number, number, EncodedExample(ids, kinds, tensors, {"mm_token_type_ids": 1}), torch.zeros(0), 1.0
     )
 

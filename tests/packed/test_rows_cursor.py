@@ -28,7 +28,7 @@ def steps_of(cursor: RowsCursor) -> list[list[tuple[list[int], list[int]]]]:
     """The rows and positions of each micro-batch, by step, until there are none left."""
     steps: list[list[tuple[list[int], list[int]]]] = [[]]
     while cursor.rest_of_step():
-        steps[-1].append((cursor.micro_batch(), cursor.positions()))
+        steps[-1].append((cursor.next_batch(), cursor.positions()))
         if cursor.advance():
             steps.append([])
     return steps[:-1]
@@ -60,7 +60,7 @@ def test_a_cursor_resumes_at_any_step(
         assert resumed.following_step() == whole.following_step()
         while whole.rest_of_step():
             assert resumed.rest_of_step() == whole.rest_of_step()
-            assert (resumed.micro_batch(), resumed.positions()) == (whole.micro_batch(), whole.positions())
+            assert (resumed.next_batch(), resumed.positions()) == (whole.next_batch(), whole.positions())
             assert resumed.advance() == whole.advance()
 
 
@@ -69,7 +69,7 @@ def test_the_rest_of_a_step_shrinks_and_the_following_one_is_known() -> None:
     first, following = cursor.rest_of_step(), cursor.following_step()
     assert (len(first), len(following)) == (4, 4)
     assert not cursor.advance()
-    assert cursor.rest_of_step() == first[2:] == cursor.micro_batch()
+    assert cursor.rest_of_step() == first[2:] == cursor.next_batch()
     assert cursor.advance()
     assert cursor.rest_of_step() == following
 
@@ -95,5 +95,5 @@ def test_workers_have_the_rows_of_one_process_at_the_same_places(world_size: int
 def test_a_worker_without_rows_makes_the_step_too() -> None:
     """Of 11 rows in steps of 5 the last step has one, which the first worker gets."""
     cursor = make_cursor(2, per_device=1, accumulation=1, shard=WorkerShard(4, 5), max_steps=3)
-    assert cursor.micro_batch() == cursor.positions() == []
+    assert cursor.next_batch() == cursor.positions() == []
     assert cursor.advance()

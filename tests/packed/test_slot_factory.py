@@ -31,7 +31,7 @@ def test_cross_attention_is_reached_by_rows_with_an_image_only(
         assert (target.in_features, target.out_features) == (layer.in_features, layer.out_features)
     assert slot.lora_config.target_modules
     assert slot.lora_config.base_model_name_or_path == str(models / "mllama")
-    assert (slot.shard, slot.records.meter.operations) == (SHARD, 1e6)
+    assert (slot.shard, slot.records.meter.flops_per_token) == (SHARD, 1e6)
 
 
 def test_what_cannot_be_made_says_why(stores: dict[str, Store], models: Path) -> None:

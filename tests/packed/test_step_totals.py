@@ -18,7 +18,7 @@ def make_totals(losses: list[list[float]], correct: list[list[int]], labelled_to
     return totals
 
 
-def test_micro_batches_add_up_to_the_mean_over_the_labelled_tokens_of_the_step() -> None:
+def test_batches_add_up_to_the_mean_over_the_labelled_tokens_of_the_step() -> None:
     totals = make_totals([[6.0, 2.0], [4.0]], [[1, 2], [0]], labelled_tokens=8)
     assert totals.weight == 1 / 8
     assert totals.loss.item() == pytest.approx(12 / 8)

@@ -54,7 +54,7 @@ def test_the_steps_follow_from_epochs_or_are_given(tmp_path: Path) -> None:
     assert make_progress(tmp_path, num_train_epochs=1.5, max_steps=2).max_steps == 2
 
 
-def test_an_epoch_counts_its_micro_batches(tmp_path: Path) -> None:
+def test_an_epoch_counts_its_batches(tmp_path: Path) -> None:
     progress = make_progress(tmp_path, max_steps=4)
     epochs = []
     for _ in range(4):

@@ -10,7 +10,7 @@ from vlmtune.packed.trial_records import TrialRecords
 
 def test_rates_are_by_the_time_that_was_the_trials() -> None:
     steps: list[dict[str, Any]] = []
-    records = TrialRecords(None, steps.append, operations=0.0)
+    records = TrialRecords(None, steps.append, flops_per_token=0.0)
     records.meter.begin()
     records.meter.count(rows=6, tokens=60)
     records.charge(2.0, 0.5)

@@ -12,7 +12,7 @@ REPORT = TrialReport({"step": 2}, last=False)
 
 
 def claim(registry: TrialRegistry, name: str) -> RegisteredTrial:
-    trial = registry.reserve(name)
+    trial = registry.reserve_slot(name)
     assert trial is not None
     return trial
 
@@ -36,7 +36,7 @@ def test_a_trial_goes_through_its_states() -> None:
     assert trial.start_training() is SLOT
     assert (trial.phase, trial.slot) == (TrialPhase.TRAINING, None)
     assert registry.free_slots == 0
-    registry.finish("one")
+    registry.mark_finished("one")
     assert trial.phase is TrialPhase.FINISHED
     assert registry.joined("one") is trial, "its reports can be read"
     assert registry.free_slots == 1
@@ -52,7 +52,7 @@ def test_a_trial_that_trains_leaves_before_the_next_round() -> None:
         assert trial.phase is TrialPhase.LEAVING
     assert registry.is_leaving("one")
     assert registry.free_slots == 1
-    registry.finish("one")
+    registry.mark_finished("one")
     assert trial.phase is TrialPhase.LEAVING
     with pytest.raises(UnknownTrialError):
         registry.joined("one")
@@ -80,8 +80,8 @@ def test_a_trial_that_leaves_while_it_is_prepared_does_not_join() -> None:
 def test_a_repeated_call_shares_the_place_and_the_faster_one_joins() -> None:
     registry = TrialRegistry(1)
     trial = claim(registry, "one")
-    assert registry.reserve("one") is trial
-    assert registry.reserve("two") is None
+    assert registry.reserve_slot("one") is trial
+    assert registry.reserve_slot("two") is None
     assert registry.set_ready(trial, SLOT)
     assert not registry.set_ready(trial, SLOT)
     registry.cancel(trial)
@@ -97,30 +97,30 @@ def test_a_trial_that_cannot_be_prepared_frees_its_place() -> None:
 
 def test_a_trial_that_had_ended_before_takes_no_place() -> None:
     registry = TrialRegistry(1)
-    registry.set_finished(claim(registry, "one"), REPORT)
+    registry.restore_finished(claim(registry, "one"), REPORT)
     assert registry.joined("one").reports == [REPORT]
     assert registry.free_slots == 1
 
 
 def test_a_trial_waits_until_its_reports_are_read() -> None:
     trial = training(TrialRegistry(1), "one")
-    assert (trial.undecided, trial.waits) == (False, False)
+    assert (trial.awaits_decision, trial.is_paused) == (False, False)
     trial.reports.append(REPORT)
-    assert (trial.undecided, trial.waits) == (True, False)
+    assert (trial.awaits_decision, trial.is_paused) == (True, False)
     trial.reports += [REPORT] * (MAX_UNREAD_REPORTS - 1)
-    assert (trial.undecided, trial.waits) == (False, True)
+    assert (trial.awaits_decision, trial.is_paused) == (False, True)
     trial.next_report = 1
-    assert (trial.undecided, trial.waits) == (True, False)
+    assert (trial.awaits_decision, trial.is_paused) == (True, False)
     trial.next_report = 2
-    assert (trial.undecided, trial.waits) == (False, False)
+    assert (trial.awaits_decision, trial.is_paused) == (False, False)
 
 
 def test_only_a_waiting_trial_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlmtune.packed.trial_registry.ABANDONED_AFTER_S", -1.0)
     registry = TrialRegistry(1)
     trial = training(registry, "one")
-    assert not trial.abandoned
+    assert not trial.is_abandoned
     trial.reports += [REPORT] * MAX_UNREAD_REPORTS
-    assert trial.abandoned
-    registry.finish("one")
-    assert not trial.abandoned, "it takes no place"
+    assert trial.is_abandoned
+    registry.mark_finished("one")
+    assert not trial.is_abandoned, "it takes no place"

@@ -12,7 +12,7 @@ from vlmtune.search.space import Space
 from vlmtune.search.trial_runners import (
     make_isolated_runner,
     make_runner,
-    most_demanding,
+    most_demanding_settings,
     unpackable_reason,
 )
 
@@ -68,19 +68,23 @@ def test_engines_plan_for_the_trial_that_asks_for_most(settings: Settings) -> No
         "per_device_train_batch_size": {"choice": [1, 8, 2]},
     }
     settings = settings.replace(recipe=None)
-    largest = most_demanding(settings, Space.parse(changed, settings))
-    lora = largest.lora
-    assert (lora.r, largest.training.max_length, lora.dropout, lora.target_modules) == (
+    demanding = most_demanding_settings(settings, Space.parse(changed, settings))
+    lora = demanding.lora
+    assert (lora.r, demanding.training.max_length, lora.dropout, lora.target_modules) == (
         16,
         None,
         0.3,
         targets[1],
     )
-    assert largest.training.per_device_train_batch_size == 8
-    same = most_demanding(settings, Space.parse({"learning_rate": {"uniform": [1e-4, 1e-3]}}, settings))
+    assert demanding.training.per_device_train_batch_size == 8
+    same = most_demanding_settings(
+        settings, Space.parse({"learning_rate": {"uniform": [1e-4, 1e-3]}}, settings)
+    )
     assert same == settings
     recipe = settings.replace(recipe={"lora_r": 32, "lora_target_modules": "all-linear"})
-    beside = most_demanding(recipe, Space.parse({"learning_rate": {"uniform": [1e-4, 1e-3]}}, recipe))
+    beside = most_demanding_settings(
+        recipe, Space.parse({"learning_rate": {"uniform": [1e-4, 1e-3]}}, recipe)
+    )
     assert (beside.lora.r, beside.lora.target_modules) == (32, "all-linear")
 
 

@@ -16,7 +16,7 @@ from vlmtune.data.store import Store
 from vlmtune.data.stream import read_batches
 from vlmtune.errors import DataError
 from vlmtune.model.base import load_base
-from vlmtune.model.head import label_scores
+from vlmtune.model.head import log_probs_at_labels
 from vlmtune.model.lora import load_adapter
 from vlmtune.model_ref import ModelRef
 from vlmtune.training import evaluator, trainer
@@ -177,7 +177,7 @@ def test_the_base_is_not_touched_and_the_vision_tower_has_no_adapter(
 
 @pytest.mark.parametrize("steps", [1, 3, 4])
 def test_a_resumed_run_reads_the_rest_and_ends_with_the_same_adapter(run_loop: RunLoop, steps: int):
-    # 11 rows by 4: the third step of an epoch has 3 rows in 2 of its micro-batches. Dropout: random states
+    # 11 rows by 4: the third step of an epoch has 3 rows in 2 of its batches. Dropout: random states
     # go on as well.
     options = {
         "num_train_epochs": 2,
@@ -230,10 +230,10 @@ def test_all_modules_train_in_a_step_and_none_in_an_evaluation(
 
     def scores(model: Any, batch: dict[str, torch.Tensor]) -> Any:
         seen.append((torch.is_grad_enabled(), {module.training for module in model.modules()}))
-        return label_scores(model, batch)
+        return log_probs_at_labels(model, batch)
 
     for module in (trainer, evaluator):
-        monkeypatch.setattr(module, "label_scores", scores)
+        monkeypatch.setattr(module, "log_probs_at_labels", scores)
     run_loop("mixed llava", max_steps=3, eval_steps=1)
     assert [modes for wanted, modes in seen if wanted] == [{True}] * 3
     assert {wanted for wanted, _ in seen} == {True, False}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tensorboardX.proto.event_pb2 import Event
 
-from vlmtune.training.meter import Meter, evaluation_number, operations_per_token, peak_memory
+from vlmtune.training.meter import Meter, evaluation_number, peak_memory, training_flops_per_token
 
 
 def scalars(folder: Path) -> dict[tuple[str, int], float]:
@@ -53,7 +53,7 @@ def test_waiting_for_data_is_measured_from_the_second_batch_on():
         assert number == meter.rows - 1
         time.sleep(0.05)
     found = meter.summary()
-    assert meter.waited == pytest.approx(0.1, abs=0.04)
+    assert meter.data_wait_s == pytest.approx(0.1, abs=0.04)
     assert 0.2 < found["data_wait_fraction"] < 0.7
 
 
@@ -89,7 +89,7 @@ def test_peak_memory_is_that_of_this_process():
 
 def test_operations_are_four_a_weight() -> None:
     decoder = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.LayerNorm(16), torch.nn.Linear(16, 4))
-    assert operations_per_token(decoder) == 4 * (8 * 16 + 16 * 4)
+    assert training_flops_per_token(decoder) == 4 * (8 * 16 + 16 * 4)
 
 
 @pytest.mark.parametrize(

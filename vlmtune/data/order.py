@@ -10,8 +10,8 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """Rows of one forward pass on one rank.
+class BatchRows:
+    """The rows of one batch of one rank.
 
     Attributes:
         filler: its only row keeps this rank in step with the others, and carries no labels.
@@ -71,10 +71,10 @@ class Order:
 
     Attributes:
         per_device: rows of one forward pass of a rank.
-        accumulation: forward passes of a rank in a step.
+        accumulation: batches of a rank in a step (`gradient_accumulation_steps`).
         world_size: ranks that run now.
         workers: ranks that a step is made for; by default `world_size`. An elastic run with fewer ranks makes
-            the same steps with more passes each, so that it continues at the exact next row when their number
+            the same steps with more batches each, so that it resumes at the exact next row when their number
             changes.
         mixture: how many rows each of several sources gives; None for every row once an epoch.
     """
@@ -92,9 +92,9 @@ class Order:
         return self.per_device * self.accumulation * (self.workers or self.world_size)
 
     @property
-    def passes_per_step(self) -> int:
-        """Forward passes of one rank in a whole step."""
-        return self._passes(self.rows_per_step)
+    def batches_per_step(self) -> int:
+        """Batches of one rank in a whole step."""
+        return self._batches(self.rows_per_step)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -102,10 +102,10 @@ class Order:
         return -(-self.rows // self.rows_per_step)
 
     @property
-    def micro_batches_per_epoch(self) -> int:
-        """Forward passes of one rank in an epoch, the same on every rank."""
+    def batches_per_epoch(self) -> int:
+        """Batches of one rank in an epoch, the same on every rank."""
         full, left = divmod(self.rows, self.rows_per_step)
-        return full * self.passes_per_step + self._passes(left)
+        return full * self.batches_per_step + self._batches(left)
 
     def permutation(self, epoch: int) -> np.ndarray:
         """The row numbers of this epoch in their order, shape `[rows]`: all, or as `mixture` draws them.
@@ -116,17 +116,17 @@ class Order:
         permutation = np.random.RandomState([self.seed % 2**32, epoch]).permutation(self.rows)
         return permutation if self.mixture is None else self.mixture.rows(epoch, self.seed)[permutation]
 
-    def step(self, epoch: int, step: int, rank: int) -> list[MicroBatch]:
-        """The micro-batches of `rank` in optimizer step `step` of `epoch`.
+    def step(self, epoch: int, step: int, rank: int) -> list[BatchRows]:
+        """The batches of `rank` in optimizer step `step` of `epoch`.
 
-        The rows of a step go to the ranks in turn, then are cut into micro-batches of `per_device`. In the
+        The rows of a step go to the ranks in turn, then are cut into batches of `per_device`. In the
         last, shorter step a rank may have no row left: it gets a filler, because every rank must take part in
         every all-reduce.
         """
         return self._share(self.permutation(epoch), step, rank)
 
-    def epoch(self, epoch: int, rank: int, first_step: int = 0) -> list[MicroBatch]:
-        """The micro-batches of `rank` in `epoch` from `first_step` on."""
+    def epoch(self, epoch: int, rank: int, first_step: int = 0) -> list[BatchRows]:
+        """The batches of `rank` in `epoch` from `first_step` on."""
         permutation = self.permutation(epoch)
         return [
             batch
@@ -134,27 +134,27 @@ class Order:
             for batch in self._share(permutation, step, rank)
         ]
 
-    def _share(self, permutation: np.ndarray, step: int, rank: int) -> list[MicroBatch]:
+    def _share(self, permutation: np.ndarray, step: int, rank: int) -> list[BatchRows]:
         rows = permutation[step * self.rows_per_step : (step + 1) * self.rows_per_step]
         on_rank = [int(row) for row in rows[rank :: self.world_size]]
-        passes = range(self._passes(len(rows)))
-        return [cut(on_rank, self.per_device, index, filler=int(rows[0])) for index in passes]
+        batches = range(self._batches(len(rows)))
+        return [cut(on_rank, self.per_device, index, filler=int(rows[0])) for index in batches]
 
-    def _passes(self, rows: int) -> int:
+    def _batches(self, rows: int) -> int:
         return -(-rows // (self.per_device * self.world_size))
 
 
-def cut(rows: list[int], size: int, index: int, *, filler: int) -> MicroBatch:
+def cut(rows: list[int], size: int, index: int, *, filler: int) -> BatchRows:
     """The `index`-th run of `size` rows, or a filler of one row where there is none."""
     part = tuple(rows[index * size : (index + 1) * size])
-    return MicroBatch(part) if part else MicroBatch((filler,), filler=True)
+    return BatchRows(part) if part else BatchRows((filler,), filler=True)
 
 
-def evaluation_order(rows: int, batch: int, rank: int, world_size: int) -> list[MicroBatch]:
-    """The micro-batches of `rank` over an evaluation set of `rows` rows, in the order of the set.
+def evaluation_order(rows: int, batch: int, rank: int, world_size: int) -> list[BatchRows]:
+    """The batches of `rank` over an evaluation set of `rows` rows, in the order of the set.
 
-    Each row is on one rank, and every rank has the same number of micro-batches.
+    Each row is on one rank, and every rank has the same number of batches.
     """
     on_rank = list(range(rank, rows, world_size))
-    passes = -(-rows // (batch * world_size))
-    return [cut(on_rank, batch, index, filler=0) for index in range(passes)]
+    batches = -(-rows // (batch * world_size))
+    return [cut(on_rank, batch, index, filler=0) for index in range(batches)]

@@ -1,4 +1,4 @@
-"""The micro-batches of a prepared store in a given order: read, shortened and collated ahead of training."""
+"""The batches of a prepared store in a given order: read, shortened and collated ahead of training."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -15,14 +15,14 @@ from vlmtune.compat.ray_data import ExecutionCallback, set_execution_callback
 from vlmtune.data.collate import collate
 from vlmtune.data.encoded_example import shorten
 from vlmtune.data.examples import read_examples
-from vlmtune.data.order import MicroBatch
+from vlmtune.data.order import BatchRows
 from vlmtune.data.ray_data import configure_ray_data, reraise_user_errors
 from vlmtune.data.store import Store
 
 Batch = dict[str, torch.Tensor]
 
 BATCHES_PER_TASK = 8
-PREFETCHED_BATCHES = 4  # micro-batches ready in the trainer's process
+PREFETCHED_BATCHES = 4  # batches ready in the trainer's process
 LOOP_SECONDS = 0.02  # costs 4 % of a core, and 0.05 s of a short stream
 
 
@@ -45,11 +45,11 @@ class ThrottledExecutor(ExecutionCallback):
 def load_batch(
     store: Store,
     rows: np.ndarray,
-    batch: MicroBatch,
+    batch: BatchRows,
     max_length: int | None,
     pad_to_multiple_of: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """One collated micro-batch.
+    """One collated batch.
 
     Args:
         rows: the store's row numbers of the split; `batch.rows` are positions in it.
@@ -68,12 +68,12 @@ def load_batch(
 def read_batches(
     store: Store,
     split: str,
-    batches: Sequence[MicroBatch],
+    batches: Sequence[BatchRows],
     max_length: int | None,
     *,
     pad_to_multiple_of: int | None = None,
 ) -> Iterator[Batch]:
-    """The micro-batches, read in this process without Ray."""
+    """The batches, read in this process without Ray."""
     rows = store.rows_of(split)
     for batch in batches:
         arrays = load_batch(store, rows, batch, max_length, pad_to_multiple_of)
@@ -83,19 +83,19 @@ def read_batches(
 def stream_batches(
     store: Store,
     split: str,
-    batches: Sequence[MicroBatch],
+    batches: Sequence[BatchRows],
     max_length: int | None,
     *,
     pad_to_multiple_of: int | None = None,
 ) -> Iterator[Batch]:
-    """The same micro-batches, read and collated by Ray Data tasks that run ahead of the caller."""
+    """The same batches, read and collated by Ray Data tasks that run ahead of the caller."""
     if not batches:
         return
     configure_ray_data()
     rows = store.rows_of(split)
 
     def load(item: dict[str, Any]) -> dict[str, Any]:
-        batch = MicroBatch(tuple(int(row) for row in item["rows"]), bool(item["filler"]))
+        batch = BatchRows(tuple(int(row) for row in item["rows"]), bool(item["filler"]))
         # One blob for each batch: Arrow would want the same shapes from every batch.
         return {"batch": save_tensors(load_batch(store, rows, batch, max_length, pad_to_multiple_of))}
 

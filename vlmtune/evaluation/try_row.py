@@ -14,16 +14,16 @@ from vlmtune.evaluation.generate import BatchBuilder
 from vlmtune.model.causal import check_causal
 
 
-def try_row(base: Any, store: Store, kept_rows: np.ndarray, max_length: int | None) -> None:
+def try_row(base: Any, store: Store, usable_rows: np.ndarray, max_length: int | None) -> None:
     """Check that a base takes a training row, one with an image if there is one, and sees no later tokens.
 
     Args:
-        kept_rows: the rows of the training split that are trained on.
+        usable_rows: the rows of the training split that are trained on.
 
     Raises:
         ModelError: see `check_causal`.
     """
-    rows = store.rows_of(TRAIN)[kept_rows]
+    rows = store.rows_of(TRAIN)[usable_rows]
     with_image = rows[store.column("image_tokens")[rows] > 0]
     row = int((with_image if len(with_image) else rows)[0])
     example = shorten(read_examples(store, [row])[0], max_length)

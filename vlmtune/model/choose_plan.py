@@ -21,13 +21,13 @@ class PlanOptions:
     """What the settings fix about a plan; None leaves a choice to `choose_plan`.
 
     Attributes:
-        dequantized, checkpointing, micro_batch, compiled, offload: as in `StepPlan`.
+        dequantized, checkpointing, micro_batch_size, compiled, offload: as in `StepPlan`.
         graphs: whether steps can be captured as CUDA graphs. Those with checkpoints never are.
     """
 
     dequantized: bool | None = None
     checkpointing: bool | None = None
-    micro_batch: int | None = None
+    micro_batch_size: int | None = None
     compiled: bool = True
     offload: bool = False
     graphs: bool = True
@@ -43,8 +43,8 @@ def choose_plan(model: ModelShapes, load: StepLoad, capacity: float, options: Pl
     plans = list(_by_speed(load, options))
     for plan in plans:
         if (spare := room - estimate_memory(model, load, plan).reserved) >= 0:
-            max_eval_rows = max(plan.micro_batch, EVALUATED_TOKENS // (load.length + load.vision_tokens))
-            return replace(plan, spare=spare, max_eval_rows=max_eval_rows)
+            rows = max(plan.micro_batch_size, EVALUATED_TOKENS // (load.length + load.vision_tokens))
+            return replace(plan, spare=spare, eval_micro_batch_size=rows)
     smallest = min(plans, key=lambda plan: estimate_memory(model, load, plan).reserved)
     needed = estimate_memory(model, load, smallest).text()
     way_out = _what_would_fit(model, load, smallest, room)
@@ -58,9 +58,9 @@ def plan_text(plan: StepPlan, load: StepLoad) -> str:
     """The plan in a few words, for the console."""
     stored = "as it is" if load.quantization == "none" else f"in {load.quantization}"
     held = "base held in the type it computes in" if plan.dequantized else f"base {stored}"
-    parts = "" if plan.micro_batch >= load.batch else f" of {load.batch}"
+    parts = "" if plan.micro_batch_size >= load.batch else f" of {load.batch}"
     checkpointing = f"{'with' if plan.checkpointing else 'no'} gradient checkpointing"
-    return f"{plan.micro_batch}{parts} rows at a time, {held}, {checkpointing}"
+    return f"{plan.micro_batch_size}{parts} rows at a time, {held}, {checkpointing}"
 
 
 def training_seconds(model: ModelShapes, tokens: float) -> float:
@@ -83,7 +83,7 @@ def _by_speed(load: StepLoad, options: PlanOptions) -> Iterator[StepPlan]:
     Fewer rows at once cost little down to about `BUSY_TOKENS`, then checkpointing costs less. Captured steps
     of half as many rows are a little faster than all rows in a step that is not captured.
     """
-    sizes = [options.micro_batch] if options.micro_batch else list(halves(load.batch))
+    sizes = [options.micro_batch_size] if options.micro_batch_size else list(halves(load.batch))
     large = [size for size in sizes if size * load.length >= BUSY_TOKENS or size == sizes[0]]
     quantized = load.quantization in ("nf4", "int8")
     if options.dequantized is not None:
@@ -97,7 +97,7 @@ def _by_speed(load: StepLoad, options: PlanOptions) -> Iterator[StepPlan]:
                 plan = StepPlan(dequantized, checkpointing, size, options.compiled, options.offload)
                 if options.graphs and not checkpointing:
                     yield from (
-                        replace(plan, micro_batch=less, graphs=True)
+                        replace(plan, micro_batch_size=less, graphs=True)
                         for less in (size, -(-size // 2))
                         if less in large
                     )
@@ -110,7 +110,7 @@ def _what_would_fit(model: ModelShapes, load: StepLoad, plan: StepPlan, room: fl
         tried.append(("--quantization nf4", replace(load, quantization="nf4")))
     if load.length > 512:
         tried.append(("--max_length 512, where the images allow it", replace(load, length=512)))
-    least = replace(plan, micro_batch=1, checkpointing=True, graphs=False)
+    least = replace(plan, micro_batch_size=1, checkpointing=True, graphs=False)
     for what, smaller in tried:
         if estimate_memory(model, smaller, least).total <= room:
             return f"{what} would fit"

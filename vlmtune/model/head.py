@@ -1,9 +1,10 @@
-"""The scores of a batch's labels: from TRL's fused head, or from the class's own logits where they differ.
+"""The log-probabilities of a batch's labels: from TRL's fused head, or from the class's own logits.
 
-TRL's head multiplies hidden states by the head's weights, in tiles. Some classes do more or less with their
-logits than it knows: they leave out a scale of the decoder's config, or mask tokens of images. What the class
-computes is what transformers generates with, so training and `eval_loss` follow it. On a GPU the fused head
-finds labelled positions itself. On other devices it scores every position, and most have no label.
+TRL's head multiplies hidden states by the head's weights, in tiles. Some classes compute their logits in
+another way: they leave out a scale of the decoder's config, or mask the tokens of images. transformers
+generates with the logits of the class, so training and `eval_loss` follow these where the two differ. On a
+GPU the fused head finds the labelled positions itself. On other devices it computes the logits of every
+position, most of which have no label; there it is told the positions.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ POSITIONS_MULTIPLE = 8  # the number of positions is a multiple of this, so that
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 
-def label_scores(model: Any, batch: dict[str, Tensor]) -> Any:
-    """The scores of a batch's labels: TRL's output with `log_probs`, `is_top1` and `label_mask`, each [B, K].
+def log_probs_at_labels(model: Any, batch: dict[str, Tensor]) -> Any:
+    """The log-probability of each label: TRL's output with `log_probs`, `is_top1`, `label_mask`, each [B, K].
 
     The first two are zero where there is no label. K is the number of positions at which any row of the
     batch has a label, and a few more.
 
     Args:
-        model: has TRL's fused head and was given to `score_positions`.
+        model: has TRL's fused head and the argument of `add_positions_argument`.
     """
     labels = batch["labels"]
     if labels.is_cuda:
@@ -58,13 +59,13 @@ def labelled_positions(shifted: Tensor) -> Tensor:
     return torch.cat([labelled, others]).sort().values
 
 
-def score_positions(base: Any) -> None:
-    """Let `base` score labels at an argument `positions` alone, in place.
+def add_positions_argument(base: Any) -> None:
+    """Give `base`, in place, an argument `positions`: it then computes logits and loss at those alone.
 
     `base` has TRL's head. Where that differs from the class's own logits, these take its place.
     """
     if not fused_head_agrees(base):
-        _score_with_own_logits(base)
+        _use_class_logits(base)
         return
     backbone = base.base_model
     forward_all = backbone.forward
@@ -80,7 +81,7 @@ def score_positions(base: Any) -> None:
 
 
 def fused_head_agrees(base: Any) -> bool:
-    """Whether TRL's head scores random hidden states as the class's own logits do."""
+    """Whether TRL's head and the class's own logits give random hidden states the same log-probabilities."""
     backbone = base.base_model
     if backbone is base:
         return False  # the class has no backbone of its own
@@ -123,10 +124,10 @@ def _returning_hidden_states(backbone: Any, hidden_states: Tensor) -> Iterator[N
         backbone.forward = forward
 
 
-def _score_with_own_logits(base: Any) -> None:
-    """Let `base` compute the fused head's outputs from its own logits, in place."""
+def _use_class_logits(base: Any) -> None:
+    """Let `base` compute the fused head's outputs from its class's logits, in place."""
     forward_as_before = base.forward
-    at_positions = "logits_to_keep" in inspect.signature(type(base).forward).parameters
+    takes_logits_to_keep = "logits_to_keep" in inspect.signature(type(base).forward).parameters
 
     @wraps(forward_as_before)
     def forward(
@@ -138,19 +139,18 @@ def _score_with_own_logits(base: Any) -> None:
         **kwargs: Any,
     ) -> Any:
         if not fused_lm_head:
-            given = {"labels": labels} if labels is not None else {}
-            return forward_as_before(*args, **given, **kwargs)
+            with_labels = {"labels": labels} if labels is not None else {}
+            return forward_as_before(*args, **with_labels, **kwargs)
         if shift_labels is None or positions is None:
-            assert labels is not None, "scores are of labels"
+            assert labels is not None, "log-probabilities are those of labels"
             positions = labelled_positions(labels[:, 1:])
             shift_labels = labels[:, 1:][:, positions]
-        kept = {"logits_to_keep": positions} if at_positions else {}
-        logits = forward_as_before(*args, **kept, **kwargs).logits
+        options = {"logits_to_keep": positions} if takes_logits_to_keep else {}
+        logits = forward_as_before(*args, **options, **kwargs).logits
         if logits.shape[1] != len(positions):  # the class ignores `logits_to_keep`
             logits = logits[:, positions]
         mask = shift_labels != IGNORED
-        scores = logits.float().log_softmax(-1)
-        log_probs = scores.gather(-1, shift_labels.clamp(min=0)[..., None])[..., 0]
+        log_probs = logits.float().log_softmax(-1).gather(-1, shift_labels.clamp(min=0)[..., None])[..., 0]
         correct = logits.argmax(-1) == shift_labels
         return FusedCausalLMOutput(
             log_probs=log_probs.masked_fill(~mask, 0), is_top1=correct & mask, label_mask=mask

@@ -67,23 +67,23 @@ class StepPlan:
     Attributes:
         dequantized: whether the base holds its values in the dtype that it computes in.
         checkpointing: whether activations are computed again in the backward pass.
-        micro_batch: rows that go through at once.
+        micro_batch_size: rows that go through the model at a time.
         compiled: whether the decoder's layers are compiled.
         offload: whether checkpoints lie in the CPU's memory.
         graphs: whether memory is left for CUDA graphs of several lengths; without, a step is captured where
             there happens to be room.
         spare: bytes of the GPU that are left.
-        max_eval_rows: rows that are evaluated at once at most; None sets no limit.
+        eval_micro_batch_size: the same in evaluation, at most; None sets no limit.
     """
 
     dequantized: bool
     checkpointing: bool
-    micro_batch: int
+    micro_batch_size: int
     compiled: bool
     offload: bool = False
     graphs: bool = False
     spare: float = 0.0
-    max_eval_rows: int | None = None
+    eval_micro_batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def estimate_memory(model: ModelShapes, load: StepLoad, plan: StepPlan) -> Memor
     adapter = load.lora_rank * model.adapter_features
     # Packed rows have a copy of their adapter each, its gradient, and the same once more where the gradients
     # are joined.
-    copies = 3 * load.compute_bytes * adapter * plan.micro_batch if load.packed else 0
+    copies = 3 * load.compute_bytes * adapter * plan.micro_batch_size if load.packed else 0
     return MemoryEstimate(
         weights=_weight_bytes(model, load, plan),
         adapters=ADAPTER_BYTES * adapter * max(load.packed, 1) + copies,
@@ -150,10 +150,10 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, DoesNotFitError) or lacks_memory(error)
 
 
-def memory_figures(error: BaseException) -> str:
-    """What was asked for and what there was, from torch's error or one that it caused.
+def memory_shortage(error: BaseException) -> str:
+    """How much memory was needed and how much was free, from torch's error or one that it caused.
 
-    Empty if neither says it.
+    Empty if the error does not say it.
     """
     texts = []
     cause: BaseException | None = error
@@ -181,7 +181,7 @@ def _activation_bytes(model: ModelShapes, load: StepLoad, plan: StepPlan) -> tup
     stream before its two blocks, queries, keys, values, the output of attention, the two inputs of the
     activation function, and the inputs of the adapters.
     """
-    rows, value_bytes = plan.micro_batch, load.compute_bytes
+    rows, value_bytes = plan.micro_batch_size, load.compute_bytes
     tokens = rows * load.length
     adapter_inputs = model.adapted_inputs / model.layers if load.dropout else 2 * model.hidden_size
     residual, attention = 2 * model.hidden_size, 2 * model.query_size + 2 * model.key_value_size

@@ -45,11 +45,11 @@ class AcceleratedStep:
         base: the model, with its adapter where one trains alone.
         plan: what is compiled, checkpointed and offloaded, and how many rows go through at once.
         note: takes a line for the console.
-        eval_rows: rows that are evaluated at once, where the plan sets no limit.
+        eval_micro_batch_size: rows that go through at a time in evaluation, where the plan sets no limit.
 
     Attributes:
         trained: the parameters of `base` that require a gradient.
-        train_rows, eval_rows: rows that go through at once; fewer after the memory ran out.
+        micro_batch_size, eval_micro_batch_size: rows that go through at a time; fewer after memory ran out.
         offloads: whether activations at checkpoints leave the GPU.
         free_memory: frees memory that a step can do without; returns whether there was any.
         accelerations: what changes the model's computation and can be left out again.
@@ -57,12 +57,18 @@ class AcceleratedStep:
     """
 
     def __init__(
-        self, base: PreTrainedModel, plan: StepPlan, note: Callable[[str], None], *, eval_rows: int = 1
+        self,
+        base: PreTrainedModel,
+        plan: StepPlan,
+        note: Callable[[str], None],
+        *,
+        eval_micro_batch_size: int = 1,
     ) -> None:
         self.base, self.note = base, note
         self.captures = False
         self.trained = [parameter for parameter in base.parameters() if parameter.requires_grad]
-        self.train_rows, self.eval_rows = plan.micro_batch, plan.max_eval_rows or eval_rows
+        self.micro_batch_size = plan.micro_batch_size
+        self.eval_micro_batch_size = plan.eval_micro_batch_size or eval_micro_batch_size
         self.free_memory: Callable[[], bool] = lambda: False
         self.accelerations: list[Acceleration] = []
         self._add("attention without padding mask", lambda: skip_padding_mask(base))
@@ -88,7 +94,7 @@ class AcceleratedStep:
         *,
         capturable: bool,
         mixed_precision: bool,
-        eval_rows: int,
+        eval_micro_batch_size: int,
     ) -> AcceleratedStep:
         """The steps of one PEFT adapter that trains alone.
 
@@ -98,7 +104,7 @@ class AcceleratedStep:
         """
         lean = lean_lora(adapted)
         base: Any = adapted.get_base_model()
-        step = cls(base, plan, note, eval_rows=eval_rows)
+        step = cls(base, plan, note, eval_micro_batch_size=eval_micro_batch_size)
         step.accelerations.insert(0, lean)
         if base.device.type == "cuda":
             # A float32 base with bf16 asked for needs autocast. A graph must not be captured under it: the
@@ -152,10 +158,10 @@ class AcceleratedStep:
         before = [None if parameter.grad is None else parameter.grad.clone() for parameter in self.trained]
         while True:
             try:
-                return torch.stack(self._run_parts(batch, self.train_rows, run)).sum()
+                return torch.stack(self._run_parts(batch, self.micro_batch_size, run)).sum()
             except torch.OutOfMemoryError:
                 if not (self.free_memory() or self.stop_capturing()):
-                    self.train_rows = self._half(min(self.train_rows, len(batch["input_ids"])))
+                    self.micro_batch_size = self._half(min(self.micro_batch_size, len(batch["input_ids"])))
             for parameter, gradient in zip(self.trained, before, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
             torch.cuda.empty_cache()
@@ -171,12 +177,12 @@ class AcceleratedStep:
         while True:
             try:
                 with torch.no_grad():
-                    first, *rest = self._run_parts(batch, self.eval_rows, run)
+                    first, *rest = self._run_parts(batch, self.eval_micro_batch_size, run)
                     return sum(rest, first)
             except torch.OutOfMemoryError:
-                size = min(self.eval_rows, len(batch["input_ids"]))
+                size = min(self.eval_micro_batch_size, len(batch["input_ids"]))
                 if not self.free_memory() and (size > 1 or not self.stop_capturing()):
-                    self.eval_rows = self._half(size)
+                    self.eval_micro_batch_size = self._half(size)
             torch.cuda.empty_cache()
 
     def average_gradients(self, world_size: int) -> None:

@@ -1,6 +1,9 @@
-"""Many LoRA trials on one device over one frozen base.
+"""Packed trials: several trials (adapters) in one batch, over one frozen base on each device.
 
-From the outside in:
+This is not TRL's `packing`, which puts several examples of one run into one sequence. Here each example keeps
+a row of its own, and each row uses the adapter of its trial.
+
+The modules, from the outside in:
 
     packed_trial, train_packed   what Tune and `train.py` run; both use engine_client
     engine_client, messages      a trial's side of an engine
@@ -10,8 +13,8 @@ From the outside in:
                                  checkpoint_writer
     slot_factory, slot           one trial: slot_adapter (optim, host_copies), rows_cursor, trial_progress,
                                  step_totals, trial_records; its files: trial_checkpoint, checkpoint_folder
-    packed_model                 passes through the base: passes, layers, adapter_binding, loss,
-                                 row_features
+    packed_model                 forward and backward passes of packed batches: packed_batch, layers,
+                                 adapter_binding, loss, row_features
     build, packable              the plan of an engine's memory; which settings can be trained packed
     worker_shard                 one trial's rows on several workers
 """

@@ -1,4 +1,4 @@
-"""Points the wrapped layers of a base at the adapters of a pass's rows."""
+"""Points the wrapped layers of a base at the adapters of a packed batch's rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlmtune.model.step import AcceleratedStep
 from vlmtune.packed.layers import AdapterLayout, PackedLinear, RowAdapters, TargetLayer, pack_layers
-from vlmtune.packed.passes import PassRow, pad_to_bucket
+from vlmtune.packed.packed_batch import PackedRow, pad_to_bucket
 
 
 class AdapterBinding:
@@ -53,7 +53,7 @@ class AdapterBinding:
             layer.bind(None, None)
         self.set_layout(AdapterLayout([], 1))
 
-    def bind(self, rows: Sequence[PassRow], *, dropout: bool) -> None:
+    def bind(self, rows: Sequence[PackedRow], *, dropout: bool) -> None:
         """Copy the rows' adapters into place, and point the layers at them.
 
         Rows of padding get the adapter of the last row.
@@ -86,11 +86,11 @@ class AdapterBinding:
         self._bound = None
 
     def trained_tensors(self) -> list[Tensor]:
-        """A and B of each layer, in turn, of the present pass's rows. Its gradients are for these tensors."""
+        """A and B of each layer, in turn, of the present packed batch: the tensors that get its gradients."""
         return self._buffers[self._bound[0]].trained_tensors if self._bound is not None else []
 
     def gradients(self) -> Tensor:
-        """The gradient of each row's adapter in the present pass, `[B, P]`."""
+        """The gradient of each row's adapter in the present packed batch, `[B, P]`."""
         assert self._bound is not None
         return self._buffers[self._bound[0]].gradients()
 

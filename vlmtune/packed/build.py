@@ -24,26 +24,26 @@ from vlmtune.model.choose_plan import halves
 from vlmtune.model.memory import StepPlan
 from vlmtune.model.step import AcceleratedStep
 from vlmtune.model.vision_features import room_for_features
+from vlmtune.packed.packed_batch import ROW_BUCKETS, bucket_length
 from vlmtune.packed.packed_model import PackedModel
 from vlmtune.packed.packed_result import packed_result, target_layers
-from vlmtune.packed.passes import ROW_BUCKETS, bucket_length
 from vlmtune.packed.row_features import PackedVisionFeatures
 from vlmtune.training.adapted_model import adapter_config
 from vlmtune.training.step_plan import can_capture, plan_step
 
-# Tokens of a pass that keep the device busy. More of them need memory and bring little.
+# Tokens in a packed batch that keep the device busy. More of them need memory and bring little.
 EFFICIENT_TOKENS = {"cuda": 10240, "cpu": 2048}
 MIN_TRIALS, MAX_TRIALS = 4, 16  # in an engine, if --max_concurrent_trials is not given
 
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """How an engine's passes are run.
+    """How an engine's packed batches are run.
 
     Attributes:
         step_plan: how the base is loaded and its steps are run.
         trials: how many train at once.
-        max_rows: rows of a pass at most, without a GPU. On a GPU, `step_plan` sets it.
+        max_rows: rows of a packed batch at most, without a GPU. On a GPU, `step_plan` sets it.
         longest: tokens of the longest row, padding included.
         train_rows: how many rows are trained on.
     """
@@ -61,14 +61,14 @@ def build_model(
     trials: int,
     max_lora_rank: int,
     note: Callable[[str], None],
-    largest: Settings | None = None,
+    most_demanding: Settings | None = None,
 ) -> tuple[PackedModel, int]:
     """Load the base of the settings on this process's device.
 
     Args:
         trials: how many trials to train at once, at most.
         max_lora_rank: the highest LoRA rank among them.
-        largest: settings of the trial that needs most memory. The plan is for it, if it fits.
+        most_demanding: settings of the trial that needs most memory. The plan is for it, if that fits.
 
     Returns:
         The model, and how many trials can train over it at once.
@@ -79,16 +79,16 @@ def build_model(
     transformers_logging.disable_progress_bar()
     gpu = torch.cuda.is_available() and not settings.run.use_cpu
     device = torch.device("cuda" if gpu else "cpu")
-    plan = _plan_largest(settings, largest, store, trials, max_lora_rank, device, note)
+    plan = _plan_largest(settings, most_demanding, store, trials, max_lora_rank, device, note)
     if plan.trials < trials:
         note(console_line("Memory", f"fits {plan.trials} of {trials} trials at once; the others wait"))
     base = load_base_for(settings, device, dequantized=plan.step_plan.dequantized)
     longest = settings.training.max_length
-    kept_rows = fitting_rows(store, longest, "skip")
-    try_row(base, store, kept_rows, longest)
+    usable_rows = fitting_rows(store, longest, "skip")
+    try_row(base, store, usable_rows, longest)
     targets = adapter_config(settings, base)[0]
     layers = target_layers(base, targets)
-    rows = CheckedRows.choose(store, kept_rows, longest, 1)
+    rows = CheckedRows.choose(store, usable_rows, longest, 1)
     self_check = SelfCheck.begin(settings, base, targets, rows, plan.step_plan, note, base.dtype, packed=True)
     if plan.step_plan.checkpointing:
         base.gradient_checkpointing_enable()
@@ -100,7 +100,7 @@ def build_model(
         note=note,
         max_bytes=room_for_features(device, plan.step_plan.spare),
     )
-    max_tokens = (plan.step_plan.micro_batch if gpu else plan.max_rows) * plan.longest
+    max_tokens = (plan.step_plan.micro_batch_size if gpu else plan.max_rows) * plan.longest
     model = PackedModel(accelerated_step, store.meta, max_tokens, features)
     if gpu and can_capture(settings, packed=True) and not plan.step_plan.checkpointing:
         accelerated_step.capture(model.adapters.trained_tensors)
@@ -126,22 +126,22 @@ def trials_at_once(settings: Settings, store: Store, device: str) -> int:
 
 def _plan_largest(
     settings: Settings,
-    largest: Settings | None,
+    most_demanding: Settings | None,
     store: Store,
     trials: int,
     max_lora_rank: int,
     device: torch.device,
     note: Callable[[str], None],
 ) -> EnginePlan:
-    """The plan for `largest`, or for `settings` where `largest` does not fit."""
+    """The plan for the most demanding trial, or for `settings` where that does not fit."""
     try:
-        return _plan(largest or settings, store, trials, max_lora_rank, device, note)
+        return _plan(most_demanding or settings, store, trials, max_lora_rank, device, note)
     except DoesNotFitError:
-        if largest is None:
+        if most_demanding is None:
             raise
     plan = _plan(settings, store, trials, settings.lora.r, device, note)
-    largest_text = "the largest trial of the search space does not fit"
-    note(console_line("", f"{largest_text}: trials that need more memory end as INFEASIBLE"))
+    reason = "the largest trial of the search space does not fit"
+    note(console_line("", f"{reason}: trials that need more memory end as INFEASIBLE"))
     return plan
 
 
@@ -158,24 +158,24 @@ def _plan(
     Raises:
         DoesNotFitError: one row of one trial does not fit.
     """
-    kept_rows = fitting_rows(store, settings.training.max_length, "skip")
-    longest = bucket_length(_longest(settings, store, kept_rows))
+    usable_rows = fitting_rows(store, settings.training.max_length, "skip")
+    longest = bucket_length(_longest(settings, store, usable_rows))
     batch = settings.training.per_device_train_batch_size
     for count in halves(trials):
         rows = min(ROW_BUCKETS[-1], max(1, min(count * batch, EFFICIENT_TOKENS[device.type] // longest)))
         load = {"packed": count, "lora_rank": max_lora_rank, "batch": rows, "length": longest}
         try:
-            step = plan_step(settings, store, kept_rows, 1, note, runs=settings.search.num_samples, **load)
+            step = plan_step(settings, store, usable_rows, 1, note, runs=settings.search.num_samples, **load)
         except DoesNotFitError:
             if count == 1:
                 raise
         else:
-            return EnginePlan(step, count, rows, longest, len(kept_rows))
+            return EnginePlan(step, count, rows, longest, len(usable_rows))
     raise AssertionError
 
 
-def _longest(settings: Settings, store: Store, kept_rows: np.ndarray) -> int:
-    """Tokens of the longest row that is trained on, among the training rows `kept_rows`."""
-    longest = int(store.column("tokens")[store.rows_of(TRAIN)[kept_rows]].max())
+def _longest(settings: Settings, store: Store, usable_rows: np.ndarray) -> int:
+    """Tokens of the longest row that is trained on, among the training rows `usable_rows`."""
+    longest = int(store.column("tokens")[store.rows_of(TRAIN)[usable_rows]].max())
     limit: int | None = settings.training.max_length
     return longest if limit is None else min(longest, limit)

@@ -27,7 +27,7 @@ def checkpoint_at(folder: str, step: int) -> str:
     return f"{folder}/checkpoint-{step}"
 
 
-def tell_nobody(line: str) -> None:
+def ignore_line(line: str) -> None:
     """What takes the lines of a caller that shows none."""
 
 
@@ -62,7 +62,7 @@ def write_checkpoint(write: Callable[[Path], None], folder: str, metrics: dict[s
             fs.delete_dir(other)
 
 
-def read_last_report(folder: str, tell: Tell = tell_nobody) -> dict[str, Any] | None:
+def read_last_report(folder: str, tell: Tell = ignore_line) -> dict[str, Any] | None:
     """The metrics of a trial's latest whole checkpoint; None if there is none.
 
     Args:
@@ -83,7 +83,7 @@ def complete_reports(fs: pafs.FileSystem, folder: str) -> list[dict[str, Any]]:
 def fetch_last_checkpoint(folder: str) -> Iterator[str | None]:
     """A local copy of a trial's latest whole checkpoint while the block runs; None if there is none."""
     fs, path = filesystem(folder)
-    last = _last_whole(fs, path, tell_nobody)
+    last = _last_whole(fs, path, ignore_line)
     if last is None:
         yield None
         return

@@ -1,7 +1,7 @@
 """Trains many trials over one frozen base, in rounds. Trials join and leave between rounds.
 
-A round is one micro-batch of every trial. Their rows go through the base together (`passes.cut_passes`). Each
-trial updates its adapter when its own step is complete, and is evaluated at its own steps.
+A round is one batch of every trial. Their rows go through the base together, in packed batches. Each trial
+updates its adapter when its own step is complete, and is evaluated at its own steps.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import torch
 from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
 from vlmtune.errors import DoesNotFitError
-from vlmtune.model.memory import memory_figures
+from vlmtune.model.memory import memory_shortage
 from vlmtune.packed.build import build_model
 from vlmtune.packed.checkpoint_folder import checkpoint_at
 from vlmtune.packed.checkpoint_writer import CheckpointWriter
 from vlmtune.packed.example_cache import ExampleCache
 from vlmtune.packed.messages import CHECKPOINT, REASON, TrialReport
+from vlmtune.packed.packed_batch import PackedRow, bucket_length
 from vlmtune.packed.packed_model import PassResult
-from vlmtune.packed.passes import PassRow, bucket_length
 from vlmtune.packed.slot import Slot
 from vlmtune.packed.slot_adapter import lay_out_together
 from vlmtune.packed.slot_factory import SlotFactory
 from vlmtune.packed.trial_evaluator import TrialEvaluator
 from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
 from vlmtune.training.best_evaluation import BEST_STEP, LAST_CHECKPOINT
-from vlmtune.training.meter import EVALUATION_NUMBER, operations_per_token
+from vlmtune.training.meter import EVALUATION_NUMBER, training_flops_per_token
 
 NO_ROW_FITS = "out of GPU memory with one row: give a smaller --max_length or --lora_r, or --quantization nf4"
 
@@ -54,7 +54,7 @@ class Engine:
         on_end: is called with the id of each trial that has left or ended.
         shard: this process's part, where several workers train the same trials. The first one delivers
             reports and writes checkpoints.
-        largest: settings that need at least the memory of every trial, to plan the memory for.
+        most_demanding: settings that need at least the memory of every trial, to plan the memory for.
 
     Attributes:
         max_trials: how many trials the memory is planned for, at most `trials`.
@@ -76,12 +76,14 @@ class Engine:
         note: Callable[[str], None],
         on_end: Callable[[str], None] = ignore_end,
         shard: WorkerShard = SINGLE_WORKER,
-        largest: Settings | None = None,
+        most_demanding: Settings | None = None,
     ) -> None:
         self.settings, self.shard, self.deliver, self.on_end = settings, shard, deliver, on_end
-        self.model, self.max_trials = build_model(settings, store, trials, max_lora_rank, note, largest)
-        operations = operations_per_token(self.model.base.get_decoder())
-        self.slot_factory = SlotFactory(settings, store, operations, shard)
+        self.model, self.max_trials = build_model(
+            settings, store, trials, max_lora_rank, note, most_demanding
+        )
+        flops_per_token = training_flops_per_token(self.model.base.get_decoder())
+        self.slot_factory = SlotFactory(settings, store, flops_per_token, shard)
         self.examples = ExampleCache(store)
         processor = settings.model.ref.processor()
         self.evaluator = TrialEvaluator(settings, self.model, store, self.examples, processor, shard)
@@ -93,13 +95,13 @@ class Engine:
         """Let a trial take part from the next round on. One that does not fit ends as infeasible."""
         others = [other.adapter for other in self.slots.values()]
         try:
-            moved = lay_out_together(slot.adapter, others, self.model.adapters)
+            layout_changed = lay_out_together(slot.adapter, others, self.model.adapters)
         except DoesNotFitError as error:
-            self._end(slot, self._infeasible(memory_figures(error)))
+            self._end(slot, self._infeasible_metrics(memory_shortage(error)))
             return
         self.slots[slot.trial_id] = slot
         if self.shard.rank == 0:
-            for each in self.slots.values() if moved else [slot]:
+            for each in self.slots.values() if layout_changed else [slot]:
                 self.checkpoints.reserve_memory(each)
 
     def leave(self, trial_id: str) -> None:
@@ -109,27 +111,27 @@ class Engine:
             slot.close()
             self.on_end(trial_id)
 
-    def train_round(self, waiting: Container[str] = ()) -> bool:
-        """Train one micro-batch of every trial except those in `waiting`; returns whether there was one."""
+    def train_round(self, paused: Container[str] = ()) -> bool:
+        """Train one batch of every trial except those in `paused`; returns whether there was one."""
         started = time.monotonic()
         self.checkpoints.raise_errors()
-        slots = [slot for slot in self.slots.values() if slot.trial_id not in waiting]
+        slots = [slot for slot in self.slots.values() if slot.trial_id not in paused]
         if not slots:
-            self._read_logs()
+            self._flush_logs()
             return False
-        rows, waited = self._read_rows(slots)
+        rows, data_wait_s = self._read_rows(slots)
         result = self.model.add_gradients([row for part in rows.values() for row in part], Slot.add_gradient)
-        self._read_logs()  # of the round before, while the device works on this one
+        self._flush_logs()  # of the round before, while the device works on this one
         self._end_too_large(result)
         for slot, part in rows.items():
             if slot.trial_id in self.slots:
-                slot.end_micro_batch(part, result)
+                slot.end_batch(part, result)
         due = [slot for slot in slots if slot.progress.evaluation_due]
         if due:
-            self._read_logs()
+            self._flush_logs()
             self._synchronize()
         self.round_seconds = time.monotonic() - started
-        _charge(rows, self.round_seconds, waited)
+        _charge(rows, self.round_seconds, data_wait_s)
         self._evaluate([slot for slot in due if slot.trial_id in self.slots])
         return True
 
@@ -137,22 +139,22 @@ class Engine:
         """Write the remaining checkpoints."""
         self.checkpoints.close()
 
-    def _read_rows(self, slots: list[Slot]) -> tuple[dict[Slot, list[PassRow]], float]:
-        """The next micro-batch of each trial, and the seconds that reading took. Reads one step ahead."""
+    def _read_rows(self, slots: list[Slot]) -> tuple[dict[Slot, list[PackedRow]], float]:
+        """The next batch of each trial, and the seconds that reading took. Reads one step ahead."""
         started = time.monotonic()
         examples = self.examples.get([row for slot in slots for row in slot.cursor.rest_of_step()])
-        waited = time.monotonic() - started
+        data_wait_s = time.monotonic() - started
         rows = {slot: slot.training_rows(examples) for slot in slots}
         self.examples.prefetch([row for slot in slots for row in slot.cursor.following_step()])
-        return rows, waited
+        return rows, data_wait_s
 
     def _synchronize(self) -> None:
         """Wait for the device, so that its training does not count as evaluation."""
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
 
-    def _read_logs(self) -> None:
-        """Log what earlier rounds left to log; a trial whose loss became NaN or infinite ends, alone."""
+    def _flush_logs(self) -> None:
+        """Write the log lines of earlier rounds. A trial whose loss became NaN or infinite ends, alone."""
         for slot in list(self.slots.values()):
             if not slot.flush_log():
                 metrics = {"eval_loss": math.nan, "eval_seconds": 0.0, self.settings.search.metric: math.nan}
@@ -173,11 +175,11 @@ class Engine:
             self._take_checkpoint(slot, report)
 
     def _report(self, slot: Slot, metrics: dict[str, float]) -> TrialReport:
-        counts = slot.report(metrics)
+        reported = slot.report(metrics)
         last = checkpoint_at(slot.folder, slot.progress.step)
-        best = checkpoint_at(slot.folder, counts[BEST_STEP]) if BEST_STEP in counts else last
+        best = checkpoint_at(slot.folder, reported[BEST_STEP]) if BEST_STEP in reported else last
         paths = {CHECKPOINT: best} | ({} if best == last else {LAST_CHECKPOINT: last})
-        report = TrialReport({**counts, **paths}, slot.progress.ended)
+        report = TrialReport({**reported, **paths}, slot.progress.ended)
         if self.shard.rank == 0 and not report.last:
             self.deliver(slot.trial_id, report)
         return report
@@ -191,15 +193,15 @@ class Engine:
             self.leave(slot.trial_id)
 
     def _end_too_large(self, result: PassResult) -> None:
-        for slot, figures in zip(result.too_large, result.figures, strict=True):
+        for slot, shortage in zip(result.too_large, result.shortages, strict=True):
             if slot.trial_id in self.slots:  # a NaN in its log may have ended it just before
-                self._end(slot, self._infeasible(figures))
+                self._end(slot, self._infeasible_metrics(shortage))
 
-    def _infeasible(self, figures: str) -> dict[str, Any]:
+    def _infeasible_metrics(self, shortage: str) -> dict[str, Any]:
         """The metrics of a trial that does not fit in the memory.
 
         Args:
-            figures: what it needed and what there was.
+            shortage: how much memory it needed and how much was free; empty if not known.
 
         Raises:
             DoesNotFitError: several workers train it. The others would wait for this one's part of the step.
@@ -207,7 +209,7 @@ class Engine:
         if self.shard.world_size > 1:
             raise DoesNotFitError(NO_ROW_FITS)
         numbers = {self.settings.search.metric: math.nan, "infeasible": True, EVALUATION_NUMBER: 0}
-        return {**numbers, **({REASON: figures} if figures else {})}
+        return {**numbers, **({REASON: shortage} if shortage else {})}
 
     def _end(self, slot: Slot, metrics: dict[str, Any]) -> None:
         """Remove a trial, with its last report. It may not have joined yet."""
@@ -217,9 +219,13 @@ class Engine:
         self.checkpoints.deliver_later(slot.trial_id, TrialReport(metrics, last=True))
 
 
-def _charge(rows: dict[Slot, list[PassRow]], seconds: float, waited: float) -> None:
-    """Divide a round's time among its trials, by tokens. All trials' seconds add up to the device's."""
+def _charge(rows: dict[Slot, list[PackedRow]], seconds: float, data_wait_s: float) -> None:
+    """Divide a round's seconds among its trials, by tokens. All trials' seconds add up to the device's.
+
+    Args:
+        data_wait_s: seconds of the round in which the engine waited for rows to be read.
+    """
     tokens = {slot: sum(bucket_length(row.tokens) for row in part) for slot, part in rows.items()}
     total = max(sum(tokens.values()), 1)  # a worker may have no row at all in a round
     for slot, count in tokens.items():
-        slot.records.charge(seconds * count / total, waited * count / total)
+        slot.records.charge(seconds * count / total, data_wait_s * count / total)

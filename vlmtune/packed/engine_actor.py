@@ -29,7 +29,7 @@ class EngineActor:
     """What trials call. The base is loaded at the first call that needs it, also after a restart.
 
     Args:
-        settings, store, max_lora_rank, largest: as for `Engine`.
+        settings, store, max_lora_rank, most_demanding: as for `Engine`.
         max_trials: how many trials to train at once.
     """
 
@@ -39,9 +39,14 @@ class EngineActor:
         store: Store,
         max_trials: int,
         max_lora_rank: int,
-        largest: Settings | None = None,
+        most_demanding: Settings | None = None,
     ) -> None:
-        self.settings, self.store, self.max_lora_rank, self.largest = settings, store, max_lora_rank, largest
+        self.settings, self.store, self.max_lora_rank, self.most_demanding = (
+            settings,
+            store,
+            max_lora_rank,
+            most_demanding,
+        )
         self.registry = TrialRegistry(max_trials)
         self.changed = self.registry.changed
         self.notes = NoteLog()
@@ -70,7 +75,7 @@ class EngineActor:
                     deliver=self.loop.deliver,
                     note=self.notes.add,
                     on_end=self.loop.mark_finished,
-                    largest=self.largest,
+                    most_demanding=self.most_demanding,
                 )
             except UserError as error:
                 # An engine that failed to start has no trials, so trials would keep choosing it.
@@ -118,7 +123,7 @@ class EngineActor:
             if self.registry.has_joined(trial_id):
                 return True
             self.loop.raise_error()
-            trial = self.registry.reserve(trial_id)
+            trial = self.registry.reserve_slot(trial_id)
         if trial is None:
             return False
         try:
@@ -163,7 +168,7 @@ class EngineActor:
         last = read_last_report(request.folder, self._tell)
         if last is not None and has_ended(last):
             with self.changed:
-                self.registry.set_finished(trial, TrialReport(last, last=True))
+                self.registry.restore_finished(trial, TrialReport(last, last=True))
             return
         with fetch_last_checkpoint(request.folder) as checkpoint:
             slot = self.engine.slot_factory.make(

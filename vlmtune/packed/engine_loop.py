@@ -60,7 +60,7 @@ class EngineLoop:
     def mark_finished(self, trial_id: str) -> None:
         """Mark a trial that the engine has removed."""
         with self.changed:
-            self.registry.finish(trial_id)
+            self.registry.mark_finished(trial_id)
             self.changed.notify_all()
 
     def _run(self, engine: Engine) -> None:
@@ -69,11 +69,11 @@ class EngineLoop:
                 self._wait_for_search(engine)
             with self.changed:
                 self.new_reports = False
-                waiting = self._apply_joins_and_leaves(engine)
-                if not engine.slots.keys() - waiting:
+                paused = self._apply_joins_and_leaves(engine)
+                if not engine.slots.keys() - paused:
                     self.changed.wait(timeout=IDLE_CHECK_S)
             # Without a trial, this still raises the error of a checkpoint that could not be written.
-            engine.train_round(waiting)
+            engine.train_round(paused)
 
     def _wait_for_search(self, engine: Engine) -> None:
         """Wait until the search has stopped or continued the trials that have reported.
@@ -83,7 +83,7 @@ class EngineLoop:
         """
 
         def undecided() -> int:
-            return sum(trial.undecided for trial in self.registry.in_phase(TrialPhase.TRAINING))
+            return sum(trial.awaits_decision for trial in self.registry.in_phase(TrialPhase.TRAINING))
 
         with self.changed:
             limit = engine.round_seconds * undecided() / max(len(engine.slots), 1) / 2
@@ -91,14 +91,14 @@ class EngineLoop:
 
     def _apply_joins_and_leaves(self, engine: Engine) -> set[str]:
         """Let trials leave and join; returns those that wait until their reports are read."""
-        abandoned = [trial for trial in self.registry.in_phase(TrialPhase.TRAINING) if trial.abandoned]
+        abandoned = [trial for trial in self.registry.in_phase(TrialPhase.TRAINING) if trial.is_abandoned]
         for trial in [*self.registry.in_phase(TrialPhase.LEAVING), *abandoned]:
             engine.leave(trial.trial_id)
             self.registry.remove(trial.trial_id)
         for trial in self.registry.in_phase(TrialPhase.READY):
             engine.join(trial.start_training())
         self.changed.notify_all()
-        return {trial.trial_id for trial in self.registry.in_phase(TrialPhase.TRAINING) if trial.waits}
+        return {trial.trial_id for trial in self.registry.in_phase(TrialPhase.TRAINING) if trial.is_paused}
 
     def _notify(self) -> None:
         with self.changed:

@@ -37,7 +37,7 @@ def start_engines(
     trials: int,
     max_lora_rank: int,
     gpu: bool,
-    largest: Settings | None = None,
+    most_demanding: Settings | None = None,
 ) -> tuple[list[ActorHandle[Any]], list[str]]:
     """Start engines, each with its own GPU or on CPUs. They end with this process.
 
@@ -45,7 +45,7 @@ def start_engines(
 
     Args:
         count: of engines.
-        trials, max_lora_rank, largest: of each engine, as for `Engine`.
+        trials, max_lora_rank, most_demanding: of each engine, as for `Engine`.
 
     Returns:
         The engines, and the lines that they have noted.
@@ -61,7 +61,7 @@ def start_engines(
         "max_restarts": MAX_RESTARTS,
     }
     engines = [
-        remote.options(**options).remote(settings, store, trials, max_lora_rank, largest)
+        remote.options(**options).remote(settings, store, trials, max_lora_rank, most_demanding)
         for _ in range(count)
     ]
     device = "GPU" if gpu else "CPU"

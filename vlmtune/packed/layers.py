@@ -1,12 +1,13 @@
 """LoRA for many trials over one frozen linear layer: each row of a batch uses its own trial's adapter.
 
-A trial's adapter is one flat float32 vector (`AdapterLayout`). Before a pass, the adapters of its rows are
-copied into `RowAdapters`, in the dtype that the base computes in. An adapter of lower rank is padded with
-zeros. They stay zero, because their gradient is a product with zero. The frozen layer sees all rows as one
-batch. The adapters are two batched matrix products, one a row, so no row's result depends on another row.
+A trial's adapter is one flat float32 vector (`AdapterLayout`). Before a packed batch runs, the adapters of
+its rows are copied into `RowAdapters`, in the dtype that the base computes in. An adapter of lower rank is
+padded with zeros. They stay zero, because their gradient is a product with zero. The frozen layer sees all
+rows as one batch. The adapters are two batched matrix products, one a row, so no row's result depends on
+another row.
 
-Shapes: P numbers of an adapter, B rows of a pass, T tokens, D in_features, O out_features, R rank of the
-layout.
+Shapes: P numbers of an adapter's flat vector, B rows of a packed batch, T tokens, D in_features, O
+out_features, R rank of the layout.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class AdapterLayout:
 
 
 class RowAdapters:
-    """The adapters of the rows of a pass, at fixed addresses, which CUDA graphs need.
+    """The adapters of the rows of a packed batch, at fixed addresses, which CUDA graphs need.
 
     Attributes:
         flat: `[B, P]` in the dtype of the computation.
@@ -137,7 +138,7 @@ class RowAdapters:
 
 
 class PackedLinear(nn.Module):
-    """A frozen linear layer that adds, for each row of a pass, the LoRA of that row's adapter.
+    """A frozen linear layer that adds, for each row of a packed batch, the LoRA of that row's adapter.
 
     With no adapters bound it is the frozen layer.
 

@@ -1,4 +1,4 @@
-"""The loss of each row of a pass, so that every trial has its own."""
+"""The loss of each row of a packed batch, from which every trial has its own."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmtune.model.head import label_scores
+from vlmtune.model.head import log_probs_at_labels
 
 
 @dataclass(frozen=True)
 class RowLosses:
-    """For each row of a pass, `[B]`: summed loss and number of correct predictions of its labelled tokens."""
+    """For each row of a packed batch, `[B]`: summed loss and number of correct predictions of its labels."""
 
     loss: Tensor
     correct: Tensor
 
 
 def row_losses(model: Any, batch: dict[str, Tensor], dft: Tensor | None = None) -> RowLosses:
-    """Negative log-likelihood of a model with TRL's fused head and `score_positions`, summed for each row.
+    """Negative log-likelihood of the labels, summed for each row. The model is as in `log_probs_at_labels`.
 
     Args:
         dft: bool `[B]`, rows whose loss is that of Dynamic Fine-Tuning
             (https://huggingface.co/papers/2508.05629).
     """
-    outputs = label_scores(model, batch)
+    outputs = log_probs_at_labels(model, batch)
     losses = -outputs.log_probs  # [B, K], zero where there is no label
     if dft is not None:
         losses = torch.where(dft.unsqueeze(1), losses * outputs.log_probs.exp().detach(), losses)

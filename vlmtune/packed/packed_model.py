@@ -14,36 +14,43 @@ from torch import Tensor
 
 from vlmtune.compat.trl import add_fused_lm_head
 from vlmtune.data.store import StoreMeta
-from vlmtune.model.head import score_positions
-from vlmtune.model.memory import memory_figures
+from vlmtune.model.head import add_positions_argument
+from vlmtune.model.memory import memory_shortage
 from vlmtune.model.step import AcceleratedStep
 from vlmtune.model.transfer import to_device
 from vlmtune.packed.adapter_binding import AdapterBinding
 from vlmtune.packed.loss import RowLosses, row_losses
-from vlmtune.packed.passes import PassRow, bucket_length, bucket_rows, cut_passes, make_batch, pad_to_bucket
+from vlmtune.packed.packed_batch import (
+    PackedRow,
+    bucket_length,
+    bucket_rows,
+    make_batch,
+    packed_batches,
+    pad_to_bucket,
+)
 from vlmtune.packed.row_features import PackedVisionFeatures
 
 
 @dataclass(frozen=True)
 class PassResult:
-    """Per-row loss and correct-token count, keyed by `id(row)`.
+    """What forward passes found: per-row loss and correct-token count, keyed by `id(row)`.
 
     Attributes:
         rows: summed loss and number of correct predictions of each row, scalars on the device.
         too_large: owners of rows that do not fit in the memory even alone; their rows may be missing.
-        figures: what such a row needed and what there was; empty if that is not known.
+        shortages: of each such row, how much memory it needed and how much was free; empty if not known.
     """
 
     rows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     too_large: list[Any] = field(default_factory=list)
-    figures: list[str] = field(default_factory=list)
+    shortages: list[str] = field(default_factory=list)
 
 
 class PackedModel:
-    """A base whose target layers use the adapters of the rows of the pass.
+    """A base whose target layers use the adapters of the rows of the packed batch.
 
     Args:
-        accelerated_step: what makes passes over the base fast or small.
+        accelerated_step: what makes the base's computation fast or small.
         max_tokens: tokens that go through the base at once, at most, padding included.
 
     Attributes:
@@ -59,7 +66,7 @@ class PackedModel:
     ) -> None:
         base: Any = accelerated_step.base
         add_fused_lm_head(base)
-        score_positions(base)
+        add_positions_argument(base)
         base.train()
         self.accelerated_step, self.base, self.meta = accelerated_step, base, meta
         self.max_tokens, self.features = max_tokens, features
@@ -67,24 +74,24 @@ class PackedModel:
         self.adapters = AdapterBinding(accelerated_step)
         self.dropout = False  # whether the layers apply dropout: from the first row with dropout on
 
-    def add_gradients(self, rows: Sequence[PassRow], add: Callable[[Any, Tensor], None]) -> PassResult:
+    def add_gradients(self, rows: Sequence[PackedRow], add: Callable[[Any, Tensor], None]) -> PassResult:
         """Run rows forward and backward, in training mode.
 
         Args:
-            add: is called as `add(owner, gradient)` for each owner in a pass, with the summed gradient `[P]`
-                of its rows.
+            add: is called as `add(owner, gradient)` for each owner in a packed batch, with the summed
+                gradient `[P]` of its rows.
         """
         self._set_mode(training=True)
         if not self.dropout and any(row.dropout for row in rows):
             self.dropout = True
             self.accelerated_step.recapture()
-        return self._run_in_passes(rows, partial(self._forward_backward, add=add))
+        return self._run_in_packed_batches(rows, partial(self._forward_backward, add=add))
 
-    def losses(self, rows: Sequence[PassRow]) -> PassResult:
+    def losses(self, rows: Sequence[PackedRow]) -> PassResult:
         """Run rows forward without dropout, in evaluation mode."""
         self._set_mode(training=False)
         with torch.no_grad():
-            return self._run_in_passes(rows, partial(self._forward, dropout=False))
+            return self._run_in_packed_batches(rows, partial(self._forward, dropout=False))
 
     @contextmanager
     def single_adapter(self, adapter: Tensor, scaling: float) -> Iterator[Any]:
@@ -93,39 +100,39 @@ class PackedModel:
         self._set_mode(training=False)
         yield self.base
 
-    def _run_in_passes(
-        self, rows: Sequence[PassRow], run: Callable[[Sequence[PassRow]], RowLosses]
+    def _run_in_packed_batches(
+        self, rows: Sequence[PackedRow], run: Callable[[Sequence[PackedRow]], RowLosses]
     ) -> PassResult:
-        """Call `run` for each pass. After running out of memory, free some or halve the pass, and retry."""
+        """Call `run` for each packed batch; after running out of memory, free some or halve it, and retry."""
         result = PassResult()
-        waiting = list(cut_passes(rows, self.max_tokens))
-        while waiting:
-            part = [row for row in waiting.pop(0) if row.owner not in result.too_large]
+        remaining = list(packed_batches(rows, self.max_tokens))
+        while remaining:
+            part = [row for row in remaining.pop(0) if row.owner not in result.too_large]
             if not part:
                 continue
             try:
                 losses = run(part)
             except torch.OutOfMemoryError as error:
-                figures = memory_figures(error)
+                shortage = memory_shortage(error)
                 self.adapters.drop_gradients()
             else:
                 for index, row in enumerate(part):
                     result.rows[id(row)] = losses.loss[index].detach(), losses.correct[index]
-                del losses  # keeps a captured step's memory alive, which the next pass may have to free
+                del losses  # keeps a captured step's memory alive, which the next batch may have to free
                 continue
             freed = self.features.disable() or self.accelerated_step.stop_capturing()
             torch.cuda.empty_cache()
             if freed:
-                waiting.insert(0, part)
+                remaining.insert(0, part)
             elif len(part) == 1:
                 result.too_large.append(part[0].owner)
-                result.figures.append(figures)
+                result.shortages.append(shortage)
             else:
-                waiting = [*self._halves(part), *waiting]
+                remaining = [*self._halves(part), *remaining]
         return result
 
-    def _halves(self, part: list[PassRow]) -> list[list[PassRow]]:
-        """The halves of a pass that did not fit. Later passes have no more tokens than these."""
+    def _halves(self, part: list[PackedRow]) -> list[list[PackedRow]]:
+        """The halves of a packed batch that did not fit. Later ones have no more tokens than these."""
         half = -(-len(part) // 2)
         self.max_tokens = half * bucket_length(max(row.tokens for row in part))
         self.accelerated_step.note(
@@ -134,7 +141,7 @@ class PackedModel:
         )
         return [part[:half], part[half:]]
 
-    def _forward_backward(self, part: Sequence[PassRow], add: Callable[[Any, Tensor], None]) -> RowLosses:
+    def _forward_backward(self, part: Sequence[PackedRow], add: Callable[[Any, Tensor], None]) -> RowLosses:
         losses = self._forward(part, dropout=self.dropout)
         weights = to_device(torch.tensor([row.weight for row in part], dtype=torch.float32), self.device)
         # No gradient where all adapters are in cross-attention and no row has an image.
@@ -143,7 +150,7 @@ class PackedModel:
         gradients = self.adapters.gradients()
         self.adapters.drop_gradients()
         counts = {owner: len(list(group)) for owner, group in groupby(part, key=lambda row: row.owner)}
-        # Compute all sums before the first `add`: if they run out of memory, the whole pass runs again.
+        # Compute all sums before the first `add`: if they run out of memory, the whole batch runs again.
         sums = [
             rows.sum(0, dtype=torch.float32) for rows in gradients[: len(part)].split(list(counts.values()))
         ]
@@ -151,7 +158,7 @@ class PackedModel:
             add(owner, gradient)
         return losses
 
-    def _forward(self, part: Sequence[PassRow], *, dropout: bool) -> RowLosses:
+    def _forward(self, part: Sequence[PackedRow], *, dropout: bool) -> RowLosses:
         self.adapters.bind(part, dropout=dropout)
         dft = [row.dft for row in part] + [False] * (bucket_rows(len(part)) - len(part))
         features = self.features.inputs(pad_to_bucket(part)) if part[0].has_image else None

@@ -11,8 +11,8 @@ from vlmtune.model.capture import WARM_UP_CALLS
 from vlmtune.model.mllama import image_only_modules
 from vlmtune.model.self_check import StepResult, without_dropout
 from vlmtune.packed.layers import TargetLayer
+from vlmtune.packed.packed_batch import PackedRow
 from vlmtune.packed.packed_model import PackedModel
-from vlmtune.packed.passes import PassRow
 
 
 def target_layers(base: Any, names: Sequence[str]) -> list[TargetLayer]:
@@ -45,7 +45,7 @@ def packed_result(
         {name: (a.cpu(), torch.zeros(sizes[name], rank)) for name, a in first.items()}, model.device
     )
     passed = [
-        PassRow("self-check", rows.numbers[place], rows.examples[place], adapter, 1.0) for place in places
+        PackedRow("self-check", rows.numbers[place], rows.examples[place], adapter, 1.0) for place in places
     ]
     gradient = torch.zeros_like(adapter)
 

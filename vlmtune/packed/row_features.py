@@ -15,7 +15,7 @@ from vlmtune.data.store import StoreMeta
 from vlmtune.model.cross_attention_features import vision_features
 from vlmtune.model.transfer import to_device
 from vlmtune.model.vision_features import RowFeatures, without_pixels
-from vlmtune.packed.passes import PassRow, bucket_length
+from vlmtune.packed.packed_batch import PackedRow, bucket_length
 
 # Of all rows. Where fewer fit in the memory, computing row by row costs more than the cache saves.
 MIN_CACHED_FRACTION = 0.5
@@ -42,7 +42,7 @@ class PackedVisionFeatures:
         self.base, self.meta, self.total_rows = base, meta, total_rows
         self.cache = vision_features(base, max_bytes=max_bytes, note=note)
 
-    def inputs(self, rows: Sequence[PassRow]) -> dict[str, Any] | None:
+    def inputs(self, rows: Sequence[PackedRow]) -> dict[str, Any] | None:
         """The model's inputs that replace these rows' pixels; None where the pixels have to go through it."""
         if not self.cache.max_bytes:
             return None
@@ -65,7 +65,7 @@ class PackedVisionFeatures:
         """Drop the features and cache none from now on, to free memory; returns whether there were any."""
         return self.cache.disable()
 
-    def _features(self, row: PassRow) -> RowFeatures | None:
+    def _features(self, row: PackedRow) -> RowFeatures | None:
         """The row's features, from the cache or computed alone."""
         cached = self.cache.cached([row.number])
         known = not self.cache.has_positions or (row.number, row.tokens) in self.cache.positions

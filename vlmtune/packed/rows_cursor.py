@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vlmtune.data.order import MicroBatch, Order
+from vlmtune.data.order import BatchRows, Order
 from vlmtune.packed.worker_shard import WorkerShard
 
 
 class RowsCursor:
-    """Gives a trial's rows one micro-batch after another, beginning at any step.
+    """Gives a trial's rows one batch after another, beginning at any step.
 
     The position follows from the number of steps made, so a checkpoint does not hold it.
 
@@ -28,24 +28,24 @@ class RowsCursor:
     ) -> None:
         self.row_numbers, self.order, self.shard, self.max_steps = row_numbers, order, shard, max_steps
         self._steps = self._iterate_steps(first_step)
-        self._step = next(self._steps, [])  # micro-batches that are left of the step under way
+        self._step = next(self._steps, [])  # batches that are left of the step under way
         self._following = next(self._steps, [])  # those of the step after it
         self._rows_done = 0  # rows of the step under way that this process has trained on
 
-    def micro_batch(self) -> list[int]:
-        """Row numbers of the next micro-batch; empty where only other workers have rows in it."""
+    def next_batch(self) -> list[int]:
+        """Row numbers of the next batch; empty where only other workers have rows in it."""
         return self._numbers(self._step[:1])
 
     def positions(self) -> list[int]:
-        """The position of each row of the next micro-batch in the step of all workers.
+        """The position of each row of the next batch in the step of all workers.
 
         It does not depend on the number of workers.
         """
-        rows = range(self._rows_done, self._rows_done + len(self.micro_batch()))
+        rows = range(self._rows_done, self._rows_done + len(self.next_batch()))
         return [row * self.shard.world_size + self.shard.rank for row in rows]
 
     def rest_of_step(self) -> list[int]:
-        """Row numbers of the micro-batches that are left of the step under way, the next one included."""
+        """Row numbers of the batches that are left of the step under way, the next one included."""
         return self._numbers(self._step)
 
     def following_step(self) -> list[int]:
@@ -53,18 +53,18 @@ class RowsCursor:
         return self._numbers(self._following)
 
     def advance(self) -> bool:
-        """Move past the next micro-batch; returns whether it was the last one of its step."""
-        self._rows_done += len(self.micro_batch())
+        """Move past the next batch; returns whether it was the last one of its step."""
+        self._rows_done += len(self.next_batch())
         self._step = self._step[1:]
         if self._step:
             return False
         self._step, self._following, self._rows_done = self._following, next(self._steps, []), 0
         return True
 
-    def _numbers(self, batches: list[MicroBatch]) -> list[int]:
+    def _numbers(self, batches: list[BatchRows]) -> list[int]:
         return [int(self.row_numbers[row]) for batch in batches if not batch.filler for row in batch.rows]
 
-    def _iterate_steps(self, step: int) -> Iterator[list[MicroBatch]]:
+    def _iterate_steps(self, step: int) -> Iterator[list[BatchRows]]:
         order = self.order
         while step < self.max_steps:
             epoch, first = divmod(step, order.steps_per_epoch)

@@ -21,8 +21,8 @@ from vlmtune.data.order import Order
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.packed.layers import TargetLayer
+from vlmtune.packed.packed_batch import PackedRow
 from vlmtune.packed.packed_model import PassResult
-from vlmtune.packed.passes import PassRow
 from vlmtune.packed.rows_cursor import RowsCursor
 from vlmtune.packed.slot_adapter import AdapterCopy, SlotAdapter
 from vlmtune.packed.step_totals import LossLog, StepTotals
@@ -38,7 +38,7 @@ from vlmtune.training.trl_arguments import training_arguments
 class Slot:
     """One trial in an engine: its adapter, optimizer and position in its rows.
 
-    The engine runs the rows of its next micro-batch through the base, and gives it the result.
+    The engine runs the rows of its next batch through the base, and gives it the result.
 
     Args:
         targets: the layers that get its adapter.
@@ -48,7 +48,7 @@ class Slot:
         checkpoint: local folder of the checkpoint that it resumes from, at the exact next row.
         on_log: called with the numbers of each logged step.
         shard: this process's part of the rows, where several workers train the trial.
-        operations: floating-point operations of training on one token.
+        flops_per_token: floating-point operations of training on one token.
 
     Raises:
         DataError: a training row does not fit `max_length`, and `on_long_row` is not "skip".
@@ -67,22 +67,22 @@ class Slot:
         checkpoint: str | None = None,
         on_log: Callable[[dict[str, Any]], None] | None = None,
         shard: WorkerShard = SINGLE_WORKER,
-        operations: float = 0.0,
+        flops_per_token: float = 0.0,
     ) -> None:
         self.trial_id, self.folder, self.settings, self.shard = trial_id, folder, settings, shard
         self.lora_config = lora_config
         lora_config.inference_mode = True
         lora_config.base_model_name_or_path = settings.model.base_model
-        kept_rows = fitting_rows(store, settings.training.max_length, settings.data.on_long_row)
+        usable_rows = fitting_rows(store, settings.training.max_length, settings.data.on_long_row)
         with tempfile.TemporaryDirectory() as work_dir:
             self.args = args = training_arguments(settings, work_dir, checkpointing=False)
         order = Order(
-            rows=len(kept_rows),
+            rows=len(usable_rows),
             per_device=args.per_device_train_batch_size,
             accumulation=args.gradient_accumulation_steps,
             world_size=shard.world_size,
             seed=args.seed if args.data_seed is None else args.data_seed,
-            mixture=mixture_of(store, kept_rows, settings.data.data_weights),
+            mixture=mixture_of(store, usable_rows, settings.data.data_weights),
         )
         saved = None
         if checkpoint is not None:
@@ -91,19 +91,19 @@ class Slot:
         self.progress = TrialProgress(args, order, rule, saved.state if saved is not None else None)
         self.adapter = SlotAdapter(targets, settings, args, self.progress.max_steps, saved)
         self.cursor = RowsCursor(
-            store.rows_of(TRAIN)[kept_rows],
+            store.rows_of(TRAIN)[usable_rows],
             order,
             shard,
             first_step=self.progress.step,
             max_steps=self.progress.max_steps,
         )
-        self.totals: StepTotals | None = None  # of the step under way; None before its first micro-batch
+        self.totals: StepTotals | None = None  # of the step under way; None before its first batch
         self.log = LossLog()
-        self.records = TrialRecords(runs_dir, on_log, operations)
+        self.records = TrialRecords(runs_dir, on_log, flops_per_token)
 
-    def pass_row(self, number: int, example: EncodedExample) -> PassRow:
-        """A row for a pass through the base with the adapter as it is now, without dropout."""
-        return PassRow(
+    def packed_row(self, number: int, example: EncodedExample) -> PackedRow:
+        """A row for a packed batch, with the adapter as it is now and without dropout."""
+        return PackedRow(
             owner=self,
             number=number,
             example=example,
@@ -111,8 +111,8 @@ class Slot:
             scaling=self.adapter.scaling,
         )
 
-    def training_rows(self, examples: dict[int, EncodedExample]) -> list[PassRow]:
-        """The rows of the next micro-batch.
+    def training_rows(self, examples: dict[int, EncodedExample]) -> list[PackedRow]:
+        """The rows of the next batch.
 
         Args:
             examples: those of the whole step, by their number in the store.
@@ -121,8 +121,8 @@ class Slot:
             self.totals = self._begin_step(examples)
         self.records.meter.begin()
         rows = []
-        for number, position in zip(self.cursor.micro_batch(), self.cursor.positions(), strict=True):
-            row = self.pass_row(number, self._shortened(examples[number]))
+        for number, position in zip(self.cursor.next_batch(), self.cursor.positions(), strict=True):
+            row = self.packed_row(number, self._shortened(examples[number]))
             self.totals.has_images |= row.has_image
             rows.append(
                 replace(
@@ -136,11 +136,11 @@ class Slot:
         return rows
 
     def add_gradient(self, gradient: torch.Tensor) -> None:
-        """Add the gradient of some rows of the micro-batch, `[P]`."""
+        """Add the gradient of some rows of the batch, `[P]`."""
         self.adapter.add_gradient(gradient)
 
-    def end_micro_batch(self, rows: list[PassRow], result: PassResult) -> None:
-        """Add up the micro-batch's losses; after the last micro-batch of a step, update the adapter."""
+    def end_batch(self, rows: list[PackedRow], result: PassResult) -> None:
+        """Add up the batch's losses; after the last batch of a step, update the adapter."""
         assert self.totals is not None
         self.records.meter.count(rows=len(rows), tokens=sum(row.tokens for row in rows))
         if rows:

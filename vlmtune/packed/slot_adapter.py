@@ -1,4 +1,4 @@
-"""The adapter of one trial and its optimizer, in the layout that the engine's passes use."""
+"""The adapter of one trial and its optimizer, in the layout that all trials of the engine share."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class AdapterCopy:
 
 
 def lay_out_together(new: SlotAdapter, others: Sequence[SlotAdapter], binding: AdapterBinding) -> bool:
-    """Lay out a new adapter for the engine's passes; returns whether the others had to move.
+    """Lay out a new adapter as the engine's others are; returns whether these had to change their layout.
 
     Raises:
         DoesNotFitError: there is no memory for it. The others stay as they were.
@@ -166,8 +166,8 @@ def lay_out_together(new: SlotAdapter, others: Sequence[SlotAdapter], binding: A
     try:
         # First by itself: an adapter that does not even fit alone must not change the others' layout.
         new.lay_out(new.own_layout, torch.device("cpu"))
-        moved = binding.make_room(new.targets, new.lora_rank)
-        if moved:
+        layout_changed = binding.make_room(new.targets, new.lora_rank)
+        if layout_changed:
             for other in others:
                 other.lay_out(binding.layout, binding.device)
         new.lay_out(binding.layout, binding.device)
@@ -179,4 +179,4 @@ def lay_out_together(new: SlotAdapter, others: Sequence[SlotAdapter], binding: A
             if other.layout is not before:
                 other.lay_out(before, binding.device)
         raise DoesNotFitError("no memory for another adapter") from error
-    return moved
+    return layout_changed

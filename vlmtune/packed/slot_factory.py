@@ -21,12 +21,12 @@ class SlotFactory:
 
     Args:
         settings: the settings of the engine.
-        operations: floating-point operations of training on one token.
+        flops_per_token: floating-point operations of training on one token.
         shard: this process's part of every trial's rows.
     """
 
-    def __init__(self, settings: Settings, store: Store, operations: float, shard: WorkerShard) -> None:
-        self.store, self.operations, self.shard = store, operations, shard
+    def __init__(self, settings: Settings, store: Store, flops_per_token: float, shard: WorkerShard) -> None:
+        self.store, self.flops_per_token, self.shard = store, flops_per_token, shard
         self.outline = settings.model.ref.outline()
 
     def make(self, trial_id: str, settings: Settings, **options: Any) -> Slot:
@@ -49,7 +49,7 @@ class SlotFactory:
             targets,
             lora_config,
             shard=self.shard,
-            operations=self.operations,
+            flops_per_token=self.flops_per_token,
             **options,
         )
 

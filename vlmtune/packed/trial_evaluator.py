@@ -71,7 +71,7 @@ class TrialEvaluator:
     ) -> PassResult:
         """Add these rows' summed loss and labelled tokens to each trial's total."""
         examples = self.examples.get(row_numbers)
-        rows = {slot: [slot.pass_row(number, examples[number]) for number in row_numbers] for slot in slots}
+        rows = {slot: [slot.packed_row(number, examples[number]) for number in row_numbers] for slot in slots}
         result = self.model.losses([row for part in rows.values() for row in part])
         for slot, part in rows.items():
             if slot not in result.too_large:

@@ -74,7 +74,7 @@ class TrialProgress:
         state, order = self.state, self.order
         state.global_step += 1
         epochs, steps = divmod(state.global_step, order.steps_per_epoch)
-        state.epoch = epochs + steps * order.accumulation / order.micro_batches_per_epoch
+        state.epoch = epochs + steps * order.accumulation / order.batches_per_epoch
         self._control = self._flow.on_step_end(self.args, state, self._control)
         if steps == 0:
             self._control = self._flow.on_epoch_end(self.args, state, self._control)

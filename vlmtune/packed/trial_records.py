@@ -18,14 +18,14 @@ class TrialRecords:
     Args:
         runs_dir: folder or URI of its TensorBoard events; None writes none.
         on_log: called with the numbers of each logged step.
-        operations: floating-point operations of training on one token.
+        flops_per_token: floating-point operations of training on one token.
 
     Attributes:
         seconds: the trial's part of the device's time.
     """
 
     def __init__(
-        self, runs_dir: str | None, on_log: Callable[[dict[str, Any]], None] | None, operations: float
+        self, runs_dir: str | None, on_log: Callable[[dict[str, Any]], None] | None, flops_per_token: float
     ) -> None:
         self.runs_dir = runs_dir
         # Events are appended to their file, which an object store cannot do. So they are written locally.
@@ -33,12 +33,12 @@ class TrialRecords:
         self.local_runs = tempfile.mkdtemp(prefix="runs-") if remote else runs_dir
         self.seconds = 0.0
         self.meter = Meter(self.local_runs, on_log, lambda: self.seconds)
-        self.meter.operations = operations
+        self.meter.flops_per_token = flops_per_token
 
-    def charge(self, seconds: float, waited: float) -> None:
+    def charge(self, seconds: float, data_wait_s: float) -> None:
         """Add a part of a round's time, and of its time spent waiting for rows."""
         self.seconds += seconds
-        self.meter.waited += waited
+        self.meter.data_wait_s += data_wait_s
 
     def publish_runs(self) -> None:
         """Copy the TensorBoard events to `runs_dir`, if that is not a local folder."""

@@ -56,20 +56,20 @@ class RegisteredTrial:
         return len(self.reports) - self.next_report
 
     @property
-    def waits(self) -> bool:
-        """Whether it does not train until its reports are read."""
+    def is_paused(self) -> bool:
+        """Whether it takes part in no round until its reports are read."""
         return self.unread >= MAX_UNREAD_REPORTS
 
     @property
-    def undecided(self) -> bool:
-        """Whether it trains on while the search may still stop it because of its last report."""
+    def awaits_decision(self) -> bool:
+        """Whether it trains while the search may still stop it because of its last report."""
         return self.phase is TrialPhase.TRAINING and 0 < self.unread < MAX_UNREAD_REPORTS
 
     @property
-    def abandoned(self) -> bool:
-        """Whether it waits for a process that does not come back."""
-        waits = self.phase is TrialPhase.TRAINING and self.waits
-        return waits and time.monotonic() - self.last_polled > ABANDONED_AFTER_S
+    def is_abandoned(self) -> bool:
+        """Whether it is paused for a process that does not come back."""
+        paused = self.phase is TrialPhase.TRAINING and self.is_paused
+        return paused and time.monotonic() - self.last_polled > ABANDONED_AFTER_S
 
     def start_training(self) -> Slot:
         """Change from READY to TRAINING; returns the slot, which has to join the engine."""
@@ -122,8 +122,8 @@ class TrialRegistry:
     def in_phase(self, phase: TrialPhase) -> list[RegisteredTrial]:
         return [trial for trial in self._trials.values() if trial.phase is phase]
 
-    def reserve(self, trial_id: str) -> RegisteredTrial | None:
-        """A trial whose slot is to be made; None if the engine has no free slot for it."""
+    def reserve_slot(self, trial_id: str) -> RegisteredTrial | None:
+        """Reserve a slot for a trial, which is yet to be made; None if the engine has no free one."""
         trial = self._trials.get(trial_id)
         if trial is None and self.free_slots > 0:
             trial = self._trials[trial_id] = RegisteredTrial(trial_id)
@@ -140,8 +140,8 @@ class TrialRegistry:
         trial.phase, trial.slot, trial.last_polled = TrialPhase.READY, slot, time.monotonic()
         return True
 
-    def set_finished(self, trial: RegisteredTrial, last_report: TrialReport) -> None:
-        """Give its last report again to a trial that had ended before it joined."""
+    def restore_finished(self, trial: RegisteredTrial, last_report: TrialReport) -> None:
+        """Mark a trial that had ended before it joined as finished, with its last report to be read again."""
         if self._is_preparing(trial):
             trial.phase, trial.reports = TrialPhase.FINISHED, [last_report]
 
@@ -150,8 +150,8 @@ class TrialRegistry:
         if self._is_preparing(trial):
             self.remove(trial.trial_id)
 
-    def finish(self, trial_id: str) -> None:
-        """Mark a trial that the engine has removed. Its last report may still come."""
+    def mark_finished(self, trial_id: str) -> None:
+        """Mark a trial that the engine has removed as finished. Its last report may still come."""
         trial = self._trials.get(trial_id)
         if trial is not None and trial.phase is TrialPhase.TRAINING:
             trial.phase = TrialPhase.FINISHED

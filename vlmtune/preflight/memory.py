@@ -15,17 +15,17 @@ def gpu_memory(settings: Settings, store: Store) -> str:
     Empty where the model is not one to adapt: the preflight needs the processor alone, and training says
     what is wrong with the model.
     """
-    kept_rows = fitting_rows(store, settings.training.max_length, "skip")
+    usable_rows = fitting_rows(store, settings.training.max_length, "skip")
     try:
-        model, load = shapes_and_load(settings, store, kept_rows, pad_to_multiple_of=LENGTH_MULTIPLE)
+        model, load = shapes_and_load(settings, store, usable_rows, pad_to_multiple_of=LENGTH_MULTIPLE)
     except ModelError:
         return ""
     quantized = load.quantization in ("nf4", "int8")
     graphs = can_capture(settings)
     fastest = StepPlan(
-        dequantized=quantized, checkpointing=False, micro_batch=load.batch, compiled=True, graphs=graphs
+        dequantized=quantized, checkpointing=False, micro_batch_size=load.batch, compiled=True, graphs=graphs
     )
-    smallest = StepPlan(dequantized=False, checkpointing=True, micro_batch=1, compiled=True)
+    smallest = StepPlan(dequantized=False, checkpointing=True, micro_batch_size=1, compiled=True)
     most = size_text(estimate_memory(model, load, fastest).reserved)
     least = size_text(estimate_memory(model, load, smallest).total)
     return f"about {most} of a GPU at the fastest, {least} at the least; batch size {load.batch}"

@@ -14,7 +14,7 @@ from ray.tune.integration.ray_train import CHECKPOINT_PATH_KEY, TuneReportCallba
 from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
 from vlmtune.errors import DoesNotFitError
-from vlmtune.model.memory import is_out_of_memory, memory_figures
+from vlmtune.model.memory import is_out_of_memory, memory_shortage
 from vlmtune.packed.messages import REASON, TRIAL_ID, VALUES
 from vlmtune.training.best_evaluation import LAST_CHECKPOINT, has_ended
 from vlmtune.training.launch import run_on_ray
@@ -64,8 +64,8 @@ def run_trial(
         lack = next((failure for failure in failures if out_of_memory(failure)), None)
         if lack is None:
             raise
-        figures = memory_figures(lack) or (str(lack) if isinstance(lack, DoesNotFitError) else "")
-        reason = {REASON: figures} if figures else {}
+        shortage = memory_shortage(lack) or (str(lack) if isinstance(lack, DoesNotFitError) else "")
+        reason = {REASON: shortage} if shortage else {}
         tune.report({**settings.search.unmeasured, "infeasible": True, EVALUATION_NUMBER: 0, **reason})
     else:
         # Reported here and not by the callback: if Tune restarts a trial whose training had already finished,

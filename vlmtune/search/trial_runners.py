@@ -135,15 +135,15 @@ def make_packed_runner(
     at_once = min(total, search.max_concurrent_trials or per_engine * engine_count)
     engine_count = min(engine_count, at_once)
     per_engine = -(-at_once // engine_count)
-    largest = most_demanding(settings, space)
+    most_demanding = most_demanding_settings(settings, space)
     engines, notes = start_engines(
         settings,
         store,
         count=engine_count,
         trials=per_engine,
-        max_lora_rank=largest.lora.r,
+        max_lora_rank=most_demanding.lora.r,
         gpu=gpu,
-        largest=largest,
+        most_demanding=most_demanding,
     )
     trainable = tune.with_parameters(
         PackedTrial,
@@ -170,7 +170,7 @@ def _packed_description(at_once: int, engines: int, per_engine: int, device: str
     return f"packed, {at_once} at once, {each}"
 
 
-def most_demanding(settings: Settings, space: Space) -> Settings:
+def most_demanding_settings(settings: Settings, space: Space) -> Settings:
     """The settings with those extreme values of the space that need most memory; engines plan for them."""
     from vlmtune.model.lora import target_modules
 

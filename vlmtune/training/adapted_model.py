@@ -40,7 +40,7 @@ def adapted_model(
         note,
         capturable=can_capture(settings),
         mixed_precision=args.bf16 or args.fp16,
-        eval_rows=args.per_device_eval_batch_size,
+        eval_micro_batch_size=args.per_device_eval_batch_size,
     )
     if step.offloads:
         args.activation_offloading = False

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from vlmtune.data.order import MicroBatch, Order, evaluation_order
+from vlmtune.data.order import BatchRows, Order, evaluation_order
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
 
@@ -17,10 +17,10 @@ ROW_NUMBERS = "row_numbers"  # entry of a batch, `[B]`: the numbers of its rows 
 
 
 class BatchReader(Protocol):
-    """Gives micro-batches of a split, cut to `max_length` tokens, in exactly the order asked for."""
+    """Gives batches of a split, cut to `max_length` tokens, in exactly the order asked for."""
 
     def __call__(
-        self, split: str, batches: Sequence[MicroBatch], max_length: int | None
+        self, split: str, batches: Sequence[BatchRows], max_length: int | None
     ) -> Iterator[Batch]: ...
 
 
@@ -30,22 +30,22 @@ class WorkerBatches:
 
     Attributes:
         order: the rows of every training step, counted among those that are trained on.
-        kept_rows: the rows of the training split that are trained on.
-        read: reads micro-batches, counted in the rows of a split.
+        usable_rows: the rows of the training split that are trained on.
+        read: reads batches, counted in the rows of a split.
         first_step: steps that a resumed run has done.
     """
 
     store: Store
     order: Order
-    kept_rows: np.ndarray
+    usable_rows: np.ndarray
     rank: int
     read: BatchReader
     first_step: int = 0
 
-    def training(self, batches: list[MicroBatch], max_length: int | None) -> Iterator[Batch]:
-        """Micro-batches of `order`, on the CPU."""
+    def training(self, batches: list[BatchRows], max_length: int | None) -> Iterator[Batch]:
+        """batches of `order`, on the CPU."""
         in_split = [
-            replace(batch, rows=tuple(int(self.kept_rows[row]) for row in batch.rows)) for batch in batches
+            replace(batch, rows=tuple(int(self.usable_rows[row]) for row in batch.rows)) for batch in batches
         ]
         return self._numbered(TRAIN, in_split, max_length)
 
@@ -57,11 +57,11 @@ class WorkerBatches:
 
     def longest(self, count: int, max_length: int | None) -> Batch:
         """The `count` longest training rows in one batch, on the CPU."""
-        tokens = self.store.column("tokens")[self.store.rows_of(TRAIN)[self.kept_rows]]
+        tokens = self.store.column("tokens")[self.store.rows_of(TRAIN)[self.usable_rows]]
         rows = np.argsort(tokens, kind="stable")[-count:]
-        return next(self.training([MicroBatch(tuple(int(row) for row in rows))], max_length))
+        return next(self.training([BatchRows(tuple(int(row) for row in rows))], max_length))
 
-    def _numbered(self, split: str, batches: Sequence[MicroBatch], max_length: int | None) -> Iterator[Batch]:
+    def _numbered(self, split: str, batches: Sequence[BatchRows], max_length: int | None) -> Iterator[Batch]:
         rows = torch.from_numpy(self.store.rows_of(split))
         for order, batch in zip(batches, self.read(split, batches, max_length), strict=True):
             yield {**batch, ROW_NUMBERS: rows[list(order.rows)]}
@@ -87,11 +87,11 @@ class BatchStream(IterableDataset):  # type: ignore[type-arg]
         self.epoch, self.first_step = divmod(batches.first_step, batches.order.steps_per_epoch)
 
     def __len__(self) -> int:
-        return self.batches.order.micro_batches_per_epoch
+        return self.batches.order.batches_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, first_step = self.epoch, self.first_step
         self.epoch, self.first_step = epoch + 1, 0
         order, rank = self.batches.order, self.batches.rank
-        yield from ({} for _ in range(first_step * order.passes_per_step))
+        yield from ({} for _ in range(first_step * order.batches_per_step))
         yield from self.timed(self.batches.training(order.epoch(epoch, rank, first_step), self.max_length))

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from vlmtune.data.examples import read_examples
 from vlmtune.evaluation.objective import Objective
-from vlmtune.model.head import label_scores
+from vlmtune.model.head import log_probs_at_labels
 from vlmtune.model.step import AcceleratedStep
 from vlmtune.training.batches import Batch, WorkerBatches
 from vlmtune.training.vision_cache import VisionCache
@@ -65,5 +65,5 @@ class Evaluator:
     def _negative_log_likelihood(self, batch: Batch) -> torch.Tensor:
         """[2]: summed over the labelled tokens of a batch, and their number."""
         with self.autocast():
-            outputs = label_scores(self.model, self.vision.inputs(batch))
+            outputs = log_probs_at_labels(self.model, self.vision.inputs(batch))
         return torch.stack([-outputs.log_probs.double().sum(), outputs.label_mask.sum().double()])

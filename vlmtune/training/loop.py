@@ -1,6 +1,6 @@
 """What one worker does: load the base, attach the adapter, train it with TRL's SFTTrainer, evaluate, report.
 
-The loop reaches Ray, if at all, through two callables: `read_batches(split, micro_batches, max_length)` reads
+The loop reaches Ray, if at all, through two callables: `read_batches(split, batches, max_length)` reads
 the batches that it asks for, in order, and `report(metrics, checkpoint_folder)` takes a result.
 """
 
@@ -28,7 +28,7 @@ from vlmtune.training.adapted_model import adapted_model
 from vlmtune.training.batches import BatchReader, WorkerBatches
 from vlmtune.training.best_evaluation import EvaluationRule
 from vlmtune.training.callbacks import ProbeLongestRows, ReportAtEvaluation, ReportResult
-from vlmtune.training.meter import Meter, operations_per_token
+from vlmtune.training.meter import Meter, training_flops_per_token
 from vlmtune.training.step_plan import length_multiple, plan_step
 from vlmtune.training.step_result import step_dtype, step_result
 from vlmtune.training.trainer import AdapterTrainer
@@ -51,7 +51,7 @@ def train(
     """Train one adapter; returns the trained model, or None where nothing was left to do.
 
     Args:
-        read_batches: reads micro-batches of a split.
+        read_batches: reads batches of a split.
         report: takes the metrics of each evaluation.
         work_dir: local folder for checkpoints.
         runs_dir: where rank 0 writes TensorBoard events.
@@ -67,28 +67,28 @@ def train(
     if checkpoint is not None and _has_ended(checkpoint, rule):
         return None  # its last report has been made
     transformers_logging.disable_progress_bar()
-    kept_rows = fitting_rows(store, settings.training.max_length, settings.data.on_long_row)
+    usable_rows = fitting_rows(store, settings.training.max_length, settings.data.on_long_row)
     meter = Meter(runs_dir if rank == 0 else None, progress)
-    plan = plan_step(settings, store, kept_rows, world_size, meter.note)
+    plan = plan_step(settings, store, usable_rows, world_size, meter.note)
     args = training_arguments(settings, work_dir, checkpointing=plan.checkpointing)
 
     def check(base: Any, targets: list[str]) -> SelfCheck | None:
-        try_row(base, store, kept_rows, args.max_length)
-        rows = CheckedRows.choose(store, kept_rows, args.max_length, length_multiple(settings))
+        try_row(base, store, usable_rows, args.max_length)
+        rows = CheckedRows.choose(store, usable_rows, args.max_length, length_multiple(settings))
         return SelfCheck.begin(settings, base, targets, rows, plan, meter.note, step_dtype(args, base))
 
     model, accelerated_step, self_check = adapted_model(settings, args, plan, meter.note, check)
-    meter.operations = operations_per_token(accelerated_step.base.get_decoder())
+    meter.flops_per_token = training_flops_per_token(accelerated_step.base.get_decoder())
     order = Order(
-        rows=len(kept_rows),
+        rows=len(usable_rows),
         per_device=args.per_device_train_batch_size,
         accumulation=args.gradient_accumulation_steps,
         world_size=world_size,
         seed=args.seed if args.data_seed is None else args.data_seed,
         workers=settings.run.workers[1] if isinstance(settings.run.workers, tuple) else None,
-        mixture=mixture_of(store, kept_rows, settings.data.data_weights),
+        mixture=mixture_of(store, usable_rows, settings.data.data_weights),
     )
-    args.gradient_accumulation_steps = order.passes_per_step
+    args.gradient_accumulation_steps = order.batches_per_step
     first_step = 0 if checkpoint is None else _trainer_state(checkpoint)["global_step"]
     with plain_library_errors(str(settings.model.model_name_or_path), "making TRL's SFTTrainer for it"):
         trainer = AdapterTrainer(
@@ -96,7 +96,7 @@ def train(
             args,
             settings.model.ref.processor(),
             accelerated_step=accelerated_step,
-            batches=WorkerBatches(store, order, kept_rows, rank, read_batches, first_step),
+            batches=WorkerBatches(store, order, usable_rows, rank, read_batches, first_step),
             meter=meter,
             objective=Objective.of(settings),
             vision_learning_rate=settings.lora.vision_learning_rate,

@@ -53,7 +53,9 @@ class Meter:
         clock: gives the seconds that count: other than the wall's where several runs share a device.
 
     Attributes:
-        operations: floating-point operations of training on one token, for MFU; set once the model is loaded.
+        flops_per_token: floating-point operations of training on one token, for MFU; set once the model is
+            loaded.
+        data_wait_s: seconds of training spent waiting for rows.
     """
 
     def __init__(
@@ -63,12 +65,12 @@ class Meter:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
-        self.operations = 0.0
+        self.flops_per_token = 0.0
         self.on_log = on_log
         self.events = event_file(runs_dir) if runs_dir is not None else None
         self.started = clock()
         self.begun = False
-        self.paused = self.waited = 0.0
+        self.paused = self.data_wait_s = 0.0
         self.rows = self.tokens = 0
         self.last: dict[str, float] = {}
 
@@ -77,7 +79,7 @@ class Meter:
         while True:
             before = time.monotonic()
             batch = next(batches, None)
-            self.waited += time.monotonic() - before
+            self.data_wait_s += time.monotonic() - before
             if batch is None:
                 return
             yield batch
@@ -85,7 +87,7 @@ class Meter:
     def begin(self) -> None:
         """Start the clock at the first call, after loading and the first batch."""
         if not self.begun:
-            self.begun, self.started, self.waited = True, self.clock() - self.paused, 0.0
+            self.begun, self.started, self.data_wait_s = True, self.clock() - self.paused, 0.0
 
     def count(self, *, rows: int, tokens: int) -> None:
         """Add rows that were trained on."""
@@ -123,9 +125,12 @@ class Meter:
             "rows_per_second": self.rows / seconds,
             "tokens_per_second": self.tokens / seconds,
         }
-        if self.operations and (rate := matrix_rate()):
-            rates["mfu"] = rates["tokens_per_second"] * self.operations / rate
-        return rates | {"data_wait_fraction": min(self.waited / seconds, 1.0), "peak_memory": peak_memory()}
+        if self.flops_per_token and (rate := matrix_rate()):
+            rates["mfu"] = rates["tokens_per_second"] * self.flops_per_token / rate
+        return rates | {
+            "data_wait_fraction": min(self.data_wait_s / seconds, 1.0),
+            "peak_memory": peak_memory(),
+        }
 
     def summary(self) -> dict[str, float]:
         """What is reported beside an evaluation."""
@@ -181,7 +186,7 @@ def matrix_rate() -> float | None:
     return next((rate for word, rate in MATRIX_RATES.items() if word in words), None)
 
 
-def operations_per_token(decoder: torch.nn.Module) -> float:
+def training_flops_per_token(decoder: torch.nn.Module) -> float:
     """Floating-point operations of training on one token.
 
     Two a frozen weight in the forward pass and two for the gradient of its input; it has none of its own.

@@ -28,7 +28,7 @@ NO_FP8_UNITS = (
 def plan_step(
     settings: Settings,
     store: Store,
-    kept_rows: np.ndarray,
+    usable_rows: np.ndarray,
     world_size: int,
     note: Callable[[str], None],
     *,
@@ -38,7 +38,7 @@ def plan_step(
     """How a step is run; on a GPU by its memory, with a note.
 
     Args:
-        kept_rows: the training rows that are trained on.
+        usable_rows: the training rows that are trained on.
         world_size: workers that share them.
         runs: how many runs like this one follow, for which compiling may be worth it.
         load_changes: fields of `StepLoad` that differ from what the settings say.
@@ -47,26 +47,26 @@ def plan_step(
         DoesNotFitError: not even one row at a time would fit.
     """
     training = settings.training
-    batch, micro_batch = training.per_device_train_batch_size, training.micro_batch_size
+    batch, micro_batch_size = training.per_device_train_batch_size, training.micro_batch_size
     dequantized = {"auto": None, "quantized": False, "dequantized": True}[settings.model.base_in_memory]
     gpu = uses_gpu(settings)
     if settings.model.base_quantization == "fp8" and not (gpu and has_fp8_units(torch.device("cuda"))):
         note(NO_FP8_UNITS)
     if not gpu:
         checkpointing, compiled = bool(training.gradient_checkpointing), bool(training.torch_compile)
-        return StepPlan(bool(dequantized), checkpointing, micro_batch or batch, compiled)
-    model, load = shapes_and_load(settings, store, kept_rows, pad_to_multiple_of=length_multiple(settings))
+        return StepPlan(bool(dequantized), checkpointing, micro_batch_size or batch, compiled)
+    model, load = shapes_and_load(settings, store, usable_rows, pad_to_multiple_of=length_multiple(settings))
     load = replace(load, **load_changes)
     compile_layers = training.torch_compile
     if compile_layers is None:
         steps = training.max_steps
-        rows = steps * batch if steps > 0 else training.num_train_epochs * len(kept_rows) / world_size
+        rows = steps * batch if steps > 0 else training.num_train_epochs * len(usable_rows) / world_size
         compile_layers = training_seconds(model, runs * rows * load.length) > WORTH_COMPILING
     free = torch.cuda.mem_get_info()[0]
     options = PlanOptions(
         dequantized=dequantized,
         checkpointing=training.gradient_checkpointing,
-        micro_batch=micro_batch,
+        micro_batch_size=micro_batch_size,
         compiled=compile_layers,
         offload=training.activation_offloading,
         graphs=can_capture(settings, packed=load.packed > 0),
@@ -78,18 +78,18 @@ def plan_step(
 
 
 def shapes_and_load(
-    settings: Settings, store: Store, kept_rows: np.ndarray, *, pad_to_multiple_of: int = 1
+    settings: Settings, store: Store, usable_rows: np.ndarray, *, pad_to_multiple_of: int = 1
 ) -> tuple[ModelShapes, StepLoad]:
     """The model's sizes with the adapters of the settings, and what a step of its longest rows asks for.
 
     Args:
-        kept_rows: the training rows that are trained on.
+        usable_rows: the training rows that are trained on.
         pad_to_multiple_of: tokens; the length of a padded batch is a multiple of it.
     """
     model, lora = settings.model, settings.lora
     config = model.ref.config()
     outline_model = outline(config, trust_remote_code=model.trust_remote_code)
-    rows = store.rows_of(TRAIN)[kept_rows]
+    rows = store.rows_of(TRAIN)[usable_rows]
     longest = int(store.column("tokens")[rows].max())
     if (limit := settings.training.max_length) is not None:
         longest = min(longest, limit)

@@ -8,7 +8,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from vlmtune.evaluation.check_step import CheckedRows
 from vlmtune.model.capture import WARM_UP_CALLS
-from vlmtune.model.head import label_scores
+from vlmtune.model.head import log_probs_at_labels
 from vlmtune.model.lora import ADAPTER
 from vlmtune.model.self_check import StepResult, without_dropout
 from vlmtune.training.trainer import AdapterTrainer
@@ -34,7 +34,7 @@ def step_result(trainer: AdapterTrainer, rows: CheckedRows, places: Sequence[int
         for _ in range(WARM_UP_CALLS + 2 if step.captures else 1):
             _clear(step.trained)
             with trainer.compute_loss_context_manager():
-                losses = -label_scores(trainer.model, batch).log_probs.float().sum(1)
+                losses = -log_probs_at_labels(trainer.model, batch).log_probs.float().sum(1)
             if losses.requires_grad:
                 losses.sum().backward()
     gradients = {}

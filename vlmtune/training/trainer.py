@@ -17,7 +17,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from vlmtune.data.encoded_example import IGNORED
 from vlmtune.evaluation.objective import Objective
-from vlmtune.model.head import label_scores, score_positions
+from vlmtune.model.head import add_positions_argument, log_probs_at_labels
 from vlmtune.model.lora import keep_adapter_in_fp32
 from vlmtune.model.step import AcceleratedStep, skip_module_traversal
 from vlmtune.model.transfer import is_asynchronous, to_device
@@ -69,7 +69,7 @@ class AdapterTrainer(SFTTrainer):
                 eval_dataset=Dataset.from_dict({"input_ids": [[0]]}),
                 data_collator=lambda batch: {"batch": batch},
             )
-        score_positions(accelerated_step.base)
+        add_positions_argument(accelerated_step.base)
         # The Trainer leaves a model that is wrapped already as it is. So there is no DistributedDataParallel:
         # gradients are averaged once a step, in `training_step`. A worker that runs out of memory tries again
         # while the others wait, and nothing holds on to parameters while a CUDA graph is captured.
@@ -103,7 +103,7 @@ class AdapterTrainer(SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor | None]:
-        """The micro-batches of a step and its labelled tokens, which are counted on the CPU, where they lie.
+        """The batches of a step and its labelled tokens, which are counted on the CPU, where they lie.
 
         With `average_tokens_across_devices` they are those of all workers.
         """
@@ -156,7 +156,7 @@ class AdapterTrainer(SFTTrainer):
         SFTTrainer's own gathers its metrics from all workers in every call. Workers may make different
         numbers of calls, because one that runs out of memory splits its batch, and would then wait for ever.
         """
-        outputs = label_scores(self.model, inputs)
+        outputs = log_probs_at_labels(self.model, inputs)
         losses = -outputs.log_probs  # zero where there is no label
         if self.args.loss_type == "dft":  # as in TRL: https://huggingface.co/papers/2508.05629
             losses = losses * outputs.log_probs.exp().detach()

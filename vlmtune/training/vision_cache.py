@@ -83,7 +83,7 @@ class VisionCache:
         that is not cached goes through the tower as a whole."""
         size = sum(tensor.numel() * tensor.element_size() for tensor in features)
         store = self.batches.store
-        rows = len(self.batches.kept_rows) + len(store.rows_of(EVAL))
+        rows = len(self.batches.usable_rows) + len(store.rows_of(EVAL))
         if size * rows <= self.features.max_bytes:
             return True
         self.disable()

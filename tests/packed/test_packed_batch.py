@@ -10,7 +10,7 @@ from packed_kit import row_of
 
 from vlmtune.data.encoded_example import IGNORED
 from vlmtune.data.input_format import InputFormat
-from vlmtune.packed.passes import ROW_BUCKETS, bucket_length, bucket_rows, cut_passes, make_batch
+from vlmtune.packed.packed_batch import ROW_BUCKETS, bucket_length, bucket_rows, make_batch, packed_batches
 
 
 @pytest.mark.parametrize("tokens", [*range(1, 2000, 7), 4096])
@@ -34,7 +34,7 @@ def test_passes_hold_every_row_once_and_no_row_pays_for_a_longer_one(
     drawn: list[tuple[int, int, bool]], tokens: int
 ):
     rows = [row_of(str(owner), length, image=image) for owner, length, image in sorted(drawn)]
-    passes = list(cut_passes(rows, tokens))
+    passes = list(packed_batches(rows, tokens))
     assert sorted(id(one) for part in passes for one in part) == sorted(map(id, rows))
     for part in passes:
         lengths = {bucket_length(len(one.example.input_ids)) for one in part}

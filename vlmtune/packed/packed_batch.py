@@ -1,7 +1,8 @@
-"""Rows of many trials → passes through the base: rows of similar length together, in few shapes.
+"""Packed batches: rows of several trials that go through the base together, in few shapes.
 
-A shape is a number of rows and a number of tokens, each rounded up to a bucket. CUDA graphs are captured for
-one shape each. Within a shape no row's result depends on the other rows.
+A shape is a number of rows and a number of tokens, each rounded up to a bucket. A CUDA graph is captured for
+each shape. Within a shape no row's result depends on the other rows. `[P]` is the shape of an adapter's flat
+vector, see `layers`.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ ROW_BUCKETS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 
 
 @dataclass(frozen=True)
-class PassRow:
-    """A row of one trial that goes through the base.
+class PackedRow:
+    """A row of one trial in a packed batch, with the adapter that it uses.
 
     Attributes:
         owner: the trial's slot; rows of one owner have the same `adapter`, float32 `[P]`, and `scaling`.
         number: of the row in the store.
         weight: factor of its summed loss: one over the labelled tokens of its whole step.
-        dropout, dropout_key: rate of LoRA's dropout, and the 32-bit key that its zeros follow from.
+        dropout, dropout_key: rate of LoRA's dropout, and the 32-bit key that decides which values it zeroes.
         dft: whether its loss is that of Dynamic Fine-Tuning.
     """
 
@@ -65,33 +66,38 @@ def bucket_length(tokens: int) -> int:
 
 
 def bucket_rows(rows: int) -> int:
-    """The number of rows that a pass is padded to; at most a third of them are padding."""
+    """The number of rows that a packed batch is padded to; at most a third of them are padding."""
     return ROW_BUCKETS[bisect_left(ROW_BUCKETS, rows)]
 
 
-def cut_passes(rows: Sequence[PassRow], max_tokens: int) -> Iterator[list[PassRow]]:
-    """Divide rows into passes of one length bucket and at most `max_tokens` tokens, padding included.
+def packed_batches(rows: Sequence[PackedRow], max_tokens: int) -> Iterator[list[PackedRow]]:
+    """Divide rows into packed batches of one length bucket and at most `max_tokens` tokens, padding included.
 
-    A pass has at least one row. Rows with and without an image are in different passes. Rows of one owner
-    stay together.
+    A packed batch has at least one row. Rows with and without an image are in different ones. Rows of one
+    owner stay together.
     """
-    groups: dict[tuple[int, bool], list[PassRow]] = defaultdict(list)
+    groups: dict[tuple[int, bool], list[PackedRow]] = defaultdict(list)
     for row in rows:
         groups[bucket_length(row.tokens), row.has_image].append(row)
     for (length, _), group in sorted(groups.items(), key=lambda item: item[0]):
-        most = max(1, min(max_tokens // length, ROW_BUCKETS[-1]))
-        size = ROW_BUCKETS[bisect_left(ROW_BUCKETS, most + 1) - 1]
+        max_rows = max(1, min(max_tokens // length, ROW_BUCKETS[-1]))
+        size = ROW_BUCKETS[bisect_left(ROW_BUCKETS, max_rows + 1) - 1]
         for first in range(0, len(group), size):
             yield group[first : first + size]
 
 
-def pad_to_bucket(rows: Sequence[PassRow]) -> list[PassRow]:
+def pad_to_bucket(rows: Sequence[PackedRow]) -> list[PackedRow]:
     """The rows, followed by copies of the last one up to a bucket of rows."""
     return [*rows, *[rows[-1]] * (bucket_rows(len(rows)) - len(rows))]
 
 
 def make_batch(
-    rows: Sequence[PassRow], meta: StoreMeta, device: torch.device, dtype: torch.dtype, *, pixels: bool = True
+    rows: Sequence[PackedRow],
+    meta: StoreMeta,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    pixels: bool = True,
 ) -> dict[str, Tensor]:
     """The model's inputs for the rows, on `device`, padded to a bucket by rows without labels.
 
