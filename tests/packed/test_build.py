@@ -11,7 +11,7 @@ from vlmtune.data.store import Store
 from vlmtune.errors import DoesNotFitError
 from vlmtune.packed import build
 from vlmtune.packed.build import MAX_TRIALS, MIN_TRIALS, build_model, trials_at_once
-from vlmtune.packed.packed_batch import bucket_length
+from vlmtune.packed.length_buckets import LengthBuckets
 
 
 def settings_of(stores: dict[str, Store], models: Path, **changes: Any) -> Settings:
@@ -48,7 +48,9 @@ def test_a_pass_has_room_for_the_rows_of_all_trials_that_fit(
     assert trials == 2
     assert [packed for packed, _, _ in loads] == [8, 4, 2]
     assert {rank for _, rank, _ in loads} == {16}
-    longest = bucket_length(int(store.column("tokens")[store.rows_of("train")].max()))
+    longest = LengthBuckets.of_rows(store.column("tokens"))(
+        int(store.column("tokens")[store.rows_of("train")].max())
+    )
     assert model.max_tokens == loads[-1][2] * longest == 6 * longest
     assert notes == ["Memory    fits 2 of 8 trials at once; the others wait"]
 

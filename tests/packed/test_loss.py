@@ -29,11 +29,11 @@ def make_base(models: Path) -> Any:
 def test_each_row_has_the_loss_of_the_row_alone(stores: dict[str, Store], models: Path) -> None:
     base, store = make_base(models), stores["mixed llava"]
     rows = [row_of("one", tokens, answers=answers) for tokens, answers in ((20, 1), (24, 7), (31, 12))]
-    batch = make_batch(rows, store.meta, CPU, torch.float32)
+    batch = make_batch(rows, 32, store.meta, CPU, torch.float32)
     together = row_losses(base, batch)
     dft = row_losses(base, batch, torch.tensor([False, True, False]))
     for index, row in enumerate(rows):
-        alone = make_batch([row], store.meta, CPU, torch.float32)
+        alone = make_batch([row], 32, store.meta, CPU, torch.float32)
         labels = alone.pop("labels")
         scores = base(**alone, use_cache=False).logits[0, :-1].log_softmax(-1)
         labelled = labels[0, 1:] != IGNORED

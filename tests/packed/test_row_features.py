@@ -17,7 +17,7 @@ from vlmtune.data.store import Store
 from vlmtune.model.memory import StepPlan
 from vlmtune.model.step import AcceleratedStep
 from vlmtune.packed.layers import RowAdapters
-from vlmtune.packed.packed_batch import PackedRow
+from vlmtune.packed.length_buckets import LengthBuckets
 from vlmtune.packed.packed_model import PackedModel
 from vlmtune.packed.row_features import PackedVisionFeatures
 
@@ -36,6 +36,7 @@ def run(
     """Two trials over `rows`, and how many rows went through the vision tower in each of its calls. `limit`:
     of the features' bytes."""
     name = rows.split()[1]
+    shared = {"self_check": False, **shared}  # it would compute the features of two rows
     packed = make_engine(values_of(stores[rows], models / name, **shared), stores[rows], folder)
     if limit is not None:
         packed.engine.model.features.cache.max_bytes = limit
@@ -142,7 +143,7 @@ def test_features_of_images_of_different_size(stores: dict[str, Store]) -> None:
     rows = [image_row(number, side, image_token) for number, side in enumerate((2, 4, 4))]
     features = PackedVisionFeatures(base, meta, total_rows=3, max_bytes=1e9, note=print)
     plan = StepPlan(dequantized=False, checkpointing=False, micro_batch_size=3, compiled=False)
-    model = PackedModel(AcceleratedStep(base, plan, print), meta, 1000, features)
+    model = PackedModel(AcceleratedStep(base, plan, print), meta, 1000, LengthBuckets((64,)), features)
     cached = model.losses(rows)
     assert sorted(len(one) for (one,) in features.cache.rows.values()) == [1, 4, 4]
     features.disable()

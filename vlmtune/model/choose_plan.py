@@ -22,12 +22,14 @@ class PlanOptions:
 
     Attributes:
         dequantized, checkpointing, micro_batch_size, compiled, offload: as in `StepPlan`.
+        sizes: the micro-batches to choose from, largest first; the batch and its halves if there are none.
         graphs: whether steps can be captured as CUDA graphs. Those with checkpoints never are.
     """
 
     dequantized: bool | None = None
     checkpointing: bool | None = None
     micro_batch_size: int | None = None
+    sizes: tuple[int, ...] = ()
     compiled: bool = True
     offload: bool = False
     graphs: bool = True
@@ -83,7 +85,9 @@ def _by_speed(load: StepLoad, options: PlanOptions) -> Iterator[StepPlan]:
     Fewer rows at once cost little down to about `BUSY_TOKENS`, then checkpointing costs less. Captured steps
     of half as many rows are a little faster than all rows in a step that is not captured.
     """
-    sizes = [options.micro_batch_size] if options.micro_batch_size else list(halves(load.batch))
+    sizes = (
+        [options.micro_batch_size] if options.micro_batch_size else list(options.sizes or halves(load.batch))
+    )
     large = [size for size in sizes if size * load.length >= BUSY_TOKENS or size == sizes[0]]
     quantized = load.quantization in ("nf4", "int8")
     if options.dequantized is not None:
@@ -98,8 +102,8 @@ def _by_speed(load: StepLoad, options: PlanOptions) -> Iterator[StepPlan]:
                 if options.graphs and not checkpointing:
                     yield from (
                         replace(plan, micro_batch_size=less, graphs=True)
-                        for less in (size, -(-size // 2))
-                        if less in large
+                        for less in large
+                        if size / 2 <= less <= size
                     )
                 yield plan
 

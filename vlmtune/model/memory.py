@@ -46,6 +46,7 @@ class StepLoad:
         dropout: whether LoRA has dropout: each adapted layer then keeps its own masked input.
         compute_bytes: bytes of one value in the dtype of the computation.
         packed: adapters that train together, each on rows of its own; 0 where one trains alone.
+        next_shape: tokens of the largest batch of another shape, as a share of those of the largest batch.
     """
 
     quantization: Literal["none", "nf4", "int8", "fp8"]
@@ -58,6 +59,7 @@ class StepLoad:
     dropout: bool = True
     compute_bytes: int = 2
     packed: int = 0
+    next_shape: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,8 @@ def estimate_memory(model: ModelShapes, load: StepLoad, plan: StepPlan) -> Memor
         adapters=ADAPTER_BYTES * adapter * max(load.packed, 1) + copies,
         activations=activations,
         temporary=temporary,
-        # A step of another length finds none of a captured step's memory free.
-        graphs=activations + temporary if plan.graphs else 0,
+        # A step of another shape finds none of a captured step's memory free until it is captured too.
+        graphs=load.next_shape * (activations + temporary) if plan.graphs else 0,
     )
 
 

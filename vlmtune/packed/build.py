@@ -24,7 +24,8 @@ from vlmtune.model.choose_plan import halves
 from vlmtune.model.memory import StepPlan
 from vlmtune.model.step import AcceleratedStep
 from vlmtune.model.vision_features import room_for_features
-from vlmtune.packed.packed_batch import ROW_BUCKETS, bucket_length
+from vlmtune.packed.length_buckets import LengthBuckets, bucket_length
+from vlmtune.packed.packed_batch import ROW_BUCKETS, batch_sizes, next_shape
 from vlmtune.packed.packed_model import PackedModel
 from vlmtune.packed.packed_result import packed_result, target_layers
 from vlmtune.packed.row_features import PackedVisionFeatures
@@ -46,6 +47,7 @@ class EnginePlan:
         max_rows: rows of a packed batch at most, without a GPU. On a GPU, `step_plan` sets it.
         longest: tokens of the longest row, padding included.
         train_rows: how many rows are trained on.
+        buckets: the lengths that rows are padded to.
     """
 
     step_plan: StepPlan
@@ -53,6 +55,7 @@ class EnginePlan:
     max_rows: int
     longest: int
     train_rows: int
+    buckets: LengthBuckets
 
 
 def build_model(
@@ -101,7 +104,7 @@ def build_model(
         max_bytes=room_for_features(device, plan.step_plan.spare),
     )
     max_tokens = (plan.step_plan.micro_batch_size if gpu else plan.max_rows) * plan.longest
-    model = PackedModel(accelerated_step, store.meta, max_tokens, features)
+    model = PackedModel(accelerated_step, store.meta, max_tokens, plan.buckets, features)
     if gpu and can_capture(settings, packed=True) and not plan.step_plan.checkpointing:
         accelerated_step.capture(model.adapters.trained_tensors)
     if self_check is not None:
@@ -159,18 +162,28 @@ def _plan(
         DoesNotFitError: one row of one trial does not fit.
     """
     usable_rows = fitting_rows(store, settings.training.max_length, "skip")
-    longest = bucket_length(_longest(settings, store, usable_rows))
+    buckets = LengthBuckets.of_rows(store.column("tokens"))
+    longest = buckets(_longest(settings, store, usable_rows))
     batch = settings.training.per_device_train_batch_size
     for count in halves(trials):
-        rows = min(ROW_BUCKETS[-1], max(1, min(count * batch, EFFICIENT_TOKENS[device.type] // longest)))
-        load = {"packed": count, "lora_rank": max_lora_rank, "batch": rows, "length": longest}
+        most = min(ROW_BUCKETS[-1], max(1, EFFICIENT_TOKENS[device.type] // longest))
+        sizes = batch_sizes(count * batch, most)
+        load = {
+            "packed": count,
+            "lora_rank": max_lora_rank,
+            "batch": sizes[0],
+            "length": longest,
+            "next_shape": next_shape(sizes[0], buckets),
+        }
         try:
-            step = plan_step(settings, store, usable_rows, 1, note, runs=settings.search.num_samples, **load)
+            step = plan_step(
+                settings, store, usable_rows, 1, note, runs=settings.search.num_samples, sizes=sizes, **load
+            )
         except DoesNotFitError:
             if count == 1:
                 raise
         else:
-            return EnginePlan(step, count, rows, longest, len(usable_rows))
+            return EnginePlan(step, count, sizes[0], longest, len(usable_rows), buckets)
     raise AssertionError
 
 

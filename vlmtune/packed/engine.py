@@ -22,7 +22,7 @@ from vlmtune.packed.checkpoint_folder import checkpoint_at
 from vlmtune.packed.checkpoint_writer import CheckpointWriter
 from vlmtune.packed.example_cache import ExampleCache
 from vlmtune.packed.messages import CHECKPOINT, REASON, TrialReport
-from vlmtune.packed.packed_batch import PackedRow, bucket_length
+from vlmtune.packed.packed_batch import PackedRow
 from vlmtune.packed.packed_model import PassResult
 from vlmtune.packed.slot import Slot
 from vlmtune.packed.slot_adapter import lay_out_together
@@ -225,7 +225,7 @@ def _charge(rows: dict[Slot, list[PackedRow]], seconds: float, data_wait_s: floa
     Args:
         data_wait_s: seconds of the round in which the engine waited for rows to be read.
     """
-    tokens = {slot: sum(bucket_length(row.tokens) for row in part) for slot, part in rows.items()}
+    tokens = {slot: sum(row.tokens for row in part) for slot, part in rows.items()}
     total = max(sum(tokens.values()), 1)  # a worker may have no row at all in a round
     for slot, count in tokens.items():
         slot.records.charge(seconds * count / total, data_wait_s * count / total)

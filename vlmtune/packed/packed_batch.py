@@ -1,8 +1,8 @@
 """Packed batches: rows of several trials that go through the base together, in few shapes.
 
-A shape is a number of rows and a number of tokens, each rounded up to a bucket. A CUDA graph is captured for
-each shape. Within a shape no row's result depends on the other rows. `[P]` is the shape of an adapter's flat
-vector, see `layers`.
+A shape is a number of rows and a number of tokens, each rounded up to a bucket (`LengthBuckets`). A CUDA
+graph is captured for each shape. Within a shape no row's result depends on the other rows. `[P]` is the shape
+of an adapter's flat vector, see `layers`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from vlmtune.data.collate import collate
 from vlmtune.data.encoded_example import IGNORED, EncodedExample
 from vlmtune.data.store import StoreMeta
 from vlmtune.model.transfer import to_device
+from vlmtune.packed.length_buckets import LengthBuckets
 
 PIXELS = "pixel_values"
 ROW_BUCKETS = (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
@@ -56,32 +57,46 @@ class PackedRow:
         return len(self.example.input_ids)
 
 
-def bucket_length(tokens: int) -> int:
-    """The number of tokens that a row is padded to: a multiple of 8 up to 128, of 128 above 512.
-
-    From 32 tokens on at most a quarter is padding.
-    """
-    step = 8 if tokens <= 128 else 32 if tokens <= 256 else 64 if tokens <= 512 else 128
-    return -(-tokens // step) * step
-
-
 def bucket_rows(rows: int) -> int:
     """The number of rows that a packed batch is padded to; at most a third of them are padding."""
     return ROW_BUCKETS[bisect_left(ROW_BUCKETS, rows)]
 
 
-def packed_batches(rows: Sequence[PackedRow], max_tokens: int) -> Iterator[list[PackedRow]]:
-    """Divide rows into packed batches of one length bucket and at most `max_tokens` tokens, padding included.
+def even_rows(rows: int, most: int) -> int:
+    """Rows of a packed batch where `rows` are divided evenly into as few batches as `most` rows each allow."""
+    return -(-rows // -(-rows // most))
+
+
+def batch_sizes(rows: int, most: int) -> tuple[int, ...]:
+    """Rows of a packed batch to choose from, largest first: `rows` divided evenly, at most `most` each."""
+    most = ROW_BUCKETS[bisect_left(ROW_BUCKETS, most + 1) - 1]
+    sizes = {bucket_rows(even_rows(rows, size)) for size in ROW_BUCKETS if size <= most}
+    return tuple(sorted(sizes, reverse=True))
+
+
+def next_shape(rows: int, buckets: LengthBuckets) -> float:
+    """Tokens of the largest packed batch of another shape, as a share of those of the largest, of `rows` rows.
+
+    As many where there are rows of another length; else the batch has fewer rows.
+    """
+    index = bisect_left(ROW_BUCKETS, rows)
+    return 1.0 if len(buckets.lengths) > 1 or not index else ROW_BUCKETS[index - 1] / ROW_BUCKETS[index]
+
+
+def packed_batches(
+    rows: Sequence[PackedRow], max_tokens: int, buckets: LengthBuckets
+) -> Iterator[list[PackedRow]]:
+    """Divide rows evenly into packed batches of one length bucket, of at most `max_tokens` tokens, padding included.
 
     A packed batch has at least one row. Rows with and without an image are in different ones. Rows of one
     owner stay together.
     """
     groups: dict[tuple[int, bool], list[PackedRow]] = defaultdict(list)
     for row in rows:
-        groups[bucket_length(row.tokens), row.has_image].append(row)
+        groups[buckets(row.tokens), row.has_image].append(row)
     for (length, _), group in sorted(groups.items(), key=lambda item: item[0]):
-        max_rows = max(1, min(max_tokens // length, ROW_BUCKETS[-1]))
-        size = ROW_BUCKETS[bisect_left(ROW_BUCKETS, max_rows + 1) - 1]
+        most = max(1, min(max_tokens // length, ROW_BUCKETS[-1]))
+        size = even_rows(len(group), ROW_BUCKETS[bisect_left(ROW_BUCKETS, most + 1) - 1])
         for first in range(0, len(group), size):
             yield group[first : first + size]
 
@@ -93,6 +108,7 @@ def pad_to_bucket(rows: Sequence[PackedRow]) -> list[PackedRow]:
 
 def make_batch(
     rows: Sequence[PackedRow],
+    length: int,
     meta: StoreMeta,
     device: torch.device,
     dtype: torch.dtype,
@@ -102,6 +118,7 @@ def make_batch(
     """The model's inputs for the rows, on `device`, padded to a bucket by rows without labels.
 
     Args:
+        length: tokens that each row is padded to.
         dtype: of the pixels.
         pixels: False leaves the pixels out, because cached features take their place.
     """
@@ -111,7 +128,6 @@ def make_batch(
             replace(one, tensors={name: tensor for name, tensor in one.tensors.items() if name != PIXELS})
             for one in examples
         ]
-    length = bucket_length(max(row.tokens for row in rows))
     arrays = collate(examples, pad_token_id=meta.pad_token_id, inputs=meta.inputs, pad_to_multiple_of=length)
     arrays["labels"][len(rows) :] = IGNORED
     tensors = {

@@ -19,15 +19,9 @@ from vlmtune.model.memory import memory_shortage
 from vlmtune.model.step import AcceleratedStep
 from vlmtune.model.transfer import to_device
 from vlmtune.packed.adapter_binding import AdapterBinding
+from vlmtune.packed.length_buckets import LengthBuckets
 from vlmtune.packed.loss import RowLosses, row_losses
-from vlmtune.packed.packed_batch import (
-    PackedRow,
-    bucket_length,
-    bucket_rows,
-    make_batch,
-    packed_batches,
-    pad_to_bucket,
-)
+from vlmtune.packed.packed_batch import PackedRow, bucket_rows, make_batch, packed_batches, pad_to_bucket
 from vlmtune.packed.row_features import PackedVisionFeatures
 
 
@@ -52,6 +46,7 @@ class PackedModel:
     Args:
         accelerated_step: what makes the base's computation fast or small.
         max_tokens: tokens that go through the base at once, at most, padding included.
+        buckets: the lengths that rows are padded to.
 
     Attributes:
         max_tokens: as the argument; less after the memory ran out.
@@ -62,6 +57,7 @@ class PackedModel:
         accelerated_step: AcceleratedStep,
         meta: StoreMeta,
         max_tokens: int,
+        buckets: LengthBuckets,
         features: PackedVisionFeatures,
     ) -> None:
         base: Any = accelerated_step.base
@@ -69,7 +65,7 @@ class PackedModel:
         add_positions_argument(base)
         base.train()
         self.accelerated_step, self.base, self.meta = accelerated_step, base, meta
-        self.max_tokens, self.features = max_tokens, features
+        self.max_tokens, self.buckets, self.features = max_tokens, buckets, features
         self.device, self.dtype = base.device, base.dtype
         self.adapters = AdapterBinding(accelerated_step)
         self.dropout = False  # whether the layers apply dropout: from the first row with dropout on
@@ -105,7 +101,7 @@ class PackedModel:
     ) -> PassResult:
         """Call `run` for each packed batch; after running out of memory, free some or halve it, and retry."""
         result = PassResult()
-        remaining = list(packed_batches(rows, self.max_tokens))
+        remaining = list(packed_batches(rows, self.max_tokens, self.buckets))
         while remaining:
             part = [row for row in remaining.pop(0) if row.owner not in result.too_large]
             if not part:
@@ -134,7 +130,7 @@ class PackedModel:
     def _halves(self, part: list[PackedRow]) -> list[list[PackedRow]]:
         """The halves of a packed batch that did not fit. Later ones have no more tokens than these."""
         half = -(-len(part) // 2)
-        self.max_tokens = half * bucket_length(max(row.tokens for row in part))
+        self.max_tokens = half * self._length(part)
         self.accelerated_step.note(
             f"out of GPU memory with {len(part)} rows at a time: continuing with {half}, "
             "every trial's step stays the same"
@@ -161,13 +157,18 @@ class PackedModel:
     def _forward(self, part: Sequence[PackedRow], *, dropout: bool) -> RowLosses:
         self.adapters.bind(part, dropout=dropout)
         dft = [row.dft for row in part] + [False] * (bucket_rows(len(part)) - len(part))
-        features = self.features.inputs(pad_to_bucket(part)) if part[0].has_image else None
-        batch = make_batch(part, self.meta, self.device, self.dtype, pixels=features is None)
+        length = self._length(part)
+        features = self.features.inputs(pad_to_bucket(part), length) if part[0].has_image else None
+        batch = make_batch(part, length, self.meta, self.device, self.dtype, pixels=features is None)
         return row_losses(
             self.base,
             {**batch, **(features or {})},
             to_device(torch.tensor(dft), self.device) if any(dft) else None,
         )
+
+    def _length(self, part: Sequence[PackedRow]) -> int:
+        """Tokens that the rows of a packed batch are padded to."""
+        return self.buckets(max(row.tokens for row in part))
 
     def _set_mode(self, *, training: bool) -> None:
         if self.base.training != training:  # `train` traverses thousands of modules

@@ -15,7 +15,7 @@ from vlmtune.data.store import StoreMeta
 from vlmtune.model.cross_attention_features import vision_features
 from vlmtune.model.transfer import to_device
 from vlmtune.model.vision_features import RowFeatures, without_pixels
-from vlmtune.packed.packed_batch import PackedRow, bucket_length
+from vlmtune.packed.packed_batch import PackedRow
 
 # Of all rows. Where fewer fit in the memory, computing row by row costs more than the cache saves.
 MIN_CACHED_FRACTION = 0.5
@@ -42,8 +42,12 @@ class PackedVisionFeatures:
         self.base, self.meta, self.total_rows = base, meta, total_rows
         self.cache = vision_features(base, max_bytes=max_bytes, note=note)
 
-    def inputs(self, rows: Sequence[PackedRow]) -> dict[str, Any] | None:
-        """The model's inputs that replace these rows' pixels; None where the pixels have to go through it."""
+    def inputs(self, rows: Sequence[PackedRow], length: int) -> dict[str, Any] | None:
+        """The model's inputs that replace these rows' pixels; None where the pixels have to go through it.
+
+        Args:
+            length: tokens that each row is padded to.
+        """
         if not self.cache.max_bytes:
             return None
         if not self.cache.rows:
@@ -57,7 +61,6 @@ class PackedVisionFeatures:
         features = [self._features(row) for row in rows]
         if None in features:
             return None
-        length = bucket_length(max(row.tokens for row in rows))
         positions = self.cache.position_ids([(row.number, row.tokens) for row in rows], length)
         return {**self.cache.inputs(features), **positions}  # type: ignore[arg-type]
 

@@ -33,6 +33,7 @@ def plan_step(
     note: Callable[[str], None],
     *,
     runs: int = 1,
+    sizes: tuple[int, ...] = (),
     **load_changes: Any,
 ) -> StepPlan:
     """How a step is run; on a GPU by its memory, with a note.
@@ -41,6 +42,7 @@ def plan_step(
         usable_rows: the training rows that are trained on.
         world_size: workers that share them.
         runs: how many runs like this one follow, for which compiling may be worth it.
+        sizes: the micro-batches to choose from, see `PlanOptions`.
         load_changes: fields of `StepLoad` that differ from what the settings say.
 
     Raises:
@@ -67,6 +69,7 @@ def plan_step(
         dequantized=dequantized,
         checkpointing=training.gradient_checkpointing,
         micro_batch_size=micro_batch_size,
+        sizes=sizes,
         compiled=compile_layers,
         offload=training.activation_offloading,
         graphs=can_capture(settings, packed=load.packed > 0),
