@@ -18,6 +18,7 @@ from vlmtune.model.memory import StepPlan
 from vlmtune.model.step import AcceleratedStep
 from vlmtune.packed.layers import RowAdapters
 from vlmtune.packed.length_buckets import LengthBuckets
+from vlmtune.packed.packed_batch import PackedRow
 from vlmtune.packed.packed_model import PackedModel
 from vlmtune.packed.row_features import PackedVisionFeatures
 

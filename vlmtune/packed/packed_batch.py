@@ -63,7 +63,7 @@ def bucket_rows(rows: int) -> int:
 
 
 def even_rows(rows: int, most: int) -> int:
-    """Rows of a packed batch where `rows` are divided evenly into as few batches as `most` rows each allow."""
+    """Rows of a packed batch: `rows` divided evenly, into as few batches as `most` rows each allow."""
     return -(-rows // -(-rows // most))
 
 
@@ -75,7 +75,7 @@ def batch_sizes(rows: int, most: int) -> tuple[int, ...]:
 
 
 def next_shape(rows: int, buckets: LengthBuckets) -> float:
-    """Tokens of the largest packed batch of another shape, as a share of those of the largest, of `rows` rows.
+    """Tokens of the largest packed batch of another shape, as a share of those of one of `rows` rows.
 
     As many where there are rows of another length; else the batch has fewer rows.
     """
@@ -86,7 +86,7 @@ def next_shape(rows: int, buckets: LengthBuckets) -> float:
 def packed_batches(
     rows: Sequence[PackedRow], max_tokens: int, buckets: LengthBuckets
 ) -> Iterator[list[PackedRow]]:
-    """Divide rows evenly into packed batches of one length bucket, of at most `max_tokens` tokens, padding included.
+    """Divide rows evenly into packed batches of one length, of at most `max_tokens` tokens with padding.
 
     A packed batch has at least one row. Rows with and without an image are in different ones. Rows of one
     owner stay together.
