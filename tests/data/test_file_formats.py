@@ -272,13 +272,13 @@ def test_bad_rows_of_other_programs(tmp_path: Path) -> None:
     broken = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,a"}}]
     boxes = {"ref": ["a cat"], "bbox": [[1, 2, 3, 4]]}
     bad = {
-        "field 'objects' holds boxes, which are not converted": {
+        "2 <bbox> marks but 1 box in 'objects'": {
             "query": "<image>Find <ref-object>",
-            "response": "<bbox>",
+            "response": "<bbox> <bbox>",
             "images": ["a.png"],
             "objects": boxes,
         },
-        "field 'messages' holds boxes": {
+        "the text holds <bbox>, but the row has no 'objects'": {
             "messages": [{"role": "user", "content": "Find it"}, {"role": "assistant", "content": "<bbox>"}]
         },
         "'answer' must be a non-empty string": {"question": "What?", "answer": ""},

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,17 @@ def test_an_image_that_is_gone_by_now_is_left_out(
     (sample,) = load_samples(faulty_store, scan(str(copy)), [row_of(faulty_store, faulty_data, 1)])
     assert sample.images == []
     assert sample.turns[0][1] == "How many people?"
+
+
+def test_boxes_are_drawn(faulty_store: Store, faulty_data: Path) -> None:
+    lines = faulty_data.read_text().splitlines()
+    row = json.loads(lines[0])
+    box = {"objects": {"bbox": [[16, 12, 48, 36]]}, "output": "<bbox>"}
+    copy = faulty_data.with_name("with-boxes.jsonl")
+    copy.write_text("\n".join([json.dumps({**row, **box}), *lines[1:]]) + "\n")
+    (sample,) = load_samples(faulty_store, scan(str(copy)), [row_of(faulty_store, faulty_data, 1)])
+    image = Image.open(io.BytesIO(base64.b64decode(sample.images[0].partition(",")[2])))
+    assert sample.turns[1] == ("assistant", "<bbox>")
+    edge, inside = image.getpixel((16, 24)), image.getpixel((32, 24))
+    assert isinstance(edge, tuple) and isinstance(inside, tuple)
+    assert edge[0] - max(edge[1:]) > 100 > inside[0] - max(inside[1:])

@@ -1,6 +1,7 @@
 """The scan of the data, and the key of its prepared store."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,10 @@ def test_the_key_changes_with_what_changes_rows(
     assert (fingerprint(replace(source, **change), pieces, processor) == key) == same
 
 
-def test_the_key_of_a_model_is_its_processors(source: DataSource) -> None:
+def test_the_key_of_a_model_is_its_processors(source: DataSource, tmp_path: Path) -> None:
     processor, pieces = source.model.processor(), source.scan().pieces
-    other = replace(source, model=replace(source.model, name="a copy", revision="v2"))
+    copy = shutil.copytree(source.model.name, tmp_path / "a copy")
+    other = replace(source, model=replace(source.model, name=str(copy), revision="v2"))
     assert fingerprint(other, pieces, processor) == fingerprint(source, pieces, processor)
     processor.chat_template = "{{ messages }}"
     assert fingerprint(other, pieces, processor) != fingerprint(source, pieces, source.model.processor())

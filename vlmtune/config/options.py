@@ -112,6 +112,13 @@ class DataSettings:
         "Whether files, fields and Hub splits named train, val and test are these splits, or one set of rows "
         "to split anew.",
     )
+    box_format: Literal[
+        "auto", "absolute", "absolute_resized", "norm1000", "norm1", "qwen2_vl", "internvl"
+    ] = option(
+        "auto",
+        "How boxes and points are written in a text: pixels of the original or the resized image, or 0 to "
+        "1000, or 0 to 1. By default as the model's family was taught, where that is known.",
+    )
     on_long_row: Literal["error", "skip"] = option(
         "error", "What to do with a row whose images alone are longer than max_length: stop, or leave it out."
     )

@@ -43,6 +43,12 @@ DATE_CALL = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 # What templates call their switch of thinking: a variable, not a field or a string.
 THINKING_SWITCH = re.compile(r"(?<![.\w'\"\[])(enable_thinking|thinking)(?![\w'\"\]])")
 END_OF_THOUGHT = "</think>"
+# Special tokens that are content: what stands around boxes and their names, also where people write it.
+BOX_TOKENS = {
+    *("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>"),
+    *("<|quad_start|>", "<|quad_end|>", "<|begin_of_box|>", "<|end_of_box|>"),
+    *("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>"),
+}
 
 
 class EncodeError(ValueError):
@@ -110,7 +116,7 @@ class ChatTemplate:
         source: the template, its date fixed.
         has_date: whether it asks for today's date.
         image_token: the text that stands for an image.
-        special: finds the tokenizer's special tokens in a text.
+        special: finds the tokenizer's special tokens in a text, those of boxes apart.
 
     Raises:
         ModelError: the processor has no token for an image, or several templates and no default.
@@ -126,6 +132,7 @@ class ChatTemplate:
         # in the vocabulary alone.
         special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         special |= set(self.tokenizer.all_special_tokens)
+        special -= BOX_TOKENS
         ordered = sorted(special, key=lambda token: (-len(token), token))
         self.special = re.compile("|".join(re.escape(token) for token in ordered) or r"(?!)")
         self.switches = sorted(set(THINKING_SWITCH.findall(self.source)))

@@ -16,7 +16,11 @@ def readable_columns(schema: pa.Schema, group_by: str | None, named: Collection[
     Lists, structs and bytes with other names are not read, unless they are `named`: they may be large.
     """
     wanted = {*FIELDS, *named, group_by}
-    return [field.name for field in schema if field.name in wanted or not _is_large(field.type)]
+    return [
+        field.name
+        for field in schema
+        if (field.name in wanted and not _is_detection(field)) or not _is_large(field.type)
+    ]
 
 
 def unread_columns(
@@ -39,6 +43,16 @@ def unread_columns(
                     "call it 'image', or take it out"
                 )
     return tuple((f"field {field.name}", rows) for field in unread)
+
+
+def _is_detection(field: pa.Field) -> bool:
+    """Whether a column `objects` holds boxes of a detection dataset, without the `ref` of ms-swift."""
+    type_ = field.type
+    return (
+        field.name == "objects"
+        and pa.types.is_nested(type_)
+        and not (pa.types.is_struct(type_) and {"ref", "bbox"} <= {inner.name for inner in type_})
+    )
 
 
 def _is_large(type_: pa.DataType) -> bool:

@@ -23,18 +23,19 @@ DEEP_IMAGES = "images of more than 8 bits are scaled, each from its darkest to i
 MAX_CHARACTERS = 4_000_000  # of a row: some million tokens, more than any model's context
 
 
-def cached_encoder(model: ModelRef, inputs: InputFormat, key: str) -> RowEncoder:
+def cached_encoder(model: ModelRef, inputs: InputFormat, key: str, boxes: str) -> RowEncoder:
     """The encoder of this process: loading a processor takes a second, encoding a row some milliseconds.
 
     Args:
         key: the store's key. A processor that changed on disk has another key, and so is loaded again.
+        boxes: how the model writes boxes, see `box_formats.box_format_name`.
     """
-    return _encoder(model, json.dumps(inputs.to_dict(), sort_keys=True), key)
+    return _encoder(model, json.dumps(inputs.to_dict(), sort_keys=True), key, boxes)
 
 
 @lru_cache(maxsize=2)
-def _encoder(model: ModelRef, inputs: str, key: str) -> RowEncoder:
-    return RowEncoder(model.processor(), InputFormat.from_dict(json.loads(inputs)))
+def _encoder(model: ModelRef, inputs: str, key: str, boxes: str) -> RowEncoder:
+    return RowEncoder(model.processor(), InputFormat.from_dict(json.loads(inputs)), boxes)
 
 
 def read_examples(store: Store, rows: Sequence[int]) -> list[EncodedExample]:
@@ -47,7 +48,7 @@ def read_examples(store: Store, rows: Sequence[int]) -> list[EncodedExample]:
         return store.read(rows)
     if store.model is None:
         raise ValueError("a store of rows as they were read needs the model whose processor encodes them")
-    encoder = cached_encoder(store.model, store.meta.inputs, store.meta.key)
+    encoder = cached_encoder(store.model, store.meta.inputs, store.meta.key, store.meta.box_format)
     examples = []
     for record in store.records(rows):
         line, example = encode_row(encoder, record)
@@ -82,7 +83,10 @@ def encode_row(encoder: RowEncoder, row: dict[str, Any]) -> tuple[dict[str, Any]
     try:
         check_texts(row["messages"])
         images = load_images(row["images"], row["hints"])
-        example = encoder.encode(row["messages"], images)
+        messages = row["messages"]
+        if row["objects"] is not None:
+            messages = encoder.boxes.write(messages, row["objects"], images)
+        example = encoder.encode(messages, images)
     except ImageError as error:
         return {**line, "error": shortened(str(error)), "kind": error_kind(str(error))}, None
     except EncodeError as error:
@@ -94,12 +98,12 @@ def encode_row(encoder: RowEncoder, row: dict[str, Any]) -> tuple[dict[str, Any]
         "unused": list(row["unused"]),
         "notes": [*row["notes"], *notes],
         "looks": [look(image) for image in images],
-        "keys": (image_hashes or [_question_hash(row["messages"])]) + group,
+        "keys": (image_hashes or [_question_hash(messages)]) + group,
         "tokens": len(example.input_ids),
         "image_tokens": example.image_tokens,
         "answer_tokens": int((example.labels >= 0).sum()),
         "required": required_length(example),
-        **row_facts(row["messages"], images, image_hashes),
+        **row_facts(messages, images, image_hashes),
     }
     return line, example
 

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 import ray.data
 
+from vlmtune.data.box_formats import box_format_name
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.examples import cached_encoder, encode_row
 from vlmtune.data.formats import read_piece
@@ -53,7 +54,8 @@ def make_store(source: DataSource, scanned: ScannedData, processor: Any, folder:
     """
     configure_ray_data()
     inputs = probe(processor)
-    lines = _PrepareStages(source, scanned.pieces, folder, key, inputs=inputs).run()
+    boxes = box_format_name(source.model, source.box_format)
+    lines = _PrepareStages(source, scanned.pieces, folder, key, inputs, boxes).run()
     mark_clashes(lines)
     good = [line for line in lines if line["error"] is None]
     bad = [line for line in lines if line["error"] is not None]
@@ -70,6 +72,7 @@ def make_store(source: DataSource, scanned: ScannedData, processor: Any, folder:
         unused=_counts(good, scanned.pieces, "unused"),
         notes=_counts(good, scanned.pieces, "notes"),
         encoded=source.encoded,
+        box_format=boxes,
         source_pieces=list(scanned.source_pieces),
     )
     with writable(parent(folder), "--cache_dir"):
@@ -85,6 +88,7 @@ class _PrepareStages:
     folder: str
     key: str
     inputs: InputFormat
+    boxes: str
 
     def run(self) -> list[IndexLine]:
         """Write all shards and return the index lines of all rows, bad ones too, in the order of the data."""
@@ -113,7 +117,7 @@ class _PrepareStages:
     def encode(self, task: dict[str, Any]) -> Iterator[dict[str, str]]:
         """Encode and write the rows of one task; gives their index lines as JSON."""
         source = self.source
-        encoder = cached_encoder(source.model, self.inputs, self.key)
+        encoder = cached_encoder(source.model, self.inputs, self.key, self.boxes)
         rows = iter(pickle.loads(task["rows"]))
         while shard_rows := list(islice(rows, ROWS_PER_SHARD)):
             lines = self._write_shard(encoder, task["piece"], shard_rows)

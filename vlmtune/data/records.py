@@ -6,6 +6,7 @@ from typing import Any
 
 from vlmtune.data.image_paths import ImagePlace, ImageRules, RowError
 from vlmtune.data.marks import IMAGE_MARK, Part, read_other_marks, split_marks
+from vlmtune.data.objects import read_objects
 from vlmtune.data.row_values import RowNotes, check_text, json_type
 from vlmtune.data.splits_given import split_field
 from vlmtune.data.turns import Turn, check_order, check_turn, turn_list
@@ -33,6 +34,7 @@ FIELDS = (
     "history",
     "image",
     "images",
+    "objects",
 )
 
 
@@ -69,6 +71,7 @@ class Conversation:
         notes: what was read in another way than it stands, without what differs from row to row.
         hints: by path, what helps if the image is not there.
         by_name: by path, what the row writes, where the image was found by its file name alone.
+        objects: boxes and points for the marks in the texts, see `objects.read_objects`.
     """
 
     messages: list[Message]
@@ -78,9 +81,12 @@ class Conversation:
     notes: tuple[str, ...] = ()
     hints: dict[str, str] = field(default_factory=dict)
     by_name: dict[str, str] = field(default_factory=dict)
+    objects: dict[str, Any] | None = None
 
 
-def conversation(record: Any, rules: ImageRules, used: Sequence[str] = ()) -> Conversation:
+def conversation(
+    record: Any, rules: ImageRules, used: Sequence[str] = (), *, answered: bool = True
+) -> Conversation:
     """`record` as messages of typed parts, with its images in the order of the image parts.
 
     `<image>` marks become image parts in their places. Images without any mark come before the first user
@@ -88,6 +94,7 @@ def conversation(record: Any, rules: ImageRules, used: Sequence[str] = ()) -> Co
 
     Args:
         used: further fields of the row that something uses.
+        answered: the last answer is the row's own. Boxes of one that is missing may be left over.
 
     Raises:
         RowError: the record cannot be trained on as it is meant; the message names the field.
@@ -101,12 +108,14 @@ def conversation(record: Any, rules: ImageRules, used: Sequence[str] = ()) -> Co
     images = _place_images(turns, _record_images(record), row_notes)
     for turn in turns:
         check_turn(turn, record, row_notes)
+    texts = [part["text"] for turn in turns for part in turn.parts if part["type"] == "text"]
+    objects = read_objects(record.get("objects"), texts, len(images), row_notes, answered=answered)
     messages = [{"role": turn.role, "content": [_plain(part) for part in turn.parts]} for turn in turns]
     places = [_image(value, name, rules) for name, value in images]
     for place in places:
         row_notes.note(None if isinstance(place, bytes) else place.note)
     split = split_field(record)
-    known = {*REQUIRED[form], *EXTRA_FIELDS[form], *used, "system", "image", "images"}
+    known = {*REQUIRED[form], *EXTRA_FIELDS[form], *used, "system", "image", "images", "objects"}
     row_notes.unused += unused_fields(
         record, known | ({split[0]} if split else set()), has_image=bool(images)
     )
@@ -122,6 +131,7 @@ def conversation(record: Any, rules: ImageRules, used: Sequence[str] = ()) -> Co
             for place, (_, value) in zip(places, images, strict=True)
             if not isinstance(place, bytes) and place.by_name
         },
+        objects,
     )
 
 

@@ -3,7 +3,7 @@
 import base64
 import binascii
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlmtune.data.image_paths import RowError
@@ -16,8 +16,6 @@ QUESTION_FIELDS = (
     ("prompt", "response"),
 )
 DIALOGUE_FIELDS = ("messages", "conversations", "instruction")
-TEXT_FIELDS = (*DIALOGUE_FIELDS, "output", *(field for pair in QUESTION_FIELDS for field in pair))
-BOX_MARK = "<bbox>"  # of ms-swift
 DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 
 
@@ -41,7 +39,6 @@ def as_known_shape(record: Any) -> tuple[Any, dict[str, str]]:
     if not isinstance(record, Mapping):
         return record, {}
     row = dict(record)
-    _refuse_boxes(row)
     renamed: dict[str, str] = {}
     pair = question_fields(row)
     if pair is not None and all(isinstance(row[field], str | int | float) for field in pair):
@@ -54,30 +51,6 @@ def as_known_shape(record: Any) -> tuple[Any, dict[str, str]]:
         if isinstance(row.get(field), Sequence) and not isinstance(row[field], str | bytes):
             row[field] = [_turn(turn, f"{field}[{number}]") for number, turn in enumerate(row[field])]
     return row, renamed
-
-
-def _refuse_boxes(row: Mapping[str, Any]) -> None:
-    """Raises RowError for ms-swift's boxes, whose numbers mean another place in each model family."""
-    objects = row.get("objects")
-    fields = (field for field in TEXT_FIELDS if any(BOX_MARK in text for text in _texts(row.get(field))))
-    found = "objects" if isinstance(objects, Mapping) and objects.get("bbox") else next(fields, None)
-    if found is not None:
-        raise RowError(
-            f"field {found!r} holds boxes, which are not converted: write their numbers in the text as the "
-            "model's family counts them (pixels of the resized image, or 0 to 1000)"
-        )
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """The texts of a field: its own, or those of its turns and their parts."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for name in ("content", "value", "text"):
-            yield from _texts(value.get(name))
-    elif isinstance(value, Sequence) and not isinstance(value, bytes):
-        for item in value:
-            yield from _texts(item)
 
 
 def _turn(turn: Any, field: str) -> Any:

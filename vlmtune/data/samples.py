@@ -9,9 +9,11 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from vlmtune.data.formats import read_piece
 from vlmtune.data.images import ImageError, load_image
+from vlmtune.data.objects import Objects
 from vlmtune.data.piece import Piece
 from vlmtune.data.store import Store
 from vlmtune.storage import scheme
@@ -20,6 +22,7 @@ SAMPLES = 12
 IMAGES_PER_SAMPLE = 3
 LONGER_SIDE = 320  # pixels of a thumbnail: sharp at half of that on a phone
 JPEG_QUALITY = 75
+BOX_COLOUR = (230, 30, 30)
 
 Place = tuple[int, int]  # of a row: its piece, and its number in the piece
 
@@ -78,7 +81,11 @@ def _sample(store: Store, row: int, raw_row: dict[str, Any]) -> Sample:
         split=str(store.column("split")[row]),
         tokens=int(store.column("tokens")[row]),
         turns=[(message["role"], _text(message["content"])) for message in raw_row["messages"]],
-        images=[uri for reference in references if (uri := _thumbnail(reference)) is not None],
+        images=[
+            uri
+            for number, reference in enumerate(references)
+            if (uri := _thumbnail(reference, raw_row["objects"], number)) is not None
+        ],
         names=tuple(one.rstrip("/").rpartition("/")[2] for one in raw_row["images"] if isinstance(one, str)),
     )
 
@@ -87,14 +94,38 @@ def _text(content: Sequence[dict[str, Any]]) -> str:
     return " ".join(part["text"] for part in content if part["type"] == "text")
 
 
-def _thumbnail(reference: str | bytes) -> str | None:
-    """A small JPEG as a data URI; None for a web address, and for a file that is gone by now."""
+def _boxes_of(objects: Objects | None, image: int) -> list[list[float]]:
+    """The boxes and points of one image, in shares of its sides where they are not in pixels."""
+    if objects is None:
+        return []
+    divisor = 1000 if objects["unit"] == "norm1000" else 1
+    pairs = zip(objects["boxes"], objects["images"], strict=True)
+    return [[number / divisor for number in box] for box, place in pairs if place == image]
+
+
+def _draw(image: Image.Image, boxes: Sequence[Sequence[float]], *, shares: bool) -> None:
+    pen, width = ImageDraw.Draw(image), max(2, max(image.size) // LONGER_SIDE * 2)
+    for box in boxes:
+        sides = image.size if shares else (1, 1)
+        corners = [number * sides[axis % 2] for axis, number in enumerate(box)]
+        if len(corners) == 2:
+            pen.circle(corners, 3 * width, outline=BOX_COLOUR, width=width)
+        else:
+            pen.rectangle(corners, outline=BOX_COLOUR, width=width)
+
+
+def _thumbnail(reference: str | bytes, objects: Objects | None, number: int) -> str | None:
+    """A small JPEG as a data URI, with the boxes of the row's image of this number.
+
+    None for a web address, and for a file that is gone by now.
+    """
     if isinstance(reference, str) and scheme(reference) in ("http", "https"):
         return None
     try:
         image = load_image(reference)
     except ImageError:
         return None
+    _draw(image, _boxes_of(objects, number), shares=objects is not None and objects["unit"] != "real")
     image.thumbnail((LONGER_SIDE, LONGER_SIDE))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=JPEG_QUALITY)

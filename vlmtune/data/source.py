@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmtune.data.box_formats import AUTO, box_format_name
 from vlmtune.data.piece import Piece
 from vlmtune.data.question_columns import NO_COLUMNS, Columns, columns_from
 from vlmtune.data.scan import scan
@@ -73,6 +74,7 @@ class DataSource:
     group_near_duplicates: str = "auto"
     allow_outside_paths: bool = False
     allow_remote_images: bool = False
+    box_format: str = AUTO
     encoded: bool = True
 
     @classmethod
@@ -102,6 +104,7 @@ class DataSource:
             group_near_duplicates=data.group_near_duplicates,
             allow_outside_paths=data.allow_outside_paths,
             allow_remote_images=data.allow_remote_images,
+            box_format=data.box_format,
             encoded=not data.no_cache,
         )
 
@@ -139,6 +142,7 @@ def fingerprint(source: DataSource, pieces: Sequence[Piece], processor: Any) -> 
     """
     options = {name: value for name, value in asdict(source).items() if name not in NOT_IN_KEY}
     options["trust_remote_code"] = source.model.trust_remote_code
+    options["box_format"] = box_format_name(source.model, source.box_format)
     content = {
         "format": STORE_FORMAT,
         "options": options,

@@ -72,6 +72,7 @@ META_TYPES: dict[str, tuple[type, ...]] = {
     "bad_rows": (int,),
     "problem": (str, NoneType),
     "encoded": (bool,),
+    "box_format": (str,),
     "unlabelled": (int,),
     "unused": (dict,),
     "notes": (dict,),
@@ -109,6 +110,7 @@ class StoreMeta:
         unused: fields, columns and attributes of turns that nothing uses, with the rows that have them.
         notes: what was read in another way than it stands, with the rows; 0 if the note is on all the data.
         encoded: it holds token ids and pixels. False: rows as they were read (`Store.records`).
+        box_format: how the model writes boxes, see `box_formats.box_format_name`.
         source_pieces: how many pieces each `--data_path` has, in their order.
     """
 
@@ -119,6 +121,7 @@ class StoreMeta:
     bad_rows: int
     problem: str | None
     encoded: bool
+    box_format: str = "unknown"
     unlabelled: int = 0
     unused: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vlmtune.data.box_formats import BoxWriter
 from vlmtune.data.chat_template import ChatTemplate, ChatText, EncodeError
 from vlmtune.data.encoded_example import ANSWER, EncodedExample
 from vlmtune.data.input_format import ITEMS, InputFormat, TensorLayout, as_array, is_ragged
@@ -54,15 +55,17 @@ class RowEncoder:
     Args:
         processor: a transformers processor with a tokenizer and an image processor.
         inputs: how its tensors are stored, as `probe` finds it.
+        boxes: how its model writes boxes, as `box_formats.box_format_name` gives it.
 
     Raises:
         ModelError: the processor is not one for conversations with images.
     """
 
-    def __init__(self, processor: Any, inputs: InputFormat | None = None) -> None:
+    def __init__(self, processor: Any, inputs: InputFormat | None = None, boxes: str = "unknown") -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.inputs = InputFormat() if inputs is None else inputs
         self.template = ChatTemplate(processor)
+        self.boxes = BoxWriter(boxes, processor.image_processor)
 
     @cached_property
     def image_token_ids(self) -> list[int]:

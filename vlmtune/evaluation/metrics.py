@@ -16,6 +16,7 @@ import numpy as np
 from rapidfuzz.distance import LCSseq, Levenshtein
 
 from vlmtune.errors import ConfigError, nearest
+from vlmtune.evaluation.grounding import iou, point_in_box
 from vlmtune.evaluation.numbers import first_number
 from vlmtune.evaluation.text import normalize, words
 
@@ -125,6 +126,18 @@ def _of_numbers(
     return parts
 
 
+def _of_places(
+    score: Callable[[str, str], float | None],
+) -> Callable[[AnsweredRow], tuple[float, float]]:
+    """Compare boxes and points; rows whose reference has no box do not count."""
+
+    def parts(row: AnsweredRow) -> tuple[float, float]:
+        value = score(row.answer, row.reference)
+        return (0.0, 0.0) if value is None else (value, 1.0)
+
+    return parts
+
+
 METRICS: dict[str, Metric] = {
     "exact_match": Metric("max", _mean(exact_match), share=True),
     "normalized_match": Metric("max", _mean(normalized_match), share=True),
@@ -145,6 +158,8 @@ METRICS: dict[str, Metric] = {
     "token_f1": Metric("max", _mean(token_f1), share=True),
     "rouge_l": Metric("max", _mean(rouge_l), share=True),
     "anls": Metric("max", _mean(anls), share=True),
+    "iou": Metric("max", _of_places(iou), share=True),
+    "point_in_box": Metric("max", _of_places(point_in_box), share=True),
     # Over all labelled tokens of all rows: the exponential of eval_loss.
     "perplexity": Metric(
         "min", lambda row: (row.nll, float(row.tokens)), lambda loss: math.exp(min(loss, 700.0))

@@ -17,6 +17,7 @@ from vlmtune.cluster import connect, in_ray_job
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.console import console_line
+from vlmtune.data.box_formats import box_format_name
 from vlmtune.data.piece import Piece
 from vlmtune.data.probe import probe
 from vlmtune.data.question_columns import columns_from
@@ -94,6 +95,7 @@ def predict_rows(options: PredictOptions) -> PredictResult:
     model_ref = settings.model.ref
     processor: Any = model_ref.processor()
     inputs = probe(processor)
+    boxes = box_format_name(model_ref, data.box_format)
     pad = processor.tokenizer.pad_token_id
     job = AnswerJob(
         settings,
@@ -106,7 +108,7 @@ def predict_rows(options: PredictOptions) -> PredictResult:
 
     def read_piece(item: dict[str, Any]) -> Iterator[dict[str, bytes]]:
         piece = pieces[item["piece"]]
-        return read_questions(piece, item["piece"], item["first"], model_ref, inputs)
+        return read_questions(piece, item["piece"], item["first"], model_ref, inputs, boxes)
 
     first_piece, first_row = start or (0, 0)
     items = [

@@ -146,14 +146,18 @@ def read_questions(
     first: int,
     model: ModelRef,
     inputs: InputFormat,
+    boxes: str = "unknown",
 ) -> Iterator[dict[str, bytes]]:
     """Read the rows of a piece from number `first` on.
+
+    Args:
+        boxes: how the model writes boxes, see `box_formats.box_format_name`.
 
     Yields:
         {"row": a `QuestionRow`, "example": its `EncodedExample`, or None if it cannot be answered}, both as
         pickled bytes.
     """
-    encoder = _question_encoder(model, json.dumps(inputs.to_dict(), sort_keys=True))
+    encoder = _question_encoder(model, json.dumps(inputs.to_dict(), sort_keys=True), boxes)
     for number, (source, record, error) in enumerate(_records(piece)):
         if number < first:
             continue
@@ -166,12 +170,21 @@ def read_questions(
             if isinstance(piece, ImageList):
                 messages, images = completed
                 hints: dict[str, str] = {}
+                objects = None
             else:
                 record = as_known_shape(piece.columns.apply(record))[0]
                 completed = with_answer(record)
-                found = conversation(completed, piece.rules)
-                messages, images, hints = found.messages, found.images, found.hints
-            example = encoder.encode(messages, load_images(images, hints))
+                found = conversation(completed, piece.rules, answered=completed is record)
+                messages, images, hints, objects = (
+                    found.messages,
+                    found.images,
+                    found.hints,
+                    found.objects,
+                )
+            pixels = load_images(images, hints)
+            if objects is not None:
+                messages = encoder.boxes.write(messages, objects, pixels)
+            example = encoder.encode(messages, pixels)
         except (RowError, ImageError, EncodeError) as reason:
             error = shortened(str(reason))
         names = [image if isinstance(image, str) else None for image in images]
@@ -220,6 +233,6 @@ def with_answer(record: Any) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _question_encoder(model: ModelRef, inputs: str) -> RowEncoder:
+def _question_encoder(model: ModelRef, inputs: str, boxes: str) -> RowEncoder:
     """One encoder for a worker process, because loading a processor costs a second."""
-    return RowEncoder(model.processor(), InputFormat.from_dict(json.loads(inputs)))
+    return RowEncoder(model.processor(), InputFormat.from_dict(json.loads(inputs)), boxes)
