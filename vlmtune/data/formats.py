@@ -28,8 +28,8 @@ def read_piece(piece: Piece) -> Iterator[dict[str, Any]]:
 
     Keys: `source`, `messages`, `images`, `group`, `error`, `kind` (of the error), `split`, and what
     `records.Conversation` tells: `unused`, `notes`, `hints`, `by_name` and `objects`. A bad row has its
-    reason in `error`, and no messages and images. `images` holds absolute paths, URIs or encoded bytes, in the order
-    of the image parts of `messages`.
+    reason in `error`, and no messages and images. `images` holds absolute paths, URIs or encoded bytes, in
+    the order of the image parts of `messages`.
 
     Raises:
         DataError: the file can no longer be read, as it could when it was scanned.
