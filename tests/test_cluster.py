@@ -1,10 +1,12 @@
 """Joining or starting Ray, and what fits on a cluster."""
 
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
@@ -16,7 +18,6 @@ from vlmtune.cluster import (
     autoscaled,
     connect,
     in_ray_job,
-    use_short_temp_dir,
 )
 from vlmtune.errors import ResourceError
 
@@ -79,8 +80,27 @@ def test_connect_starts_a_ray_and_finds_it_again(monkeypatch: pytest.MonkeyPatch
         assert cluster.dashboard is not None
         assert cluster.dashboard.startswith("http://")
         assert connect() == cluster
+
+        @ray.remote
+        def work() -> None: ...
+
+        ray.get(work.remote())  # a worker listens too
+        addresses = listening_addresses()
+        assert len(addresses) >= 5, "GCS, raylet, dashboard, agents, worker"
+        assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
+        temp_dir = Path(os.environ["RAY_TMPDIR"])
+        assert stat.S_IMODE(temp_dir.stat().st_mode) == 0o700, "Ray makes its own folders 0777"
+        token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+        assert stat.S_IMODE(token.stat().st_mode) == 0o600
     finally:
         ray.shutdown()
+
+
+def listening_addresses() -> list[str]:
+    """Where this process and all that it has started wait for connections."""
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    connections = [one for process in processes for one in process.net_connections("inet")]
+    return [one.laddr.ip for one in connections if one.status == psutil.CONN_LISTEN]
 
 
 def test_nodes_that_may_come_count(tmp_path: Path):
@@ -110,12 +130,3 @@ with plain_user_errors():
     )
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
-
-
-@pytest.mark.parametrize(("length", "moved"), [(10, False), (100, True)])
-def test_ray_puts_its_sockets_where_they_fit(
-    length: int, moved: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAY_TMPDIR", "/" + "t" * (length - 1))
-    use_short_temp_dir()
-    assert (os.environ["RAY_TMPDIR"] == "/tmp") == moved

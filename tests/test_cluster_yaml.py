@@ -63,7 +63,6 @@ def test_the_dashboard_is_not_open_to_the_world(cluster: dict[str, Any]) -> None
     (start,) = [command for command in cluster["head_start_ray_commands"] if "ray start" in command]
     assert "--dashboard-host=127.0.0.1" in start.split()
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in start.split()
-    assert "security_group" not in cluster["provider"]  # Ray's own group opens ssh alone
     assert not re.search(r"0\.0\.0\.0|::/0|docker run|--network", json.dumps(cluster))
 
 
@@ -88,3 +87,42 @@ def test_the_head_comment_names_the_ray_that_is_installed() -> None:
         r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE
     )
     assert f"ray[default]=={version}" in text
+
+
+def test_ssh_is_open_to_a_named_range_alone(cluster: dict[str, Any]) -> None:
+    """With a group of its user's own, Ray adds no rule: its own group allows ssh from everywhere."""
+    assert "security_group" not in cluster["provider"]
+    for name, node_type in cluster["available_node_types"].items():
+        assert node_type["node_config"]["SecurityGroupIds"], name
+    commands = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    assert "authorize-security-group-ingress" in commands
+    assert "0.0.0.0/0" not in commands
+
+
+def test_disks_are_encrypted_and_data_cannot_ask_for_a_nodes_credentials(cluster: dict[str, Any]) -> None:
+    for node_type in cluster["available_node_types"].values():
+        config = node_type["node_config"]
+        assert all(disk["Ebs"]["Encrypted"] is True for disk in config["BlockDeviceMappings"])
+        assert config["MetadataOptions"]["HttpTokens"] == "required"
+        assert config["MetadataOptions"]["HttpPutResponseHopLimit"] == 1
+
+
+def test_a_node_may_do_what_it_has_to_alone(cluster: dict[str, Any]) -> None:
+    profiles = {
+        name: node_type["node_config"]["IamInstanceProfile"]["Arn"].rpartition("/")[2]
+        for name, node_type in cluster["available_node_types"].items()
+    }
+    assert profiles == {
+        "head": "vlmtune-head",
+        "gpu_spot": "vlmtune-worker",
+        "gpu_on_demand": "vlmtune-worker",
+    }
+    for name, services in {"head": {"s3", "ec2", "iam"}, "worker": {"s3"}}.items():
+        policy = json.loads((ROOT / "docs" / f"aws-{name}-policy.json").read_text(encoding="utf-8"))
+        actions = [action for one in policy["Statement"] for action in one["Action"]]
+        assert {action.partition(":")[0] for action in actions} == services
+        assert not [action for action in actions if "*" in action and action != "ec2:Describe*"]
+        for one in policy["Statement"]:
+            assert one["Effect"] == "Allow"
+            everything = one["Resource"] == "*"
+            assert not everything or one["Action"] == ["ec2:Describe*"] or "Condition" in one

@@ -9,7 +9,7 @@ from vlmtune.config.settings import Settings
 from vlmtune.console import TrialTable, say
 from vlmtune.errors import USER_ERROR, ConfigError, plain_user_errors
 from vlmtune.output import settings_yaml
-from vlmtune.shown_text import printable, redacted, shown_name
+from vlmtune.shown_text import printable, redacted, shown_name, with_secrets_of
 from vlmtune.storage import write_json
 
 SECRET = "abcSECRET/+123"
@@ -70,3 +70,13 @@ def test_names_in_place_of_local_paths() -> None:
         "s3://b/c",
         "data.jsonl",
     ]
+
+
+def test_secrets_come_back_from_what_was_given() -> None:
+    given = ["/local", "s3://other/x", "s3://KEY:SECRET@bucket/data?region=r&session_token=T"]
+    kept = redacted("s3://KEY:SECRET@bucket/data/a%20b.jpg?region=r&session_token=T")
+    assert "SECRET" not in kept and "T" not in kept.partition("?")[2].replace("***", "")
+    whole = "s3://KEY:SECRET@bucket/data/a%20b.jpg?region=r&session_token=T"
+    assert with_secrets_of(kept, given) == whole
+    assert with_secrets_of("s3://other/a.jpg", given) == "s3://other/a.jpg"
+    assert with_secrets_of("/local/a.jpg", given) == "/local/a.jpg"

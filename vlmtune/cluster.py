@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import socket
-import tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,9 @@ import ray
 import yaml
 from ray.exceptions import RayError
 
+from vlmtune.compat.ray_node import loopback_addresses
 from vlmtune.errors import ConfigError, ResourceError
+from vlmtune.private_ray import make_private_temp_dir, make_private_token
 from vlmtune.standard_error import captured_stderr
 from vlmtune.stop_signals import take_back_stop_signals
 
@@ -40,9 +41,6 @@ TOKEN_REFUSED = re.compile(
 SECONDS_TO_ANSWER = 10.0  # for a Ray at RAY_ADDRESS
 # `ray up` writes this file on the head node, where a job's entry point runs.
 LAUNCHER_CONFIG = Path.home() / "ray_bootstrap_config.yaml"
-# Bytes of TMPDIR: a socket's path has at most 107, and Ray adds a session's name, a process id and more.
-MAX_TEMP_DIR = 36
-SHORT_TEMP_DIR = "/tmp"
 LAUNCHER_MAX_WORKERS = 2  # the launcher's default, where the file does not say it
 
 WORKER_ENV = {
@@ -92,10 +90,12 @@ def in_ray_job() -> bool:
 def connect() -> Cluster:
     """Join the Ray that RAY_ADDRESS names, or start one on this machine that ends with this process.
 
+    The one that it starts listens on loopback alone, asks for a token, and keeps its files from other users.
     A process may call it again: it then gets the Ray that it has.
 
     Raises:
         ConfigError: if RAY_ADDRESS names a cluster that does not answer.
+        ResourceError: Ray's temporary folder cannot be made.
     """
     os.environ |= {name: value for name, value in WORKER_ENV.items() if name not in os.environ}
     options: dict[str, Any] = {
@@ -112,10 +112,14 @@ def connect() -> Cluster:
         # The dashboard stays on: without it, Train runs that Tune stops leak their placement groups.
         # "local", or Ray would join whatever ran on this machine last, alive or not.
         options |= {"address": "local", "include_dashboard": True, "object_store_memory": OBJECT_STORE_BYTES}
-        use_short_temp_dir()
+        make_private_temp_dir()
+        make_private_token()
     try:
         # Of a cluster that refuses this process, Ray prints some twenty lines before it raises.
-        with captured_stderr() if address is not None else nullcontext(list[str]()) as printed:
+        with (
+            captured_stderr() if address is not None else nullcontext(list[str]()) as printed,
+            nullcontext() if address is not None else loopback_addresses(),
+        ):
             context = ray.init(**options, ignore_reinit_error=True)
     except (ConnectionError, RuntimeError, RayError) as error:
         where = f"RAY_ADDRESS={address}" if address else "this machine"
@@ -133,14 +137,6 @@ def connect() -> Cluster:
     alive = sum(node["Alive"] for node in ray.nodes())
     url = context.dashboard_url
     return Cluster(f"http://{url}" if url else None, most["CPU"], most["GPU"], max(alive, nodes))
-
-
-def use_short_temp_dir() -> None:
-    """Let Ray put its sockets below /tmp where TMPDIR is too long for them, as in some batch systems."""
-    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    if len(os.fsencode(folder)) > MAX_TEMP_DIR:
-        os.environ["RAY_TMPDIR"] = SHORT_TEMP_DIR
-        logger.info(f"Ray's sockets do not fit below {folder}: they are in {SHORT_TEMP_DIR}")
 
 
 def autoscaled(launcher_config: Path) -> tuple[dict[str, float], int]:

@@ -44,6 +44,9 @@ PROCESSOR = (  # the names under which transformers saves a processor and its to
 )
 
 
+# Options that hold for one command: repeating a run must neither delete what is there nor trust a folder.
+ONCE: dict[str, Any] = {"overwrite": False, "resume": None, "salvage": False, "trust_folder": False}
+
 MERGED_MODEL = (
     *("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json"),
     *("model-*-of-*.safetensors", "configuration_*.py", "modeling_*.py", "processing_*.py"),
@@ -178,6 +181,6 @@ def dump_redacted(values: dict[str, Any]) -> str:
 def settings_yaml(settings: Settings) -> str:
     """The text of `config.yaml` and `search.yaml`, which repeats a run.
 
-    `overwrite` and `resume` are left out: repeating a run must not delete what is there.
+    The options of ONCE are left out.
     """
-    return dump_redacted(settings.replace(overwrite=False, resume=None, salvage=False).to_flags())
+    return dump_redacted(settings.replace(**ONCE).to_flags())

@@ -19,7 +19,7 @@ from vlmtune.config.settings import Settings
 from vlmtune.console import console_line
 from vlmtune.data.store import file_states
 from vlmtune.errors import ConfigError, DataError
-from vlmtune.shown_text import redacted_values
+from vlmtune.shown_text import redacted, redacted_values, with_secrets_of
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def interrupted_settings(
     extended = _check_changes(folder, kind, settings, changes)
     if is_finished(folder, kind, state) and not extended:
         raise ConfigError(f"--resume {folder}: this {kind.noun} has ended, nothing is left to do")
-    return settings.replace(**changes)
+    return settings.replace(**changes, trust_folder=requested.run.trust_folder)
 
 
 def is_finished(folder: str, kind: RunKind, state: Mapping[str, Any]) -> bool:
@@ -236,18 +236,25 @@ def _is_table(path: str) -> bool:
 
 def write_files(folder: str, kind: RunKind, files: Sequence[tuple[str, str]]) -> None:
     """Save the state of the data's files, so that a resumed run can say which one has changed."""
-    table = pa.table({"path": [path for path, _ in files], "state": [state for _, state in files]})
+    table = pa.table({"path": [redacted(path) for path, _ in files], "state": [state for _, state in files]})
     storage.write_table(table, _files_path(folder, kind))
 
 
-def check_same_files(folder: str, kind: RunKind) -> None:
-    """Raises DataError with its name if a file of the data has changed since the run began."""
+def check_same_files(folder: str, kind: RunKind, given: Sequence[str] = ()) -> None:
+    """Raises DataError with its name if a file of the data has changed since the run began.
+
+    Args:
+        given: the data's paths and URIs, with their secrets.
+    """
     path = _files_path(folder, kind)
     if not storage.exists(path) or not _is_table(path):
         return  # the prepared rows' key is compared later
     files, inner = storage.filesystem(path)
     known = pq.read_table(inner, filesystem=files).to_pydict()
-    now = dict(file_states(known["path"]))
+    now = {
+        redacted(path): state
+        for path, state in file_states([with_secrets_of(path, given) for path in known["path"]])
+    }
     changed = [one for one, state in zip(known["path"], known["state"], strict=True) if now[one] != state]
     if changed:
         gone = now[changed[0]].startswith("NotFound")

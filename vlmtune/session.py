@@ -21,6 +21,7 @@ from vlmtune.data.split import TRAIN
 from vlmtune.data.store import Store, file_states
 from vlmtune.errors import ConfigError, DataError
 from vlmtune.folder_lock import FolderLock
+from vlmtune.folder_owner import check_owner
 from vlmtune.model.base import check_model
 from vlmtune.model.lora import target_modules
 from vlmtune.ray_watch import RayWatch
@@ -76,6 +77,8 @@ class Session:
             folder = output.resolve_folder(resumed, in_job=in_ray_job(), flag="--resume")
         if resumed is not None:
             run_state.check_is_there(folder, kind)  # before a lock makes the folder
+            names = (kind.settings_file, kind.state_file, kind.state_file + run_state.COPY)
+            check_owner(folder, "--resume", names, trusted=settings.run.trust_folder)
         lock = FolderLock(folder, "--output_dir" if resumed is None else "--resume")
         lock.acquire()
         try:
@@ -101,7 +104,7 @@ class Session:
         check(settings)
         check_base_and_targets(settings)
         if resumed:
-            run_state.check_same_files(folder, kind)
+            run_state.check_same_files(folder, kind, DataSource.from_settings(settings).given_paths)
         cluster = connect_for(settings)
         store, data_files = prepare_rows_and_files(settings)
         command = "tune" if kind is run_state.SEARCH else "train"
@@ -178,7 +181,7 @@ def with_absolute_paths(settings: Settings) -> Settings:
     """The settings with every existing local path made absolute, because workers run in other directories."""
     data = settings.data
     paths = {
-        "model_name_or_path": settings.model.base_model,
+        "model_name_or_path": settings.model.model_name_or_path,  # none with --resume alone
         "eval_data_path": data.eval_data_path,
         "image_root": data.image_root,
     }

@@ -1,6 +1,8 @@
 """Text as people see it: without secrets, and without characters that a terminal would act on."""
 
 import re
+from collections.abc import Iterable
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 # What stands before the host in a URI, and options of a URI that grant access: of signed addresses, and of
 # pyarrow's file systems.
@@ -19,6 +21,20 @@ def redacted(text: str) -> str:
     if "://" not in text:
         return text
     return SECRETS.sub(r"\1***", USER.sub("", text))
+
+
+def with_secrets_of(path: str, given: Iterable[str]) -> str:
+    """`path`, which was `redacted`, with the user and options of the URI in `given` that names its host."""
+    parts = urlsplit(path) if "://" in path else None
+    for uri in given if parts is not None else ():
+        own = urlsplit(uri)
+        if parts is not None and redacted(uri) != uri and _host(own) == _host(parts):
+            return urlunsplit(parts._replace(netloc=own.netloc, query=own.query))
+    return path
+
+
+def _host(parts: SplitResult) -> tuple[str, str]:
+    return parts.scheme, parts.netloc.rpartition("@")[2]
 
 
 def printable(text: str) -> str:

@@ -1,4 +1,7 @@
-"""Ray 2.60.0: the processes of the Ray that this process has started."""
+"""Ray 2.60.0: the addresses and the processes of a Ray that this process starts."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ray._private import ray_constants, worker
 
@@ -21,3 +24,19 @@ def control_processes() -> dict[str, int]:
         for kind, infos in node.all_processes.items()
         if kind in names and infos
     }
+
+
+@contextmanager
+def loopback_addresses() -> Iterator[None]:
+    """Let a Ray that `ray.init` starts in the block listen on loopback alone.
+
+    Private: `ray_constants.ENABLE_RAY_CLUSTER`, False on macOS and Windows, where every process of Ray
+    then binds to 127.0.0.1. On Linux Ray would listen on all interfaces: it replaces a loopback
+    `_node_ip_address`, and reads the variable RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER when it is imported.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before

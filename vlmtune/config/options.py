@@ -169,6 +169,9 @@ class RunSettings:
         "With resume, of a search that is damaged: only copy its best finished adapter and the table of its "
         "trials to salvaged/ in that folder.",
     )
+    trust_folder: bool = option(
+        False, "Read the folders of resume and warm_start although another user owns them."
+    )
     use_cpu: bool = option(False, "Compute on the CPU even where there is a GPU.")
 
     @property

@@ -97,7 +97,7 @@ def _find(source: DataSource, cache_dir: str, key: str) -> Store | None:
                 f"prepared rows {folder}/meta.json do not belong to this data and these options: "
                 f"delete {folder} to prepare again"
             )
-        if store.images_unchanged():
+        if store.images_unchanged(source.given_paths):
             return store
     return None
 

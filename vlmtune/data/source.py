@@ -16,6 +16,7 @@ from vlmtune.data.scan import scan
 from vlmtune.data.store import file_states
 from vlmtune.errors import ConfigError
 from vlmtune.model_ref import ModelRef
+from vlmtune.shown_text import redacted_values
 
 if TYPE_CHECKING:
     from vlmtune.config.settings import Settings
@@ -113,6 +114,11 @@ class DataSource:
         """Every path of training data."""
         return (self.data_path,) if isinstance(self.data_path, str) else self.data_path
 
+    @property
+    def given_paths(self) -> list[str]:
+        """Every path and URI of data and images, with the secrets that URIs may hold."""
+        return [path for path in (*self.paths, self.eval_data_path, self.image_root) if path is not None]
+
     def scan(self) -> ScannedData:
         """Cut the files into pieces. Costs one pass over JSONL files; call it once and pass the result on.
 
@@ -138,16 +144,17 @@ class DataSource:
 def fingerprint(source: DataSource, pieces: Sequence[Piece], processor: Any) -> str:
     """The store's key, 24 hex digits.
 
-    It changes with a data file, the processor, the chat template, or an option that changes a prepared row.
+    It changes with a data file, the processor, the chat template, or an option that changes a prepared row;
+    not with the secrets of a URI.
     """
     options = {name: value for name, value in asdict(source).items() if name not in NOT_IN_KEY}
     options["trust_remote_code"] = source.model.trust_remote_code
     options["box_format"] = box_format_name(source.model, source.box_format)
     content = {
         "format": STORE_FORMAT,
-        "options": options,
-        "pieces": [asdict(piece) for piece in pieces],
-        "files": file_states(sorted({piece.path for piece in pieces})),
+        "options": redacted_values(options),
+        "pieces": redacted_values([asdict(piece) for piece in pieces]),
+        "files": redacted_values(file_states(sorted({piece.path for piece in pieces}))),
         "processor": processor.to_json_string(),
         "template": processor.chat_template or processor.tokenizer.chat_template,
         "tokenizer": hashlib.blake2b(_tokenizer_content(processor.tokenizer).encode()).hexdigest(),

@@ -31,6 +31,7 @@ from vlmtune.data.input_format import InputFormat
 from vlmtune.data.split import TRAIN
 from vlmtune.errors import DataError
 from vlmtune.model_ref import ModelRef
+from vlmtune.shown_text import with_secrets_of
 from vlmtune.storage import filesystem, one_line, scheme
 
 BAD_ROWS = "bad_rows.jsonl"
@@ -180,16 +181,23 @@ class Store:
         info: pafs.FileInfo = fs.get_file_info(f"{inner}/meta.json")
         return bool(info.type == pafs.FileType.File)
 
-    def images_unchanged(self) -> bool:
+    def images_unchanged(self, given: Sequence[str] = ()) -> bool:
         """Whether the image files that rows name have the state that they had when the store was made.
 
         It compares size and time of the last change, not the content.
+
+        Args:
+            given: the data's paths and URIs, with the secrets that the store does not hold.
         """
         known = self.image_states()
-        return file_states([path for path, _ in known]) == known
+        now = file_states([with_secrets_of(path, given) for path, _ in known])
+        return [state for _, state in now] == [state for _, state in known]
 
     def image_states(self) -> list[tuple[str, str]]:
-        """(path, state) of the image files that rows name, when the store was made; see `file_states`."""
+        """(path, state) of the image files that rows name, when the store was made; see `file_states`.
+
+        URIs are without secrets.
+        """
         fs, inner = filesystem(self.folder)
         with self._damage_as_data_error("images.parquet"):
             known = pq.read_table(f"{inner}/images.parquet", filesystem=fs).to_pydict()

@@ -12,6 +12,7 @@ from safetensors.numpy import save as save_tensors
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.facts import FACTS
 from vlmtune.data.store import BAD_ROWS, IMAGES, INDEX, ROWS, StoreMeta, file_states, record_columns
+from vlmtune.shown_text import redacted
 from vlmtune.storage import filesystem, scheme
 
 # What one random read fetches: a few LLaVA images (0.34 MB each), or thousands of text rows.
@@ -63,10 +64,10 @@ def finish_store(
 
 def _image_states(good: Sequence[dict[str, Any]], bad: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     paths = sorted({path for line in (*good, *bad) for path in line["images"]})
-    states = [{"path": path, "state": state} for path, state in file_states(paths)]
+    states = [{"path": redacted(path), "state": state} for path, state in file_states(paths)]
     # A download that failed may work the next time: `Store.images_unchanged` never finds this state again.
     states += [
-        {"path": path, "state": "not there"}
+        {"path": redacted(path), "state": "not there"}
         for line in bad
         for path in line["images"]
         if scheme(path) in ("http", "https")

@@ -9,6 +9,7 @@ from vlmtune.checksums import damaged_file
 from vlmtune.cluster import in_ray_job
 from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError
+from vlmtune.folder_owner import check_owner
 from vlmtune.output import resolve_folder
 from vlmtune.packed.checkpoint_folder import complete_reports
 from vlmtune.packed.messages import CHECKPOINT
@@ -46,6 +47,7 @@ def salvage(settings: Settings) -> Salvaged:
     if settings.run.resume is None:
         raise ConfigError("--salvage: give --resume with the folder of the damaged search")
     folder = resolve_folder(settings.run.resume, in_job=in_ray_job(), flag="--resume")
+    check_owner(folder, "--resume", [SEARCH.settings_file], trusted=settings.run.trust_folder)
     trials = [*read_trials(folder)[0], *_trials_without_files(folder)]
     if not trials:
         raise ConfigError(f"--resume {folder}: no trial has left anything there, in {folder}/tune")

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 
@@ -21,6 +21,7 @@ from vlmtune.config.flag_table import flags
 from vlmtune.config.settings import Settings
 from vlmtune.console import console_line
 from vlmtune.errors import ConfigError
+from vlmtune.folder_owner import check_owner
 from vlmtune.search.distributions import Categorical
 from vlmtune.search.space import Space
 from vlmtune.search.trial_results import COMPLETE
@@ -50,6 +51,8 @@ class EarlierTrials:
 class EarlierSearch:
     """A finished search: its settings, the key of its prepared rows, and the rows of its table of trials."""
 
+    FILES: ClassVar = ("search.yaml", "trials.parquet")
+
     folder: str
     settings: Settings
     data_key: str | None
@@ -63,7 +66,7 @@ class EarlierSearch:
             ConfigError: no finished search is there, or its settings cannot be read.
         """
         path = storage.absolute(folder)
-        for name in ("search.yaml", "trials.parquet"):
+        for name in cls.FILES:
             if not storage.exists(f"{path}/{name}"):
                 raise ConfigError(
                     f"--warm_start {folder}: no finished search is there ({name} is missing); name its "
@@ -102,6 +105,8 @@ def read_earlier_trials(settings: Settings, space: Space, data_key: str) -> Earl
     folders = settings.search.warm_start or []
     if folders and space.is_grid:
         raise ConfigError("--warm_start: this search space is a grid, which is run as a whole; leave it out")
+    for folder in folders:
+        check_owner(folder, "--warm_start", EarlierSearch.FILES, trusted=settings.run.trust_folder)
     searches = [EarlierSearch.read(folder) for folder in folders]
     observations: list[tuple[dict[str, Any], float]] = []
     others: list[list[dict[str, Any]]] = []
