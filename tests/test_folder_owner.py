@@ -24,7 +24,9 @@ STRANGER = 12345
 @pytest.fixture
 def search(tmp_path: Path) -> Path:
     folder = tmp_path / "out"
-    run_state.write(str(folder), SEARCH, Settings.from_flags({"model_name_or_path": "owner/base"}), "of the rows")
+    run_state.write(
+        str(folder), SEARCH, Settings.from_flags({"model_name_or_path": "owner/base"}), "of the rows"
+    )
     return folder
 
 

@@ -76,9 +76,7 @@ def test_the_token_is_for_this_user_alone(
     assert "RAY_AUTH_TOKEN_PATH" not in os.environ
 
 
-def test_without_a_home_the_token_is_in_rays_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_home_the_token_is_in_rays_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/proc/none")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "")  # taken back after the test
