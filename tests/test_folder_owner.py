@@ -61,13 +61,13 @@ def test_neither_is_it_salvaged_nor_taken_over_nor_shown(
     search: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     give_away(search / "search.yaml")
-    with pytest.raises(ConfigError, match="--resume .*search.yaml belongs to another user"):
+    with pytest.raises(ConfigError, match=r"--resume .*search\.yaml belongs to another user"):
         salvage(Settings.from_flags({"resume": str(search)}))
     settings = Settings.from_flags(
         {"warm_start": [str(search)], "search_space": {"lora_r": {"choice": [4, 8]}}}
     )
     space = Space.parse(settings.search.search_space or {}, settings)
-    with pytest.raises(ConfigError, match="--warm_start .*search.yaml belongs to another user"):
+    with pytest.raises(ConfigError, match=r"--warm_start .*search\.yaml belongs to another user"):
         read_earlier_trials(settings, space, "of the rows")
     with pytest.raises(ConfigError, match=r"no finished search is there \(trials.parquet is missing\)"):
         read_earlier_trials(settings.replace(trust_folder=True), space, "of the rows")
