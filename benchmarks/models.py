@@ -300,7 +300,7 @@ def limit(folder: str, tokens: float) -> float:
 
     from vlmtune.model_ref import ModelRef
 
-    decoder = ModelRef(folder).outline().get_decoder()
+    decoder = ModelRef(folder).meta_model().get_decoder()
     weights = sum(
         module.weight.numel() for module in decoder.modules() if isinstance(module, torch.nn.Linear)
     )

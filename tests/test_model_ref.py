@@ -1,4 +1,4 @@
-"""A model by its name: config, outline and processor, and every way in which they can be absent."""
+"""A model by its name: config, modules and processor, and every way in which they can be absent."""
 
 import json
 import os
@@ -22,14 +22,14 @@ def test_config_outline_and_processor_of_a_folder(models: Path):
     ref = ModelRef(str(models / "llava"))
     assert ref.config().model_type == "llava"
     assert type(ref.processor()).__name__ == "LlavaProcessor"
-    outline = ref.outline()
-    assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
-    assert outline.name_or_path == ref.name
+    meta_model = ref.meta_model()
+    assert {parameter.device.type for parameter in meta_model.parameters()} == {"meta"}
+    assert meta_model.name_or_path == ref.name
 
 
 def test_a_text_model_is_no_vision_language_model(models: Path, tmp_path: Path):
     LlamaConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
-    for load in (ModelRef.config, ModelRef.outline):
+    for load in (ModelRef.config, ModelRef.meta_model):
         with pytest.raises(ModelError, match=r"is not a vision-language model \(its type is 'llama'\)"):
             load(ModelRef(str(tmp_path)))
     for file in ("tokenizer.json", "tokenizer_config.json"):

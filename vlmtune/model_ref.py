@@ -57,13 +57,13 @@ class ModelRef:
             )
         return config
 
-    def outline(self) -> Any:
+    def meta_model(self) -> Any:
         """The model's modules and shapes without weights (on the meta device): a second or two at any size.
 
         Raises:
             ModelError: as `config`.
         """
-        model = outline(self.config(), trust_remote_code=self.trust_remote_code)
+        model = model_on_meta(self.config(), trust_remote_code=self.trust_remote_code)
         model.name_or_path = self.name
         return model
 
@@ -93,7 +93,7 @@ class ModelRef:
         return processor
 
 
-def outline(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> Any:
+def model_on_meta(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> Any:
     """The modules and shapes of a config's model without weights (on the meta device)."""
     import torch
     from transformers import AutoModelForImageTextToText

@@ -214,8 +214,8 @@ def check_base_and_targets(settings: Settings) -> None:
         ModelError: the base cannot be loaded, or no layer matches.
     """
     check_model(settings.model.ref)
-    outline = settings.model.ref.outline()
-    target_modules(outline, settings.lora.target_modules, lora_vision=settings.lora.vision)
+    meta_model = settings.model.ref.meta_model()
+    target_modules(meta_model, settings.lora.target_modules, lora_vision=settings.lora.vision)
 
 
 def connect_for(settings: Settings) -> Cluster:

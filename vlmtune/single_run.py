@@ -67,7 +67,7 @@ def train_adapter(settings: Settings, progress: Progress) -> TrainResult:
         outcome.metrics,
         f"{folder}/runs",
         device,
-        trainable + sum(one.numel() for one in settings.model.ref.outline().parameters()),
+        trainable + sum(one.numel() for one in settings.model.ref.meta_model().parameters()),
         trainable,
     )
 

@@ -7,14 +7,14 @@ import transformers as tf
 from vlmtune.model.lora import target_modules
 from vlmtune.model.memory import StepLoad
 from vlmtune.model.shapes import ModelShapes, model_shapes
-from vlmtune.model_ref import outline
+from vlmtune.model_ref import model_on_meta
 
 STEP = StepLoad(
     quantization="nf4",
     batch=8,
     length=640,
     labelled_tokens=40,
-    image_tokens=0,
+    cross_attention_tokens=0,
     lora_rank=16,
     vision_tokens=576,
 )
@@ -42,5 +42,5 @@ def llava_7b() -> ModelShapes:
         ),
         image_token_index=32000,
     )
-    model = outline(config)
+    model = model_on_meta(config)
     return model_shapes(model, target_modules(model, None, lora_vision=False))

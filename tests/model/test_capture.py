@@ -10,7 +10,7 @@ from test_fast import batch, relative
 
 from vlmtune.demo.models import write_model
 from vlmtune.model.base import load_base
-from vlmtune.model.capture import CAPTURE_STOPPED, WARM_UP_CALLS, capture, stop_capturing
+from vlmtune.model.capture import CAPTURE_STOPPED, WARM_UP_CALLS, install_capturing, remove_capturing
 from vlmtune.model.fast import (
     decoder_and_other_parts,
     disable_autocast,
@@ -65,7 +65,7 @@ def test_replayed_steps_equal_plain_ones(tmp_path: Path, family: str, quantizati
     failures: list[str] = []
     for part in decoder_and_other_parts(base):
         trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
-        capture(part, partial(list, trained), failures.append)
+        install_capturing(part, partial(list, trained), failures.append)
     inputs = batch(tmp_path)
     for _ in range(WARM_UP_CALLS + 2):
         for model in (plain, recorded):
@@ -93,7 +93,7 @@ def test_dropout_differs_from_step_to_step(tmp_path: Path):
     write_model("llava", tmp_path)
     model, base = fast_model(tmp_path, "none", 0.5)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    capture(base.get_decoder(), lambda: trained, pytest.fail)
+    install_capturing(base.get_decoder(), lambda: trained, pytest.fail)
     losses = {model(**padded(batch(tmp_path), 0)).loss.item() for _ in range(WARM_UP_CALLS + 5)}
     assert len(losses) == WARM_UP_CALLS + 5
     assert len(base.get_decoder().forward.graphs) == 1
@@ -103,13 +103,13 @@ def test_what_has_no_room_is_not_recorded_and_what_was_recorded_gives_room(monke
     module, failures = torch.nn.Linear(8, 8, device="cuda").train(), []
     plain = module.forward
     parameters = list(module.parameters())
-    capture(module, lambda: parameters, failures.append)
+    install_capturing(module, lambda: parameters, failures.append)
 
     def run(rows: int) -> None:
         for _ in range(WARM_UP_CALLS + 1):
             module(torch.ones(rows, 8, device="cuda")).sum().backward()
 
-    assert not stop_capturing(module), "nothing was recorded, and what comes may have room"
+    assert not remove_capturing(module), "nothing was recorded, and what comes may have room"
     run(1)
     assert len(module.forward.graphs) == 1
     with monkeypatch.context() as patch:
@@ -118,8 +118,8 @@ def test_what_has_no_room_is_not_recorded_and_what_was_recorded_gives_room(monke
     assert len(module.forward.graphs) == 1
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     assert failures == []
-    assert stop_capturing(module)
-    assert not stop_capturing(module)
+    assert remove_capturing(module)
+    assert not remove_capturing(module)
     assert module.forward == plain
     assert failures == [CAPTURE_STOPPED]
 
@@ -132,7 +132,7 @@ def test_a_recording_that_runs_out_of_memory_is_no_failure():
             return x * 2
 
     module, failures = Hungry().cuda().train(), []
-    capture(module, list, failures.append)
+    install_capturing(module, list, failures.append)
     for _ in range(WARM_UP_CALLS + 3):
         assert module(torch.ones(8, device="cuda")).sum() == 16
     assert failures == []
@@ -146,7 +146,7 @@ def test_a_part_that_cannot_be_recorded_goes_on_as_it_was():
             return x * float(x.sum())  # waits for the GPU
 
     module, failures = Reads().cuda().train(), []
-    capture(module, list, failures.append)
+    install_capturing(module, list, failures.append)
     for _ in range(WARM_UP_CALLS + 3):
         assert module(torch.ones(8, device="cuda")).shape == (8,)
     assert len(failures) == 1

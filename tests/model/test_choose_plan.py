@@ -25,7 +25,7 @@ def test_the_fastest_plan_that_fits(
     capacity: float, dequantized: bool, checkpointing: bool, micro_batch_size: int, graphs: bool
 ):
     plan = choose_plan(llava_7b(), STEP, capacity * GB, PlanOptions())
-    assert (plan.dequantized, plan.checkpointing, plan.micro_batch_size, plan.graphs) == (
+    assert (plan.dequantized, plan.checkpointing, plan.micro_batch_size, plan.room_for_graphs) == (
         dequantized,
         checkpointing,
         micro_batch_size,
@@ -38,7 +38,7 @@ def test_rows_are_not_split_below_2048_tokens_to_record_them():
     one."""
     for given in ({}, {"checkpointing": False}, {"micro_batch_size": 2}):
         plan = choose_plan(llava_7b(), replace(STEP, batch=2), 24 * GB, PlanOptions(**given))
-        assert (plan.dequantized, plan.checkpointing, plan.micro_batch_size, plan.graphs) == (
+        assert (plan.dequantized, plan.checkpointing, plan.micro_batch_size, plan.room_for_graphs) == (
             True,
             False,
             2,

@@ -11,7 +11,7 @@ from vlmtune.model.choose_plan import PlanOptions, choose_plan
 from vlmtune.model.lora import target_modules
 from vlmtune.model.memory import GB, StepLoad, StepPlan, estimate_memory
 from vlmtune.model.shapes import model_shapes
-from vlmtune.model_ref import outline
+from vlmtune.model_ref import model_on_meta
 from vlmtune.training.step_plan import vision_tokens
 
 
@@ -29,27 +29,30 @@ from vlmtune.training.step_plan import vision_tokens
     ],
 )
 def test_estimates_are_within_15_percent_of_what_was_measured(batch: int, plan: StepPlan, measured: float):
-    assert estimate_memory(llava_7b(), replace(STEP, batch=batch), plan).total / GB == pytest.approx(
+    assert estimate_memory(llava_7b(), replace(STEP, batch=batch), plan).step_bytes / GB == pytest.approx(
         measured, rel=0.15
     )
 
 
 def test_images_that_cross_attention_reads():
     """Llama-3.2-11B-Vision in 8 bits, 2 rows of 512 tokens."""
-    model = outline(tf.MllamaConfig(vision_config=tf.MllamaVisionConfig(image_size=560)))
+    model = model_on_meta(tf.MllamaConfig(vision_config=tf.MllamaVisionConfig(image_size=560)))
     found = model_shapes(model, target_modules(model, None, lora_vision=False))
     assert vision_tokens(model.config, 0) == (True, 0)
     assert vision_tokens(model.config, 2) == (True, 2 * 4 * 1601)
-    load = StepLoad("int8", batch=2, length=512, labelled_tokens=40, image_tokens=0, lora_rank=16)
+    load = StepLoad("int8", batch=2, length=512, labelled_tokens=40, cross_attention_tokens=0, lora_rank=16)
     plan = StepPlan(dequantized=True, checkpointing=False, micro_batch_size=2, compiled=True)
-    assert estimate_memory(found, load, plan).total / GB == pytest.approx(24.7, rel=0.07)  # measured
+    assert estimate_memory(found, load, plan).step_bytes / GB == pytest.approx(24.7, rel=0.07)  # measured
     eager = replace(load, length=384, labelled_tokens=60)  # train.py with the shipped config
-    assert estimate_memory(found, eager, replace(plan, compiled=False)).total / GB == pytest.approx(
+    assert estimate_memory(found, eager, replace(plan, compiled=False)).step_bytes / GB == pytest.approx(
         24.7, rel=0.15
     )  # measured
-    with_images = replace(load, image_tokens=4 * 1601, vision_tokens=4 * 1601)
+    with_images = replace(load, cross_attention_tokens=4 * 1601, vision_tokens=4 * 1601)
     tower = 40 * 2 * 4 * 1601 * 1280 * 2  # the outputs of its 40 layers, bfloat16
-    assert estimate_memory(found, with_images, plan).total > estimate_memory(found, load, plan).total + tower
+    assert (
+        estimate_memory(found, with_images, plan).step_bytes
+        > estimate_memory(found, load, plan).step_bytes + tower
+    )
     assert (
         choose_plan(found, replace(with_images, batch=8), 139 * GB, PlanOptions()).eval_micro_batch_size == 8
     )
@@ -61,23 +64,23 @@ def test_images_that_cross_attention_reads():
 def test_recorded_steps_need_memory_of_their_own():
     """16 packed trials of one row on a GPU of 80 GB: 16 rows fit once, and 8 a second time for what is
     recorded."""
-    load = replace(STEP, batch=16, packed=16)
+    load = replace(STEP, batch=16, packed_adapters=16)
     recorded, plain = (
         choose_plan(llava_7b(), load, 79 * GB, PlanOptions()),
-        choose_plan(llava_7b(), load, 79 * GB, PlanOptions(graphs=False)),
+        choose_plan(llava_7b(), load, 79 * GB, PlanOptions(can_capture=False)),
     )
     assert (recorded.micro_batch_size, plain.micro_batch_size) == (8, 16)
     found = estimate_memory(llava_7b(), load, recorded)
-    assert found.graphs == found.activations + found.temporary
-    assert found.reserved == found.total + found.graphs
-    assert found.text().startswith(f"{found.total / GB:.1f} GB (base")
-    assert found.text().endswith(f"), and up to {found.graphs / GB:.1f} GB for further CUDA graphs,")
-    assert estimate_memory(llava_7b(), load, plain).graphs == 0
+    assert found.further_graphs == found.activations + found.temporary
+    assert found.required_bytes == found.step_bytes + found.further_graphs
+    assert found.text().startswith(f"{found.step_bytes / GB:.1f} GB (base")
+    assert found.text().endswith(f"), and up to {found.further_graphs / GB:.1f} GB for further CUDA graphs,")
+    assert estimate_memory(llava_7b(), load, plain).further_graphs == 0
 
 
 def test_more_of_anything_takes_more():
     plan = StepPlan(dequantized=False, checkpointing=False, micro_batch_size=8, compiled=True)
-    least = estimate_memory(llava_7b(), STEP, plan).total
+    least = estimate_memory(llava_7b(), STEP, plan).step_bytes
     changes: list[dict[str, Any]] = [
         {"length": 700},
         {"vision_tokens": 1152},
@@ -87,6 +90,6 @@ def test_more_of_anything_takes_more():
     ]
     for change in changes:
         more = replace(STEP, **change)
-        assert estimate_memory(llava_7b(), more, plan).total > least
-    assert estimate_memory(llava_7b(), replace(STEP, dropout=False), plan).total < least
-    assert estimate_memory(llava_7b(), STEP, replace(plan, compiled=False)).total > least
+        assert estimate_memory(llava_7b(), more, plan).step_bytes > least
+    assert estimate_memory(llava_7b(), replace(STEP, dropout=False), plan).step_bytes < least
+    assert estimate_memory(llava_7b(), STEP, replace(plan, compiled=False)).step_bytes > least

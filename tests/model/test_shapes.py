@@ -1,21 +1,21 @@
-"""The sizes that are read from a model's outline."""
+"""The sizes that are read from a model without weights."""
 
 import pytest
 import torch
 from memory_kit import llava_7b
 
 from vlmtune.model.shapes import model_shapes
-from vlmtune.model_ref import ModelRef, outline
+from vlmtune.model_ref import ModelRef, model_on_meta
 
 
 def test_sizes_of_llava_7b():
     found = llava_7b()
     assert (
-        found.layers,
+        found.decoder_layers,
         found.hidden_size,
         found.intermediate_size,
         found.vocab_size,
-        found.cross_layers,
+        found.cross_attention_layers,
     ) == (
         32,
         4096,
@@ -23,9 +23,9 @@ def test_sizes_of_llava_7b():
         32064,
         0,
     )
-    assert found.decoder == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert found.decoder_linear_weights == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     assert found.adapter_features == 32 * 4 * 2 * 4096
-    assert found.quantized + found.other == pytest.approx(7.06e9, rel=2e-3)
+    assert found.linear_weights + found.other_weights == pytest.approx(7.06e9, rel=2e-3)
 
 
 def test_weights_are_those_of_a_loaded_model(tmp_path):
@@ -36,5 +36,7 @@ def test_weights_are_those_of_a_loaded_model(tmp_path):
     model = load_base(
         ModelRef(str(tmp_path)), quantization="none", dtype="float32", device=torch.device("cpu")
     )
-    found = model_shapes(outline(ModelRef(str(tmp_path)).config()), [])
-    assert found.quantized + found.other == sum(parameter.numel() for parameter in model.parameters())
+    found = model_shapes(model_on_meta(ModelRef(str(tmp_path)).config()), [])
+    assert found.linear_weights + found.other_weights == sum(
+        parameter.numel() for parameter in model.parameters()
+    )

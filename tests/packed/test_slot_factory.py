@@ -27,7 +27,7 @@ def test_cross_attention_is_reached_by_rows_with_an_image_only(
     assert {target.image_only for target in slot.adapter.targets} == {True, False}
     for target in slot.adapter.targets:
         assert target.image_only == ("cross_attn" in target.name)
-        layer = factory.outline.get_submodule(target.name)
+        layer = factory.meta_model.get_submodule(target.name)
         assert (target.in_features, target.out_features) == (layer.in_features, layer.out_features)
     assert slot.lora_config.target_modules
     assert slot.lora_config.base_model_name_or_path == str(models / "mllama")

@@ -130,7 +130,7 @@ def check_adapter_fits(settings: Settings, folder: str) -> None:
         ModelError: the base cannot be loaded, or names, shapes or ranks do not match.
     """
     check_model(settings.model.ref)
-    model = settings.model.ref.outline()
+    model = settings.model.ref.meta_model()
     with warnings.catch_warnings():
         # The weights stay on the meta device: only their shapes are compared.
         warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")

@@ -1,4 +1,4 @@
-"""The self-check of a model's steps on two training rows; its result is kept beside the stores."""
+"""The self-check of a model's steps on two training rows; its result is stored beside the prepared rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vlmtune.library_errors import lacks_memory, plain_library_errors
 from vlmtune.model.acceleration import Acceleration
 from vlmtune.model.lora import initial_a
 from vlmtune.model.memory import StepPlan
-from vlmtune.model.self_check import Batch, StepCheck, StepResult, attention_has_dropout, plain_result
+from vlmtune.model.self_check import Batch, StepComparison, StepResult, attention_has_dropout, plain_result
 
 LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes")
 KEY_LETTERS = 16
@@ -46,14 +46,14 @@ class CheckedRows:
     multiple: int
 
     @classmethod
-    def choose(cls, store: Store, kept: np.ndarray, max_length: int | None, multiple: int) -> CheckedRows:
+    def choose(cls, store: Store, usable: np.ndarray, max_length: int | None, multiple: int) -> CheckedRows:
         """Short rows, so that the plain model has room for them without checkpointing.
 
         Args:
-            kept: the rows of the training split that are trained on.
+            usable: the rows of the training split that are trained on.
             multiple: the step pads its batches to a multiple of this many tokens.
         """
-        rows = store.rows_of(TRAIN)[kept]
+        rows = store.rows_of(TRAIN)[usable]
         tokens, images = store.column("tokens"), store.column("image_tokens") > 0
         ordered = rows[np.argsort(tokens[rows], kind="stable")]
         with_image = ordered[images[ordered]]
@@ -77,29 +77,32 @@ class CheckedRows:
 
     def alone(self, base: Any) -> list[Batch]:
         """Each row in a batch of its own, without padding."""
-        plain = replace(self, multiple=1)
-        return [plain.batch(base, [example]) for example in self.examples]
+        unpadded = replace(self, multiple=1)
+        return [unpadded.batch(base, [example]) for example in self.examples]
 
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """A check that is begun with the model as transformers made it, and ended with the step.
+    """Two rows through the model as transformers made it, then through the step as it will run.
+
+    `run_plain_model` has to come before anything changes the model, `check_step` when the step is ready.
 
     Attributes:
-        file: where its result is kept.
-        known: the names of accelerations to leave out, from an earlier run.
-        check: compares; None where the result is known or there was no memory.
+        file: where its result is stored for later runs.
+        initial_a: A `[R, D]` of each layer that gets an adapter, by its full name.
+        left_out_before: the names of accelerations to leave out, from an earlier run; None without one.
+        comparison: of the step with the plain model; None where an earlier run has made it.
     """
 
     file: str
     rows: CheckedRows
-    first: dict[str, torch.Tensor]
+    initial_a: dict[str, torch.Tensor]
     note: Callable[[str], None]
-    known: list[str] | None
-    check: StepCheck | None
+    left_out_before: list[str] | None
+    comparison: StepComparison | None
 
     @classmethod
-    def begin(
+    def run_plain_model(
         cls,
         settings: Settings,
         base: Any,
@@ -111,12 +114,15 @@ class SelfCheck:
         *,
         packed: bool = False,
     ) -> SelfCheck | None:
-        """None where the settings leave the check out.
+        """Run the rows through the model as transformers made it, unless an earlier run has done so.
 
         Args:
             targets: full names of the layers that get an adapter.
             dtype: that the step computes in.
-            packed: whether rows of many trials go through the base together.
+            packed: whether the step is one of packed trials.
+
+        Returns:
+            None where the settings leave the check out, or the plain model does not fit in the memory.
         """
         if not settings.training.self_check:
             return None
@@ -125,28 +131,30 @@ class SelfCheck:
             return None
         key = _key(settings, base, targets, plan, packed)
         file = f"{rows.store.folder.rpartition('/')[0]}/self_check.{key}.json"
-        first = {
+        first_values = {
             name: initial_a(
                 name, settings.lora.r, base.get_submodule(name).in_features, seed=settings.training.seed
             ).to(base.device)
             for name in targets
         }
         if storage.exists(file):
-            known = json.loads(storage.read_text(file))["left_out"]
-            return cls(file, rows, first, note, known, None)
+            left_out = json.loads(storage.read_text(file))["left_out"]
+            return cls(file, rows, first_values, note, left_out, None)
         alone = rows.alone(base)
         try:
             with plain_library_errors(base.name_or_path, "a backward pass through its class"):
-                plain = plain_result(base, alone, first)
+                plain = plain_result(base, alone, first_values)
         except RuntimeError as error:
             if not lacks_memory(error):
                 raise
             note(NO_MEMORY)
             return None
         name = str(settings.model.model_name_or_path)
-        return cls(file, rows, first, note, None, StepCheck(name, plain, dtype, note))
+        return cls(file, rows, first_values, note, None, StepComparison(name, plain, dtype, note))
 
-    def end(self, accelerations: Sequence[Acceleration], run: Callable[[Sequence[int]], StepResult]) -> None:
+    def check_step(
+        self, accelerations: Sequence[Acceleration], run: Callable[[Sequence[int]], StepResult]
+    ) -> None:
         """Leave out the accelerations with which the step is wrong.
 
         Args:
@@ -155,23 +163,23 @@ class SelfCheck:
         Raises:
             ModelError: the step is wrong without any acceleration too.
         """
-        if self.known is not None:
+        if self.left_out_before is not None:
             for one in accelerations:
-                if one.name in self.known:
+                if one.name in self.left_out_before:
                     one.switch(False)
-            if self.known:
-                self.note(f"self-check of an earlier run: {' and '.join(self.known)} left out")
+            if self.left_out_before:
+                self.note(f"self-check of an earlier run: {' and '.join(self.left_out_before)} left out")
             return
-        assert self.check is not None
+        assert self.comparison is not None
         places = range(len(self.rows.examples))
 
         def alone() -> StepResult:
             results = [run([place]) for place in places]
-            sums = {name: sum(one.gradients[name] for one in results) for name in self.first}
+            sums = {name: sum(one.gradients[name] for one in results) for name in self.initial_a}
             return StepResult(torch.cat([one.losses for one in results]), sums)  # type: ignore[arg-type]
 
         try:
-            names = self.check.verify(accelerations, lambda: run(places), alone)
+            names = self.comparison.verify(accelerations, lambda: run(places), alone)
         except RuntimeError as error:
             if not lacks_memory(error):
                 raise
@@ -190,7 +198,7 @@ def _key(settings: Settings, base: Any, targets: Sequence[str], plan: StepPlan, 
         str(base.dtype),
         str(model.attn_implementation),
         list(targets),
-        [plan.compiled, plan.checkpointing, plan.dequantized, plan.offload, plan.graphs],
+        [plan.compiled, plan.checkpointing, plan.dequantized, plan.offload, plan.room_for_graphs],
         [training.bf16, training.fp16, training.cuda_graphs],
         settings.lora.use_dora,
         packed,

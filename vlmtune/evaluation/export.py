@@ -235,13 +235,13 @@ def _adapter_tensors(adapter: str) -> dict[str, Any]:
 
 def vllm_serving(settings: Settings, adapter: str) -> tuple[str | None, tuple[str, ...]]:
     """The command with which vLLM serves the adapter, or None and the reasons why vLLM does not take it."""
-    outline = settings.model.ref.outline()
+    meta_model = settings.model.ref.meta_model()
     adapter_config = json.loads((Path(adapter) / "adapter_config.json").read_bytes())
     reasons = refusals(
         adapter_config,
         [*_adapter_tensors(adapter)],
-        model_type=outline.config.model_type,
-        language_prefix=language_prefix(outline),
+        model_type=meta_model.config.model_type,
+        language_prefix=language_prefix(meta_model),
     )
     if reasons:
         return None, tuple(reasons)

@@ -22,7 +22,7 @@ from vlmtune.data.store import Store
 from vlmtune.data.tokenize import RowEncoder
 from vlmtune.evaluation.independence import independent_parts
 from vlmtune.library_errors import plain_library_errors
-from vlmtune.model.capture import stop_capturing
+from vlmtune.model.capture import remove_capturing
 
 ReadExamples = Callable[[Store, Sequence[int]], list[EncodedExample]]
 Result = TypeVar("Result")
@@ -156,7 +156,7 @@ def in_memory(
     try:
         return run(examples)
     except torch.OutOfMemoryError:
-        if len(examples) == 1 and not stop_capturing(model):
+        if len(examples) == 1 and not remove_capturing(model):
             raise
     torch.cuda.empty_cache()
     middle = len(examples) // 2

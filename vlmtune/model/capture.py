@@ -28,67 +28,73 @@ CAPTURE_STOPPED = (
 )
 CAPTURE_OVERHEAD = 1.25  # memory that a capture takes, against what is left at the end of the forward pass
 
-TrainedTensors = Callable[[], Sequence[Tensor]]
+GetTrainedTensors = Callable[[], Sequence[Tensor]]
 
 
-def capture(module: nn.Module, trained: TrainedTensors, on_failure: Callable[[str], None]) -> None:
+def install_capturing(
+    module: nn.Module, get_trained: GetTrainedTensors, on_failure: Callable[[str], None]
+) -> None:
     """Let calls of `module` in training replay CUDA graphs, in place.
 
-    A call may have a backward pass through its first output to `trained`. That pass must end before the next
-    call of the same shape.
+    A call may have a backward pass through its first output to the trained tensors. That pass must end before
+    the next call with the same shapes.
 
     Args:
-        trained: gives the tensors in `module` that a call has gradients for, the same ones for the same shape
-            of the inputs. Without any, the module runs without gradient.
+        get_trained: gives the tensors in `module` that a call has gradients for, the same ones for the same
+            shapes of the inputs. Without any, the module runs without gradient.
         on_failure: takes a line that says why capturing failed or stopped. The module then runs as before.
     """
-    module.forward = CapturedForward(module, trained, on_failure)
+    module.forward = CapturedForward(module, get_trained, on_failure)
 
 
-def recapture(module: nn.Module) -> None:
+def discard_graphs(module: nn.Module) -> None:
     """Discard the graphs of `module`, whose parameters have moved; later calls capture new ones."""
     if isinstance(module.forward, CapturedForward):
         module.forward.discard()
 
 
-def switch_capturing(model: nn.Module, on: bool) -> None:
+def set_capturing(model: nn.Module, enabled: bool) -> None:
     """Let the captured modules of `model` replay graphs, or run as before. Present graphs are discarded."""
     for module in model.modules():
         if isinstance(module.forward, CapturedForward):
-            module.forward.enabled = on
+            module.forward.enabled = enabled
             module.forward.discard()
 
 
-def stop_capturing(model: nn.Module) -> bool:
+def remove_capturing(model: nn.Module) -> bool:
     """Free the memory of all graphs in `model` and capture no more.
 
     Returns:
-        Whether there were graphs. Without any, `model` goes on capturing: smaller inputs may have room.
+        Whether there were graphs. Without any, `model` continues to capture: smaller inputs may have room.
     """
     captured = [module.forward for module in model.modules() if isinstance(module.forward, CapturedForward)]
     if not any(forward.graphs for forward in captured):
         return False
     for forward in captured:
-        forward.module.forward = forward.plain
+        forward.module.forward = forward.original_forward
     captured[0].on_failure(CAPTURE_STOPPED)
     return True
 
 
 class CapturedForward:
-    """The `forward` of a module whose calls are captured, each shape of inputs after `WARM_UP_CALLS` calls.
+    """The `forward` of a module whose calls are captured, each after `WARM_UP_CALLS` with its signature.
 
     Attributes:
         plain: the module's own `forward`.
-        too_large: shapes that there was no memory for.
+        graphs, calls: by signature of a call: its structure, and the shapes and dtypes of its tensors.
+        signatures_without_memory: those that there was no memory to capture for.
         pool: the memory that all graphs share, made at the first capture.
         enabled: whether calls are captured and replayed.
     """
 
-    def __init__(self, module: nn.Module, trained: TrainedTensors, on_failure: Callable[[str], None]) -> None:
-        self.module, self.plain, self.trained, self.on_failure = module, module.forward, trained, on_failure
+    def __init__(
+        self, module: nn.Module, get_trained: GetTrainedTensors, on_failure: Callable[[str], None]
+    ) -> None:
+        self.module, self.original_forward = module, module.forward
+        self.get_trained, self.on_failure = get_trained, on_failure
         self.calls: Counter[Any] = Counter()
-        self.graphs: dict[Any, CapturedShape] = {}
-        self.too_large: set[Any] = set()
+        self.graphs: dict[Any, CapturedCall] = {}
+        self.signatures_without_memory: set[Any] = set()
         self.pool: Any = None
         self.max_graphs = MAX_GRAPHS
         self.enabled = True
@@ -97,32 +103,32 @@ class CapturedForward:
         """Forget all graphs, and which shapes were called."""
         self.graphs.clear()
         self.calls.clear()
-        self.too_large.clear()
+        self.signatures_without_memory.clear()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves, structure = flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        trained = self.trained()
+        trained = self.get_trained()
         if not self.enabled or not self._can_capture(leaves, tensors, trained):
-            return self.plain(*args, **kwargs)
-        shape = (str(structure), *(_shape_of(leaf) for leaf in leaves))
-        self.calls[shape] += 1
-        if shape not in self.graphs:
+            return self.original_forward(*args, **kwargs)
+        signature = (str(structure), *(_leaf_signature(leaf) for leaf in leaves))
+        self.calls[signature] += 1
+        if signature not in self.graphs:
             full = len(self.graphs) >= self.max_graphs
-            if self.calls[shape] <= WARM_UP_CALLS or shape in self.too_large or full:
-                return self.plain(*args, **kwargs)
+            if self.calls[signature] <= WARM_UP_CALLS or signature in self.signatures_without_memory or full:
+                return self.original_forward(*args, **kwargs)
 
             def run(inputs: list[Tensor]) -> Any:
                 rest = iter(inputs)
                 values = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
                 args, kwargs = unflatten(values, structure)
-                return self.plain(*args, **kwargs)
+                return self.original_forward(*args, **kwargs)
 
-            captured = self._capture(shape, run, tensors, trained)
+            captured = self._capture(signature, run, tensors, trained)
             if captured is None:
-                return self.plain(*args, **kwargs)
-            self.graphs[shape] = captured
-        return self.graphs[shape](tensors)
+                return self.original_forward(*args, **kwargs)
+            self.graphs[signature] = captured
+        return self.graphs[signature](tensors)
 
     def _can_capture(self, leaves: list[Any], tensors: list[Tensor], trained: Sequence[Tensor]) -> bool:
         simple = all(
@@ -131,16 +137,16 @@ class CapturedForward:
         has_gradient = torch.is_grad_enabled() and bool(trained)
         checkpointing = getattr(self.module, "gradient_checkpointing", False)
         on_gpu = all(tensor.is_cuda and not tensor.requires_grad for tensor in tensors)
-        trains = self.module.training and not checkpointing and (has_gradient or not trained)
-        return trains and simple and on_gpu
+        in_training = self.module.training and not checkpointing and (has_gradient or not trained)
+        return in_training and simple and on_gpu
 
     def _capture(
         self,
-        shape: Any,
+        signature: Any,
         run: Callable[[list[Tensor]], Any],
         tensors: list[Tensor],
         trained: Sequence[Tensor],
-    ) -> CapturedShape | None:
+    ) -> CapturedCall | None:
         """The graphs of a call; None where it cannot be captured, or there is no memory for it.
 
         A capture begins only where there is memory: torch 2.11 to 2.13 never free what a failed capture has
@@ -150,14 +156,14 @@ class CapturedForward:
         generator = torch.cuda.default_generators[tensors[0].device.index]
         state, stream = generator.clone_state(), torch.cuda.current_stream()
         shared = max((graphs.activation_bytes for graphs in self.graphs.values()), default=0)
-        graphs: CapturedShape | None = None
+        graphs: CapturedCall | None = None
         try:
-            graphs = CapturedShape(run, tensors, trained)
+            graphs = CapturedCall(run, tensors, trained)
             torch.cuda.empty_cache()
             if graphs.bytes_needed(shared) <= torch.cuda.mem_get_info()[0]:
                 graphs.capture(run, self.pool)
                 return graphs
-            self.too_large.add(shape)
+            self.signatures_without_memory.add(signature)
         except RuntimeError as error:  # what CUDA and torch raise about an operation that cannot be captured
             torch.cuda.set_stream(stream)  # a capture that fails at its end leaves its own stream
             if graphs is not None:
@@ -166,11 +172,11 @@ class CapturedForward:
             while isinstance(cause.__context__, RuntimeError):  # the end of the capture raises once more
                 cause = cause.__context__
             if not isinstance(cause, torch.OutOfMemoryError):
-                self.module.forward = self.plain
+                self.module.forward = self.original_forward
                 reason = " ".join(str(cause).split()[:40])  # compilers begin with a line that says nothing
                 self.on_failure(f"no CUDA graphs of {type(self.module).__name__}, steps are slower: {reason}")
             elif graphs is None:
-                self.too_large.add(shape)
+                self.signatures_without_memory.add(signature)
             else:  # the present graphs stay in use, and there will be no more
                 self.max_graphs = len(self.graphs)
             del cause  # its traceback holds what the capture has made
@@ -178,7 +184,7 @@ class CapturedForward:
         return None
 
 
-class CapturedShape:
+class CapturedCall:
     """The captured forward pass for one shape of inputs and, with trained parameters, its backward pass.
 
     Making it runs both passes once without capturing them.
@@ -196,9 +202,9 @@ class CapturedShape:
     ) -> None:
         self.trained = trained
         self.inputs = [tensor.detach().clone() for tensor in tensors]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):
             before = torch.cuda.memory_allocated()
             outputs, _ = flatten(run(self.inputs))
             self.activation_bytes = torch.cuda.memory_allocated() - before
@@ -209,7 +215,7 @@ class CapturedShape:
             results = [leaf for leaf in outputs if isinstance(leaf, Tensor)]
             self.buffer_bytes = _bytes([*trained, *results, outputs[0]])
             del outputs, results
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(side_stream)
 
     def bytes_needed(self, shared: int) -> float:
         """Bytes that a capture takes from the GPU beside the `shared` bytes of earlier activations."""
@@ -246,14 +252,14 @@ class CapturedShape:
 
 class _ReplayFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, graphs: CapturedShape, tensors: list[Tensor], *trained: Tensor) -> Tensor:
+    def forward(ctx: Any, graphs: CapturedCall, tensors: list[Tensor], *trained: Tensor) -> Tensor:
         ctx.graphs = graphs
         graphs.replay(tensors)
         return graphs.outputs[0].view_as(graphs.outputs[0])
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        graphs: CapturedShape = ctx.graphs
+        graphs: CapturedCall = ctx.graphs
         graphs.upstream.copy_(upstream)
         graphs.backward_graph.replay()
         pairs = list(zip(graphs.trained, graphs.has_gradient, strict=True))
@@ -264,7 +270,7 @@ class _ReplayFunction(torch.autograd.Function):
         return None, None, *gradients
 
 
-def _shape_of(leaf: Any) -> Any:
+def _leaf_signature(leaf: Any) -> Any:
     return (leaf.shape, leaf.dtype, leaf.stride()) if isinstance(leaf, Tensor) else leaf
 
 

@@ -9,11 +9,11 @@ from vlmtune.errors import DoesNotFitError
 from vlmtune.model.memory import CONTEXT, USABLE, StepLoad, StepPlan, estimate_memory, size_text, usable
 from vlmtune.model.shapes import ModelShapes
 
-BUSY_TOKENS = 2048  # tokens of a micro-batch below which fewer rows at once cost speed
-EVALUATED_TOKENS = 4096  # the tower's included: as many keep a GPU busy without a backward pass
-# Operations a second of a large GPU without compiled layers; only to guess whether a run is long.
+BUSY_TOKENS = 2048  # tokens of a micro-batch that keep a GPU busy; with fewer, a token costs more time
+EVALUATED_TOKENS = 4096  # the same in evaluation, without a backward pass; the vision tower's included
+# FLOP/s of a large GPU without compiled layers; only to guess whether a run is long.
 EAGER_RATE = 300e12
-WORTH_COMPILING = 240  # seconds that a run takes without; compiling takes about 30 and saves a quarter
+WORTH_COMPILING = 240  # seconds of a run without compiled layers; compiling takes about 30, saves a quarter
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class PlanOptions:
     Attributes:
         dequantized, checkpointing, micro_batch_size, compiled, offload: as in `StepPlan`.
         sizes: the micro-batches to choose from, largest first; the batch and its halves if there are none.
-        graphs: whether steps can be captured as CUDA graphs. Those with checkpoints never are.
+        can_capture: whether steps can be captured as CUDA graphs. Those with checkpoints never are.
     """
 
     dequantized: bool | None = None
@@ -32,7 +32,7 @@ class PlanOptions:
     sizes: tuple[int, ...] = ()
     compiled: bool = True
     offload: bool = False
-    graphs: bool = True
+    can_capture: bool = True
 
 
 def choose_plan(model: ModelShapes, load: StepLoad, capacity: float, options: PlanOptions) -> StepPlan:
@@ -44,10 +44,10 @@ def choose_plan(model: ModelShapes, load: StepLoad, capacity: float, options: Pl
     room = usable(capacity)
     plans = list(_by_speed(load, options))
     for plan in plans:
-        if (spare := room - estimate_memory(model, load, plan).reserved) >= 0:
+        if (spare_bytes := room - estimate_memory(model, load, plan).required_bytes) >= 0:
             rows = max(plan.micro_batch_size, EVALUATED_TOKENS // (load.length + load.vision_tokens))
-            return replace(plan, spare=spare, eval_micro_batch_size=rows)
-    smallest = min(plans, key=lambda plan: estimate_memory(model, load, plan).reserved)
+            return replace(plan, spare_bytes=spare_bytes, eval_micro_batch_size=rows)
+    smallest = min(plans, key=lambda plan: estimate_memory(model, load, plan).required_bytes)
     needed = estimate_memory(model, load, smallest).text()
     way_out = _what_would_fit(model, load, smallest, room)
     raise DoesNotFitError(
@@ -68,7 +68,7 @@ def plan_text(plan: StepPlan, load: StepLoad) -> str:
 def training_seconds(model: ModelShapes, tokens: float) -> float:
     """About how long training on so many tokens takes, without compiled layers."""
     # Two operations a frozen weight in the forward pass, and two for the gradient of its input.
-    return 4 * model.decoder * tokens / EAGER_RATE
+    return 4 * model.decoder_linear_weights * tokens / EAGER_RATE
 
 
 def halves(batch: int) -> Iterator[int]:
@@ -94,14 +94,14 @@ def _by_speed(load: StepLoad, options: PlanOptions) -> Iterator[StepPlan]:
         dequantized_choices = [options.dequantized]
     else:
         dequantized_choices = [True, False] if quantized else [False]
-    free = options.checkpointing is None
+    either = options.checkpointing is None  # the plan chooses whether to checkpoint
     for checkpointing in (False, True) if options.checkpointing is None else (options.checkpointing,):
         for dequantized in dequantized_choices:
-            for size in large if free and not checkpointing else sizes:
+            for size in large if either and not checkpointing else sizes:
                 plan = StepPlan(dequantized, checkpointing, size, options.compiled, options.offload)
-                if options.graphs and not checkpointing:
+                if options.can_capture and not checkpointing:
                     yield from (
-                        replace(plan, micro_batch_size=less, graphs=True)
+                        replace(plan, micro_batch_size=less, room_for_graphs=True)
                         for less in large
                         if size / 2 <= less <= size
                     )
@@ -114,9 +114,9 @@ def _what_would_fit(model: ModelShapes, load: StepLoad, plan: StepPlan, room: fl
         tried.append(("--quantization nf4", replace(load, quantization="nf4")))
     if load.length > 512:
         tried.append(("--max_length 512, where the images allow it", replace(load, length=512)))
-    least = replace(plan, micro_batch_size=1, checkpointing=True, graphs=False)
+    least = replace(plan, micro_batch_size=1, checkpointing=True, room_for_graphs=False)
     for what, smaller in tried:
-        if estimate_memory(model, smaller, least).total <= room:
+        if estimate_memory(model, smaller, least).step_bytes <= room:
             return f"{what} would fit"
-    needed = estimate_memory(model, load, plan).reserved
+    needed = estimate_memory(model, load, plan).required_bytes
     return f"a GPU with {size_text((needed + CONTEXT) / USABLE)} would do"

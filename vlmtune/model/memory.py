@@ -40,12 +40,12 @@ class StepLoad:
         batch: rows of a step on one GPU.
         length: tokens of the longest row.
         labelled_tokens: those of them that are trained on.
-        image_tokens: tokens of a row's images that cross-attention reads; 0 without cross-attention.
+        cross_attention_tokens: tokens of a row's images that cross-attention reads; 0 without it.
         vision_tokens: tokens of a row in the vision tower.
-        lora_rank: of the adapter, or the highest of packed ones.
+        lora_rank: of the adapter, or the highest of several packed ones.
         dropout: whether LoRA has dropout: each adapted layer then keeps its own masked input.
         compute_bytes: bytes of one value in the dtype of the computation.
-        packed: adapters that train together, each on rows of its own; 0 where one trains alone.
+        packed_adapters: adapters that train packed, each on rows of its own; 0 where one trains alone.
         next_shape: tokens of the largest batch of another shape, as a share of those of the largest batch.
     """
 
@@ -53,12 +53,12 @@ class StepLoad:
     batch: int
     length: int
     labelled_tokens: int
-    image_tokens: int
+    cross_attention_tokens: int
     lora_rank: int
     vision_tokens: int = 0
     dropout: bool = True
     compute_bytes: int = 2
-    packed: int = 0
+    packed_adapters: int = 0
     next_shape: float = 1.0
 
 
@@ -72,9 +72,9 @@ class StepPlan:
         micro_batch_size: rows that go through the model at a time.
         compiled: whether the decoder's layers are compiled.
         offload: whether checkpoints lie in the CPU's memory.
-        graphs: whether memory is left for CUDA graphs of several lengths; without, a step is captured where
-            there happens to be room.
-        spare: bytes of the GPU that are left.
+        room_for_graphs: whether memory is left for CUDA graphs of several lengths; without it, a step is
+            captured where there happens to be room.
+        spare_bytes: bytes of the GPU that are left.
         eval_micro_batch_size: the same in evaluation, at most; None sets no limit.
     """
 
@@ -83,8 +83,8 @@ class StepPlan:
     micro_batch_size: int
     compiled: bool
     offload: bool = False
-    graphs: bool = False
-    spare: float = 0.0
+    room_for_graphs: bool = False
+    spare_bytes: float = 0.0
     eval_micro_batch_size: int | None = None
 
 
@@ -93,47 +93,55 @@ class MemoryEstimate:
     """Bytes at the peak of a step.
 
     Attributes:
-        graphs: what captured steps keep for themselves, beside steps that are not captured.
+        weights: of the base.
+        adapters: their weights, gradients and optimizer state.
+        activations: what the forward pass keeps for the backward pass.
+        temporary: the largest tensors that exist for a moment.
+        further_graphs: memory of captured steps of other lengths, beside a step that is not captured.
     """
 
     weights: float
     adapters: float
     activations: float
     temporary: float
-    graphs: float = 0.0
+    further_graphs: float = 0.0
 
     @property
-    def total(self) -> float:
+    def step_bytes(self) -> float:
         """Bytes of a step that is not captured."""
         return self.weights + self.adapters + self.activations + self.temporary
 
     @property
-    def reserved(self) -> float:
-        """Bytes that have to be free on the GPU."""
-        return self.total + self.graphs
+    def required_bytes(self) -> float:
+        """Bytes that have to be free on the GPU: those of a step, and of further captured ones."""
+        return self.step_bytes + self.further_graphs
 
     def text(self) -> str:
         """The estimate in a few words, for the console."""
         held, working = self.weights + self.adapters, self.activations + self.temporary
-        graphs = f", and up to {size_text(self.graphs)} for further CUDA graphs," if self.graphs else ""
+        graphs = (
+            f", and up to {size_text(self.further_graphs)} for further CUDA graphs,"
+            if self.further_graphs
+            else ""
+        )
         parts = f"base and adapter {size_text(held)}, activations {size_text(working)}"
-        return f"{size_text(self.total)} ({parts}){graphs}"
+        return f"{size_text(self.step_bytes)} ({parts}){graphs}"
 
 
 def estimate_memory(model: ModelShapes, load: StepLoad, plan: StepPlan) -> MemoryEstimate:
     """Peak memory of a training step."""
     activations, temporary = _activation_bytes(model, load, plan)
     adapter = load.lora_rank * model.adapter_features
-    # Packed rows have a copy of their adapter each, its gradient, and the same once more where the gradients
-    # are joined.
-    copies = 3 * load.compute_bytes * adapter * plan.micro_batch_size if load.packed else 0
+    # Each row of a packed batch has a copy of its adapter, its gradient, and the same once more where the
+    # gradients are joined.
+    copies = 3 * load.compute_bytes * adapter * plan.micro_batch_size if load.packed_adapters else 0
     return MemoryEstimate(
         weights=_weight_bytes(model, load, plan),
-        adapters=ADAPTER_BYTES * adapter * max(load.packed, 1) + copies,
+        adapters=ADAPTER_BYTES * adapter * max(load.packed_adapters, 1) + copies,
         activations=activations,
         temporary=temporary,
         # A step of another shape finds none of a captured step's memory free until it is captured too.
-        graphs=load.next_shape * (activations + temporary) if plan.graphs else 0,
+        further_graphs=load.next_shape * (activations + temporary) if plan.room_for_graphs else 0,
     )
 
 
@@ -185,21 +193,27 @@ def _activation_bytes(model: ModelShapes, load: StepLoad, plan: StepPlan) -> tup
     """
     rows, value_bytes = plan.micro_batch_size, load.compute_bytes
     tokens = rows * load.length
-    adapter_inputs = model.adapted_inputs / model.layers if load.dropout else 2 * model.hidden_size
+    adapter_inputs = (
+        model.adapter_in_features / model.decoder_layers if load.dropout else 2 * model.hidden_size
+    )
     residual, attention = 2 * model.hidden_size, 2 * model.query_size + 2 * model.key_value_size
-    kept_bytes = value_bytes * (residual + attention + 2 * model.intermediate_size + adapter_inputs)
-    layer = tokens * kept_bytes * (1 if plan.compiled else EAGER_FACTOR)
-    keys_of_images = model.hidden_size + 2 * model.cross_layers * model.key_value_size
-    images = rows * load.image_tokens * value_bytes * keys_of_images
-    vision = rows * load.vision_tokens * value_bytes * model.vision_values
+    token_bytes = value_bytes * (residual + attention + 2 * model.intermediate_size + adapter_inputs)
+    layer = tokens * token_bytes * (1 if plan.compiled else EAGER_FACTOR)
+    keys_of_images = model.hidden_size + 2 * model.cross_attention_layers * model.key_value_size
+    images = rows * load.cross_attention_tokens * value_bytes * keys_of_images
+    vision = rows * load.vision_tokens * value_bytes * model.vision_values_per_token
     layer_input = tokens * value_bytes * model.hidden_size
     # Rows without an image skip the layers of cross-attention.
-    passed = model.layers if load.image_tokens else model.layers - model.cross_layers
-    layers = layer + (2 if plan.offload else passed) * layer_input if plan.checkpointing else passed * layer
+    skipped = 0 if load.cross_attention_tokens else model.cross_attention_layers
+    layer_count = model.decoder_layers - skipped
+    if plan.checkpointing:
+        layers = layer + (2 if plan.offload else layer_count) * layer_input
+    else:
+        layers = layer_count * layer
     logits = min(rows * load.labelled_tokens, LOSS_ROWS) * min(model.vocab_size, LOSS_TILE) * 4 * 2
     backward = tokens * value_bytes * 3 * model.intermediate_size
     dequantizes = not plan.dequantized and load.quantization in ("nf4", "int8")
-    largest_layer = 2 * value_bytes * model.largest if dequantizes else 0
+    largest_layer = 2 * value_bytes * model.largest_linear_weights if dequantizes else 0
     # A captured graph keeps what the vision tower has made; steps with checkpoints are never captured.
     kept_vision = 0 if plan.checkpointing else vision
     return layers + images + kept_vision, max(logits, backward + largest_layer, vision)
@@ -208,7 +222,10 @@ def _activation_bytes(model: ModelShapes, load: StepLoad, plan: StepPlan) -> tup
 def _weight_bytes(model: ModelShapes, load: StepLoad, plan: StepPlan) -> float:
     value_bytes = load.compute_bytes
     if load.quantization == "fp8":  # twice, in both orders
-        return value_bytes * (model.other + model.quantized - model.decoder) + 2 * model.decoder
-    plain = plan.dequantized or load.quantization == "none"
-    weight_bytes = value_bytes if plain else {"nf4": NF4_BYTES, "int8": 1.0}[load.quantization]
-    return value_bytes * model.other + weight_bytes * model.quantized
+        return (
+            value_bytes * (model.other_weights + model.linear_weights - model.decoder_linear_weights)
+            + 2 * model.decoder_linear_weights
+        )
+    unquantized = plan.dequantized or load.quantization == "none"
+    weight_bytes = value_bytes if unquantized else {"nf4": NF4_BYTES, "int8": 1.0}[load.quantization]
+    return value_bytes * model.other_weights + weight_bytes * model.linear_weights

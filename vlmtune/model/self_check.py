@@ -116,7 +116,7 @@ def difference(one: StepResult, other: StepResult) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class StepCheck:
+class StepComparison:
     """Compares a step with the plain model, and leaves out what makes them differ.
 
     Args:

@@ -1,4 +1,4 @@
-"""The sizes of a model that its memory and its speed follow from, read from its outline (no weights)."""
+"""The sizes of a model, from which its memory and speed follow; read from its modules without weights."""
 
 from __future__ import annotations
 
@@ -20,47 +20,49 @@ class ModelShapes:
     """Numbers of weights, layers and features of a model with an adapter.
 
     Attributes:
-        quantized: weights of linear layers, which quantization reaches.
-        decoder: weights of the linear layers of the language model.
-        other: all other weights.
-        largest: weights of the largest linear layer.
-        layers, hidden_size, intermediate_size: of the decoder, as in its config.
-        cross_layers: decoder layers that read the image by cross-attention (Mllama).
+        linear_weights: weights of the linear layers, which quantization reaches; the head is not among them.
+        decoder_linear_weights: those of the decoder alone.
+        other_weights: all other weights.
+        largest_linear_weights: weights of the largest linear layer.
+        decoder_layers, hidden_size, intermediate_size: of the decoder, as in its config.
+        cross_attention_layers: decoder layers that read the image by cross-attention (Mllama).
         query_size, key_value_size: output features of the decoder's query and key projections.
         vocab_size: rows of the output head.
         adapter_features: in_features + out_features, summed over the layers that get an adapter.
-        adapted_inputs: in_features alone, summed over the same layers.
-        vision_values: values that the vision tower keeps for each of its tokens while it runs; 0 without a
-            tower.
+        adapter_in_features: in_features alone, summed over the same layers.
+        vision_values_per_token: values that the vision tower keeps for each of its tokens while it runs; 0
+            without a tower.
     """
 
-    quantized: int
-    decoder: int
-    other: int
-    largest: int
-    layers: int
-    cross_layers: int
+    linear_weights: int
+    decoder_linear_weights: int
+    other_weights: int
+    largest_linear_weights: int
+    decoder_layers: int
+    cross_attention_layers: int
     hidden_size: int
     intermediate_size: int
     query_size: int
     key_value_size: int
     vocab_size: int
     adapter_features: int
-    adapted_inputs: int
-    vision_values: int
+    adapter_in_features: int
+    vision_values_per_token: int
 
 
-def model_shapes(outline: PreTrainedModel, targets: Sequence[str]) -> ModelShapes:
-    """The sizes of a model given as its outline on the meta device, with adapters on the layers `targets`."""
+def model_shapes(meta_model: PreTrainedModel, targets: Sequence[str]) -> ModelShapes:
+    """The sizes of a model on the meta device, with adapters on the layers `targets`."""
     from torch import nn
 
-    head = outline.get_output_embeddings()
-    decoder = outline.get_decoder()
+    head = meta_model.get_output_embeddings()
+    decoder = meta_model.get_decoder()
     in_decoder = {id(module) for module in decoder.modules()}
-    linears = [module for module in outline.modules() if isinstance(module, nn.Linear) and module is not head]
-    quantized = sum(linear.weight.numel() for linear in linears)
-    config = outline.config.get_text_config()
-    adapted = [outline.get_submodule(name) for name in targets]
+    linears = [
+        module for module in meta_model.modules() if isinstance(module, nn.Linear) and module is not head
+    ]
+    linear_weights = sum(linear.weight.numel() for linear in linears)
+    config = meta_model.config.get_text_config()
+    adapted = [meta_model.get_submodule(name) for name in targets]
     widths = {
         leaf: max(
             (linear.out_features for name, linear in decoder.named_modules() if name.endswith(leaf)),
@@ -70,12 +72,12 @@ def model_shapes(outline: PreTrainedModel, targets: Sequence[str]) -> ModelShape
     }
     query_size = widths[".q_proj"] or config.hidden_size
     return ModelShapes(
-        quantized=quantized,
-        decoder=sum(linear.weight.numel() for linear in linears if id(linear) in in_decoder),
-        other=sum(parameter.numel() for parameter in outline.parameters()) - quantized,
-        largest=max(linear.weight.numel() for linear in linears),
-        layers=config.num_hidden_layers,
-        cross_layers=len(getattr(config, "cross_attention_layers", None) or []),
+        linear_weights=linear_weights,
+        decoder_linear_weights=sum(linear.weight.numel() for linear in linears if id(linear) in in_decoder),
+        other_weights=sum(parameter.numel() for parameter in meta_model.parameters()) - linear_weights,
+        largest_linear_weights=max(linear.weight.numel() for linear in linears),
+        decoder_layers=config.num_hidden_layers,
+        cross_attention_layers=len(getattr(config, "cross_attention_layers", None) or []),
         hidden_size=config.hidden_size,
         intermediate_size=_largest(config.intermediate_size),
         query_size=query_size,
@@ -84,9 +86,9 @@ def model_shapes(outline: PreTrainedModel, targets: Sequence[str]) -> ModelShape
         adapter_features=sum(
             module.in_features + module.out_features for module in adapted if isinstance(module, nn.Linear)
         ),
-        adapted_inputs=sum(module.in_features for module in adapted if isinstance(module, nn.Linear)),
-        vision_values=_vision_values(
-            getattr(outline.config, "vision_config", None),
+        adapter_in_features=sum(module.in_features for module in adapted if isinstance(module, nn.Linear)),
+        vision_values_per_token=_vision_values(
+            getattr(meta_model.config, "vision_config", None),
             max((linear.in_features for linear in linears if id(linear) not in in_decoder), default=0),
         ),
     )

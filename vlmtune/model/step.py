@@ -20,7 +20,13 @@ from transformers import PreTrainedModel
 from vlmtune.data.collate import split_batch
 from vlmtune.library_errors import LIBRARY_ERRORS, first_line
 from vlmtune.model.acceleration import Acceleration
-from vlmtune.model.capture import TrainedTensors, capture, recapture, stop_capturing, switch_capturing
+from vlmtune.model.capture import (
+    GetTrainedTensors,
+    discard_graphs,
+    install_capturing,
+    remove_capturing,
+    set_capturing,
+)
 from vlmtune.model.deepstack import use_dense_deepstack
 from vlmtune.model.fast import (
     compile_layers,
@@ -50,10 +56,10 @@ class AcceleratedStep:
     Attributes:
         trained: the parameters of `base` that require a gradient.
         micro_batch_size, eval_micro_batch_size: rows that go through at a time; fewer after memory ran out.
-        offloads: whether activations at checkpoints leave the GPU.
+        offloads_checkpoints: whether the activations at gradient checkpoints are held in the CPU memory.
         free_memory: frees memory that a step can do without; returns whether there was any.
         accelerations: what changes the model's computation and can be left out again.
-        captures: whether calls are captured as CUDA graphs.
+        captures_graphs: whether calls are captured as CUDA graphs.
     """
 
     def __init__(
@@ -65,7 +71,7 @@ class AcceleratedStep:
         eval_micro_batch_size: int = 1,
     ) -> None:
         self.base, self.note = base, note
-        self.captures = False
+        self.captures_graphs = False
         self.trained = [parameter for parameter in base.parameters() if parameter.requires_grad]
         self.micro_batch_size = plan.micro_batch_size
         self.eval_micro_batch_size = plan.eval_micro_batch_size or eval_micro_batch_size
@@ -77,9 +83,11 @@ class AcceleratedStep:
         self.tower_can_be_captured = varlen is None
         self._add("deep-stack features as whole tensors", lambda: use_dense_deepstack(base.get_decoder()))
         disable_vision_gradient(base)
-        self.offloads = plan.offload and plan.checkpointing and not _trains(decoder_and_other_parts(base)[1:])
-        if plan.compiled or self.offloads:
-            checkpoints = OffloadedCheckpoints() if self.offloads else None
+        self.offloads_checkpoints = (
+            plan.offload and plan.checkpointing and not _trains(decoder_and_other_parts(base)[1:])
+        )
+        if plan.compiled or self.offloads_checkpoints:
+            checkpoints = OffloadedCheckpoints() if self.offloads_checkpoints else None
             self._add(
                 "compiled layers",
                 lambda: compile_layers(base, compiled=plan.compiled, checkpoints=checkpoints),
@@ -109,42 +117,42 @@ class AcceleratedStep:
         if base.device.type == "cuda":
             # A float32 base with bf16 asked for needs autocast. A graph must not be captured under it: the
             # casts that autocast keeps would be replayed with the adapter's old values.
-            plain = disable_autocast(adapted) if base.dtype != torch.float32 else not mixed_precision
-            if plain and capturable and not plan.checkpointing:
+            no_autocast = disable_autocast(adapted) if base.dtype != torch.float32 else not mixed_precision
+            if no_autocast and capturable and not plan.checkpointing:
                 trained = [
                     parameter for parameter in base.get_decoder().parameters() if parameter.requires_grad
                 ]
-                step.capture(lambda: trained)
+                step.install_capturing(lambda: trained)
         return step
 
-    def capture(self, trained: TrainedTensors) -> None:
+    def install_capturing(self, trained: GetTrainedTensors) -> None:
         """Let calls of the decoder replay CUDA graphs, and of the vision parts if they have nothing to train.
 
         Args:
             trained: gives the tensors that a call of the decoder has gradients for.
         """
         decoder, *other_parts = decoder_and_other_parts(self.base)
-        self.captures = True
-        self.accelerations.append(Acceleration("CUDA graphs", partial(switch_capturing, self.base)))
-        capture(decoder, trained, self.note)
+        self.captures_graphs = True
+        self.accelerations.append(Acceleration("CUDA graphs", partial(set_capturing, self.base)))
+        install_capturing(decoder, trained, self.note)
         for part in other_parts:
             if self.tower_can_be_captured and not _trains(
                 [part]
             ):  # a gradient may enter through any of its outputs
-                capture(part, list, self.note)
+                install_capturing(part, list, self.note)
 
-    def recapture(self) -> None:
+    def discard_decoder_graphs(self) -> None:
         """Discard the decoder's graphs, because the tensors that it trains have moved."""
-        recapture(self.base.get_decoder())
+        discard_graphs(self.base.get_decoder())
 
-    def discard_graphs(self) -> None:
+    def discard_all_graphs(self) -> None:
         """Forget all CUDA graphs; calls are captured anew."""
-        if self.captures:
-            switch_capturing(self.base, True)
+        if self.captures_graphs:
+            set_capturing(self.base, True)
 
-    def stop_capturing(self) -> bool:
+    def remove_capturing(self) -> bool:
         """Free the memory of all CUDA graphs, because there is too little; returns whether there were any."""
-        return stop_capturing(self.base)
+        return remove_capturing(self.base)
 
     def accumulate_gradients(self, batch: Batch, run: Callable[[Batch], Tensor]) -> Tensor:
         """The sum of `run(part)` over the parts of a batch, each of which adds to the parameters' gradients.
@@ -160,7 +168,7 @@ class AcceleratedStep:
             try:
                 return torch.stack(self._run_parts(batch, self.micro_batch_size, run)).sum()
             except torch.OutOfMemoryError:
-                if not (self.free_memory() or self.stop_capturing()):
+                if not (self.free_memory() or self.remove_capturing()):
                     self.micro_batch_size = self._half(min(self.micro_batch_size, len(batch["input_ids"])))
             for parameter, gradient in zip(self.trained, before, strict=True):
                 parameter.grad = None if gradient is None else gradient.clone()
@@ -181,7 +189,7 @@ class AcceleratedStep:
                     return sum(rest, first)
             except torch.OutOfMemoryError:
                 size = min(self.eval_micro_batch_size, len(batch["input_ids"]))
-                if not self.free_memory() and (size > 1 or not self.stop_capturing()):
+                if not self.free_memory() and (size > 1 or not self.remove_capturing()):
                     self.eval_micro_batch_size = self._half(size)
             torch.cuda.empty_cache()
 

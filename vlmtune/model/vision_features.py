@@ -156,9 +156,9 @@ class VisionFeatures:
         return tensors, layout
 
 
-def room_for_features(device: torch.device, spare: float) -> float:
-    """Bytes that features may take where a plan leaves `spare` bytes of the GPU free."""
-    return spare * SPARE_FRACTION if device.type == "cuda" else BYTES_WITHOUT_GPU
+def room_for_features(device: torch.device, spare_bytes: float) -> float:
+    """Bytes that features may take where a plan leaves `spare_bytes` bytes of the GPU free."""
+    return spare_bytes * SPARE_FRACTION if device.type == "cuda" else BYTES_WITHOUT_GPU
 
 
 class UnsupportedTowerError(Exception):

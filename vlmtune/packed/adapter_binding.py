@@ -45,7 +45,7 @@ class AdapterBinding:
         self.layout = layout
         self.layers = pack_layers(self.accelerated_step.base, [target.name for target in layout.targets])
         self._buffers, self._bound = {}, None
-        self.accelerated_step.recapture()
+        self.accelerated_step.discard_decoder_graphs()
 
     def clear(self) -> None:
         """Leave no adapter on any layer, and no room for one."""

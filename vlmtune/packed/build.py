@@ -92,7 +92,9 @@ def build_model(
     targets = adapter_config(settings, base)[0]
     layers = target_layers(base, targets)
     rows = CheckedRows.choose(store, usable_rows, longest, 1)
-    self_check = SelfCheck.begin(settings, base, targets, rows, plan.step_plan, note, base.dtype, packed=True)
+    self_check = SelfCheck.run_plain_model(
+        settings, base, targets, rows, plan.step_plan, note, base.dtype, packed=True
+    )
     if plan.step_plan.checkpointing:
         base.gradient_checkpointing_enable()
     accelerated_step = AcceleratedStep(base, plan.step_plan, note)
@@ -101,15 +103,15 @@ def build_model(
         store.meta,
         total_rows=plan.train_rows + len(store.rows_of(EVAL)),
         note=note,
-        max_bytes=room_for_features(device, plan.step_plan.spare),
+        max_bytes=room_for_features(device, plan.step_plan.spare_bytes),
     )
     max_tokens = (plan.step_plan.micro_batch_size if gpu else plan.max_rows) * plan.longest
     model = PackedModel(accelerated_step, store.meta, max_tokens, plan.buckets, features)
     if gpu and can_capture(settings, packed=True) and not plan.step_plan.checkpointing:
-        accelerated_step.capture(model.adapters.trained_tensors)
+        accelerated_step.install_capturing(model.adapters.trained_tensors)
     if self_check is not None:
-        run = partial(packed_result, model, layers, self_check.first, rows)
-        self_check.end(accelerated_step.accelerations, run)
+        run = partial(packed_result, model, layers, self_check.initial_a, rows)
+        self_check.check_step(accelerated_step.accelerations, run)
     if not gpu:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     return model, plan.trials
@@ -169,7 +171,7 @@ def _plan(
         most = min(ROW_BUCKETS[-1], max(1, EFFICIENT_TOKENS[device.type] // longest))
         sizes = batch_sizes(count * batch, most)
         load = {
-            "packed": count,
+            "packed_adapters": count,
             "lora_rank": max_lora_rank,
             "batch": sizes[0],
             "length": longest,

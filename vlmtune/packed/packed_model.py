@@ -80,7 +80,7 @@ class PackedModel:
         self._set_mode(training=True)
         if not self.dropout and any(row.dropout for row in rows):
             self.dropout = True
-            self.accelerated_step.recapture()
+            self.accelerated_step.discard_decoder_graphs()
         return self._run_in_packed_batches(rows, partial(self._forward_backward, add=add))
 
     def losses(self, rows: Sequence[PackedRow]) -> PassResult:
@@ -116,7 +116,7 @@ class PackedModel:
                     result.rows[id(row)] = losses.loss[index].detach(), losses.correct[index]
                 del losses  # keeps a captured step's memory alive, which the next batch may have to free
                 continue
-            freed = self.features.disable() or self.accelerated_step.stop_capturing()
+            freed = self.features.disable() or self.accelerated_step.remove_capturing()
             torch.cuda.empty_cache()
             if freed:
                 remaining.insert(0, part)

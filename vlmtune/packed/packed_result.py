@@ -1,4 +1,4 @@
-"""What a packed step makes of two rows, for the self-check."""
+"""The losses and gradients of two rows in a packed step, for the self-check."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -53,7 +53,7 @@ def packed_result(
         gradient.add_(part)
 
     with without_dropout(model.base):
-        for _ in range(WARM_UP_CALLS + 2 if model.accelerated_step.captures else 1):
+        for _ in range(WARM_UP_CALLS + 2 if model.accelerated_step.captures_graphs else 1):
             gradient.zero_()
             result = model.add_gradients(passed, add)
     if result.too_large:

@@ -17,7 +17,7 @@ from vlmtune.training.adapted_model import adapter_config
 
 
 class SlotFactory:
-    """Makes slots while other trials train: it finds their target layers in the model's outline.
+    """Makes slots while other trials train: it finds their target layers in a model without weights.
 
     Args:
         settings: the settings of the engine.
@@ -27,7 +27,7 @@ class SlotFactory:
 
     def __init__(self, settings: Settings, store: Store, flops_per_token: float, shard: WorkerShard) -> None:
         self.store, self.flops_per_token, self.shard = store, flops_per_token, shard
-        self.outline = settings.model.ref.outline()
+        self.meta_model = settings.model.ref.meta_model()
 
     def make(self, trial_id: str, settings: Settings, **options: Any) -> Slot:
         """Make a trial ready to join the engine. Takes a second or less; any thread may call it.
@@ -54,5 +54,5 @@ class SlotFactory:
         )
 
     def _find_targets(self, settings: Settings) -> tuple[list[TargetLayer], LoraConfig]:
-        names, config = adapter_config(settings, self.outline)
-        return target_layers(self.outline, names), config
+        names, config = adapter_config(settings, self.meta_model)
+        return target_layers(self.meta_model, names), config

@@ -23,9 +23,13 @@ def gpu_memory(settings: Settings, store: Store) -> str:
     quantized = load.quantization in ("nf4", "int8")
     graphs = can_capture(settings)
     fastest = StepPlan(
-        dequantized=quantized, checkpointing=False, micro_batch_size=load.batch, compiled=True, graphs=graphs
+        dequantized=quantized,
+        checkpointing=False,
+        micro_batch_size=load.batch,
+        compiled=True,
+        room_for_graphs=graphs,
     )
     smallest = StepPlan(dequantized=False, checkpointing=True, micro_batch_size=1, compiled=True)
-    most = size_text(estimate_memory(model, load, fastest).reserved)
-    least = size_text(estimate_memory(model, load, smallest).total)
+    most = size_text(estimate_memory(model, load, fastest).required_bytes)
+    least = size_text(estimate_memory(model, load, smallest).step_bytes)
     return f"about {most} of a GPU at the fastest, {least} at the least; batch size {load.batch}"

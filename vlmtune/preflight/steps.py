@@ -19,7 +19,7 @@ def step_lines(settings: Settings) -> list[str]:
     Empty where the model is not one to adapt: training says what is wrong with it.
     """
     try:
-        model = settings.model.ref.outline()
+        model = settings.model.ref.meta_model()
     except ModelError:
         return []
     unpackable = not_packable(settings)

@@ -179,14 +179,18 @@ def most_demanding_settings(settings: Settings, space: Space) -> Settings:
     by_targets = {json.dumps(extreme.lora.target_modules): extreme for extreme in extremes}
     widest = settings
     if len(by_targets) > 1:
-        outline = settings.model.ref.outline()
+        meta_model = settings.model.ref.meta_model()
 
         def adapted_width(extreme: Settings) -> int:
             try:
-                names = target_modules(outline, extreme.lora.target_modules, lora_vision=extreme.lora.vision)
+                names = target_modules(
+                    meta_model, extreme.lora.target_modules, lora_vision=extreme.lora.vision
+                )
             except ModelError:  # its trial fails with this error
                 return 0
-            return sum(layer.in_features + layer.out_features for layer in map(outline.get_submodule, names))
+            return sum(
+                layer.in_features + layer.out_features for layer in map(meta_model.get_submodule, names)
+            )
 
         widest = max(by_targets.values(), key=adapted_width)
     return settings.replace(

@@ -42,13 +42,13 @@ def adapted_model(
         mixed_precision=args.bf16 or args.fp16,
         eval_micro_batch_size=args.per_device_eval_batch_size,
     )
-    if step.offloads:
+    if step.offloads_checkpoints:
         args.activation_offloading = False
     return adapted, step, checked
 
 
 def adapter_config(settings: Settings, model: Any) -> tuple[list[str], Any]:
-    """The layers of a model, or of its outline, that get adapters, and PEFT's config for them.
+    """The layers of a model, with or without weights, that get adapters, and PEFT's config for them.
 
     Raises:
         ModelError: the target modules match nothing.

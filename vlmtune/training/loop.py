@@ -75,7 +75,9 @@ def train(
     def check(base: Any, targets: list[str]) -> SelfCheck | None:
         try_row(base, store, usable_rows, args.max_length)
         rows = CheckedRows.choose(store, usable_rows, args.max_length, length_multiple(settings))
-        return SelfCheck.begin(settings, base, targets, rows, plan, meter.note, step_dtype(args, base))
+        return SelfCheck.run_plain_model(
+            settings, base, targets, rows, plan, meter.note, step_dtype(args, base)
+        )
 
     model, accelerated_step, self_check = adapted_model(settings, args, plan, meter.note, check)
     meter.flops_per_token = training_flops_per_token(accelerated_step.base.get_decoder())
@@ -100,10 +102,12 @@ def train(
             meter=meter,
             objective=Objective.of(settings),
             vision_learning_rate=settings.lora.vision_learning_rate,
-            vision_bytes=room_for_features(args.device, plan.spare) if _repeats_rows(args, order) else 0.0,
+            vision_bytes=room_for_features(args.device, plan.spare_bytes)
+            if _repeats_rows(args, order)
+            else 0.0,
         )
     if self_check is not None:
-        self_check.end(accelerated_step.accelerations, partial(step_result, trainer, self_check.rows))
+        self_check.check_step(accelerated_step.accelerations, partial(step_result, trainer, self_check.rows))
     trainer.remove_callback(PrinterCallback)
     if args.device.type == "cuda":
         trainer.add_callback(ProbeLongestRows(trainer))

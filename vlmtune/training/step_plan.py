@@ -17,7 +17,7 @@ from vlmtune.model.frozen import has_fp8_units
 from vlmtune.model.lora import target_modules
 from vlmtune.model.memory import GB, StepLoad, StepPlan, estimate_memory
 from vlmtune.model.shapes import ModelShapes, model_shapes
-from vlmtune.model_ref import outline
+from vlmtune.model_ref import model_on_meta
 
 NO_FP8_UNITS = (
     "fp8: this device has no units for it, so the rounded values are multiplied in the type that the base "
@@ -72,7 +72,7 @@ def plan_step(
         sizes=sizes,
         compiled=compile_layers,
         offload=training.activation_offloading,
-        graphs=can_capture(settings, packed=load.packed > 0),
+        can_capture=can_capture(settings, packed=load.packed_adapters > 0),
     )
     plan = choose_plan(model, load, free, options)
     needed = estimate_memory(model, load, plan).text()
@@ -91,7 +91,7 @@ def shapes_and_load(
     """
     model, lora = settings.model, settings.lora
     config = model.ref.config()
-    outline_model = outline(config, trust_remote_code=model.trust_remote_code)
+    meta_model = model_on_meta(config, trust_remote_code=model.trust_remote_code)
     rows = store.rows_of(TRAIN)[usable_rows]
     longest = int(store.column("tokens")[rows].max())
     if (limit := settings.training.max_length) is not None:
@@ -104,14 +104,14 @@ def shapes_and_load(
         batch=settings.training.per_device_train_batch_size,
         length=-(-longest // pad_to_multiple_of) * pad_to_multiple_of,
         labelled_tokens=int(min(store.column("answer_tokens")[rows].max(), longest)),
-        image_tokens=vision_token_count if has_cross_attention else 0,
+        cross_attention_tokens=vision_token_count if has_cross_attention else 0,
         vision_tokens=vision_token_count,
         lora_rank=lora.r,
         dropout=lora.dropout > 0,
         compute_bytes=4 if model.dtype == "float32" else 2,
     )
-    targets = target_modules(outline_model, lora.target_modules, lora_vision=lora.vision)
-    return model_shapes(outline_model, targets), load
+    targets = target_modules(meta_model, lora.target_modules, lora_vision=lora.vision)
+    return model_shapes(meta_model, targets), load
 
 
 def vision_tokens(config: Any, image_tokens: int) -> tuple[bool, int]:

@@ -31,7 +31,7 @@ def step_result(trainer: AdapterTrainer, rows: CheckedRows, places: Sequence[int
     batch = rows.batch(step.base, [rows.examples[place] for place in places])
     losses = torch.zeros(len(places))
     with without_dropout(step.base):
-        for _ in range(WARM_UP_CALLS + 2 if step.captures else 1):
+        for _ in range(WARM_UP_CALLS + 2 if step.captures_graphs else 1):
             _clear(step.trained)
             with trainer.compute_loss_context_manager():
                 losses = -log_probs_at_labels(trainer.model, batch).log_probs.float().sum(1)
@@ -44,7 +44,7 @@ def step_result(trainer: AdapterTrainer, rows: CheckedRows, places: Sequence[int
             gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
             gradients[name] = gradient / layer.scaling[ADAPTER]
     _clear(step.trained)
-    step.discard_graphs()
+    step.discard_all_graphs()
     return StepResult(losses.detach(), gradients)
 
 
