@@ -36,11 +36,11 @@ def test_a_pass_has_room_for_the_rows_of_all_trials_that_fit(
     store, notes, loads = stores["mall llava"], [], []
     plan_step = build.plan_step
 
-    def two_fit(*args: Any, packed: int, **load: Any) -> Any:
-        loads.append((packed, load["lora_rank"], load["batch"]))
-        if packed > 2:
+    def two_fit(*args: Any, packed_adapters: int, **load: Any) -> Any:
+        loads.append((packed_adapters, load["lora_rank"], load["batch"]))
+        if packed_adapters > 2:
             raise DoesNotFitError("injected")
-        return plan_step(*args, packed=packed, **load)
+        return plan_step(*args, packed_adapters=packed_adapters, **load)
 
     monkeypatch.setattr(build, "plan_step", two_fit)
     settings = settings_of(stores, models, per_device_train_batch_size=3)

@@ -94,10 +94,10 @@ def test_trials_without_memory_wait_for_those_that_have_some(
 ) -> None:
     plan_step, most = build.plan_step, []
 
-    def only_one_fits(*args: Any, packed: int, **options: Any) -> Any:
-        if packed > 1:
+    def only_one_fits(*args: Any, packed_adapters: int, **options: Any) -> Any:
+        if packed_adapters > 1:
             raise DoesNotFitError("injected")
-        return plan_step(*args, packed=packed, **options)
+        return plan_step(*args, packed_adapters=packed_adapters, **options)
 
     monkeypatch.setattr(build, "plan_step", only_one_fits)
     actor.start()
