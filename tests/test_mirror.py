@@ -86,6 +86,7 @@ OF_SEVERAL_MODULES = {
     "model/test_decoder_waits.py": "decoders of current families, with all that makes a step fast",
     "training/test_stock_trl.py": "both runners against plain TRL",
     "ray_jobs/test_job_submit.py": "the commands as Ray jobs",
+    "ray_jobs/test_starting_points.py": "every starting point of docs/data.md, from files to an adapter",
     "search/test_packed_search.py": "a search over packed trials",
     "test_benchmarks.py": "benchmarks/",
     "test_cluster_yaml.py": "cluster.yaml",

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlmtune.data.class_names import class_names, with_class_names
 from vlmtune.data.columns import readable_columns
 from vlmtune.data.file_formats import FILE_FORMATS, FOLDER_FORMATS
 from vlmtune.data.frames import frame_rows
@@ -91,11 +92,14 @@ def _read_frames(piece: Piece) -> Iterator[RawRow]:
 def _read_parquet(piece: Piece) -> Iterator[RawRow]:
     with open_file(piece.path) as file, pq.ParquetFile(file, buffer_size=1 << 20) as table:
         columns = readable_columns(table.schema_arrow, piece.group_by, piece.columns.read)
+        names = class_names(table.schema_arrow)
         size = rows_at_once(table, piece.start, columns, piece.shown)
         batches = table.iter_batches(size, row_groups=[piece.start], columns=columns, use_threads=False)
         number = piece.first
         for batch in batches:
             for record, error in bounded_rows(batch):
+                if record is not None:
+                    record, error = with_class_names(record, names)
                 yield RawRow(f"{piece.shown} row {number}", record, group_fields=record, error=error)
                 number += 1
 
@@ -103,9 +107,11 @@ def _read_parquet(piece: Piece) -> Iterator[RawRow]:
 def _read_dataset(piece: Piece) -> Iterator[RawRow]:
     data = load_splits(piece.path, piece.shown, from_hub=piece.format == "hub")[0][piece.dataset_split]
     columns = readable_columns(data.features.arrow_schema, piece.group_by, piece.columns.read)
+    names = class_names(data.features.arrow_schema)
     for number, record in enumerate(dataset_records(data, piece.start, piece.stop, columns), piece.first):
+        record, error = with_class_names(record, names)
         place = piece.shown if piece.split in (None, TRAIN) else f"{piece.shown} {piece.dataset_split}"
-        yield RawRow(f"{place} row {number}", record, group_fields=record)
+        yield RawRow(f"{place} row {number}", record, group_fields=record, error=error)
 
 
 READERS: dict[str, Callable[[Piece], Iterator[RawRow]]] = {

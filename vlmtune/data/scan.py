@@ -4,11 +4,13 @@ import re
 from dataclasses import replace
 from itertools import accumulate
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
 from vlmtune.compat.datasets import fingerprint_of
-from vlmtune.data.columns import unread_columns
+from vlmtune.data.class_names import class_names, notes_on
+from vlmtune.data.columns import readable_columns, unread_columns
 from vlmtune.data.file_formats import FILE_FORMATS, FOLDER_FORMATS
 from vlmtune.data.frames import find_name, no_dialogue, scan_frames
 from vlmtune.data.hub_datasets import dataset_folder, extracted_folder, load_splits
@@ -218,11 +220,19 @@ def _scan_parquet(whole: Piece) -> list[Piece]:
         unused = unread_columns(
             table.schema_arrow, whole.group_by, sum(sizes), whole.shown, whole.columns.read
         )
+        notes = _class_notes(table.schema_arrow, whole)
     if not sum(sizes):
         raise DataError(f"{whole.shown} has no rows: nothing to learn from")
     firsts = accumulate(sizes, initial=0)
     return [
-        replace(whole, format="parquet", start=group, first=first, unused=() if group else unused)
+        replace(
+            whole,
+            format="parquet",
+            start=group,
+            first=first,
+            unused=() if group else unused,
+            notes=() if group else notes,
+        )
         for group, first in zip(range(len(sizes)), firsts, strict=False)
     ]
 
@@ -278,7 +288,13 @@ def _scan_dataset(whole: Piece) -> list[Piece]:
         ]
     if not pieces:
         raise DataError(f"{whole.shown} has no rows: nothing to learn from")
-    return [replace(pieces[0], notes=notes), *pieces[1:]]
+    schema = next(iter(splits.values())).features.arrow_schema
+    return [replace(pieces[0], notes=(*notes, *_class_notes(schema, whole))), *pieces[1:]]
+
+
+def _class_notes(schema: pa.Schema, whole: Piece) -> tuple[str, ...]:
+    read = readable_columns(schema, whole.group_by, whole.columns.read)
+    return notes_on(class_names(schema), read)
 
 
 def _found(whole: Piece, entries: list[fs.FileInfo]) -> PathContents:
