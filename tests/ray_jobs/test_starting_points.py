@@ -367,7 +367,7 @@ def test_shares_of_several_sources(models: Path, tmp_path: Path) -> None:
     mixture = mixture_of(store, kept, [0.7, 0.3])
     order = Order(len(kept), 1, 1, 1, seed=0, mixture=mixture)
     epochs = [store.rows_of(TRAIN)[order.permutation(epoch)].tolist() for epoch in range(10)]
-    asked = [question(tokenizer, example) for rows in epochs for example in store.read(rows)]
-    share = asked.count(HOW_MANY) / len(asked)
-    assert (len(asked), store.meta.rows) == (10 * len(kept), 2 * ROWS)
+    drawn = [question(tokenizer, example) for rows in epochs for example in store.read(rows)]
+    share = drawn.count(HOW_MANY) / len(drawn)
+    assert (len(drawn), store.meta.rows) == (10 * len(kept), 2 * ROWS)
     assert abs(share - 0.7) <= 0.5 / len(kept)  # rounded to whole rows of an epoch
