@@ -49,12 +49,12 @@ def exact_match(model: Any, tokenizer: Any, store: Any, rows: list[int]) -> tupl
         batch = collate(
             [example.prompt() for example in examples],
             pad_token_id=store.meta.pad_token_id,
-            inputs=store.meta.inputs,
+            input_format=store.meta.input_format,
         )
         inputs = {
             name: torch.from_numpy(batch[name]) for name in ("input_ids", "attention_mask", "pixel_values")
         }
-        tensors = store.meta.inputs.normalize(inputs)
+        tensors = store.meta.input_format.normalize(inputs)
         prompt = tensors["input_ids"].shape[1]
         with torch.no_grad():
             answers = model.generate(**tensors, max_new_tokens=8, do_sample=False)[:, prompt:]

@@ -16,7 +16,7 @@ TESTED_IN = {
     # Parts of `RowEncoder` and `collate`, which show in what these return, for 55 families too.
     "data/input_format.py": "data/test_collate.py",
     "model/cross_attention_features.py": "training/test_vision_cache.py",
-    "data/probe.py": "data/test_collate.py",
+    "data/find_input_format.py": "data/test_collate.py",
     # Options that are only read through `Settings`.
     "config/options.py": "config/test_settings.py",
     # Code behind a command, which only a whole command reaches.

@@ -24,8 +24,8 @@ from vlmtune.data.box_formats import (
 from vlmtune.data.chat_template import EncodeError
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.examples import encode_row
+from vlmtune.data.find_input_format import find_input_format
 from vlmtune.data.formats import read_piece
-from vlmtune.data.probe import probe
 from vlmtune.data.scan import scan
 from vlmtune.data.tokenize import RowEncoder
 from vlmtune.evaluation.generate import reference
@@ -62,7 +62,7 @@ def encoded(family: str, folder: Path, choice: str = "auto", **objects: Any) -> 
     build(family, folder / family)
     model = ModelRef(str(folder / family))
     processor = model.processor()
-    encoder = RowEncoder(processor, probe(processor), box_format_name(model, choice))
+    encoder = RowEncoder(processor, find_input_format(processor), box_format_name(model, choice))
     (piece,) = scan(str(write_row(folder, **objects)))
     (row,) = read_piece(piece)
     return encoder, *encode_row(encoder, row)

@@ -17,8 +17,8 @@ from transformers.utils.import_utils import is_torchvision_available
 
 from vlmtune.data.collate import collate, split_batch
 from vlmtune.data.encoded_example import IGNORED, EncodedExample, shorten
+from vlmtune.data.find_input_format import find_input_format
 from vlmtune.data.input_format import InputFormat, TensorLayout
-from vlmtune.data.probe import probe
 from vlmtune.data.tokenize import RowEncoder
 from vlmtune.model_ref import ModelRef
 
@@ -65,20 +65,20 @@ MIXES = ["a", "b", "t", "ab", "ba", "aba", "tt", "at", "ta", "tb", "abt"]
 
 @cache
 def kit(folder: Path, floats: bool = False) -> tuple[RowEncoder, InputFormat]:
-    """An encoder, and the format of its inputs: what `probe` finds, or that with the processor's floats."""
+    """An encoder, and the format of its inputs: what `find_input_format` finds, or with the floats."""
     processor = ModelRef(str(folder)).processor()
     processor.tokenizer.padding_side = "right"
-    inputs = probe(processor)
+    input_format = find_input_format(processor)
     if floats:
-        inputs = replace(inputs, normalizations={})
-    return RowEncoder(processor, inputs), inputs
+        input_format = replace(input_format, normalizations={})
+    return RowEncoder(processor, input_format), input_format
 
 
 def batched(
-    encoder: RowEncoder, inputs: InputFormat, examples: list[EncodedExample], **options: Any
+    encoder: RowEncoder, input_format: InputFormat, examples: list[EncodedExample], **options: Any
 ) -> dict[str, torch.Tensor]:
     pad = encoder.tokenizer.pad_token_id
-    batch = collate(examples, pad_token_id=pad, inputs=inputs, **options)
+    batch = collate(examples, pad_token_id=pad, input_format=input_format, **options)
     return next(split_batch({name: torch.from_numpy(value) for name, value in batch.items()}, len(examples)))
 
 
@@ -150,7 +150,7 @@ def test_probe_finds_that_resized_uint8_will_do(models: Path, family: str) -> No
 def test_probe_keeps_floats_where_normalising_uint8_would_differ(models: Path, image_processor: Any) -> None:
     processor = ModelRef(str(models / "llava")).processor()
     processor.image_processor = image_processor
-    assert not probe(processor).raw_pixels
+    assert not find_input_format(processor).stores_uint8_pixels
 
 
 @pytest.mark.parametrize("left_out", ["do_normalize", "do_rescale"])
@@ -159,11 +159,11 @@ def test_pixels_of_one_step_less_are_stored_as_uint8(models: Path, left_out: str
     processor.image_processor = CLIPImageProcessorPil(
         size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, **{left_out: False}
     )
-    inputs = probe(processor)
-    stored = RowEncoder(processor, inputs).encode(*ROWS["a"]).tensors["pixel_values"]
+    input_format = find_input_format(processor)
+    stored = RowEncoder(processor, input_format).encode(*ROWS["a"]).tensors["pixel_values"]
     assert stored.dtype == np.uint8
     expected = RowEncoder(processor).encode(*ROWS["a"]).tensors["pixel_values"]
-    found = inputs.normalize({"pixel_values": torch.from_numpy(stored)})["pixel_values"]
+    found = input_format.normalize({"pixel_values": torch.from_numpy(stored)})["pixel_values"]
     torch.testing.assert_close(found, torch.from_numpy(expected), atol=1e-6, rtol=1e-6)
 
 

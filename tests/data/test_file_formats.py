@@ -13,8 +13,8 @@ import pytest
 from formats_kit import IMAGE, Row, png, read, read_good, turn, write_lines
 
 from vlmtune.data.examples import encode_row
+from vlmtune.data.find_input_format import find_input_format
 from vlmtune.data.formats import read_piece
-from vlmtune.data.probe import probe
 from vlmtune.data.question_columns import Columns
 from vlmtune.data.scan import scan
 from vlmtune.data.tokenize import RowEncoder
@@ -305,7 +305,7 @@ def test_parquet_of_images_and_labels(tmp_path: Path) -> None:
 def test_files_become_examples(tmp_path: Path) -> None:
     write_model("llava", tmp_path / "llava")
     processor = ModelRef(str(tmp_path / "llava")).processor()
-    encoder = RowEncoder(processor, probe(processor))
+    encoder = RowEncoder(processor, find_input_format(processor))
     images(tmp_path / "animals", "cat/1.png", "dog/2.png")
     images(tmp_path / "photos", "1.png", "2.png")
     (tmp_path / "photos" / "rows.csv").write_text("image,question,answer\n1.png,What?,cat\n2.png,What?,dog\n")

@@ -25,7 +25,7 @@ def test_answers_are_found_without_the_processors_offsets(
     features = encoder.features([(messages, images)])
     assert features.offsets is not None
     offsets = features.offsets[0] + 7 if reported == "wrong offsets" else None
-    replaced = features.replaced[0] if reported == "replacements alone" else []
+    image_replacements = features.image_replacements[0] if reported == "replacements alone" else []
     kinds, problem = token_kinds(
         encoder.tokenizer,
         chat,
@@ -33,7 +33,7 @@ def test_answers_are_found_without_the_processors_offsets(
         encoder.image_token_ids,
         features.ids[0],
         offsets,
-        replaced,
+        image_replacements,
     )
     assert problem is None
     assert np.array_equal(kinds == ANSWER, example.kinds == ANSWER)

@@ -1,12 +1,12 @@
-"""Images that look nearly alike."""
+"""Images that perceptual_hash nearly alike."""
 
 import io
 
 import numpy as np
 from PIL import Image
 
-from vlmtune.data.near_duplicates import look, near_groups
-from vlmtune.data.prepare import NEAR, near_keys
+from vlmtune.data.near_duplicates import near_duplicate_groups, perceptual_hash
+from vlmtune.data.prepare import NEAR_DUPLICATE_NOTE, keys_with_near_duplicates
 
 
 def drawn(seed: int) -> Image.Image:
@@ -26,23 +26,32 @@ def test_an_image_encoded_again_and_a_neighbouring_frame_are_near() -> None:
     brighter = Image.eval(image, lambda value: min(255, value + 6))
     near = [image, encoded_again(image, 40), image.resize((160, 120)), brighter]
     others = [drawn(seed) for seed in range(2, 40)]
-    groups = near_groups([look(one) for one in [*near, *others]])
+    groups = near_duplicate_groups([perceptual_hash(one) for one in [*near, *others]])
     assert groups[:4] == [0] * 4
     assert groups[4:] == list(range(4, 42))
 
 
 def test_plain_surfaces_have_no_look() -> None:
-    looks = [look(Image.new("RGB", (64, 64), colour)) for colour in ("white", "grey", "black")]
-    assert looks == ["", "", ""]
-    assert near_groups(looks) == [0, 1, 2]
+    perceptual_hashes = [
+        perceptual_hash(Image.new("RGB", (64, 64), colour)) for colour in ("white", "grey", "black")
+    ]
+    assert perceptual_hashes == ["", "", ""]
+    assert near_duplicate_groups(perceptual_hashes) == [0, 1, 2]
 
 
 def test_rows_with_near_images_get_a_key_and_a_note() -> None:
-    looks = [look(drawn(1)), look(encoded_again(drawn(1), 40)), look(drawn(2)), look(drawn(2))]
-    lines = [
-        {"looks": [text], "image_hashes": [name], "keys": [name], "notes": []}
-        for text, name in zip(looks, ("a", "b", "c", "c"), strict=True)
+    perceptual_hashes = [
+        perceptual_hash(drawn(1)),
+        perceptual_hash(encoded_again(drawn(1), 40)),
+        perceptual_hash(drawn(2)),
+        perceptual_hash(drawn(2)),
     ]
-    assert near_keys(lines) == [["a", "near 0"], ["b", "near 0"], ["c"], ["c"]], "equal images are no news"
-    assert [line["notes"] for line in lines] == [[NEAR], [NEAR], [], []]
-    assert near_keys(lines[2:]) is None
+    lines = [
+        {"perceptual_hashes": [text], "image_hashes": [name], "keys": [name], "notes": []}
+        for text, name in zip(perceptual_hashes, ("a", "b", "c", "c"), strict=True)
+    ]
+    assert keys_with_near_duplicates(lines) == [["a", "near 0"], ["b", "near 0"], ["c"], ["c"]], (
+        "equal images are no news"
+    )
+    assert [line["notes"] for line in lines] == [[NEAR_DUPLICATE_NOTE], [NEAR_DUPLICATE_NOTE], [], []]
+    assert keys_with_near_duplicates(lines[2:]) is None

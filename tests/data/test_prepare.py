@@ -27,7 +27,7 @@ from prepare_kit import (
 
 from vlmtune.cluster import connect
 from vlmtune.data.cache import prepare_store
-from vlmtune.data.probe import probe
+from vlmtune.data.find_input_format import find_input_format
 from vlmtune.data.source import DataSource
 from vlmtune.data.tokenize import RowEncoder
 from vlmtune.demo.mall import MESSAGES
@@ -147,7 +147,7 @@ def test_a_format_from_files_to_labels(tmp_path: Path, llava: str, write: Callab
         str(tmp_path / "cache"),
     )
     processor = ModelRef(llava).processor()
-    encoder = RowEncoder(processor, probe(processor))
+    encoder = RowEncoder(processor, find_input_format(processor))
     assert answers(store, encoder) == [[f" {count} people</s>"] for count in COUNTS]
     assert sorted(store.column("split")) == ["eval"] * 2 + ["test"] * 2 + ["train"] * 4
     question = [

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from vlmtune.data.split import EVAL, TEST, TRAIN, connected, split
+from vlmtune.data.split import EVAL, TEST, TRAIN, connected_groups, split
 from vlmtune.errors import DataError
 
 thorough = settings(max_examples=150, deadline=None, derandomize=True)
@@ -18,18 +18,18 @@ row_keys = st.lists(
 
 
 def test_rows_that_share_an_image_are_one_group() -> None:
-    assert connected([["b"], ["c"], ["b"]]) == ["b", "c", "b"]
+    assert connected_groups([["b"], ["c"], ["b"]]) == ["b", "c", "b"]
 
 
 def test_a_chain_of_shared_images_is_one_group() -> None:
-    groups = connected([["d", "e"], ["x"], ["e", "f"], ["f", "a"], ["y", "x"]])
+    groups = connected_groups([["d", "e"], ["x"], ["e", "f"], ["f", "a"], ["y", "x"]])
     assert groups == ["a", "x", "a", "a", "x"]
 
 
 @thorough
 @given(row_keys)
 def test_groups_are_the_connected_parts(keys: list[list[str]]) -> None:
-    groups = connected(keys)
+    groups = connected_groups(keys)
     reached = [set(row) for row in keys]
     for _ in keys:  # the slow way: grow each row's images until nothing is added
         reached = [set().union(*(other for other in reached if other & mine)) for mine in reached]
@@ -40,7 +40,7 @@ def test_groups_are_the_connected_parts(keys: list[list[str]]) -> None:
 @given(row_keys, st.data(), st.integers(0, 99))
 def test_the_order_of_the_rows_does_not_matter(keys: list[list[str]], data: st.DataObject, seed: int) -> None:
     places = data.draw(st.permutations(range(len(keys))))
-    groups, moved = connected(keys), connected([keys[place][::-1] for place in places])
+    groups, moved = connected_groups(keys), connected_groups([keys[place][::-1] for place in places])
     assert moved == [groups[place] for place in places]
     assume(len(set(groups)) >= 3)
     options = {"eval_fraction": 0.2, "test_fraction": 0.2, "seed": seed}

@@ -23,7 +23,7 @@ from vlmtune.data.encoded_example import (
     IMAGE,
     TEXT,
 )
-from vlmtune.data.probe import probe
+from vlmtune.data.find_input_format import find_input_format
 from vlmtune.data.tokenize import RowEncoder
 from vlmtune.model_ref import ModelRef
 
@@ -243,7 +243,7 @@ def test_a_template_for_plain_strings_gets_them(models: Path, content: str) -> N
 def test_raw_pixels_are_the_resized_ones(models: Path) -> None:
     messages = CONVERSATIONS["one turn"]
     processor = ModelRef(str(models / "llava")).processor()
-    encoder = RowEncoder(processor, probe(processor))
+    encoder = RowEncoder(processor, find_input_format(processor))
     example = encoder.encode(messages, [noise_image(56, 56)])  # already of the model's size
     assert example.tensors["pixel_values"].dtype == np.uint8
     assert np.array_equal(

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from vlmtune.data.encoded_example import EncodedExample
+from vlmtune.data.find_input_format import find_input_format
 from vlmtune.data.images import load_image
-from vlmtune.data.probe import probe
 from vlmtune.data.tokenize import RowEncoder
 from vlmtune.evaluation.generate import (
     BatchBuilder,
@@ -75,8 +75,8 @@ class Kit:
     def __init__(self, folder: Path, frames: Path, quantization: str) -> None:
         self.processor: Any = ModelRef(str(folder)).processor()
         self.tokenizer = self.processor.tokenizer
-        self.batches = BatchBuilder(probe(self.processor), self.tokenizer.pad_token_id)
-        self.encoder = encoder = RowEncoder(self.processor, self.batches.inputs)
+        self.batches = BatchBuilder(find_input_format(self.processor), self.tokenizer.pad_token_id)
+        self.encoder = encoder = RowEncoder(self.processor, self.batches.input_format)
         images = [load_image(str(path)) for path in sorted(frames.iterdir())[:2]]
         self.examples: list[EncodedExample] = [
             encoder.encode(messages, images[:count]) for messages, count, _, _ in ROWS

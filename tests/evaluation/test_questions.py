@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vlmtune.data.probe import probe
+from vlmtune.data.find_input_format import find_input_format
 from vlmtune.data.question_columns import Columns
 from vlmtune.errors import ConfigError, DataError
 from vlmtune.evaluation.questions import image_paths, pieces_of, read_questions, with_answer
@@ -18,7 +18,7 @@ from vlmtune.model_ref import ModelRef
 
 def read_rows(pieces: Any, model: Path, after: int = 0) -> list[tuple[Any, Any]]:
     ref = ModelRef(str(model))
-    rows = read_questions(pieces[0], 0, after, ref, probe(ref.processor()))
+    rows = read_questions(pieces[0], 0, after, ref, find_input_format(ref.processor()))
     return [(pickle.loads(row["row"]), pickle.loads(row["example"])) for row in rows]
 
 

@@ -147,7 +147,7 @@ def reference(
         batch = None
     if batch is None or not same_tokens(batch, rows):
         texts = [subject.encoder.chat_text(case.messages()) for case in cases]
-        nested = subject.batches.inputs.nested_images
+        nested = subject.batches.input_format.nested_images
         try:
             batch = processed(subject.processor, texts, [case.pixels() for case in cases], nested=nested)
         except ValueError:  # the items of these rows make no tensor of the processor's: take ours

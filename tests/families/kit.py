@@ -18,8 +18,8 @@ from vlmtune.config.settings import Settings
 from vlmtune.data.cache import find_or_make_store
 from vlmtune.data.chat_template import FIXED_DATE
 from vlmtune.data.encoded_example import EncodedExample
+from vlmtune.data.find_input_format import find_input_format
 from vlmtune.data.order import BatchRows
-from vlmtune.data.probe import probe
 from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
 from vlmtune.data.stream import read_batches
@@ -73,12 +73,12 @@ class Subject:
     def batches(self) -> BatchBuilder:
         pad = self.processor.tokenizer.pad_token_id
         return BatchBuilder(
-            probe(self.processor), self.processor.tokenizer.eos_token_id if pad is None else pad
+            find_input_format(self.processor), self.processor.tokenizer.eos_token_id if pad is None else pad
         )
 
     @cached_property
     def encoder(self) -> RowEncoder:
-        return RowEncoder(self.processor, self.batches.inputs)
+        return RowEncoder(self.processor, self.batches.input_format)
 
     def encode(self, case: Case) -> EncodedExample:
         return self.encoder.encode(case.messages(), case.pixels())

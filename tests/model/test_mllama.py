@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from vlmtune.data.collate import collate
-from vlmtune.data.probe import probe
+from vlmtune.data.find_input_format import find_input_format
 from vlmtune.data.tokenize import RowEncoder
 from vlmtune.model.base import load_base
 from vlmtune.model_ref import ModelRef
@@ -15,8 +15,8 @@ from vlmtune.model_ref import ModelRef
 
 def test_rows_with_and_without_images_do_not_see_each_other(models: Path, mall: Path):
     processor = ModelRef(str(models / "mllama")).processor()
-    inputs = replace(probe(processor), normalizations={})
-    encoder = RowEncoder(processor, inputs)
+    input_format = replace(find_input_format(processor), normalizations={})
+    encoder = RowEncoder(processor, input_format)
     model = load_base(
         ModelRef(str(models / "mllama")), quantization="none", dtype="float32", device=torch.device("cpu")
     )
@@ -30,7 +30,7 @@ def test_rows_with_and_without_images_do_not_see_each_other(models: Path, mall: 
     ]
 
     def logits(*examples) -> torch.Tensor:
-        batch = collate(examples, pad_token_id=0, inputs=inputs)
+        batch = collate(examples, pad_token_id=0, input_format=input_format)
         with torch.no_grad():
             return model(
                 **{name: torch.from_numpy(value) for name, value in batch.items() if name != "labels"}

@@ -64,7 +64,7 @@ def test_rows_of_one_length_need_memory_for_batches_of_fewer_rows_only():
 
 
 def test_a_batch_is_filled_up_with_rows_that_count_nothing():
-    meta = SimpleNamespace(pad_token_id=0, inputs=InputFormat())
+    meta = SimpleNamespace(pad_token_id=0, input_format=InputFormat())
     rows = [row_of("a", 20), row_of("a", 30), row_of("b", 17), row_of("b", 18), row_of("c", 25)]
     batch = make_batch(rows, 32, meta, torch.device("cpu"), torch.float32)
     assert batch["input_ids"].shape == (6, 32)

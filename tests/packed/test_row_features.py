@@ -140,7 +140,7 @@ def test_features_of_images_of_different_size(stores: dict[str, Store]) -> None:
         )
     )
     layouts = {name: TensorLayout(ITEMS) for name in ("pixel_values", "image_grid_thw")}
-    meta = replace(stores["mall llava"].meta, inputs=InputFormat(layouts=layouts), pad_token_id=0)
+    meta = replace(stores["mall llava"].meta, input_format=InputFormat(layouts=layouts), pad_token_id=0)
     rows = [image_row(number, side, image_token) for number, side in enumerate((2, 4, 4))]
     features = PackedVisionFeatures(base, meta, total_rows=3, max_bytes=1e9, note=print)
     plan = StepPlan(dequantized=False, checkpointing=False, micro_batch_size=3, compiled=False)

@@ -37,7 +37,7 @@ def label_log_probs(
         0, 0
     )
     for batch in read_batches(store, split, order, None):
-        inputs = store.meta.inputs.normalize(batch)
+        inputs = store.meta.input_format.normalize(batch)
         labels = inputs.pop("labels")[0, 1:]
         with torch.no_grad():
             logits = network(**inputs).logits[0, :-1].float()

@@ -79,7 +79,7 @@ def stock_adapter(store: Store, model: Path, quantization: str, folder: Path) ->
     rows = len(store.rows_of("train"))
     order = Order(rows=rows, per_device=ROWS, accumulation=1, world_size=1, seed=SEED)
     read = read_batches(store, "train", order.epoch(0, 0), None)
-    batches = [store.meta.inputs.normalize(batch) for batch in read]
+    batches = [store.meta.input_format.normalize(batch) for batch in read]
     number = count()
     trainer = SFTTrainer(
         adapted,

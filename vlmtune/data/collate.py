@@ -21,14 +21,14 @@ def collate(
     examples: Sequence[EncodedExample],
     *,
     pad_token_id: int,
-    inputs: InputFormat,
+    input_format: InputFormat,
     filler: bool = False,
     pad_to_multiple_of: int = 1,
 ) -> dict[str, np.ndarray]:
     """Stack examples into one batch, padded on the right.
 
     Args:
-        inputs: how the rows' tensors are joined.
+        input_format: how the rows' tensors are joined.
         filler: the rows only keep ranks in step; none of their tokens is labelled.
         pad_to_multiple_of: tokens; the padded length is a multiple of it.
 
@@ -50,7 +50,9 @@ def collate(
     for name in sorted({name for example in examples for name in example.tensors}):
         tensors = [example.tensors.get(name) for example in examples]
         axis = next((example.token_axes[name] for example in examples if name in example.token_axes), None)
-        layout = inputs.layouts.get(name, TensorLayout(ROWS)) if axis is None else TensorLayout(TOKENS, axis)
+        layout = (
+            input_format.layouts.get(name, TensorLayout(ROWS)) if axis is None else TensorLayout(TOKENS, axis)
+        )
         if layout.kind == TOKENS:
             padded = [_lengthen(tensor, layout.axis, length) for tensor in _with_blanks(tensors)]
             batch[name] = _concatenate(padded, axis=layout.axis - 1)

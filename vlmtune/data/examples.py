@@ -12,7 +12,7 @@ from vlmtune.data.encoded_example import EncodedExample, required_length
 from vlmtune.data.facts import error_kind, row_facts, shortened
 from vlmtune.data.images import SCALED, ImageError, RowPixels, content_hash
 from vlmtune.data.input_format import InputFormat
-from vlmtune.data.near_duplicates import look
+from vlmtune.data.near_duplicates import perceptual_hash
 from vlmtune.data.split import GROUP
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import EncodeError, RowEncoder
@@ -23,19 +23,19 @@ DEEP_IMAGES = "images of more than 8 bits are scaled, each from its darkest to i
 MAX_CHARACTERS = 4_000_000  # of a row: some million tokens, more than any model's context
 
 
-def cached_encoder(model: ModelRef, inputs: InputFormat, key: str, boxes: str) -> RowEncoder:
+def cached_encoder(model: ModelRef, input_format: InputFormat, key: str, boxes: str) -> RowEncoder:
     """The encoder of this process: loading a processor takes a second, encoding a row some milliseconds.
 
     Args:
         key: the store's key. A processor that changed on disk has another key, and so is loaded again.
         boxes: how the model writes boxes, see `box_formats.box_format_name`.
     """
-    return _encoder(model, json.dumps(inputs.to_dict(), sort_keys=True), key, boxes)
+    return _encoder(model, json.dumps(input_format.to_dict(), sort_keys=True), key, boxes)
 
 
 @lru_cache(maxsize=2)
-def _encoder(model: ModelRef, inputs: str, key: str, boxes: str) -> RowEncoder:
-    return RowEncoder(model.processor(), InputFormat.from_dict(json.loads(inputs)), boxes)
+def _encoder(model: ModelRef, input_format: str, key: str, boxes: str) -> RowEncoder:
+    return RowEncoder(model.processor(), InputFormat.from_dict(json.loads(input_format)), boxes)
 
 
 def read_examples(store: Store, rows: Sequence[int]) -> list[EncodedExample]:
@@ -48,7 +48,7 @@ def read_examples(store: Store, rows: Sequence[int]) -> list[EncodedExample]:
         return store.read(rows)
     if store.model is None:
         raise ValueError("a store of rows as they were read needs the model whose processor encodes them")
-    encoder = cached_encoder(store.model, store.meta.inputs, store.meta.key, store.meta.box_format)
+    encoder = cached_encoder(store.model, store.meta.input_format, store.meta.key, store.meta.box_format)
     examples = []
     for record in store.records(rows):
         line, example = encode_row(encoder, record)
@@ -97,7 +97,7 @@ def encode_row(encoder: RowEncoder, row: dict[str, Any]) -> tuple[dict[str, Any]
     line |= {
         "unused": list(row["unused"]),
         "notes": [*row["notes"], *notes],
-        "looks": [look(image) for image in images],
+        "perceptual_hashes": [perceptual_hash(image) for image in images],
         "keys": (image_hashes or [_question_hash(messages)]) + group,
         "tokens": len(example.input_ids),
         "image_tokens": example.image_tokens,

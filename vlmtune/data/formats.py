@@ -44,7 +44,7 @@ def read_piece(piece: Piece) -> Iterator[dict[str, Any]]:
 
 def _row(raw: RawRow, piece: Piece) -> dict[str, Any]:
     row: dict[str, Any] = {"source": raw.source, "messages": [], "images": [], "group": None}
-    row |= {"error": None, "kind": raw.kind, "split": None}
+    row |= {"error": None, "kind": raw.error_kind, "split": None}
     row |= {"unused": (), "notes": (), "hints": {}, "by_name": {}, "objects": None}
     try:
         if raw.error is not None:

@@ -145,7 +145,7 @@ def frame_rows(
     """
     for frame in frames:
         if frame.error:
-            yield RawRow(frame.source, error=frame.error, kind=frame.kind)
+            yield RawRow(frame.source, error=frame.error, error_kind=frame.kind)
             continue
         usable = [
             number

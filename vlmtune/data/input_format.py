@@ -1,6 +1,6 @@
 """How the inputs that a processor makes of one row are stored, joined into a batch and normalised.
 
-Nothing here knows a model by name: `probe` (in `data.probe`) finds it by trying.
+Nothing here knows a model by name: `find_input_format` (in `data.find_input_format`) finds it by trying.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class InputFormat:
     normalizations: dict[str, Normalization] = field(default_factory=dict)
 
     @property
-    def raw_pixels(self) -> bool:
+    def stores_uint8_pixels(self) -> bool:
         return bool(self.normalizations)
 
     def token_axes(self, tensors: dict[str, np.ndarray], tokens: int) -> dict[str, int]:

@@ -25,17 +25,17 @@ def token_kinds(
     image_ids: Sequence[int],
     ids: np.ndarray,
     offsets: np.ndarray | None,
-    replaced: Sequence[dict[str, Any]],
+    image_replacements: Sequence[dict[str, Any]],
 ) -> tuple[np.ndarray, str | None]:
     """What each token is, `[T]` uint8, and what is wrong with its answers; None where they decode right.
 
     Args:
         image_token, image_ids: the text that stood for an image, and the tokens that stand for it now.
         offsets: `[T, 2]` characters of each token in the tokenized text, if the tokenizer returns them.
-        replaced: where the processor expanded images, as it reports them: their old and new span.
+        image_replacements: where the processor expanded images, as it reports them: their old and new span.
     """
     kinds, problem = np.full(len(ids), TEMPLATE, dtype=np.uint8), None
-    for kinds in _ways(tokenizer, chat, image_token, ids, offsets, replaced):
+    for kinds in _ways(tokenizer, chat, image_token, ids, offsets, image_replacements):
         kinds[np.isin(ids, image_ids)] = IMAGE
         problem = wrong_answer(tokenizer, chat, ids, kinds)
         if problem is None:
@@ -85,13 +85,13 @@ def _ways(
     image_token: str,
     ids: np.ndarray,
     offsets: np.ndarray | None,
-    replaced: Sequence[dict[str, Any]],
+    image_replacements: Sequence[dict[str, Any]],
 ) -> Iterator[np.ndarray]:
     """Kinds of the tokens by each way."""
     if offsets is not None:
-        yield _by_offsets(ids, offsets, chat.spans, replaced)
-    if len(replaced) == chat.text.count(image_token):
-        text, spans = _expanded(chat, image_token, [image["replacement"] for image in replaced])
+        yield _by_offsets(ids, offsets, chat.spans, image_replacements)
+    if len(image_replacements) == chat.text.count(image_token):
+        text, spans = _expanded(chat, image_token, [image["replacement"] for image in image_replacements])
         plain, kinds = _tokenized(tokenizer, text, spans)
         start = _last_match(ids, plain, len(ids))
         if start is not None:
@@ -104,18 +104,18 @@ def _ways(
 
 
 def _by_offsets(
-    ids: np.ndarray, offsets: np.ndarray, spans: Spans, replaced: Sequence[dict[str, Any]]
+    ids: np.ndarray, offsets: np.ndarray, spans: Spans, image_replacements: Sequence[dict[str, Any]]
 ) -> np.ndarray:
     """From the characters of each token, if the processor changes nothing but the images that it reports."""
     kinds = np.full(len(ids), TEMPLATE, dtype=np.uint8)
     for kind, start, end in spans:
         shift = sum(
             (image["new_span"][1] - image["new_span"][0]) - (image["span"][1] - image["span"][0])
-            for image in replaced
+            for image in image_replacements
             if image["span"][1] <= start
         )
         kinds[_overlap(offsets, start + shift, end + shift)] = kind
-    for image in replaced:
+    for image in image_replacements:
         kinds[_overlap(offsets, *image["new_span"])] = IMAGE
     return kinds
 

@@ -17,7 +17,7 @@ MIN_SET = 24
 MAX_COMPARED = 64  # images with a pair of bytes in common that are compared with each other
 
 
-def look(image: Image.Image) -> str:
+def perceptual_hash(image: Image.Image) -> str:
     """The difference hash of an RGB image, 64 hex digits: whether a cell is brighter than its left neighbour.
 
     A cell is the mean of a few of its green pixels, which costs 0.1 ms at any size. Empty for a
@@ -30,19 +30,21 @@ def look(image: Image.Image) -> str:
     return np.packbits(bits).tobytes().hex() if bits.sum() >= MIN_SET else ""
 
 
-def near_groups(looks: Sequence[str]) -> list[int]:
-    """The group of each image, a number of one of its images: images that look nearly alike share a group.
+def near_duplicate_groups(perceptual_hashes: Sequence[str]) -> list[int]:
+    """The group of each image, as the number of one of its images; images that look nearly alike share one.
 
     Two hashes that differ in 12 bits have one of 16 pairs of bytes in common: only such images are compared.
     """
     words = {
-        number: np.frombuffer(bytes.fromhex(text), np.uint8) for number, text in enumerate(looks) if text
+        number: np.frombuffer(bytes.fromhex(text), np.uint8)
+        for number, text in enumerate(perceptual_hashes)
+        if text
     }
     buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)
     for number, word in words.items():
         for place in range(0, BYTES, 2):
             buckets[place, word[place : place + 2].tobytes()].append(number)
-    group = list(range(len(looks)))
+    group = list(range(len(perceptual_hashes)))
 
     def root(number: int) -> int:
         while group[number] != number:
@@ -55,7 +57,7 @@ def near_groups(looks: Sequence[str]) -> list[int]:
             first, second = sorted((root(one), root(other)))
             if first != second and _different(words[one], words[other]) <= MAX_DIFFERENT:
                 group[second] = first
-    return [root(number) for number in range(len(looks))]
+    return [root(number) for number in range(len(perceptual_hashes))]
 
 
 def _different(one: np.ndarray, other: np.ndarray) -> int:

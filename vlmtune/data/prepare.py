@@ -1,8 +1,8 @@
-"""Ray Data: pieces of files → prepared store, once for each dataset and processor.
+"""Ray Data: data files → prepared store, once for each dataset and processor.
 
-The driver lists pieces of the files. Tasks on CPU workers read, tokenize and resize them and write the
-store's shards themselves, so that pixels never pass through Ray's object store. The driver gets one small
-index line for each row.
+The driver cuts the files into pieces that a process can read by themselves (`Piece`). Tasks on CPU workers
+read a piece's rows, tokenize and resize them and write the store's shards themselves, so that pixels never
+pass through Ray's object store. The driver gets one small index line for each row.
 """
 
 import json
@@ -19,22 +19,24 @@ import ray.data
 from vlmtune.data.box_formats import box_format_name
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.examples import cached_encoder, encode_row
+from vlmtune.data.find_input_format import find_input_format
 from vlmtune.data.formats import read_piece
 from vlmtune.data.frames import NO_LABELS
 from vlmtune.data.input_format import InputFormat
-from vlmtune.data.near_duplicates import near_groups
+from vlmtune.data.near_duplicates import near_duplicate_groups
 from vlmtune.data.piece import Piece
-from vlmtune.data.probe import probe
 from vlmtune.data.ray_data import configure_ray_data, reraise_user_errors
 from vlmtune.data.source import DataSource, ScannedData
-from vlmtune.data.split import EVAL, TEST, TRAIN, connected, describe_ties, split
+from vlmtune.data.split import EVAL, TEST, TRAIN, connected_groups, describe_largest_group, split
 from vlmtune.data.store import StoreMeta
 from vlmtune.data.store_writer import finish_store, write_shard
 from vlmtune.data.tokenize import RowEncoder
 from vlmtune.errors import DataError, writable
 from vlmtune.storage import parent
 
-NEAR = "images look nearly like those of other rows; --group_near_duplicates yes keeps such rows together"
+NEAR_DUPLICATE_NOTE = (
+    "images look nearly like those of other rows; --group_near_duplicates yes keeps such rows together"
+)
 IndexLine = dict[str, Any]  # what is known of one row: see `examples.encode_row` and `store.INDEX`
 
 ROWS_PER_SHARD = 64  # under a second of work at LLaVA's image size
@@ -53,9 +55,9 @@ def make_store(source: DataSource, scanned: ScannedData, processor: Any, folder:
     A store is made even where its rows cannot be trained on: `StoreMeta.problem` says why not.
     """
     configure_ray_data()
-    inputs = probe(processor)
+    input_format = find_input_format(processor)
     boxes = box_format_name(source.model, source.box_format)
-    lines = _PrepareStages(source, scanned.pieces, folder, key, inputs, boxes).run()
+    lines = _PrepareStages(source, scanned.pieces, folder, key, input_format, boxes).run()
     mark_clashes(lines)
     good = [line for line in lines if line["error"] is None]
     bad = [line for line in lines if line["error"] is not None]
@@ -63,7 +65,7 @@ def make_store(source: DataSource, scanned: ScannedData, processor: Any, folder:
     pad_token_id = processor.tokenizer.pad_token_id
     meta = StoreMeta(
         key=key,
-        inputs=inputs,
+        input_format=input_format,
         pad_token_id=processor.tokenizer.eos_token_id if pad_token_id is None else pad_token_id,
         rows=len(good),
         bad_rows=len(bad),
@@ -87,7 +89,7 @@ class _PrepareStages:
     pieces: Sequence[Piece]
     folder: str
     key: str
-    inputs: InputFormat
+    input_format: InputFormat
     boxes: str
 
     def run(self) -> list[IndexLine]:
@@ -117,7 +119,7 @@ class _PrepareStages:
     def encode(self, task: dict[str, Any]) -> Iterator[dict[str, str]]:
         """Encode and write the rows of one task; gives their index lines as JSON."""
         source = self.source
-        encoder = cached_encoder(source.model, self.inputs, self.key, self.boxes)
+        encoder = cached_encoder(source.model, self.input_format, self.key, self.boxes)
         rows = iter(pickle.loads(task["rows"]))
         while shard_rows := list(islice(rows, ROWS_PER_SHARD)):
             lines = self._write_shard(encoder, task["piece"], shard_rows)
@@ -146,7 +148,7 @@ class _PrepareStages:
 
 
 def mark_clashes(lines: Sequence[IndexLine]) -> None:
-    """Make rows bad whose images were found by their file name alone, where other rows' are the same file."""
+    """Make rows bad that name an image ambiguously: different paths lead to one file by its name alone."""
     references: dict[str, set[str]] = defaultdict(set)
     for line in lines:
         for path, reference in line["by_name"].items():
@@ -177,14 +179,17 @@ def _assign_splits(source: DataSource, lines: list[IndexLine], scanned: ScannedD
     """Set `group` and `split` of each good row's line. Returns why they cannot be trained on, if so."""
     if not lines:
         return f"{', '.join(source.paths)}: no usable row"
-    groups, problem = connected([line["keys"] for line in lines]), None
-    near = near_keys(lines)
+    groups, problem = connected_groups([line["keys"] for line in lines]), None
+    near_duplicate_keys = keys_with_near_duplicates(lines)
+    wider_groups = groups if near_duplicate_keys is None else connected_groups(near_duplicate_keys)
     try:
-        if near is not None and source.group_near_duplicates == "yes":
-            groups = connected(near)
+        if source.group_near_duplicates == "yes":
+            groups = wider_groups
         splits = _splits(source, lines, groups, scanned)
-        if near is not None and source.group_near_duplicates == "auto":
-            groups, splits = _with_near_together(source, lines, scanned, connected(near), (groups, splits))
+        if near_duplicate_keys is not None and source.group_near_duplicates == "auto":
+            groups, splits = _keep_near_duplicates_together(
+                source, lines, scanned, wider_groups, (groups, splits)
+            )
     except DataError as error:
         splits, problem = [TRAIN] * len(lines), str(error)
     for line, group, name in zip(lines, groups, splits, strict=True):
@@ -192,67 +197,70 @@ def _assign_splits(source: DataSource, lines: list[IndexLine], scanned: ScannedD
     return problem
 
 
-def near_keys(lines: Sequence[IndexLine]) -> list[list[str]] | None:
+def keys_with_near_duplicates(lines: Sequence[IndexLine]) -> list[list[str]] | None:
     """The keys of rows, with one more for each image that looks nearly like another one; None if none does.
 
     Rows with such images get a note.
     """
     images = [
-        (number, text, image_hash)
-        for number, line in enumerate(lines)
-        for text, image_hash in zip(line["looks"], line["image_hashes"], strict=True)
+        (row, perceptual_hash, image_hash)
+        for row, line in enumerate(lines)
+        for perceptual_hash, image_hash in zip(line["perceptual_hashes"], line["image_hashes"], strict=True)
     ]
-    groups = near_groups([text for _, text, _ in images])
+    groups = near_duplicate_groups([perceptual_hash for _, perceptual_hash, _ in images])
     hashes_of: dict[int, set[str]] = defaultdict(set)
     for group, (_, _, image_hash) in zip(groups, images, strict=True):
         hashes_of[group].add(image_hash)
     keys = [list(line["keys"]) for line in lines]
-    near = [
-        (number, group)
-        for group, (number, _, _) in zip(groups, images, strict=True)
-        if len(hashes_of[group]) > 1
+    near_duplicates = [
+        (row, group) for group, (row, _, _) in zip(groups, images, strict=True) if len(hashes_of[group]) > 1
     ]
-    for number, group in near:
-        keys[number].append(f"near {group}")
-        if NEAR not in lines[number]["notes"]:
-            lines[number]["notes"].append(NEAR)
-    return keys if near else None
+    for row, group in near_duplicates:
+        keys[row].append(f"near {group}")
+        if NEAR_DUPLICATE_NOTE not in lines[row]["notes"]:
+            lines[row]["notes"].append(NEAR_DUPLICATE_NOTE)
+    return keys if near_duplicates else None
 
 
-def _with_near_together(
+def _keep_near_duplicates_together(
     source: DataSource,
     lines: list[IndexLine],
     scanned: ScannedData,
-    near: list[str],
-    without: tuple[list[str], list[str]],
+    wider_groups: list[str],
+    otherwise: tuple[list[str], list[str]],
 ) -> tuple[list[str], list[str]]:
-    """The groups and splits with near duplicates together, where each split keeps its number of rows."""
+    """The groups and splits with near duplicates together, where each split keeps its number of rows.
+
+    Args:
+        wider_groups: the groups with near duplicates together.
+        otherwise: the groups and splits without regard to near duplicates.
+    """
     try:
-        splits = _splits(source, lines, near, scanned)
+        splits = _splits(source, lines, wider_groups, scanned)
     except DataError:
-        return without
-    return (near, splits) if Counter(splits) == Counter(without[1]) else without
+        return otherwise
+    return (wider_groups, splits) if Counter(splits) == Counter(otherwise[1]) else otherwise
 
 
 def _splits(source: DataSource, lines: list[IndexLine], groups: list[str], scanned: ScannedData) -> list[str]:
     """The split of each row.
 
-    Rows of `eval_data_path` are evaluation rows. So are those that the data itself calls so, and its test
-    rows are test rows, unless `given_splits` is merge. What is missing is split off from the others.
+    Rows of `eval_data_path` are evaluation rows. A row whose split the data names is in that split, unless
+    `given_splits` is merge. Splits that are still missing are split off from the others.
 
     Raises:
         DataError: a split would be empty, or a group is in the training rows and in given evaluation or test
             rows.
     """
     first = len(lines) if scanned.first_evaluation_piece is None else scanned.first_evaluation_piece
-    given = [
+    named_splits = [
         EVAL
         if scanned.evaluation is not None and line["piece"] >= first
         else (line["given_split"] if source.given_splits == "use" else None)
         for line in lines
     ]
-    held_out = {name for name in given if name in (EVAL, TEST)}
-    rest = [row for row, name in enumerate(given) if name not in held_out]
+    held_out = {name for name in named_splits if name in (EVAL, TEST)}
+    rest = [row for row, name in enumerate(named_splits) if name not in held_out]
     if not rest:
         raise DataError(
             f"{source.data_path}: every row is {' or '.join(sorted(held_out))} data by its file, field or "
@@ -266,9 +274,11 @@ def _splits(source: DataSource, lines: list[IndexLine], groups: list[str], scann
             seed=source.seed,
         )
     except DataError as error:
-        ties = describe_ties([lines[row]["keys"] for row in rest], [lines[row]["images"] for row in rest])
-        raise DataError(f"{error}: {ties}") from error
-    splits = [name or TRAIN for name in given]
+        reason = describe_largest_group(
+            [lines[row]["keys"] for row in rest], [lines[row]["images"] for row in rest]
+        )
+        raise DataError(f"{error}: {reason}") from error
+    splits = [name or TRAIN for name in named_splits]
     for row, name in zip(rest, rest_splits, strict=True):
         splits[row] = name
     _check_apart(source, lines, groups, splits, rest)
@@ -278,16 +288,20 @@ def _splits(source: DataSource, lines: list[IndexLine], groups: list[str], scann
 def _check_apart(
     source: DataSource, lines: list[IndexLine], groups: list[str], splits: list[str], rest: list[int]
 ) -> None:
-    """Raises DataError if a group is in rows that were given as held out, and in others."""
-    of_rest = set(rest)
-    split_of = {groups[row]: row for row in range(len(lines)) if row not in of_rest}
-    shared = next((row for row in rest if groups[row] in split_of), None)
+    """Raises DataError if a group has rows that the data holds out by name, and others.
+
+    Args:
+        rest: the rows that are not held out by name.
+    """
+    in_rest = set(rest)
+    held_out_row = {groups[row]: row for row in range(len(lines)) if row not in in_rest}  # of each group
+    shared = next((row for row in rest if groups[row] in held_out_row), None)
     if shared is not None:
-        other = lines[split_of[groups[shared]]]
+        other = lines[held_out_row[groups[shared]]]
         way_out = "remove it from one of them"
         if source.eval_data_path is None:
             way_out += ", or give --given_splits merge to split all rows anew"
         raise DataError(
             f"{lines[shared]['source']}: the same image or group is also in {other['source']}, a row of "
-            f"the {splits[split_of[groups[shared]]]} data; {way_out}"
+            f"the {splits[held_out_row[groups[shared]]]} data; {way_out}"
         )

@@ -40,22 +40,23 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class RawRow:
-    """A row as a reader gave it.
+    """A row as the reader of its file format gives it.
 
     Attributes:
-        source: its place for people, such as FILE:LINE.
+        source: where a person finds the row, such as FILE:LINE.
         record: its content, in any of the formats of REQUIRED.
         group_fields: the mapping in which `--group_by` is looked up.
         error: why the row is bad; None if the reader found no fault.
-        kind: the error without what differs from row to row, where that does not follow from it.
-        split: the reader's word for the row's split.
+        error_kind: the error without names and numbers of this row, under which the report counts it; None
+            where `errors.error_kind` can derive it.
+        split: the row's split, as the data names it.
     """
 
     source: str
     record: Any = None
     group_fields: Any = None
     error: str | None = None
-    kind: str | None = None
+    error_kind: str | None = None
     split: str | None = None
 
 
@@ -68,9 +69,10 @@ class Conversation:
         images: a path, a URI or encoded bytes for each image part, in their order.
         split: train, eval or test, where a field of the row says it.
         unused: the names of fields and of attributes of turns that hold something and are not used.
-        notes: what was read in another way than it stands, without what differs from row to row.
-        hints: by path, what helps if the image is not there.
-        by_name: by path, what the row writes, where the image was found by its file name alone.
+        notes: what was read differently from how it is written, such as a mark of another program; without
+            names and numbers of this row.
+        hints: by path of an image, what to do if there is no such file.
+        by_name: by path of an image that was found by its file name alone, the path that the row has.
         objects: boxes and points for the marks in the texts, see `objects.read_objects`.
     """
 
@@ -111,9 +113,9 @@ def conversation(
     texts = [part["text"] for turn in turns for part in turn.parts if part["type"] == "text"]
     objects = read_objects(record.get("objects"), texts, len(images), row_notes, answered=answered)
     messages = [{"role": turn.role, "content": [_plain(part) for part in turn.parts]} for turn in turns]
-    places = [_image(value, name, rules) for name, value in images]
-    for place in places:
-        row_notes.note(None if isinstance(place, bytes) else place.note)
+    located = [_locate(value, name, rules) for name, value in images]
+    for image in located:
+        row_notes.note(None if isinstance(image, bytes) else image.note)
     split = split_field(record)
     known = {*REQUIRED[form], *EXTRA_FIELDS[form], *used, "system", "image", "images", "objects"}
     row_notes.unused += unused_fields(
@@ -121,15 +123,15 @@ def conversation(
     )
     return Conversation(
         messages,
-        [place if isinstance(place, bytes) else place.path for place in places],
+        [image if isinstance(image, bytes) else image.path for image in located],
         split[1] if split else None,
         tuple(row_notes.unused),
         tuple(row_notes.notes),
-        {place.path: place.hint for place in places if not isinstance(place, bytes) and place.hint},
+        {image.path: image.hint for image in located if not isinstance(image, bytes) and image.hint},
         {
-            place.path: str(value)
-            for place, (_, value) in zip(places, images, strict=True)
-            if not isinstance(place, bytes) and place.by_name
+            image.path: str(value)
+            for image, (_, value) in zip(located, images, strict=True)
+            if not isinstance(image, bytes) and image.by_name
         },
         objects,
     )
@@ -194,9 +196,9 @@ def _history(value: Any, row_notes: RowNotes) -> list[Turn]:
     for number, pair in enumerate([] if is_empty(value) else value):
         if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
             raise RowError(f"history[{number}] must be a question and its answer: [question, answer]")
-        for place, role in enumerate(("user", "assistant")):
-            field = f"history[{number}][{place}]"
-            turns.append(Turn(field, role, split_marks(_filled(pair[place], field, row_notes), field)))
+        for index, role in enumerate(("user", "assistant")):
+            field = f"history[{number}][{index}]"
+            turns.append(Turn(field, role, split_marks(_filled(pair[index], field, row_notes), field)))
     return turns
 
 
@@ -267,8 +269,8 @@ def _plain(part: Part) -> Part:
     return {"type": "image"} if part["type"] == "image" else part
 
 
-def _image(value: Any, field: str, rules: ImageRules) -> ImagePlace | bytes:
-    """An image's place, or its content."""
+def _locate(value: Any, field: str, rules: ImageRules) -> ImagePlace | bytes:
+    """The path or URI of an image, or its encoded bytes."""
     if isinstance(value, Mapping):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
         if value is None:

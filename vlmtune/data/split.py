@@ -15,7 +15,7 @@ GROUP = "group "  # begins the key of a --group_by value
 MIN_ROWS = 3
 
 
-def connected(keys: Sequence[Sequence[str]]) -> list[str]:
+def connected_groups(keys: Sequence[Sequence[str]]) -> list[str]:
     """The group of each row: rows that share a key, directly or through other rows, are one group.
 
     A group is named by the first of its keys in alphabetical order.
@@ -69,11 +69,11 @@ def split(groups: Sequence[str], *, eval_fraction: float, test_fraction: float, 
     return splits
 
 
-def describe_ties(keys: Sequence[Sequence[str]], images: Sequence[Sequence[str]]) -> str:
+def describe_largest_group(keys: Sequence[Sequence[str]], images: Sequence[Sequence[str]]) -> str:
     """Why so many rows are one group, and what helps.
 
     Args:
-        keys: of each row, see `connected`: hashes of its images or question, then of its --group_by value.
+        keys: of each row, as for `connected_groups`: hashes of its images or question, its --group_by value.
         images: paths of each row's images.
     """
     if len(keys) < MIN_ROWS:
@@ -81,23 +81,23 @@ def describe_ties(keys: Sequence[Sequence[str]], images: Sequence[Sequence[str]]
             "three rows about different images are the least for train, eval and test; with "
             "--test_fraction 0 and --eval_data_path, one is enough"
         )
-    rows_of: dict[str, list[int]] = defaultdict(list)
+    rows_with: dict[str, list[int]] = defaultdict(list)  # by key
     for row, row_keys in enumerate(keys):
         for key in dict.fromkeys(row_keys):
-            rows_of[key].append(row)
-    key = max(rows_of, key=lambda name: len(rows_of[name]))
-    first = rows_of[key][0]
-    largest = max(Counter(connected(keys)).values())
+            rows_with[key].append(row)
+    key = max(rows_with, key=lambda name: len(rows_with[name]))
+    first = rows_with[key][0]
+    largest = max(Counter(connected_groups(keys)).values())
     way_out = "give --eval_data_path (with --test_fraction 0), or rows that share less"
-    if len(rows_of[key]) == 1:
+    if len(rows_with[key]) == 1:
         return f"all groups are needed; {way_out}"
     if key.startswith(GROUP):
-        tie = f"the --group_by value {key.removeprefix(GROUP)!r} is in {len(rows_of[key])} rows"
+        reason = f"the --group_by value {key.removeprefix(GROUP)!r} is in {len(rows_with[key])} rows"
     elif images[first]:
-        place = images[first][min(list(keys[first]).index(key), len(images[first]) - 1)]
-        tie = f"they share images, such as {place} in {len(rows_of[key])} rows"
+        image = images[first][min(list(keys[first]).index(key), len(images[first]) - 1)]
+        reason = f"they share images, such as {image} in {len(rows_with[key])} rows"
     elif any(images):
-        tie = "they share images"
+        reason = "they share images"
     else:
-        tie = f"{len(rows_of[key])} rows ask the same"
-    return f"{largest} rows stay together, because {tie}; {way_out}"
+        reason = f"{len(rows_with[key])} rows ask the same"
+    return f"{largest} rows stay together, because {reason}; {way_out}"

@@ -106,6 +106,7 @@ class StoreMeta:
 
     Attributes:
         key: names the data, processor and options that the store was made of; see `source.fingerprint`.
+        input_format: how the processor's inputs are stored and joined into a batch; `inputs` in the file.
         problem: why its rows cannot be trained on, bad rows apart; None if they can.
         unlabelled: those bad rows that are frames without a label row.
         unused: fields, columns and attributes of turns that nothing uses, with the rows that have them.
@@ -116,7 +117,7 @@ class StoreMeta:
     """
 
     key: str
-    inputs: InputFormat
+    input_format: InputFormat
     pad_token_id: int
     rows: int
     bad_rows: int
@@ -129,7 +130,8 @@ class StoreMeta:
     source_pieces: list[int] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**vars(self), "inputs": self.inputs.to_dict()}
+        values = {name: value for name, value in vars(self).items() if name != "input_format"}
+        return {**values, "inputs": self.input_format.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Any) -> "StoreMeta":
@@ -141,7 +143,8 @@ class StoreMeta:
                 raise ValueError(f"{name} is {values[name]!r:.40}")
         if not all(type(number) is int for number in values["source_pieces"]):
             raise ValueError("source_pieces holds other values than whole numbers")
-        return cls(**{**values, "inputs": InputFormat.from_dict(values["inputs"])})
+        input_format = InputFormat.from_dict(values["inputs"])
+        return cls(input_format=input_format, **{name: values[name] for name in values if name != "inputs"})
 
 
 class Store:
@@ -272,7 +275,7 @@ class Store:
         ids = np.asarray(row["input_ids"], dtype=np.int32)
         kinds, lengths = np.asarray(row["segments"], dtype=np.int64).reshape(-1, 2).T
         tensors = load_tensors(row["tensors"]) if row["tensors"] is not None else {}
-        axes = self.meta.inputs.token_axes(tensors, len(ids))
+        axes = self.meta.input_format.token_axes(tensors, len(ids))
         return EncodedExample(ids, np.repeat(kinds, lengths).astype(np.uint8), tensors, axes)
 
     def records(self, rows: Sequence[int]) -> list[dict[str, Any]]:

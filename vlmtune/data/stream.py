@@ -59,7 +59,7 @@ def load_batch(
     return collate(
         [shorten(example, max_length) for example in read_examples(store, numbers)],
         pad_token_id=store.meta.pad_token_id,
-        inputs=store.meta.inputs,
+        input_format=store.meta.input_format,
         filler=batch.filler,
         pad_to_multiple_of=pad_to_multiple_of or 1,
     )

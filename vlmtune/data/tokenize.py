@@ -19,9 +19,9 @@ from vlmtune.library_errors import LIBRARY_ERRORS, first_line, lacks_memory
 Message = dict[str, Any]
 Row = tuple[Sequence[Message], Sequence[Image.Image]]
 
-# What a processor returns beside the model's inputs, or as inputs that are made elsewhere. Its `labels` are
-# never taken: they mean another task than the conversation's answers.
-NOT_INPUTS = (
+# Entries of a processor's output that are no inputs of the model, or that vlmtune makes elsewhere. `labels`
+# are discarded, because a processor's labels are for another task than the conversation's answers.
+DISCARDED_OUTPUTS = (
     "input_ids",
     "attention_mask",
     "labels",
@@ -39,13 +39,13 @@ class Features:
     Attributes:
         ids: `[B, T]`.
         offsets: `[B, T, 2]`, characters of each token in the text that was tokenized; None if unknown.
-        replaced: for each row, the images that it expanded: old and new span, and the replacement.
+        image_replacements: for each row, the image tokens that it expanded: old and new span, and new text.
         tensors: the model's other inputs; a list of tensors where items have different sizes.
     """
 
     ids: np.ndarray
     offsets: np.ndarray | None
-    replaced: list[list[dict[str, Any]]]
+    image_replacements: list[list[dict[str, Any]]]
     tensors: dict[str, Any]
 
 
@@ -54,16 +54,18 @@ class RowEncoder:
 
     Args:
         processor: a transformers processor with a tokenizer and an image processor.
-        inputs: how its tensors are stored, as `probe` finds it.
+        input_format: how its tensors are stored, as `find_input_format` finds it.
         boxes: how its model writes boxes, as `box_formats.box_format_name` gives it.
 
     Raises:
         ModelError: the processor is not one for conversations with images.
     """
 
-    def __init__(self, processor: Any, inputs: InputFormat | None = None, boxes: str = "unknown") -> None:
+    def __init__(
+        self, processor: Any, input_format: InputFormat | None = None, boxes: str = "unknown"
+    ) -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer
-        self.inputs = InputFormat() if inputs is None else inputs
+        self.input_format = InputFormat() if input_format is None else input_format
         self.template = ChatTemplate(processor)
         self.boxes = BoxWriter(boxes, processor.image_processor)
 
@@ -83,7 +85,7 @@ class RowEncoder:
                 take the conversation, or its answers cannot be found again in the tokens.
         """
         chat = self.template.render(messages)
-        features = self._call([chat.text], [images], raw_pixels=self.inputs.raw_pixels)
+        features = self._call([chat.text], [images], skip_normalization=self.input_format.stores_uint8_pixels)
         ids = features.ids[0]
         offsets = None if features.offsets is None else features.offsets[0]
         kinds, problem = token_kinds(
@@ -93,18 +95,22 @@ class RowEncoder:
             self.image_token_ids,
             ids,
             offsets,
-            features.replaced[0],
+            features.image_replacements[0],
         )
         if problem is not None:
             raise EncodeError(f"its answers are not found again in its tokens: {problem}")
         tensors = {name: self._stored(name, value) for name, value in features.tensors.items()}
-        axes = self.inputs.token_axes(tensors, len(ids))
+        axes = self.input_format.token_axes(tensors, len(ids))
         return _prompt_ends_first(EncodedExample(ids, kinds, tensors, axes))
 
-    def features(self, rows: Sequence[Row], *, raw_pixels: bool = False) -> Features:
-        """The processor's own batch of rows, padded on the right; pixels resized alone with `raw_pixels`."""
+    def features(self, rows: Sequence[Row], *, skip_normalization: bool = False) -> Features:
+        """The processor's own batch of rows, padded on the right.
+
+        Args:
+            skip_normalization: leave the pixels as they are after resizing.
+        """
         texts = [self.template.render(messages).text for messages, _ in rows]
-        return self._call(texts, [images for _, images in rows], raw_pixels=raw_pixels)
+        return self._call(texts, [images for _, images in rows], skip_normalization=skip_normalization)
 
     def chat_text(self, messages: Sequence[Message]) -> str:
         """The conversation as the text that the processor gets."""
@@ -118,7 +124,7 @@ class RowEncoder:
         return int(self.tokenizer(text, add_special_tokens=False)["input_ids"][-1])
 
     def _call(
-        self, texts: list[str], images: Sequence[Sequence[Image.Image]], *, raw_pixels: bool
+        self, texts: list[str], images: Sequence[Sequence[Image.Image]], *, skip_normalization: bool
     ) -> Features:
         """The processor's features of texts with their images."""
         options: dict[str, Any] = {"return_text_replacement_offsets": True, "return_tensors": "pt"}
@@ -129,9 +135,9 @@ class RowEncoder:
         if any(images):
             rows = [list(row) for row in images]
             options["images"] = (
-                rows if self.inputs.nested_images else [image for row in rows for image in row]
+                rows if self.input_format.nested_images else [image for row in rows for image in row]
             )
-            if raw_pixels:
+            if skip_normalization:
                 options |= {"do_rescale": False, "do_normalize": False}
         bos = self.tokenizer.bos_token
         options["add_special_tokens"] = not (bos and texts[0].startswith(bos))
@@ -154,25 +160,25 @@ class RowEncoder:
 
     def _stored(self, name: str, value: Any) -> np.ndarray:
         """A tensor as the store holds it."""
-        layout = self.inputs.layouts.get(name, TensorLayout(ITEMS, ragged=is_ragged(value)))
+        layout = self.input_format.layouts.get(name, TensorLayout(ITEMS, ragged=is_ragged(value)))
         array = as_array(value, layout)
-        return _as_uint8(array) if name in self.inputs.normalizations else array
+        return _as_uint8(array) if name in self.input_format.normalizations else array
 
 
 def _as_features(features: dict[str, Any], rows: int) -> Features:
     ids = as_array(features["input_ids"]).astype(np.int32)
     offsets = features.get("offset_mapping")
-    replaced = features.get("text_replacement_offsets")
-    if not isinstance(replaced, list) or len(replaced) != rows:  # it reports nothing
-        replaced = [[]] * rows
+    image_replacements = features.get("text_replacement_offsets")
+    if not isinstance(image_replacements, list) or len(image_replacements) != rows:  # it reports nothing
+        image_replacements = [[]] * rows
     tensors = {}
     for name, value in features.items():
-        if name not in NOT_INPUTS and (tensor := _tensor(value)) is not None:
+        if name not in DISCARDED_OUTPUTS and (tensor := _tensor(value)) is not None:
             tensors[name] = tensor
     return Features(
         ids,
         None if offsets is None else as_array(offsets).reshape(*ids.shape, 2).astype(np.int64),
-        replaced,
+        image_replacements,
         tensors,
     )
 
@@ -210,10 +216,10 @@ def _as_uint8(pixels: np.ndarray) -> np.ndarray:
     """
     if pixels.dtype == np.uint8:
         return pixels
-    raw = pixels.astype(np.uint8)
-    if not np.array_equal(raw, pixels):
+    as_uint8 = pixels.astype(np.uint8)
+    if not np.array_equal(as_uint8, pixels):
         raise ValueError("this processor's resized pixels are not whole numbers from 0 to 255")
-    return raw
+    return as_uint8
 
 
 __all__ = ["ChatText", "EncodeError", "Features", "RowEncoder"]

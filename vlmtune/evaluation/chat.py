@@ -4,7 +4,7 @@ import pickle
 from dataclasses import dataclass
 from typing import Any
 
-from vlmtune.data.probe import probe
+from vlmtune.data.find_input_format import find_input_format
 from vlmtune.errors import DataError
 from vlmtune.evaluation.adapter import adapter_settings, check_adapter_fits, load_model, read_adapter_files
 from vlmtune.evaluation.generate import BatchBuilder, end_tokens, generate
@@ -43,7 +43,9 @@ class Chat:
         )
         processor: Any = settings.model.ref.processor()
         pad = processor.tokenizer.pad_token_id
-        builder = BatchBuilder(probe(processor), processor.tokenizer.eos_token_id if pad is None else pad)
+        builder = BatchBuilder(
+            find_input_format(processor), processor.tokenizer.eos_token_id if pad is None else pad
+        )
         return cls(model, processor, settings, builder, max_new_tokens)
 
     def ask(self, image: str, question: str) -> str:
@@ -56,7 +58,7 @@ class Chat:
             DataError: the image cannot be read, or the model cannot take the question.
         """
         piece = ImageList((image,), question)
-        found = next(read_questions(piece, 0, 0, self.settings.model.ref, self.builder.inputs))
+        found = next(read_questions(piece, 0, 0, self.settings.model.ref, self.builder.input_format))
         row, example = pickle.loads(found["row"]), pickle.loads(found["example"])
         if example is None:
             raise DataError(f"{image}: {row.error}")

@@ -70,10 +70,13 @@ class CheckedRows:
         """Rows as the model takes them, padded as a step pads them."""
         meta = self.store.meta
         arrays = collate(
-            examples, pad_token_id=meta.pad_token_id, inputs=meta.inputs, pad_to_multiple_of=self.multiple
+            examples,
+            pad_token_id=meta.pad_token_id,
+            input_format=meta.input_format,
+            pad_to_multiple_of=self.multiple,
         )
         tensors = {name: torch.from_numpy(array).to(base.device) for name, array in arrays.items()}
-        return meta.inputs.normalize(next(split_batch(tensors, len(examples))), base.dtype)
+        return meta.input_format.normalize(next(split_batch(tensors, len(examples))), base.dtype)
 
     def alone(self, base: Any) -> list[Batch]:
         """Each row in a batch of its own, without padding."""

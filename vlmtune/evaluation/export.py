@@ -14,9 +14,9 @@ from vlmtune.console import console_line
 from vlmtune.data.chat_template import template_of
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.examples import load_images
+from vlmtune.data.find_input_format import find_input_format, gradient_image
 from vlmtune.data.formats import read_piece
 from vlmtune.data.images import ImageError
-from vlmtune.data.probe import gradient_image, probe
 from vlmtune.data.source import DataSource
 from vlmtune.data.tokenize import EncodeError, RowEncoder
 from vlmtune.errors import ConfigError, DataError, ModelError
@@ -191,11 +191,11 @@ def compare_logits(logits: Any, expected: Any, tolerance: float) -> MergeCheck:
 
 def _check_prompt(settings: Settings, processor: Any) -> tuple[EncodedExample, BatchBuilder]:
     """The first row of the adapter's data that can be read, else a question about a generated image."""
-    inputs = probe(processor)
-    encoder = RowEncoder(processor, inputs)
+    input_format = find_input_format(processor)
+    encoder = RowEncoder(processor, input_format)
     tokenizer = processor.tokenizer
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    builder = BatchBuilder(inputs, pad)
+    builder = BatchBuilder(input_format, pad)
     for row in _good_rows(settings):
         try:
             return encoder.encode(row["messages"], load_images(row["images"], row["hints"])), builder

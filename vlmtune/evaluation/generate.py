@@ -32,18 +32,18 @@ Result = TypeVar("Result")
 class BatchBuilder:
     """Makes batches of examples as the model takes them. Its two fields are in a store's meta."""
 
-    inputs: InputFormat
+    input_format: InputFormat
     pad_token_id: int
 
     @classmethod
     def of(cls, store: Store) -> BatchBuilder:
-        return cls(store.meta.inputs, store.meta.pad_token_id)
+        return cls(store.meta.input_format, store.meta.pad_token_id)
 
     def batch(self, model: Any, examples: Sequence[EncodedExample]) -> dict[str, Tensor]:
         """A batch on the model's device, padded on the right; `labels` are -100 outside the answers."""
-        arrays = collate(examples, pad_token_id=self.pad_token_id, inputs=self.inputs)
+        arrays = collate(examples, pad_token_id=self.pad_token_id, input_format=self.input_format)
         tensors = {name: torch.from_numpy(array).to(model.device) for name, array in arrays.items()}
-        return self.inputs.normalize(next(split_batch(tensors, len(examples))), model.dtype)
+        return self.input_format.normalize(next(split_batch(tensors, len(examples))), model.dtype)
 
 
 def answers(

@@ -18,8 +18,8 @@ from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.console import console_line
 from vlmtune.data.box_formats import box_format_name
+from vlmtune.data.find_input_format import find_input_format
 from vlmtune.data.piece import Piece
-from vlmtune.data.probe import probe
 from vlmtune.data.question_columns import columns_from
 from vlmtune.data.store import file_states
 from vlmtune.errors import ConfigError
@@ -94,21 +94,21 @@ def predict_rows(options: PredictOptions) -> PredictResult:
     cluster = connect()
     model_ref = settings.model.ref
     processor: Any = model_ref.processor()
-    inputs = probe(processor)
+    input_format = find_input_format(processor)
     boxes = box_format_name(model_ref, data.box_format)
     pad = processor.tokenizer.pad_token_id
     job = AnswerJob(
         settings,
         {} if options.base_only else {ADAPTER: read_adapter_files(options.adapter)},
         (BASE if options.base_only else ADAPTER,),
-        BatchBuilder(inputs, processor.tokenizer.eos_token_id if pad is None else pad),
+        BatchBuilder(input_format, processor.tokenizer.eos_token_id if pad is None else pad),
         options.max_new_tokens,
         likelihoods=False,
     )
 
     def read_piece(item: dict[str, Any]) -> Iterator[dict[str, bytes]]:
         piece = pieces[item["piece"]]
-        return read_questions(piece, item["piece"], item["first"], model_ref, inputs, boxes)
+        return read_questions(piece, item["piece"], item["first"], model_ref, input_format, boxes)
 
     first_piece, first_row = start or (0, 0)
     items = [

@@ -145,7 +145,7 @@ def read_questions(
     index: int,
     first: int,
     model: ModelRef,
-    inputs: InputFormat,
+    input_format: InputFormat,
     boxes: str = "unknown",
 ) -> Iterator[dict[str, bytes]]:
     """Read the rows of a piece from number `first` on.
@@ -157,7 +157,7 @@ def read_questions(
         {"row": a `QuestionRow`, "example": its `EncodedExample`, or None if it cannot be answered}, both as
         pickled bytes.
     """
-    encoder = _question_encoder(model, json.dumps(inputs.to_dict(), sort_keys=True), boxes)
+    encoder = _question_encoder(model, json.dumps(input_format.to_dict(), sort_keys=True), boxes)
     for number, (source, record, error) in enumerate(_records(piece)):
         if number < first:
             continue
@@ -233,6 +233,6 @@ def with_answer(record: Any) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _question_encoder(model: ModelRef, inputs: str, boxes: str) -> RowEncoder:
+def _question_encoder(model: ModelRef, input_format: str, boxes: str) -> RowEncoder:
     """One encoder for a worker process, because loading a processor costs a second."""
-    return RowEncoder(model.processor(), InputFormat.from_dict(json.loads(inputs)), boxes)
+    return RowEncoder(model.processor(), InputFormat.from_dict(json.loads(input_format)), boxes)

@@ -128,9 +128,11 @@ def make_batch(
             replace(one, tensors={name: tensor for name, tensor in one.tensors.items() if name != PIXELS})
             for one in examples
         ]
-    arrays = collate(examples, pad_token_id=meta.pad_token_id, inputs=meta.inputs, pad_to_multiple_of=length)
+    arrays = collate(
+        examples, pad_token_id=meta.pad_token_id, input_format=meta.input_format, pad_to_multiple_of=length
+    )
     arrays["labels"][len(rows) :] = IGNORED
     tensors = {
         name: to_device(torch.from_numpy(array), device) for name, array in arrays.items() if ":" not in name
     }
-    return meta.inputs.normalize(tensors, dtype)
+    return meta.input_format.normalize(tensors, dtype)

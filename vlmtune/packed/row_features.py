@@ -75,13 +75,13 @@ class PackedVisionFeatures:
         if cached is not None and known:
             return cached[0]
         meta = self.meta
-        arrays = collate([row.example], pad_token_id=meta.pad_token_id, inputs=meta.inputs)
+        arrays = collate([row.example], pad_token_id=meta.pad_token_id, input_format=meta.input_format)
         tensors = {
             name: to_device(torch.from_numpy(array), self.base.device)
             for name, array in arrays.items()
             if ":" not in name
         }
-        batch = meta.inputs.normalize(tensors, self.base.dtype)
+        batch = meta.input_format.normalize(tensors, self.base.dtype)
         if cached is not None:  # the same images under another max_length
             self.cache.add_positions(row.number, {**without_pixels(batch), **self.cache.inputs(cached)})
             return cached[0]

@@ -102,7 +102,7 @@ class VisionCache:
         """A batch as the model takes it, its pixels normalised to the base's dtype."""
         device = self.base.device
         moved = {name: to_device(tensor, device) for name, tensor in batch.items() if name != ROW_NUMBERS}
-        return self.batches.store.meta.inputs.normalize(moved, self.base.dtype)
+        return self.batches.store.meta.input_format.normalize(moved, self.base.dtype)
 
 
 def _keys(batch: Batch) -> list[tuple[int, int]]:

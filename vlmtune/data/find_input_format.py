@@ -35,7 +35,7 @@ SHAPES = ((90, 60), (50, 130), (75, 70))
 TOLERANCE = 1e-5  # of normalised pixels, which are a few units wide
 
 
-def probe(processor: Any) -> InputFormat:
+def find_input_format(processor: Any) -> InputFormat:
     """Find how this processor's inputs are stored and joined.
 
     Raises:
@@ -50,7 +50,7 @@ def probe(processor: Any) -> InputFormat:
         names = sorted(one.tensors.keys() | two.tensors.keys())
         layouts = {name: _layout(name, one, two, both, images=len(rows[1][1])) for name in names}
         floats = InputFormat(nested, layouts)
-        return _with_raw_pixels(processor, floats, rows, both) or floats
+        return _with_uint8_pixels(processor, floats, rows, both) or floats
     except EncodeError as error:
         raise ModelError(
             f"{type(processor).__name__} takes no conversation with an image: {error}"
@@ -128,14 +128,14 @@ def _layout(name: str, one: Features, two: Features, both: Features | None, *, i
     )
 
 
-def _with_raw_pixels(
+def _with_uint8_pixels(
     processor: Any, floats: InputFormat, rows: list[Row], both: Features | None
 ) -> InputFormat | None:
     """The format that stores resized uint8 pixels, if normalising them gives the processor's own floats."""
     encoder = RowEncoder(processor, floats)
     own = [encoder.features([row]) for row in rows]
     try:
-        raw = [encoder.features([row], raw_pixels=True) for row in rows]
+        raw = [encoder.features([row], skip_normalization=True) for row in rows]
     except EncodeError:
         return None
     found: dict[str, Normalization] = {}
@@ -213,7 +213,7 @@ def _joins_as(processor: Any, stored: InputFormat, rows: list[Row], both: Featur
         return True
     encoder = RowEncoder(processor, stored)
     examples: list[EncodedExample] = [encoder.encode(*row) for row in rows]
-    arrays = collate(examples, pad_token_id=0, inputs=stored)
+    arrays = collate(examples, pad_token_id=0, input_format=stored)
     batch = next(split_batch({name: torch.from_numpy(array) for name, array in arrays.items()}, len(rows)))
     ours = stored.normalize(batch)
     return all(
