@@ -11,6 +11,7 @@ TESTED_IN = {
     "compat/": "test_compat.py",
     "cli/ui.py": "ui/test_server.py",
     "ui/page.py": "ui/test_server.py",
+    "ui/loopback.py": "ui/test_server.py",
     "cli/chat.py": "evaluation/test_chat.py",
     "cli/main.py": "cli/test_commands.py",
     # Parts of `RowEncoder` and `collate`, which show in what these return, for 55 families too.
@@ -75,6 +76,7 @@ TESTED_IN = {
     "training/step_log.py": "training/test_loop.py",
     "training/step_plan.py": "model/test_memory.py",
     "training/trainer.py": "training/test_loop.py",
+    "trackers/services.py": "trackers/test_tracker.py",
 }
 # Test files that have no module of their name, and what they test.
 OF_SEVERAL_MODULES = {

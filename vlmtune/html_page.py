@@ -120,17 +120,18 @@ CONTENT_POLICY = (
 )
 
 
-def document(title: str, body: Iterable[str], *, style: str = "") -> str:
+def document(title: str, body: Iterable[str], *, style: str = "", policy: str | None = CONTENT_POLICY) -> str:
     """A whole page as HTML.
 
     Args:
         body: the parts as HTML; empty ones are left out.
         style: CSS rules of this page alone.
+        policy: its content policy; None where the server that sends the page sends one too.
     """
+    meta = f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n' if policy else ""
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'{meta}<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(filter(None, body))
         + "\n</main>\n"

@@ -26,6 +26,7 @@ from vlmtune.model.base import check_model
 from vlmtune.model.lora import target_modules
 from vlmtune.ray_watch import RayWatch
 from vlmtune.run_state import RunKind
+from vlmtune.trackers.check import check_services, make_experiment
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +103,7 @@ class Session:
             settings = run_state.interrupted_settings(folder, kind, requested, settings.given)
         settings = with_absolute_paths(settings)
         check(settings)
+        check_services(settings.training.report_to, folder)
         check_base_and_targets(settings)
         if resumed:
             run_state.check_same_files(folder, kind, DataSource.from_settings(settings).given_paths)
@@ -136,6 +138,7 @@ class Session:
             output.claim(self.folder, overwrite=self.settings.run.overwrite)
             run_state.write_files(self.folder, self.kind, self.data_files)
         run_state.write(self.folder, self.kind, self.settings, self.store.meta.key)
+        make_experiment(self.settings.training.report_to, self.folder)
         if not self.resumed and self.store.meta.bad_rows:
             self.store.copy_bad_rows(f"{self.folder}/bad_rows.jsonl")
 

@@ -3,6 +3,8 @@ the adapter as one file."""
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +111,43 @@ def test_half_precision_has_its_own_tolerance(adapters: dict[str, Path], tmp_pat
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_merged_weights_are_stored_smaller_and_their_loss_is_told(
+    adapters: dict[str, Path], tmp_path: Path, quantization: str, one_ray: None
+) -> None:
+    options = ("--adapter", adapters["llava"], "--merge", "--quantization", quantization, "--use_cpu")
+    result = run(*options, "--output_dir", tmp_path / "out")
+    loss = result.quantized_loss
+    assert loss is not None
+    trained = json.loads((adapters["llava"] / "metrics.json").read_text())
+    assert loss.rows == 6 and loss.unmerged == pytest.approx(trained["eval_loss"], rel=1e-3)
+    assert loss.merged == pytest.approx(loss.unmerged, rel=0.2) and loss.merged != loss.unmerged
+    printed = (
+        f"merged in {quantization}, {loss.unmerged:.4g} with the adapter on the base in nf4 (6 eval rows)"
+    )
+    assert any(line.startswith("Loss      eval_loss ") and printed in line for line in export_lines(result))
+    out = tmp_path / "out"
+    assert not [path for path in out.iterdir() if path.is_dir()], "the full-precision model is gone"
+    model = AutoModelForImageTextToText.from_pretrained(out, device_map={"": "cpu"})
+    kinds = {type(module).__name__ for module in model.model.language_model.modules()}
+    assert ({"nf4": "Linear4bit", "int8": "Linear8bitLt"}[quantization]) in kinds
+    assert AutoProcessor.from_pretrained(out).chat_template
+
+
+def test_without_its_data_a_quantized_merge_has_no_loss(
+    adapters: dict[str, Path], tmp_path: Path, one_ray: None
+) -> None:
+    moved = tmp_path / "adapter"
+    shutil.copytree(adapters["llava"], moved)
+    config = moved / "config.yaml"
+    text = re.sub("data_path: .*", "data_path: /nowhere/mall", config.read_text())
+    config.write_text(text)
+    options = ("--adapter", moved, "--merge", "--quantization", "nf4", "--use_cpu")
+    result = run(*options, "--output_dir", tmp_path / "out")
+    assert result.quantized_loss is None
+    assert not any(line.startswith("Loss") for line in export_lines(result))
+
+
 def test_a_merge_that_went_wrong_is_not_left_behind(
     adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,10 +172,11 @@ def test_bad_input_is_one_plain_line_and_nothing_is_written(
     cases: list[tuple[list[Any], type[Exception], str]] = [
         ([], ConfigError, "nothing to export: give --merge, --state_dict, or both"),
         (
-            ["--merge", "--quantization", "nf4"],
+            ["--merge", "--quantization", "fp8"],
             ConfigError,
-            "--quantization nf4: an adapter is merged into full-precision weights only",
+            "are stored in full precision .none., nf4 or int8",
         ),
+        (["--state_dict", "--quantization", "nf4"], ConfigError, "--quantization nf4: .* add --merge"),
         (
             ["--merge", "--model_name_or_path", tmp_path / "nf4"],
             ModelError,

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = pytest.mark.timeout(900)  # Ray starts, and uploads the repository for each job
 
 
 def free_ports(number: int) -> list[int]:
@@ -176,13 +176,18 @@ def test_the_demo_runs_as_a_job(
     assert "succeeded" in printed
     assert f"Adapter   {out}/best" in printed
     rows = pq.read_table(out / "trials.parquet").to_pylist()
-    assert len(rows) == 2 and rows[0]["state"] == "COMPLETE"
+    assert len(rows) == 3, "two of the search, and the recipe beside them"
+    assert rows[0]["state"] == "COMPLETE"
     assert {entry.name for entry in out.iterdir()} == {
         "best",
         "report.html",
         "trials.parquet",
         "search.yaml",
         "study.journal",
+        "live.json",
+        "test_predictions.parquet",
+        "test_predictions.csv",
+        "test_predictions.html",
         "runs",
         "tune",
     }

@@ -413,7 +413,7 @@ BAD_OPTIONS: list[tuple[dict[str, Any], type[UserError], str]] = [
         ConfigError,
         r"--output_dir nowhere://bucket/out: cannot be opened",
     ),
-    ({"resume": "absent"}, ConfigError, r"give --resume alone"),
+    ({"resume": "absent"}, ConfigError, r"absent: no run is there"),
 ]
 
 

@@ -489,3 +489,38 @@ def test_the_best_trials_of_a_larger_search_are_confirmed_and_the_recipe_runs_be
     )
     assert len(study.trials) == 12, "the recipe is beside the study"
     assert Settings.load(tmp_path / "out" / "best" / "config.yaml").training.seed == settings.training.seed
+
+
+@pytest.mark.heavy
+def test_trackers_have_a_run_for_each_trial(
+    settings: Settings, runner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both local modes, in the processes that train: an engine's, or a trial's own workers'."""
+    from vlmtune.trackers.services import mlflow_client
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    changed = settings.replace(
+        output_dir=str(tmp_path / "tracked"),
+        num_samples=2,
+        search_space={"lora_r": {"choice": [2, 4]}},
+        trial_runner=runner,
+        early_stopping="none",
+        report=False,
+        report_to=["wandb", "mlflow"],
+    )
+    result = run_search(changed)
+    folder, rows = Path(result.folder), result.trials
+    assert len(rows) == 2
+    client = mlflow_client(str(folder))
+    experiment = client.get_experiment_by_name("tracked")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert sorted(runs) == sorted(rows["trial_id"])
+    for row in rows.to_dict("records"):
+        data = runs[row["trial_id"]].data
+        assert data.params["lora_r"] == str(row["lora_r"])
+        history = client.get_metric_history(runs[row["trial_id"]].info.run_id, "train/loss")
+        assert sorted({one.step for one in history}) == [1, 2, 3, 4]
+        assert data.metrics["eval_loss"] == pytest.approx(row["eval_loss"], rel=1e-6)
+        run_id = (folder / "trackers" / f"{row['trial_id']}.wandb").read_text()
+        assert list((folder / "trackers" / "wandb").glob(f"offline-run-*/run-{run_id}.wandb"))
+    assert "wandb" not in {path.name for path in (folder / "best").rglob("*")}

@@ -1,14 +1,26 @@
 """Output folders of searches: one that runs, and one that has finished."""
 
 import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from PIL import Image
 
 from vlmtune.config.settings import Settings
+from vlmtune.demo.trained import write_trained_llava
+from vlmtune.model.base import load_base
+from vlmtune.model.lora import attach, lora_config, save_adapter, target_modules
+from vlmtune.model_ref import ModelRef
 
+ROOT = Path(__file__).parents[2]
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
@@ -77,3 +89,53 @@ def finished(tmp_path: Path) -> Path:
     ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "trials.parquet")
     return folder
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., str]]:
+    """Returns a function that starts a command which serves a page, and returns the printed address."""
+    processes = []
+
+    def start(*command: str) -> str:
+        program = [sys.executable, "-m", "vlmtune", *command]
+        process = subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        processes.append(process)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("Page"):
+                return line.split()[1]
+        raise AssertionError(f"{command} ended without a page")
+
+    yield start
+    for process in processes:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(shutil.which("chromium"))
+    for option in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(option)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an adapter on the demo's base; `photo.jpg` lies beside it."""
+    folder = tmp_path_factory.mktemp("chat")
+    write_trained_llava(folder / "llava")
+    ref = ModelRef(str(folder / "llava"))
+    base = load_base(ref, quantization="none", dtype="float32", device=torch.device("cpu"))
+    targets = target_modules(base, None, lora_vision=False)
+    model = attach(base, lora_config(base, r=4, alpha=8, dropout=0.0, target_modules=targets), seed=0)
+    save_adapter(model, folder / "adapter")
+    settings = Settings.from_flags({"model_name_or_path": str(folder / "llava"), "dtype": "float32"})
+    settings.save(folder / "adapter" / "config.yaml")
+    Image.effect_noise((160, 120), 60).convert("RGB").save(folder / "photo.jpg")
+    return folder / "adapter"

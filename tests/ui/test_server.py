@@ -1,38 +1,14 @@
 """The page in headless Chromium, and that nobody but its reader is served."""
 
 import json
-import shutil
-import subprocess
-import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium and its driver")
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Path], str]]:
-    """Returns a function that serves a folder and returns the printed address."""
-    processes = []
-
-    def start(folder: Path) -> str:
-        program = [sys.executable, "-m", "vlmtune", "ui", str(folder)]
-        process = subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        processes.append(process)
-        assert process.stdout is not None
-        return process.stdout.readline().split()[1]
-
-    yield start
-    for process in processes:
-        process.terminate()
-        process.wait()
+from browser_kit import needs_chromium, wait_for
 
 
 def ask(address: str, path: str, token: str | None, data: Any = None) -> tuple[int, str]:
@@ -46,8 +22,8 @@ def ask(address: str, path: str, token: str | None, data: Any = None) -> tuple[i
         return error.code, error.read().decode()
 
 
-def test_a_token_is_needed_and_mistakes_are_told(serve: Callable[[Path], str], running: Path) -> None:
-    address = serve(running)
+def test_a_token_is_needed_and_mistakes_are_told(serve: Callable[..., str], running: Path) -> None:
+    address = serve("ui", str(running))
     token = address.partition("token=")[2]
     assert ask(address, "api/state", None)[0] == ask(address, "api/state", "wrong")[0] == 403
     assert ask(address, f"api/stop?token={token}", None, {"trial_id": "t2"})[0] == 403, (
@@ -60,34 +36,13 @@ def test_a_token_is_needed_and_mistakes_are_told(serve: Callable[[Path], str], r
     assert status == 200 and list((running / "requests").glob("try-*.json"))
 
 
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(shutil.which("chromium"))
-    for option in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(option)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
-
-
-def wait_for(condition: Callable[[], Any]) -> Any:
-    for _ in range(100):
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError("the page did not change")
-
-
 @needs_chromium
 @pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore")
 def test_a_person_sees_trials_stops_one_and_proposes_one(
-    serve: Callable[[Path], str], running: Path, finished: Path, browser: Any
+    serve: Callable[..., str], running: Path, finished: Path, browser: Any
 ) -> None:
-    browser.get(serve(running))
+    browser.get(serve("ui", str(running)))
     rows = wait_for(lambda: browser.find_elements("css selector", "#trials tr"))
     assert len(rows) == 3 and "best 0.5 (trial 1)" in browser.find_element("id", "line").text
     assert len(browser.find_elements("css selector", "#curves path")) == 2
@@ -105,6 +60,6 @@ def test_a_person_sees_trials_stops_one_and_proposes_one(
         {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True},
     )
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
-    browser.get(serve(finished))
+    browser.get(serve("ui", str(finished)))
     wait_for(lambda: "3/3 trials" in browser.find_element("id", "line").text)
     assert not browser.find_element("id", "propose").is_displayed()

@@ -184,7 +184,11 @@ def parse_predict(argv: Sequence[str] | None, description: str, prog: str) -> Pr
 def parse_export(argv: Sequence[str] | None, description: str, prog: str) -> ExportOptions:
     """The options of `export`. Raises ConfigError, see `AdapterParser.parse`."""
     parser = AdapterParser(description, prog)
-    parser.add_switch(parser, "merge", "Write the base with the adapter merged into it, in full precision.")
+    parser.add_switch(
+        parser,
+        "merge",
+        "Write the base with the adapter merged into it; --quantization nf4 or int8 makes it smaller.",
+    )
     parser.add_switch(parser, "state_dict", f"Write the adapter's tensors as {STATE_DICT_FILE}.")
     parser.add_settings("output_dir", *ModelOverrides.__annotations__)
     options, flags = parser.parse(argv)

@@ -2,17 +2,22 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from vlmtune.cli.adapter_options import AdapterParser
 from vlmtune.cli.commands import LOADING, check_adapter
 from vlmtune.console import configure_console, say
 from vlmtune.errors import ConfigError, UserError, plain_user_errors
 from vlmtune.evaluation.options import ModelOverrides, check_new_tokens
+from vlmtune.shown_text import shown_name
 
-CHAT_HELP = """Ask an adapter about an image, in the terminal.
+CHAT_HELP = """Ask an adapter about an image, in the terminal or in the browser.
 
 {prog} --adapter out/demo/best --image photo.jpg --question "How many people are there?"
 {prog} --adapter out/demo/best
+{prog} --adapter out/demo/best --ui
+
+--ui serves a page on this machine alone; its address with a token is printed.
 
 Without --question it asks for questions, and without --image for an image first. A line with another image's
 path changes the image; an empty line ends.
@@ -29,11 +34,15 @@ def chat(argv: Sequence[str] | None = None, prog: str = "vlmtune chat") -> None:
         parser.add_argument(
             "--question", metavar="TEXT", help="One question; its answer is printed, and no more."
         )
+        parser.add_switch(parser, "ui", "Ask in a page in the browser, of this machine alone.")
+        parser.add_argument("--port", type=int, default=0, help="Port of the page; 0 takes a free one. (0)")
         parser.add_new_tokens()
         parser.add_settings(*SETTINGS)
         options, overrides = parser.parse(argv, needs_output=False)
         check_new_tokens(options.max_new_tokens)
         check_adapter(options.adapter)
+        if options.ui and (options.question is not None or options.image is not None):
+            raise ConfigError("--ui: its page asks for image and question; leave --image and --question out")
         if options.question is not None and options.image is None:
             raise ConfigError("--image is missing: give the image that the question is about")
         from vlmtune.evaluation.chat import Chat, one_image
@@ -41,6 +50,12 @@ def chat(argv: Sequence[str] | None = None, prog: str = "vlmtune chat") -> None:
         image = None if options.image is None else one_image(options.image)
         say(LOADING)
         model = Chat.load(options.adapter, options.max_new_tokens, **overrides)
+        if options.ui:
+            from vlmtune.ui.chat_page import serve_chat
+
+            base = shown_name(str(model.settings.model.base_model))
+            serve_chat(model.ask, Path(options.adapter).absolute().name, base, options.port)
+            return
         if options.question is not None and image is not None:
             say(model.ask(image, options.question))
             return

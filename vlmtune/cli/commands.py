@@ -55,6 +55,7 @@ An interrupted run resumes when you rerun the same command. Exits with 2 if a ro
 EXPORT_HELP = """Export an adapter: merged into its base, or as one file; and how vLLM serves it.
 
 {prog} --adapter out/demo/best --merge --output_dir out/demo/merged
+{prog} --adapter out/demo/best --merge --quantization nf4 --output_dir out/demo/merged-nf4
 {prog} --adapter out/demo/best --state_dict --output_dir out/demo/export
 """
 INSPECT_HELP = """Look at the data before training: what is in it, what is wrong with it, how long rows are.
@@ -239,6 +240,8 @@ def export_lines(result: "ExportResult") -> Iterator[str]:
     if result.merge_check is not None:
         yield console_line("Merged", result.folder)
         yield console_line("Checked", result.merge_check.text())
+    if result.quantized_loss is not None:
+        yield console_line("Loss", result.quantized_loss.text())
     if result.state_dict_file is not None:
         yield console_line("Adapter", result.state_dict_file)
     if result.merge_check is not None:

@@ -6,15 +6,17 @@ from vlmtune import output
 from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError, DataError
 from vlmtune.storage import scheme
+from vlmtune.trackers.check import check_installed
 
 DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".tar", ".txt", ".zip"}
 
 
 def check_paths(settings: Settings) -> None:
-    """Raises a UserError if the data or the model of a run is not where it is said to be.
+    """Raises a UserError if data or model are not where they are said to be, or a tracker is not installed.
 
     Only local paths are looked at; what may be a name on the Hub passes.
     """
+    check_installed(settings.training.report_to)
     evaluation = ("--eval_data_path ", settings.data.eval_data_path)
     for flag, path in (*(("", path) for path in settings.data.paths), evaluation):
         if path is not None and not scheme(path) and looks_local(path) and not Path(path).exists():

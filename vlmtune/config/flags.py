@@ -50,11 +50,12 @@ class Flag:
         if self.name in UNSUPPORTED:
             return self._only_default(value, label)
         read = self._typed(value, label)
-        if self.choices and read is not None and read not in self.choices:
-            raise ConfigError(
-                f"{label}: {_show(value)} is not one of {', '.join(self.choices)}"
-                f"{nearest(str(value), self.choices)}"
-            )
+        for one in (read if isinstance(read, list) else [read]) if self.choices else ():
+            if one is not None and one not in self.choices:
+                raise ConfigError(
+                    f"{label}: {_show(value if one == read else one)} is not one of "
+                    f"{', '.join(self.choices)}{nearest(str(one), self.choices)}"
+                )
         limit = LIMITS.get(self.name)
         if limit and read is not None and not limit.holds(read):
             raise ConfigError(f"{label}: {_show(value)} must be {limit.text}")

@@ -110,7 +110,7 @@ _UNSUPPORTED: dict[str, str] = {
     "nothing is uploaded; push the finished folder with `hf upload`": (
         "push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision"
     ),
-    "metrics go to TensorBoard only": (
+    "a tracker's project is that of WANDB_PROJECT, MLFLOW_EXPERIMENT_NAME or TRACKIO_PROJECT": (
         "run_name project trackio_space_id trackio_bucket_id trackio_static_space_id"
     ),
     "tokens and peak memory are always in the metrics": "include_num_input_tokens_seen skip_memory_metrics",

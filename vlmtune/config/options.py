@@ -282,8 +282,11 @@ class TrainingSettings(TrlTraining):
         choices=SCHEDULES,
     )
     optim: str = option("adamw_torch_fused", "Optimizer of the adapter's weights.", choices=OPTIMIZERS)
-    report_to: Literal["none", "tensorboard"] = option(
-        "none", "TensorBoard curves are written to runs/ in either case; no other service is supported."
+    report_to: list[str] | None = option(
+        None,
+        "Services that get the curves of each trial too, as a run of its own: wandb, mlflow, trackio. "
+        "TensorBoard's are always in runs/.",
+        choices=("tensorboard", "wandb", "mlflow", "trackio"),
     )
     eval_strategy: str = option(
         "steps",

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from vlmtune import output, storage
 from vlmtune.cluster import in_ray_job
+from vlmtune.config.options import Quantization
 from vlmtune.config.settings import Settings
 from vlmtune.console import console_line
 from vlmtune.data.chat_template import template_of
@@ -23,6 +25,7 @@ from vlmtune.errors import ConfigError, DataError, ModelError
 from vlmtune.evaluation.adapter import adapter_settings, check_adapter_fits
 from vlmtune.evaluation.generate import BatchBuilder
 from vlmtune.evaluation.options import STATE_DICT_FILE, ExportOptions
+from vlmtune.evaluation.quantized_merge import QuantizedLoss, measure_losses, write_quantized
 from vlmtune.model.base import load_base
 from vlmtune.model.lora import language_prefix, load_adapter
 from vlmtune.model.serving import DEFAULT_RANK, WITHOUT_LORA, max_lora_rank, refusals
@@ -71,6 +74,8 @@ class ExportResult:
         vllm_refusals: why vLLM does not take the adapter, if so.
         merged_command: the command with which vLLM serves the merged model; None without `merge`, or if vLLM
             does not take models of this type.
+        quantized_loss: what storing the merged model in 4 or 8 bits costs; None in full precision, or where
+            the adapter's data is gone.
     """
 
     folder: str
@@ -79,6 +84,7 @@ class ExportResult:
     vllm_command: str | None
     vllm_refusals: tuple[str, ...]
     merged_command: str | None = None
+    quantized_loss: QuantizedLoss | None = None
 
 
 def export_adapter(options: ExportOptions) -> ExportResult:
@@ -89,7 +95,10 @@ def export_adapter(options: ExportOptions) -> ExportResult:
         RuntimeError: the merged model computes something else than base and adapter; it is deleted.
     """
     overrides: dict[str, Any] = {**options.overrides, "output_dir": options.output_dir}
-    overrides.pop("quantization", None)  # "none" at most: the base is loaded in full precision anyway
+    # Of the result: the merge itself is in full precision.
+    quantization: Quantization = overrides.pop(
+        "quantization", "none"
+    )  # the result: the merge is in full precision
     settings = with_absolute_paths(adapter_settings(options.adapter, overrides))
     folder = output.resolve_folder(settings.run.output_dir, in_job=in_ray_job())
     if "://" in folder:
@@ -99,15 +108,42 @@ def export_adapter(options: ExportOptions) -> ExportResult:
         check_full_precision(settings.model.ref)
     check_adapter_fits(settings, options.adapter)
     output.claim(folder, overwrite=settings.run.overwrite, kind=output.EXPORT)
-    merge_check = merge(settings, options.adapter, folder) if options.merge else None
+    merge_check = loss = None
+    if options.merge and quantization == "none":
+        merge_check = merge(settings, options.adapter, folder)
+    elif options.merge:
+        merge_check, loss = merge_quantized(settings, options.adapter, folder, quantization)
     state_dict_file = write_state_dict(options.adapter, folder) if options.state_dict else None
     record = {"adapter": options.adapter, "base_model": settings.model.base_model, "merged": options.merge}
+    record["quantization"] = quantization
     storage.write_text(f"{folder}/export.yaml", output.dump_redacted(record))
     merged_command = None
     if options.merge and settings.model.ref.config().model_type not in WITHOUT_LORA:
         merged_command = f"vllm serve {folder}"
     serving = vllm_serving(settings, options.adapter)
-    return ExportResult(folder, merge_check, state_dict_file, *serving, merged_command)
+    return ExportResult(folder, merge_check, state_dict_file, *serving, merged_command, loss)
+
+
+def merge_quantized(
+    settings: Settings, adapter: str, folder: str, quantization: Quantization
+) -> tuple[MergeCheck, QuantizedLoss | None]:
+    """Merge in full precision, check that, store it in `quantization`, and measure what that costs.
+
+    Disk: the full-precision model for the time being.
+
+    Raises:
+        RuntimeError: as `merge`.
+    """
+    full = f"{folder}/full-precision.part"
+    Path(full).mkdir()
+    try:
+        check = merge(settings, adapter, full)
+        write_quantized(settings, full, folder, quantization, _device(settings))
+    except BaseException:
+        for path in Path(folder).iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
+    return check, measure_losses(settings, adapter, folder, quantization, _device(settings))
 
 
 def check_full_precision(base: ModelRef) -> None:
@@ -129,12 +165,10 @@ def merge(settings: Settings, adapter: str, folder: str) -> MergeCheck:
     Raises:
         RuntimeError: the logits differ by more than the tolerance.
     """
-    import torch
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    on_gpu = torch.cuda.is_available() and not settings.run.use_cpu
-    device = torch.device("cuda" if on_gpu else "cpu")
+    device = _device(settings)
     base_ref = settings.model.ref
     processor: Any = base_ref.processor()
     example, builder = _check_prompt(settings, processor)
@@ -160,6 +194,13 @@ def merge(settings: Settings, adapter: str, folder: str) -> MergeCheck:
             f"the merged model does not compute what base and adapter do, and was deleted: {check.text()}"
         )
     return check
+
+
+def _device(settings: Settings) -> Any:
+    import torch
+
+    on_gpu = torch.cuda.is_available() and not settings.run.use_cpu
+    return torch.device("cuda" if on_gpu else "cpu")
 
 
 def _load_full_precision(settings: Settings, ref: ModelRef, device: Any) -> Any:

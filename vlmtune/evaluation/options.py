@@ -15,6 +15,9 @@ DEFAULT_NEW_TOKENS = 64
 STATE_DICT_FILE = "lora_adapter_state_dict.pt"  # what `export` writes with `state_dict`
 
 
+MERGED_QUANTIZATIONS = ("none", "nf4", "int8")  # that `export` stores a merged model in
+
+
 class ModelOverrides(TypedDict, total=False):
     """Settings of the base model and the output folder, by flag name."""
 
@@ -120,6 +123,8 @@ class ExportOptions:
 
     Raises:
         ConfigError: an option is wrong, or neither `merge` nor `state_dict` is set.
+
+    A `quantization` is that in which the merged model is stored. The merge itself is in full precision.
     """
 
     adapter: str
@@ -133,11 +138,12 @@ class ExportOptions:
         if not (self.merge or self.state_dict):
             raise ConfigError("nothing to export: give --merge, --state_dict, or both")
         quantization = self.overrides.get("quantization", "none")
-        if quantization != "none":
+        if quantization not in MERGED_QUANTIZATIONS:
             raise ConfigError(
-                f"--quantization {quantization}: an adapter is merged into full-precision weights only; "
-                "leave it out"
+                f"--quantization {quantization}: merged weights are stored in full precision, nf4 or int8"
             )
+        if quantization != "none" and not self.merge:
+            raise ConfigError(f"--quantization {quantization}: is how merged weights are stored; add --merge")
 
 
 def check_overrides(overrides: Mapping[str, Any], allowed: type[Any]) -> None:

@@ -81,7 +81,7 @@ def load_base(
 
     name = ref.name
     config = check_model(ref)
-    resolved = _resolve_dtype(dtype, config, device)
+    resolved = resolve_dtype(dtype, config, device)
     stored = _stored_quantization(name, config, quantization)
     if stored is not None:  # it holds the dtype of the computation as well
         config.quantization_config = {
@@ -97,9 +97,7 @@ def load_base(
             revision=ref.revision,
             dtype=resolved,
             device_map={"": str(device)},
-            quantization_config=None
-            if stored
-            else _bitsandbytes_config(quantization, resolved, nested_quant),
+            quantization_config=None if stored else bitsandbytes_config(quantization, resolved, nested_quant),
             attn_implementation=attn_implementation,
             trust_remote_code=ref.trust_remote_code,
             ignore_mismatched_sizes=True,  # so that they are listed, and refused below in one line
@@ -149,7 +147,8 @@ def default_dtype(device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
 
 
-def _resolve_dtype(dtype: Dtype | None, config: PreTrainedConfig, device: torch.device) -> torch.dtype:
+def resolve_dtype(dtype: Dtype | None, config: PreTrainedConfig, device: torch.device) -> torch.dtype:
+    """The torch dtype that a setting means. See `load_base`."""
     import torch
 
     saved = config.dtype or config.get_text_config().dtype
@@ -160,9 +159,10 @@ def _resolve_dtype(dtype: Dtype | None, config: PreTrainedConfig, device: torch.
     return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[dtype]
 
 
-def _bitsandbytes_config(
+def bitsandbytes_config(
     quantization: Quantization, dtype: torch.dtype, nested_quant: bool
 ) -> BitsAndBytesConfig | None:
+    """How transformers quantizes to nf4 or int8; None for another quantization."""
     from transformers import BitsAndBytesConfig
 
     make: Any = BitsAndBytesConfig

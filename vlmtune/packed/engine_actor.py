@@ -11,7 +11,7 @@ import modules that need torch.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlmtune.console import console_line
 from vlmtune.errors import UserError
@@ -177,7 +177,7 @@ class EngineActor:
                 folder=request.folder,
                 runs_dir=request.runs_dir,
                 checkpoint=checkpoint,
-                on_log=Gauges(request.trial_id, 0, request.on_log),
+                on_log=Gauges(request.trial_id, 0, request.on_log or self._tell_note),
             )
         with self.changed:
             if not self.registry.set_ready(trial, slot):
@@ -186,6 +186,11 @@ class EngineActor:
     def _tell(self, line: str) -> None:
         with self.changed:
             self.notes.add(console_line("", line))
+
+    def _tell_note(self, numbers: dict[str, Any]) -> None:
+        if "note" in numbers:
+            with self.changed:
+                self.notes.add(numbers["note"])
 
     def _has(self, trial_id: str) -> bool:
         return self.registry.get(trial_id) is not None and not self.registry.is_leaving(trial_id)

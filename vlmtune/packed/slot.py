@@ -99,7 +99,7 @@ class Slot:
         )
         self.totals: StepTotals | None = None  # of the step under way; None before its first batch
         self.log = LossLog()
-        self.records = TrialRecords(runs_dir, on_log, flops_per_token)
+        self.records = TrialRecords(settings, runs_dir, on_log, flops_per_token)
 
     def packed_row(self, number: int, example: EncodedExample) -> PackedRow:
         """A row for a packed batch, with the adapter as it is now and without dropout."""

@@ -8,7 +8,9 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from vlmtune.config.settings import Settings
 from vlmtune.storage import filesystem
+from vlmtune.trackers.tracker import open_trackers
 from vlmtune.training.meter import Meter
 
 
@@ -16,7 +18,7 @@ class TrialRecords:
     """Measures one trial, whose seconds are its part of the engine's time.
 
     Args:
-        runs_dir: folder or URI of its TensorBoard events; None writes none.
+        runs_dir: folder or URI of its TensorBoard events; None writes none, and no other tracker's run.
         on_log: called with the numbers of each logged step.
         flops_per_token: floating-point operations of training on one token.
 
@@ -25,14 +27,19 @@ class TrialRecords:
     """
 
     def __init__(
-        self, runs_dir: str | None, on_log: Callable[[dict[str, Any]], None] | None, flops_per_token: float
+        self,
+        settings: Settings,
+        runs_dir: str | None,
+        on_log: Callable[[dict[str, Any]], None] | None,
+        flops_per_token: float,
     ) -> None:
         self.runs_dir = runs_dir
         # Events are appended to their file, which an object store cannot do. So they are written locally.
         remote = runs_dir is not None and "://" in runs_dir
         self.local_runs = tempfile.mkdtemp(prefix="runs-") if remote else runs_dir
         self.seconds = 0.0
-        self.meter = Meter(self.local_runs, on_log, lambda: self.seconds)
+        trackers = [] if runs_dir is None else open_trackers(settings, runs_dir)
+        self.meter = Meter(self.local_runs, on_log, lambda: self.seconds, trackers)
         self.meter.flops_per_token = flops_per_token
 
     def charge(self, seconds: float, data_wait_s: float) -> None:

@@ -72,7 +72,12 @@ def wrapped(line: str) -> list[str]:
     if len(line) <= WIDTH or line.startswith(INDENT) or "█" in line:
         return [line]
     return textwrap.wrap(
-        line, WIDTH, subsequent_indent=INDENT, max_lines=LINES, placeholder=" …", drop_whitespace=True
+        line,
+        WIDTH,
+        subsequent_indent=INDENT,
+        max_lines=LINES,
+        placeholder=" …",
+        break_on_hyphens=False,  # a path is copied from here
     )
 
 

@@ -265,6 +265,7 @@ def worker(config: dict[str, Any]) -> None:
             report=report,
             work_dir=work_dir,
             runs_dir=local_runs,
+            tracked_dir=runs_dir,
             rank=rank,
             world_size=context.get_world_size(),
             checkpoint=str(Path(start)) if start else None,

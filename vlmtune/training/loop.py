@@ -24,6 +24,7 @@ from vlmtune.evaluation.objective import Objective
 from vlmtune.evaluation.try_row import try_row
 from vlmtune.library_errors import plain_library_errors
 from vlmtune.model.vision_features import room_for_features
+from vlmtune.trackers.tracker import open_trackers
 from vlmtune.training.adapted_model import adapted_model
 from vlmtune.training.batches import BatchReader, WorkerBatches
 from vlmtune.training.best_evaluation import EvaluationRule
@@ -43,6 +44,7 @@ def train(
     report: ReportResult,
     work_dir: str,
     runs_dir: str | None = None,
+    tracked_dir: str | None = None,
     rank: int = 0,
     world_size: int = 1,
     checkpoint: str | None = None,
@@ -55,6 +57,7 @@ def train(
         report: takes the metrics of each evaluation.
         work_dir: local folder for checkpoints.
         runs_dir: where rank 0 writes TensorBoard events.
+        tracked_dir: the folder or URI that they are copied to, if that is another; trackers name runs by it.
         rank, world_size: this worker's number, and the number of workers.
         checkpoint: a checkpoint folder of an earlier run of the same settings, to resume from its next row.
         progress: called with the numbers of each logged step and evaluation, and with {"note": text}.
@@ -68,7 +71,10 @@ def train(
         return None  # its last report has been made
     transformers_logging.disable_progress_bar()
     usable_rows = fitting_rows(store, settings.training.max_length, settings.data.on_long_row)
-    meter = Meter(runs_dir if rank == 0 else None, progress)
+    if rank != 0:
+        runs_dir = None
+    trackers = [] if runs_dir is None else open_trackers(settings, tracked_dir or runs_dir)
+    meter = Meter(runs_dir, progress, trackers=trackers)
     plan = plan_step(settings, store, usable_rows, world_size, meter.note)
     args = training_arguments(settings, work_dir, checkpointing=plan.checkpointing)
 

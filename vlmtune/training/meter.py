@@ -13,7 +13,9 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
+from vlmtune.console import console_line
 from vlmtune.evaluation.metrics import METRICS
+from vlmtune.trackers.tracker import Tracker
 
 EVALUATION_NUMBER = "evaluation"  # key in a report: which evaluation of the run it is, from 1
 FIRST_LOSS = "first_loss"  # key in a report: the training loss that the run began with
@@ -51,6 +53,7 @@ class Meter:
         runs_dir: folder of the TensorBoard events; None writes none.
         on_log: called with the numbers of each log, and with {"note": text}.
         clock: gives the seconds that count: other than the wall's where several runs share a device.
+        trackers: services that get the same numbers as TensorBoard.
 
     Attributes:
         flops_per_token: floating-point operations of training on one token, for MFU; set once the model is
@@ -63,8 +66,9 @@ class Meter:
         runs_dir: str | None,
         on_log: Callable[[dict[str, Any]], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
-        self.clock = clock
+        self.clock, self.trackers = clock, trackers
         self.flops_per_token = 0.0
         self.on_log = on_log
         self.events = event_file(runs_dir) if runs_dir is not None else None
@@ -104,7 +108,7 @@ class Meter:
         self.paused += seconds
 
     def log(self, logs: dict[str, float], step: int, max_steps: int) -> None:
-        """Write the numbers of a step or an evaluation to TensorBoard and to `on_log`."""
+        """Write the numbers of a step or an evaluation to TensorBoard, the trackers and `on_log`."""
         numbers = {name: value for name, value in logs.items() if isinstance(value, int | float)}
         if "loss" in numbers and self.rows:
             rates = self.rates()
@@ -114,6 +118,10 @@ class Meter:
             for name, value in numbers.items():
                 summary = scalar(curve(name), value)
                 self.events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        for tracker in self.trackers:
+            tracker.log({curve(name): value for name, value in numbers.items()}, step)
+            if (trouble := tracker.take_trouble()) is not None:
+                self.note(console_line("Tracker", trouble))
         if self.on_log is not None:
             self.on_log({**numbers, "step": step, "max_steps": max_steps})
 
@@ -144,6 +152,8 @@ class Meter:
     def close(self) -> None:
         if self.events is not None:
             self.events.close()
+        for tracker in self.trackers:
+            tracker.close()
 
 
 def curve(name: str) -> str:

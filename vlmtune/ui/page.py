@@ -33,4 +33,4 @@ aria-label="curves of the trials"></svg></section>
 def page() -> str:
     """The whole document; it holds no data."""
     script = files("vlmtune.ui").joinpath("page.js").read_text(encoding="utf-8")
-    return document("vlmtune search", [BODY, f"<script>\n{script}</script>"], style=STYLE)
+    return document("vlmtune search", [BODY, f"<script>\n{script}</script>"], style=STYLE, policy=None)
