@@ -23,6 +23,7 @@ TESTED_IN = {
     # Code behind a command, which only a whole command reaches.
     "evaluation/evaluate.py": "ray_jobs/test_eval.py",
     "evaluation/export.py": "ray_jobs/test_export.py",
+    "evaluation/quantized_merge.py": "ray_jobs/test_export.py",
     "evaluation/predict.py": "ray_jobs/test_predict.py",
     "preflight/inspection.py": "ray_jobs/test_inspect_data.py",
     "single_run.py": "ray_jobs/test_train.py",

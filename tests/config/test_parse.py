@@ -169,7 +169,7 @@ WRONG: list[tuple[str, str, tuple[str, ...]]] = [
     ("quantization", "nf5", ("nf5", "none, nf4, int8", "did you mean nf4?")),
     ("mode", "Max", ("min, max", "did you mean max?")),
     ("lr_scheduler_type", "cosin", ("did you mean cosine?",)),
-    ("report_to", "wandbb", ("tensorboard, wandb, mlflow, trackio", "did you mean wandb?")),
+    ("report_to", "wandbb", ("none, tensorboard, wandb, mlflow, trackio", "did you mean wandb?")),
     ("num_workers", "8:2", ("8:2", "smaller first")),
     ("num_workers", "two", ("two", "2:8")),
     ("num_workers", "0:2", ("0:2",)),

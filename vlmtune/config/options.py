@@ -283,10 +283,10 @@ class TrainingSettings(TrlTraining):
     )
     optim: str = option("adamw_torch_fused", "Optimizer of the adapter's weights.", choices=OPTIMIZERS)
     report_to: list[str] | None = option(
-        None,
+        ["none"],
         "Services that get the curves of each trial too, as a run of its own: wandb, mlflow, trackio. "
         "TensorBoard's are always in runs/.",
-        choices=("tensorboard", "wandb", "mlflow", "trackio"),
+        choices=("none", "tensorboard", "wandb", "mlflow", "trackio"),
     )
     eval_strategy: str = option(
         "steps",
