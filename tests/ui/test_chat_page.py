@@ -44,8 +44,8 @@ def test_a_person_chooses_an_image_and_gets_the_answer_that_chat_gives(
     browser.find_element("id", "send").click()
     wait_for(lambda: len(browser.find_elements("css selector", ".turn")) == 2, 60)
     turn = browser.find_element("css selector", ".turn")
-    asked, answer = (part.text for part in turn.find_elements("tag name", "p"))
-    assert (asked, answer) == (QUESTION, expected.strip())
+    shown_question, answer = (part.text for part in turn.find_elements("tag name", "p"))
+    assert (shown_question, answer) == (QUESTION, expected.strip())
     assert len(browser.find_elements("tag name", "img")) == 1, "texts stay texts"
     broken = trained.parent / "broken.jpg"
     broken.write_bytes(b"no image")
