@@ -1,4 +1,4 @@
-"""A Ray that dies ends its run in one line, soon, and with the way to go on."""
+"""A Ray that dies ends its run in one line, soon, and with the command that resumes it."""
 
 import signal
 import subprocess

@@ -33,7 +33,7 @@ def interrupted(folder: Path, kind: RunKind, *, ended: bool = False) -> str:
 
 def requested(**changes: Any) -> tuple[Settings, tuple[str, ...]]:
     settings = Settings.from_flags({"resume": "out", **changes})
-    return settings, settings.given
+    return settings, settings.given_with_resume
 
 
 @KINDS

@@ -102,7 +102,8 @@ def evaluate(
         adapter: folder of a trained adapter, of `train`, `search` or plain PEFT.
         output_dir: folder for `metrics.json` and `predictions.parquet`.
         data_path: rows to evaluate; by default those that the adapter was trained with.
-        split: rows to evaluate. By default "test", the rows that no search saw; "all" for other data.
+        split: rows to evaluate. The default is "test" for the data that the adapter was trained with, and
+            "all" if `data_path` is given.
         metrics: names of `vlmtune.evaluation.metrics.METRICS`; by default all.
         base_only: evaluate the base model alone, without the adapter.
         compare_base: evaluate the base model too, on the same rows.
@@ -193,7 +194,7 @@ def export(
     state_dict: bool = False,
     **overrides: Unpack[ModelOverrides],
 ) -> ExportResult:
-    """Export an adapter for others to use, as `ray_jobs/export.py` does.
+    """Export an adapter for other programs, as `ray_jobs/export.py` does: `merge`, `state_dict`, or both.
 
     Args:
         adapter: folder of a trained adapter, of `train`, `search` or plain PEFT.
@@ -224,17 +225,17 @@ def export(
 
 
 def inspect(settings: Settings, *, output_dir: FilePath | None = None) -> InspectResult:
-    """Look at the data before training, as `ray_jobs/inspect_data.py` does. Needs no weights and no GPU.
+    """Make the data report (preflight) before training, as `ray_jobs/inspect_data.py` does.
 
-    The prepared rows are kept for training.
+    It needs no weights and no GPU. Training then uses the rows that were prepared here.
 
     Args:
         settings: those of the training or search that is planned.
-        output_dir: folder for `preflight.json` and `preflight.html`; by default the settings' output folder
-            with `-preflight` after it.
+        output_dir: folder for the report, `preflight.json` and `preflight.html`; by default the settings'
+            output folder with `-preflight` after its name.
 
     Returns:
-        What is in the data, its problems (`result.summary.problems`), and whether training can start
+        The report: counts and lengths, problems (`result.summary.problems`), and whether training can start
         (`result.summary.ready`).
 
     Raises:

@@ -44,7 +44,7 @@ PROCESSOR = (  # the names under which transformers saves a processor and its to
 )
 
 
-# Options that hold for one command: repeating a run must neither delete what is there nor trust a folder.
+# Options that hold for one command: repeating a run must neither delete existing files nor trust a folder.
 ONCE: dict[str, Any] = {"overwrite": False, "resume": None, "salvage": False, "trust_folder": False}
 
 MERGED_MODEL = (

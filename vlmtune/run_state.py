@@ -99,7 +99,7 @@ def interrupted_settings(
 
     Args:
         requested: what `--resume` was given with, with absolute paths.
-        given: the flag names in it; see `Settings.given`.
+        given: the flag names in it; see `Settings.given_with_resume`.
 
     Raises:
         ConfigError: there is no run, it has finished, its settings are lost, an older vlmtune started it, or

@@ -42,7 +42,8 @@ class Session:
         resumed: whether an interrupted run is resumed.
         cluster: the Ray cluster that this process is connected to.
         store: the prepared rows.
-        data_files: (path, state) of every file that the rows were prepared from; see `store.file_states`.
+        data_files: (path, state) of every file that the rows were prepared from, where the state is type,
+            size and time of the last change. `--resume` compares them.
         lock: of the output folder, held until `close`.
         watch: ends the process in one line if Ray dies before `close`.
     """
@@ -100,7 +101,7 @@ class Session:
         resumed = settings.run.resume is not None
         if resumed:
             requested = with_absolute_paths(settings)
-            settings = run_state.interrupted_settings(folder, kind, requested, settings.given)
+            settings = run_state.interrupted_settings(folder, kind, requested, settings.given_with_resume)
         settings = with_absolute_paths(settings)
         check(settings)
         check_services(settings.training.report_to, folder)
@@ -129,7 +130,10 @@ class Session:
         self.close()
 
     def claim(self) -> None:
-        """Take the output folder of a new run and write its settings; a resumed search may be extended.
+        """Make the output folder this run's: write its settings and state, before training starts.
+
+        A resumed run has its folder already. Its settings are written again, because `--resume` may have
+        changed them, such as a larger `--num_samples`.
 
         Raises:
             ConfigError: the folder is not free any more, or cannot be created.
@@ -143,7 +147,7 @@ class Session:
             self.store.copy_bad_rows(f"{self.folder}/bad_rows.jsonl")
 
     def finish(self) -> None:
-        """Note that the run has ended, after its last file was written."""
+        """Write into the run's state that it has finished; call this after its last file is written."""
         run_state.write(self.folder, self.kind, self.settings, self.store.meta.key, ended=True)
 
     def with_settings(self, settings: Settings) -> "Session":
@@ -184,7 +188,7 @@ def with_absolute_paths(settings: Settings) -> Settings:
     """The settings with every existing local path made absolute, because workers run in other directories."""
     data = settings.data
     paths = {
-        "model_name_or_path": settings.model.model_name_or_path,  # none with --resume alone
+        "model_name_or_path": settings.model.model_name_or_path,  # None where --resume is given alone
         "eval_data_path": data.eval_data_path,
         "image_root": data.image_root,
     }
@@ -229,8 +233,7 @@ def connect_for(settings: Settings) -> Cluster:
         ConfigError: the cluster has several nodes and no `storage_path` is given.
     """
     cluster = connect()
-    workers = settings.run.workers
-    cluster.check_workers(workers if isinstance(workers, int) else workers[0], settings.run.use_cpu)
+    cluster.check_workers(settings.run.min_workers, settings.run.use_cpu)
     if cluster.nodes > 1 and settings.run.storage_path is None:
         raise ConfigError(
             f"this cluster has {cluster.nodes} nodes: give --storage_path, a folder or URI that all of them "
@@ -245,7 +248,9 @@ def prepare_rows(settings: Settings) -> Store:
 
 
 def prepare_rows_and_files(settings: Settings) -> tuple[Store, list[tuple[str, str]]]:
-    """Prepare the rows of the settings' data, or find them in the cache, and log what they are.
+    """Prepare the rows of the settings' data, or find them in the cache, and log a summary of them.
+
+    What a serving program has to set so that its prompts are those of training is logged under "Serving".
 
     Returns:
         The rows, and (path, state) of every file that they were prepared from.

@@ -306,7 +306,9 @@ def test_data_and_model_are_needed_except_to_resume(tmp_path: Path) -> None:
     config = str(tmp_path / "c.yaml")
     Path(config).write_text("lora_r: 4\n")
     requested = parse(["--resume", "out", "--num_samples", "16", "--config", config])
-    assert requested.given == ("lora_r", "num_samples"), "the session compares them with the run's own"
+    assert requested.given_with_resume == ("lora_r", "num_samples"), (
+        "the session compares them with the run's own"
+    )
     with pytest.raises(ConfigError, match=r"^--overwrite: would delete what --resume continues"):
         parse(["--resume", "out", "--overwrite"])
 

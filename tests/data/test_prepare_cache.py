@@ -109,7 +109,7 @@ def test_a_change_makes_a_new_store(tmp_path: Path, llava: str, change: Callable
         ] != before
     assert prepare_store(source, str(tmp_path / "cache")).folder == new.folder
     assert Store(old.folder).read([0])[0].input_ids.tolist() == before[0][0], (
-        "a run that reads the old one goes on"
+        "a run that reads the old one continues"
     )
 
 

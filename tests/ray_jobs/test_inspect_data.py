@@ -125,7 +125,7 @@ def test_bad_rows_are_all_shown_and_exit_with_2(mall: Path, weightless: Path, tm
     done = run(*arguments, cwd=tmp_path, cache=tmp_path / "cache")
     assert done.returncode == 2
     assert f"image {mall}/frames/none.jpg: there is no such file"[:80] in done.stdout
-    assert "Verdict   1 of 13 rows are bad; --on_bad_row skip goes on without them" in done.stdout
+    assert "Verdict   1 of 13 rows are bad; --on_bad_row skip continues without them" in done.stdout
     report = json.loads((tmp_path / "here" / "preflight.json").read_text())
     assert (report["ready"], report["bad_rows"], report["rows"]) == (False, 1, 12)
     assert (tmp_path / "here" / "preflight.html").is_file()

@@ -366,7 +366,7 @@ def make_all_bad(folder: Path, mall: Path) -> Path:
 BAD_DATA = [
     (lambda folder, mall: folder / "absent.jsonl", {}, r"absent\.jsonl"),
     (make_unknown, {}, r"d\.xlsx"),
-    (make_no_json, {}, r"d\.jsonl:4: .*\(1 of 4 rows are bad; --on_bad_row skip goes on without them\)"),
+    (make_no_json, {}, r"d\.jsonl:4: .*\(1 of 4 rows are bad; --on_bad_row skip continues without them\)"),
     (make_number, {}, r"d\.jsonl:4: .*output"),
     (make_without_image, {}, r"d\.jsonl:4: .*gone\.jpg"),
     (make_broken_image, {}, r"d\.jsonl:4: .*broken\.jpg"),

@@ -30,7 +30,7 @@ def search(seed: int = 0, mode: str = "min") -> TrialSearcher:
 
 
 def report(loss: float, evaluation: int, step: int) -> dict[str, Any]:
-    # Tune's own count differs where an interrupted trial has gone on.
+    # Tune's own count differs where an interrupted trial was resumed.
     return {
         "eval_loss": loss,
         EVALUATION_NUMBER: evaluation,

@@ -348,7 +348,7 @@ def test_what_stops_a_whole_search(tmp_path: Path) -> None:
     settings = settings.replace(time_budget_s=None)
     with pytest.raises(RunStoppedError, match=r"no space is left on the disk.*--resume"):
         run_all(settings, Space.parse(SPACE, settings), str(tmp_path / "full"), runner_of(full))
-    assert {trial.end for trial in read_trials(str(tmp_path / "full"))[0]} == {None}, "it can go on"
+    assert {trial.end for trial in read_trials(str(tmp_path / "full"))[0]} == {None}, "it can be resumed"
 
 
 def test_a_driver_without_a_gpu_gives_its_workers_one() -> None:

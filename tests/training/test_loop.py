@@ -178,7 +178,7 @@ def test_the_base_is_not_touched_and_the_vision_tower_has_no_adapter(
 @pytest.mark.parametrize("steps", [1, 3, 4])
 def test_a_resumed_run_reads_the_rest_and_ends_with_the_same_adapter(run_loop: RunLoop, steps: int):
     # 11 rows by 4: the third step of an epoch has 3 rows in 2 of its batches. Dropout: random states
-    # go on as well.
+    # continue as well.
     options = {
         "num_train_epochs": 2,
         "eval_steps": 1,

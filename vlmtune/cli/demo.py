@@ -51,7 +51,7 @@ def own_paths(folder: Path) -> list[str]:
 
 
 def write_files(folder: Path) -> None:
-    """Write samples, model and configs; what is there already stays.
+    """Write samples, model and configs; existing files stay.
 
     Raises:
         ConfigError: the folder cannot be written to.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from vlmtune.config import yaml12
-from vlmtune.config.flags import Flag
+from vlmtune.config.flags import UNSUPPORTED_GROUP, Flag
 from vlmtune.config.kinds import kind_of_hint
 from vlmtune.config.limits import UNSUPPORTED
 from vlmtune.config.options import (
@@ -33,7 +33,7 @@ GROUPS: dict[str, type[Any]] = {
     "lora": LoraSettings,
     "training": TrainingSettings,
     "search": SearchSettings,
-    "unsupported": TrlUnsupported,
+    UNSUPPORTED_GROUP: TrlUnsupported,
 }
 
 

@@ -12,6 +12,7 @@ from vlmtune.config.limits import LIMITS, UNSUPPORTED
 from vlmtune.config.yaml12 import YamlError, load_value
 from vlmtune.errors import ConfigError, nearest
 
+UNSUPPORTED_GROUP = "unsupported"
 _TRUE = ("true", "yes", "t", "y", "1")
 _FALSE = ("false", "no", "f", "n", "0")
 _NOTHING = ("none", "null", "~", "")
@@ -22,7 +23,7 @@ class Flag:
     """An option by its flag name.
 
     Attributes:
-        group: the group of settings that holds it, such as "lora"; "unsupported" for one of TRL's
+        group: the group of settings that holds it, such as "lora"; UNSUPPORTED_GROUP for an option of TRL
             that vlmtune does not take.
         field: its name there, such as "r" for the flag `lora_r`.
         optional: whether None is a value of it.
@@ -36,6 +37,11 @@ class Flag:
     choices: tuple[str, ...]
     default: Any
     help: str = ""
+
+    @property
+    def supported(self) -> bool:
+        """Whether `Settings` has a field for it. An unsupported option of TRL can only have its default."""
+        return self.group != UNSUPPORTED_GROUP
 
     def read(self, value: Any, label: str) -> Any:
         """`value` as this option's type.

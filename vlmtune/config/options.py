@@ -181,6 +181,11 @@ class RunSettings:
         return (int(low), int(high)) if colon else int(low)
 
     @property
+    def min_workers(self) -> int:
+        """The smallest number of training workers, which must fit for a run to start."""
+        return int(self.num_workers.partition(":")[0])
+
+    @property
     def max_workers(self) -> int:
         """The largest number of training workers."""
         return int(self.num_workers.rpartition(":")[2])

@@ -133,7 +133,7 @@ def _add_flag(parser: argparse.ArgumentParser, option: Flag) -> None:
         const=True if option.kind == "bool" else None,
         default=argparse.SUPPRESS,
     )
-    if option.kind == "bool" and (option.optional or option.default) and option.group != "unsupported":
+    if option.kind == "bool" and (option.optional or option.default) and option.supported:
         parser.add_argument(
             *(
                 name.replace("--", "--no_" if "_" in name or name == names[0] else "--no-", 1)

@@ -24,7 +24,8 @@ class Settings:
     """Every option of a run. It crosses process boundaries as it is.
 
     Attributes:
-        given: flag names of the options that were given together with `resume`.
+        given_with_resume: flag names of the options that were given together with `resume`; they override
+            those of the interrupted run.
     """
 
     data: DataSettings = field(default_factory=DataSettings)
@@ -33,7 +34,7 @@ class Settings:
     lora: LoraSettings = field(default_factory=LoraSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
-    given: tuple[str, ...] = field(default=(), compare=False)
+    given_with_resume: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
     def from_flags(cls, values: Mapping[str, Any]) -> "Settings":
@@ -56,7 +57,7 @@ class Settings:
             ConfigError: there is no such flag.
         """
         flag = find_flag(name)
-        return flag.default if flag.group == "unsupported" else getattr(getattr(self, flag.group), flag.field)
+        return getattr(getattr(self, flag.group), flag.field) if flag.supported else flag.default
 
     def replace(self, **values: Any) -> "Settings":
         """These settings with some values changed by flag name, typed and checked as those of flags are.
@@ -81,26 +82,26 @@ class Settings:
         return build(read_file(str(path)))
 
 
-def build(values: Mapping[str, Any], given: tuple[str, ...] | None = None) -> Settings:
+def build(values: Mapping[str, Any], set_names: tuple[str, ...] | None = None) -> Settings:
     """Settings from checked values by flag name, checked against each other.
 
     Args:
-        given: which of them were given; by default all.
+        set_names: the flags that somebody has set, among them `resume` or not; by default all of `values`.
     """
-    chosen: dict[str, dict[str, Any]] = {group.name: {} for group in dataclasses.fields(Settings)}
-    names = tuple(values) if given is None else given
+    by_group: dict[str, dict[str, Any]] = {group.name: {} for group in dataclasses.fields(Settings)}
+    names = tuple(values) if set_names is None else set_names
     for name, flag in flags().items():
-        if flag.group != "unsupported":
+        if flag.supported:
             value = values.get(name, flag.default)
-            chosen[flag.group][flag.field] = list(value) if isinstance(value, list) else value
+            by_group[flag.group][flag.field] = list(value) if isinstance(value, list) else value
     settings = Settings(
-        data=DataSettings(**chosen["data"]),
-        run=RunSettings(**chosen["run"]),
-        model=ModelSettings(**chosen["model"]),
-        lora=LoraSettings(**chosen["lora"]),
-        training=TrainingSettings(**chosen["training"]),
-        search=SearchSettings(**chosen["search"]),
-        given=tuple(name for name in names if name != "resume") if "resume" in names else (),
+        data=DataSettings(**by_group["data"]),
+        run=RunSettings(**by_group["run"]),
+        model=ModelSettings(**by_group["model"]),
+        lora=LoraSettings(**by_group["lora"]),
+        training=TrainingSettings(**by_group["training"]),
+        search=SearchSettings(**by_group["search"]),
+        given_with_resume=tuple(name for name in names if name != "resume") if "resume" in names else (),
     )
     check_together(settings)
     return settings

@@ -47,7 +47,7 @@ Dialogue = tuple[Line, ...]
 def parse_dialogues(text: str, shown: str) -> tuple[Dialogue, ...]:
     """The dialogues of a messages.txt.
 
-    A turn begins with `USER:`, `ASSISTANT:` or `SYSTEM:`, goes on over the next lines, and a blank line ends
+    A turn begins with `USER:`, `ASSISTANT:` or `SYSTEM:`, continues on the next lines, and a blank line ends
     its dialogue.
 
     Raises:

@@ -94,7 +94,7 @@ def no_rows(head: str) -> str | None:
             _, at, _ = decoder.decode(head, at)
             at = _skip(head, _skip(head, at) + 1)  # over the comma
     except (ValueError, RecursionError):
-        pass  # the object goes on behind the head, or is no JSON: its reader says so
+        pass  # the object continues behind the head, or is no JSON: its reader says so
     return None
 
 
@@ -225,7 +225,7 @@ class ArrayReader:
         while True:
             try:
                 value, end, fault = decoder.decode(self._text, self._at)
-                if end < len(self._text) or self._ended:  # a number may go on in the next block
+                if end < len(self._text) or self._ended:  # a number may continue in the next block
                     self._at = end
                     return value, fault
                 self._more()

@@ -220,7 +220,7 @@ class Store:
         if not bad:
             return self.meta.problem
         if on_bad_row != "skip":
-            reason = self._bad_rows_message(list_rows, "; --on_bad_row skip goes on without them")
+            reason = self._bad_rows_message(list_rows, "; --on_bad_row skip continues without them")
             return reason if self.meta.rows else self._bad_rows_message(list_rows, "")
         if not self.meta.rows:
             return f"{self.meta.problem}; {self._bad_rows_message(list_rows, '')}"

@@ -30,7 +30,7 @@ from vlmtune.evaluation.generate import (
 ADAPTER, BASE = "adapter", "base"  # names of models in an AnswerJob
 BATCHES_PER_ACTOR = 4  # at least: starting an actor takes ten seconds
 READERS_PER_GPU = 8  # reading a photograph of 12 megapixels takes 0.2 s, one of 640x480 5 ms
-# Bytes that one task hands to the next: rows with an image go on one by one, text rows by the dozen.
+# Bytes that one task hands to the next: rows with an image are handed on one by one, text rows by the dozen.
 BLOCK_BYTES = 1 << 16
 
 

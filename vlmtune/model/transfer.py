@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def is_asynchronous(device: torch.device) -> bool:
-    """Whether Python goes on while the device computes."""
+    """Whether Python continues while the device computes."""
     return device.type == "cuda"
 
 

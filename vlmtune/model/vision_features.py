@@ -57,7 +57,7 @@ class VisionFeatures:
         names = ("image_token_id", "image_token_index")
         ids = [getattr(base.config, name, None) for name in names]
         self.image_token_id: int = next((token for token in ids if token is not None), -1)
-        if output_may_vary(base):
+        if not has_fixed_tower(base):
             self.max_bytes = 0
 
     def cached(self, rows: Sequence[int]) -> list[RowFeatures] | None:
@@ -71,7 +71,11 @@ class VisionFeatures:
         return self.layout.inputs(features)
 
     def batch_inputs(self, features: Sequence[RowFeatures | None], batch: Batch) -> dict[str, Any]:
-        """The model's inputs that replace the pixels of a batch, of which some rows have no image (None)."""
+        """The model's inputs that replace the pixels of a batch, of which some rows have no image (None).
+
+        Args:
+            batch: the batch without its pixels. Mllama's features are padded to its number of tiles.
+        """
         return self.inputs([row for row in features if row is not None])
 
     def position_ids(self, keys: Sequence[tuple[int, int]], length: int) -> dict[str, Tensor]:
@@ -315,7 +319,9 @@ def decoder_inputs(base: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
     return {}
 
 
-def output_may_vary(base: Any) -> bool:
-    """Whether two calls of the tower may differ, because it has dropout; also where there is no tower."""
+def has_fixed_tower(base: Any) -> bool:
+    """Whether the base has a vision tower that gives an image the same output each time: without dropout."""
     vision = getattr(base.config, "vision_config", None)
-    return vision is None or any(value for name, value in vision.to_dict().items() if "dropout" in name)
+    return vision is not None and not any(
+        value for name, value in vision.to_dict().items() if "dropout" in name
+    )

@@ -17,7 +17,7 @@ from vlmtune.training.best_evaluation import BEST_STEP
 
 # The metrics reported with a checkpoint. It is written last, so it marks the checkpoint as complete.
 REPORT_FILE = "report.json"
-KEPT = 2  # checkpoints of a trial: if the last one is damaged, the one before is there
+KEPT = 2  # checkpoints of a trial: if the last one is damaged, the one before it is used
 
 Tell = Callable[[str], object]
 

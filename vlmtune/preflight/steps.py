@@ -8,7 +8,7 @@ from vlmtune.errors import ModelError
 from vlmtune.model.memory import size_text
 from vlmtune.model.shapes import fused_expert_weights
 from vlmtune.model.vision_attention import takes_varlen_attention
-from vlmtune.model.vision_features import output_may_vary
+from vlmtune.model.vision_features import has_fixed_tower
 from vlmtune.packed.packable import not_packable
 from vlmtune.training.step_plan import why_not_captured
 
@@ -64,7 +64,7 @@ def _features(settings: Settings, model: Any) -> str:
         return "no, the vision tower or what follows it is trained"
     if not hasattr(model.base_model, "get_image_features"):
         return f"no, {type(model).__name__} gives no image features"
-    if output_may_vary(model):
+    if not has_fixed_tower(model):
         return "no, the vision tower has dropout"
     return "yes, where the first rows show that the decoder gets the same from them"
 

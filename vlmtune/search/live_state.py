@@ -36,7 +36,7 @@ class LiveState:
 
         Args:
             at_once: also if they were written a moment ago.
-            running: whether the search goes on.
+            running: whether the search is still running.
         """
         now = time.time()
         if self.path is None or not (at_once or now - self.written >= SECONDS_BETWEEN_WRITES):

@@ -160,14 +160,14 @@ def read_warm_start(session: Session, space: Space) -> EarlierTrials | None:
     """The trials of the searches that `--warm_start` names.
 
     Raises:
-        ConfigError: one of them cannot be read. A resumed search goes on without them.
+        ConfigError: one of them cannot be read. A resumed search continues without them.
     """
     try:
         return read_earlier_trials(session.settings, space, session.store.meta.key)
     except ConfigError as error:
         if not session.resumed:
             raise
-        logger.info(console_line("", f"{error}; the search goes on without it"))
+        logger.info(console_line("", f"{error}; the search continues without it"))
         return None
 
 

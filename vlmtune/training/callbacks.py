@@ -1,4 +1,4 @@
-"""What a run does beside its steps: a probe before the first one, and a report with each evaluation."""
+"""Callbacks of a run: a test of the longest rows before the first step, a report with each evaluation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +14,8 @@ from vlmtune.training.trainer import AdapterTrainer
 ReportResult = Callable[[dict[str, Any], str], None]  # takes metrics, and the folder of their checkpoint
 
 
-class ProbeLongestRows(TrainerCallback):
-    """Tries the longest rows together before the first step, so that a lack of memory shows in seconds."""
+class TryLongestRows(TrainerCallback):
+    """Runs the longest rows before the first step, so that a lack of memory shows at once, not in hours."""
 
     def __init__(self, trainer: AdapterTrainer) -> None:
         self.trainer = trainer

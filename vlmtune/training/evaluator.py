@@ -47,8 +47,12 @@ class Evaluator:
             dist.all_reduce(total)
         return (total[0] / total[1]).item()
 
-    def answers(self, *, last: bool) -> dict[str, float]:
-        """The metric of generated answers by its name. `last`: of the run's evaluations."""
+    def answer_metric(self, *, last: bool) -> dict[str, float]:
+        """The metric of generated answers, by its name; empty if none is asked for.
+
+        Args:
+            last: whether this is the run's last evaluation.
+        """
         if self.objective is None:
             return {}
         rank, world_size = self.batches.rank, self.batches.order.world_size
@@ -63,7 +67,7 @@ class Evaluator:
         )
 
     def _negative_log_likelihood(self, batch: Batch) -> torch.Tensor:
-        """[2]: summed over the labelled tokens of a batch, and their number."""
+        """`[2]`: the negative log-likelihood summed over the labelled tokens of a batch, and their number."""
         with self.autocast():
             outputs = log_probs_at_labels(self.model, self.vision.inputs(batch))
         return torch.stack([-outputs.log_probs.double().sum(), outputs.label_mask.sum().double()])

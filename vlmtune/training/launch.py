@@ -57,7 +57,7 @@ class Outcome:
 # cloud announces that it takes a spot machine. This is for machines that go unannounced, and for workers that
 # the system kills.
 MAX_RESTARTS = 8
-KEPT = 2  # checkpoints of a run: if the last one is damaged, the one before is there
+KEPT = 2  # checkpoints of a run: if the last one is damaged, the one before it is used
 METRICS_FILE = "report.json"  # of a checkpoint of `run_in_process`, written last: the metrics of its report
 
 

@@ -28,7 +28,7 @@ from vlmtune.trackers.tracker import open_trackers
 from vlmtune.training.adapted_model import adapted_model
 from vlmtune.training.batches import BatchReader, WorkerBatches
 from vlmtune.training.best_evaluation import EvaluationRule
-from vlmtune.training.callbacks import ProbeLongestRows, ReportAtEvaluation, ReportResult
+from vlmtune.training.callbacks import ReportAtEvaluation, ReportResult, TryLongestRows
 from vlmtune.training.meter import Meter, training_flops_per_token
 from vlmtune.training.step_plan import length_multiple, plan_step
 from vlmtune.training.step_result import step_dtype, step_result
@@ -116,7 +116,7 @@ def train(
         self_check.check_step(accelerated_step.accelerations, partial(step_result, trainer, self_check.rows))
     trainer.remove_callback(PrinterCallback)
     if args.device.type == "cuda":
-        trainer.add_callback(ProbeLongestRows(trainer))
+        trainer.add_callback(TryLongestRows(trainer))
     trainer.add_callback(ReportAtEvaluation(meter, report, rule))
     trainer.train(resume_from_checkpoint=checkpoint)
     meter.close()

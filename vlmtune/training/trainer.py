@@ -32,6 +32,8 @@ from vlmtune.training.vision_groups import set_vision_learning_rate
 class AdapterTrainer(SFTTrainer):
     """SFTTrainer over prepared rows.
 
+    The class is long because it is the list of Trainer's hooks that are overridden, each a few lines.
+
     Args:
         model: the frozen base with its adapter.
         accelerated_step: runs the steps of `model`.
@@ -58,8 +60,8 @@ class AdapterTrainer(SFTTrainer):
         vision_learning_rate: float | None = None,
     ) -> None:
         self.vision_learning_rate = vision_learning_rate
-        # SFTTrainer wants a dataset to look at; the batches come from `get_train_dataloader`. It casts
-        # adapters on a quantised base to bf16, where small updates round away.
+        # SFTTrainer needs datasets for its checks; the batches come from `get_train_dataloader`. It would
+        # cast adapters on a quantised base to bf16, where small updates round away.
         with keep_adapter_in_fp32(model):
             super().__init__(
                 model,
@@ -70,10 +72,11 @@ class AdapterTrainer(SFTTrainer):
                 data_collator=lambda batch: {"batch": batch},
             )
         add_positions_argument(accelerated_step.base)
-        # The Trainer leaves a model that is wrapped already as it is. So there is no DistributedDataParallel:
-        # gradients are averaged once a step, in `training_step`. A worker that runs out of memory tries again
-        # while the others wait, and nothing holds on to parameters while a CUDA graph is captured.
-        self.accelerator.prepare_model(model, evaluation_mode=True)  # autocast alone
+        # `model_wrapped` is what the Trainer's loop calls `train()`, `zero_grad()` and `training_step` with.
+        # Where it is set, the Trainer does not wrap the model in DistributedDataParallel: gradients are
+        # averaged once a step instead, in `training_step`. So a worker that runs out of memory can repeat its
+        # batch while the others wait, and no hook of DistributedDataParallel is in a captured CUDA graph.
+        self.accelerator.prepare_model(model, evaluation_mode=True)  # in this mode it only adds autocast
         self.model_wrapped = skip_module_traversal(model)
         # The loss is divided by the labelled tokens of the whole step; the Trainer must not divide it again.
         self.model_accepts_loss_kwargs = True
@@ -103,9 +106,9 @@ class AdapterTrainer(SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor | None]:
-        """The batches of a step and its labelled tokens, which are counted on the CPU, where they lie.
+        """The batches of a step and its number of labelled tokens, counted on the CPU, where the batches are.
 
-        With `average_tokens_across_devices` they are those of all workers.
+        With `average_tokens_across_devices` the number is that of all workers.
         """
         batches = list(islice(epoch_iterator, num_batches))
         if not batches:
@@ -120,7 +123,7 @@ class AdapterTrainer(SFTTrainer):
         return batches, labelled_tokens
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Add the gradients of one device batch, and return its loss.
+        """Add the gradients of one batch, and return its loss.
 
         After the last batch of a step the gradients are averaged over the workers.
         """
@@ -135,10 +138,10 @@ class AdapterTrainer(SFTTrainer):
         return loss
 
     def add_gradients(self, model: Any, inputs: Batch, labelled_tokens: Any) -> torch.Tensor:
-        """Add this worker's gradients of a device batch, and return its part of the loss.
+        """Add this worker's gradients of a batch, in micro-batches, and return its part of the loss.
 
-        The loss is divided by the `labelled_tokens` of the whole step, so that the parts of a batch add
-        up to it, however many they are.
+        The loss of each micro-batch is divided by the `labelled_tokens` of the whole step, so that these
+        losses add up to that of the step, however many there are.
         """
         parent_step: Any = super().training_step
 
@@ -178,7 +181,7 @@ class AdapterTrainer(SFTTrainer):
         training = self.model.training
         self.model_wrapped.eval()
         loss = self.evaluator.loss(self.args.per_device_eval_batch_size)
-        answers = self.evaluator.answers(last=self.state.global_step >= self.state.max_steps)
+        answers = self.evaluator.answer_metric(last=self.state.global_step >= self.state.max_steps)
         seconds = time.monotonic() - started
         self.meter.pause(seconds)
         metrics = {f"{metric_key_prefix}_loss": loss, **answers, f"{metric_key_prefix}_seconds": seconds}
