@@ -47,6 +47,13 @@ def test_the_layout_grows_and_never_shrinks(binding: AdapterBinding) -> None:
     assert not binding.make_room([*q, *k], 8)
 
 
+def test_the_layout_begins_at_the_highest_rank_that_will_come(binding: AdapterBinding) -> None:
+    binding.start_at_rank(8)
+    assert binding.make_room(targets(binding, "q_proj"), 2), "a layer is new"
+    assert binding.layout.lora_rank == 8
+    assert not binding.make_room(targets(binding, "q_proj"), 8)
+
+
 def test_rows_read_their_own_adapters_and_padding_the_last_ones(binding: AdapterBinding) -> None:
     binding.make_room(targets(binding, "q_proj"), 2)
     one, other = torch.randn(binding.layout.size), torch.randn(binding.layout.size)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from packed_kit import CLOSE, TRIALS, assert_as_alone, make_engine, pack
+from packed_kit import CLOSE, TRIALS, Packed, assert_as_alone, make_engine, pack
 from training_kit import Run, difference, values_of
 
 from vlmtune.data.store import Store
@@ -110,6 +110,58 @@ def test_a_trial_resumes_from_its_checkpoint_in_another_engine(
     assert [report.metrics["step"] for report in second.reports["eight"]] == [6, 8]
     kept = {folder.name for folder in (tmp_path / "eight").iterdir()}
     assert kept == {"checkpoint-6", "checkpoint-8"}, "earlier checkpoints go, but for the one before"
+
+
+# A rate at which a difference in the last bit grows to 76 % of the adapter within 24 steps.
+WILD = {
+    "lora_r": 4,
+    "lora_alpha": 8,
+    "lora_dropout": 0.1,
+    "learning_rate": 0.3,
+    "per_device_train_batch_size": 4,
+    "max_steps": 24,
+    "eval_steps": 4,
+}
+BESIDE = {"per_device_train_batch_size": 3, "max_steps": 24, "eval_steps": 4, "learning_rate": 1e-4}
+
+
+def test_a_killed_trial_goes_on_beside_others_to_the_same_bits(
+    stores: dict[str, Store], models: Path, tmp_path: Path, one_thread: None
+) -> None:
+    """Neighbours of other ranks and numbers, rows divided otherwise, and kills change no bit."""
+    store, model = stores["mall llava"], models / "llava"
+    undisturbed = pack(store, model, tmp_path / "undisturbed", {"wild": WILD})
+    undisturbed.run()
+    undisturbed.close()
+    folder = tmp_path / "killed"
+    # Before the first checkpoint, between two, right after one, and once more.
+    neighbours: list[dict[str, dict[str, Any]]] = [
+        {"a": {"lora_r": 2, **BESIDE}},
+        {"b": {"lora_r": 8, **BESIDE}, "c": {"lora_r": 1, **BESIDE}},
+        {},
+        {"d": {"lora_r": 8, **BESIDE}},
+    ]
+    losses: dict[int, float] = {}
+    for number, step in enumerate((3, 10, 16, 24)):
+        engine = pack(store, model, folder / str(number), {})
+        engine.folder = folder
+        engine.engine.model.max_tokens = 100 * (number + 1)  # divides the rows otherwise in each engine
+        for name, trial in {**neighbours[number], "wild": WILD}.items():
+            engine.join(name, values_of(store, model, **trial))
+        engine.run(until=lambda engine=engine, step=step: wild_steps(engine) == step)
+        engine.close()
+        losses |= losses_of(engine)
+    assert difference(engine.adapter("wild"), undisturbed.adapter("wild")) == 0.0
+    assert losses == losses_of(undisturbed)
+
+
+def losses_of(packed: Packed) -> dict[int, float]:
+    reports = packed.reports.get("wild", [])  # none before its first evaluation
+    return {report.metrics["step"]: report.metrics["eval_loss"] for report in reports}
+
+
+def wild_steps(packed: Packed) -> int:
+    return packed.engine.slots["wild"].progress.step if "wild" in packed.engine.slots else 24
 
 
 NEIGHBOURS: dict[str, dict[str, Any]] = {

@@ -40,6 +40,15 @@ class AdapterBinding:
         self.set_layout(AdapterLayout(every, max(lora_rank, self.layout.lora_rank)))
         return True
 
+    def start_at_rank(self, lora_rank: int) -> None:
+        """Make the layout of no adapter yet wide enough for the highest rank that will come.
+
+        A product over another rank has other last bits, and at high learning rates they grow. So they must
+        not depend on which trials are neighbours: a trial that resumes has others than before.
+        """
+        assert not self.layout.targets
+        self.set_layout(AdapterLayout([], max(lora_rank, self.layout.lora_rank)))
+
     def set_layout(self, layout: AdapterLayout) -> None:
         """Use another layout. CUDA graphs read the old one's memory, so they are captured again."""
         self.layout = layout

@@ -112,6 +112,7 @@ def build_model(
     if self_check is not None:
         run = partial(packed_result, model, layers, self_check.initial_a, rows)
         self_check.check_step(accelerated_step.accelerations, run)
+    model.adapters.start_at_rank(max_lora_rank)
     if not gpu:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     return model, plan.trials

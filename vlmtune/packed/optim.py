@@ -47,7 +47,9 @@ class AdapterOptimizer:
         parts = [self.gradient[: self.image_start], self.gradient[self.image_start :] if has_images else None]
         for parameter, part in zip(self.parameters, parts, strict=True):
             parameter.grad = part if len(parameter) else None
-        norm: Tensor = self.gradient.norm()
+        # In float64, because the layout and with it the order of the sum depends on the neighbours' ranks: in
+        # float32 the last bits of the norm, and so of every clipped step, would depend on them.
+        norm = torch.linalg.vector_norm(self.gradient, dtype=torch.float64).float()
         if self.max_grad_norm:
             nn.utils.clip_grads_with_norm_(self.parameters, self.max_grad_norm, norm)
         self.optimizer.step()

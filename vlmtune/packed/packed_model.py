@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -74,8 +73,8 @@ class PackedModel:
         """Run rows forward and backward, in training mode.
 
         Args:
-            add: is called as `add(owner, gradient)` for each owner in a packed batch, with the summed
-                gradient `[P]` of its rows.
+            add: is called as `add(owner, gradient)` for each row, with its gradient `[P]` in the dtype of the
+                computation.
         """
         self._set_mode(training=True)
         if not self.dropout and any(row.dropout for row in rows):
@@ -145,13 +144,10 @@ class PackedModel:
             (losses.loss[: len(part)] * weights).sum().backward()
         gradients = self.adapters.gradients()
         self.adapters.drop_gradients()
-        counts = {owner: len(list(group)) for owner, group in groupby(part, key=lambda row: row.owner)}
-        # Compute all sums before the first `add`: if they run out of memory, the whole batch runs again.
-        sums = [
-            rows.sum(0, dtype=torch.float32) for rows in gradients[: len(part)].split(list(counts.values()))
-        ]
-        for owner, gradient in zip(counts, sums, strict=True):
-            add(owner, gradient)
+        # One row after another, so that the sum is the same to the last bit however an owner's rows are
+        # divided into packed batches. Adding allocates nothing: after want of memory the whole batch runs again.
+        for row, gradient in zip(part, gradients, strict=False):
+            add(row.owner, gradient)
         return losses
 
     def _forward(self, part: Sequence[PackedRow], *, dropout: bool) -> RowLosses:

@@ -136,7 +136,7 @@ class Slot:
         return rows
 
     def add_gradient(self, gradient: torch.Tensor) -> None:
-        """Add the gradient of some rows of the batch, `[P]`."""
+        """Add the gradient of one row of the batch, `[P]`."""
         self.adapter.add_gradient(gradient)
 
     def end_batch(self, rows: list[PackedRow], result: PassResult) -> None:
