@@ -116,7 +116,9 @@ def test_a_killed_engine_and_a_killed_trial_lose_and_repeat_nothing(
     }, "as if nothing had happened, its dropout too"
     best = Settings.load(folder / "best" / "config.yaml")
     assert best.search.trial_runner == "packed"
-    alone = best.replace(lora_r=4, learning_rate=RATES[0], output_dir=str(tmp_path / "alone"), num_workers="0")
+    alone = best.replace(
+        lora_r=4, learning_rate=RATES[0], output_dir=str(tmp_path / "alone"), num_workers="0"
+    )
     train_adapter(alone, lambda _: None)
     row = next(row for row in rows if (row["lora_r"], row["learning_rate"]) == (4, RATES[0]))
     trained = load_file(folder / "tune" / "train" / row["trial_id"] / f"checkpoint-{STEPS}" / ADAPTER_FILE)
