@@ -145,7 +145,8 @@ class PackedModel:
         gradients = self.adapters.gradients()
         self.adapters.drop_gradients()
         # One row after another, so that the sum is the same to the last bit however an owner's rows are
-        # divided into packed batches. Adding allocates nothing: after want of memory the whole batch runs again.
+        # divided into packed batches. Adding allocates nothing: after want of memory the whole batch runs
+        # again.
         for row, gradient in zip(part, gradients, strict=False):
             add(row.owner, gradient)
         return losses
