@@ -49,7 +49,7 @@ class AdapterOptimizer:
             parameter.grad = part if len(parameter) else None
         # In float64, because the layout and with it the order of the sum depends on the neighbours' ranks: in
         # float32 the last bits of the norm, and so of every clipped step, would depend on them.
-        norm = torch.linalg.vector_norm(self.gradient, dtype=torch.float64).float()
+        norm: Tensor = torch.linalg.vector_norm(self.gradient, dtype=torch.float64).float()
         if self.max_grad_norm:
             nn.utils.clip_grads_with_norm_(self.parameters, self.max_grad_norm, norm)
         self.optimizer.step()
