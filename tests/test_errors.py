@@ -7,10 +7,10 @@ import pytest
 from vlmtune.errors import (
     DataError,
     ResourceError,
+    RunInterrupted,
     RunStoppedError,
     SearchFailedError,
-    SearchInterrupted,
-    interrupted_search,
+    named_interrupt,
     plain_user_errors,
     writable,
 )
@@ -25,14 +25,14 @@ from vlmtune.stop_signals import Terminated
         (Terminated(), 143, "Terminated. Rerun the same command to resume.\n"),
         (RunStoppedError("--output_dir /out: is full"), 1, "error: --output_dir /out: is full\n"),
         (
-            interrupted_search("/out", Terminated()),
+            RunInterrupted("python ray_jobs/tune.py --resume /out", 143),
             143,
             "Terminated. To resume: python ray_jobs/tune.py --resume /out\n",
         ),
         (
-            SearchInterrupted("/out"),
+            RunInterrupted("python ray_jobs/train.py --resume /out"),
             130,
-            "Interrupted. To resume: python ray_jobs/tune.py --resume /out\n",
+            "Interrupted. To resume: python ray_jobs/train.py --resume /out\n",
         ),
         (SearchFailedError("no trial ran to its end"), 1, "error: no trial ran to its end\n"),
     ],
@@ -44,6 +44,14 @@ def test_an_error_ends_the_command_with_one_line_and_a_code(
         raise error
     assert ended.value.code == code
     assert capsys.readouterr().err == line
+
+
+def test_an_interrupt_names_what_resumes_the_run_once_there_is_something() -> None:
+    with pytest.raises(RunInterrupted) as caught, named_interrupt(lambda: "tune --resume /out"):
+        raise Terminated
+    assert (caught.value.resume, caught.value.code) == ("tune --resume /out", 143)
+    with pytest.raises(Terminated), named_interrupt(lambda: None):
+        raise Terminated
 
 
 def test_a_write_that_fails_names_the_folder_and_its_flag(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 # Ray, too, raises a plain KeyboardInterrupt where a signal arrives in one of its calls.
 PROGRAM = """
 import time
-from vlmtune.errors import interrupted_search, plain_user_errors
+from vlmtune.errors import RunInterrupted, plain_user_errors
+from vlmtune.stop_signals import exit_code
 with plain_user_errors():
     try:
         print("begun", flush=True)
@@ -21,7 +22,7 @@ with plain_user_errors():
                 time.sleep(60)
         finally:
             plain = KeyboardInterrupt() if {plain} else interrupt
-            raise interrupted_search("/out", plain) from None
+            raise RunInterrupted("python ray_jobs/tune.py --resume /out", exit_code(plain)) from None
 """
 
 
@@ -58,3 +59,22 @@ def test_the_second_signal_ends_it_at_once_without_a_traceback(second: int, code
     process.send_signal(second)
     _, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr) == (code, "")
+
+
+PROGRAM_OF_ITS_OWN = """
+import signal
+from vlmtune.cluster import connect
+from vlmtune.errors import plain_user_errors
+mine = lambda number, frame: None
+signal.signal(signal.SIGTERM, mine)
+before = signal.getsignal(signal.SIGINT)
+connect()
+assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == (before, mine)
+with plain_user_errors():
+    assert signal.getsignal(signal.SIGTERM) is not mine
+assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == (before, mine)
+"""
+
+
+def test_a_program_gets_its_own_handlers_back() -> None:
+    subprocess.run([sys.executable, "-c", PROGRAM_OF_ITS_OWN], check=True, timeout=90)

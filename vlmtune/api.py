@@ -51,7 +51,7 @@ def search(settings: Settings) -> SearchResult:
         UserError: something is wrong with the settings, the data, the model or the machine. Nothing has been
             written then.
         SearchFailedError: no trial completed. The search can be resumed.
-        SearchInterrupted: Ctrl-C. The search can be resumed.
+        RunInterrupted: Ctrl-C, a KeyboardInterrupt. The search can be resumed.
     """
     from vlmtune.search.run_search import run_search
 
@@ -78,6 +78,7 @@ def train(settings: Settings, *, progress: Callable[[dict[str, Any]], None] | No
         UserError: something is wrong with the settings, the data, the model or the machine. Nothing has been
             written then.
         DivergedError: the loss or gradient became NaN or infinite.
+        RunInterrupted: Ctrl-C, a KeyboardInterrupt. The run can be resumed.
     """
     from vlmtune.single_run import train_adapter
 

@@ -17,7 +17,7 @@ from vlmtune.compat.ray_node import loopback_addresses
 from vlmtune.errors import ConfigError, ResourceError
 from vlmtune.private_ray import make_private_temp_dir, make_private_token
 from vlmtune.standard_error import captured_stderr
-from vlmtune.stop_signals import take_back_stop_signals
+from vlmtune.stop_signals import kept_signal_handlers
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +119,7 @@ def connect() -> Cluster:
         with (
             captured_stderr() if address is not None else nullcontext(list[str]()) as printed,
             nullcontext() if address is not None else loopback_addresses(),
+            kept_signal_handlers(),
         ):
             context = ray.init(**options, ignore_reinit_error=True)
     except (ConnectionError, RuntimeError, RayError) as error:
@@ -130,7 +131,6 @@ def connect() -> Cluster:
             ) from None
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"cannot reach or start Ray on {where}: {first}") from error
-    take_back_stop_signals()
     now = ray.cluster_resources()
     later, nodes = autoscaled(LAUNCHER_CONFIG) if address is not None else ({}, 0)
     most = {name: max(now.get(name, 0.0), later.get(name, 0.0)) for name in ("CPU", "GPU")}

@@ -7,11 +7,11 @@ machine: the exit code is then 1.
 
 import difflib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from vlmtune.shown_text import printable, redacted
-from vlmtune.stop_signals import INTERRUPTED, TERMINATED, exit_code, handle_stop_signals
+from vlmtune.stop_signals import INTERRUPTED, TERMINATED, exit_code, handled_stop_signals
 
 FAULT, USER_ERROR = 1, 2  # exit codes of commands
 
@@ -52,22 +52,29 @@ class RunStoppedError(Exception):
     """A fault of the machine ended a run, such as a full disk. Its message is one line with the way out."""
 
 
-class SearchInterrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM during a search, which can be resumed.
+class RunInterrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM during a search or a training that can be resumed.
 
     Attributes:
-        folder: absolute path or URI of its output folder.
+        resume: the command that resumes it.
         code: the exit code of a command.
     """
 
-    def __init__(self, folder: str, code: int = INTERRUPTED) -> None:
-        super().__init__(folder, code)
-        self.folder, self.code = folder, code
+    def __init__(self, resume: str, code: int = INTERRUPTED) -> None:
+        super().__init__(resume, code)
+        self.resume, self.code = resume, code
 
 
-def interrupted_search(folder: str, interrupt: KeyboardInterrupt) -> SearchInterrupted:
-    """What `interrupt` is called where it ends the search in `folder`."""
-    return SearchInterrupted(folder, exit_code(interrupt))
+@contextmanager
+def named_interrupt(resume: Callable[[], str | None]) -> Iterator[None]:
+    """An interrupt of the block becomes a `RunInterrupted`, once `resume` has a command that resumes the run."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        command = resume()
+        if command is None:
+            raise
+        raise RunInterrupted(command, exit_code(interrupt)) from None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -104,16 +111,15 @@ def plain_user_errors(resume_hint: str = "") -> Iterator[None]:
     Args:
         resume_hint: a sentence on how to resume, printed after Ctrl-C.
     """
-    handle_stop_signals()
     try:
-        yield
-    except SearchInterrupted as interrupt:
-        word = "Terminated" if interrupt.code == TERMINATED else "Interrupted"
-        _exit(f"{word}. To resume: python ray_jobs/tune.py --resume {interrupt.folder}", interrupt.code)
+        with handled_stop_signals():
+            yield
     except KeyboardInterrupt as interrupt:
-        code = exit_code(interrupt)
+        code, hint = exit_code(interrupt), resume_hint
+        if isinstance(interrupt, RunInterrupted):
+            code, hint = interrupt.code, f"To resume: {interrupt.resume}"
         word = "Terminated" if code == TERMINATED else "Interrupted"
-        _exit(f"{word}. {resume_hint}".rstrip(), code)
+        _exit(f"{word}. {hint}".rstrip(), code)
     except (SearchFailedError, RunStoppedError) as error:
         _exit(f"error: {error}", FAULT)
     except UserError as error:

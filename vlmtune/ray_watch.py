@@ -18,10 +18,13 @@ class RayWatch:
     """Watches Ray's processes from `start` to `stop`, in a thread.
 
     Args:
-        resume: how the run is resumed, for the line.
+        resume: the command that resumes the run; None while there is nothing to resume.
+
+    Attributes:
+        resume: as the argument. It may change while the watch runs.
     """
 
-    def __init__(self, resume: str) -> None:
+    def __init__(self, resume: str | None = None) -> None:
         self.resume = resume
         self._stopped, self._wake = os.pipe()
         self._thread: threading.Thread | None = None
@@ -69,8 +72,7 @@ class RayWatch:
 
     def _end(self, name: str) -> None:
         """Leave at once: what runs in other threads waits for an answer that does not come."""
-        print(
-            f"error: Ray's {name} has ended, and the run with it. To resume: {self.resume}", file=sys.stderr
-        )
+        hint = "" if self.resume is None else f". To resume: {self.resume}"
+        print(f"error: Ray's {name} has ended, and the run with it{hint}", file=sys.stderr)
         sys.stderr.flush()
         os._exit(FAULT)

@@ -110,8 +110,7 @@ class Session:
             run_state.check_same_files(folder, kind, DataSource.from_settings(settings).given_paths)
         cluster = connect_for(settings)
         store, data_files = prepare_rows_and_files(settings)
-        command = "tune" if kind is run_state.SEARCH else "train"
-        watch = RayWatch(f"python ray_jobs/{command}.py --resume {folder}")
+        watch = RayWatch(resume_command(kind, folder) if resumed else None)
         session = cls(kind, folder, settings, resumed, cluster, store, data_files, lock, watch)
         if resumed:
             session._check_same_rows()
@@ -143,6 +142,7 @@ class Session:
             run_state.write_files(self.folder, self.kind, self.data_files)
         run_state.write(self.folder, self.kind, self.settings, self.store.meta.key)
         make_experiment(self.settings.training.report_to, self.folder)
+        self.watch.resume = resume_command(self.kind, self.folder)
         if not self.resumed and self.store.meta.bad_rows:
             self.store.copy_bad_rows(f"{self.folder}/bad_rows.jsonl")
 
@@ -162,6 +162,11 @@ class Session:
                 f"model's processor has changed, since this {self.kind.noun} began; start a new "
                 f"{self.kind.noun}"
             )
+
+
+def resume_command(kind: RunKind, folder: str) -> str:
+    """The command that resumes the run in a folder."""
+    return f"python ray_jobs/{'tune' if kind is run_state.SEARCH else 'train'}.py --resume {folder}"
 
 
 def new_output_folder(settings: Settings) -> str:

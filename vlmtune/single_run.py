@@ -7,11 +7,13 @@ from typing import Any
 from vlmtune.cluster import Cluster
 from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
+from vlmtune.errors import named_interrupt
 from vlmtune.evaluation.adapter import TrainedAdapter, read_adapter_files
 from vlmtune.packed.packable import check_packable
 from vlmtune.packed.train_packed import run_packed
 from vlmtune.run_state import TRAINING
 from vlmtune.session import Session
+from vlmtune.stop_signals import kept_signal_handlers
 from vlmtune.training.isolated import run_isolated
 from vlmtune.training.launch import Outcome
 from vlmtune.training.save import save_adapter_folder
@@ -54,7 +56,11 @@ def train_adapter(settings: Settings, progress: Progress) -> TrainResult:
         UserError: something is wrong with the settings, the data, the model or the machine. Nothing has been
             written then.
     """
-    with Session.open(settings, TRAINING, check_runner) as session:
+    with (
+        Session.open(settings, TRAINING, check_runner) as session,
+        named_interrupt(lambda: session.watch.resume),
+        kept_signal_handlers(),  # Ray Train sets one of SIGINT
+    ):
         session.claim()
         settings, store, folder = session.settings, session.store, session.folder
         outcome = train_with_runner(settings, store, folder, session.cluster, progress)

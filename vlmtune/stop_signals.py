@@ -3,33 +3,48 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 INTERRUPTED, TERMINATED = 130, 143  # the exit codes of a program that Ctrl-C or SIGTERM ended
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 _received: list[int] = []  # the stop signals so far
-_handled: list[bool] = []  # one entry once `handle_stop_signals` was called
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which schedulers send before they take a machine."""
 
 
-def handle_stop_signals() -> None:
-    """Let SIGINT raise KeyboardInterrupt and SIGTERM `Terminated` in the main thread.
+@contextmanager
+def kept_signal_handlers() -> Iterator[None]:
+    """Set the handlers of SIGINT and SIGTERM again at the end of the block, as they were at its beginning.
 
-    Commands call it; a program that uses vlmtune as a library keeps its own handlers.
+    `ray.init` and Ray Train set their own: that of SIGTERM prints a C++ stack and aborts.
     """
-    if threading.current_thread() is threading.main_thread():
-        _handled[:] = [True]
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _stop)
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                if handler is not None:  # None: C code has set it, and Python cannot
+                    signal.signal(number, handler)
 
 
-def take_back_stop_signals() -> None:
-    """Set the handlers again after Ray has set its own, which prints a C++ stack and aborts on SIGTERM."""
-    if _handled:
-        handle_stop_signals()
+@contextmanager
+def handled_stop_signals() -> Iterator[None]:
+    """Let SIGINT raise KeyboardInterrupt and SIGTERM `Terminated` in the main thread, within the block.
+
+    Commands use it; a program that uses vlmtune as a library keeps its own handlers.
+    """
+    with kept_signal_handlers():
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                signal.signal(number, _stop)
+        yield
 
 
 def exit_code(interrupt: KeyboardInterrupt) -> int:

@@ -107,7 +107,7 @@ def salvage_lines(result: "Salvaged") -> Iterator[str]:
 def train(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/train.py") -> None:
     """`train`: train one adapter. Arguments as in `tune`."""
     configure_console()
-    with plain_user_errors("To resume: --resume with its --output_dir."):
+    with plain_user_errors():
         settings = parse(argv, description=TRAIN_HELP.format(prog=prog), prog=prog)
         if settings.run.resume is None:
             check_new_run(settings)

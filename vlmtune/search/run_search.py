@@ -11,7 +11,7 @@ from vlmtune.cluster import Cluster
 from vlmtune.config.settings import Settings
 from vlmtune.console import console_line
 from vlmtune.data.split import TEST
-from vlmtune.errors import ConfigError, RunStoppedError, interrupted_search
+from vlmtune.errors import ConfigError, RunStoppedError, named_interrupt
 from vlmtune.evaluation.verdict import few_rows_warning
 from vlmtune.faults import disk_reason, output_fault
 from vlmtune.packed.messages import CHECKPOINT
@@ -50,7 +50,7 @@ def run_search(settings: Settings) -> SearchResult:
         UserError: something is wrong with the settings, the data, the model or the machine. Nothing has been
             written then.
         SearchFailedError: no trial completed. The search can be resumed.
-        SearchInterrupted: Ctrl-C. The search can be resumed.
+        RunInterrupted: Ctrl-C. The search can be resumed.
     """
     if settings.search.search_space is None and settings.run.resume is None:
         settings = settings.replace(search_space=DEFAULT_SPACE)
@@ -58,9 +58,8 @@ def run_search(settings: Settings) -> SearchResult:
         logger.info(console_line("Space", f"the default one, for want of a search_space: {text}"))
     with Session.open(settings, SEARCH, check_search) as session:
         try:
-            return _search(session)
-        except KeyboardInterrupt as interrupt:
-            raise interrupted_search(session.folder, interrupt) from None
+            with named_interrupt(lambda: session.watch.resume):
+                return _search(session)
         except OSError as error:
             reason = disk_reason(error)
             if reason is None:
