@@ -67,7 +67,7 @@ class RunInterrupted(KeyboardInterrupt):
 
 @contextmanager
 def named_interrupt(resume: Callable[[], str | None]) -> Iterator[None]:
-    """An interrupt of the block becomes a `RunInterrupted`, once `resume` has a command that resumes the run."""
+    """An interrupt of the block becomes a `RunInterrupted`, once `resume` has a command for that."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
