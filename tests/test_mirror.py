@@ -89,6 +89,7 @@ OF_SEVERAL_MODULES = {
     "model/test_decoder_waits.py": "decoders of current families, with all that makes a step fast",
     "training/test_stock_trl.py": "both runners against plain TRL",
     "ray_jobs/test_job_submit.py": "the commands as Ray jobs",
+    "ui/test_running_search.py": "the page of a search that runs",
     "ray_jobs/test_starting_points.py": "every starting point of docs/data.md, from files to an adapter",
     "search/test_packed_search.py": "a search over packed trials",
     "test_benchmarks.py": "benchmarks/",

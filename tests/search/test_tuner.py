@@ -46,7 +46,7 @@ SPACE = {"learning_rate": {"uniform": [0.01, 0.5]}, "lora_r": {"choice": [4, 8]}
 STEPS = 8
 TRIALS = 7
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -331,14 +331,14 @@ def test_the_rungs_of_an_interrupted_search_count() -> None:
 
 
 def test_what_stops_a_whole_search(tmp_path: Path) -> None:
-    settings = BASELINE.replace(search_space=SPACE, num_samples=2, time_budget_s=0.1)
+    settings = BASELINE.replace(search_space=SPACE, num_samples=2, time_budget_s=10.0)
 
     def slow(config: dict[str, Any]) -> None:
         time.sleep(60)
 
     trials = run_all(settings, Space.parse(SPACE, settings), str(tmp_path), runner_of(slow))
     assert {trial.end for trial in trials} == {End.BUDGET}
-    assert "2 trials ended unfinished after --time_budget_s 0.1" in no_trial_completed(
+    assert "2 trials ended unfinished after --time_budget_s 10" in no_trial_completed(
         results.trial_results(trials), settings, "out"
     )
 

@@ -99,7 +99,8 @@ def _search(session: Session) -> SearchResult:
     # What repeats the best trial must train it in the same way.
     session = session.with_settings(settings.replace(trial_runner=runner_kind(settings, space)))
     curves = curves_of(trials, settings.search.metric)
-    result = write_results(session, space, trial_results(trials), curves, confirmed)
+    losses = curves_of(trials, "train_loss")
+    result = write_results(session, space, trial_results(trials), curves, confirmed, losses)
     session.with_settings(settings).finish()
     return result
 

@@ -99,6 +99,11 @@ def run_queue(
     recorder = TrialRecorder(queue, saved, console, stopper, scheduler.stopped, live)
     if queue.left:
         make_tuner(settings, saved.folder, runner, queue, scheduler, recorder, stopper).fit()
+    if stopper.budget_spent and stopper.fault is None:
+        for trial in queue.trials.values():
+            if trial.end is None:  # Tune tells nothing of a trial that it had not started yet
+                trial.end = End.BUDGET
+                saved.save(trial)
     saved.flush()
     if stopper.stop_all() and stopper.fault is not None:
         raise RunStoppedError(output_fault(saved.folder, stopper.fault))

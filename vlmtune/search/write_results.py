@@ -55,8 +55,12 @@ def write_results(
     trials: list[TrialResult],
     curves: Curves,
     confirmed: Confirmed | None = None,
+    losses: Curves | None = None,
 ) -> SearchResult:
     """Write `best/`, `trials.parquet` and `report.html`.
+
+    Args:
+        curves, losses: the metric and the training loss at each report.
 
     The table comes before the comparison and the report, which take longest and can fail.
 
@@ -102,7 +106,10 @@ def write_results(
             write_card_and_metrics(
                 f"{folder}/best", chosen, measured, trained_on, comparison.model_card_rows()
             )
-        shown = ReportTrials(trials, curves, objectives_of(settings), best, baseline, recipe, confirmation)
+        objectives = objectives_of(settings)
+        shown = ReportTrials(
+            trials, curves, objectives, best, baseline, recipe, confirmation, losses or {}
+        )
         write_report(session, space, chosen, shown, comparison)
     return SearchResult(
         folder=folder,

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from vlmtune.console import console_line, say
+from vlmtune.console import console_line
 
 HOST = "127.0.0.1"
 POLICY = (
@@ -66,7 +66,8 @@ async def _run(app: web.Application, token: str, port: int) -> None:
     await runner.setup()
     await web.TCPSite(runner, HOST, port).start()
     address = f"http://{HOST}:{runner.addresses[0][1]}/?token={token}"
-    say(console_line("Page", f"{address}  (Ctrl-C ends it)"))
+    # Not `say`, which would leave the token out: whoever reads this console may have it.
+    print(console_line("Page", f"{address}  (Ctrl-C ends it)"), flush=True)
     try:
         await asyncio.Event().wait()
     finally:

@@ -159,6 +159,14 @@ def test_the_colour_follows_the_interval(report: SearchReport, right: range, col
     assert "cannot tell much" not in page
 
 
+def test_training_loss_has_a_chart_with_a_line_for_each_trial(report: SearchReport) -> None:
+    assert "Training loss by step" not in report_page(report), "nothing is known of it"
+    losses = {row.trial_id: [(2.0, 0.9), (4.0, 0.5)] for row in report.trials.results[:3]}
+    text = report_page(replace(report, trials=replace(report.trials, losses=losses)))
+    chart = text.partition("Training loss by step")[2].partition("</section>")[0]
+    assert chart.count("<polyline") == 3 and "train_loss" in chart
+
+
 def test_a_search_of_one_trial_has_a_page(report: SearchReport, rows: list[TrialResult]) -> None:
     alone = ReportTrials(rows[:1], {}, {"eval_loss": "min"}, rows[0], rows[0])
     text = report_page(replace(report, trials=alone, names=["learning_rate"], drawn=["learning_rate"]))

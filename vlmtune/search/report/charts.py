@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 
 from vlmtune.console import format_value
@@ -22,6 +22,7 @@ class ReportTrials:
         baseline: the trial of the baseline (the config's values); None if it did not complete.
         recipe: that of the recipe, likewise.
         confirmation: the best trial's metric over several seeds, in words; None if it was not confirmed.
+        losses: (step, training loss) at each report of a trial, by trial_id.
     """
 
     results: Sequence[TrialResult]
@@ -31,6 +32,7 @@ class ReportTrials:
     baseline: TrialResult | None
     recipe: TrialResult | None = None
     confirmation: str | None = None
+    losses: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
 
     @property
     def metric(self) -> str:
@@ -80,13 +82,25 @@ def history(trials: ReportTrials) -> str:
 
 
 def learning_curves(trials: ReportTrials) -> str:
-    """The metric by step, a line for each trial; stopped trials in grey. Empty if no trial has reported."""
-    curves = {one.trial_id: points for one in trials.results if (points := trials.curves.get(one.trial_id))}
+    """The metric by step, see `_by_step`."""
+    return _by_step(trials, trials.curves, trials.metric)
+
+
+def loss_curves(trials: ReportTrials) -> str:
+    """The training loss by step, see `_by_step`."""
+    return _by_step(trials, trials.losses, "train_loss")
+
+
+def _by_step(
+    trials: ReportTrials, all_curves: Mapping[str, Sequence[tuple[float, float]]], name: str
+) -> str:
+    """A line for each trial; stopped trials in grey. Empty if no trial has reported."""
+    curves = {one.trial_id: points for one in trials.results if (points := all_curves.get(one.trial_id))}
     points = [point for curve in curves.values() for point in curve]
     if not points:
         return ""
     steps = Scale.of([0.0, *(step for step, _ in points)])
-    plot = Plot(steps, Scale.of([value for _, value in points]), "step", trials.metric)
+    plot = Plot(steps, Scale.of([value for _, value in points]), "step", name)
     numbered = ((number, one) for number, one in enumerate(trials.results, 1) if one.trial_id in curves)
     marks = []
     for number, one in sorted(numbered, key=lambda pair: _layer(trials.colour(pair[1]))):

@@ -13,6 +13,7 @@ from vlmtune.search.report.charts import (
     bars,
     history,
     learning_curves,
+    loss_curves,
     option_slice,
     trade_off,
 )
@@ -106,6 +107,11 @@ def curves_section(report: SearchReport) -> str:
     curves = learning_curves(report.trials)
     title = f"Learning: {escape(report.trials.metric)} by step"
     return section(title, legend(), curves) if curves else ""
+
+
+def losses_section(report: SearchReport) -> str:
+    curves = loss_curves(report.trials)
+    return section("Training loss by step", legend(), curves) if curves else ""
 
 
 def slices_section(report: SearchReport) -> str:
