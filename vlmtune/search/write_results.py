@@ -107,9 +107,7 @@ def write_results(
                 f"{folder}/best", chosen, measured, trained_on, comparison.model_card_rows()
             )
         objectives = objectives_of(settings)
-        shown = ReportTrials(
-            trials, curves, objectives, best, baseline, recipe, confirmation, losses or {}
-        )
+        shown = ReportTrials(trials, curves, objectives, best, baseline, recipe, confirmation, losses or {})
         write_report(session, space, chosen, shown, comparison)
     return SearchResult(
         folder=folder,

@@ -91,9 +91,7 @@ def loss_curves(trials: ReportTrials) -> str:
     return _by_step(trials, trials.losses, "train_loss")
 
 
-def _by_step(
-    trials: ReportTrials, all_curves: Mapping[str, Sequence[tuple[float, float]]], name: str
-) -> str:
+def _by_step(trials: ReportTrials, all_curves: Mapping[str, Sequence[tuple[float, float]]], name: str) -> str:
     """A line for each trial; stopped trials in grey. Empty if no trial has reported."""
     curves = {one.trial_id: points for one in trials.results if (points := all_curves.get(one.trial_id))}
     points = [point for curve in curves.values() for point in curve]
