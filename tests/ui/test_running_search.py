@@ -90,5 +90,5 @@ def test_trials_appear_one_is_stopped_and_a_proposed_one_runs_within_num_samples
     assert proposed["learning_rate"] == pytest.approx(0.0042)
     storage = JournalStorage(JournalFileBackend(str(out / "study.journal")))
     (study,) = optuna.get_all_study_names(storage)
-    told = optuna.load_study(study_name=study, storage=storage).trials
-    assert 0.0042 in [pytest.approx(trial.params.get("learning_rate")) for trial in told]
+    study_trials = optuna.load_study(study_name=study, storage=storage).trials
+    assert 0.0042 in [pytest.approx(trial.params.get("learning_rate")) for trial in study_trials]
