@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from vlmtune.errors import ConfigError
-from vlmtune.ui.state import SearchFolder
+from vlmtune.search.distributions import Categorical
+from vlmtune.ui.state import SearchFolder, flag_text, input_of
 
 
 def test_a_running_search(running: Path) -> None:
@@ -13,8 +14,8 @@ def test_a_running_search(running: Path) -> None:
     assert state["running"] and state["best"] == 1 and state["total"] == 4
     assert state["names"] == ["lora_r", "lora_alpha", "learning_rate"]
     assert state["drawn"] == {
-        "lora_r": '{"choice": [4, 8]}',
-        "learning_rate": '{"loguniform": [1e-05, 0.01]}',
+        "lora_r": {"range": "", "choices": ["4", "8"]},
+        "learning_rate": {"range": "1e-05 to 0.01, on a log scale", "choices": None},
     }
 
 
@@ -38,6 +39,13 @@ def test_values_are_checked_before_they_wait(running: Path) -> None:
     assert search.requests.waiting() == []
     search.propose({"lora_r": "8", "learning_rate": "3e-3"})
     assert search.state()["waiting"] == [{"lora_r": 1, "learning_rate": 3e-3}] or search.state()["waiting"]
+
+
+def test_every_choice_is_a_text_that_its_flag_takes() -> None:
+    for value in (None, True, 4, 0.5, "cosine", ["q_proj", "v_proj"], {"num_cycles": 2}):
+        distribution = Categorical((value, 1), exhaustive=False)
+        assert input_of(distribution)["choices"] == [flag_text(value), "1"]
+    assert [flag_text(value) for value in (None, True, ["q", "v"])] == ["none", "true", "q,v"]
 
 
 def test_only_a_running_trial_is_stopped(running: Path) -> None:

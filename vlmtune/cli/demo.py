@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from vlmtune.cli.commands import tune
+from vlmtune.config.parse import parse
 from vlmtune.console import configure_console, console_line, say
 from vlmtune.errors import ConfigError, plain_user_errors
 
@@ -37,6 +38,8 @@ def demo(argv: Sequence[str] | None = None, prog: str = "vlmtune demo") -> None:
         parser.add_argument("--files_only", action="store_true", help="Write the files, and search nothing.")
         options, others = parser.parse_known_args(sys.argv[1:] if argv is None else list(argv))
         folder = Path(options.output_dir)
+        parse([*own_paths(folder), *others], search=True)  # a mistake is told before anything is written
+        say(f"Writing sample files to {folder} …")
         write_files(folder)
     if options.files_only:
         config = folder / "configs" / "demo.yaml"

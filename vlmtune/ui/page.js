@@ -12,6 +12,8 @@ async function send(path, data) {
 function draw(state, metric) {
   const svg = get("curves"); svg.textContent = "";
   const points = state.trials.flatMap((t) => t.curve);
+  get("none").hidden = points.length > 0;
+  svg.toggleAttribute("hidden", !points.length); svg.nextElementSibling.hidden = !points.length;
   if (!points.length) return;
   const xs = points.map((p) => p[0]), ys = points.map((p) => p[1]);
   const [x1, y0, y1] = [Math.max(...xs), Math.min(...ys), Math.max(...ys)];
@@ -22,11 +24,18 @@ function draw(state, metric) {
     if (text !== undefined) e.textContent = text;
     svg.appendChild(e); return e;
   };
-  make("text", {x: 0, y: y(y1) + 4}, short(y1)); make("text", {x: 0, y: y(y0) + 4}, short(y0));
-  make("text", {x: 740, y: 252}, "step " + x1);
+  for (const v of y1 > y0 ? [y0, (y0 + y1) / 2, y1] : [y0]) {
+    make("line", {x1: 50, x2: 780, y1: y(v), y2: y(v)});
+    make("text", {x: 44, y: y(v) + 4, "text-anchor": "end"}, short(v));
+  }
+  make("text", {x: 780, y: 252, "text-anchor": "end"}, "step " + x1);
   for (const t of state.trials) {
     if (!t.curve.length) continue;
     const kind = t.number === state.best ? "best" : t.state === "RUNNING" ? "" : "ended";
+    if (t.curve.length === 1) { // a line needs two points
+      make("circle", {class: kind, cx: x(t.curve[0][0]), cy: y(t.curve[0][1]), r: 3});
+      continue;
+    }
     const path = make("path", {class: kind, d: t.curve.map((p, i) => (i ? "L" : "M") + x(p[0]) + " " + y(p[1])).join("")});
     const title = document.createElementNS("http://www.w3.org/2000/svg", "title");
     title.textContent = "trial " + t.number; path.appendChild(title);
@@ -55,8 +64,9 @@ function fields(state) {
   get("propose").hidden = !state.running;
   if (form.children.length) return;
   for (const [name, entry] of Object.entries(state.drawn)) {
-    const label = form.appendChild(element("label", name + " " + entry));
-    const input = label.appendChild(document.createElement("input")); input.name = name;
+    const label = form.appendChild(element("label", entry.range ? name + ": " + entry.range : name));
+    const input = label.appendChild(document.createElement(entry.choices ? "select" : "input")); input.name = name;
+    for (const choice of entry.choices ?? []) input.appendChild(element("option", choice));
   }
   form.appendChild(element("button", "propose"));
   form.addEventListener("submit", (event) => { event.preventDefault();
@@ -71,7 +81,8 @@ async function refresh() {
   get("line").textContent = `${ended}/${state.total} trials` + (best ? `, best ${short(best[metrics[0]])} (trial ${best.number})` : "")
     + (state.running ? ", running" : ", not running");
   get("folder").textContent = state.folder; get("metric").textContent = metrics[0] + " by step";
-  get("waiting").textContent = state.waiting.length ? "waiting: " + JSON.stringify(state.waiting) : "";
+  get("waiting").textContent = state.waiting.length ? "Waiting: "
+    + state.waiting.map((one) => Object.entries(one).map(([n, v]) => n + " " + short(v)).join(", ")).join("; ") : "";
   draw(state, metrics[0]); list(state, metrics); fields(state);
 }
 refresh(); setInterval(refresh, 2000);

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from vlmtune.config.settings import Settings
+from vlmtune.console import format_value
 from vlmtune.errors import ConfigError
+from vlmtune.search.distributions import Categorical, Distribution
 from vlmtune.search.objectives import objectives_of
 from vlmtune.search.requests import Requests
 from vlmtune.search.space import Space
@@ -53,7 +55,7 @@ class SearchFolder:
             "best": None if best is None else best["number"],
             "front": self._front(complete, state["objectives"]),
             "names": self.space.names,
-            "drawn": {name: self._entry(name) for name in self.space.distributions},
+            "drawn": {name: input_of(one) for name, one in self.space.distributions.items()},
             "waiting": self.requests.waiting(),
             "report": (self.folder / "report.html").is_file(),
         }
@@ -131,3 +133,20 @@ class SearchFolder:
             known = {"number": number, "trial_id": row["trial_id"], "state": row["state"]}
             trials.append({**numbers, **step, **known, "values": values, "curve": []})
         return trials
+
+
+def input_of(distribution: Distribution) -> dict[str, Any]:
+    """What the page asks for a value: `choices` as texts that flags take, or else the `range`."""
+    if isinstance(distribution, Categorical):
+        return {"range": "", "choices": [flag_text(value) for value in distribution.values]}
+    low, high = format_value(distribution.low), format_value(distribution.high)
+    return {"range": f"{low} to {high}{', on a log scale' if distribution.log else ''}", "choices": None}
+
+
+def flag_text(value: Any) -> str:
+    """A value as a command line gives it."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return json.dumps(value) if isinstance(value, dict) else str(value)
