@@ -20,7 +20,8 @@ svg circle { fill: var(--bar); } svg circle.best { fill: var(--good); }
 svg circle.ended { fill: var(--soft); }
 svg[hidden] { display: none; } svg line { stroke: var(--line); }
 .legend span { margin-right: 14px; } .legend i { display: inline-block; width: 14px; height: 0;
-border-top: 3px solid var(--bar); margin-right: 5px; vertical-align: 4px; } .legend i.best { border-color: var(--good); }
+border-top: 3px solid var(--bar); margin-right: 5px; vertical-align: 4px; }
+.legend i.best { border-color: var(--good); }
 .legend i.ended { border-color: var(--soft); }
 td:nth-child(2), th:nth-child(2) { text-align: left; }
 @media (max-width: 500px) { label, input, select { width: 100%; max-width: none; } form { display: grid; } }
