@@ -62,6 +62,16 @@ def test_too_many_workers_are_refused(cluster: Cluster, workers: int, message: s
         cluster.check_workers(workers, use_cpu=False)
 
 
+def test_a_run_takes_no_more_gpus_than_it_may() -> None:
+    limited = SERVER.limited_to(2)
+    assert (limited.gpus, limited.cpus) == (2, 64)
+    assert limited.fitting_trials(1, use_cpu=False) == 2
+    with pytest.raises(ResourceError, match=r"^--num_workers 3: .* needed, and --gpus allows 2$"):
+        limited.check_workers(3, use_cpu=False)
+    assert SERVER.limited_to(None) is SERVER
+    assert SERVER.limited_to(100).gpus == 8
+
+
 @pytest.mark.parametrize(
     ("cluster", "workers", "trials"),
     [(LAPTOP, 1, 2), (LAPTOP, 4, 1), (SERVER, 1, 8), (SERVER, 2, 4), (SERVER, 16, 1)],

@@ -5,7 +5,7 @@ import os
 import re
 import socket
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,11 @@ class Cluster:
     cpus: float
     gpus: float
     nodes: int
+    gpu_limit: int | None = None  # `--gpus`, which `gpus` does not exceed
+
+    def limited_to(self, gpus: int | None) -> "Cluster":
+        """The cluster as a run sees it that uses at most so many of its GPUs."""
+        return self if gpus is None else replace(self, gpus=min(self.gpus, gpus), gpu_limit=gpus)
 
     def workers_use_gpu(self, use_cpu: bool) -> bool:
         """Whether a training worker takes a GPU. `use_cpu`: the flag of that name."""
@@ -67,9 +72,9 @@ class Cluster:
     def check_workers(self, workers: int, use_cpu: bool) -> None:
         """Raises ResourceError if `workers` cannot be placed even when nothing else runs."""
         if self.gpus > 0 and not use_cpu and workers > self.gpus:
-            raise ResourceError(
-                f"--num_workers {workers}: one GPU each is needed, and this cluster has {self.gpus:g}"
-            )
+            limited = self.gpus == self.gpu_limit
+            there = f"--gpus allows {self.gpus:g}" if limited else f"this cluster has {self.gpus:g}"
+            raise ResourceError(f"--num_workers {workers}: one GPU each is needed, and {there}")
         most = int((self.cpus - READ_CPUS) / WORKER_CPUS)
         if workers > most:
             raise ResourceError(

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 COPY = ".copy"  # ends the name of the second state file
 FILES = "files.parquet"  # beside the state file: the data's files as they were when the run began
 # Options that may change in a resumed search: they change no trial.
-MAY_CHANGE = ("num_samples", "time_budget_s", "max_concurrent_trials")
+MAY_CHANGE = ("num_samples", "time_budget_s", "max_concurrent_trials", "gpus")
 # Options that say what to do, and are no part of a run's settings.
 NOT_COMPARED = ("resume", "output_dir", "storage_path", "overwrite", "salvage", "trust_folder")
 CHANGES_SHOWN = 3

@@ -237,7 +237,7 @@ def connect_for(settings: Settings) -> Cluster:
         ResourceError: there are too few GPUs or CPUs for `num_workers`.
         ConfigError: the cluster has several nodes and no `storage_path` is given.
     """
-    cluster = connect()
+    cluster = connect().limited_to(settings.run.gpus)
     cluster.check_workers(settings.run.min_workers, settings.run.use_cpu)
     if cluster.nodes > 1 and settings.run.storage_path is None:
         raise ConfigError(

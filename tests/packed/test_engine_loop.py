@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from vlmtune.background import in_background
+from vlmtune.packed.engine_gauges import EngineGauges
 from vlmtune.packed.engine_loop import EngineLoop
 from vlmtune.packed.messages import NoteLog, TrialReport
 from vlmtune.packed.trial_registry import RegisteredTrial, TrialPhase, TrialRegistry
@@ -25,7 +26,7 @@ def training(registry: TrialRegistry, name: str, **changes: Any) -> RegisteredTr
 def test_the_search_has_a_moment_to_stop_trials() -> None:
     registry = TrialRegistry(3)
     engine: Any = SimpleNamespace(slots=dict.fromkeys(("one", "two", "gone")), round_seconds=60.0)
-    loop = EngineLoop(registry, NoteLog(), early_stopping=True)
+    loop = EngineLoop(registry, NoteLog(), EngineGauges("one"), early_stopping=True)
     one, two = (training(registry, name, reports=[REPORT]) for name in ("one", "two"))
     gone = training(registry, "gone", reports=[REPORT], next_report=1)
     waiting = in_background(partial(loop._wait_for_search, engine), "waiting")
@@ -51,7 +52,7 @@ def test_the_search_has_a_moment_to_stop_trials() -> None:
 
 def test_a_report_of_a_trial_that_has_left_is_dropped() -> None:
     registry = TrialRegistry(1)
-    loop = EngineLoop(registry, NoteLog(), early_stopping=True)
+    loop = EngineLoop(registry, NoteLog(), EngineGauges("one"), early_stopping=True)
     trial = training(registry, "one")
     loop.deliver("one", REPORT)
     registry.leave("one")

@@ -22,7 +22,7 @@ COMMON = frozenset(
     """
     data_path eval_data_path eval_fraction test_fraction group_by image_root on_bad_row on_long_row
     columns question answer_column
-    output_dir num_workers storage_path overwrite resume use_cpu
+    output_dir num_workers gpus storage_path overwrite resume use_cpu
     model_name_or_path quantization dtype trust_remote_code
     lora_r lora_alpha lora_dropout lora_target_modules lora_vision
     learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps

@@ -63,6 +63,7 @@ LIMITS: dict[str, Limit] = {
     "num_samples": _AT_LEAST_1,
     "metric_rows": _AT_LEAST_1,
     "max_new_tokens": _AT_LEAST_1,
+    "gpus": _AT_LEAST_1,
     "max_concurrent_trials": _AT_LEAST_1,
     "time_budget_s": _ABOVE_0,
     "grace_period": Limit("above 0 and at most 1", lambda value: 0 < value <= 1),

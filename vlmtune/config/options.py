@@ -155,6 +155,9 @@ class RunSettings:
     num_workers: str = option(
         "1", "Training workers, one GPU each: N, or MIN:MAX for an elastic run. 0 trains in this process."
     )
+    gpus: int | None = option(
+        None, "Use at most this many GPUs of a cluster that others use too. By default all that are free."
+    )
     storage_path: str | None = option(
         None, "Folder or URI that every node can reach, for checkpoints and the search's state."
     )

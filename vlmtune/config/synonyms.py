@@ -26,7 +26,7 @@ _SAME = {
     "quantization": "bits quantization_bit quant load_in",
     "dtype": "torch_dtype precision compute_dtype mixed_precision",
     "attn_implementation": "flash_attn attention attn",
-    "num_workers": "gpus num_gpus nproc_per_node devices n_gpus world_size",
+    "num_workers": "num_gpus nproc_per_node devices n_gpus world_size",
     "output_dir": "output out out_dir save_dir outdir output_path",
     "resume": "resume_from continue_from",
     "gradient_checkpointing": "use_gradient_checkpointing grad_checkpointing",

@@ -13,8 +13,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import ray
+
 from vlmtune.console import console_line
 from vlmtune.errors import UserError
+from vlmtune.packed.engine_gauges import EngineGauges
 from vlmtune.packed.engine_loop import EngineLoop
 from vlmtune.packed.messages import Availability, NoteLog, TrialReport, TrialRequest
 from vlmtune.packed.trial_registry import RegisteredTrial, TrialRegistry
@@ -51,7 +54,8 @@ class EngineActor:
         self.changed = self.registry.changed
         self.notes = NoteLog()
         early_stopping = settings.search.early_stopping != "none"
-        self.loop = EngineLoop(self.registry, self.notes, early_stopping=early_stopping)
+        gauges = EngineGauges(ray.get_runtime_context().get_actor_id() if ray.is_initialized() else "here")
+        self.loop = EngineLoop(self.registry, self.notes, gauges, early_stopping=early_stopping)
         self.engine: Engine | None = None
         self.start_error: UserError | None = None
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vlmtune.background import in_background
+from vlmtune.packed.engine_gauges import EngineGauges
 from vlmtune.packed.messages import NOTES, NoteLog, TrialReport
 from vlmtune.packed.trial_registry import TrialPhase, TrialRegistry
 
@@ -28,8 +29,11 @@ class EngineLoop:
         new_reports: whether any trial has reported since the last round began.
     """
 
-    def __init__(self, registry: TrialRegistry, notes: NoteLog, *, early_stopping: bool) -> None:
+    def __init__(
+        self, registry: TrialRegistry, notes: NoteLog, gauges: EngineGauges, *, early_stopping: bool
+    ) -> None:
         self.registry, self.notes, self.early_stopping = registry, notes, early_stopping
+        self.gauges = gauges
         self.changed = registry.changed
         self.thread: Future[None] | None = None
         self.new_reports = False
@@ -70,8 +74,10 @@ class EngineLoop:
             with self.changed:
                 self.new_reports = False
                 paused = self._apply_joins_and_leaves(engine)
+                self.gauges.show_slots(len(engine.slots), self.registry.max_trials)
                 if not engine.slots.keys() - paused:
-                    self.changed.wait(timeout=IDLE_CHECK_S)
+                    with self.gauges.waiting_for("decisions" if engine.slots else "trials"):
+                        self.changed.wait(timeout=IDLE_CHECK_S)
             # Without a trial, this still raises the error of a checkpoint that could not be written.
             engine.train_round(paused)
 
@@ -87,7 +93,8 @@ class EngineLoop:
 
         with self.changed:
             limit = engine.round_seconds * undecided() / max(len(engine.slots), 1) / 2
-            self.changed.wait_for(lambda: not undecided(), timeout=limit)
+            with self.gauges.waiting_for("decisions"):
+                self.changed.wait_for(lambda: not undecided(), timeout=limit)
 
     def _apply_joins_and_leaves(self, engine: Engine) -> set[str]:
         """Let trials leave and join; returns those that wait until their reports are read."""
