@@ -54,7 +54,8 @@ class EngineActor:
         self.changed = self.registry.changed
         self.notes = NoteLog()
         early_stopping = settings.search.early_stopping != "none"
-        gauges = EngineGauges(ray.get_runtime_context().get_actor_id() if ray.is_initialized() else "here")
+        actor_id = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
+        gauges = EngineGauges(actor_id or "here")
         self.loop = EngineLoop(self.registry, self.notes, gauges, early_stopping=early_stopping)
         self.engine: Engine | None = None
         self.start_error: UserError | None = None
