@@ -17,6 +17,7 @@ from search_replay import AS_MANY_AS_FIT, NEVER, Contender, Problem, Search, sho
 from search_tasks import ALL_LINEAR, ATTENTION, EVALUATIONS
 
 from vlmtune.config.settings import Settings
+from vlmtune.search.first_points import usual_rate
 
 TABLE = Path(__file__).parent / "data" / "lora_sft_sweep.csv"
 DEMO_WIDTH, TABLE_WIDTH = 128, 4096
@@ -68,6 +69,10 @@ CONTENDERS: dict[str, Contender] = {
     "TPE after 4 trials": Contender(tpe(4), needs=4),
     "GP after 4 trials": Contender(gp(4), needs=4),
     "the default, misled by --warm_start": Contender(guided=True, misled=True),
+    "portfolio of 4, then TPE": Contender(portfolio=4, needs=6),
+    "portfolio of 8, then TPE": Contender(portfolio=8, needs=6),
+    "portfolio of 8, then GP": Contender(gp(1), portfolio=8),
+    "portfolio all along": Contender(portfolio=63),
     "guided all along": Contender(guided=True, startup=AS_MANY_AS_FIT),
     "guided, then TPE after 4": Contender(guided=True, startup=4),
     "guided, then TPE after 10": Contender(guided=True, startup=10),
@@ -77,7 +82,6 @@ CONTENDERS: dict[str, Contender] = {
         guided=True, stopping={"grace_period": 0.25, "reduction_factor": 2}
     ),
     "guided, short runs of 1/4 first": Contender(guided=True, share=0.25),
-    "guided, short runs of 1/10 first": Contender(guided=True, share=0.1),
 }
 
 
@@ -116,6 +120,39 @@ def least(name: str, number: int) -> float:
     return problems()[name][number].least()
 
 
+@cache
+def portfolio(name: str, number: int, count: int) -> list[dict[str, Any]]:
+    """Points of a problem's space as Optuna's parameters, chosen one by one by their results on other tasks.
+
+    Each lowers most the sum over the other tasks of the log of the least loss so far. A learning rate is taken
+    over by its ratio to the usual one of the model's width.
+    """
+    problem = problems()[name][number]
+    task, _, space = name.partition(", ")
+    others = [
+        made[0]
+        for other, made in problems().items()
+        if not other.startswith((task, "public")) and other.endswith(space or "wide")
+    ]
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    drawn = [study.ask() for _ in range(512)]
+
+    def log_loss(other: Problem, values: dict[str, Any]) -> float:
+        rate = values["learning_rate"] * usual_rate(other.width) / usual_rate(problem.width)
+        return math.log(other.quality({**values, "learning_rate": rate}))
+
+    every = [problem.space(trial) for trial in drawn]
+    losses = np.array([[log_loss(other, values) for other in others] for values in every])
+    least, chosen = np.full(len(others), np.inf), []
+    for _ in range(count):
+        sums = np.minimum(losses, least).sum(1)
+        sums[chosen] = np.inf
+        best = int(sums.argmin())
+        chosen.append(best)
+        least = np.minimum(least, losses[best])
+    return [dict(drawn[index].params) for index in chosen]
+
+
 def regret(
     name: str, label: str, *, trials: int, compute: float, at_once: int, seed: int
 ) -> tuple[float, int]:
@@ -127,7 +164,8 @@ def regret(
     if contender.share:
         found = short_first(problem, contender, seed, compute=min(compute, trials * EVALUATIONS * 0.7))
     else:
-        found = Search(problem, contender, seed).run(at_once=at_once, trials=trials, compute=compute)
+        first = portfolio(name, number, contender.portfolio) if contender.portfolio else []
+        found = Search(problem, contender, seed, first).run(at_once=at_once, trials=trials, compute=compute)
     if math.isinf(found.loss):  # nothing has ended: the config's values are what is left
         found.loss = problem.quality({})
     return found.loss / least(name, number) - 1, found.by_tpe

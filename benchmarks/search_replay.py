@@ -6,7 +6,7 @@ next evaluation. The unit of compute is one evaluation interval, an eighth of a 
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,9 @@ import optuna
 from search_curves import CurveTask, TableTask
 from search_tasks import EVALUATIONS, SHORT, TARGETS
 
+from vlmtune.compat.ray_tune import optuna_study
 from vlmtune.config.settings import Settings
+from vlmtune.packed.messages import TRIAL_ID
 from vlmtune.search.first_points import STARTUP_TRIALS, TPE, at_share
 from vlmtune.search.isolated_trial import ORIGIN, trial_values
 from vlmtune.search.searcher import TrialSearcher, make_tpe
@@ -42,6 +44,7 @@ class Contender:
         guided: whether the learning rates of the first trials are drawn around the usual one, and the recipe
             is among them, as `FirstPoints` does.
         stopping: options of early stopping that differ from the defaults.
+        portfolio: points tried after the baseline that were best on the other tasks.
         misled: whether an earlier search of another problem says that the lowest values are the best.
         share: of the steps; above 0, most trials are short runs with a whole schedule of their own, and the
             best of them are then run whole.
@@ -52,6 +55,7 @@ class Contender:
     needs: float = 0
     guided: bool = False
     stopping: Mapping[str, Any] = field(default_factory=dict)
+    portfolio: int = 0
     misled: bool = False
     share: float = 0.0
 
@@ -120,9 +124,19 @@ class Outcome:
 
 
 class Search:
-    """One search in virtual time."""
+    """One search in virtual time.
 
-    def __init__(self, problem: Problem, contender: Contender, seed: int) -> None:
+    Args:
+        portfolio: Optuna's parameters of the points that are tried after the baseline.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        contender: Contender,
+        seed: int,
+        portfolio: Sequence[dict[str, Any]] = (),
+    ) -> None:
         self.problem, self.contender, self.seed = problem, contender, seed
         space = problem.space
         settings = problem.settings.replace(
@@ -143,6 +157,8 @@ class Search:
                 n_startup_trials=startup if contender.guided else 0,
                 earlier=misleading(space, settings) if contender.misled else None,
             )
+        for parameters in portfolio:  # OptunaSearch has enqueued the baseline
+            optuna_study(self.searcher).enqueue_trial(parameters)
         stopping = contender.stopping if problem.stops else NEVER
         self.scheduler = make_scheduler(settings.replace(**stopping), space)
         self.scheduler.set_search_properties("eval_loss", "min")
@@ -158,6 +174,7 @@ class Search:
                 outcome.trials += 1
                 config = self.searcher.suggest(name)
                 outcome.by_tpe += config[ORIGIN] == TPE and ended >= self.contender.needs
+                config[TRIAL_ID] = name
                 trial: Any = SimpleNamespace(trial_id=name, config=config, status="RUNNING")
                 self.scheduler.on_trial_add(controller, trial)
                 noise = self.seed * 1009 + outcome.trials * 7

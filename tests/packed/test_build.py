@@ -48,7 +48,7 @@ def test_a_pass_has_room_for_the_rows_of_all_trials_that_fit(
     assert trials == 2
     assert [packed for packed, _, _ in loads] == [8, 4, 2]
     assert {rank for _, rank, _ in loads} == {16}
-    longest = LengthBuckets.of_rows(store.column("tokens"))(
+    longest = LengthBuckets.of_rows(store.column("tokens"), 6)(
         int(store.column("tokens")[store.rows_of("train")].max())
     )
     assert model.max_tokens == loads[-1][2] * longest == 6 * longest

@@ -22,6 +22,13 @@ def test_rows_of_one_length_are_hardly_padded():
     assert buckets(730) == 736
 
 
+def test_a_round_of_few_rows_is_not_divided_into_many_packed_batches():
+    tokens = np.array([720, 730, 740] * 50)
+    assert LengthBuckets.of_rows(tokens).lengths == (720, 736, 752)
+    assert LengthBuckets.of_rows(tokens, 16).lengths == (752,)
+    assert LengthBuckets.of_rows(np.array([100, 1000] * 50), 16).lengths == (112, 1008)
+
+
 def test_a_row_that_is_cut_shorter_than_every_row_is_not_padded_to_the_shortest_of_them():
     buckets = LengthBuckets.of_rows(np.array([730, 900]))
     assert buckets(100) == bucket_length(100)

@@ -83,7 +83,7 @@ class CapturedForward:
         plain: the module's own `forward`.
         graphs, calls: by signature of a call: its structure, and the shapes and dtypes of its tensors.
         signatures_without_memory: those that there was no memory to capture for.
-        pool: the memory that all graphs share, made at the first capture.
+        pool: the memory that all graphs share.
         enabled: whether calls are captured and replayed.
     """
 
@@ -152,7 +152,8 @@ class CapturedForward:
         A capture begins only where there is memory: torch 2.11 to 2.13 never free what a failed capture has
         taken (https://github.com/pytorch/pytorch/pull/190308).
         """
-        self.pool = self.pool or torch.cuda.graph_pool_handle()
+        if not self.graphs:  # a pool ends with its last graph
+            self.pool = torch.cuda.graph_pool_handle()
         generator = torch.cuda.default_generators[tensors[0].device.index]
         state, stream = generator.clone_state(), torch.cuda.current_stream()
         shared = max((graphs.activation_bytes for graphs in self.graphs.values()), default=0)

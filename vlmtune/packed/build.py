@@ -165,10 +165,10 @@ def _plan(
         DoesNotFitError: one row of one trial does not fit.
     """
     usable_rows = fitting_rows(store, settings.training.max_length, "skip")
-    buckets = LengthBuckets.of_rows(store.column("tokens"))
-    longest = buckets(_longest(settings, store, usable_rows))
     batch = settings.training.per_device_train_batch_size
     for count in halves(trials):
+        buckets = LengthBuckets.of_rows(store.column("tokens"), count * batch)
+        longest = buckets(_longest(settings, store, usable_rows))
         most = min(ROW_BUCKETS[-1], max(1, EFFICIENT_TOKENS[device.type] // longest))
         sizes = batch_sizes(count * batch, most)
         load = {

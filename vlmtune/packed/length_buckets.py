@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from dataclasses import dataclass
 
@@ -9,6 +10,9 @@ import numpy as np
 
 MAX_LENGTHS = 8
 LENGTH_STEP = 16  # tokens; matrix products over multiples of it are fast
+BATCH_TOKENS = (
+    512  # what one more packed batch in a round costs: its rows' padding to a bucket, small products
+)
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,11 @@ class LengthBuckets:
     lengths: tuple[int, ...]
 
     @classmethod
-    def of_rows(cls, tokens: np.ndarray) -> LengthBuckets:
-        """The at most `MAX_LENGTHS` lengths that give rows of so many tokens `[rows]` the least padding.
+    def of_rows(cls, tokens: np.ndarray, rows_at_once: float = math.inf) -> LengthBuckets:
+        """The at most `MAX_LENGTHS` lengths that cost rows of so many tokens `[rows]` least.
+
+        A further length saves padding, and divides the `rows_at_once` of a round into one more packed batch,
+        at the cost of `BATCH_TOKENS`.
 
         By dynamic programming over the distinct lengths: O(n^2) for each bucket, n below a few hundred.
         """
@@ -37,6 +44,9 @@ class LengthBuckets:
             padded = least[None] + ends[:, None] * (rows_before[1:, None] - rows_before[None, 1:])
             padded = np.where(np.tri(len(ends), k=-1, dtype=bool), padded, np.iinfo(np.int64).max)
             best = padded.argmin(1)
+            saved = least[-1] - padded[-1, best[-1]]
+            if saved / len(tokens) * rows_at_once <= BATCH_TOKENS:
+                break
             better = padded[np.arange(len(ends)), best] < least
             buckets = [
                 (*buckets[best[end]], int(ends[end])) if better[end] else buckets[end]
