@@ -124,8 +124,8 @@ def least(name: str, number: int) -> float:
 def portfolio(name: str, number: int, count: int) -> list[dict[str, Any]]:
     """Points of a problem's space as Optuna's parameters, chosen one by one by their results on other tasks.
 
-    Each lowers most the sum over the other tasks of the log of the least loss so far. A learning rate is taken
-    over by its ratio to the usual one of the model's width.
+    Each lowers most the sum over the other tasks of the log of the least loss so far. A learning rate is
+    taken over by its ratio to the usual one of the width of the model.
     """
     problem = problems()[name][number]
     task, _, space = name.partition(", ")
