@@ -143,7 +143,8 @@ def portfolio(name: str, number: int, count: int) -> list[dict[str, Any]]:
 
     every = [problem.space(trial) for trial in drawn]
     losses = np.array([[log_loss(other, values) for other in others] for values in every])
-    least, chosen = np.full(len(others), np.inf), []
+    least = np.full(len(others), np.inf)
+    chosen: list[int] = []
     for _ in range(count):
         sums = np.minimum(losses, least).sum(1)
         sums[chosen] = np.inf
