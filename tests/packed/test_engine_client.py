@@ -50,9 +50,8 @@ def engine(cluster: None, values: dict[str, Any], stores: dict[str, Store]) -> I
 
 
 def client_of(engines: list[Any], name: str = "one", folder: str = "out", **values: Any) -> EngineClient:
-    return EngineClient(
-        engines, TrialRequest(name, Settings.from_flags(values), f"{folder}/{name}", f"{folder}/runs")
-    )
+    request = TrialRequest(name, Settings.from_flags(values), f"{folder}/{name}", f"{folder}/runs")
+    return EngineClient(engines, name, lambda engine: engine.join.remote(request))
 
 
 def read_all(client: EngineClient) -> list[TrialReport]:

@@ -11,7 +11,7 @@ The modules, from the outside in:
                                  their thread
     engine                       rounds over all trials: example_cache, trial_evaluator,
                                  checkpoint_writer
-    slot_factory, slot           one trial: slot_adapter (optim, host_copies), rows_cursor, trial_progress,
+    slot                         one trial: slot_adapter (optim, host_copies), rows_cursor, trial_progress,
                                  step_totals, trial_records; its files: trial_checkpoint, checkpoint_folder
     packed_model                 forward and backward passes of packed batches: packed_batch, layers,
                                  adapter_binding, loss, row_features

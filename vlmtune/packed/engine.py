@@ -24,9 +24,8 @@ from vlmtune.packed.example_cache import ExampleCache
 from vlmtune.packed.messages import CHECKPOINT, REASON, TrialReport
 from vlmtune.packed.packed_batch import PackedRow
 from vlmtune.packed.packed_model import PassResult
-from vlmtune.packed.slot import Slot
+from vlmtune.packed.slot import Slot, SlotFactory
 from vlmtune.packed.slot_adapter import lay_out_together
-from vlmtune.packed.slot_factory import SlotFactory
 from vlmtune.packed.trial_evaluator import TrialEvaluator
 from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
 from vlmtune.training.best_evaluation import BEST_STEP, LAST_CHECKPOINT

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from vlmtune.errors import UserError
-from vlmtune.packed.messages import NOTES, Availability, TrialReport, TrialRequest, UnknownTrialError
+from vlmtune.packed.messages import NOTES, Availability, TrialReport, UnknownTrialError
 
 CALL_WAIT_S = 20.0  # longest wait of one call
 # Wait for the other engines' answers after the first one. They may be starting, or gone.
@@ -31,15 +31,19 @@ class EngineClient:
 
     Args:
         engines: handles of `EngineActor`.
-        request: the trial.
+        trial_id: of the trial.
+        join: calls `EngineActor.join` of an engine with the trial's request; returns the ObjectRef of its
+            answer.
 
     Attributes:
         engine: the engine that the trial has joined; None before it joins, and when it has to join again.
         next_report: number of the next report to read, counted from 0 since the trial joined.
     """
 
-    def __init__(self, engines: Sequence[ActorHandle[Any]], request: TrialRequest) -> None:
-        self.engines, self.request = list(engines), request
+    def __init__(
+        self, engines: Sequence[ActorHandle[Any]], trial_id: str, join: Callable[[ActorHandle[Any]], Any]
+    ) -> None:
+        self.engines, self.trial_id, self.join = list(engines), trial_id, join
         self.engine: ActorHandle[Any] | None = None
         self.next_report = 0
         self._unreachable_s = 0.0  # time without an answer of the engine
@@ -73,13 +77,13 @@ class EngineClient:
     def leave(self) -> None:
         """Let the engine forget the trial."""
         if self.engine is not None:
-            self.engine.leave.remote(self.request.trial_id)
+            self.engine.leave.remote(self.trial_id)
             self.engine = None
 
     def _poll(self) -> TrialReport | None:
         """Ask for the next report once; None if there is none yet, or the trial has to join again."""
         assert self.engine is not None
-        call: Any = self.engine.wait_for_report.remote(self.request.trial_id, self.next_report, CALL_WAIT_S)
+        call: Any = self.engine.wait_for_report.remote(self.trial_id, self.next_report, CALL_WAIT_S)
         try:
             report: TrialReport | None = ray.get(call)
         except ActorUnavailableError:
@@ -101,7 +105,7 @@ class EngineClient:
         while self.engine is None:
             try:
                 engine = self._choose_engine()
-                if engine is not None and ray.get(engine.join.remote(self.request)):
+                if engine is not None and ray.get(self.join(engine)):
                     self.engine, self.next_report, self._unreachable_s = engine, 0, 0.0
             except ActorUnavailableError:
                 time.sleep(RETRY_PAUSE_S)
@@ -122,8 +126,7 @@ class EngineClient:
             RayTaskError: all engines that answer have failed; this is the error of one of them.
             ActorUnavailableError: none answers.
         """
-        trial_id = self.request.trial_id
-        calls: list[Any] = [engine.check_availability.remote(trial_id) for engine in self.engines]
+        calls: list[Any] = [engine.check_availability.remote(self.trial_id) for engine in self.engines]
         ray.wait(calls, timeout=CALL_WAIT_S)
         answered, _ = ray.wait(calls, num_returns=len(calls), timeout=OTHER_ANSWERS_WAIT_S)
         choices: list[tuple[Availability, int, ActorHandle[Any]]] = []
@@ -131,7 +134,7 @@ class EngineClient:
         for call in answered:
             number = calls.index(call)
             # Trials that ask at the same time do not all choose the same engine.
-            tie_break = zlib.crc32(f"{trial_id} {number}".encode())
+            tie_break = zlib.crc32(f"{self.trial_id} {number}".encode())
             try:
                 choices.append((ray.get(call), tie_break, self.engines[number]))
             except (RayActorError, RayTaskError) as error:
@@ -142,7 +145,7 @@ class EngineClient:
         if availability.has_trial or availability.free_slots > 0:
             return engine
         ray.wait(
-            [engine.check_availability.remote(trial_id, FULL_WAIT_S) for *_, engine in choices],
+            [engine.check_availability.remote(self.trial_id, FULL_WAIT_S) for *_, engine in choices],
             timeout=CALL_WAIT_S,
         )
         return None

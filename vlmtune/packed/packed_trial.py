@@ -50,11 +50,13 @@ class PackedTrial(tune.Trainable):
         if self.failure is None:
             try:
                 if self.client is None:
-                    self.client = EngineClient(self.engines, self._request())
+                    request = self._request()
+                    self.client = EngineClient(
+                        self.engines, self.name, lambda engine: engine.join.remote(request)
+                    )
                 report = self.client.read_report()
-            except (
-                RayTaskError
-            ):  # An engine failed. Ray makes its error a UserError too, if the cause is one.
+            except RayTaskError:
+                # An engine failed. Ray makes its error a UserError too, if the cause is one.
                 raise
             except UserError as error:
                 self.failure = str(error)

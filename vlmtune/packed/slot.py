@@ -1,4 +1,7 @@
-"""One trial's slot in an engine: makes the optimizer steps that SFTTrainer would make for it alone."""
+"""One trial's slot in an engine: makes the optimizer steps that SFTTrainer would make for it alone.
+
+`SlotFactory` makes the slots of an engine.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,10 @@ from vlmtune.data.order import Order
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.packed.layers import TargetLayer
+from vlmtune.packed.packable import check_packable
 from vlmtune.packed.packed_batch import PackedRow
 from vlmtune.packed.packed_model import PassResult
+from vlmtune.packed.packed_result import target_layers
 from vlmtune.packed.rows_cursor import RowsCursor
 from vlmtune.packed.slot_adapter import AdapterCopy, SlotAdapter
 from vlmtune.packed.step_totals import LossLog, StepTotals
@@ -30,6 +35,7 @@ from vlmtune.packed.trial_checkpoint import TrialCheckpoint
 from vlmtune.packed.trial_progress import TrialProgress
 from vlmtune.packed.trial_records import TrialRecords
 from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
+from vlmtune.training.adapted_model import adapter_config
 from vlmtune.training.best_evaluation import EvaluationRule
 from vlmtune.training.meter import EVALUATION_NUMBER, FIRST_LOSS, first_loss
 from vlmtune.training.trl_arguments import training_arguments
@@ -220,3 +226,45 @@ class PendingCheckpoint:
         save_processor(folder)
         TrialCheckpoint(adapter, optimizer, self.state).write(folder)
         self.copied.release()
+
+
+class SlotFactory:
+    """Makes slots while other trials train: it finds their target layers in a model without weights.
+
+    Args:
+        settings: the settings of the engine.
+        flops_per_token: floating-point operations of training on one token.
+        shard: this process's part of every trial's rows.
+    """
+
+    def __init__(self, settings: Settings, store: Store, flops_per_token: float, shard: WorkerShard) -> None:
+        self.store, self.flops_per_token, self.shard = store, flops_per_token, shard
+        self.meta_model = settings.model.ref.meta_model()
+
+    def make(self, trial_id: str, settings: Settings, **options: Any) -> Slot:
+        """Make a trial ready to join the engine. Takes a second or less; any thread may call it.
+
+        Args:
+            options: `folder`, `runs_dir`, `checkpoint` and `on_log` of `Slot`.
+
+        Raises:
+            ConfigError: the settings cannot be trained packed.
+            DataError: a training row does not fit its `max_length`.
+            ModelError: its target modules match nothing.
+        """
+        check_packable(settings)
+        targets, lora_config = self._find_targets(settings)
+        return Slot(
+            trial_id,
+            settings,
+            self.store,
+            targets,
+            lora_config,
+            shard=self.shard,
+            flops_per_token=self.flops_per_token,
+            **options,
+        )
+
+    def _find_targets(self, settings: Settings) -> tuple[list[TargetLayer], LoraConfig]:
+        names, config = adapter_config(settings, self.meta_model)
+        return target_layers(self.meta_model, names), config

@@ -127,7 +127,8 @@ def _train_in_actor(
     gpu = cluster.workers_use_gpu(settings.run.use_cpu)
     engines, notes = start_engines(settings, store, count=1, trials=1, max_lora_rank=settings.lora.r, gpu=gpu)
     request = TrialRequest(TRIAL_ID, settings, _checkpoint_folder(folder), f"{folder}/runs", progress)
-    client, note = EngineClient(engines, request), _note(progress)
+    client = EngineClient(engines, TRIAL_ID, lambda engine: engine.join.remote(request))
+    note = _note(progress)
     report = None
     while report is None or not report.last:
         for line in notes:
