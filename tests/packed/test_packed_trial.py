@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,7 +40,8 @@ def test_a_step_is_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
         {"step": 4, "done": True, **UNMEASURED},
     ]
     assert trial.client is not None
-    request = trial.client.request
+    engine: Any = SimpleNamespace(join=SimpleNamespace(remote=lambda request: request))
+    request = trial.client.join(engine)
     assert (request.settings.search.metric, request.settings.lora.r) == ("mae", 2)
     assert (request.folder, request.runs_dir) == ("out/tune/train/one", "out/runs/one")
 
