@@ -5,6 +5,8 @@
 # torch's wheels bring their own CUDA libraries; a compiler is there for torch.compile.
 FROM python:3.12-slim-bookworm
 
+# Debian removes old versions of packages, so a pinned one could not be installed any more.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
@@ -12,8 +14,8 @@ RUN apt-get update \
 WORKDIR /work
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY vlmtune vlmtune
-RUN pip install --no-cache-dir -c constraints.txt $(grep '^torch==' constraints.txt) \
-    $(grep '^torchvision==' constraints.txt) \
+RUN pip install --no-cache-dir -c constraints.txt "$(grep '^torch==' constraints.txt)" \
+    "$(grep '^torchvision==' constraints.txt)" \
     && pip install --no-cache-dir -c constraints.txt .
 COPY configs configs
 COPY ray_jobs ray_jobs

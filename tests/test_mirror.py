@@ -95,6 +95,7 @@ OF_SEVERAL_MODULES = {
     "test_benchmarks.py": "benchmarks/",
     "test_cluster_yaml.py": "cluster.yaml",
     "test_compat.py": "compat/",
+    "test_dockerfile.py": "Dockerfile",
     "test_imports.py": "imports of all modules",
     "test_k8s.py": "k8s/rayjob.yaml",
     "test_mirror.py": "names of test files",
