@@ -12,8 +12,10 @@ from training_kit import values_of
 
 from vlmtune.data.store import Store
 from vlmtune.demo.models import write_model
+from vlmtune.progress import duration_text
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import eta
 import search
 import search_contenders
 import search_curves
@@ -133,3 +135,11 @@ def test_results_of_several_calls_become_a_table_and_a_figure(
     figure = (tmp_path / "figure.svg").read_text()
     assert figure.count("<circle") == 2
     assert "15.0 at 640" in figure
+
+
+def test_times_that_are_left_are_read_as_they_are_printed() -> None:
+    for seconds in (1, 89, 91, 3000, 7260, 200_000):
+        line = f"12/16 trials, best 0.013, about {duration_text(seconds)} left"
+        assert eta.seconds_left(line) == pytest.approx(seconds, rel=0.35 if seconds == 91 else 0.02)
+    assert eta.seconds_left("step 1/2  eval_loss 0.3") is None
+    assert eta.ratios([0.0, 10.0], [30.0, 10.0], 20.0) == [1.5, 1.0]

@@ -24,7 +24,10 @@ STYLE = """
   }
 }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
+body {
+  margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif;
+  word-break: keep-all; overflow-wrap: break-word;  /* Korean breaks between words */
+}
 main { max-width: 1080px; margin: 0 auto; padding: 28px 20px 48px; }
 h1 { font-size: 24px; line-height: 1.25; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 16px; margin: 0 0 12px; }
@@ -70,6 +73,7 @@ figcaption { padding: 8px 12px 10px; font-size: 13px; overflow-wrap: anywhere; }
   main { padding: 18px 12px 32px; }
   section { padding: 14px; }
   figure img { height: 120px; }
+  svg text { font-size: 17px; }  /* a chart is drawn at half its size */
 }
 """
 

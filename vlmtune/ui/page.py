@@ -16,6 +16,7 @@ max-width: 200px; background: var(--page); color: var(--ink); }
 #said { min-height: 1.5em; margin-top: 8px; }
 svg path { fill: none; stroke: var(--bar); stroke-width: 1.5; } svg path.best { stroke: var(--good);
 stroke-width: 2.5; } svg path.ended { stroke: var(--soft); }
+svg#curves text { font-size: 12px; }
 svg circle { fill: var(--bar); } svg circle.best { fill: var(--good); }
 svg circle.ended { fill: var(--soft); }
 svg[hidden] { display: none; } svg line { stroke: var(--line); }
