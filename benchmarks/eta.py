@@ -1,10 +1,10 @@
-"""How good is the time that is left, as a command prints it? Runs a command, and compares each line with its end.
+"""How good is the time that is left, as a command prints it?
 
     python benchmarks/eta.py vlmtune train --config configs/demo.yaml --output_dir out/eta
 
-Prints the remaining time of each line, what it was in the end, and their ratio; last, how many of the lines after
-the first tenth of the work are within a factor of 1.5. The work ends with the last line that has a time. What
-comes after it (a search's confirmation, comparison and report) does not count.
+Runs the command, and prints the remaining time of each line, what it was in the end, and their ratio.
+Last, how many of the lines after the first tenth of the work are within a factor of 1.5. The work ends with
+the last line that has a time. A search's confirmation, comparison and report come after it.
 """
 
 import re
