@@ -92,7 +92,8 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
         say(("user", [{"type": "text", "text": 3}]), ("assistant", "b")),
         "messages[0].content[0].text must be a string",
     ),
-    "video": (say(("user", [{"type": "video"}]), ("assistant", "b")), "messages[0].content[0] must be"),
+    "video": (say(("user", [{"type": "video"}]), ("assistant", "b")), "1 <video> mark but 0 videos"),
+    "audio": (say(("user", [{"type": "audio"}]), ("assistant", "b")), "messages[0].content[0] must be"),
     "two users": (
         say(("user", "a"), ("user", "b"), ("assistant", "c")),
         "messages[1] is a second user turn in a row",

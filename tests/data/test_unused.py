@@ -31,7 +31,6 @@ def test_fields_that_nothing_uses_are_named(tmp_path: Path) -> None:
         {"photos": ["x.png", "y.png"]},
         {"pic_file": {"path": "a.png"}},
         {"img": "data:image/png;base64,AA=="},
-        {"video": "clip.mp4"},
         {"audio": ["a.wav"]},
         {"source": "clip.mov"},
     ],

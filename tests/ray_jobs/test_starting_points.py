@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from transformers.utils.import_utils import is_torchvision_available
+from video_kit import write_video
 
 from vlmtune.cluster import connect
 from vlmtune.config.parse import parse
@@ -348,6 +350,28 @@ def test_from_files_to_an_adapter(name: str, models: Path, tmp_path: Path) -> No
     example = store.read([0])[0]
     assert (question(tokenizer, example), reference(tokenizer, example)) == expected
     assert example.image_tokens > 0
+
+
+@pytest.mark.skipif(not is_torchvision_available(), reason="Qwen2.5-VL's processor needs torchvision")
+@pytest.mark.parametrize("runner", ["isolated", "packed"])
+def test_videos(runner: str, models: Path, tmp_path: Path) -> None:
+    """Videos beside images, as frames through the processor's own way."""
+    names = images(tmp_path)
+    rows = [
+        {"query": f"<image>{HOW_MANY}", "response": str(number), "images": [name]}
+        for number, name in enumerate(names[:4])
+    ]
+    for number in range(6):
+        write_video(tmp_path / f"{number}.mp4", [30 * number + 5 * step for step in range(12)])
+        rows.append({"query": f"<video>{WHICH}", "response": f"animal {number}", "videos": [f"{number}.mp4"]})
+    rows = [rows[4], *rows[:4], *rows[5:]]
+    data = [str(lines(tmp_path / "rows.jsonl", rows)), "--video_frames", "4", "--trial_runner", runner]
+    out, store, tokenizer = trained(data, models / "qwen2_5_vl", tmp_path)
+    assert (out / "adapter_model.safetensors").exists()
+    assert (store.meta.rows, store.meta.bad_rows, store.meta.video_frames) == (ROWS, 0, 4)
+    example = store.read([0])[0]
+    assert (question(tokenizer, example), reference(tokenizer, example)) == (WHICH, "animal 0")
+    assert example.tensors["video_grid_thw"].tolist()[0][0] == 2  # two frames in each patch
 
 
 def test_shares_of_several_sources(models: Path, tmp_path: Path) -> None:

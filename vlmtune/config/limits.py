@@ -26,6 +26,7 @@ LIMITS: dict[str, Limit] = {
     "eval_fraction": _BELOW_1,
     "test_fraction": _BELOW_1,
     "max_bad_fraction": Limit("from 0 to 1", lambda value: 0 <= value <= 1),
+    "video_frames": _AT_LEAST_1,
     "lora_r": _AT_LEAST_1,
     "lora_alpha": _AT_LEAST_1,
     "lora_dropout": _BELOW_1,

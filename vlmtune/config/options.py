@@ -119,6 +119,11 @@ class DataSettings:
         "How boxes and points are written in a text: pixels of the original or the resized image, or 0 to "
         "1000, or 0 to 1. By default as the model's family was taught, where that is known.",
     )
+    video_frames: int | None = option(
+        None,
+        "Frames to read of each video, at even distances, through the processor's own way for videos. "
+        "By default no video is read.",
+    )
     on_long_row: Literal["error", "skip"] = option(
         "error", "What to do with a row whose images alone are longer than max_length: stop, or leave it out."
     )

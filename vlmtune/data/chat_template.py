@@ -116,6 +116,7 @@ class ChatTemplate:
         source: the template, its date fixed.
         has_date: whether it asks for today's date.
         image_token: the text that stands for an image.
+        video_token: the text that stands for a video; None where the processor takes none.
         special: finds the tokenizer's special tokens in a text, those of boxes apart.
 
     Raises:
@@ -125,6 +126,7 @@ class ChatTemplate:
     def __init__(self, processor: Any) -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.image_token = _image_token(processor)
+        self.video_token = _video_token(processor)
         template = _source(processor, self.image_token)
         self.has_date = DATE_CALL.search(template) is not None
         self.source = DATE_CALL.sub(lambda call: repr(FIXED_DATE.strftime(call[2])), template)
@@ -204,7 +206,10 @@ class ChatTemplate:
     def _rewrite(self, messages: Sequence[Message]) -> MessageRewrite:
         """The first rewrite that makes the template render every part of the messages."""
         errors: list[EncodeError] = []
-        for rewrite in (_as_parts, _text_as_strings, _all_as_strings):
+        rewrites: list[MessageRewrite] = [_as_parts, _text_as_strings]
+        if not _count(messages, "video"):
+            rewrites.append(_all_as_strings)
+        for rewrite in rewrites:
             try:
                 self._literals(messages, rewrite)
             except TemplateRefusalError:
@@ -250,7 +255,11 @@ class ChatTemplate:
                 "the chat template leaves out or reorders parts of this conversation "
                 "(a role that it does not know?)"
             )
-        images = sum(part["type"] == "image" for message in messages for part in message["content"])
+        images, videos = (_count(messages, kind) for kind in ("image", "video"))
+        if videos and (self.video_token is None or rendered.count(self.video_token) != videos):
+            raise EncodeError(
+                "the row has a video, and this model's chat template shows none: save its frames as images"
+            )
         if rendered.count(self.image_token) != images or "'type': 'text'" in rendered:
             raise EncodeError(
                 "the chat template is one for text alone: "
@@ -345,6 +354,19 @@ def _image_token(processor: Any) -> str:
     )
 
 
+def _video_token(processor: Any) -> str | None:
+    """The text that stands for a video, where the processor reads videos."""
+    if getattr(processor, "video_processor", None) is None:
+        return None
+    tokens = (getattr(owner, "video_token", None) for owner in (processor, processor.tokenizer))
+    return next((str(token) for token in tokens if token is not None), None)
+
+
+def _count(messages: Sequence[Message], kind: str) -> int:
+    """How many parts of a kind the messages have."""
+    return sum(part["type"] == kind for message in messages for part in message["content"])
+
+
 def template_of(processor: Any) -> str:
     """The chat template that rows are rendered with: the processor's own, or the built-in one.
 
@@ -396,10 +418,10 @@ def _as_parts(messages: Sequence[Message], image_token: str) -> list[Message]:
 
 
 def _text_as_strings(messages: Sequence[Message], image_token: str) -> list[Message]:
-    """Messages without an image have strings as content, as Llama's system turn needs it."""
+    """Messages without an image or video have strings as content, as Llama's system turn needs it."""
     return [
         message
-        if any(part["type"] == "image" for part in message["content"])
+        if any(part["type"] != "text" for part in message["content"])
         else {"role": message["role"], "content": "\n".join(part["text"] for part in message["content"])}
         for message in messages
     ]

@@ -16,6 +16,7 @@ from vlmtune.data.near_duplicates import perceptual_hash
 from vlmtune.data.split import GROUP
 from vlmtune.data.store import Store
 from vlmtune.data.tokenize import EncodeError, RowEncoder
+from vlmtune.data.video_frames import Video, load_video
 from vlmtune.errors import DataError
 from vlmtune.model_ref import ModelRef
 
@@ -23,19 +24,23 @@ DEEP_IMAGES = "images of more than 8 bits are scaled, each from its darkest to i
 MAX_CHARACTERS = 4_000_000  # of a row: some million tokens, more than any model's context
 
 
-def cached_encoder(model: ModelRef, input_format: InputFormat, key: str, boxes: str) -> RowEncoder:
+def cached_encoder(
+    model: ModelRef, input_format: InputFormat, key: str, boxes: str, video_frames: int | None
+) -> RowEncoder:
     """The encoder of this process: loading a processor takes a second, encoding a row some milliseconds.
 
     Args:
         key: the store's key. A processor that changed on disk has another key, and so is loaded again.
         boxes: how the model writes boxes, see `box_formats.box_format_name`.
     """
-    return _encoder(model, json.dumps(input_format.to_dict(), sort_keys=True), key, boxes)
+    return _encoder(model, json.dumps(input_format.to_dict(), sort_keys=True), key, boxes, video_frames)
 
 
 @lru_cache(maxsize=2)
-def _encoder(model: ModelRef, input_format: str, key: str, boxes: str) -> RowEncoder:
-    return RowEncoder(model.processor(), InputFormat.from_dict(json.loads(input_format)), boxes)
+def _encoder(
+    model: ModelRef, input_format: str, key: str, boxes: str, video_frames: int | None
+) -> RowEncoder:
+    return RowEncoder(model.processor(), InputFormat.from_dict(json.loads(input_format)), boxes, video_frames)
 
 
 def read_examples(store: Store, rows: Sequence[int]) -> list[EncodedExample]:
@@ -48,7 +53,8 @@ def read_examples(store: Store, rows: Sequence[int]) -> list[EncodedExample]:
         return store.read(rows)
     if store.model is None:
         raise ValueError("a store of rows as they were read needs the model whose processor encodes them")
-    encoder = cached_encoder(store.model, store.meta.input_format, store.meta.key, store.meta.box_format)
+    meta = store.meta
+    encoder = cached_encoder(store.model, meta.input_format, meta.key, meta.box_format, meta.video_frames)
     examples = []
     for record in store.records(rows):
         line, example = encode_row(encoder, record)
@@ -63,7 +69,7 @@ def encode_row(encoder: RowEncoder, row: dict[str, Any]) -> tuple[dict[str, Any]
 
     The line of a bad row has its reason in `error` and, without numbers and paths, in `kind`.
     """
-    paths = [reference for reference in row["images"] if isinstance(reference, str)]
+    paths = [reference for reference in (*row["images"], *row["videos"]) if isinstance(reference, str)]
     line: dict[str, Any] = {
         "source": row["source"],
         "images": paths,
@@ -86,24 +92,27 @@ def encode_row(encoder: RowEncoder, row: dict[str, Any]) -> tuple[dict[str, Any]
         messages = row["messages"]
         if row["objects"] is not None:
             messages = encoder.boxes.write(messages, row["objects"], images)
-        example = encoder.encode(messages, images)
+        videos = load_videos(row["videos"], row["hints"], encoder.video_frames)
+        example = encoder.encode(messages, images, videos)
     except ImageError as error:
         return {**line, "error": shortened(str(error)), "kind": error_kind(str(error))}, None
     except EncodeError as error:
         return {**line, "error": shortened(str(error)), "kind": error_kind(str(error))}, None
     image_hashes = [content_hash(image) for image in images]
+    video_hashes = [video.content_hash for video in videos]
     group = [f"{GROUP}{row['group']}"] if row["group"] is not None else []
     notes = (DEEP_IMAGES,) if any(SCALED in image.info for image in images) else ()
     line |= {
         "unused": list(row["unused"]),
         "notes": [*row["notes"], *notes],
         "perceptual_hashes": [perceptual_hash(image) for image in images],
-        "keys": (image_hashes or [_question_hash(messages)]) + group,
+        "keys": (image_hashes + video_hashes or [_question_hash(messages)]) + group,
+        "videos": len(videos),
         "tokens": len(example.input_ids),
         "image_tokens": example.image_tokens,
         "answer_tokens": int((example.labels >= 0).sum()),
         "required": required_length(example),
-        **row_facts(messages, images, image_hashes),
+        **row_facts(messages, images, image_hashes, video_hashes),
     }
     return line, example
 
@@ -128,6 +137,27 @@ def load_images(references: Sequence[str | bytes], hints: Mapping[str, str]) -> 
             hint = hints.get(reference)
             raise ImageError(f"image {reference}: {error}" + (f" ({hint})" if hint else "")) from error
     return images
+
+
+def load_videos(paths: Sequence[str], hints: Mapping[str, str], frames: int | None) -> list[Video]:
+    """The videos of a row, so many frames of each.
+
+    Raises:
+        ImageError: no number of frames is given, or one cannot be used. The message names its path.
+    """
+    videos = []
+    for path in paths:
+        if frames is None:
+            raise ImageError(
+                "the row has a video, and videos are not read unless you say how many frames of each: "
+                "--video_frames 8; or save its frames as images"
+            )
+        try:
+            videos.append(load_video(path, frames))
+        except ImageError as error:
+            hint = hints.get(path)
+            raise ImageError(f"video {path}: {error}" + (f" ({hint})" if hint else "")) from error
+    return videos
 
 
 def check_texts(messages: list[dict[str, Any]]) -> None:

@@ -37,21 +37,26 @@ def shortened(reason: str) -> str:
 
 
 def row_facts(
-    messages: Sequence[dict[str, Any]], images: Sequence[Image.Image], image_hashes: Sequence[str]
+    messages: Sequence[dict[str, Any]],
+    images: Sequence[Image.Image],
+    image_hashes: Sequence[str],
+    video_hashes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The facts of one conversation, without its format.
 
     Args:
         image_hashes: `images.content_hash` of each image.
+        video_hashes: of the frames of each video.
     """
+    hashes = [*image_hashes, *video_hashes]
     prompt = [message for message in messages if message["role"] != "assistant"]
     return {
         "turns": sum(message["role"] != "system" for message in messages),
         "image_sizes": [f"{image.width}x{image.height}" for image in images],
         "image_formats": [image.format or "unknown" for image in images],
         "image_hashes": list(image_hashes),
-        "question": _hash(prompt, image_hashes),
-        "content": _hash(messages, image_hashes),
+        "question": _hash(prompt, hashes),
+        "content": _hash(messages, hashes),
     }
 
 

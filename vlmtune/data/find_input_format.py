@@ -48,7 +48,7 @@ def find_input_format(processor: Any) -> InputFormat:
         one, two = (encoder.features([row]) for row in rows)
         both = _both(encoder, rows)
         names = sorted(one.tensors.keys() | two.tensors.keys())
-        layouts = {name: _layout(name, one, two, both, images=len(rows[1][1])) for name in names}
+        layouts = {name: tensor_layout(name, one, two, both, images=len(rows[1][1])) for name in names}
         floats = InputFormat(nested, layouts)
         return _with_uint8_pixels(processor, floats, rows, both) or floats
     except EncodeError as error:
@@ -105,7 +105,9 @@ def _both(encoder: RowEncoder, rows: list[Row]) -> Features | None:
         return None
 
 
-def _layout(name: str, one: Features, two: Features, both: Features | None, *, images: int) -> TensorLayout:
+def tensor_layout(
+    name: str, one: Features, two: Features, both: Features | None, *, images: int
+) -> TensorLayout:
     first, second = one.tensors.get(name), two.tensors.get(name)
     if is_ragged(first) or is_ragged(second):
         return TensorLayout(ITEMS, 1, ragged=True)
@@ -141,16 +143,16 @@ def _with_uint8_pixels(
     found: dict[str, Normalization] = {}
     for name, layout in floats.layouts.items():
         pairs = [(one.tensors[name], other.tensors[name]) for one, other in zip(own, raw, strict=True)]
-        if layout.kind == TOKENS or all(_same(one, other) for one, other in pairs):
+        if layout.kind == TOKENS or all(same_tensors(one, other) for one, other in pairs):
             continue
         if layout.ragged:
             return None
         masks = [image_mask(one.tensors, one.tensors[name]) for one in raw]
-        candidates = _candidates(processor.image_processor)
+        candidates = normalization_candidates(processor.image_processor)
         fitting = (
             one
             for one in candidates
-            if all(_gives(one, *pair, mask) for pair, mask in zip(pairs, masks, strict=True))
+            if all(gives_own_pixels(one, *pair, mask) for pair, mask in zip(pairs, masks, strict=True))
         )
         normalization = next(fitting, None)
         if normalization is None:
@@ -160,7 +162,7 @@ def _with_uint8_pixels(
     return stored if found and _joins_as(processor, stored, rows, both) else None
 
 
-def _candidates(image_processor: Any) -> Iterator[Normalization]:
+def normalization_candidates(image_processor: Any) -> Iterator[Normalization]:
     scale = getattr(image_processor, "rescale_factor", None)
     scales = [float(scale) if scale is not None and getattr(image_processor, "do_rescale", False) else 1.0]
     names = [name.removesuffix("mean") for name in vars(image_processor) if name.endswith("image_mean")]
@@ -187,7 +189,7 @@ def _three(values: Any) -> tuple[float, ...] | None:
     return tuple(float(value) for value in values) if len(values) == 3 else None
 
 
-def _gives(
+def gives_own_pixels(
     normalization: Normalization, own: torch.Tensor, raw: torch.Tensor, mask: torch.Tensor | float
 ) -> bool:
     """Whether raw pixels, normalised, are the processor's own."""
@@ -201,7 +203,7 @@ def _whole(raw: torch.Tensor) -> bool:
     return bool((raw.to(torch.uint8).to(raw.dtype) == raw).all())
 
 
-def _same(one: Any, other: Any) -> bool:
+def same_tensors(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return one.shape == other.shape and torch.equal(one, other)
     return False

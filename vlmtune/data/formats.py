@@ -28,9 +28,9 @@ def read_piece(piece: Piece) -> Iterator[dict[str, Any]]:
     """The rows of `piece`, one at a time.
 
     Keys: `source`, `messages`, `images`, `group`, `error`, `kind` (of the error), `split`, and what
-    `records.Conversation` tells: `unused`, `notes`, `hints`, `by_name` and `objects`. A bad row has its
-    reason in `error`, and no messages and images. `images` holds absolute paths, URIs or encoded bytes, in
-    the order of the image parts of `messages`.
+    `records.Conversation` tells: `unused`, `notes`, `hints`, `by_name`, `objects` and `videos`. A bad row has
+    its reason in `error`, and no messages and images. `images` holds absolute paths, URIs or encoded bytes,
+    in the order of the image parts of `messages`, and `videos` paths or URIs.
 
     Raises:
         DataError: the file can no longer be read, as it could when it was scanned.
@@ -46,6 +46,7 @@ def _row(raw: RawRow, piece: Piece) -> dict[str, Any]:
     row: dict[str, Any] = {"source": raw.source, "messages": [], "images": [], "group": None}
     row |= {"error": None, "kind": raw.error_kind, "split": None}
     row |= {"unused": (), "notes": (), "hints": {}, "by_name": {}, "objects": None}
+    row["videos"] = ()
     try:
         if raw.error is not None:
             raise RowError(raw.error)

@@ -15,6 +15,7 @@ TOKENS: Literal["tokens"] = "tokens"
 ROWS: Literal["rows"] = "rows"
 ITEMS: Literal["items"] = "items"
 Channels = Literal["plane", "outer", "inner"]
+NO_VIDEOS, FLOAT_VIDEOS, UINT8_VIDEOS = "none", "float", "uint8"
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,14 @@ class InputFormat:
         layouts: of every tensor, by name.
         normalizations: of the pixel tensors that are stored as resized uint8; empty where the processor's own
             floats are stored.
+        videos: NO_VIDEOS where the processor takes none or was not tried; else whether their resized pixels
+            (UINT8_VIDEOS) or normalised floats are stored.
     """
 
     nested_images: bool = True
     layouts: dict[str, TensorLayout] = field(default_factory=dict)
     normalizations: dict[str, Normalization] = field(default_factory=dict)
+    videos: str = NO_VIDEOS
 
     @property
     def stores_uint8_pixels(self) -> bool:
@@ -113,12 +117,13 @@ class InputFormat:
                 name: Normalization(one["scale"], tuple(one["mean"]), tuple(one["std"]), one["channels"])
                 for name, one in values["normalizations"].items()
             },
+            values["videos"],
         )
 
     def normalize(
         self, batch: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32
     ) -> dict[str, torch.Tensor]:
-        """The batch with its pixels as the processor itself would give them, and every float in `dtype`.
+        """The batch with its pixels as the processor itself would give them, in `dtype`.
 
         Stored uint8 pixels are normalised, and zero where a tile or border only pads.
         """
@@ -127,7 +132,9 @@ class InputFormat:
             if name in self.normalizations and tensor.dtype == torch.uint8:
                 out[name] = (self.normalizations[name](tensor) * image_mask(batch, tensor)).to(dtype)
             else:
-                out[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+                # A list of numbers, such as the seconds between a video's frames, is exact.
+                cast = tensor.is_floating_point() and tensor.ndim > 1
+                out[name] = tensor.to(dtype) if cast else tensor
         return out
 
 

@@ -20,6 +20,7 @@ from vlmtune.data.box_formats import box_format_name
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.examples import cached_encoder, encode_row
 from vlmtune.data.find_input_format import find_input_format
+from vlmtune.data.find_video_format import find_video_format
 from vlmtune.data.formats import read_piece
 from vlmtune.data.frames import NO_LABELS
 from vlmtune.data.input_format import InputFormat
@@ -31,6 +32,7 @@ from vlmtune.data.split import EVAL, TEST, TRAIN, connected_groups, describe_lar
 from vlmtune.data.store import StoreMeta
 from vlmtune.data.store_writer import finish_store, write_shard
 from vlmtune.data.tokenize import RowEncoder
+from vlmtune.data.video_frames import check_installed
 from vlmtune.errors import DataError, writable
 from vlmtune.storage import parent
 
@@ -56,6 +58,9 @@ def make_store(source: DataSource, scanned: ScannedData, processor: Any, folder:
     """
     configure_ray_data()
     input_format = find_input_format(processor)
+    if source.video_frames is not None:
+        check_installed()
+        input_format = find_video_format(processor, input_format)
     boxes = box_format_name(source.model, source.box_format)
     lines = _PrepareStages(source, scanned.pieces, folder, key, input_format, boxes).run()
     mark_clashes(lines)
@@ -75,6 +80,7 @@ def make_store(source: DataSource, scanned: ScannedData, processor: Any, folder:
         notes=_counts(good, scanned.pieces, "notes"),
         encoded=source.encoded,
         box_format=boxes,
+        video_frames=source.video_frames if any(line["videos"] for line in good) else None,
         source_pieces=list(scanned.source_pieces),
     )
     with writable(parent(folder), "--cache_dir"):
@@ -119,7 +125,7 @@ class _PrepareStages:
     def encode(self, task: dict[str, Any]) -> Iterator[dict[str, str]]:
         """Encode and write the rows of one task; gives their index lines as JSON."""
         source = self.source
-        encoder = cached_encoder(source.model, self.input_format, self.key, self.boxes)
+        encoder = cached_encoder(source.model, self.input_format, self.key, self.boxes, source.video_frames)
         rows = iter(pickle.loads(task["rows"]))
         while shard_rows := list(islice(rows, ROWS_PER_SHARD)):
             lines = self._write_shard(encoder, task["piece"], shard_rows)

@@ -11,6 +11,7 @@ from vlmtune.data.row_values import RowNotes, check_text, json_type
 from vlmtune.data.splits_given import split_field
 from vlmtune.data.turns import Turn, check_order, check_turn, turn_list
 from vlmtune.data.unused import is_empty, unused_fields
+from vlmtune.data.videos import place_videos, row_videos
 
 Message = dict[str, Any]
 
@@ -74,6 +75,7 @@ class Conversation:
         hints: by path of an image, what to do if there is no such file.
         by_name: by path of an image that was found by its file name alone, the path that the row has.
         objects: boxes and points for the marks in the texts, see `objects.read_objects`.
+        videos: a path or a URI for each video part, in their order.
     """
 
     messages: list[Message]
@@ -84,6 +86,7 @@ class Conversation:
     hints: dict[str, str] = field(default_factory=dict)
     by_name: dict[str, str] = field(default_factory=dict)
     objects: dict[str, Any] | None = None
+    videos: tuple[str, ...] = ()
 
 
 def conversation(
@@ -108,32 +111,48 @@ def conversation(
     turns = _turns(record, form, row_notes)
     check_order([(turn.field, turn.role) for turn in turns])
     images = _place_images(turns, _record_images(record), row_notes)
+    video_field, videos = row_videos(record)
+    videos = place_videos(
+        [turn.parts for turn in turns if turn.role == "user"], videos, has_image=bool(images)
+    )
     for turn in turns:
         check_turn(turn, record, row_notes)
     texts = [part["text"] for turn in turns for part in turn.parts if part["type"] == "text"]
     objects = read_objects(record.get("objects"), texts, len(images), row_notes, answered=answered)
     messages = [{"role": turn.role, "content": [_plain(part) for part in turn.parts]} for turn in turns]
-    located = [_locate(value, name, rules) for name, value in images]
-    for image in located:
-        row_notes.note(None if isinstance(image, bytes) else image.note)
+    located_videos = [_video(video, rules) for video in videos]
+    located = [*(_locate(value, name, rules) for name, value in images), *located_videos]
+    for file in located:
+        row_notes.note(None if isinstance(file, bytes) else file.note)
     split = split_field(record)
-    known = {*REQUIRED[form], *EXTRA_FIELDS[form], *used, "system", "image", "images", "objects"}
+    known = {
+        *REQUIRED[form],
+        *EXTRA_FIELDS[form],
+        *used,
+        "system",
+        "image",
+        "images",
+        "objects",
+        *([video_field] if video_field is not None and videos else ()),
+    }
     row_notes.unused += unused_fields(
-        record, known | ({split[0]} if split else set()), has_image=bool(images)
+        record, known | ({split[0]} if split else set()), has_image=bool(images or videos)
     )
+    written = [*(value for _, value in images), *videos]
     return Conversation(
         messages,
-        [image if isinstance(image, bytes) else image.path for image in located],
+        [file if isinstance(file, bytes) else file.path for file in located[: len(images)]],
         split[1] if split else None,
         tuple(row_notes.unused),
         tuple(row_notes.notes),
-        {image.path: image.hint for image in located if not isinstance(image, bytes) and image.hint},
+        {file.path: file.hint for file in located if not isinstance(file, bytes) and file.hint},
         {
-            image.path: str(value)
-            for image, (_, value) in zip(located, images, strict=True)
-            if not isinstance(image, bytes) and image.by_name
+            file.path: str(value)
+            for file, value in zip(located, written, strict=True)
+            if not isinstance(file, bytes) and file.by_name
         },
         objects,
+        tuple(video.path for video in located_videos),
     )
 
 
@@ -254,7 +273,7 @@ def _place_images(
 
 def _take_other_marks(turns: list[Turn], images: int, row_notes: RowNotes) -> None:
     """Turn the marks of other programs in user texts into image parts."""
-    texts = [part for turn in turns if turn.role == "user" for part in turn.parts]
+    texts = [part for turn in turns if turn.role == "user" for part in turn.parts if part["type"] == "text"]
     rewritten = read_other_marks([part["text"] for part in texts], images)
     if rewritten is None:
         return
@@ -262,11 +281,23 @@ def _take_other_marks(turns: list[Turn], images: int, row_notes: RowNotes) -> No
     new_texts = iter(rewritten[0])
     for turn in turns:
         if turn.role == "user":
-            turn.parts[:] = [new for _ in list(turn.parts) for new in split_marks(next(new_texts))]
+            turn.parts[:] = [
+                new
+                for part in list(turn.parts)
+                for new in (split_marks(next(new_texts)) if part["type"] == "text" else [part])
+            ]
 
 
 def _plain(part: Part) -> Part:
-    return {"type": "image"} if part["type"] == "image" else part
+    return part if part["type"] == "text" else {"type": part["type"]}
+
+
+def _video(reference: str, rules: ImageRules) -> ImagePlace:
+    try:
+        return rules.locate(reference)
+    except RowError as error:
+        message = str(error)
+        raise RowError(message.replace("image ", "video ")) from error
 
 
 def _locate(value: Any, field: str, rules: ImageRules) -> ImagePlace | bytes:

@@ -76,6 +76,7 @@ class DataSource:
     allow_outside_paths: bool = False
     allow_remote_images: bool = False
     box_format: str = AUTO
+    video_frames: int | None = None
     encoded: bool = True
 
     @classmethod
@@ -106,6 +107,7 @@ class DataSource:
             allow_outside_paths=data.allow_outside_paths,
             allow_remote_images=data.allow_remote_images,
             box_format=data.box_format,
+            video_frames=data.video_frames,
             encoded=not data.no_cache,
         )
 

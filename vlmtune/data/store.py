@@ -74,6 +74,7 @@ META_TYPES: dict[str, tuple[type, ...]] = {
     "problem": (str, NoneType),
     "encoded": (bool,),
     "box_format": (str,),
+    "video_frames": (int, NoneType),
     "unlabelled": (int,),
     "unused": (dict,),
     "notes": (dict,),
@@ -113,6 +114,7 @@ class StoreMeta:
         notes: what was read in another way than it stands, with the rows; 0 if the note is on all the data.
         encoded: it holds token ids and pixels. False: rows as they were read (`Store.records`).
         box_format: how the model writes boxes, see `box_formats.box_format_name`.
+        video_frames: frames that were read of each video; None where no row has one.
         source_pieces: how many pieces each `--data_path` has, in their order.
     """
 
@@ -124,6 +126,7 @@ class StoreMeta:
     problem: str | None
     encoded: bool
     box_format: str = "unknown"
+    video_frames: int | None = None
     unlabelled: int = 0
     unused: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)

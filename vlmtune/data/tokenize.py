@@ -12,12 +12,25 @@ from PIL import Image
 from vlmtune.data.box_formats import BoxWriter
 from vlmtune.data.chat_template import ChatTemplate, ChatText, EncodeError
 from vlmtune.data.encoded_example import ANSWER, EncodedExample
-from vlmtune.data.input_format import ITEMS, InputFormat, TensorLayout, as_array, is_ragged
+from vlmtune.data.input_format import (
+    ITEMS,
+    NO_VIDEOS,
+    UINT8_VIDEOS,
+    InputFormat,
+    TensorLayout,
+    as_array,
+    is_ragged,
+)
 from vlmtune.data.labels import token_kinds
+from vlmtune.data.video_frames import Video
 from vlmtune.library_errors import LIBRARY_ERRORS, first_line, lacks_memory
 
 Message = dict[str, Any]
-Row = tuple[Sequence[Message], Sequence[Image.Image]]
+# Messages, images, and perhaps videos, of one row.
+Row = (
+    tuple[Sequence[Message], Sequence[Image.Image]]
+    | tuple[Sequence[Message], Sequence[Image.Image], Sequence[Video]]
+)
 
 # Entries of a processor's output that are no inputs of the model, or that vlmtune makes elsewhere. `labels`
 # are discarded, because a processor's labels are for another task than the conversation's answers.
@@ -30,6 +43,9 @@ DISCARDED_OUTPUTS = (
     "special_tokens_mask",
     "length",
 )
+
+
+RAW_PIXELS = {"do_rescale": False, "do_normalize": False}
 
 
 @dataclass(frozen=True)
@@ -56,18 +72,24 @@ class RowEncoder:
         processor: a transformers processor with a tokenizer and an image processor.
         input_format: how its tensors are stored, as `find_input_format` finds it.
         boxes: how its model writes boxes, as `box_formats.box_format_name` gives it.
+        video_frames: how many frames are read of a video; None where none is read.
 
     Raises:
         ModelError: the processor is not one for conversations with images.
     """
 
     def __init__(
-        self, processor: Any, input_format: InputFormat | None = None, boxes: str = "unknown"
+        self,
+        processor: Any,
+        input_format: InputFormat | None = None,
+        boxes: str = "unknown",
+        video_frames: int | None = None,
     ) -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.input_format = InputFormat() if input_format is None else input_format
         self.template = ChatTemplate(processor)
         self.boxes = BoxWriter(boxes, processor.image_processor)
+        self.video_frames = video_frames
 
     @cached_property
     def image_token_ids(self) -> list[int]:
@@ -75,17 +97,29 @@ class RowEncoder:
         ids = getattr(self.processor, "image_token_id", None)
         if ids is None:
             ids = self.tokenizer.convert_tokens_to_ids(self.template.image_token)
-        return [ids] if isinstance(ids, int) else list(ids or [])
+        found = [ids] if isinstance(ids, int) else list(ids or [])
+        if self.template.video_token is not None:
+            found.append(self.tokenizer.convert_tokens_to_ids(self.template.video_token))
+        return found
 
-    def encode(self, messages: Sequence[Message], images: Sequence[Image.Image]) -> EncodedExample:
-        """Tokenize one conversation of typed parts, with its images in the order of the image parts.
+    def encode(
+        self, messages: Sequence[Message], images: Sequence[Image.Image], videos: Sequence[Video] = ()
+    ) -> EncodedExample:
+        """Tokenize one conversation of typed parts, with its images and videos in the order of their parts.
 
         Raises:
             EncodeError: a text holds one of the model's special tokens, the template or the processor cannot
                 take the conversation, or its answers cannot be found again in the tokens.
         """
         chat = self.template.render(messages)
-        features = self._call([chat.text], [images], skip_normalization=self.input_format.stores_uint8_pixels)
+        if videos and self.input_format.videos == NO_VIDEOS:
+            raise EncodeError(
+                "the row has a video, and this model's processor has no way to read one that is supported: "
+                "save its frames as images"
+            )
+        features = self._call(
+            [chat.text], [images], [videos], skip_normalization=self.input_format.stores_uint8_pixels
+        )
         ids = features.ids[0]
         offsets = None if features.offsets is None else features.offsets[0]
         kinds, problem = token_kinds(
@@ -109,8 +143,9 @@ class RowEncoder:
         Args:
             skip_normalization: leave the pixels as they are after resizing.
         """
-        texts = [self.template.render(messages).text for messages, _ in rows]
-        return self._call(texts, [images for _, images in rows], skip_normalization=skip_normalization)
+        texts = [self.template.render(row[0]).text for row in rows]
+        videos = [row[2] if len(row) == 3 else () for row in rows]
+        return self._call(texts, [row[1] for row in rows], videos, skip_normalization=skip_normalization)
 
     def chat_text(self, messages: Sequence[Message]) -> str:
         """The conversation as the text that the processor gets."""
@@ -124,9 +159,14 @@ class RowEncoder:
         return int(self.tokenizer(text, add_special_tokens=False)["input_ids"][-1])
 
     def _call(
-        self, texts: list[str], images: Sequence[Sequence[Image.Image]], *, skip_normalization: bool
+        self,
+        texts: list[str],
+        images: Sequence[Sequence[Image.Image]],
+        videos: Sequence[Sequence[Video]],
+        *,
+        skip_normalization: bool,
     ) -> Features:
-        """The processor's features of texts with their images."""
+        """The processor's features of texts with their images and videos."""
         options: dict[str, Any] = {"return_text_replacement_offsets": True, "return_tensors": "pt"}
         if self.tokenizer.is_fast:
             options["return_offsets_mapping"] = True
@@ -137,8 +177,16 @@ class RowEncoder:
             options["images"] = (
                 rows if self.input_format.nested_images else [image for row in rows for image in row]
             )
-            if skip_normalization:
-                options |= {"do_rescale": False, "do_normalize": False}
+            if skip_normalization and not any(videos):
+                options |= RAW_PIXELS
+            elif skip_normalization:
+                options["images_kwargs"] = RAW_PIXELS
+        if any(videos):
+            every = [video for row in videos for video in row]
+            options["videos"] = [video.frames for video in every]
+            options["video_metadata"] = [video.metadata for video in every]
+            raw_videos = skip_normalization and self.input_format.videos == UINT8_VIDEOS
+            options["videos_kwargs"] = {"do_sample_frames": False, **(RAW_PIXELS if raw_videos else {})}
         bos = self.tokenizer.bos_token
         options["add_special_tokens"] = not (bos and texts[0].startswith(bos))
         try:

@@ -102,6 +102,11 @@ def _typed_part(part: Any, field: str) -> list[Part]:
     if form == "image":
         image = next((part[key] for key in ("image", "path", "url") if part.get(key) is not None), None)
         return [{"type": "image"} if image is None else {"type": "image", "image": image, "field": field}]
+    if form == "video":
+        video = next((part[key] for key in ("video", "path", "url") if part.get(key) is not None), None)
+        if video is not None and not isinstance(video, str):
+            raise RowError(f"{field}.video must be the path of a video file, not {json_type(video)}")
+        return [{"type": "video"} if video is None else {"type": "video", "video": video}]
     raise RowError(
         f'{field} must be {{"type": "text", "text": …}} or {{"type": "image", "image": …}}, '
         f"not {form or json_type(part)}"
@@ -109,9 +114,11 @@ def _typed_part(part: Any, field: str) -> list[Part]:
 
 
 def check_turn(turn: Turn, record: Mapping[str, Any], row_notes: RowNotes) -> None:
-    if turn.role != "user" and any(part["type"] == "image" for part in turn.parts):
+    shown = next((part["type"] for part in turn.parts if part["type"] != "text"), None)
+    if turn.role != "user" and shown is not None:
+        thing = "an image" if shown == "image" else f"a {shown}"
         raise RowError(
-            f"{turn.field} is a turn of the {turn.role} and holds an image: only user turns may show one"
+            f"{turn.field} is a turn of the {turn.role} and holds {thing}: only user turns may show one"
         )
     if not turn.parts:
         hint = "there is nothing to learn" if turn.role == "assistant" else "say or show something"
@@ -120,7 +127,7 @@ def check_turn(turn: Turn, record: Mapping[str, Any], row_notes: RowNotes) -> No
     if turn.role == "user" and (mark := VIDEO_MARK.search(text)):
         word = mark.group().strip()
         if any(not is_empty(record.get(name)) for name in VIDEO_FIELDS) or "|" in word:
-            raise RowError(f"{turn.field} holds {word}: videos and sound are not read; save frames as images")
+            raise RowError(f"{turn.field} holds {word}: name videos in the field 'videos'; sound is not read")
         row_notes.note(f"{word} stands in a question and is read as text")
     if turn.role == "assistant":
         if token := END_TOKEN.search(text):

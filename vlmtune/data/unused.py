@@ -27,7 +27,8 @@ def unused_fields(record: Mapping[str, Any], used: Iterable[str], *, has_image: 
             value = record[name]
             if name in VIDEO_FIELDS or _any_in(value, names_video):
                 raise RowError(
-                    f"field {name!r} holds a video or sound, which is not read: save its frames as images"
+                    f"field {name!r} holds a video or sound, which is not read there: name videos in "
+                    "the field 'videos', or save frames as images"
                 )
             if _any_in(value, _is_image):
                 raise RowError(

@@ -19,9 +19,11 @@ from vlmtune.config.settings import Settings
 from vlmtune.console import console_line
 from vlmtune.data.box_formats import box_format_name
 from vlmtune.data.find_input_format import find_input_format
+from vlmtune.data.find_video_format import find_video_format
 from vlmtune.data.piece import Piece
 from vlmtune.data.question_columns import columns_from
 from vlmtune.data.store import file_states
+from vlmtune.data.video_frames import check_installed
 from vlmtune.errors import ConfigError
 from vlmtune.evaluation.actors import ADAPTER, BASE, AnswerJob, answer_rows
 from vlmtune.evaluation.adapter import adapter_settings, check_adapter_fits, read_adapter_files
@@ -95,6 +97,9 @@ def predict_rows(options: PredictOptions) -> PredictResult:
     model_ref = settings.model.ref
     processor: Any = model_ref.processor()
     input_format = find_input_format(processor)
+    if data.video_frames is not None:
+        check_installed()
+        input_format = find_video_format(processor, input_format)
     boxes = box_format_name(model_ref, data.box_format)
     pad = processor.tokenizer.pad_token_id
     job = AnswerJob(
@@ -108,7 +113,9 @@ def predict_rows(options: PredictOptions) -> PredictResult:
 
     def read_piece(item: dict[str, Any]) -> Iterator[dict[str, bytes]]:
         piece = pieces[item["piece"]]
-        return read_questions(piece, item["piece"], item["first"], model_ref, input_format, boxes)
+        return read_questions(
+            piece, item["piece"], item["first"], model_ref, input_format, boxes, data.video_frames
+        )
 
     first_piece, first_row = start or (0, 0)
     items = [

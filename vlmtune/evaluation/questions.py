@@ -16,7 +16,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from vlmtune.data.examples import load_images
+from vlmtune.data.examples import load_images, load_videos
 from vlmtune.data.facts import shortened
 from vlmtune.data.formats import READERS
 from vlmtune.data.image_paths import RowError
@@ -147,17 +147,21 @@ def read_questions(
     model: ModelRef,
     input_format: InputFormat,
     boxes: str = "unknown",
+    video_frames: int | None = None,
 ) -> Iterator[dict[str, bytes]]:
     """Read the rows of a piece from number `first` on.
 
     Args:
         boxes: how the model writes boxes, see `box_formats.box_format_name`.
+        video_frames: how many frames are read of a video.
 
     Yields:
         {"row": a `QuestionRow`, "example": its `EncodedExample`, or None if it cannot be answered}, both as
         pickled bytes.
     """
-    encoder = _question_encoder(model, json.dumps(input_format.to_dict(), sort_keys=True), boxes)
+    encoder = _question_encoder(
+        model, json.dumps(input_format.to_dict(), sort_keys=True), boxes, video_frames
+    )
     for number, (source, record, error) in enumerate(_records(piece)):
         if number < first:
             continue
@@ -171,20 +175,18 @@ def read_questions(
                 messages, images = completed
                 hints: dict[str, str] = {}
                 objects = None
+                video_paths: tuple[str, ...] = ()
             else:
                 record = as_known_shape(piece.columns.apply(record))[0]
                 completed = with_answer(record)
                 found = conversation(completed, piece.rules, answered=completed is record)
-                messages, images, hints, objects = (
-                    found.messages,
-                    found.images,
-                    found.hints,
-                    found.objects,
-                )
+                messages, images, hints = found.messages, found.images, found.hints
+                objects, video_paths = found.objects, found.videos
             pixels = load_images(images, hints)
             if objects is not None:
                 messages = encoder.boxes.write(messages, objects, pixels)
-            example = encoder.encode(messages, pixels)
+            videos = load_videos(video_paths, hints, encoder.video_frames)
+            example = encoder.encode(messages, pixels, videos)
         except (RowError, ImageError, EncodeError) as reason:
             error = shortened(str(reason))
         names = [image if isinstance(image, str) else None for image in images]
@@ -233,6 +235,6 @@ def with_answer(record: Any) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _question_encoder(model: ModelRef, input_format: str, boxes: str) -> RowEncoder:
+def _question_encoder(model: ModelRef, input_format: str, boxes: str, video_frames: int | None) -> RowEncoder:
     """One encoder for a worker process, because loading a processor costs a second."""
-    return RowEncoder(model.processor(), InputFormat.from_dict(json.loads(input_format)), boxes)
+    return RowEncoder(model.processor(), InputFormat.from_dict(json.loads(input_format)), boxes, video_frames)

@@ -40,7 +40,9 @@ class PackedVisionFeatures:
         note: Callable[[str], None],
     ) -> None:
         self.base, self.meta, self.total_rows = base, meta, total_rows
-        self.cache = vision_features(base, max_bytes=max_bytes, note=note)
+        # A video's frames go through the tower in another way than images.
+        has_videos = meta.video_frames is not None
+        self.cache = vision_features(base, max_bytes=0 if has_videos else max_bytes, note=note)
 
     def inputs(self, rows: Sequence[PackedRow], length: int) -> dict[str, Any] | None:
         """The model's inputs that replace these rows' pixels; None where the pixels have to go through it.

@@ -40,7 +40,8 @@ class VisionCache:
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         self.base, self.batches, self.note, self.autocast = base, batches, note, autocast
-        self.features = vision_features(base, max_bytes=max_bytes, note=note)
+        has_videos = batches.store.meta.video_frames is not None
+        self.features = vision_features(base, max_bytes=0 if has_videos else max_bytes, note=note)
         vision_parts = decoder_and_other_parts(base)[1:]
         if any(parameter.requires_grad for part in vision_parts for parameter in part.parameters()):
             self.disable()
