@@ -34,6 +34,7 @@ figcaption p {
 figcaption .assistant { color: var(--good); font-weight: 600; }
 """
 PLOT_WIDTH, PLOT_HEIGHT = 520, 250  # of the histogram, in its own units
+WIDEST_BAR = 80
 AXIS_HEIGHT, LABEL_HEIGHT = 22, 28  # below and above the bars
 SAMPLE_CHARACTERS = 600  # of a turn
 SAMPLE_TURNS = 4
@@ -125,9 +126,10 @@ def _histogram(summary: Summary) -> str:
     marks = []
     for number, (first, last, count) in enumerate(summary.histogram):
         size = (floor - LABEL_HEIGHT) * count / most
-        left, middle = number * step + 2, (number + 0.5) * step
+        width, middle = min(step - 4, WIDEST_BAR), (number + 0.5) * step
+        left = middle - width / 2
         marks.append(
-            f'<rect x="{left:.1f}" y="{floor - size:.1f}" width="{step - 4:.1f}" height="{size:.1f}" rx="3" '
+            f'<rect x="{left:.1f}" y="{floor - size:.1f}" width="{width:.1f}" height="{size:.1f}" rx="3" '
             f'fill="var(--bar)"><title>{first:,} to {last:,} tokens: {count:,} rows</title></rect>'
             f'<text x="{middle:.1f}" y="{floor - size - 5:.1f}" text-anchor="middle">'
             f"{f'{count:,}' if count else ''}</text>"

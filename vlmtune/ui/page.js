@@ -17,18 +17,22 @@ function draw(state, metric) {
   if (!points.length) return;
   const xs = points.map((p) => p[0]), ys = points.map((p) => p[1]);
   const [x1, y0, y1] = [Math.max(...xs), Math.min(...ys), Math.max(...ys)];
-  const x = (v) => 50 + 730 * v / x1, y = (v) => y1 > y0 ? 230 - 210 * (v - y0) / (y1 - y0) : 125;
+  const width = Math.max(280, svg.clientWidth); // so that texts keep their size on a phone
+  svg.setAttribute("viewBox", `0 0 ${width} 260`);
+  const log = y0 > 0 && y1 / y0 >= 20, scaled = (v) => log ? Math.log(v) : v;
+  const x = (v) => 64 + (width - 74) * v / x1;
+  const y = (v) => y1 > y0 ? 230 - 210 * (scaled(v) - scaled(y0)) / (scaled(y1) - scaled(y0)) : 125;
   const make = (name, values, text) => {
     const e = document.createElementNS("http://www.w3.org/2000/svg", name);
     for (const [k, v] of Object.entries(values)) e.setAttribute(k, v);
     if (text !== undefined) e.textContent = text;
     svg.appendChild(e); return e;
   };
-  for (const v of y1 > y0 ? [y0, (y0 + y1) / 2, y1] : [y0]) {
-    make("line", {x1: 50, x2: 780, y1: y(v), y2: y(v)});
-    make("text", {x: 44, y: y(v) + 4, "text-anchor": "end"}, short(v));
+  for (const v of y1 > y0 ? [y0, log ? Math.sqrt(y0 * y1) : (y0 + y1) / 2, y1] : [y0]) {
+    make("line", {x1: 64, x2: width - 10, y1: y(v), y2: y(v)});
+    make("text", {x: 58, y: y(v) + 4, "text-anchor": "end"}, Number(v.toPrecision(3)));
   }
-  make("text", {x: 780, y: 252, "text-anchor": "end"}, "step " + x1);
+  make("text", {x: width - 10, y: 252, "text-anchor": "end"}, "step " + x1);
   for (const t of state.trials) {
     if (!t.curve.length) continue;
     const kind = t.number === state.best ? "best" : t.state === "RUNNING" ? "" : "ended";
