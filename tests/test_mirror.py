@@ -14,6 +14,7 @@ TESTED_IN = {
     "ui/loopback.py": "ui/test_server.py",
     "cli/chat.py": "evaluation/test_chat.py",
     "cli/main.py": "cli/test_commands.py",
+    "cli/command_parser.py": "cli/test_adapter_options.py",
     # Parts of `RowEncoder` and `collate`, which show in what these return, for 55 families too.
     "data/input_format.py": "data/test_collate.py",
     "model/cross_attention_features.py": "training/test_vision_cache.py",

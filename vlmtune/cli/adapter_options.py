@@ -4,11 +4,11 @@ Each has options of its own, and some settings of training, which replace those 
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn, cast, get_args
+from typing import Any, cast, get_args
 
+from vlmtune.cli.command_parser import CommandParser
 from vlmtune.config.flag_table import ALIASES, find_flag, read_values
 from vlmtune.config.help_text import first_sentence
 from vlmtune.config.kinds import SEVERAL
@@ -29,16 +29,11 @@ from vlmtune.evaluation.options import (
 )
 
 
-class AdapterParser(argparse.ArgumentParser):
+class AdapterParser(CommandParser):
     """Parses the command line of a command that takes `--adapter` and `--output_dir`."""
 
     def __init__(self, description: str, prog: str) -> None:
-        super().__init__(
-            prog=prog,
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        super().__init__(description, prog)
         self.settings_flags: list[str] = []
         self.add_argument(
             "--adapter", metavar="DIR", help="Folder of a trained adapter, of train.py, tune.py or PEFT."
@@ -102,9 +97,6 @@ class AdapterParser(argparse.ArgumentParser):
             raise ConfigError("--output_dir is missing: give a folder for the results")
         given = {name: vars(parsed)[name] for name in self.settings_flags if name in parsed}
         return parsed, read_values(given, "--")
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(re.sub(r"^argument (--\w+)\S*", r"\1:", message).replace("::", ":"))
 
 
 def with_underscores(word: str) -> str:

@@ -1,13 +1,12 @@
 """`vlmtune demo`: sample files, a small trained base and the shipped configs, and the search over them."""
 
-import argparse
 import shutil
 import sys
 from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import NoReturn
 
+from vlmtune.cli.command_parser import CommandParser
 from vlmtune.cli.commands import tune
 from vlmtune.config.parse import parse
 from vlmtune.console import configure_console, console_line, say
@@ -28,12 +27,7 @@ def demo(argv: Sequence[str] | None = None, prog: str = "vlmtune demo") -> None:
     """`demo`: write the demo's files and run its search. Arguments as in `commands.tune`."""
     configure_console()
     with plain_user_errors():
-        parser = DemoParser(
-            prog=prog,
-            description=DEMO_HELP.format(prog=prog),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        parser = CommandParser(DEMO_HELP.format(prog=prog), prog)
         parser.add_argument("--output_dir", default="demo", help="Folder of the sample files. (demo)")
         parser.add_argument("--files_only", action="store_true", help="Write the files, and search nothing.")
         options, others = parser.parse_known_args(sys.argv[1:] if argv is None else list(argv))
@@ -68,10 +62,3 @@ def write_files(folder: Path) -> None:
         for path in shipped.glob("*.yaml"):
             if not (folder / "configs" / path.name).exists():
                 shutil.copyfile(path, folder / "configs" / path.name)
-
-
-class DemoParser(argparse.ArgumentParser):
-    """Raises ConfigError where argparse would exit."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)

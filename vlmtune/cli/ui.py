@@ -1,12 +1,11 @@
 """`vlmtune ui`: the page of a search, while it runs and afterwards."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
+from vlmtune.cli.command_parser import CommandParser
 from vlmtune.console import configure_console
-from vlmtune.errors import ConfigError, plain_user_errors
+from vlmtune.errors import plain_user_errors
 from vlmtune.folder_owner import check_owner
 
 UI_HELP = """Look at a search in the browser, while it runs and afterwards.
@@ -23,12 +22,7 @@ def ui(argv: Sequence[str] | None = None, prog: str = "vlmtune ui") -> None:
     """`ui`: the page of a search. Arguments as in `commands.tune`."""
     configure_console()
     with plain_user_errors():
-        parser = UiParser(
-            prog=prog,
-            description=UI_HELP.format(prog=prog),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        parser = CommandParser(UI_HELP.format(prog=prog), prog)
         parser.add_argument("folder", metavar="OUTPUT_DIR", help="The output folder of a search.")
         parser.add_argument("--port", type=int, default=0, help="Port of the page; 0 takes a free one. (0)")
         parser.add_argument(
@@ -39,10 +33,3 @@ def ui(argv: Sequence[str] | None = None, prog: str = "vlmtune ui") -> None:
         from vlmtune.ui.server import serve
 
         serve(options.folder, options.port)
-
-
-class UiParser(argparse.ArgumentParser):
-    """Raises ConfigError where argparse would exit."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
