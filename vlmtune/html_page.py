@@ -73,7 +73,8 @@ figcaption { padding: 8px 12px 10px; font-size: 13px; overflow-wrap: anywhere; }
   main { padding: 18px 12px 32px; }
   section { padding: 14px; }
   figure img { height: 120px; }
-  svg text { font-size: 17px; }  /* a chart is drawn at half its size */
+  svg text { font-size: 17px; }  /* a chart is drawn at half its size, */
+  .scroll svg text { font-size: 11px; }  /* unless it scrolls */
 }
 """
 

@@ -25,6 +25,14 @@ def test_rows_with_different_images_at_even_distances(faulty_store: Store, fault
     assert not {21, 22, 23} & set(lines), "an image twice, or a row without one"
 
 
+def test_every_dialogue_of_the_images_is_sampled(stores: dict[str, Store], mall: Path) -> None:
+    samples = pick_samples(stores["mall llava"], scan(str(mall)))
+    questions = [sample.turns[0][1] for sample in samples]
+    korean = [any("가" <= letter <= "힣" for letter in text) for text in questions]
+    assert len({sample.names for sample in samples}) == len(samples) == SAMPLES, "each image once"
+    assert korean == [bool(number % 2) for number in range(SAMPLES)], "English and Korean in turn"
+
+
 def test_what_is_shown_of_a_row(faulty_store: Store, faulty_data: Path) -> None:
     rows = [row_of(faulty_store, faulty_data, line) for line in (GOOD, 1)]
     many, first = load_samples(faulty_store, scan(str(faulty_data)), rows)

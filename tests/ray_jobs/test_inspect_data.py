@@ -17,7 +17,7 @@ from vlmtune.config.parse import parse
 from vlmtune.session import prepare_rows
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def run(*arguments: str, cwd: Path, cache: Path, **environment: str) -> subproce
         env={**os.environ, "XDG_CACHE_HOME": str(cache), **environment},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=800,
     )
 
 

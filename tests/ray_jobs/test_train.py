@@ -82,7 +82,7 @@ def older(
     return folder, command(folder, *options.split())
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_the_older_command_runs_and_says_what_a_person_needs(
     older: tuple[Path, subprocess.CompletedProcess[str]],
 ):
@@ -170,7 +170,7 @@ def test_the_adapter_works_in_plain_transformers_and_peft(
         )
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_config_yaml_repeats_the_run_from_anywhere(
     older: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ):
@@ -212,7 +212,7 @@ def test_the_older_command_without_its_model_says_how_to_get_it(tmp_path: Path):
 
 
 @pytest.mark.heavy
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 def test_a_killed_run_goes_on_with_resume(models: Path, mall: Path, tmp_path: Path):
     options = [
         "--data_path",

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.timeout(290)
+pytestmark = pytest.mark.timeout(900)
 
 
 # Steps of a trial, so that a search is still at its second one when it is killed.

@@ -33,7 +33,7 @@ from vlmtune.search.summary import search_summary
 from vlmtune.session import cache_folder, prepare_rows
 from vlmtune.single_run import train_adapter
 
-pytestmark = [pytest.mark.timeout(280), pytest.mark.usefixtures("machine")]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("machine")]
 
 MEASURED = ["proposal", "state", "eval_loss", "steps", "seconds", "tokens_per_second", "peak_memory"]
 ENOUGH = 10**12  # a rank whose adapter is larger than any address space

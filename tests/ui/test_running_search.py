@@ -40,7 +40,7 @@ search_space:
 
 @needs_chromium
 @pytest.mark.heavy
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 @pytest.mark.filterwarnings("ignore")
 def test_trials_appear_one_is_stopped_and_a_proposed_one_runs_within_num_samples(
     serve: Callable[..., str], models: Path, mall: Path, tmp_path: Path, browser: Any

@@ -45,15 +45,21 @@ class Sample:
 def pick_samples(store: Store, pieces: Sequence[Piece]) -> list[Sample]:
     """Rows at even distances; only rows with images if there are any, and each set of images once.
 
+    Where images have several rows, such as dialogues in two languages, the samples take them in turn.
+
     Reads each piece that holds one of them, up to the last one.
     """
     hashes = store.facts().column("image_hashes").to_pylist()
-    first_row_of = {tuple(images): row for row, images in reversed(list(enumerate(hashes))) if images}
-    rows = sorted(first_row_of.values()) or list(range(store.meta.rows))
-    if not rows:
+    rows_of = defaultdict[tuple[str, ...], list[int]](list)
+    for row, images in enumerate(hashes):
+        if images:
+            rows_of[tuple(images)].append(row)
+    groups = list(rows_of.values()) or [[row] for row in range(store.meta.rows)]
+    if not groups:
         return []
-    positions = np.unique(np.linspace(0, len(rows) - 1, SAMPLES).astype(int))
-    return load_samples(store, pieces, [rows[position] for position in positions])
+    positions = np.unique(np.linspace(0, len(groups) - 1, SAMPLES).astype(int))
+    chosen = [groups[position] for position in positions]
+    return load_samples(store, pieces, [rows[turn % len(rows)] for turn, rows in enumerate(chosen)])
 
 
 def load_samples(store: Store, pieces: Sequence[Piece], rows: Sequence[int]) -> list[Sample]:
