@@ -21,7 +21,7 @@ from vlmtune.search.run_search import run_search
 from vlmtune.search.summary import search_summary
 from vlmtune.single_run import train_adapter
 
-pytestmark = [pytest.mark.timeout(280), pytest.mark.usefixtures("machine")]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("machine")]
 
 # Long enough to be killed in the middle. At the higher rate a difference in the last bit grows to 76 % of the
 # adapter within 24 steps.
