@@ -89,6 +89,7 @@ OF_SEVERAL_MODULES = {
     "families/test_families.py": "every module, for 55 model families",
     "model/test_decoder_waits.py": "decoders of current families, with all that makes a step fast",
     "training/test_stock_trl.py": "both runners against plain TRL",
+    "ray_jobs/test_faults.py": "a search through everything that ends a command",
     "ray_jobs/test_job_submit.py": "the commands as Ray jobs",
     "ui/test_running_search.py": "the page of a search that runs",
     "ray_jobs/test_starting_points.py": "every starting point of docs/data.md, from files to an adapter",
