@@ -1,5 +1,6 @@
 """The cluster form of the main job: a Ray head of our own with its token, and `ray job submit`."""
 
+import ast
 import contextlib
 import os
 import socket
@@ -11,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
@@ -36,7 +38,8 @@ def free_ports(number: int) -> list[int]:
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
     """The address of a Ray head with two CPUs, and the environment of a shell that may use it."""
     home = tmp_path_factory.mktemp("home")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    mine = ("RAY_worker_niceness",)  # for a machine with other work
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") or name in mine}
     environment = {
         **kept,
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
@@ -82,7 +85,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
         try:
             address = f"http://127.0.0.1:{dashboard}"
             wait_for(address)
-            yield address, environment
+            yield address, {**environment, "GCS_ADDRESS": f"127.0.0.1:{port}"}
         finally:
             stop(psutil.Process(started.pid))
             started.wait()
@@ -192,3 +195,131 @@ def test_the_demo_runs_as_a_job(
         "tune",
     }
     assert (out / "best" / "adapter_model.safetensors").exists()
+
+
+def ask(head: tuple[str, dict[str, str]], expression: str) -> Any:
+    """The value of an expression in a process that has joined the cluster."""
+    program = (
+        "import ray; ray.init(log_to_driver=False, logging_level='ERROR'); "
+        "from ray.util.state import list_actors, list_placement_groups; "
+        f"print('=', repr({expression}))"
+    )
+    environment = {**head[1], "RAY_ADDRESS": head[1]["GCS_ADDRESS"], "RAY_API_SERVER_ADDRESS": head[0]}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    return ast.literal_eval(done.stdout.rpartition("= ")[2])
+
+
+@pytest.fixture
+def second_node(head: tuple[str, dict[str, str]]) -> Iterator[psutil.Process]:
+    """The process of a second node of two CPUs, whose end is the node's."""
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as temporary:
+        node = ("ray", "start", "--block", "--address", head[1]["GCS_ADDRESS"], "--num-cpus", "2")
+        more = ("--object-store-memory", str(2**29), "--temp-dir", temporary)
+        started = subprocess.Popen(
+            [*node, *more],
+            env=head[1],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            end = time.monotonic() + 120
+            while ask(head, "ray.cluster_resources().get('CPU')") != 4.0:
+                assert time.monotonic() < end
+            yield psutil.Process(started.pid)
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                stop(psutil.Process(started.pid))
+            started.wait()
+
+
+def node_search(models: Path, mall: Path, out: Path, steps: int) -> list[str]:
+    """The arguments of a packed search of sixteen trials, which takes two engines."""
+    flags = {
+        "data_path": mall,
+        "model_name_or_path": models / "llava",
+        "output_dir": out,
+        "storage_path": out.parent / "shared",
+        "trial_runner": "packed",
+        "quantization": "none",
+        "lora_r": 4,
+        "max_steps": steps,
+        "eval_steps": 5,
+        "per_device_train_batch_size": 2,
+        "num_samples": 16,
+        "early_stopping": "none",
+        "report": "false",
+        "recipe": "none",
+        "confirm": "none",
+        "search_space": '{"learning_rate": {"loguniform": [1e-4, 1e-2]}}',
+    }
+    return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+
+
+def start_job(head: tuple[str, dict[str, str]], name: str, arguments: list[str]) -> None:
+    address, environment = head
+    options = ["--address", address, "--working-dir", ".", "--no-wait", "--submission-id", name]
+    job = ["ray", "job", "submit", *options, "--", "python", "ray_jobs/tune.py", *arguments]
+    subprocess.run(job, cwd=ROOT, env=environment, capture_output=True, check=True)
+
+
+def job_status(head: tuple[str, dict[str, str]], name: str) -> str:
+    done = subprocess.run(
+        ["ray", "job", "status", "--address", head[0], name],
+        env=head[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    words = ("SUCCEEDED", "FAILED", "STOPPED", "RUNNING", "PENDING")
+    return next(word for word in words if word in done.stdout.upper().replace("STATUS", ""))
+
+
+def wait_for_reports(out: Path, count: int) -> None:
+    end = time.monotonic() + 600
+    while len(list(out.glob("tune/train/*/*/report.json"))) < count:
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def test_a_node_ends_and_the_search_goes_on(
+    head: tuple[str, dict[str, str]], second_node: psutil.Process, models: Path, mall: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    start_job(head, "loses-a-node", node_search(models, mall, out, 40))
+    wait_for_reports(out, 17)
+    for process in [*second_node.children(recursive=True), second_node]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    end = time.monotonic() + 800
+    while (status := job_status(head, "loses-a-node")) in ("RUNNING", "PENDING"):
+        assert time.monotonic() < end
+        time.sleep(2)
+    assert status == "SUCCEEDED"
+    rows = pq.read_table(out / "trials.parquet").to_pylist()
+    assert len({row["trial_id"] for row in rows}) == 16
+    assert [(row["state"], row["steps"]) for row in rows] == [("COMPLETE", 40)] * 16
+
+
+def test_a_stopped_job_frees_everything(
+    head: tuple[str, dict[str, str]], models: Path, mall: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    start_job(head, "is-stopped", node_search(models, mall, out, 4000))
+    wait_for_reports(out, 2)
+    subprocess.run(
+        ["ray", "job", "stop", "--address", head[0], "is-stopped"], env=head[1], check=True, timeout=120
+    )
+    assert job_status(head, "is-stopped") == "STOPPED"
+    end, left = time.monotonic() + 60, None
+    while left != (2.0, [], []) and time.monotonic() < end:
+        left = ask(
+            head,
+            "(ray.available_resources().get('CPU'), "
+            "[one.class_name for one in list_actors() if one.state == 'ALIVE' "
+            "and one.class_name in ('EngineActor', 'ResourceTrainable', 'ImplicitFunc')], "
+            "[one.state for one in list_placement_groups() if one.state != 'REMOVED'])",
+        )
+    assert left == (2.0, [], [])
