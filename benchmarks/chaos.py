@@ -4,11 +4,11 @@
     python benchmarks/chaos.py --trials 12 --every 10 --limit 600
 
 Two nodes of two CPUs each are started on this machine, with a token. A killer ends a random victim (SIGKILL)
-every few seconds until the search has ended or `--limit` seconds are over: an engine, a trial's process, or the
-second node, which another one replaces.
+every few seconds until the search has ended or `--limit` seconds are over: an engine, a trial's process, or
+the second node, which another one replaces.
 
-It prints the tables of docs/benchmarks.md, and exits with 1 if a trial is missing, is there twice or differs by
-more than 1e-6 from the undisturbed search.
+It prints the tables of docs/benchmarks.md, and exits with 1 if a trial is missing, is there twice or differs
+by more than 1e-6 from the undisturbed search.
 """
 
 import argparse
