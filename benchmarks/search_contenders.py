@@ -59,7 +59,7 @@ def sobol(seed: int) -> optuna.samplers.BaseSampler:
 
 
 BEFORE = "TPE after 10 trials (the default before)"
-OURS = "guided, then TPE (the default)"
+OURS = "guided, then TPE after 10 (the default)"
 CONTENDERS: dict[str, Contender] = {
     BEFORE: Contender(tpe(10), needs=10),
     OURS: Contender(guided=True),
@@ -75,7 +75,7 @@ CONTENDERS: dict[str, Contender] = {
     "portfolio all along": Contender(portfolio=63),
     "guided all along": Contender(guided=True, startup=AS_MANY_AS_FIT),
     "guided, then TPE after 4": Contender(guided=True, startup=4),
-    "guided, then TPE after 10": Contender(guided=True, startup=10),
+    "guided, then TPE after 6": Contender(guided=True, startup=6),
     "guided, then GP after 6": Contender(gp(1), guided=True, startup=6),
     "guided, then TPE, nothing is stopped": Contender(guided=True, stopping=NEVER),
     "guided, then TPE, rungs at 1/4 and 1/2": Contender(

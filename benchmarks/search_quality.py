@@ -18,10 +18,12 @@ loss of the space: its regret. Ways to search are compared in pairs by seed, wit
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 from search_tasks import TASKS, learn
 
 RESAMPLES = 4000
@@ -54,9 +56,10 @@ def print_table(file: Path, against: str) -> None:
         cells[budget, one["at_once"]][one["contender"]][one["problem"]] = one
     for (budget, at_once), contenders in cells.items():
         names = list(next(iter(contenders.values())))
-        print(f"\n{budget}, {at_once} at once: mean regret; ratio to {against!r} over the tasks")
-        print("| way to search | " + " | ".join(names) + " | ratio | by the model |")
-        print("|---" * (len(names) + 3) + "|")
+        ranks = mean_ranks(contenders)
+        print(f"\n### {budget}, {at_once} at once\n")
+        print("| way to search | " + " | ".join([*names, "ratio", "mean rank", "by the model"]) + " |")
+        print("|---" * (len(names) + 4) + "|")
         for label, found in contenders.items():
             shown = [f"{np.mean(found[name]['regrets']):.1%}" if name in found else "" for name in names]
             both = [name for name in names if name in found and name in contenders.get(against, {})]
@@ -67,7 +70,18 @@ def print_table(file: Path, against: str) -> None:
                 )
                 ratio = interval(ours, theirs)
             by_tpe = np.mean([one["by_model"] for one in found.values()])
-            print(f"| {label} | " + " | ".join(shown) + f" | {ratio} | {by_tpe:.1f} |")
+            rank = f"{ranks[label]:.1f}" if label in ranks else ""
+            print(f"| {label} | " + " | ".join([*shown, ratio, rank, f"{by_tpe:.1f}"]) + " |")
+
+
+def mean_ranks(contenders: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, float]:
+    """The rank of each way to search by its mean regret, 1 for the least, as a mean over the tasks."""
+    problems = set().union(*contenders.values())
+    labels = [label for label, found in contenders.items() if found.keys() == problems]
+    means = [
+        [float(np.mean(contenders[label][name]["regrets"])) for name in sorted(problems)] for label in labels
+    ]
+    return dict(zip(labels, rankdata(means, axis=0).mean(1).tolist(), strict=True))
 
 
 def main() -> None:
@@ -89,6 +103,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20, help="of compare")
     parser.add_argument("--compute", action="store_true", help="of compare: also at equal compute")
     parser.add_argument("--all", action="store_true", help="of compare: every way to search, not four")
+    parser.add_argument("--only", nargs="+", metavar="WAY", help="of compare: these ways to search")
     args = parser.parse_args()
     if args.mode == "learn":
         learn(args.file, args.demo, args.tasks, args.processes, args.at_once[0], args.limit)
@@ -104,7 +119,7 @@ def main() -> None:
     else:
         compare(
             args.file,
-            labels=list(CONTENDERS)[: None if args.all else 4],
+            labels=args.only or list(CONTENDERS)[: None if args.all else 4],
             names=list(problems()),
             where=cells(args.budgets, args.at_once, equal_compute=args.compute),
             seeds=args.seeds,

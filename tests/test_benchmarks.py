@@ -20,6 +20,7 @@ import search
 import search_contenders
 import search_curves
 import search_quality
+import search_replay
 import search_tasks
 import train_step
 
@@ -89,7 +90,23 @@ def test_a_replayed_search_of_the_default_beats_the_one_before(monkeypatch: pyte
     assert np.mean([regret for regret, _ in ours]) < np.mean([regret for regret, _ in before])
     assert all(by_model == 0 for _, by_model in ours), "all begin before one has ended"
     alone = {**at, "at_once": 1}
-    assert search_contenders.regret("public table", search_contenders.OURS, **alone, seed=0)[1] == 16 - 6
+    assert search_contenders.regret("public table", search_contenders.OURS, **alone, seed=0)[1] == 16 - 10
+
+
+def test_a_replayed_search_stops_trials_early_and_a_portfolio_comes_from_other_tasks():
+    """One cell on learning curves, 51 points of the task with few rows."""
+    at = {"trials": 16, "compute": math.inf, "at_once": 4}
+    name = "few rows, tied"
+    random = [search_contenders.regret(name, "random", **at, seed=seed)[0] for seed in range(20)]
+    ours = [search_contenders.regret(name, search_contenders.OURS, **at, seed=seed)[0] for seed in range(20)]
+    assert 0 <= np.mean(ours) < np.mean(random) < 0.2
+    (problem,) = search_contenders.problems()[name]
+    search = search_replay.Search(problem, search_contenders.CONTENDERS["random"], seed=0)
+    outcome = search.run(at_once=16, trials=16, compute=math.inf)
+    assert search.scheduler.stopped
+    assert outcome.compute < 16 * search_tasks.EVALUATIONS
+    first, *_ = search_contenders.portfolio(name, 0, 3)
+    assert first.keys() == problem.space.distributions.keys()
 
 
 def test_the_table_of_replayed_searches_compares_in_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -102,8 +119,8 @@ def test_the_table_of_replayed_searches_compares_in_pairs(tmp_path: Path, capsys
     search_quality.print_table(file, "before")
     rows = capsys.readouterr().out.splitlines()
     assert "16 trials, 4 at once" in rows[1]
-    assert rows[-2] == "| before | 30.0% |  | 2.0 |"
-    assert rows[-1] == "| after | 15.0% | 0.50 (0.50 to 0.50) | 2.0 |"
+    assert rows[-2] == "| before | 30.0% |  | 2.0 | 2.0 |"
+    assert rows[-1] == "| after | 15.0% | 0.50 (0.50 to 0.50) | 1.0 | 2.0 |"
 
 
 def test_results_of_several_calls_become_a_table_and_a_figure(

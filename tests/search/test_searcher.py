@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 
 from vlmtune.config.settings import Settings
 from vlmtune.search.first_points import BASELINE as FROM_BASELINE
-from vlmtune.search.first_points import EARLIER, RECIPE, REQUESTED, SPREAD, TPE
+from vlmtune.search.first_points import EARLIER, RECIPE, REQUESTED, SPREAD, STARTUP_TRIALS, TPE
 from vlmtune.search.isolated_trial import trial_values
 from vlmtune.search.requests import Requests
 from vlmtune.search.searcher import CONSTRAINT, TrialSearcher
@@ -259,7 +259,8 @@ def test_a_recipe_that_the_space_does_not_have_runs_beside_the_search() -> None:
 def test_trials_of_the_same_problem_are_observations_from_which_the_model_proposes() -> None:
     space = Space.parse(SPACE, BASELINE.replace(recipe=None))
     seen = [
-        ({"lora_r": 4, "learning_rate": 10**-power}, abs(power - 3)) for power in (2, 2.5, 3, 3.5, 4, 4.5)
+        ({"lora_r": 4, "learning_rate": 10 ** -(2 + step / 4)}, abs(step / 4 - 1))
+        for step in range(STARTUP_TRIALS)
     ]
     earlier = EarlierTrials(observations=seen)
     searcher = TrialSearcher(space, metric="eval_loss", mode="min", seed=0, earlier=earlier)
@@ -267,7 +268,7 @@ def test_trials_of_the_same_problem_are_observations_from_which_the_model_propos
     assert first == {"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4}, "the baseline is the first trial"
     assert origins(searcher) == [FROM_BASELINE, TPE]
     stored = searcher._ot_study.trials
-    assert [trial.value for trial in stored[1:7]] == [value for _, value in seen]
+    assert [trial.value for trial in stored[1 : 1 + len(seen)]] == [value for _, value in seen]
     assert second["lora_r"] in (4, 8, 64)
 
 

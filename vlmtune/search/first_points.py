@@ -28,7 +28,7 @@ REQUESTED = "proposed"  # values that a person asked for
 USUAL_RATE, USUAL_WIDTH, WIDTH_EXPONENT = 5e-4, 2000, 0.781
 LOG_RATE_DEVIATION = math.log(3.0)  # standard deviation of the log rate around the usual one
 TRIALS_WORTH_A_RECIPE = 8  # fewer trials are not worth one more run to compare them with
-STARTUP_TRIALS = 6  # Optuna's n_startup_trials: trials that must have ended before TPE proposes any
+STARTUP_TRIALS = 10  # Optuna's n_startup_trials: trials that must have ended before TPE proposes any
 UNIFORM_EVERY = 3  # every third point is uniform in the rate, in case the usual one is wrong here
 
 
@@ -164,6 +164,6 @@ def proposals_text(origins: Sequence[str]) -> str:
     if not by_tpe and len(origins) > STARTUP_TRIALS:
         text += (
             f"; all had begun before {STARTUP_TRIALS} had ended: a smaller --max_concurrent_trials lets the "
-            "model propose (replayed searches with 4 at once ended half as far from the best as with 16)"
+            "model propose (replayed searches with 4 at once ended 8 % nearer to the best than with 16)"
         )
     return text
