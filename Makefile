@@ -2,6 +2,7 @@
 # make demo          write sample files and search the best adapter for them; a CPU is enough
 # make test          the test suite that needs no GPU
 # make test-heavy    its tests that take half a minute or more each
+# make test-object-store   tests with a server of the S3 protocol on this machine
 # make test-oldest   the tests of four folders with the oldest versions that pyproject.toml allows
 # make check         lint, format, types, spelling
 # make audit         known weaknesses of the pinned versions; needs a network
@@ -22,7 +23,7 @@ TORCH := $(shell grep '^torch==\|^torchvision==' constraints.txt)
 EXTRAS := dev,demo$(if $(findstring torchvision,$(TORCH)),$(COMMA)families)
 SUPPORTED := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 
-.PHONY: setup demo test test-heavy test-oldest check audit flags constraints clean
+.PHONY: setup demo test test-heavy test-object-store test-oldest check audit flags constraints clean
 
 setup: $(STAMP)
 
@@ -64,6 +65,14 @@ test: setup
 
 test-heavy: setup
 	$(RUN) -m pytest -m heavy
+
+# moto asks for an older python-dateutil than the pinned one, and works with it: so --no-deps.
+MOTO := moto==5.2.5 flask==3.1.3 flask-cors==6.0.5 boto3==1.44.8 botocore==1.44.8 s3transfer==0.19.3 \
+	jmespath==1.1.0 responses==0.26.3 xmltodict==1.0.4 py-partiql-parser==0.6.3 blinker==1.9.0 itsdangerous==2.2.0
+
+test-object-store: setup
+	$(RUN) $(PIP_INSTALL) --no-deps $(MOTO)
+	$(RUN) -m pytest -m heavy tests/ray_jobs/test_object_store.py
 
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest tests/test_compat.py tests/data tests/model tests/training tests/packed

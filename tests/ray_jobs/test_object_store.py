@@ -1,4 +1,8 @@
-"""A search whose folder is in an S3-compatible object store, killed there and resumed."""
+"""What is written to an S3-compatible object store, and a search that is killed and resumed there.
+
+`make test-object-store` installs moto's server and runs it: moto asks for an older python-dateutil than the
+one that vlmtune is tested with, so it is in no extra.
+"""
 
 import signal
 from collections.abc import Iterator
@@ -8,12 +12,14 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from command_kit import STEPS, Search
-from moto.server import ThreadedMotoServer
 
 from vlmtune import storage
 from vlmtune.checksums import damaged_file
-from vlmtune.folder_lock import LEASE_S
+from vlmtune.errors import ConfigError
+from vlmtune.folder_lock import LEASE_S, FolderLock
+from vlmtune.packed.checkpoint_folder import read_last_report, write_checkpoint
 
+moto = pytest.importorskip("moto.server", reason="needs moto: make test-object-store")
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(2400)]
 
 KEY, SECRET = "AKIAOFTHETEST", "secret-of-the-test"
@@ -22,7 +28,7 @@ KEY, SECRET = "AKIAOFTHETEST", "secret-of-the-test"
 @pytest.fixture
 def store() -> Iterator[dict[str, str]]:
     """The environment of processes that use the server."""
-    server = ThreadedMotoServer("127.0.0.1", port=0)
+    server = moto.ThreadedMotoServer("127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
     environment = {
@@ -41,6 +47,32 @@ def store() -> Iterator[dict[str, str]]:
         yield environment
     storage._service.cache_clear()
     server.stop()
+
+
+def test_locks_and_checkpoints_in_an_object_store(store: dict[str, str]) -> None:
+    lock = FolderLock("s3://runs/out")
+    lock.acquire()
+    with pytest.raises(
+        ConfigError, match=r"--output_dir s3://runs/out: process \d+ on .* is writing into it"
+    ):
+        FolderLock("s3://runs/out").acquire()
+    lock.release()
+    FolderLock("s3://runs/out").acquire()
+
+    def write(folder: Path) -> None:
+        (folder / "adapter").write_bytes(bytes(100))
+
+    for step in (5, 10, 15):
+        write_checkpoint(write, f"s3://runs/trial/checkpoint-{step}", {"step": step, "max_steps": 20})
+    files, inner = storage.filesystem("s3://runs/trial")
+    kept = [entry.base_name for entry in files.get_file_info(pafs.FileSelector(inner))]
+    assert sorted(kept) == ["checkpoint-10", "checkpoint-15"]
+    assert (read_last_report("s3://runs/trial") or {})["step"] == 15
+    with files.open_output_stream(f"{inner}/checkpoint-15/adapter") as stream:
+        stream.write(b"cut")
+    told: list[str] = []
+    assert (read_last_report("s3://runs/trial", told.append) or {})["step"] == 10
+    assert told == ["runs/trial/checkpoint-15/adapter is damaged: the checkpoint before step 15 is used"]
 
 
 def test_a_search_is_killed_and_resumed_in_an_object_store(
