@@ -70,9 +70,9 @@ def test_locks_and_checkpoints_in_an_object_store(store: dict[str, str]) -> None
     assert (read_last_report("s3://runs/trial") or {})["step"] == 15
     with files.open_output_stream(f"{inner}/checkpoint-15/adapter") as stream:
         stream.write(b"cut")
-    told: list[str] = []
-    assert (read_last_report("s3://runs/trial", told.append) or {})["step"] == 10
-    assert told == ["runs/trial/checkpoint-15/adapter is damaged: the checkpoint before step 15 is used"]
+    lines: list[str] = []
+    assert (read_last_report("s3://runs/trial", lines.append) or {})["step"] == 10
+    assert lines == ["runs/trial/checkpoint-15/adapter is damaged: the checkpoint before step 15 is used"]
 
 
 def test_a_search_is_killed_and_resumed_in_an_object_store(
