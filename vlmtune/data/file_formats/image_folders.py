@@ -82,7 +82,16 @@ def _metadata_rows(piece: Piece) -> Iterator[RawRow]:
 def _holds_images(found: PathContents) -> bool:
     if any(suffix(name) in DATA_SUFFIXES for name in found.files) or "frames" in found.folders:
         return False
+    if any(_holds_lists(join(found.whole.path, folder)) for folder in found.folders):
+        return False
     return any(suffix(name) in IMAGE_SUFFIXES for name in found.files) or bool(_images(found.whole.path))
+
+
+def _holds_lists(folder: str) -> bool:
+    """Whether a folder holds data files and no image, as `annotations` beside `images`."""
+    system, inner = filesystem(folder)
+    kinds = {suffix(entry.base_name) for entry in system.get_file_info(fs.FileSelector(inner))}
+    return bool(kinds & set(DATA_SUFFIXES)) and not kinds & set(IMAGE_SUFFIXES)
 
 
 def _images(folder: str) -> list[str]:
