@@ -118,9 +118,7 @@ def test_images_beside_a_folder_of_annotations_are_no_class(tmp_path: Path) -> N
     folder = images(tmp_path / "data", "images/1.png", "images/2.png")
     (folder / "annotations").mkdir()
     write_lines(folder / "annotations" / "train.jsonl", {"question": "a", "answer": "b"})
-    with pytest.raises(
-        DataError, match=r"annotations/ holds train.jsonl: give --data_path \S+ --image_root"
-    ):
+    with pytest.raises(DataError, match=r"annotations/ holds train.jsonl: give --data_path \S+ --image_root"):
         scan(str(folder))
     with pytest.raises(DataError, match="annotations/ holds train.jsonl"):
         scan(str(folder), columns=Columns((), "Which animal?"))
