@@ -120,7 +120,7 @@ def test_images_beside_a_folder_of_annotations_are_no_class(tmp_path: Path) -> N
     write_lines(folder / "annotations" / "train.jsonl", {"question": "a", "answer": "b"})
     with pytest.raises(DataError, match=r"annotations/ holds train.jsonl: give --data_path \S+ --image_root"):
         scan(str(folder))
-    with pytest.raises(DataError, match="annotations/ holds train.jsonl"):
+    with pytest.raises(DataError, match=r"annotations/ holds train\.jsonl"):
         scan(str(folder), columns=Columns((), "Which animal?"))
 
 
