@@ -162,3 +162,14 @@ def test_the_state_is_json(tmp_path: Path) -> None:
     folder = interrupted(tmp_path, SEARCH)
     state = json.loads(Path(folder, SEARCH.state_file).read_text())
     assert (state["format"], state["ended"]) == (SEARCH.state_format, False)
+
+
+@pytest.mark.parametrize(
+    "state", [{"key": 5}, {"key": "a", "settings": ["x"]}, {"key": "a", "format": "4"}, [], 5]
+)
+def test_a_state_of_other_types_is_damaged(state: object, tmp_path: Path) -> None:
+    folder = interrupted(tmp_path / "out", SEARCH)
+    for name in (SEARCH.state_file, SEARCH.state_file + COPY):
+        Path(folder, name).write_text(json.dumps(state))
+    with pytest.raises(ConfigError, match="is damaged or missing, and so is its copy"):
+        interrupted_settings(folder, SEARCH, ASKED)

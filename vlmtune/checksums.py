@@ -38,6 +38,8 @@ def damaged_file(files: pafs.FileSystem, folder: str) -> str | None:
         with files.open_input_stream(f"{folder}/{CHECKSUMS}") as stream:
             sums = json.loads(stream.read())
         names = list(sums)
+        if not isinstance(sums, dict) or any("/" in name for name in names):
+            return CHECKSUMS
         sizes = {
             info.base_name: info.size for info in files.get_file_info([f"{folder}/{one}" for one in names])
         }
@@ -45,7 +47,7 @@ def damaged_file(files: pafs.FileSystem, folder: str) -> str | None:
         wrong += [
             name for name in names if not wrong and _stream_digest(files, folder, name) != sums[name][1]
         ]
-    except (ValueError, TypeError, AttributeError):  # cut, or no longer JSON
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError):  # cut, or of another form
         return CHECKSUMS
     return wrong[0] if wrong else None
 

@@ -76,11 +76,17 @@ def read(folder: str, kind: RunKind) -> dict[str, Any]:
         text = _read_text(f"{folder}/{name}")
         try:
             state = json.loads(text or "")
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(state, dict) and "key" in state:
+        if isinstance(state, dict) and "key" in state and _has_types(state):
             return state
     return {}
+
+
+def _has_types(state: Mapping[str, Any]) -> bool:
+    """Whether a state's values are of the types that `write` gives them."""
+    types = {"key": str, "format": int, "ended": bool, "settings": str}
+    return all(isinstance(state[name], kind) for name, kind in types.items() if name in state)
 
 
 def check_is_there(folder: str, kind: RunKind) -> None:

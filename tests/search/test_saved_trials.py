@@ -1,5 +1,7 @@
 """The files of a search's trials: written whole, found again, and what damage costs."""
 
+import hashlib
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -8,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from vlmtune.packed.checkpoint_folder import write_checkpoint
-from vlmtune.search.saved_trials import COPY, End, SavedTrial, SavedTrials, paths_of, read_trials
+from vlmtune.packed.messages import CHECKPOINT
+from vlmtune.search.saved_trials import (
+    COPY,
+    End,
+    SavedTrial,
+    SavedTrials,
+    from_text,
+    paths_of,
+    read_trials,
+)
 
 
 def trial(number: int, folder: str, *, steps: int = 4, end: End | None = None) -> SavedTrial:
@@ -138,3 +149,34 @@ def test_a_disk_that_fails_is_kept_as_the_error(tmp_path: Path) -> None:
     saved.save(trial(0, str(tmp_path)))
     saved.flush()
     assert isinstance(saved.error, OSError)
+
+
+MADE_UP = {
+    "no end": {"end": "made up"},
+    "a folder outside": {"trial_id": "../../../etc"},
+    "no id": {"trial_id": 5},
+    "a number in words": {"number": "x"},
+    "reports that are none": {"reports": 5},
+    "a report that is none": {"reports": [7]},
+    "a checkpoint that climbs": {"reports": [{"step": 1, CHECKPOINT: "tune/../../../etc"}]},
+    "a step in words": {"reports": [{"step": "x"}]},
+    "another field": {"more": 1},
+    "values that are none": {"values": []},
+}
+
+
+@pytest.mark.parametrize("what", MADE_UP)
+def test_a_file_with_a_right_checksum_and_something_else_in_it_is_damaged(what: str, tmp_path: Path) -> None:
+    whole = {"number": 0, "trial_id": "a", "values": {}, "parameters": None, "proposal": "grid"}
+    whole |= {"reports": [], "end": None, "error": None}
+
+    def text(values: object) -> str:
+        body = json.dumps(values)
+        digest = hashlib.blake2b(body.encode(), digest_size=8).hexdigest()
+        return json.dumps({"checksum": digest, "trial": body})
+
+    assert from_text(text(whole), str(tmp_path)) is not None
+    assert from_text(text({**whole, **MADE_UP[what]}), str(tmp_path)) is None
+    for other in ([], 5, None, "x", {}):
+        assert from_text(text(other), str(tmp_path)) is None
+        assert from_text(json.dumps(other), str(tmp_path)) is None

@@ -11,7 +11,7 @@ import pytest
 from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError
 from vlmtune.search.space import Space
-from vlmtune.search.warm_start import is_point_of, read_earlier_trials
+from vlmtune.search.warm_start import EarlierSearch, is_point_of, read_earlier_trials
 
 SPACE = {
     "lora_r": {"choice": [4, 8]},
@@ -106,3 +106,21 @@ def test_a_folder_without_a_finished_search_and_a_grid_are_refused(tmp_path: Pat
     (tmp_path / "one" / "search.yaml").write_text("no_such_option: 3")
     with pytest.raises(ConfigError, match=r"--warm_start .*search.yaml: no_such_option"):
         read([folder])
+
+
+def test_a_damaged_search_to_start_from_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "search.yaml").write_text("lora_r: 4")
+    table = tmp_path / "trials.parquet"
+    table.write_bytes(b"PAR1" + bytes(100) + b"PAR1")
+    with pytest.raises(ConfigError, match=r"^--warm_start .*: trials\.parquet is damaged: [^\n]*$"):
+        EarlierSearch.read(str(tmp_path))
+    pq.write_table(pa.table({"other": [1]}), table)
+    with pytest.raises(ConfigError, match=r"trials\.parquet is no table of trials$"):
+        EarlierSearch.read(str(tmp_path))
+    pq.write_table(pa.table({"state": ["COMPLETE"], "eval_loss": [1.0]}), table)
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "metrics.json").write_text("[1, 2")
+    assert EarlierSearch.read(str(tmp_path)).data_key is None
+    (tmp_path / "search.yaml").write_bytes(b"\xff\x00")
+    with pytest.raises(ConfigError, match=r"--warm_start .*: search\.yaml: "):
+        EarlierSearch.read(str(tmp_path))

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from threading import Condition, Thread
 from typing import Any
@@ -25,6 +26,7 @@ from vlmtune.packed.messages import CHECKPOINT, NOTES
 from vlmtune.search.first_points import GRID
 from vlmtune.training.best_evaluation import LAST_CHECKPOINT
 
+ID = re.compile(r"[\w-]{1,64}")  # a trial's
 COPY = "trial.json"  # in the folder of a trial's checkpoints
 # What Ray Tune adds to a report, of no use in a resumed search.
 TUNE_KEYS = (
@@ -158,13 +160,15 @@ def to_text(trial: SavedTrial, folder: str) -> str:
 
 
 def from_text(text: str, folder: str) -> SavedTrial | None:
-    """A trial from its file's content; None if that is damaged."""
+    """A trial from its file's content; None if that is damaged, or no trial's."""
     try:
         file = json.loads(text)
         if file["checksum"] != _checksum(file["trial"]):
             return None
         values = json.loads(file["trial"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    if not _is_trial(values):
         return None
     for report in values["reports"]:
         for name in {CHECKPOINT, LAST_CHECKPOINT} & report.keys():
@@ -172,6 +176,31 @@ def from_text(text: str, folder: str) -> SavedTrial | None:
             if not path.startswith("/") and "://" not in path:
                 report[name] = f"{folder}/{path}"
     return SavedTrial(**{**values, "end": None if values["end"] is None else End(values["end"])})
+
+
+def _is_trial(values: Any) -> bool:
+    """Whether values have the fields of a trial. Its id names folders, of which some may be deleted."""
+    if not isinstance(values, dict) or values.keys() != {one.name for one in fields(SavedTrial)}:
+        return False
+    reports = values["reports"]
+    return (
+        type(values["number"]) is int
+        and isinstance(values["trial_id"], str)
+        and ID.fullmatch(values["trial_id"]) is not None
+        and isinstance(values["values"], dict)
+        and isinstance(values["parameters"], dict | None)
+        and isinstance(values["error"], str | None)
+        and values["end"] in (None, *End)
+        and isinstance(reports, list)
+        and all(isinstance(one, dict) and _are_places(one) for one in reports)
+    )
+
+
+def _are_places(report: dict[str, Any]) -> bool:
+    """Whether a report's step is a number, and its checkpoints are paths that do not climb."""
+    places = [report[name] for name in (CHECKPOINT, LAST_CHECKPOINT) if name in report]
+    climbs = [not isinstance(place, str) or ".." in place.split("/") for place in places]
+    return isinstance(report.get("step", 0), int | float) and not any(climbs)
 
 
 def read_trials(folder: str) -> tuple[list[SavedTrial], list[str]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, ClassVar
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlmtune import storage
@@ -75,12 +76,18 @@ class EarlierSearch:
         try:
             options = yaml12.load_options(storage.read_text(f"{path}/search.yaml"))
             settings = Settings.from_flags(options or {})
-        except (ConfigError, yaml12.YamlError) as error:
-            raise ConfigError(f"--warm_start {folder}: search.yaml: {error}") from None
-        metrics = f"{path}/best/metrics.json"
-        key = yaml12.load_value(storage.read_text(metrics)).get("data") if storage.exists(metrics) else None
+        except (ConfigError, yaml12.YamlError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--warm_start {folder}: search.yaml: {storage.one_line(error)}") from None
         files, inner = storage.filesystem(f"{path}/trials.parquet")
-        return cls(folder, settings, key, pq.read_table(inner, filesystem=files).to_pylist())
+        try:
+            rows = pq.read_table(inner, filesystem=files).to_pylist()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ConfigError(
+                f"--warm_start {folder}: trials.parquet is damaged: {storage.one_line(error)}"
+            ) from None
+        if any(not {"state", "eval_loss"} <= row.keys() for row in rows[:1]):
+            raise ConfigError(f"--warm_start {folder}: trials.parquet is no table of trials")
+        return cls(folder, settings, _data_key(f"{path}/best/metrics.json"), rows)
 
     def ranked(self, metric: str, mode: str) -> list[tuple[dict[str, Any], float]]:
         """The complete trials with their metric, the best first; by eval_loss if it has no such metric."""
@@ -91,6 +98,16 @@ class EarlierSearch:
             (row, float(value)) for row, value in complete if value is not None and math.isfinite(value)
         ]
         return sorted(finite, key=lambda one: one[1], reverse=mode == "max")
+
+
+def _data_key(path: str) -> str | None:
+    """The key of the prepared rows in an adapter's metrics; None where they do not say it."""
+    try:
+        metrics = json.loads(storage.read_text(path)) if storage.exists(path) else {}
+    except ValueError:
+        return None
+    key = metrics.get("data") if isinstance(metrics, dict) else None
+    return key if isinstance(key, str) else None
 
 
 def read_earlier_trials(settings: Settings, space: Space, data_key: str) -> EarlierTrials:
