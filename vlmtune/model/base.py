@@ -97,7 +97,11 @@ def load_base(
             revision=ref.revision,
             dtype=resolved,
             device_map={"": str(device)},
-            quantization_config=None if stored else bitsandbytes_config(quantization, resolved, nested_quant),
+            quantization_config=None
+            if stored
+            else bitsandbytes_config(
+                quantization, resolved, nested_quant, unquantized_layers(ref, quantization)
+            ),
             attn_implementation=attn_implementation,
             trust_remote_code=ref.trust_remote_code,
             ignore_mismatched_sizes=True,  # so that they are listed, and refused below in one line
@@ -159,10 +163,30 @@ def resolve_dtype(dtype: Dtype | None, config: PreTrainedConfig, device: torch.d
     return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[dtype]
 
 
+def unquantized_layers(ref: ModelRef, quantization: Quantization) -> list[str] | None:
+    """Names of the layers that must not be quantised; None where transformers' own choice is right."""
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    from vlmtune.model.direct_weights import directly_read_layers
+
+    if quantization not in ("nf4", "int8"):
+        return None
+    model = ref.meta_model()
+    names = directly_read_layers(model)
+    return [*get_keys_to_not_convert(model), *names] if names else None
+
+
 def bitsandbytes_config(
-    quantization: Quantization, dtype: torch.dtype, nested_quant: bool
+    quantization: Quantization,
+    dtype: torch.dtype,
+    nested_quant: bool,
+    unquantized: list[str] | None = None,
 ) -> BitsAndBytesConfig | None:
-    """How transformers quantizes to nf4 or int8; None for another quantization."""
+    """How transformers quantizes to nf4 or int8; None for another quantization.
+
+    Args:
+        unquantized: names of the layers that stay as they are; None: the output head.
+    """
     from transformers import BitsAndBytesConfig
 
     make: Any = BitsAndBytesConfig
@@ -172,9 +196,10 @@ def bitsandbytes_config(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=dtype,
             bnb_4bit_use_double_quant=nested_quant,
+            llm_int8_skip_modules=unquantized,
         )
     if quantization == "int8":
-        return make(load_in_8bit=True)  # type: ignore[no-any-return]
+        return make(load_in_8bit=True, llm_int8_skip_modules=unquantized)  # type: ignore[no-any-return]
     return None
 
 

@@ -1,0 +1,258 @@
+"""How much faster are a search and a training run with several GPUs than with one?
+
+    python benchmarks/scaling.py FOLDER --gpus 1 2 4 8 --json FILE [--parts search asha isolated packed]
+        [--limit_s 550] [--set OPTION=VALUE ...]
+    python benchmarks/scaling.py table FILE [--figure FILE.svg]
+
+FOLDER holds a model of true size (`benchmarks/full_size.py`). The parts are
+
+- `search`, `asha`: `ray_jobs/tune.py` with 32 packed trials of 2 rows a step, without and with early stopping.
+- `isolated`, `packed`: `ray_jobs/train.py` on so many workers, each step of the same rows
+  (`benchmarks/workers.py`).
+
+Every part runs in a process of its own, which sees so many GPUs, and becomes one line of FILE: milliseconds a row of
+all GPUs together, seconds of the whole command, and what the host spent. A part whose line is there is not
+run again, and none begins that would not end before `--limit_s`, as far as the longest one so far says. So a
+benchmark that is cut off resumes by the same command. Without a GPU, a Ray with so many CPUs takes its place.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import torch
+from figure import write_figure
+from versions import check_versions
+
+PARTS = {"search": "none", "asha": "asha", "isolated": "isolated", "packed": "packed"}
+SAMPLE_S = 0.5
+GB = 2**30
+NAMES = {
+    "search": "search",
+    "asha": "search with ASHA",
+    "isolated": "train.py, isolated",
+    "packed": "train.py, packed",
+}
+
+
+class HostUse:
+    """What the processes below this one use while a block runs, sampled every `SAMPLE_S` seconds.
+
+    A process that lives for less than a sample is missed.
+
+    Attributes:
+        peak_memory: bytes of the machine's memory in use beside those at the beginning, at most.
+        cpu: CPU seconds of the processes by kind: the driver, each kind of Ray worker, Ray's own processes.
+        read: bytes read from disk, the page cache left out.
+    """
+
+    def __init__(self) -> None:
+        self.peak_memory = 0
+        self._cpu: dict[int, tuple[str, float]] = {}
+        self._read: dict[int, int] = {}
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> "HostUse":
+        self._before = psutil.virtual_memory().used
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    @property
+    def cpu(self) -> dict[str, float]:
+        seconds: Counter[str] = Counter()
+        for kind, spent in self._cpu.values():
+            seconds[kind] += spent
+        return {kind: round(spent, 1) for kind, spent in seconds.most_common() if spent >= 1}
+
+    @property
+    def read(self) -> int:
+        return sum(self._read.values())
+
+    def _sample(self) -> None:
+        while not self._end.wait(SAMPLE_S):
+            self.peak_memory = max(self.peak_memory, psutil.virtual_memory().used - self._before)
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    times = process.cpu_times()
+                    self._cpu[process.pid] = _kind(process.cmdline()), times.user + times.system
+                    self._read[process.pid] = process.io_counters().read_bytes
+                except psutil.Error:  # it has ended
+                    continue
+
+
+def _kind(command: list[str]) -> str:
+    """The kind of a process: "driver", a Ray worker's class or function, or "Ray"."""
+    text = " ".join(command)
+    if text.startswith("ray::"):
+        return text.removeprefix("ray::").partition("(")[0].partition(".")[0].strip()
+    return "driver" if "ray_jobs/" in text else "Ray"
+
+
+@contextmanager
+def devices(count: int) -> Iterator[None]:
+    """Let jobs see so many GPUs; without any, a Ray cluster with so many CPUs."""
+    if torch.cuda.is_available():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(count)))
+        yield
+        return
+    from ray.cluster_utils import Cluster
+
+    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": count})
+    os.environ["RAY_ADDRESS"] = cluster.address
+    try:
+        yield
+    finally:
+        cluster.shutdown()
+
+
+def run_part(folder: str, part: str, count: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Run one part on `count` GPUs, in this process's children."""
+    with devices(count), HostUse() as host:
+        if part in ("search", "asha"):
+            result = run_search(folder, PARTS[part], args)
+        else:
+            result = run_training(folder, part, count, args)
+    used = {"peak_host_gb": host.peak_memory / GB, "read_gb": host.read / GB, "cpu_s": host.cpu}
+    return {**result, **used}
+
+
+def run_search(folder: str, early_stopping: str, args: argparse.Namespace) -> dict[str, Any]:
+    from search import whole
+
+    shared = {"batch": 2, "text": False, "tokens": args.tokens, "set": args.set, "rounds": 0}
+    options: Any = SimpleNamespace(trials=args.trials, early_stopping=early_stopping, **shared)
+    return whole(folder, options)
+
+
+def run_training(folder: str, runner: str, count: int, args: argparse.Namespace) -> dict[str, Any]:
+    """`train.py` on `count` workers; a step has as many rows with any number of them."""
+    from data import write_rows
+    from workers import BATCH, train
+
+    flags = {"trial_runner": runner, **dict(option.split("=", 1) for option in args.set)}
+    batch = int(flags.get("per_device_train_batch_size", BATCH))
+    with tempfile.TemporaryDirectory() as work:
+        write_rows(Path(work) / "rows", args.rows, words=900)
+        rows = Path(work) / "rows" / "rows.jsonl"
+        return train(folder, Path(work), rows, count, batch * max(args.gpus), flags)
+
+
+def run_all(args: argparse.Namespace) -> None:
+    """Run the parts that the file does not have, each in a process of its own."""
+    file = Path(args.json)
+    known = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    model = Path(args.folder).name
+    done = {(one["model"], one["part"], one["gpus"]) for one in known}
+    started, longest = time.monotonic(), 0.0
+    for count in args.gpus:
+        for part in args.parts:
+            if (model, part, count) in done:
+                continue
+            before = time.monotonic()
+            if before + longest > started + args.limit_s:
+                print(f"{part} on {count}: not begun, the time limit is near; the same command resumes")
+                continue
+            command = [sys.executable, __file__, args.folder, "--part", part, "--count", str(count)]
+            for name in ("trials", "rows", "tokens"):
+                command += [f"--{name}", str(getattr(args, name))]
+            command += ["--gpus", *map(str, args.gpus), "--set", *args.set]
+            process = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+            longest = max(longest, time.monotonic() - before)
+            if process.returncode:
+                print(f"{part} on {count}: failed, see above")
+                continue
+            result = json.loads(process.stdout.splitlines()[-1])
+            line = {"model": model, "part": part, "gpus": count, "set": args.set, **result}
+            with file.open("a") as lines:
+                lines.write(json.dumps(line) + "\n")
+            print(f"{part} on {count}: {result['ms_a_row']:.2f} ms a row", flush=True)
+
+
+def table(file: Path, figure: str | None) -> None:
+    """Print the parts with their speed-up over the fewest GPUs, and draw it."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    print(
+        "| model | part | GPUs | ms a row | speed-up | first to last report, s | whole command, s | "
+        "lost to Tune, RPC, checkpoints | waiting for data | host memory, GB | read from disk, GB | driver's CPU, s |"
+    )
+    print("|---" * 12 + "|")
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for model in dict.fromkeys(row["model"] for row in rows):
+        for part in PARTS:
+            own = sorted(
+                (row for row in rows if (row["model"], row["part"]) == (model, part)),
+                key=lambda row: row["gpus"],
+            )
+            for row in own:
+                faster = own[0]["ms_a_row"] / row["ms_a_row"]
+                lines.setdefault(f"{model}, {NAMES[part]}", []).append((row["gpus"], faster * own[0]["gpus"]))
+                cells = [
+                    model,
+                    NAMES[part],
+                    row["gpus"],
+                    f"{row['ms_a_row']:.2f}",
+                    f"{faster:.2f}x",
+                    f"{row['searching_s']:.1f}" if "searching_s" in row else "",
+                    f"{row['total_s']:.0f}",
+                    f"{row['added']:.1%}" if "added" in row else "",
+                    f"{row['data_wait_fraction']:.2%}" if "data_wait_fraction" in row else "",
+                    f"{row['peak_host_gb']:.1f}",
+                    f"{row['read_gb']:.1f}",
+                    f"{row['cpu_s'].get('driver', 0):.0f}",
+                ]
+                print("| " + " | ".join(map(str, cells)) + " |")
+    if figure:
+        from vlmtune.search.report.plot import Plot, Scale
+
+        most = max(row["gpus"] for row in rows)
+        lines["as many times as fast as GPUs"] = [(1, 1), (most, most)]
+        plot = Plot(Scale.of([1, most]), Scale.of([0, most]), "GPUs", "times as fast as one GPU")
+        write_figure(figure, plot, lines, plot.y_name, dots=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder")
+    parser.add_argument("file", nargs="?", type=Path, help="of table")
+    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--trials", type=int, default=32)
+    parser.add_argument("--rows", type=int, default=900, help="of isolated and packed")
+    parser.add_argument("--tokens", type=int, default=640, help="that rows are cut to")
+    parser.add_argument("--limit_s", type=float, default=float("inf"))
+    parser.add_argument("--set", nargs="*", default=["torch_compile=true"], metavar="OPTION=VALUE")
+    parser.add_argument("--json", default="scaling.jsonl")
+    parser.add_argument("--figure", metavar="FILE.svg", help="of table")
+    parser.add_argument("--part", help=argparse.SUPPRESS)  # a process of one part
+    parser.add_argument("--count", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.folder == "table":
+        table(args.file, args.figure)
+    elif args.part:
+        print(json.dumps(run_part(args.folder, args.part, args.count, args)))
+    else:
+        check_versions()
+        run_all(args)
+
+
+if __name__ == "__main__":
+    main()

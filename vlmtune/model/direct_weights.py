@@ -1,0 +1,46 @@
+"""Linear layers that must not be quantised, because the model's code reads their weights itself.
+
+`pixel_values.to(self.patch_embedding.weight.dtype)` makes bytes of the pixels where the layer is quantised,
+and `self.coefs.weight.clamp_(...)` changes packed bits. Which code does so is read from the classes' sources.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from functools import cache
+
+from torch import nn
+
+SELF_WEIGHT = re.compile(r"\bself\.((?:\w+\.)*\w+)\.weight\b")
+
+
+def directly_read_layers(model: nn.Module) -> list[str]:
+    """Names of the linear layers in `model` whose `weight` other modules' code mentions.
+
+    A class without source code is passed over.
+    """
+    names = []
+    for name, module in model.named_modules():
+        for path in sorted(_weights_in_source(type(module))):
+            try:
+                layer = module.get_submodule(path)
+            except AttributeError:
+                continue
+            if isinstance(layer, nn.Linear):
+                names.append(f"{name}.{path}" if name else path)
+    return list(dict.fromkeys(names))
+
+
+@cache
+def _weights_in_source(kind: type) -> frozenset[str]:
+    """The paths of `self.PATH.weight` in the code of a class and its bases, but torch's."""
+    paths: set[str] = set()
+    for base in kind.__mro__:
+        if base.__module__.partition(".")[0] in ("torch", "builtins"):
+            continue
+        try:
+            paths.update(SELF_WEIGHT.findall(inspect.getsource(base)))
+        except (OSError, TypeError):  # no source file, or a class of an extension
+            continue
+    return frozenset(paths)
