@@ -6,13 +6,13 @@
 
 FOLDER holds a model of true size (`benchmarks/full_size.py`). The parts are
 
-- `search`, `asha`: `ray_jobs/tune.py` with 32 packed trials of 2 rows a step, without and with early stopping.
+- `search`, `asha`: `ray_jobs/tune.py`, 32 packed trials of 2 rows a step, without and with early stopping.
 - `isolated`, `packed`: `ray_jobs/train.py` on so many workers, each step of the same rows
   (`benchmarks/workers.py`).
 
-Every part runs in a process of its own, which sees so many GPUs, and becomes one line of FILE: milliseconds a row of
-all GPUs together, seconds of the whole command, and what the host spent. A part whose line is there is not
-run again, and none begins that would not end before `--limit_s`, as far as the longest one so far says. So a
+Every part runs in a process of its own, which sees so many GPUs, and becomes one line of FILE: milliseconds a
+row of all GPUs together, seconds of the whole command, and what the host spent. A part whose line is there is
+not run again. None begins that would end after `--limit_s`, if it takes as long as the longest one so far. So a
 benchmark that is cut off resumes by the same command. Without a GPU, a Ray with so many CPUs takes its place.
 """
 
@@ -190,7 +190,8 @@ def table(file: Path, figure: str | None) -> None:
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     print(
         "| model | part | GPUs | ms a row | speed-up | first to last report, s | whole command, s | "
-        "lost to Tune, RPC, checkpoints | waiting for data | host memory, GB | read from disk, GB | driver's CPU, s |"
+        "lost to Tune, RPC, checkpoints | waiting for data | "
+        "host memory, GB | read from disk, GB | CPU of the driver, s |"
     )
     print("|---" * 12 + "|")
     lines: dict[str, list[tuple[float, float]]] = {}
