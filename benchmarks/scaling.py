@@ -12,7 +12,7 @@ FOLDER holds a model of true size (`benchmarks/full_size.py`). The parts are
 
 Every part runs in a process of its own, which sees so many GPUs, and becomes one line of FILE: milliseconds a
 row of all GPUs together, seconds of the whole command, and what the host spent. A part whose line is there is
-not run again. None begins that would end after `--limit_s`, if it takes as long as the longest one so far. So a
+not run again, nor does one begin that would end after `--limit_s` if it took as long as the longest so far. A
 benchmark that is cut off resumes by the same command. Without a GPU, a Ray with so many CPUs takes its place.
 """
 
