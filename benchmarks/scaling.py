@@ -59,7 +59,7 @@ class HostUse:
     """
 
     def __init__(self) -> None:
-        self.peak_memory = 0
+        self.peak_memory = 0.0
         self._cpu: dict[int, tuple[str, float]] = {}
         self._read: dict[int, int] = {}
         self._end = threading.Event()

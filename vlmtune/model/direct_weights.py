@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from functools import cache
+from typing import Any
 
 from torch import nn
 
@@ -33,7 +34,7 @@ def directly_read_layers(model: nn.Module) -> list[str]:
 
 
 @cache
-def _weights_in_source(kind: type) -> frozenset[str]:
+def _weights_in_source(kind: Any) -> frozenset[str]:
     """The paths of `self.PATH.weight` in the code of a class and its bases, but torch's."""
     paths: set[str] = set()
     for base in kind.__mro__:
