@@ -78,7 +78,7 @@ class HostUse:
     def cpu(self) -> dict[str, float]:
         seconds: Counter[str] = Counter()
         for kind, spent in self._cpu.values():
-            seconds[kind] += spent
+            seconds[kind] += spent  # type: ignore[assignment]
         return {kind: round(spent, 1) for kind, spent in seconds.most_common() if spent >= 1}
 
     @property

@@ -23,7 +23,7 @@ def directly_read_layers(model: nn.Module) -> list[str]:
     """
     names = []
     for name, module in model.named_modules():
-        for path in sorted(_weights_in_source(type(module))):
+        for path in sorted(_weights_in_source(type(module))):  # type: ignore[arg-type]
             try:
                 layer = module.get_submodule(path)
             except AttributeError:
