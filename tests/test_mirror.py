@@ -34,6 +34,9 @@ TESTED_IN = {
     "data/ray_data.py": "data/test_prepare.py",
     # Steps from a file to a row.
     "data/dialogues.py": "data/test_frames.py",
+    "data/template_messages.py": "data/test_chat_template.py",
+    "data/template_rendering.py": "data/test_chat_template.py",
+    "data/template_source.py": "data/test_chat_template.py",
     "data/row_values.py": "data/test_records.py",
     "data/turns.py": "data/test_records.py",
     "data/piece.py": "data/test_scan.py",

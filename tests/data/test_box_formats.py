@@ -21,12 +21,12 @@ from vlmtune.data.box_formats import (
     box_format_name,
     resized_size,
 )
-from vlmtune.data.chat_template import EncodeError
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.examples import encode_row
 from vlmtune.data.find_input_format import find_input_format
 from vlmtune.data.formats import read_piece
 from vlmtune.data.scan import scan
+from vlmtune.data.template_rendering import EncodeError
 from vlmtune.data.tokenize import RowEncoder
 from vlmtune.evaluation.generate import reference
 from vlmtune.evaluation.grounding import places

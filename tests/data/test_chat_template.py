@@ -6,7 +6,8 @@ import pytest
 from families.templates import chat_template
 from tokenize_kit import IMAGE_PART, turn
 
-from vlmtune.data.chat_template import ChatTemplate, EncodeError
+from vlmtune.data.chat_template import ChatTemplate
+from vlmtune.data.template_rendering import EncodeError
 from vlmtune.errors import ModelError
 from vlmtune.model_ref import ModelRef
 

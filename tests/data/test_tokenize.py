@@ -16,7 +16,6 @@ from tokenize_kit import (
     turn,
 )
 
-from vlmtune.data.chat_template import BUILTIN_TEMPLATE, EncodeError
 from vlmtune.data.encoded_example import (
     ANSWER,
     IGNORED,
@@ -24,6 +23,8 @@ from vlmtune.data.encoded_example import (
     TEXT,
 )
 from vlmtune.data.find_input_format import find_input_format
+from vlmtune.data.template_rendering import EncodeError
+from vlmtune.data.template_source import BUILTIN_TEMPLATE
 from vlmtune.data.tokenize import RowEncoder
 from vlmtune.model_ref import ModelRef
 

@@ -16,13 +16,13 @@ from trl.trainer.utils import add_fused_lm_head
 from families.cases import CASES, Case, official
 from vlmtune.config.settings import Settings
 from vlmtune.data.cache import find_or_make_store
-from vlmtune.data.chat_template import FIXED_DATE
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.find_input_format import find_input_format
 from vlmtune.data.order import BatchRows
 from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
 from vlmtune.data.stream import read_batches
+from vlmtune.data.template_rendering import FIXED_DATE
 from vlmtune.data.tokenize import EncodeError, RowEncoder
 from vlmtune.errors import UserError
 from vlmtune.evaluation import export

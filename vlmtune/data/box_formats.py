@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from vlmtune.data.chat_template import EncodeError
 from vlmtune.data.objects import BOX_MARK, REF_MARK, Objects, shown
+from vlmtune.data.template_rendering import EncodeError
 from vlmtune.model_ref import ModelRef
 
 Message = dict[str, Any]

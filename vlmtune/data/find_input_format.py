@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlmtune.data.chat_template import EncodeError
 from vlmtune.data.collate import collate, split_batch
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.input_format import (
@@ -28,6 +27,7 @@ from vlmtune.data.input_format import (
     image_mask,
     is_ragged,
 )
+from vlmtune.data.template_rendering import EncodeError
 from vlmtune.data.tokenize import Features, RowEncoder
 from vlmtune.errors import ModelError
 

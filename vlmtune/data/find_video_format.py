@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlmtune.data.chat_template import EncodeError
 from vlmtune.data.collate import collate, split_batch
 from vlmtune.data.find_input_format import (
     TOLERANCE,
@@ -25,6 +24,7 @@ from vlmtune.data.input_format import (
     Normalization,
     image_mask,
 )
+from vlmtune.data.template_rendering import EncodeError
 from vlmtune.data.tokenize import Features, Row, RowEncoder
 from vlmtune.data.video_frames import Video
 

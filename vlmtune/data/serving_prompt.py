@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 
-from vlmtune.data.chat_template import FIXED_DATE, ChatTemplate, EncodeError
+from vlmtune.data.chat_template import ChatTemplate
+from vlmtune.data.template_rendering import FIXED_DATE, EncodeError
 
 BUILTIN_EXAMPLE = "USER: <image>\nQUESTION ASSISTANT:"
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from vlmtune.data.box_formats import BoxWriter
-from vlmtune.data.chat_template import ChatTemplate, ChatText, EncodeError
+from vlmtune.data.chat_template import ChatTemplate, ChatText
 from vlmtune.data.encoded_example import ANSWER, EncodedExample
 from vlmtune.data.input_format import (
     ITEMS,
@@ -22,6 +22,7 @@ from vlmtune.data.input_format import (
     is_ragged,
 )
 from vlmtune.data.labels import token_kinds
+from vlmtune.data.template_rendering import EncodeError
 from vlmtune.data.video_frames import Video
 from vlmtune.library_errors import LIBRARY_ERRORS, first_line, lacks_memory
 

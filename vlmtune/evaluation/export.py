@@ -13,13 +13,13 @@ from vlmtune.cluster import in_ray_job
 from vlmtune.config.options import Quantization
 from vlmtune.config.settings import Settings
 from vlmtune.console import console_line
-from vlmtune.data.chat_template import template_of
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.examples import load_images
 from vlmtune.data.find_input_format import find_input_format, gradient_image
 from vlmtune.data.formats import read_piece
 from vlmtune.data.images import ImageError
 from vlmtune.data.source import DataSource
+from vlmtune.data.template_source import template_of
 from vlmtune.data.tokenize import EncodeError, RowEncoder
 from vlmtune.errors import ConfigError, DataError, ModelError
 from vlmtune.evaluation.adapter import adapter_settings, check_adapter_fits

@@ -73,42 +73,23 @@ def load_base(
             another quantization.
         torch.OutOfMemoryError: the model does not fit on the device.
     """
-    import torch
-    from transformers import AutoModelForImageTextToText
-
     from vlmtune.model.frozen import dequantize_layers, make_fp8, prepare_quantized_layers
     from vlmtune.model.mllama import mask_padding_images
 
-    name = ref.name
     config = check_model(ref)
     resolved = resolve_dtype(dtype, config, device)
-    stored = _stored_quantization(name, config, quantization)
+    stored = _stored_quantization(ref.name, config, quantization)
     if stored is not None:  # it holds the dtype of the computation as well
         config.quantization_config = {
             **stored,
             "bnb_4bit_compute_dtype": str(resolved).removeprefix("torch."),
         }
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    with plain_model_errors(ref):
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            name,
-            config=config,
-            revision=ref.revision,
-            dtype=resolved,
-            device_map={"": str(device)},
-            quantization_config=None
-            if stored
-            else bitsandbytes_config(
-                quantization, resolved, nested_quant, unquantized_layers(ref, quantization)
-            ),
-            attn_implementation=attn_implementation,
-            trust_remote_code=ref.trust_remote_code,
-            ignore_mismatched_sizes=True,  # so that they are listed, and refused below in one line
-            output_loading_info=True,
-        )
-    model: PreTrainedModel = loaded[0]
-    _check_loading(name, info=loaded[1])
+    new_quantization = (
+        bitsandbytes_config(quantization, resolved, nested_quant, unquantized_layers(ref, quantization))
+        if stored is None
+        else None
+    )
+    model = _load_checked(ref, config, resolved, device, new_quantization, attn_implementation)
     model.requires_grad_(False)
     if dequantized:
         dequantize_layers(model, resolved)
@@ -120,6 +101,38 @@ def load_base(
     model.config.use_cache = False
     model.config.get_text_config().use_cache = False
     return model
+
+
+def _load_checked(
+    ref: ModelRef,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization_config: BitsAndBytesConfig | None,
+    attn_implementation: str | None,
+) -> PreTrainedModel:
+    """The model of the config on `device`; ModelError if weights are missing or have another shape."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    with plain_model_errors(ref):
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            ref.name,
+            config=config,
+            revision=ref.revision,
+            dtype=dtype,
+            device_map={"": str(device)},
+            quantization_config=quantization_config,
+            attn_implementation=attn_implementation,
+            trust_remote_code=ref.trust_remote_code,
+            ignore_mismatched_sizes=True,  # so that `_check_loading` can list them in one line
+            output_loading_info=True,
+        )
+    model, loading_info = loaded
+    _check_loading(ref.name, info=loading_info)
+    return model  # type: ignore[no-any-return]
 
 
 def load_base_for(settings: Settings, device: torch.device, *, dequantized: bool = False) -> PreTrainedModel:

@@ -19,8 +19,7 @@ from transformers import TrainerState
 
 from vlmtune.config.settings import Settings
 from vlmtune.data.encoded_example import EncodedExample, shorten
-from vlmtune.data.lengths import fitting_rows, mixture_of
-from vlmtune.data.order import Order
+from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.packed.layers import TargetLayer
@@ -36,6 +35,7 @@ from vlmtune.packed.trial_progress import TrialProgress
 from vlmtune.packed.trial_records import TrialRecords
 from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
 from vlmtune.training.adapted_model import adapter_config
+from vlmtune.training.batches import order_of_rows
 from vlmtune.training.best_evaluation import EvaluationRule
 from vlmtune.training.meter import EVALUATION_NUMBER, FIRST_LOSS, first_loss
 from vlmtune.training.trl_arguments import training_arguments
@@ -82,14 +82,7 @@ class Slot:
         usable_rows = fitting_rows(store, settings.training.max_length, settings.data.on_long_row)
         with tempfile.TemporaryDirectory() as work_dir:
             self.args = args = training_arguments(settings, work_dir, checkpointing=False)
-        order = Order(
-            rows=len(usable_rows),
-            per_device=args.per_device_train_batch_size,
-            accumulation=args.gradient_accumulation_steps,
-            world_size=shard.world_size,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            mixture=mixture_of(store, usable_rows, settings.data.data_weights),
-        )
+        order = order_of_rows(settings, args, store, usable_rows, shard.world_size)
         saved = None
         if checkpoint is not None:
             saved = TrialCheckpoint.read(checkpoint, [target.name for target in targets])

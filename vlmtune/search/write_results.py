@@ -59,15 +59,15 @@ def write_results(
 ) -> SearchResult:
     """Write `best/`, `trials.parquet` and `report.html`.
 
+    The table comes before the comparison and the report, which take longest and can fail.
+
     Args:
         curves, losses: the metric and the training loss at each report.
-
-    The table comes before the comparison and the report, which take longest and can fail.
 
     Raises:
         SearchFailedError: no trial completed. The search can be resumed.
     """
-    settings, store, folder = session.settings, session.store, session.folder
+    settings, folder = session.settings, session.folder
     best = best_trial(trials, settings.search.metric, settings.search.mode)
     if best is None:
         raise SearchFailedError(no_trial_completed(trials, settings, folder))
@@ -80,15 +80,9 @@ def write_results(
         table = with_seeds(table, confirmed, trials, settings.search.metric)
     storage.write_table(table, f"{folder}/trials.parquet")
     baseline, recipe = baseline_trial(trials, space), recipe_trial(trials, space)
-    compared = {"baseline": baseline, "recipe": recipe}
     confirmation = None
     if confirmed is not None:
-        values = {
-            name: one.metric(settings.search.metric)
-            for name, one in compared.items()
-            if one is not None and one is not best
-        }
-        confirmation = confirmed.text(best, values)
+        confirmation = confirmation_text(confirmed, best, baseline, recipe, settings.search.metric)
         metrics["confirmed"] = {
             "values": list(confirmed.values[best.trial_id]),
             "mean": confirmed.mean(best),
@@ -96,11 +90,7 @@ def write_results(
         }
     comparison = None
     if settings.search.report:
-        others = {BASELINE: baseline, RECIPE: recipe if recipe is not baseline else None}
-        adapters = {
-            name: one.checkpoint for name, one in others.items() if one is not None and one is not best
-        }
-        comparison = compare(chosen, store, session.cluster, f"{folder}/best", adapters)
+        comparison = compare_on_test_rows(session, chosen, best, baseline, recipe)
         if isinstance(comparison, Comparison):
             measured = {**metrics, "test": comparison.to_dict()}
             write_card_and_metrics(
@@ -128,6 +118,38 @@ def write_results(
         curves_dir=f"{folder}/runs",
         dashboard=session.cluster.dashboard,
     )
+
+
+def confirmation_text(
+    confirmed: Confirmed,
+    best: TrialResult,
+    baseline: TrialResult | None,
+    recipe: TrialResult | None,
+    metric: str,
+) -> str:
+    """The best trial's mean and spread over seeds, and whether baseline and recipe lie within it."""
+    compared = {"baseline": baseline, "recipe": recipe}
+    values = {
+        name: one.metric(metric) for name, one in compared.items() if one is not None and one is not best
+    }
+    return confirmed.text(best, values)
+
+
+def compare_on_test_rows(
+    session: Session,
+    chosen: Settings,
+    best: TrialResult,
+    baseline: TrialResult | None,
+    recipe: TrialResult | None,
+) -> Comparison | NoComparison:
+    """Let the base, the best adapter and those of baseline and recipe answer test rows.
+
+    Args:
+        chosen: settings of the best trial.
+    """
+    others = {BASELINE: baseline, RECIPE: recipe if recipe is not baseline else None}
+    adapters = {name: one.checkpoint for name, one in others.items() if one is not None and one is not best}
+    return compare(chosen, session.store, session.cluster, f"{session.folder}/best", adapters)
 
 
 def save_best(session: Session, best: TrialResult, chosen: Settings) -> tuple[dict[str, Any], Store]:

@@ -7,13 +7,37 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset
+from trl.trainer.sft_config import SFTConfig
 
+from vlmtune.config.settings import Settings
+from vlmtune.data.lengths import mixture_of
 from vlmtune.data.order import BatchRows, Order, evaluation_order
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
 
 Batch = dict[str, torch.Tensor]
 ROW_NUMBERS = "row_numbers"  # entry of a batch, `[B]`: the numbers of its rows in the store
+
+
+def order_of_rows(
+    settings: Settings, args: SFTConfig, store: Store, usable_rows: np.ndarray, world_size: int
+) -> Order:
+    """The rows of every step.
+
+    Args:
+        usable_rows: the rows of the training split that are trained on.
+        world_size: number of workers that train now; an elastic run may have been started with more.
+    """
+    workers = settings.run.workers
+    return Order(
+        rows=len(usable_rows),
+        per_device=args.per_device_train_batch_size,
+        accumulation=args.gradient_accumulation_steps,
+        world_size=world_size,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        workers=settings.run.max_workers if isinstance(workers, tuple) else None,
+        mixture=mixture_of(store, usable_rows, settings.data.data_weights),
+    )
 
 
 class BatchReader(Protocol):

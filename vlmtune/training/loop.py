@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from trl.trainer.sft_config import SFTConfig
 
 from vlmtune.config.settings import Settings
-from vlmtune.data.lengths import fitting_rows, mixture_of
+from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.order import Order
 from vlmtune.data.split import EVAL
 from vlmtune.data.store import Store
@@ -26,7 +26,7 @@ from vlmtune.library_errors import plain_library_errors
 from vlmtune.model.vision_features import room_for_features
 from vlmtune.trackers.tracker import open_trackers
 from vlmtune.training.adapted_model import adapted_model
-from vlmtune.training.batches import BatchReader, WorkerBatches
+from vlmtune.training.batches import BatchReader, WorkerBatches, order_of_rows
 from vlmtune.training.best_evaluation import EvaluationRule
 from vlmtune.training.callbacks import ReportAtEvaluation, ReportResult, TryLongestRows
 from vlmtune.training.meter import Meter, training_flops_per_token
@@ -87,15 +87,7 @@ def train(
 
     model, accelerated_step, self_check = adapted_model(settings, args, plan, meter.note, check)
     meter.flops_per_token = training_flops_per_token(accelerated_step.base.get_decoder())
-    order = Order(
-        rows=len(usable_rows),
-        per_device=args.per_device_train_batch_size,
-        accumulation=args.gradient_accumulation_steps,
-        world_size=world_size,
-        seed=args.seed if args.data_seed is None else args.data_seed,
-        workers=settings.run.workers[1] if isinstance(settings.run.workers, tuple) else None,
-        mixture=mixture_of(store, usable_rows, settings.data.data_weights),
-    )
+    order = order_of_rows(settings, args, store, usable_rows, world_size)
     args.gradient_accumulation_steps = order.batches_per_step
     first_step = 0 if checkpoint is None else _trainer_state(checkpoint)["global_step"]
     with plain_library_errors(str(settings.model.model_name_or_path), "making TRL's SFTTrainer for it"):

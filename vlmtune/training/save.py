@@ -12,9 +12,10 @@ import pyarrow.fs as pafs
 from vlmtune import __version__
 from vlmtune.checksums import CHECKSUMS
 from vlmtune.config.settings import Settings
-from vlmtune.data.chat_template import ChatTemplate, template_of
+from vlmtune.data.chat_template import ChatTemplate
 from vlmtune.data.serving_prompt import serving_notes
 from vlmtune.data.store import Store
+from vlmtune.data.template_source import template_of
 from vlmtune.output import settings_yaml
 from vlmtune.shown_text import shown_name
 from vlmtune.storage import filesystem, write_json, write_text
