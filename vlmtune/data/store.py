@@ -153,7 +153,8 @@ class StoreMeta:
 class Store:
     """A finished store. Opening it reads `meta.json` and the index; it pickles as its path.
 
-    Opening and reading raise DataError if a file of the store is gone or damaged.
+    Opening and reading raise DataError if a file of the store is gone or damaged. The class is long because
+    it reads every file of the folder: index, shards, facts, bad rows and states of images.
 
     Args:
         train_splits: the splits whose rows are training rows here. A refit adds the evaluation rows.

@@ -47,6 +47,9 @@ Batch = dict[str, Tensor]
 class AcceleratedStep:
     """Training steps over one frozen base, which is changed in place.
 
+    The class is long because it is the one place that decides which accelerations are applied, and in which
+    order they are given up when memory runs out.
+
     Args:
         base: the model, with its adapter where one trains alone.
         plan: what is compiled, checkpointed and offloaded, and how many rows go through at once.

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 class EngineActor:
     """What trials call. The base is loaded at the first call that needs it, also after a restart.
 
+    The class is long because a Ray actor has all its remote methods in one class.
+
     Args:
         settings, store, max_lora_rank, most_demanding: as for `Engine`.
         max_trials: how many trials to train at once.

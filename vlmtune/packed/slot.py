@@ -44,7 +44,8 @@ from vlmtune.training.trl_arguments import training_arguments
 class Slot:
     """One trial in an engine: its adapter, optimizer and position in its rows.
 
-    The engine runs the rows of its next batch through the base, and gives it the result.
+    The engine runs the rows of its next batch through the base, and gives it the result. The class is long
+    because it joins the parts that the engine calls one after another in every round.
 
     Args:
         targets: the layers that get its adapter.
