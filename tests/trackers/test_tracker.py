@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vlmtune.config.settings import Settings
-from vlmtune.trackers.tracker import Tracker, open_trackers, tracked_run
+from vlmtune.trackers.tracker import Tracker, finish_trackers, open_trackers, tracked_run
 
 SPACE = {"lora_r": {"choice": [4, 8]}, "lora_alpha": {"expr": "2 * lora_r"}}
 
@@ -79,9 +79,8 @@ def test_wandb_writes_a_run_for_each_trial_of_one_process(
         runs.mkdir(parents=True)
         trackers += open_trackers(trial_settings(report_to=["wandb"]), str(runs))
         trackers[-1].log({"train/loss": loss}, 3)
-    for tracker in trackers:
-        tracker.close()
-        assert tracker.take_trouble() is None
+    finish_trackers()
+    assert [tracker.take_trouble() for tracker in trackers] == [None, None]
     for name, loss in (("t1", "0.5"), ("t2", "0.25")):
         run_id = (tmp_path / "demo" / "trackers" / f"{name}.wandb").read_text()
         (file,) = (tmp_path / "demo" / "trackers" / "wandb").glob(f"offline-run-*/run-{run_id}.wandb")
@@ -118,6 +117,7 @@ def test_mlflow_has_an_experiment_for_the_search_and_a_run_for_each_trial(
             (tracker,) = open_trackers(trial_settings(report_to="mlflow"), str(runs))
             tracker.log({"train/loss": 0.5 - attempt / 4, "eval_loss": 1.5}, 3 + attempt)
             tracker.close()
+            finish_trackers()
             assert tracker.take_trouble() is None
     client = mlflow_client(str(folder))
     experiment = client.get_experiment_by_name("demo")
@@ -141,9 +141,8 @@ def test_trackio_keeps_runs_of_a_group_apart(tmp_path: Path) -> None:
         runs.mkdir(parents=True)
         trackers += open_trackers(trial_settings(report_to="trackio"), str(runs))
         trackers[-1].log({"train/loss": 0.5}, 3)
-    for tracker in trackers:
-        tracker.close()
-        assert tracker.take_trouble() is None
+    finish_trackers()
+    assert [tracker.take_trouble() for tracker in trackers] == [None, None]
     logs = SQLiteStorage.get_logs(os.environ.get("TRACKIO_PROJECT", "vlmtune"), "demo/t1")
     assert [(one["step"], one["train/loss"]) for one in logs] == [(3, 0.5)]
 
@@ -156,7 +155,7 @@ def test_a_service_that_refuses_is_told_once_and_the_run_goes_on(
     run = tracked_run(trial_settings(), f"{tmp_path}/demo/runs/t1")
     tracker = Tracker("wandb", run)
     tracker.log({"train/loss": 0.5}, 1)
-    tracker.close()
+    finish_trackers()
     trouble = tracker.take_trouble()
     assert trouble is not None and trouble.startswith("wandb: ") and trouble.endswith("goes on without it")
     assert tracker.take_trouble() is None

@@ -98,6 +98,12 @@ class EngineActor:
         with self.changed:
             return self.notes.take_unsent()
 
+    def finish_trackers(self) -> None:
+        """End the runs of `report_to`'s services, before the actor is killed."""
+        from vlmtune.trackers.tracker import finish_trackers
+
+        finish_trackers()
+
     def check_availability(self, trial_id: str, wait_s: float = 0.0) -> Availability:
         """Whether the engine has the trial, and how many slots are free; waits up to `wait_s` for one.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -13,6 +14,7 @@ from ray.exceptions import RayTaskError
 from vlmtune.console import console_line
 from vlmtune.errors import UserError
 from vlmtune.packed.engine_actor import EngineActor
+from vlmtune.trackers.tracker import SECONDS_TO_FINISH
 
 if TYPE_CHECKING:
     from vlmtune.config.settings import Settings
@@ -90,3 +92,9 @@ def _wait_for_starts(starts: list[Any], device: str) -> tuple[list[Any], list[An
         ray.wait(starts)
     grace = max(ENGINE_START_GRACE_S, time.monotonic() - began)
     return ray.wait(starts, num_returns=len(starts), timeout=grace)
+
+
+def wait_for_trackers(engines: Sequence[ActorHandle[EngineActor]]) -> None:
+    """Let engines end their runs in the services of `report_to`, before they are killed."""
+    finished = [engine.finish_trackers.remote() for engine in engines]
+    ray.wait(finished, num_returns=len(finished), timeout=SECONDS_TO_FINISH)  # a dead engine is ready at once

@@ -17,10 +17,11 @@ from vlmtune.errors import DivergedError, DoesNotFitError, UserError
 from vlmtune.packed.checkpoint_folder import fetch_last_checkpoint, read_last_report
 from vlmtune.packed.engine import NO_ROW_FITS, Engine
 from vlmtune.packed.engine_client import EngineClient
-from vlmtune.packed.engine_pool import start_engines
+from vlmtune.packed.engine_pool import start_engines, wait_for_trackers
 from vlmtune.packed.messages import CHECKPOINT, NOTES, TrialReport, TrialRequest
 from vlmtune.packed.packable import check_packable
 from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
+from vlmtune.trackers.tracker import finish_trackers
 from vlmtune.training.best_evaluation import LAST_CHECKPOINT, has_ended
 from vlmtune.training.gauges import Gauges
 from vlmtune.training.isolated import run_with_progress
@@ -86,6 +87,7 @@ def train_shard(
     while engine.train_round():
         pass
     engine.close()
+    finish_trackers()
     if not reports:
         return {}
     _check_completed(reports[-1].metrics)
@@ -142,6 +144,7 @@ def _train_in_actor(
         notes = report.metrics.get(NOTES, [])
     for line in notes:
         note(line)
+    wait_for_trackers(engines)
     return _outcome(report.metrics)
 
 

@@ -53,6 +53,10 @@ class TrialRunner:
 
     def close(self) -> None:
         """End the engines, which frees their GPUs."""
+        if self.engines:
+            from vlmtune.packed.engine_pool import wait_for_trackers
+
+            wait_for_trackers(self.engines)
         for engine in self.engines:
             ray.kill(engine, no_restart=True)
 

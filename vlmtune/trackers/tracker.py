@@ -4,6 +4,7 @@ import posixpath
 import queue
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from vlmtune.shown_text import redacted_values
 from vlmtune.storage import scheme
 from vlmtune.trackers.services import FOLDER, SERVICES, TrackedRun
 
-SECONDS_TO_FINISH = 30.0  # that the end of a run waits for what has not been sent
+SECONDS_TO_FINISH = 30.0  # that `finish_trackers` waits for what has not been sent
 REFIT = "tune/refit"  # folder of a search's last training, below its output folder
 
 
@@ -29,6 +30,7 @@ class Tracker:
         self.name, self.run = name, run
         self._numbers: queue.SimpleQueue[tuple[dict[str, float], int] | None] = queue.SimpleQueue()
         self._trouble: str | None = None
+        _OPEN.add(self)
         self._thread = threading.Thread(target=self._send, name=f"{name} {run.name}", daemon=True)
         self._thread.start()
 
@@ -37,9 +39,12 @@ class Tracker:
         self._numbers.put((dict(numbers), step))
 
     def close(self) -> None:
-        """End the run, after all of its numbers."""
+        """End the run, after all of its numbers; returns at once. `finish_trackers` waits for it."""
         self._numbers.put(None)
-        self._thread.join(SECONDS_TO_FINISH)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the closed run has ended, at most so long."""
+        self._thread.join(seconds)
 
     def take_trouble(self) -> str | None:
         """Why the service has nothing more of this run; None while it has, and after the first call."""
@@ -55,6 +60,20 @@ class Tracker:
             service.finish()
         except kinds as error:
             self._trouble = f"{self.name}: {first_line(error)}; the run goes on without it"
+        finally:
+            _OPEN.discard(self)
+
+
+_OPEN: set[Tracker] = set()  # the runs of this process that have not ended
+
+
+def finish_trackers() -> None:
+    """End all runs of this process, before it ends: what has not been sent by then is lost."""
+    deadline = time.monotonic() + SECONDS_TO_FINISH
+    for tracker in list(_OPEN):
+        tracker.close()
+    for tracker in list(_OPEN):
+        tracker.wait(max(0.0, deadline - time.monotonic()))
 
 
 def _own_errors(service: str) -> tuple[type[Exception], ...]:

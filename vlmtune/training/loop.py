@@ -24,7 +24,7 @@ from vlmtune.evaluation.objective import Objective
 from vlmtune.evaluation.try_row import try_row
 from vlmtune.library_errors import plain_library_errors
 from vlmtune.model.vision_features import room_for_features
-from vlmtune.trackers.tracker import open_trackers
+from vlmtune.trackers.tracker import finish_trackers, open_trackers
 from vlmtune.training.adapted_model import adapted_model
 from vlmtune.training.batches import BatchReader, WorkerBatches, order_of_rows
 from vlmtune.training.best_evaluation import EvaluationRule
@@ -112,6 +112,7 @@ def train(
     trainer.add_callback(ReportAtEvaluation(meter, report, rule))
     trainer.train(resume_from_checkpoint=checkpoint)
     meter.close()
+    finish_trackers()
     return model
 
 
