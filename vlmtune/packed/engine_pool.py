@@ -96,5 +96,5 @@ def _wait_for_starts(starts: list[Any], device: str) -> tuple[list[Any], list[An
 
 def wait_for_trackers(engines: Sequence[ActorHandle[EngineActor]]) -> None:
     """Let engines end their runs in the services of `report_to`, before they are killed."""
-    finished = [engine.finish_trackers.remote() for engine in engines]
+    finished: list[Any] = [engine.finish_trackers.remote() for engine in engines]
     ray.wait(finished, num_returns=len(finished), timeout=SECONDS_TO_FINISH)  # a dead engine is ready at once
