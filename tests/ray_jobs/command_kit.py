@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ class Search:
             name: value for name, value in os.environ.items() if not name.startswith("RAY_") or name in mine
         }
         self.environment = {**kept, "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+        self.commands: list[Command] = []
         self.out, self.logs, self.config = folder / "out", folder / "logs", folder / "config.yaml"
         self.config.write_text(
             f"""
@@ -104,7 +106,18 @@ search_space:
         return self.command("--resume", str(self.out), *arguments)
 
     def command(self, *arguments: str) -> Command:
-        return Command(self.environment, self.logs, *arguments)
+        self.commands.append(Command(self.environment, self.logs, *arguments))
+        return self.commands[-1]
+
+    def close(self) -> None:
+        """End what still runs, after a test that failed."""
+        for command in self.commands:
+            if command.process.poll() is None:
+                for process in psutil.Process(command.process.pid).children(recursive=True):
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+                command.process.kill()
+                command.process.wait()
 
     @property
     def hint(self) -> str:

@@ -15,8 +15,10 @@ pytestmark = [pytest.mark.heavy, pytest.mark.timeout(3000)]
 
 
 @pytest.fixture(params=["packed", "isolated"])
-def search(request: pytest.FixtureRequest, models: Path, mall: Path, tmp_path: Path) -> Search:
-    return Search(models, mall, tmp_path, request.param)
+def search(request: pytest.FixtureRequest, models: Path, mall: Path, tmp_path: Path) -> Iterator[Search]:
+    one = Search(models, mall, tmp_path, request.param)
+    yield one
+    one.close()
 
 
 def test_a_search_survives_all_of_it(search: Search) -> None:
