@@ -2,6 +2,7 @@
 
     python benchmarks/scale.py --trials 1000 --engines 64 --slots 8
     python benchmarks/scale.py --trials 10000 --engines 256 --slots 8
+    python benchmarks/scale.py driver --trials 1000
 
 The driver, Ray Tune, Optuna, ASHA, the files of the trials and the protocol between trials and engines are
 those of every packed search; only an engine's rounds are sleep. It prints a line of the table in
@@ -12,6 +13,9 @@ docs/benchmarks.md:
 - delay: from an engine's report to the trial's next call, which is the search's decision.
 - CPU seconds of this process and of Ray's own (GCS, raylet), per trial; memory of this process at the end.
 
+`driver` makes the driver's own calls for so many trials without Ray: CPU milliseconds a trial so far, in each
+of its parts. What grows with the number of trials shows there.
+
 Each trial that runs is a process, as in a real search: 512 of them need some 100 GB and a machine of many
 cores.
 """
@@ -20,6 +24,9 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Condition, Thread
@@ -33,18 +40,21 @@ from vlmtune.cluster import connect
 from vlmtune.compat.ray_node import control_processes
 from vlmtune.config.settings import Settings
 from vlmtune.packed.engine_pool import MAX_CONCURRENT_CALLS
-from vlmtune.packed.messages import Availability, TrialReport, TrialRequest, UnknownTrialError
+from vlmtune.packed.messages import TRIAL_ID, Availability, TrialReport, TrialRequest, UnknownTrialError
 from vlmtune.packed.packed_trial import PackedTrial
 from vlmtune.packed.trial_registry import MAX_UNREAD_REPORTS
-from vlmtune.search.saved_trials import End
+from vlmtune.search.live_state import LiveState
+from vlmtune.search.saved_trials import End, to_text
 from vlmtune.search.search_progress import SearchProgress
 from vlmtune.search.space import Space
 from vlmtune.search.trial_console import TrialConsole
+from vlmtune.search.trial_queue import TrialQueue
 from vlmtune.search.trial_runners import PACKED_FAILURES, TrialRunner
-from vlmtune.search.tuner import run_trials
+from vlmtune.search.tuner import make_searcher, run_trials
 from vlmtune.training.meter import EVALUATION_NUMBER
 
 SPACE = {"learning_rate": {"loguniform": [1e-5, 1e-2]}, "lora_r": {"choice": [4, 8, 16]}}
+EVALUATIONS = 4  # of a trial
 ENGINE_CPUS = 0.001  # asked of Ray: sleeping takes none
 
 
@@ -199,6 +209,55 @@ def measure(trials: int, engines: int, slots: int, evaluations: int, seconds: fl
     }
 
 
+def driver_cpu(trials: int) -> None:
+    """Print what the driver's parts take for each trial, after 1/10, 3/10 and all of the trials."""
+    settings = Settings.from_flags({"num_samples": trials, "search_space": SPACE, "recipe": None})
+    space = Space.parse(SPACE, settings)
+    seconds: dict[str, float] = defaultdict(float)
+    print("| trials | propose | report | end | live page | trial's file |\n" + "|---" * 6 + "|")
+    with tempfile.TemporaryDirectory() as folder:
+        queue = TrialQueue(make_searcher(settings, space, folder), [], trials)
+        live = LiveState(folder, {"eval_loss": "min"}, trials)
+        for done in range(1, trials + 1):
+            name = str(done)
+            with timed(seconds, "propose"):
+                config = queue.suggest(name)
+            assert config is not None
+            trial = queue.trials[config[TRIAL_ID]]
+            for number in range(1, EVALUATIONS + 1):
+                loss = abs(trial.values["learning_rate"] - 3e-4) * 100 + 1 / number
+                report = {
+                    "eval_loss": loss,
+                    "step": number,
+                    "max_steps": EVALUATIONS,
+                    EVALUATION_NUMBER: number,
+                }
+                trial.add_report(report)
+                with timed(seconds, "trial's file"):
+                    to_text(trial, folder)
+                if number < EVALUATIONS:
+                    with timed(seconds, "report"):
+                        queue.on_trial_result(name, report)
+            with timed(seconds, "end"):
+                queue.on_trial_complete(name, report)
+            trial.end = End.LAST_REPORT
+            with timed(seconds, "live page"):
+                live.write(queue.trials.values(), at_once=True)
+            if done in (trials // 10, 3 * trials // 10, trials):
+                parts = ("propose", "report", "end", "live page", "trial's file")
+                print(
+                    f"| {done} | " + " | ".join(f"{1e3 * seconds[part] / done:.1f}" for part in parts) + " |"
+                )
+
+
+@contextmanager
+def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    """Add the CPU seconds of the block to those of `part`."""
+    started = time.process_time()
+    yield
+    seconds[part] += time.process_time() - started
+
+
 def cpu_seconds(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)
@@ -208,12 +267,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    parser.add_argument("what", nargs="?", choices=["search", "driver"], default="search")
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--engines", type=int, default=64)
     parser.add_argument("--slots", type=int, default=8, help="of each engine")
-    parser.add_argument("--evaluations", type=int, default=4, help="of a trial")
+    parser.add_argument("--evaluations", type=int, default=EVALUATIONS, help="of a trial")
     parser.add_argument("--seconds", type=float, default=15.0, help="between two evaluations")
     options = parser.parse_args()
+    if options.what == "driver":
+        driver_cpu(options.trials)
+        return
     found = measure(options.trials, options.engines, options.slots, options.evaluations, options.seconds)
     names = ["trials", "engines", "slots", *found]
     values = [options.trials, options.engines, options.slots, *(f"{value:.4g}" for value in found.values())]

@@ -47,5 +47,15 @@ def test_it_is_written_once_a_second_and_at_each_end(tmp_path: Path) -> None:
     assert len(state["trials"]) == 2 and not state["running"]
 
 
+def test_writing_takes_a_small_share_of_the_time(tmp_path: Path) -> None:
+    live = LiveState(str(tmp_path), {"eval_loss": "min"}, 4)
+    live.write([RUNNING], at_once=True)
+    live.write_seconds = 1.0  # as with very many trials
+    live.write([RUNNING, ENDED], at_once=True)
+    assert len(json.loads((tmp_path / "live.json").read_text())["trials"]) == 1
+    live.write([RUNNING, ENDED], at_once=True, running=False)
+    assert len(json.loads((tmp_path / "live.json").read_text())["trials"]) == 2, "its end is always written"
+
+
 def test_object_storage_gets_no_file() -> None:
     LiveState("s3://bucket/out", {"eval_loss": "min"}, 4).write([ENDED], at_once=True)
