@@ -52,9 +52,9 @@ def parse(
         ConfigError: anything about the command line or the file is wrong, or no data or no model is named.
     """
     parser = FlagParser(description, prog, search=search)
-    given, config = _split_command_line(list(sys.argv[1:] if argv is None else argv), parser)
+    texts, config = _split_command_line(list(sys.argv[1:] if argv is None else argv), parser)
     values = read_file(config) if config is not None else {}
-    values |= read_values(given, "--")
+    values |= read_values(texts, "--")
     resumed = values.get("resume") is not None
     if resumed and values.get("overwrite"):
         raise ConfigError("--overwrite: would delete what --resume continues; give one of them")
@@ -154,8 +154,8 @@ def _split_command_line(argv: list[str], parser: FlagParser) -> tuple[dict[str, 
         if first.startswith("-"):
             find_flag(first.lstrip("-").replace("-", "_"), first)
         raise ConfigError(f"{first}: unexpected argument; an option is written --name value")
-    given = dict(vars(parsed))
-    files = given.pop("config") or []
+    texts = dict(vars(parsed))
+    files = texts.pop("config") or []
     if len(files) > 1:
         raise ConfigError(f"--config: given {len(files)} times ({', '.join(files)}); one file is read")
-    return given, files[0] if files else None
+    return texts, files[0] if files else None

@@ -135,14 +135,14 @@ def _with_uint8_pixels(
 ) -> InputFormat | None:
     """The format that stores resized uint8 pixels, if normalising them gives the processor's own floats."""
     encoder = RowEncoder(processor, floats)
-    own = [encoder.features([row]) for row in rows]
+    normalized = [encoder.features([row]) for row in rows]
     try:
         raw = [encoder.features([row], skip_normalization=True) for row in rows]
     except EncodeError:
         return None
     found: dict[str, Normalization] = {}
     for name, layout in floats.layouts.items():
-        pairs = [(one.tensors[name], other.tensors[name]) for one, other in zip(own, raw, strict=True)]
+        pairs = [(one.tensors[name], other.tensors[name]) for one, other in zip(normalized, raw, strict=True)]
         if layout.kind == TOKENS or all(same_tensors(one, other) for one, other in pairs):
             continue
         if layout.ragged:
@@ -190,12 +190,12 @@ def _three(values: Any) -> tuple[float, ...] | None:
 
 
 def gives_own_pixels(
-    normalization: Normalization, own: torch.Tensor, raw: torch.Tensor, mask: torch.Tensor | float
+    normalization: Normalization, normalized: torch.Tensor, raw: torch.Tensor, mask: torch.Tensor | float
 ) -> bool:
     """Whether raw pixels, normalised, are the processor's own."""
     if not normalization.fits(raw) or not _whole(raw):
         return False
-    return torch.allclose(normalization(raw.to(torch.uint8)) * mask, own.float(), atol=TOLERANCE)
+    return torch.allclose(normalization(raw.to(torch.uint8)) * mask, normalized.float(), atol=TOLERANCE)
 
 
 def _whole(raw: torch.Tensor) -> bool:

@@ -79,15 +79,15 @@ def _listed(store: Store, rows: np.ndarray) -> str:
     return first + (f"; and {more} more" if more > 0 else "")
 
 
-def mixture_of(store: Store, kept: np.ndarray, weights: Sequence[float] | None) -> Mixture | None:
+def mixture_of(store: Store, usable: np.ndarray, weights: Sequence[float] | None) -> Mixture | None:
     """How `--data_weights` mixes the sources of the training rows; None where every row counts once.
 
     Args:
-        kept: the rows that are trained on, see `fitting_rows`.
+        usable: the rows that are trained on, see `fitting_rows`.
     """
     if weights is None:
         return None
     ends = np.cumsum(store.meta.source_pieces)
-    sources = np.searchsorted(ends, store.column("piece")[store.rows_of(TRAIN)[kept]], side="right")
+    sources = np.searchsorted(ends, store.column("piece")[store.rows_of(TRAIN)[usable]], side="right")
     sizes = np.bincount(sources, minlength=len(ends))
     return Mixture(tuple(int(size) for size in sizes), tuple(weights))

@@ -188,16 +188,16 @@ def compile_layers(
     code: dict[type, Any] = {}
     for index, layer in enumerate(model.get_decoder().layers):
         kind = type(layer)
-        plain = getattr(kind.forward, "__wrapped__", kind.forward)  # without transformers' checkpointing
+        uncompiled = getattr(kind.forward, "__wrapped__", kind.forward)  # without transformers' checkpointing
         if kind not in code:
-            code[kind] = torch.compile(plain) if compiled else plain
-        run = partial(_run_layer, acceleration, code[kind], plain, layer)
+            code[kind] = torch.compile(uncompiled) if compiled else uncompiled
+        run = partial(_run_layer, acceleration, code[kind], uncompiled, layer)
         layer.forward = partial(_maybe_checkpointed, layer, run, checkpoints, index == 0)
     return acceleration
 
 
-def _run_layer(acceleration: Acceleration, compiled: Any, plain: Any, *args: Any, **kwargs: Any) -> Any:
-    return (compiled if acceleration.on else plain)(*args, **kwargs)
+def _run_layer(acceleration: Acceleration, compiled: Any, uncompiled: Any, *args: Any, **kwargs: Any) -> Any:
+    return (compiled if acceleration.on else uncompiled)(*args, **kwargs)
 
 
 def _maybe_checkpointed(

@@ -210,13 +210,13 @@ class AcceleratedStep:
     def _add(self, name: str, make: Callable[[], Acceleration | None]) -> Acceleration | None:
         """Apply an acceleration, where the model's class allows it: else a line says why not."""
         try:
-            made = make()
+            acceleration = make()
         except LIBRARY_ERRORS as error:
             self.note(f"{name}: left out, {type(self.base).__name__} does not allow it ({first_line(error)})")
             return None
-        if made is not None:
-            self.accelerations.append(made)
-        return made
+        if acceleration is not None:
+            self.accelerations.append(acceleration)
+        return acceleration
 
     def _run_parts(self, batch: Batch, rows: int, run: Callable[[Batch], Tensor]) -> list[Tensor]:
         return [run(part) for part in split_batch(batch, rows)]
@@ -278,8 +278,8 @@ def average_gradients(parameters: list[nn.Parameter], world_size: int) -> None:
     dist.all_reduce(flat)
     *gradients, counts = flat.div_(world_size).split([*sizes, len(parameters)])
     anywhere = present if all(present) else counts.tolist()
-    for parameter, gradient, used in zip(parameters, gradients, anywhere, strict=True):
-        parameter.grad = gradient.view_as(parameter) if used else None
+    for parameter, gradient, is_anywhere in zip(parameters, gradients, anywhere, strict=True):
+        parameter.grad = gradient.view_as(parameter) if is_anywhere else None
 
 
 def _trains(modules: list[Any]) -> bool:

@@ -17,7 +17,7 @@ from vlmtune.training.best_evaluation import BEST_STEP
 
 # The metrics reported with a checkpoint. It is written last, so it marks the checkpoint as complete.
 REPORT_FILE = "report.json"
-KEPT = 2  # checkpoints of a trial: if the last one is damaged, the one before it is used
+KEPT_CHECKPOINTS = 2  # checkpoints of a trial: if the last one is damaged, the one before it is used
 
 Tell = Callable[[str], object]
 
@@ -55,10 +55,10 @@ def write_checkpoint(write: Callable[[Path], None], folder: str, metrics: dict[s
             pafs.copy_files(local, path, destination_filesystem=fs)
     write_text(f"{folder}/{REPORT_FILE}", report)
     complete = sorted(_complete_checkpoints(fs, path.rpartition("/")[0]))
-    kept = {path, *(other for step, other in complete if step == metrics.get(BEST_STEP))}
-    kept |= {other for _, other in complete[-KEPT:]}
+    to_keep = {path, *(other for step, other in complete if step == metrics.get(BEST_STEP))}
+    to_keep |= {other for _, other in complete[-KEPT_CHECKPOINTS:]}
     for _, other in complete:
-        if other not in kept:
+        if other not in to_keep:
             fs.delete_dir(other)
 
 

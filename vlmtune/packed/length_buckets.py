@@ -27,7 +27,7 @@ class LengthBuckets:
 
     @classmethod
     def of_rows(cls, tokens: np.ndarray, rows_at_once: float = math.inf) -> LengthBuckets:
-        """The at most `MAX_LENGTHS` lengths that cost rows of so many tokens `[rows]` least.
+        """The at most `MAX_LENGTHS` lengths with the least padding for rows of so many tokens, `[rows]`.
 
         A further length saves padding, and divides the `rows_at_once` of a round into one more packed batch,
         at the cost of `BATCH_TOKENS`.
@@ -36,23 +36,23 @@ class LengthBuckets:
         """
         ends, rows = np.unique(-(-tokens // LENGTH_STEP) * LENGTH_STEP, return_counts=True)
         rows_before = np.concatenate([[0], rows.cumsum()])
-        # least[end]: fewest padded tokens of the rows up to ends[end], with the buckets so far.
-        least = ends * rows_before[1:]
+        # fewest_tokens[end]: fewest padded tokens of the rows up to ends[end], with the buckets so far.
+        fewest_tokens = ends * rows_before[1:]
         buckets = [(int(end),) for end in ends]
         for _ in range(min(MAX_LENGTHS, len(ends)) - 1):
             # The last bucket holds the rows after ends[start]: [end, start], only where start < end.
-            padded = least[None] + ends[:, None] * (rows_before[1:, None] - rows_before[None, 1:])
+            padded = fewest_tokens[None] + ends[:, None] * (rows_before[1:, None] - rows_before[None, 1:])
             padded = np.where(np.tri(len(ends), k=-1, dtype=bool), padded, np.iinfo(np.int64).max)
             best = padded.argmin(1)
-            saved = least[-1] - padded[-1, best[-1]]
+            saved = fewest_tokens[-1] - padded[-1, best[-1]]
             if saved / len(tokens) * rows_at_once <= BATCH_TOKENS:
                 break
-            better = padded[np.arange(len(ends)), best] < least
+            better = padded[np.arange(len(ends)), best] < fewest_tokens
             buckets = [
                 (*buckets[best[end]], int(ends[end])) if better[end] else buckets[end]
                 for end in range(len(ends))
             ]
-            least = np.where(better, padded[np.arange(len(ends)), best], least)
+            fewest_tokens = np.where(better, padded[np.arange(len(ends)), best], fewest_tokens)
         return cls(buckets[-1])
 
     def __call__(self, tokens: int) -> int:

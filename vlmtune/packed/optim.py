@@ -27,8 +27,8 @@ class AdapterOptimizer:
         self.gradient = torch.zeros_like(flat)
         self.parameters = [nn.Parameter(flat[:image_start]), nn.Parameter(flat[image_start:])]
         make, options = Trainer.get_optimizer_cls_and_kwargs(args)
-        used = [parameter for parameter in self.parameters if len(parameter)]
-        self.optimizer = make([{"params": used, "weight_decay": args.weight_decay}], **options)
+        not_empty = [parameter for parameter in self.parameters if len(parameter)]
+        self.optimizer = make([{"params": not_empty, "weight_decay": args.weight_decay}], **options)
         warmup, details = args.get_warmup_steps(max_steps), args.lr_scheduler_kwargs
         self.schedule = get_scheduler(args.lr_scheduler_type, self.optimizer, warmup, max_steps, details)  # type: ignore[arg-type]
 

@@ -62,15 +62,15 @@ def bucket_rows(rows: int) -> int:
     return ROW_BUCKETS[bisect_left(ROW_BUCKETS, rows)]
 
 
-def even_rows(rows: int, most: int) -> int:
-    """Rows of a packed batch: `rows` divided evenly, into as few batches as `most` rows each allow."""
-    return -(-rows // -(-rows // most))
+def even_rows(rows: int, max_rows: int) -> int:
+    """Rows of a packed batch: `rows` divided evenly, into as few batches as `max_rows` rows each allow."""
+    return -(-rows // -(-rows // max_rows))
 
 
-def batch_sizes(rows: int, most: int) -> tuple[int, ...]:
-    """Rows of a packed batch to choose from, largest first: `rows` divided evenly, at most `most` each."""
-    most = ROW_BUCKETS[bisect_left(ROW_BUCKETS, most + 1) - 1]
-    sizes = {bucket_rows(even_rows(rows, size)) for size in ROW_BUCKETS if size <= most}
+def batch_sizes(rows: int, max_rows: int) -> tuple[int, ...]:
+    """Rows of a packed batch to choose from, largest first: `rows` divided evenly, up to `max_rows` each."""
+    max_rows = ROW_BUCKETS[bisect_left(ROW_BUCKETS, max_rows + 1) - 1]
+    sizes = {bucket_rows(even_rows(rows, size)) for size in ROW_BUCKETS if size <= max_rows}
     return tuple(sorted(sizes, reverse=True))
 
 
@@ -95,8 +95,8 @@ def packed_batches(
     for row in rows:
         groups[buckets(row.tokens), row.has_image].append(row)
     for (length, _), group in sorted(groups.items(), key=lambda item: item[0]):
-        most = max(1, min(max_tokens // length, ROW_BUCKETS[-1]))
-        size = even_rows(len(group), ROW_BUCKETS[bisect_left(ROW_BUCKETS, most + 1) - 1])
+        max_rows = max(1, min(max_tokens // length, ROW_BUCKETS[-1]))
+        size = even_rows(len(group), ROW_BUCKETS[bisect_left(ROW_BUCKETS, max_rows + 1) - 1])
         for first in range(0, len(group), size):
             yield group[first : first + size]
 

@@ -45,11 +45,16 @@ class StepTotals:
         """
         if shard.world_size == 1:
             return self._scalar(self.labelled_tokens)
-        own = self.labelled_tokens
+        local_tokens = self.labelled_tokens
         numbers = torch.stack(
-            [self._scalar(own), self.loss * own, self.correct, self._scalar(self.has_images)]
+            [
+                self._scalar(local_tokens),
+                self.loss * local_tokens,
+                self.correct,
+                self._scalar(self.has_images),
+            ]
         ).to(gradient.dtype)
-        gradients, sums = shard.all_reduce_sum(torch.cat([gradient * own, numbers])).split(
+        gradients, sums = shard.all_reduce_sum(torch.cat([gradient * local_tokens, numbers])).split(
             [len(gradient), len(numbers)]
         )
         labelled_tokens: Tensor

@@ -142,9 +142,9 @@ def _size(size: str) -> str:
 
 def _histogram(summary: Summary) -> Iterator[str]:
     yield "tokens in a row      rows"
-    most = max(count for _, _, count in summary.histogram)
+    largest_count = max(count for _, _, count in summary.histogram)
     for low, high, count in summary.histogram:
-        yield f"{low:>6,} – {high:<6,} {count:>9,} {'█' * -(-count * BAR // most)}"
+        yield f"{low:>6,} – {high:<6,} {count:>9,} {'█' * -(-count * BAR // largest_count)}"
 
 
 def _lengths(summary: Summary) -> Iterator[str]:

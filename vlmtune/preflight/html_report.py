@@ -120,12 +120,12 @@ def _tokens(summary: Summary) -> str:
 
 def _histogram(summary: Summary) -> str:
     """Bars of rows by tokens, with a line where the config's `max_length` cuts."""
-    most = max(count for _, _, count in summary.histogram)
+    largest_count = max(count for _, _, count in summary.histogram)
     step = PLOT_WIDTH / len(summary.histogram)
     floor = PLOT_HEIGHT - AXIS_HEIGHT
     marks = []
     for number, (first, last, count) in enumerate(summary.histogram):
-        size = (floor - LABEL_HEIGHT) * count / most
+        size = (floor - LABEL_HEIGHT) * count / largest_count
         width, middle = min(step - 4, WIDEST_BAR), (number + 0.5) * step
         left = middle - width / 2
         marks.append(

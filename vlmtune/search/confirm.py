@@ -83,27 +83,31 @@ def confirm(
     settings: Settings, runner: TrialRunner, output_dir: str, trials: Sequence[TrialResult]
 ) -> Confirmed | None:
     """Train the best complete trials again with other seeds; None if that is off or not worth it."""
-    wanted = read_confirm(settings)
-    if wanted is None or len(trials) < TRIALS_WORTH_CONFIRMING or settings.search.time_budget_s is not None:
+    trials_and_seeds = read_confirm(settings)
+    if (
+        trials_and_seeds is None
+        or len(trials) < TRIALS_WORTH_CONFIRMING
+        or settings.search.time_budget_s is not None
+    ):
         return None
     metric, mode = settings.search.metric, settings.search.mode
     sign = 1 if mode == "min" else -1
     complete = [one for one in trials if one.state == COMPLETE and math.isfinite(one.metric(metric))]
-    best = sorted(complete, key=lambda one: sign * one.metric(metric))[: wanted[0]]
+    best = sorted(complete, key=lambda one: sign * one.metric(metric))[: trials_and_seeds[0]]
     if len(best) < 2:  # nothing to choose between
         return None
-    seeds = [(settings.training.seed + number) % 2**32 for number in range(1, wanted[1] + 1)]
+    seeds = [(settings.training.seed + number) % 2**32 for number in range(1, trials_and_seeds[1] + 1)]
     numbers = ", ".join(str(trials.index(one) + 1) for one in best)
     logger.info(console_line("Confirm", f"trials {numbers} again with {len(seeds)} other seeds each"))
     points = [{**one.values, "seed": seed} for one in best for seed in seeds]
     again = trial_results(_train(settings, runner, points, output_dir))
-    found: dict[str, list[float]] = {one.trial_id: [one.metric(metric)] for one in best}
+    metrics: dict[str, list[float]] = {one.trial_id: [one.metric(metric)] for one in best}
     for one in best:
         for seed in seeds:
             value = next(run for run in again if run.values == {**one.values, "seed": seed})
             ended = value.state == COMPLETE
-            found[one.trial_id].append(value.metric(metric) if ended else math.nan)
-    return Confirmed(found, mode)
+            metrics[one.trial_id].append(value.metric(metric) if ended else math.nan)
+    return Confirmed(metrics, mode)
 
 
 def _train(

@@ -68,8 +68,8 @@ def recipe_parameters(space: Space) -> dict[str, Any] | None:
     drawn = {name: recipe[name] for name in space.distributions}
     if not all(one.contains(drawn[name]) for name, one in space.distributions.items()):
         return None
-    whole = space.complete(drawn)
-    if any(whole[name] != recipe[name] for name in space.names):
+    point = space.complete(drawn)
+    if any(point[name] != recipe[name] for name in space.names):
         return None
     return {name: one.parameter(drawn[name]) for name, one in space.distributions.items()}
 

@@ -24,9 +24,9 @@ def refit(settings: Settings, store: Store, folder: str, cluster: Cluster) -> tu
     Returns:
         The last checkpoint (folder or URI), and the store with the rows that were trained on.
     """
-    whole = Store(store.folder, train_splits=(TRAIN, EVAL), model=store.model)
-    text = f"the best values once more, on {len(whole.rows_of(TRAIN))} rows: train and eval"
+    with_eval = Store(store.folder, train_splits=(TRAIN, EVAL), model=store.model)
+    text = f"the best values once more, on {len(with_eval.rows_of(TRAIN))} rows: train and eval"
     logger.info(console_line("Refit", text))
     to_its_end = settings.replace(load_best_model_at_end=False, early_stopping_patience=None)
-    outcome = train_with_runner(to_its_end, whole, f"{folder}/tune/refit", cluster, lambda _: None)
-    return outcome.checkpoint, whole
+    outcome = train_with_runner(to_its_end, with_eval, f"{folder}/tune/refit", cluster, lambda _: None)
+    return outcome.checkpoint, with_eval

@@ -76,10 +76,10 @@ class SavedTrial:
 
     def add_report(self, report: dict[str, Any]) -> None:
         """Add a report, in the place of those that it repeats: a trial repeats steps without a checkpoint."""
-        own = {name: value for name, value in report.items() if name not in TUNE_KEYS}
-        if "step" in own:
-            self.reports = [one for one in self.reports if one.get("step", -1) < own["step"]]
-        self.reports.append(own)
+        reported = {name: value for name, value in report.items() if name not in TUNE_KEYS}
+        if "step" in reported:
+            self.reports = [one for one in self.reports if one.get("step", -1) < reported["step"]]
+        self.reports.append(reported)
 
     def reopen(self) -> None:
         """Let the trial continue, if it ended for a reason that was not its own."""

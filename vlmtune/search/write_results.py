@@ -73,8 +73,8 @@ def write_results(
         raise SearchFailedError(no_trial_completed(trials, settings, folder))
     if confirmed is not None:
         best = confirmed.best(trials)
-    chosen = settings_of(best, settings)
-    metrics, trained_on = save_best(session, best, chosen)
+    best_settings = settings_of(best, settings)
+    metrics, trained_on = save_best(session, best, best_settings)
     table = trials_table(trials, space.names, objectives_of(settings))
     if confirmed is not None:
         table = with_seeds(table, confirmed, trials, settings.search.metric)
@@ -90,15 +90,15 @@ def write_results(
         }
     comparison = None
     if settings.search.report:
-        comparison = compare_on_test_rows(session, chosen, best, baseline, recipe)
+        comparison = compare_on_test_rows(session, best_settings, best, baseline, recipe)
         if isinstance(comparison, Comparison):
             measured = {**metrics, "test": comparison.to_dict()}
             write_card_and_metrics(
-                f"{folder}/best", chosen, measured, trained_on, comparison.model_card_rows()
+                f"{folder}/best", best_settings, measured, trained_on, comparison.model_card_rows()
             )
         objectives = objectives_of(settings)
         shown = ReportTrials(trials, curves, objectives, best, baseline, recipe, confirmation, losses or {})
-        write_report(session, space, chosen, shown, comparison)
+        write_report(session, space, best_settings, shown, comparison)
     return SearchResult(
         folder=folder,
         best=TrainedAdapter(f"{folder}/best", settings.model.trust_remote_code),
@@ -137,7 +137,7 @@ def confirmation_text(
 
 def compare_on_test_rows(
     session: Session,
-    chosen: Settings,
+    best_settings: Settings,
     best: TrialResult,
     baseline: TrialResult | None,
     recipe: TrialResult | None,
@@ -145,14 +145,14 @@ def compare_on_test_rows(
     """Let the base, the best adapter and those of baseline and recipe answer test rows.
 
     Args:
-        chosen: settings of the best trial.
+        best_settings: settings of the best trial.
     """
     others = {BASELINE: baseline, RECIPE: recipe if recipe is not baseline else None}
     adapters = {name: one.checkpoint for name, one in others.items() if one is not None and one is not best}
-    return compare(chosen, session.store, session.cluster, f"{session.folder}/best", adapters)
+    return compare(best_settings, session.store, session.cluster, f"{session.folder}/best", adapters)
 
 
-def save_best(session: Session, best: TrialResult, chosen: Settings) -> tuple[dict[str, Any], Store]:
+def save_best(session: Session, best: TrialResult, best_settings: Settings) -> tuple[dict[str, Any], Store]:
     """Write `best/`: the best trial's adapter and curves, or with `refit` those of a new training.
 
     Returns:
@@ -160,9 +160,9 @@ def save_best(session: Session, best: TrialResult, chosen: Settings) -> tuple[di
     """
     folder, store = session.folder, session.store
     checkpoint, metrics, runs = best.checkpoint, own_metrics(best.metrics), f"{folder}/runs/{best.trial_id}"
-    if chosen.search.refit:
+    if best_settings.search.refit:
         try:
-            checkpoint, store = refit(chosen, store, folder, session.cluster)
+            checkpoint, store = refit(best_settings, store, folder, session.cluster)
             metrics["refit_rows"] = len(store.rows_of("train"))
             runs = f"{folder}/tune/refit/runs"
         except (UserError, TrainingFailedError, RayError) as error:  # the search has its result
@@ -172,7 +172,7 @@ def save_best(session: Session, best: TrialResult, chosen: Settings) -> tuple[di
     target, out = filesystem(f"{folder}/best/runs")
     target.create_dir(out, recursive=True)
     pafs.copy_files(inner, out, source_filesystem=source, destination_filesystem=target)
-    save_adapter_folder(checkpoint, f"{folder}/best", chosen, metrics, store)
+    save_adapter_folder(checkpoint, f"{folder}/best", best_settings, metrics, store)
     if best.last_checkpoint != best.checkpoint and "refit_rows" not in metrics:
         copy_adapter(best.last_checkpoint, f"{folder}/best/{LAST_ADAPTER}")
     return metrics, store
@@ -181,16 +181,16 @@ def save_best(session: Session, best: TrialResult, chosen: Settings) -> tuple[di
 def write_report(
     session: Session,
     space: Space,
-    chosen: Settings,
+    best_settings: Settings,
     trials: ReportTrials,
     comparison: Comparison | NoComparison,
 ) -> None:
     """Write `report.html`."""
     store = session.store
-    on_gpu = session.cluster.workers_use_gpu(chosen.run.use_cpu)
-    samples = shown_samples(comparison, store, chosen)
+    on_gpu = session.cluster.workers_use_gpu(best_settings.run.use_cpu)
+    samples = shown_samples(comparison, store, best_settings)
     report = SearchReport(
-        settings=chosen,
+        settings=best_settings,
         trials=trials,
         names=space.names,
         drawn=list(space.distributions),
@@ -199,7 +199,7 @@ def write_report(
         folder=session.folder,
         data_key=store.meta.key,
         counts={split: len(store.rows_of(split)) for split in ("train", "eval", "test")},
-        gpus=chosen.run.max_workers if on_gpu else 0,
+        gpus=best_settings.run.max_workers if on_gpu else 0,
         date=time.strftime("%Y-%m-%d %H:%M"),
         hardware=hardware(on_gpu),
         names_of={row: sample.names for row, sample in samples.items()},
@@ -227,9 +227,9 @@ def baseline_trial(trials: Sequence[TrialResult], space: Space) -> TrialResult |
 
 def with_seeds(table: pa.Table, confirmed: Confirmed, trials: Sequence[TrialResult], metric: str) -> pa.Table:
     """The table of trials with the mean and standard deviation of the confirmed ones over their seeds."""
-    found = [one if one.trial_id in confirmed.values else None for one in trials]
-    means = [None if one is None else confirmed.mean(one) for one in found]
-    spreads = [None if one is None else confirmed.spread(one) for one in found]
+    confirmed_trials = [one if one.trial_id in confirmed.values else None for one in trials]
+    means = [None if one is None else confirmed.mean(one) for one in confirmed_trials]
+    spreads = [None if one is None else confirmed.spread(one) for one in confirmed_trials]
     table = table.append_column(f"{metric}_mean", pa.array(means, pa.float64()))
     return table.append_column(f"{metric}_std", pa.array(spreads, pa.float64()))
 

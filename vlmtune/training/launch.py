@@ -57,7 +57,7 @@ class Outcome:
 # cloud announces that it takes a spot machine. This is for machines that go unannounced, and for workers that
 # the system kills.
 MAX_RESTARTS = 8
-KEPT = 2  # checkpoints of a run: if the last one is damaged, the one before it is used
+KEPT_CHECKPOINTS = 2  # checkpoints of a run: if the last one is damaged, the one before it is used
 METRICS_FILE = "report.json"  # of a checkpoint of `run_in_process`, written last: the metrics of its report
 
 
@@ -76,9 +76,9 @@ def run_in_process(
         write_checksums(Path(folder), report_json=text)
         (Path(folder) / METRICS_FILE).write_text(text)
         by_step = sorted(work_dir.glob("checkpoint-*"), key=_step)
-        kept = {*by_step[-KEPT:], work_dir / f"checkpoint-{metrics.get(BEST_STEP)}"}
+        to_keep = {*by_step[-KEPT_CHECKPOINTS:], work_dir / f"checkpoint-{metrics.get(BEST_STEP)}"}
         for checkpoint in by_step:
-            if checkpoint not in kept:
+            if checkpoint not in to_keep:
                 shutil.rmtree(checkpoint)
 
     work_dir = Path(output_dir) / "checkpoints"
@@ -189,19 +189,21 @@ def run_on_ray(
     if result.metrics is None or result.checkpoint is None:
         raise RuntimeError(f"the run {name} ended without a report")
     last, best = result.checkpoint.path, result.metrics.get(BEST_STEP)
-    kept = {metrics["step"]: checkpoint.path for checkpoint, metrics in result.best_checkpoints or ()}
-    return Outcome(result.metrics, last if best is None else kept.get(best, last), last)
+    paths = {metrics["step"]: checkpoint.path for checkpoint, metrics in result.best_checkpoints or ()}
+    return Outcome(result.metrics, last if best is None else paths.get(best, last), last)
 
 
 def kept_checkpoints(settings: Settings, store: Store) -> CheckpointConfig:
     """Keep the last checkpoints, and those of the best evaluations where they count."""
     rule = EvaluationRule.of(settings, len(store.rows_of(EVAL)))
     if not rule.load_best:
-        return CheckpointConfig(num_to_keep=KEPT)
+        return CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS)
     # Ray keeps the last one too. It compares the numbers of each report's own evaluation.
     order: Any = rule.mode
     return CheckpointConfig(
-        num_to_keep=KEPT, checkpoint_score_attribute=f"{LAST}{rule.metric}", checkpoint_score_order=order
+        num_to_keep=KEPT_CHECKPOINTS,
+        checkpoint_score_attribute=f"{LAST}{rule.metric}",
+        checkpoint_score_order=order,
     )
 
 

@@ -92,8 +92,10 @@ def copy_adapter(checkpoint: str, folder: str) -> None:
     target, out = filesystem(folder)
     target.create_dir(out, recursive=True)
     for entry in source.get_file_info(pafs.FileSelector(inner)):
-        kept = not entry.base_name.startswith("rng_state") and entry.base_name not in CHECKPOINT_ONLY
-        if entry.type == pafs.FileType.File and kept:
+        is_adapter_file = (
+            not entry.base_name.startswith("rng_state") and entry.base_name not in CHECKPOINT_ONLY
+        )
+        if entry.type == pafs.FileType.File and is_adapter_file:
             pafs.copy_files(
                 entry.path,
                 f"{out}/{entry.base_name}",

@@ -29,10 +29,10 @@ def training_arguments(settings: Settings, work_dir: str, *, checkpointing: bool
             "is used"
         )
     known = {option.name for option in dataclasses.fields(SFTConfig)}
-    own = {name: value for name, value in vars(settings.training).items() if name in known}
+    trl_options = {name: value for name, value in vars(settings.training).items() if name in known}
     return SFTConfig(
         **{
-            **own,
+            **trl_options,
             "remove_unused_columns": False,
             "save_strategy": "no",
             "load_best_model_at_end": False,  # `best_evaluation` chooses the checkpoint, in both runners
