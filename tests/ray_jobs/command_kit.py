@@ -55,7 +55,7 @@ class Command:
             psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
         )
         code = self.process.wait(WAIT_S)
-        assert psutil.wait_procs(family, timeout=60)[1] == [], "its Ray ends with it"
+        assert psutil.wait_procs(family, timeout=WAIT_S / 2)[1] == [], "its Ray ends with it"
         return code
 
     def child(self, name: str) -> psutil.Process:
