@@ -152,7 +152,8 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=900.0, help="seconds after which nothing is killed")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    os.environ["RAY_AUTH_MODE"] = "token"
+    if os.environ.get("RAY_AUTH_MODE") != "token":  # Ray reads it when it is imported
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "RAY_AUTH_MODE": "token"})
     make_private_temp_dir()
     make_private_token()
     cluster: Any = Cluster(
