@@ -14,6 +14,7 @@ by more than 1e-6 from the undisturbed search.
 import argparse
 import os
 import random
+import socket
 import sys
 import tempfile
 import time
@@ -126,6 +127,13 @@ def run(settings: Settings, out: Path) -> tuple[Loss, int]:
     return found, len(rows)
 
 
+def find_free_port() -> int:
+    """A port that nobody listens on; the dashboard of another Ray may have the usual one."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
 def left_behind() -> dict[str, float]:
     """What this process and the cluster hold now. Actors take a moment to end."""
     time.sleep(5)
@@ -156,11 +164,10 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "RAY_AUTH_MODE": "token"})
     make_private_temp_dir()
     make_private_token()
-    cluster: Any = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": NODE_CPUS, "object_store_memory": STORE_BYTES, "include_dashboard": True},
-    )
-    cluster.add_node(num_cpus=NODE_CPUS, object_store_memory=STORE_BYTES)
+    node = {"num_cpus": NODE_CPUS, "object_store_memory": STORE_BYTES}
+    head = {**node, "include_dashboard": True, "dashboard_port": find_free_port()}
+    cluster: Any = Cluster(initialize_head=True, head_node_args=head)
+    cluster.add_node(**node)
     os.environ["RAY_ADDRESS"] = cluster.address
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
