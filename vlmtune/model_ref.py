@@ -136,6 +136,8 @@ def _explain(error: Exception, name: str, revision: str) -> str:
     folder = Path(name)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         return f"{name} is a LoRA adapter, not a base model: give the base that its adapter_config.json names"
+    if name.startswith("demo/"):
+        return f"{name} is not there: `make demo` or `vlmtune demo` writes it"
     if caused_by(GatedRepoError):
         page = f"https://huggingface.co/{name}"
         return (

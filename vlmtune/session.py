@@ -17,7 +17,7 @@ from vlmtune.data.lengths import fitting_rows
 from vlmtune.data.notes import note_lines, unused_line
 from vlmtune.data.serving_prompt import serving_notes
 from vlmtune.data.source import DataSource
-from vlmtune.data.split import TRAIN
+from vlmtune.data.split import NO_EVAL_ROWS, TRAIN
 from vlmtune.data.store import Store, file_states
 from vlmtune.errors import ConfigError, DataError
 from vlmtune.folder_lock import FolderLock
@@ -266,9 +266,7 @@ def prepare_rows_and_files(settings: Settings) -> tuple[Store, list[tuple[str, s
     """
     data, source = settings.data, DataSource.from_settings(settings)
     if data.eval_data_path is None and data.eval_fraction == 0:
-        raise ConfigError(
-            "--eval_fraction 0 leaves no row to evaluate on: give a share of the data, or --eval_data_path"
-        )
+        raise ConfigError(NO_EVAL_ROWS)
     scanned = source.scan()
     store = prepare_store(source, cache_folder(settings), size_gb=data.cache_size_gb, scanned=scanned)
     for note in serving_notes(ChatTemplate(settings.model.ref.processor())):

@@ -1,11 +1,15 @@
 """Columns read as fields, and answers as words."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from formats_kit import png, read_good
 
 from vlmtune.data.image_paths import RowError
 from vlmtune.data.question_columns import Columns, plain_text
+from vlmtune.data.scan import scan
+from vlmtune.errors import DataError
 
 
 @pytest.mark.parametrize(
@@ -36,3 +40,22 @@ def test_columns_of_a_row() -> None:
         "image": "a.png",
         "question": "Which?",
     }
+
+
+def test_names_of_columns_in_another_case(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    png(folder / "1.png")
+    (folder / "a.csv").write_text("Image,Question,Answer\n1.png,How many?,3\n")
+    (row,) = read_good(folder / "a.csv")
+    assert row["messages"][1]["content"][0]["text"] == "3"
+    assert row["images"] == [str(folder / "1.png")]
+    (folder / "a.csv").write_text("Photo,How many cups?\n1.png,3\n")
+    with pytest.raises(DataError) as error:
+        scan(str(folder / "a.csv"))
+    way_out = '--question "How many cups?" --answer_column "How many cups?"'
+    assert str(error.value).endswith(f"Give a question: {way_out}")
+    (row,) = read_good(folder / "a.csv", columns=Columns((), "How many cups?", "How many cups?"))
+    assert (row["images"], row["error"]) == ([str(folder / "1.png")], None)
+    (folder / "a.csv").write_text("Answer,answer,question\nwrong,right,What?\n")
+    (row,) = read_good(folder / "a.csv")
+    assert row["messages"][1]["content"][0]["text"] == "right"

@@ -179,3 +179,15 @@ def test_training_rows_that_do_not_fit_are_a_problem_unless_skipped(
     assert training_problems(faulty_store, skipping) == []
     problems = training_problems(faulty_store, configure(max_length=enough))
     assert f"{BAD} of {GOOD + BAD} rows are bad" in problems[0]
+
+
+def test_no_row_to_evaluate_on_is_a_problem(
+    faulty_store: Store, configure: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows_of = Store.rows_of
+    monkeypatch.setattr(
+        Store, "rows_of", lambda store, name: rows_of(store, name)[: 0 if name == "eval" else None]
+    )
+    settings = configure(on_bad_row="skip", max_bad_fraction=0.9, max_length=None)
+    (problem,) = training_problems(faulty_store, settings)
+    assert "--eval_fraction 0 leaves no row to evaluate on" in problem

@@ -19,6 +19,12 @@ IMAGE_COLUMNS = (
 OWN_QUESTION = (*DIALOGUE_FIELDS, *(question for question, _ in QUESTION_FIELDS))
 LABEL = "label"  # answers `--question` where no `--answer_column` is given
 EXAMPLE_QUESTION = "What is in this image?"
+# Columns that are read under these names in whatever case a table writes them, as in Image,Question,Answer.
+ANY_CASE = {
+    *(*IMAGE_COLUMNS, "image", "images", LABEL, "split", "system"),
+    *(field for pair in QUESTION_FIELDS for field in pair),
+    *(field for fields in REQUIRED.values() for field in fields),
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Columns:
         """
         if not isinstance(record, Mapping):
             return record
-        row = self._renamed(record)
+        row = self._renamed(self._in_known_case(record))
         if self.question is not None:
             self._ask(row)
         if (column := _image_column(row)) is not None:
@@ -68,8 +74,22 @@ class Columns:
         """What is told of a row whose image is in a column of another name that no option names."""
         if not isinstance(record, Mapping) or any(field in ("image", "images") for field, _ in self.names):
             return None
-        column = _image_column(record)
+        column = _image_column(self._in_known_case(record))
         return None if column is None else f"{column} is read as the image"
+
+    def _in_known_case(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The record with known fields in lower case, but for columns that an option names."""
+        kept = {*(column for _, column in self.names), self.answer_column}
+        renamed = {
+            name: name.lower()
+            for name in record
+            if isinstance(name, str)
+            and name not in kept
+            and name.lower() != name
+            and name.lower() in ANY_CASE
+            and name.lower() not in record
+        }
+        return {renamed.get(name, name): value for name, value in record.items()} if renamed else record
 
     def _renamed(self, record: Mapping[str, Any]) -> dict[str, Any]:
         missing = next((pair for pair in self.names if pair[1] not in record), None)
@@ -100,7 +120,8 @@ class Columns:
                 raise DataError(f"--columns {field}={column}: {shown} has no column {column!r}; {has}")
         if self.answer_column is not None and self.answer_column not in names:
             raise DataError(f"--answer_column {self.answer_column}: {shown} has no such column; {has}")
-        fields = {*names, *(field for field, _ in self.names)} - {column for _, column in self.names}
+        known = set(self._in_known_case(dict.fromkeys(names)))
+        fields = {*known, *(field for field, _ in self.names)} - {column for _, column in self.names}
         own = self._own_fields(fields)
         if self.question is None and own is None:
             raise DataError(
@@ -124,11 +145,12 @@ class Columns:
 
     def hint(self, names: Sequence[str]) -> str:
         """What to add to the command line, ready to paste, for a table with these columns."""
-        image = next((name for name in ("image", *IMAGE_COLUMNS) if name in names), None)
+        image = next((name for name in names if name.lower() in ("image", *IMAGE_COLUMNS)), None)
         others = [name for name in names if name not in (image, "id", "split")]
         if image is None and len(others) > 2:
             image, *others = others
-        pairs = [f"image={_quoted(image)}"] if image is not None and image != "image" else []
+        is_known = image is not None and image.lower() in ("image", *IMAGE_COLUMNS)
+        pairs = [f"image={_quoted(image)}"] if image is not None and not is_known else []
         if len(others) >= 2:
             pairs += [f"question={_quoted(others[0])}", f"answer={_quoted(others[1])}"]
             return (
@@ -136,7 +158,8 @@ class Columns:
                 f'--question "{EXAMPLE_QUESTION}" --answer_column {_quoted(others[-1])}'
             )
         if others:
-            return f'Give a question: --question "{EXAMPLE_QUESTION}" --answer_column {_quoted(others[0])}'
+            question = others[0] if others[0].endswith("?") else EXAMPLE_QUESTION
+            return f'Give a question: --question "{question}" --answer_column {_quoted(others[0])}'
         return "Add a column with the answers"
 
 

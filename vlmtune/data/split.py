@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from vlmtune.errors import DataError
 
+NO_EVAL_ROWS = "--eval_fraction 0 leaves no row to evaluate on: give a share of the data, or --eval_data_path"
 TRAIN, EVAL, TEST = "train", "eval", "test"
 GROUP = "group "  # begins the key of a --group_by value
 MIN_ROWS = 3

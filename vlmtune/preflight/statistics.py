@@ -11,7 +11,7 @@ from vlmtune.config.settings import Settings
 from vlmtune.data.encoded_example import ANSWER, IMAGE, TEMPLATE, TEXT
 from vlmtune.data.lengths import length_problem, rows_too_long, trained_tokens
 from vlmtune.data.notes import note_lines
-from vlmtune.data.split import EVAL, TEST, TRAIN
+from vlmtune.data.split import EVAL, NO_EVAL_ROWS, TEST, TRAIN
 from vlmtune.data.store import Store
 from vlmtune.errors import DataError
 from vlmtune.preflight.summary import (
@@ -41,7 +41,8 @@ def training_problems(store: Store, settings: Settings) -> list[str]:
         settings.data.on_bad_row, settings.data.max_bad_fraction, list_rows=False
     )
     too_long = length_problem(store, settings.training.max_length, settings.data.on_long_row)
-    return [problem for problem in (unusable, too_long) if problem is not None]
+    without_eval = NO_EVAL_ROWS if unusable is None and not len(store.rows_of(EVAL)) else None
+    return [problem for problem in (unusable, too_long, without_eval) if problem is not None]
 
 
 def summarise(store: Store, settings: Settings, tokenizer: Any) -> Summary:
