@@ -20,6 +20,12 @@ from vlmtune.demo.models import write_model
 from vlmtune.model_ref import ModelRef
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
+VIT_L: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+}
 QWEN_TEXT = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6}
 
 
@@ -31,10 +37,7 @@ def llava(processor: Any) -> tf.PreTrainedConfig:
     tokenizer = processor.tokenizer
     return tf.LlavaConfig(
         vision_config=tf.CLIPVisionConfig(
-            hidden_size=1024,
-            intermediate_size=4096,
-            num_hidden_layers=24,
-            num_attention_heads=16,
+            **VIT_L,
             image_size=336,
             patch_size=14,
             projection_dim=768,
@@ -77,7 +80,6 @@ def mllama(processor: Any) -> tf.PreTrainedConfig:
 def qwen2_5_vl(processor: Any) -> tf.PreTrainedConfig:
     """Qwen2.5-VL-7B: a tower of 32 layers, 28 of them within windows; a token for 28x28 pixels."""
     processor.image_processor.size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
-    config = ModelRef(processor.name_or_path).config()
     text = {
         "hidden_size": 3584,
         "intermediate_size": 18944,
@@ -95,9 +97,8 @@ def qwen2_5_vl(processor: Any) -> tf.PreTrainedConfig:
         "out_hidden_size": 3584,
         "window_size": 112,
         "fullatt_block_indexes": [7, 15, 23, 31],
-        "initializer_range": 0.02,
     }
-    return _enlarged(config, text | QWEN_TEXT, vision)
+    return _enlarged(processor, text | QWEN_TEXT, vision)
 
 
 QWEN3_VISION = {
@@ -106,7 +107,6 @@ QWEN3_VISION = {
     "intermediate_size": 4304,
     "num_heads": 16,
     "num_position_embeddings": 2304,
-    "initializer_range": 0.02,
 }
 QWEN3_ROPE = {
     "rope_type": "default",
@@ -128,15 +128,13 @@ QWEN3_8B = {
 def qwen3_vl(processor: Any) -> tf.PreTrainedConfig:
     """Qwen3-VL-8B: three inner layers of its tower go into the decoder; a token for 32x32 pixels."""
     processor.image_processor.size = {"shortest_edge": 65536, "longest_edge": 32 * 32 * 1280}
-    config = ModelRef(processor.name_or_path).config()
     vision = {**QWEN3_VISION, "out_hidden_size": 4096, "deepstack_visual_indexes": [8, 16, 24]}
-    return _enlarged(config, {**QWEN3_8B, **QWEN_TEXT, "rope_parameters": QWEN3_ROPE}, vision)
+    return _enlarged(processor, {**QWEN3_8B, **QWEN_TEXT, "rope_parameters": QWEN3_ROPE}, vision)
 
 
 def qwen3_5(processor: Any) -> tf.PreTrainedConfig:
     """Qwen3.5-4B: three of four decoder layers are recurrent (gated delta rule)."""
     processor.image_processor.size = {"shortest_edge": 65536, "longest_edge": 32 * 32 * 1280}
-    config = ModelRef(processor.name_or_path).config()
     layers = 32
     text = {
         "hidden_size": 2560,
@@ -159,7 +157,7 @@ def qwen3_5(processor: Any) -> tf.PreTrainedConfig:
         },
     }
     vision = {**QWEN3_VISION, "depth": 24, "hidden_size": 1024, "intermediate_size": 4096}
-    return _enlarged(config, text | QWEN_TEXT, {**vision, "out_hidden_size": 2560})
+    return _enlarged(processor, text | QWEN_TEXT, {**vision, "out_hidden_size": 2560})
 
 
 def gemma3(processor: Any) -> tf.PreTrainedConfig:
@@ -169,8 +167,6 @@ def gemma3(processor: Any) -> tf.PreTrainedConfig:
     processor.full_image_sequence = processor.full_image_sequence.replace(
         processor.image_token * 4, processor.image_token * 256
     )
-    config = ModelRef(processor.name_or_path).config()
-    config.mm_tokens_per_image = 256
     text = {
         "hidden_size": 2560,
         "intermediate_size": 10240,
@@ -193,9 +189,8 @@ def gemma3(processor: Any) -> tf.PreTrainedConfig:
         "num_attention_heads": 16,
         "image_size": 896,
         "patch_size": 14,
-        "initializer_range": 0.02,
     }
-    return _enlarged(config, text, vision)
+    return _enlarged(processor, text, vision, mm_tokens_per_image=256)
 
 
 def internvl(processor: Any) -> tf.PreTrainedConfig:
@@ -203,22 +198,16 @@ def internvl(processor: Any) -> tf.PreTrainedConfig:
     processor.image_processor.size = {"height": 448, "width": 448}
     processor.image_processor.crop_to_patches = False
     processor.image_seq_length = 256
+    vision = {**VIT_L, "image_size": [448, 448]}
+    return _enlarged(processor, QWEN3_8B | QWEN_TEXT, vision, image_seq_length=256)
+
+
+def _enlarged(
+    processor: Any, text: dict[str, Any], vision: dict[str, Any], **changes: Any
+) -> tf.PreTrainedConfig:
+    """The config of the tiny model that the processor is of, with other sizes and `changes` beside them."""
     config = ModelRef(processor.name_or_path).config()
-    config.image_seq_length = 256
-    vision = {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "image_size": [448, 448],
-        "initializer_range": 0.02,
-    }
-    return _enlarged(config, QWEN3_8B | QWEN_TEXT, vision)
-
-
-def _enlarged(config: Any, text: dict[str, Any], vision: dict[str, Any]) -> tf.PreTrainedConfig:
-    """A tiny family's config with other sizes."""
-    values = config.to_dict()
+    values = {**config.to_dict(), **changes}
     for part, sizes in (("text_config", text), ("vision_config", vision)):
         derived = {"layer_types"} - sizes.keys()  # follows from the number of layers
         old = {name: value for name, value in values[part].items() if name not in derived}

@@ -46,6 +46,16 @@ IDENTIFIERS = {
     "coming": "pending",
     "LATER": "ENGINE_START_GRACE_S",
     "AHEAD": "MAX_UNREAD_REPORTS",
+    "PassRow": "PackedRow",
+    "cut_passes": "packed_batches",
+    "MicroBatch": "BatchRows",
+    "score_positions": "add_positions_argument",
+    "label_scores": "log_probs_at_labels",
+    "recapture": "discard_graphs",
+    "judged_by_best": "with_best_model_at_end",
+    "unfinished_search": "read_interrupted_trials",
+    "describe_ties": "describe_largest_group",
+    "kept_rows": "usable_rows",
 }
 SETTINGS_BY_NAME = re.compile(r"\bsettings(\.\w+)*\.get\(|[sS]ettings\.from_dict\(")
 
