@@ -11,12 +11,12 @@ from vlmtune.errors import DataError
 CAPTION_QUESTION = "Describe this image in one sentence."
 
 
-def _recognises(found: PathContents) -> bool:
-    return is_object_of_lists(found, ("images", "annotations"))
+def _recognises(contents: PathContents) -> bool:
+    return is_object_of_lists(contents, ("images", "annotations"))
 
 
-def _cut(found: PathContents) -> list[Piece]:
-    whole = found.whole
+def _cut(contents: PathContents) -> list[Piece]:
+    whole = contents.whole
     content = load_object(whole.path, whole.shown)
     captions = [one for one in content["annotations"] if isinstance(one, dict) and "caption" in one]
     if not captions:

@@ -25,27 +25,27 @@ CLASSES_IN_MESSAGE = 4
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".tar")
 
 
-def _has_metadata(found: PathContents) -> bool:
-    return any(name in METADATA_FILES for name in found.files) or bool(_split_folders(found))
+def _has_metadata(contents: PathContents) -> bool:
+    return any(name in METADATA_FILES for name in contents.files) or bool(_split_folders(contents))
 
 
-def _split_folders(found: PathContents) -> list[str]:
+def _split_folders(contents: PathContents) -> list[str]:
     """The folders of splits, each with a metadata file, such as train/ and test/."""
     folders = []
-    for folder in found.folders:
-        system, inner = filesystem(join(found.whole.path, folder))
+    for folder in contents.folders:
+        system, inner = filesystem(join(contents.whole.path, folder))
         names = {entry.base_name for entry in system.get_file_info(fs.FileSelector(inner))}
         if names & set(METADATA_FILES):
             folders.append(folder)
     return folders
 
 
-def _cut_metadata(found: PathContents) -> list[Piece]:
-    whole = found.whole
-    if not any(name in METADATA_FILES for name in found.files):
+def _cut_metadata(contents: PathContents) -> list[Piece]:
+    whole = contents.whole
+    if not any(name in METADATA_FILES for name in contents.files):
         return [
             piece
-            for folder in _split_folders(found)
+            for folder in _split_folders(contents)
             for piece in _metadata_pieces(replace(_inside(whole, folder), split=split_of_name(folder)))
         ]
     return _metadata_pieces(whole)
@@ -79,12 +79,14 @@ def _metadata_rows(piece: Piece) -> Iterator[RawRow]:
         yield from read_lines(file, piece.shown, 0, size, 1)
 
 
-def _holds_images(found: PathContents) -> bool:
-    if any(suffix(name) in DATA_SUFFIXES for name in found.files) or "frames" in found.folders:
+def _holds_images(contents: PathContents) -> bool:
+    if any(suffix(name) in DATA_SUFFIXES for name in contents.files) or "frames" in contents.folders:
         return False
-    if any(_holds_lists(join(found.whole.path, folder)) for folder in found.folders):
+    if any(_holds_lists(join(contents.whole.path, folder)) for folder in contents.folders):
         return False
-    return any(suffix(name) in IMAGE_SUFFIXES for name in found.files) or bool(_images(found.whole.path))
+    return any(suffix(name) in IMAGE_SUFFIXES for name in contents.files) or bool(
+        _images(contents.whole.path)
+    )
 
 
 def _holds_lists(folder: str) -> bool:
@@ -106,8 +108,8 @@ def _images(folder: str) -> list[str]:
     )
 
 
-def _cut_classes(found: PathContents) -> list[Piece]:
-    whole, names = found.whole, _images(found.whole.path)
+def _cut_classes(contents: PathContents) -> list[Piece]:
+    whole, names = contents.whole, _images(contents.whole.path)
     unsorted = [name for name in names if "/" not in name]
     if unsorted:
         raise DataError(
@@ -135,11 +137,11 @@ def _cut_classes(found: PathContents) -> list[Piece]:
 
 def _by_split(names: list[str]) -> list[tuple[str | None, list[str]]]:
     """The images of each split, as in train/cat/1.jpg and test/cat/2.jpg."""
-    found: dict[str | None, list[str]] = {}
+    by_split: dict[str | None, list[str]] = {}
     for name in names:
         folder, *rest = name.split("/")
-        found.setdefault(split_of_name(folder) if len(rest) > 1 else None, []).append(name)
-    return list(found.items())
+        by_split.setdefault(split_of_name(folder) if len(rest) > 1 else None, []).append(name)
+    return list(by_split.items())
 
 
 def _class_of(name: str) -> str:

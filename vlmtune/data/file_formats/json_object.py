@@ -14,12 +14,12 @@ FIRST_NAME = re.compile(
 )
 
 
-def is_object_of_lists(found: PathContents, names: tuple[str, ...]) -> bool:
+def is_object_of_lists(contents: PathContents, names: tuple[str, ...]) -> bool:
     """Whether a file begins like one object, and has lists of these names, all or the first."""
-    head = (found.head or b"").removeprefix(b"\xef\xbb\xbf")
-    if found.suffix != ".json" or not FIRST_NAME.match(head):
+    head = (contents.head or b"").removeprefix(b"\xef\xbb\xbf")
+    if contents.suffix != ".json" or not FIRST_NAME.match(head):
         return False
-    content = load_object(found.whole.path, found.whole.shown)
+    content = load_object(contents.whole.path, contents.whole.shown)
     return all(isinstance(content.get(name), list) for name in names)
 
 

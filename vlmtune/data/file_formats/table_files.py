@@ -63,12 +63,12 @@ def _value(column: str, text: str) -> Any:
     return text
 
 
-def _recognises(found: PathContents) -> bool:
-    return found.suffix in SUFFIXES
+def _recognises(contents: PathContents) -> bool:
+    return contents.suffix in SUFFIXES
 
 
-def _cut(found: PathContents) -> list[Piece]:
-    return table_pieces(found.whole)
+def _cut(contents: PathContents) -> list[Piece]:
+    return table_pieces(contents.whole)
 
 
 def _rows(piece: Piece) -> Iterator[RawRow]:

@@ -17,17 +17,17 @@ from vlmtune.storage import filesystem, join, parent
 LAST_NUMBER = re.compile(r"([0-9]+)[^0-9]*$")
 
 
-def _recognises(found: PathContents) -> bool:
-    return is_object_of_lists(found, ("questions",)) or _is_answers(found)
+def _recognises(contents: PathContents) -> bool:
+    return is_object_of_lists(contents, ("questions",)) or _is_answers(contents)
 
 
-def _is_answers(found: PathContents) -> bool:
-    return is_object_of_lists(found, ("annotations",))
+def _is_answers(contents: PathContents) -> bool:
+    return is_object_of_lists(contents, ("annotations",))
 
 
-def _cut(found: PathContents) -> list[Piece]:
-    whole = found.whole
-    if _is_answers(found):
+def _cut(contents: PathContents) -> list[Piece]:
+    whole = contents.whole
+    if _is_answers(contents):
         return []  # its questions file is beside it, and reads it
     if whole.columns.question is not None:
         raise DataError(f"{whole.shown} holds questions of its own: leave out --question")
@@ -113,13 +113,13 @@ def _answer(annotation: Mapping[str, Any]) -> Any:
 def _images_by_number(root: str) -> dict[int, list[str]]:
     """The images below a folder by the last number of their name, as `image_id` counts them."""
     system, inner = filesystem(root)
-    found: dict[int, list[str]] = {}
+    by_number: dict[int, list[str]] = {}
     for entry in system.get_file_info(fs.FileSelector(inner, recursive=True)):
         stem, _, ending = entry.base_name.rpartition(".")
         number = LAST_NUMBER.search(stem)
         if number and f".{ending.lower()}" in IMAGE_SUFFIXES:
-            found.setdefault(int(number.group(1)), []).append(entry.path[len(inner) :].lstrip("/"))
-    return found
+            by_number.setdefault(int(number.group(1)), []).append(entry.path[len(inner) :].lstrip("/"))
+    return by_number
 
 
 VQA = Format("VQA", _recognises, _cut, _rows)

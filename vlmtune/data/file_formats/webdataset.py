@@ -17,21 +17,21 @@ IMAGES = "image files"  # of a row, until it is whole
 MAX_MEMBER_BYTES = 100_000_000
 
 
-def _is_shard(found: PathContents) -> bool:
-    return found.suffix == ".tar" or (found.head or b"")[257:262] == TAR_HEAD
+def _is_shard(contents: PathContents) -> bool:
+    return contents.suffix == ".tar" or (contents.head or b"")[257:262] == TAR_HEAD
 
 
-def _is_folder_of_shards(found: PathContents) -> bool:
-    return any(suffix(name) == ".tar" for name in found.files)
+def _is_folder_of_shards(contents: PathContents) -> bool:
+    return any(suffix(name) == ".tar" for name in contents.files)
 
 
-def _cut(found: PathContents) -> list[Piece]:
-    return [_shard_piece(found.whole)]
+def _cut(contents: PathContents) -> list[Piece]:
+    return [_shard_piece(contents.whole)]
 
 
-def _cut_folder(found: PathContents) -> list[Piece]:
-    whole = found.whole
-    names = [name for name in found.files if suffix(name) == ".tar"]
+def _cut_folder(contents: PathContents) -> list[Piece]:
+    whole = contents.whole
+    names = [name for name in contents.files if suffix(name) == ".tar"]
     return [
         _shard_piece(replace(whole, path=join(whole.path, name), shown=f"{whole.shown}/{name}"))
         for name in names
