@@ -1,4 +1,4 @@
-"""A piece of a data file, in any understood format → its rows, in any process: `read_piece`."""
+"""A piece of the data, which any process can read by itself, in any format → its rows: `read_piece`."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
