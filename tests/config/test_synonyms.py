@@ -20,7 +20,7 @@ from vlmtune.errors import ConfigError
         ("n_trials", "--num_samples"),
         ("warmup_ratio", "--warmup_steps"),
         ("image_size", "the model's processor"),
-        ("group_by_length", "leave it out"),
+        ("group_by_length", "train_sampling_strategy group_by_length"),
     ],
 )
 def test_the_right_name_is_told(typed: str, right: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmtune.data.order import BatchRows, Mixture, Order, evaluation_order
+from vlmtune.data.order import GROUPED_STEPS, BatchRows, Mixture, Order, evaluation_order
 
 thorough = settings(max_examples=300, deadline=None, derandomize=True)
 orders = st.builds(
@@ -53,6 +53,34 @@ def test_a_step_has_the_same_rows_for_any_number_of_workers(per_device: int) -> 
         for step in range(3):
             rows = chain.from_iterable(rows_of(order.step(1, step, rank)) for rank in range(world_size))
             assert sorted(rows) == sorted(rows_of(one.step(1, step, 0)))
+
+
+@thorough
+@given(orders, st.integers(0, 3))
+def test_rows_grouped_by_length_are_each_seen_once_and_need_less_padding(order: Order, epoch: int) -> None:
+    lengths = np.random.RandomState(0).randint(1, 1000, order.rows)
+    grouped = replace(order, lengths=tuple(lengths.tolist()))
+    assert sorted(grouped.permutation(epoch)) == list(range(order.rows))
+
+    def padded(one: Order) -> int:
+        batches = [batch for rank in ranks(one, epoch) for batch in rank if not batch.filler]
+        return sum(len(batch.rows) * int(lengths[list(batch.rows)].max()) for batch in batches)
+
+    if order.rows <= order.rows_per_step * GROUPED_STEPS and order.rows_per_step < order.rows:
+        assert padded(grouped) <= padded(order)
+    assert [len(grouped.step(epoch, step, 0)) for step in range(order.steps_per_epoch)] == [
+        len(order.step(epoch, step, 0)) for step in range(order.steps_per_epoch)
+    ]
+
+
+def test_steps_of_grouped_rows_are_not_sorted_by_length() -> None:
+    lengths = tuple(range(400))
+    order = Order(rows=400, per_device=4, accumulation=1, world_size=1, seed=1, lengths=lengths)
+    steps = [rows_of(order.step(0, step, 0)) for step in range(100)]
+    assert all(max(rows) - min(rows) < 40 for rows in steps)
+    longest = [max(rows) for rows in steps[:50]]
+    assert longest != sorted(longest)
+    assert steps != [rows_of(order.step(1, step, 0)) for step in range(100)]
 
 
 def test_an_elastic_run_that_lacks_workers_makes_the_same_steps() -> None:

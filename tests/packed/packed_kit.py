@@ -24,7 +24,12 @@ CLOSE = 1e-5  # relative norm of what two adapters differ by
 # Ranks, factors, schedules, batch sizes, lengths, accumulation and losses that differ, of runs of different
 # length.
 TRIALS: dict[str, dict[str, Any]] = {
-    "one": {"lora_r": 1, "lora_alpha": 2, "max_steps": 6},
+    "one": {
+        "lora_r": 1,
+        "lora_alpha": 2,
+        "train_sampling_strategy": "group_by_length",
+        "max_steps": 6,
+    },
     "three": {
         "lora_r": 3,
         "lora_alpha": 8,

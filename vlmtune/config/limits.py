@@ -79,9 +79,7 @@ _UNSUPPORTED: dict[str, str] = {
     "rows are prepared once by Ray Data": (
         "dataset_text_field dataset_kwargs dataset_num_proc remove_unused_columns label_names"
     ),
-    "the order of rows depends on seed alone": (
-        "shuffle_dataset data_seed train_sampling_strategy length_column_name"
-    ),
+    "the order of rows depends on seed alone": ("shuffle_dataset data_seed length_column_name"),
     "a long row loses text between its images and its answer, by one rule": "truncation_mode",
     "the template and its end token are those of the model's processor": (
         "chat_template_path eos_token pad_token"

@@ -360,6 +360,12 @@ class TrainingSettings(TrlTraining):
     pad_to_multiple_of: int | None = option(  # type: ignore[assignment]  # TRL's "auto" is for other hardware
         None, "Pad every batch to a length that is a multiple of this many tokens."
     )
+    train_sampling_strategy: str = option(
+        "random",
+        "Order of the training rows: random, or group_by_length, whose steps have rows of similar length and "
+        "so less padding.",
+        choices=("random", "group_by_length"),
+    )
     max_length: int | None = option(
         1024,
         "Longest row in tokens, its images included. Text is shortened to it, images never; none for no "

@@ -41,8 +41,8 @@ _SAME = {
 _WITH_REASON = {
     "warmup_ratio": "a share below 1 of warmup_steps is a ratio: --warmup_steps 0.03",
     "group_by_length": (
-        "rows of like length need no grouping here: nothing is padded beyond the longest row of a "
-        "micro-batch; leave it out (group_by keeps the rows of a camera or sequence in one split)"
+        "give --train_sampling_strategy group_by_length (group_by keeps the rows of a camera or sequence in "
+        "one split)"
     ),
     "image_size": (
         "images get the size that the model's processor gives them; leave it out, and see inspect for the "

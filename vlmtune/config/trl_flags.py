@@ -352,6 +352,16 @@ class TrlTraining:
     seed: int = field(
         default=42, metadata={"help": "Random seed that will be set at the beginning of training."}
     )
+    train_sampling_strategy: str = field(
+        default="random",
+        metadata={
+            "help": (
+                "Sampler for training: 'random' (default), 'sequential', 'group_by_length', or "
+                "'batch_rebalance'."
+            ),
+            "choices": ["random", "sequential", "group_by_length", "batch_rebalance"],
+        },
+    )
     router_aux_loss_coef: float | None = field(
         default=None,
         metadata={
@@ -462,9 +472,6 @@ class TrlUnsupported:
     dataloader_in_order: bool = field(default=True)
     remove_unused_columns: bool = field(default=False)
     label_names: list[str] | str | None = field(default=None)
-    train_sampling_strategy: str = field(
-        default="random", metadata={"choices": ["random", "sequential", "group_by_length", "batch_rebalance"]}
-    )
     length_column_name: str = field(default="length")
     ddp_find_unused_parameters: bool | None = field(default=None)
     ddp_bucket_cap_mb: int | None = field(default=None)

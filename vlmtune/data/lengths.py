@@ -66,6 +66,20 @@ def rows_too_long(store: Store, max_length: int | None) -> np.ndarray:
     return long
 
 
+def lengths_to_group(
+    store: Store, usable_rows: np.ndarray, strategy: str, max_length: int | None
+) -> tuple[int, ...] | None:
+    """Tokens of each training row in `usable_rows`, cut to `max_length`; None if they are not grouped by it.
+
+    Args:
+        strategy: `--train_sampling_strategy`.
+    """
+    if strategy != "group_by_length":
+        return None
+    tokens = store.column("tokens")[store.rows_of(TRAIN)[usable_rows]]
+    return tuple(np.minimum(tokens, length_limit(max_length)).astype(int).tolist())
+
+
 def length_limit(max_length: int | None) -> float:
     """`max_length` as a number: infinite where it is None."""
     return np.inf if max_length is None else max_length

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+GROUPED_STEPS = 50  # among whose rows those of similar length are found
+
 
 @dataclass(frozen=True)
 class BatchRows:
@@ -77,6 +79,8 @@ class Order:
             the same steps with more batches each, so that it resumes at the exact next row when their number
             changes.
         mixture: how many rows each of several sources gives; None for every row once an epoch.
+        lengths: tokens of each row, where the rows of a step shall be of similar length; else None. See
+            `_group_by_length`.
     """
 
     rows: int
@@ -86,6 +90,7 @@ class Order:
     seed: int
     workers: int | None = None
     mixture: Mixture | None = None
+    lengths: tuple[int, ...] | None = None
 
     @property
     def rows_per_step(self) -> int:
@@ -110,11 +115,30 @@ class Order:
     def permutation(self, epoch: int) -> np.ndarray:
         """The row numbers of this epoch in their order, shape `[rows]`: all, or as `mixture` draws them.
 
+        With `lengths`, rows of similar length are neighbours.
+
         RandomState is numpy's frozen generator: its stream is the same in every release, which
         `Generator.permutation` does not promise.
         """
         permutation = np.random.RandomState([self.seed % 2**32, epoch]).permutation(self.rows)
-        return permutation if self.mixture is None else self.mixture.rows(epoch, self.seed)[permutation]
+        rows = permutation if self.mixture is None else self.mixture.rows(epoch, self.seed)[permutation]
+        return rows if self.lengths is None else self._group_by_length(rows, epoch)
+
+    def _group_by_length(self, rows: np.ndarray, epoch: int) -> np.ndarray:
+        """Sort the rows of each `GROUPED_STEPS` steps by length, and shuffle these steps.
+
+        As transformers' LengthGroupedSampler, which sorts as many batches but leaves them sorted. A step of
+        fewer rows stays the last one.
+        """
+        lengths, size = np.array(self.lengths), self.rows_per_step
+        grouped = []
+        for first in range(0, len(rows), GROUPED_STEPS * size):
+            part = rows[first : first + GROUPED_STEPS * size]
+            part = part[np.argsort(-lengths[part], kind="stable")]
+            whole = len(part) // size
+            shuffled = np.random.RandomState([self.seed % 2**32, epoch, first]).permutation(whole)
+            grouped += [part[: whole * size].reshape(whole, size)[shuffled].ravel(), part[whole * size :]]
+        return np.concatenate(grouped)
 
     def step(self, epoch: int, step: int, rank: int) -> list[BatchRows]:
         """The batches of `rank` in optimizer step `step` of `epoch`.

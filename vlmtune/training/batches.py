@@ -10,7 +10,7 @@ from torch.utils.data import IterableDataset
 from trl.trainer.sft_config import SFTConfig
 
 from vlmtune.config.settings import Settings
-from vlmtune.data.lengths import mixture_of
+from vlmtune.data.lengths import lengths_to_group, mixture_of
 from vlmtune.data.order import BatchRows, Order, evaluation_order
 from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
@@ -37,6 +37,9 @@ def order_of_rows(
         seed=args.seed if args.data_seed is None else args.data_seed,
         workers=settings.run.max_workers if isinstance(workers, tuple) else None,
         mixture=mixture_of(store, usable_rows, settings.data.data_weights),
+        lengths=lengths_to_group(
+            store, usable_rows, args.train_sampling_strategy, settings.training.max_length
+        ),
     )
 
 
