@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from vlmtune.errors import ResourceError
-from vlmtune.private_ray import MAX_TEMP_DIR, make_private_temp_dir, make_private_token
+from vlmtune.private_ray import (
+    MAX_TEMP_DIR,
+    MAX_TMPDIR,
+    make_private_temp_dir,
+    make_private_token,
+    short_tmpdir,
+)
 
 
 def mode(path: str | Path) -> int:
@@ -85,3 +91,16 @@ def test_without_a_home_the_token_is_in_rays_folder(tmp_path: Path, monkeypatch:
     make_private_token()
     assert os.environ["RAY_AUTH_TOKEN_PATH"] == f"{tmp_path}/auth_token"
     assert mode(tmp_path / "auth_token") == 0o600
+
+
+@pytest.mark.parametrize("length", [MAX_TMPDIR, MAX_TMPDIR + 1, 300])
+def test_sockets_of_rays_processes_fit_below_a_long_tmpdir(
+    length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp/short")
+    given = "/" + "t" * (length - 1)
+    monkeypatch.setenv("TMPDIR", given)
+    with short_tmpdir():
+        assert os.environ["TMPDIR"] == (given if length <= MAX_TMPDIR else "/tmp/short")
+        assert len(f"{os.environ['TMPDIR']}/pymp-12345678/listener-12345678") < 108
+    assert os.environ["TMPDIR"] == given

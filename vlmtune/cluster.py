@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 
 from vlmtune.compat.ray_node import loopback_addresses
 from vlmtune.errors import ConfigError, ResourceError
-from vlmtune.private_ray import make_private_temp_dir, make_private_token
+from vlmtune.private_ray import make_private_temp_dir, make_private_token, short_tmpdir
 from vlmtune.standard_error import captured_stderr
 from vlmtune.stop_signals import kept_signal_handlers
 
@@ -124,6 +124,7 @@ def connect() -> Cluster:
         with (
             captured_stderr() if address is not None else nullcontext(list[str]()) as printed,
             nullcontext() if address is not None else loopback_addresses(),
+            nullcontext() if address is not None else short_tmpdir(),
             kept_signal_handlers(),
         ):
             context = ray.init(**options, ignore_reinit_error=True)

@@ -5,6 +5,8 @@ import os
 import secrets
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vlmtune.errors import writable
@@ -15,6 +17,8 @@ logger = logging.getLogger(__name__)
 # and more.
 MAX_TEMP_DIR = 36
 SHORT_TEMP_DIR = "/tmp"
+# Bytes of TMPDIR: Python's multiprocessing, which Ray's dashboard uses, makes sockets of 32 more below it.
+MAX_TMPDIR = 70
 TOKEN_BYTES = 32
 
 
@@ -43,6 +47,20 @@ def make_private_temp_dir() -> None:
             if not _is_private(own):  # another user made it, or let everybody in
                 own = Path(tempfile.mkdtemp(prefix="ray-", dir=folder))
     os.environ["RAY_TMPDIR"] = str(own)
+
+
+@contextmanager
+def short_tmpdir() -> Iterator[None]:
+    """Let the processes of a Ray that starts have a TMPDIR in which their sockets fit."""
+    given = os.environ.get("TMPDIR")
+    if given is None or len(os.fsencode(given)) <= MAX_TMPDIR:
+        yield
+        return
+    os.environ["TMPDIR"] = os.environ["RAY_TMPDIR"]
+    try:
+        yield
+    finally:
+        os.environ["TMPDIR"] = given
 
 
 def make_private_token() -> None:
