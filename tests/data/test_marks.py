@@ -62,13 +62,13 @@ def test_an_image_that_the_text_names(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("question", "more"),
+    ("question", "more", "way_out"),
     [
-        ("<video>\nWhat happens?", {"video": "clip.mp4"}),
-        ("<video>What happens?", {"videos": ["clip.mp4"]}),
-        ("What happens?", {"clip": "clip.mp4"}),
-        ("<|video_pad|> What happens?", {}),
+        ("What happens?", {"clip": "clip.mp4"}, "frames as images"),
+        ("<|video_pad|> What happens?", {}, "name videos in the field 'videos'"),
     ],
 )
-def test_videos_are_refused(question: str, more: dict[str, Any], tmp_path: Any) -> None:
-    assert "frames as images" in read(rows(tmp_path, question, [], **more))[0]["error"]
+def test_videos_that_no_field_names_are_refused(
+    question: str, more: dict[str, Any], way_out: str, tmp_path: Any
+) -> None:
+    assert way_out in read(rows(tmp_path, question, [], **more))[0]["error"]

@@ -150,10 +150,13 @@ def test_a_killed_run_leaves_nothing_that_is_used(tmp_path: Path, llava: str) ->
     program = (
         "import sys\n"
         "from vlmtune.cluster import connect\n"
+        "from vlmtune.compat.ray_node import loopback_addresses\n"
         "from vlmtune.data.cache import prepare_store\n"
         "from vlmtune.data.source import DataSource\n"
         "from vlmtune.model_ref import ModelRef\n"
-        "connect(); prepare_store(DataSource(sys.argv[1], ModelRef(sys.argv[2])), sys.argv[3])"
+        "with loopback_addresses():  # as the Ray that it joins\n"
+        "    connect()\n"
+        "prepare_store(DataSource(sys.argv[1], ModelRef(sys.argv[2])), sys.argv[3])"
     )
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     process = subprocess.Popen([sys.executable, "-c", program, str(path), llava, str(cache)], env=environment)

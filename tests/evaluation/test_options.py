@@ -48,5 +48,8 @@ def test_wrong_options_of_export() -> None:
     ExportOptions("adapter", "out", merge=True, overrides={"quantization": "none"})
     with pytest.raises(ConfigError, match="nothing to export: give --merge, --state_dict, or both"):
         ExportOptions("adapter", "out")
-    with pytest.raises(ConfigError, match="--quantization nf4: an adapter is merged into full-precision"):
-        ExportOptions("adapter", "out", merge=True, overrides={"quantization": "nf4"})
+    ExportOptions("adapter", "out", merge=True, overrides={"quantization": "nf4"})
+    with pytest.raises(ConfigError, match="--quantization fp8: merged weights are stored in full precision"):
+        ExportOptions("adapter", "out", merge=True, overrides={"quantization": "fp8"})
+    with pytest.raises(ConfigError, match="--quantization nf4: is how merged weights are stored; add"):
+        ExportOptions("adapter", "out", state_dict=True, overrides={"quantization": "nf4"})

@@ -15,7 +15,7 @@ from vlmtune.storage import scheme
 
 logger = logging.getLogger(__name__)
 
-RIGHTS = ("trust_remote_code", "allow_remote_images", "allow_outside_paths", "overwrite")
+RIGHTS = ("trust_remote_code", "trust_folder", "allow_remote_images", "allow_outside_paths", "overwrite")
 PLACES = ("output_dir", "storage_path", "cache_dir", "cache_size_gb", "resume")
 # Read from local folders and the Hub. A URI may name any server, which is asked with the user's own keys.
 READ_PLACES = ("data_path", "eval_data_path", "image_root", "model_name_or_path")
