@@ -45,7 +45,7 @@ class Session:
         data_files: (path, state) of every file that the rows were prepared from, where the state is type,
             size and time of the last change. `--resume` compares them.
         lock: of the output folder, held until `close`.
-        watch: ends the process in one line if Ray dies before `close`.
+        watch: ends the process with a message of one line if Ray dies before `close`.
     """
 
     kind: RunKind
@@ -183,7 +183,8 @@ def new_output_folder(settings: Settings) -> str:
         folder = output.resolve_folder(name, in_job=in_ray_job())
     if settings.run.workers == 0 and "://" in folder:
         raise ConfigError(
-            f"--output_dir {folder}: --num_workers 0 writes to a local folder; give one, or --num_workers 1"
+            f"--output_dir {folder}: --num_workers 0 writes to a local folder: give a local "
+            "--output_dir, or --num_workers 1"
         )
     output.check_free(folder, overwrite=settings.run.overwrite)
     return folder

@@ -17,8 +17,8 @@ from vlmtune.packed.packed_batch import (
     batch_sizes,
     bucket_rows,
     make_batch,
-    next_shape,
     packed_batches,
+    second_shape_fraction,
 )
 
 
@@ -58,9 +58,9 @@ def test_rows_are_divided_evenly():
 
 
 def test_rows_of_one_length_need_memory_for_batches_of_fewer_rows_only():
-    assert next_shape(8, LengthBuckets((736,))) == 6 / 8
-    assert next_shape(8, LengthBuckets((640, 736))) == 1
-    assert next_shape(1, LengthBuckets((736,))) == 1
+    assert second_shape_fraction(8, LengthBuckets((736,))) == 6 / 8
+    assert second_shape_fraction(8, LengthBuckets((640, 736))) == 1
+    assert second_shape_fraction(1, LengthBuckets((736,))) == 1
 
 
 def test_a_batch_is_filled_up_with_rows_that_count_nothing():

@@ -1,7 +1,7 @@
 """Which rows are trained on, when, and on which rank: one pure function of the seed.
 
-Both trial runners, evaluation and resume use it, so that the order of rows depends only on the seed and the
-size of a step: not on the number of workers, Ray's blocks or the machine.
+Isolated and packed training, evaluation and resume use it. The order of rows depends only on the seed, the
+rows and the size of a step: not on how many workers share a step, Ray's blocks or the machine.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class BatchRows:
 
 @dataclass(frozen=True)
 class Mixture:
-    """How many rows of each source an epoch has, where these are not all rows of each.
+    """An epoch that draws a given share of its rows from each source, instead of every row once.
 
     An epoch has as many rows as there are in all. A source gives its next rows in an endless seeded order
     that goes through all of its rows before it repeats one, so that over some epochs all of them count alike.
@@ -75,9 +75,9 @@ class Order:
         per_device: rows of one forward pass of a rank.
         accumulation: batches of a rank in a step (`gradient_accumulation_steps`).
         world_size: ranks that run now.
-        workers: ranks that a step is made for; by default `world_size`. An elastic run with fewer ranks makes
-            the same steps with more batches each, so that it resumes at the exact next row when their number
-            changes.
+        workers: ranks that a step was planned for; by default `world_size`. An elastic run with fewer
+            ranks makes the same steps with more batches each, so that it resumes at the exact next row when
+            their number changes.
         mixture: how many rows each of several sources gives; None for every row once an epoch.
         lengths: tokens of each row, where the rows of a step shall be of similar length; else None. See
             `_group_by_length`.

@@ -21,12 +21,12 @@ LENGTH_MULTIPLE = 32
 # captured.
 WARM_UP_CALLS = 3
 MAX_GRAPHS = 16  # of a module
-# Operations of other threads do not spoil a capture: one may wait for its copy of a checkpoint meanwhile.
+# A background thread that copies a checkpoint off the GPU meanwhile does not invalidate the capture.
 CAPTURE_ERROR_MODE = "thread_local"
 CAPTURE_STOPPED = (
     "out of GPU memory: steps are no longer captured as CUDA graphs, which makes short ones slower"
 )
-CAPTURE_OVERHEAD = 1.25  # memory that a capture takes, against what is left at the end of the forward pass
+CAPTURE_OVERHEAD = 1.25  # memory that a capture takes, as a multiple of what the forward pass retains
 
 GetTrainedTensors = Callable[[], Sequence[Tensor]]
 
@@ -80,7 +80,7 @@ class CapturedForward:
     """The `forward` of a module whose calls are captured, each after `WARM_UP_CALLS` with its signature.
 
     Attributes:
-        plain: the module's own `forward`.
+        original_forward: the module's own.
         graphs, calls: by signature of a call: its structure, and the shapes and dtypes of its tensors.
         signatures_without_memory: those that there was no memory to capture for.
         pool: the memory that all graphs share.
@@ -166,9 +166,9 @@ class CapturedForward:
                 return graphs
             self.signatures_without_memory.add(signature)
         except RuntimeError as error:  # what CUDA and torch raise about an operation that cannot be captured
-            torch.cuda.set_stream(stream)  # a capture that fails at its end leaves its own stream
+            torch.cuda.set_stream(stream)  # a capture that fails at its end leaves its side stream current
             if graphs is not None:
-                generator.graphsafe_set_state(state)  # the present one still waits for the capture's end
+                generator.graphsafe_set_state(state)  # the state in use is still registered with the capture
             cause = error
             while isinstance(cause.__context__, RuntimeError):  # the end of the capture raises once more
                 cause = cause.__context__

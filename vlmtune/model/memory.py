@@ -46,7 +46,8 @@ class StepLoad:
         dropout: whether LoRA has dropout: each adapted layer then keeps its own masked input.
         compute_bytes: bytes of one value in the dtype of the computation.
         packed_adapters: adapters that train packed, each on rows of its own; 0 where one trains alone.
-        next_shape: tokens of the largest batch of another shape, as a share of those of the largest batch.
+        second_shape_fraction: tokens of a batch of the second-largest shape, as a fraction of the largest
+            batch's.
     """
 
     quantization: Literal["none", "nf4", "int8", "fp8"]
@@ -59,7 +60,7 @@ class StepLoad:
     dropout: bool = True
     compute_bytes: int = 2
     packed_adapters: int = 0
-    next_shape: float = 1.0
+    second_shape_fraction: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class StepPlan:
         room_for_graphs: whether memory is left for CUDA graphs of several lengths; without it, a step is
             captured where there happens to be room.
         spare_bytes: bytes of the GPU that are left.
-        eval_micro_batch_size: the same in evaluation, at most; None sets no limit.
+        eval_micro_batch_size: rows that go through at a time in evaluation, at most; None sets no limit.
     """
 
     dequantized: bool
@@ -97,7 +98,8 @@ class MemoryEstimate:
         adapters: their weights, gradients and optimizer state.
         activations: what the forward pass keeps for the backward pass.
         temporary: the largest tensors that exist for a moment.
-        further_graphs: memory of captured steps of other lengths, beside a step that is not captured.
+        further_graphs: what a step of a second shape takes on top: captured graphs keep their memory, and a
+            step cannot use it before it is captured itself.
     """
 
     weights: float
@@ -141,12 +143,12 @@ def estimate_memory(model: ModelShapes, load: StepLoad, plan: StepPlan) -> Memor
         activations=activations,
         temporary=temporary,
         # A step of another shape finds none of a captured step's memory free until it is captured too.
-        further_graphs=load.next_shape * (activations + temporary) if plan.room_for_graphs else 0,
+        further_graphs=load.second_shape_fraction * (activations + temporary) if plan.room_for_graphs else 0,
     )
 
 
 def usable(capacity: float) -> float:
-    """Bytes that tensors can have of so many on a GPU."""
+    """Bytes that tensors can use on a GPU with `capacity` bytes."""
     return capacity * USABLE - CONTEXT
 
 

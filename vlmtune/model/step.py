@@ -47,8 +47,8 @@ Batch = dict[str, Tensor]
 class AcceleratedStep:
     """Training steps over one frozen base, which is changed in place.
 
-    The class is long because it is the one place that decides which accelerations are applied, and in which
-    order they are given up when memory runs out.
+    The class is long because it is the one place that decides which accelerations are applied, and what is
+    given up when memory runs out. Isolated training (`AdapterTrainer`) and the packed `Engine` both use it.
 
     Args:
         base: the model, with its adapter where one trains alone.
@@ -61,8 +61,8 @@ class AcceleratedStep:
         micro_batch_size, eval_micro_batch_size: rows that go through at a time; fewer after memory ran out.
         offloads_checkpoints: whether the activations at gradient checkpoints are held in the CPU memory.
         free_memory: frees memory that a step can do without; returns whether there was any.
-        accelerations: what changes the model's computation and can be left out again.
-        captures_graphs: whether calls are captured as CUDA graphs.
+        accelerations: what changes the model's computation; the self-check can switch off each of them.
+        captures_graphs: whether capturing of CUDA graphs was installed; it may have been removed since.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class AcceleratedStep:
         self.free_memory: Callable[[], bool] = lambda: False
         self.accelerations: list[Acceleration] = []
         self._add("attention without padding mask", lambda: skip_padding_mask(base))
-        # Such towers compute indices on the host, which no CUDA graph can hold.
+        # Towers with such attention compute indices on the host, which no CUDA graph can hold.
         varlen = self._add("attention of the vision tower in one call", lambda: use_varlen_attention(base))
         self.tower_can_be_captured = varlen is None
         self._add("deep-stack features as whole tensors", lambda: use_dense_deepstack(base.get_decoder()))
@@ -160,8 +160,8 @@ class AcceleratedStep:
     def accumulate_gradients(self, batch: Batch, run: Callable[[Batch], Tensor]) -> Tensor:
         """The sum of `run(part)` over the parts of a batch, each of which adds to the parameters' gradients.
 
-        Where a part does not fit in memory the gradients are put back, and the same is tried without CUDA
-        graphs, then with half as many rows at once.
+        Where a part does not fit in memory the gradients are put back, and the same is tried again: after
+        `free_memory`, then without CUDA graphs, then with half as many rows at once.
 
         Raises:
             torch.OutOfMemoryError: not even one row fits.
@@ -180,7 +180,8 @@ class AcceleratedStep:
     def sum_without_gradients(self, batch: Batch, run: Callable[[Batch], Tensor]) -> Tensor:
         """The sum of `run(part)` over the parts of a batch, without gradients.
 
-        Where a part does not fit in memory, half as many rows go through at once.
+        Where a part does not fit in memory, the same is tried after `free_memory`, then with half as many
+        rows at once. CUDA graphs, which training is to replay again, are given up last.
 
         Raises:
             torch.OutOfMemoryError: not even one row fits.

@@ -25,7 +25,7 @@ from vlmtune.model.memory import StepPlan
 from vlmtune.model.step import AcceleratedStep
 from vlmtune.model.vision_features import room_for_features
 from vlmtune.packed.length_buckets import LengthBuckets, bucket_length
-from vlmtune.packed.packed_batch import ROW_BUCKETS, batch_sizes, next_shape
+from vlmtune.packed.packed_batch import ROW_BUCKETS, batch_sizes, second_shape_fraction
 from vlmtune.packed.packed_model import PackedModel
 from vlmtune.packed.packed_result import packed_result, target_layers
 from vlmtune.packed.row_features import PackedVisionFeatures
@@ -176,7 +176,7 @@ def _plan(
             "lora_rank": max_lora_rank,
             "batch": sizes[0],
             "length": longest,
-            "next_shape": next_shape(sizes[0], buckets),
+            "second_shape_fraction": second_shape_fraction(sizes[0], buckets),
         }
         try:
             step = plan_step(

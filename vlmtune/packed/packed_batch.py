@@ -1,8 +1,8 @@
 """Packed batches: rows of several trials that go through the base together, in few shapes.
 
-A shape is a number of rows and a number of tokens, each rounded up to a bucket (`LengthBuckets`). A CUDA
-graph is captured for each shape. Within a shape no row's result depends on the other rows. `[P]` is the shape
-of an adapter's flat vector, see `layers`.
+A shape is a number of rows, rounded up to one of `ROW_BUCKETS`, and of tokens, to one of `LengthBuckets`. A
+CUDA graph is captured for each shape. Within a shape no row's result depends on the other rows. `[P]` is the
+shape of an adapter's flat vector, see `layers`.
 """
 
 from __future__ import annotations
@@ -58,26 +58,30 @@ class PackedRow:
 
 
 def bucket_rows(rows: int) -> int:
-    """The number of rows that a packed batch is padded to; at most a third of them are padding."""
+    """The number of rows that a packed batch is padded to; less than a third of them are padding."""
     return ROW_BUCKETS[bisect_left(ROW_BUCKETS, rows)]
 
 
-def even_rows(rows: int, max_rows: int) -> int:
-    """Rows of a packed batch: `rows` divided evenly, into as few batches as `max_rows` rows each allow."""
+def rows_per_batch(rows: int, max_rows: int) -> int:
+    """Rows of a batch where `rows` are spread evenly over the fewest batches of at most `max_rows` rows."""
     return -(-rows // -(-rows // max_rows))
 
 
 def batch_sizes(rows: int, max_rows: int) -> tuple[int, ...]:
-    """Rows of a packed batch to choose from, largest first: `rows` divided evenly, up to `max_rows` each."""
+    """Numbers of rows that a packed batch may have, largest first; the plan of memory takes one of them.
+
+    Each spreads `rows` evenly over batches of at most `max_rows` rows.
+    """
     max_rows = ROW_BUCKETS[bisect_left(ROW_BUCKETS, max_rows + 1) - 1]
-    sizes = {bucket_rows(even_rows(rows, size)) for size in ROW_BUCKETS if size <= max_rows}
+    sizes = {bucket_rows(rows_per_batch(rows, size)) for size in ROW_BUCKETS if size <= max_rows}
     return tuple(sorted(sizes, reverse=True))
 
 
-def next_shape(rows: int, buckets: LengthBuckets) -> float:
-    """Tokens of the largest packed batch of another shape, as a share of those of one of `rows` rows.
+def second_shape_fraction(rows: int, buckets: LengthBuckets) -> float:
+    """Tokens of a batch of the second-largest shape, as a fraction of those of the largest, of `rows` rows.
 
-    As many where there are rows of another length; else the batch has fewer rows.
+    1.0 if there are rows of another length, since their batches have about as many tokens; else the next
+    smaller number of rows over this one.
     """
     index = bisect_left(ROW_BUCKETS, rows)
     return 1.0 if len(buckets.lengths) > 1 or not index else ROW_BUCKETS[index - 1] / ROW_BUCKETS[index]
@@ -88,15 +92,15 @@ def packed_batches(
 ) -> Iterator[list[PackedRow]]:
     """Divide rows evenly into packed batches of one length, of at most `max_tokens` tokens with padding.
 
-    A packed batch has at least one row. Rows with and without an image are in different ones. Rows of one
-    owner stay together.
+    A packed batch has at least one row. Rows with and without an image are in different ones. The order of
+    rows in a group is kept; an owner's rows may be in several batches.
     """
     groups: dict[tuple[int, bool], list[PackedRow]] = defaultdict(list)
     for row in rows:
         groups[buckets(row.tokens), row.has_image].append(row)
     for (length, _), group in sorted(groups.items(), key=lambda item: item[0]):
         max_rows = max(1, min(max_tokens // length, ROW_BUCKETS[-1]))
-        size = even_rows(len(group), ROW_BUCKETS[bisect_left(ROW_BUCKETS, max_rows + 1) - 1])
+        size = rows_per_batch(len(group), ROW_BUCKETS[bisect_left(ROW_BUCKETS, max_rows + 1) - 1])
         for first in range(0, len(group), size):
             yield group[first : first + size]
 

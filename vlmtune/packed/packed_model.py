@@ -46,6 +46,7 @@ class PackedModel:
         accelerated_step: what makes the base's computation fast or small.
         max_tokens: tokens that go through the base at once, at most, padding included.
         buckets: the lengths that rows are padded to.
+        features: cached outputs of the vision tower, which are dropped first when the memory runs out.
 
     Attributes:
         max_tokens: as the argument; less after the memory ran out.
@@ -67,7 +68,7 @@ class PackedModel:
         self.max_tokens, self.buckets, self.features = max_tokens, buckets, features
         self.device, self.dtype = base.device, base.dtype
         self.adapters = AdapterBinding(accelerated_step)
-        self.dropout = False  # whether the layers apply dropout: from the first row with dropout on
+        self.dropout = False  # becomes True for good with the first row that has dropout
 
     def add_gradients(self, rows: Sequence[PackedRow], add: Callable[[Any, Tensor], None]) -> PassResult:
         """Run rows forward and backward, in training mode.
@@ -113,7 +114,9 @@ class PackedModel:
             else:
                 for index, row in enumerate(part):
                     result.rows[id(row)] = losses.loss[index].detach(), losses.correct[index]
-                del losses  # keeps a captured step's memory alive, which the next batch may have to free
+                del (
+                    losses
+                )  # it would keep memory of a captured step alive, which the next batch may have to free
                 continue
             freed = self.features.disable() or self.accelerated_step.remove_capturing()
             torch.cuda.empty_cache()
@@ -145,8 +148,8 @@ class PackedModel:
         gradients = self.adapters.gradients()
         self.adapters.drop_gradients()
         # One row after another, so that the sum is the same to the last bit however an owner's rows are
-        # divided into packed batches. Adding allocates nothing: after want of memory the whole batch runs
-        # again.
+        # divided into packed batches. `add` allocates nothing: if it ran out of memory halfway, the batch
+        # would run again and add its first rows twice.
         for row, gradient in zip(part, gradients, strict=False):
             add(row.owner, gradient)
         return losses

@@ -81,7 +81,7 @@ class Slot:
         lora_config.inference_mode = True
         lora_config.base_model_name_or_path = settings.model.base_model
         usable_rows = fitting_rows(store, settings.training.max_length, settings.data.on_long_row)
-        with tempfile.TemporaryDirectory() as work_dir:
+        with tempfile.TemporaryDirectory() as work_dir:  # TRL wants a folder; nothing is written there
             self.args = args = training_arguments(settings, work_dir, checkpointing=False)
         order = order_of_rows(settings, args, store, usable_rows, shard.world_size)
         saved = None
@@ -164,7 +164,10 @@ class Slot:
         return line.finite
 
     def report(self, metrics: dict[str, float]) -> dict[str, Any]:
-        """Record an evaluation; returns its `metrics` with the trial's position and rates, as they count."""
+        """Record an evaluation; returns its `metrics` with the trial's position and rates.
+
+        Where the best evaluation decides, its numbers take the place of the last one's.
+        """
         self.records.meter.log(metrics, self.progress.step, self.progress.max_steps)
         position = self.progress.record_evaluation(metrics)
         number = self.progress.evaluation_number

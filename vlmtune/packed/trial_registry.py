@@ -20,7 +20,7 @@ ABANDONED_AFTER_S = 600.0
 
 
 class TrialPhase(Enum):
-    """What a trial does in an engine. In the first three phases it holds a slot."""
+    """What a trial does in an engine. In the first three phases it takes one of the engine's places."""
 
     PREPARING = "its slot is being made"
     READY = "it joins before the next round"
@@ -38,7 +38,7 @@ class RegisteredTrial:
     """What an engine's actor knows of one trial.
 
     Attributes:
-        slot: its slot while it is READY.
+        slot: its slot while it is READY: made, and not yet handed to the engine.
         reports: all reports since it joined, by their number from 0.
         next_report: the number that its process asked for last. It has read the reports before it.
         last_polled: when its process called last, in `time.monotonic` seconds.

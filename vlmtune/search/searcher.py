@@ -26,10 +26,10 @@ CONSTRAINT = "infeasible"  # name of Optuna's constraint: above 0 for a trial th
 
 
 def make_tpe(seed: int, n_startup_trials: int = STARTUP_TRIALS) -> optuna.samplers.BaseSampler:
-    """TPE that draws all options together and takes running trials into account.
+    """TPE that draws all searched values together and takes running trials into account.
 
-    Of 16 combinations of its options this one does best, with one trial at a time or with 16 (docs/LOG.md,
-    2026-11-25).
+    Of 16 combinations of TPESampler's arguments this one does best, with one trial at a time or with 16
+    (docs/LOG.md, 2026-11-25).
     """
     return optuna.samplers.TPESampler(
         seed=seed, multivariate=True, constant_liar=True, n_startup_trials=n_startup_trials
@@ -72,7 +72,7 @@ class TrialSearcher(OptunaSearch):
             more_metrics: the mode of each further objective, by name.
             width: the hidden size of the model; None if it is not known.
             earlier: trials of earlier searches.
-            n_startup_trials: number of trials that must have ended before TPE proposes any.
+            n_startup_trials: number of trials that must be COMPLETE or PRUNED before TPE proposes any.
             study_file: where the study is written after each trial.
             requests: values that a person asks for. They are tried before all others but the baseline.
         """

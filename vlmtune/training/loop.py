@@ -57,7 +57,7 @@ def train(
         report: takes the metrics of each evaluation.
         work_dir: local folder for checkpoints.
         runs_dir: where rank 0 writes TensorBoard events.
-        tracked_dir: the folder or URI that they are copied to, if that is another; trackers name runs by it.
+        tracked_dir: where the events are copied to, if not `runs_dir`; trackers name a run by it.
         rank, world_size: this worker's number, and the number of workers.
         checkpoint: a checkpoint folder of an earlier run of the same settings, to resume from its next row.
         progress: called with the numbers of each logged step and evaluation, and with {"note": text}.

@@ -39,7 +39,7 @@ class AdapterTrainer(SFTTrainer):
         accelerated_step: runs the steps of `model`.
         batches: of this worker.
         objective: the metric of answers that is evaluated beside the loss, if any.
-        vision_learning_rate: of what is trained beside the language model; None for that of all.
+        vision_learning_rate: of trained weights outside the language model; None: `args.learning_rate`.
         vision_bytes: memory that cached vision features may take.
     """
 
