@@ -205,7 +205,10 @@ def ours(folder: str, case: dict[str, Any], steps: int) -> dict[str, Any]:
     rows = case["batch"] * steps
     processor: Any = ModelRef(folder).processor()
     meta = SimpleNamespace(
-        input_format=InputFormat(), encoded=True, pad_token_id=processor.tokenizer.pad_token_id or 0
+        input_format=InputFormat(),
+        encoded=True,
+        video_frames=None,
+        pad_token_id=processor.tokenizer.pad_token_id or 0,
     )
     images = int((batch_of(0)["input_ids"][0] == processor.image_token_id).sum())
     counts = {"required": 0, "tokens": case["tokens"], "answer_tokens": LABELLED, "image_tokens": images}

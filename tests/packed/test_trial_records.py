@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
+from vlmtune.config.settings import Settings
 from vlmtune.packed.trial_records import TrialRecords
 
 
 def test_rates_are_by_the_time_that_was_the_trials() -> None:
     steps: list[dict[str, Any]] = []
-    records = TrialRecords(None, steps.append, flops_per_token=0.0)
+    records = TrialRecords(Settings(), None, steps.append, flops_per_token=0.0)
     records.meter.begin()
     records.meter.count(rows=6, tokens=60)
     records.charge(2.0, 0.5)
@@ -24,7 +25,7 @@ def test_rates_are_by_the_time_that_was_the_trials() -> None:
 
 
 def test_events_of_a_local_folder_are_written_there(tmp_path: Path) -> None:
-    records = TrialRecords(str(tmp_path / "runs"), None, 0.0)
+    records = TrialRecords(Settings(), str(tmp_path / "runs"), None, 0.0)
     records.meter.log({"loss": 1.5}, 1, 4)
     records.meter.summary()
     records.publish_runs()
@@ -33,7 +34,7 @@ def test_events_of_a_local_folder_are_written_there(tmp_path: Path) -> None:
 
 
 def test_events_of_a_uri_are_copied_there(tmp_path: Path) -> None:
-    records = TrialRecords(f"file://{tmp_path}/runs", None, 0.0)
+    records = TrialRecords(Settings(), f"file://{tmp_path}/runs", None, 0.0)
     records.meter.log({"loss": 1.5}, 1, 4)
     records.meter.summary()
     assert not (tmp_path / "runs").exists()

@@ -174,7 +174,7 @@ def test_bad_input_is_one_plain_line_and_nothing_is_written(
         (
             ["--merge", "--quantization", "fp8"],
             ConfigError,
-            "are stored in full precision .none., nf4 or int8",
+            "are stored in full precision, nf4 or int8",
         ),
         (["--state_dict", "--quantization", "nf4"], ConfigError, "--quantization nf4: .* add --merge"),
         (
