@@ -136,7 +136,7 @@ def run_part(folder: str, part: str, count: int, args: argparse.Namespace) -> di
 def run_search(folder: str, early_stopping: str, args: argparse.Namespace) -> dict[str, Any]:
     from search import whole
 
-    shared = {"batch": 2, "text": False, "tokens": args.tokens, "set": args.set, "rounds": 0}
+    shared = {"batch": 2, "text": False, "tokens": args.tokens, "set": args.set, "rounds": 1}
     options: Any = SimpleNamespace(trials=args.trials, early_stopping=early_stopping, **shared)
     return whole(folder, options)
 

@@ -163,7 +163,8 @@ def test_times_that_are_left_are_read_as_they_are_printed() -> None:
     assert eta.ratios([0.0, 10.0], [30.0, 10.0], 20.0) == [1.5, 1.0]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.heavy
+@pytest.mark.timeout(900)
 def test_the_scaling_benchmark_runs_a_search_on_two_engines_and_on_one(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
