@@ -157,6 +157,6 @@ def test_a_service_that_refuses_is_told_once_and_the_run_goes_on(
     tracker.log({"train/loss": 0.5}, 1)
     finish_trackers()
     trouble = tracker.take_trouble()
-    assert trouble is not None and trouble.startswith("wandb: ") and trouble.endswith("goes on without it")
+    assert trouble is not None and trouble.startswith("wandb: ") and trouble.endswith("continues without it")
     assert tracker.take_trouble() is None
     tracker.log({"train/loss": 0.5}, 2)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -86,11 +87,17 @@ CHOICES = (AUTO, *BOX_FORMATS)
 def box_format_name(model: ModelRef, choice: str) -> str:
     """The key of BOX_FORMATS that `--box_format` means for a model; "unknown MODEL_TYPE" where none is known.
 
+    A folder that holds a processor and no config.json has no known format: its rows with boxes are
+    refused, others are not.
+
     Raises:
         ModelError: the model is not there.
     """
     if choice != AUTO:
         return choice
+    folder = Path(model.name)
+    if folder.is_dir() and not (folder / "config.json").exists():
+        return "unknown model without config.json"
     model_type = str(model.config().model_type)
     return FORMAT_OF_MODEL.get(model_type, f"unknown {model_type}")
 

@@ -20,7 +20,7 @@ REFIT = "tune/refit"  # folder of a search's last training, below its output fol
 
 
 class Tracker:
-    """A run in one service. What the service refuses is told once, and the run goes on without it.
+    """A run in one service. What the service refuses is told once, and the run continues without it.
 
     Args:
         name: of the service.
@@ -59,7 +59,7 @@ class Tracker:
                 service.log(*item)
             service.finish()
         except kinds as error:
-            self._trouble = f"{self.name}: {first_line(error)}; the run goes on without it"
+            self._trouble = f"{self.name}: {first_line(error)}; the run continues without it"
         finally:
             _OPEN.discard(self)
 
