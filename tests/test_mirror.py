@@ -39,7 +39,7 @@ TESTED_IN = {
     "data/template_source.py": "data/test_chat_template.py",
     "data/row_values.py": "data/test_records.py",
     "data/turns.py": "data/test_records.py",
-    "data/piece.py": "data/test_scan.py",
+    "data/fragment.py": "data/test_scan.py",
     "data/file_formats/": "data/test_file_formats.py",
     "data/store_writer.py": "data/test_store.py",
     # Parts of the demo's drawings and tiny models.

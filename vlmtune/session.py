@@ -280,7 +280,7 @@ def prepare_rows_and_files(settings: Settings) -> tuple[Store, list[tuple[str, s
     logger.info(console_line("Data", f"{data.shown_path}: {rows}"))
     if store.meta.unused:
         logger.info(console_line("Not used", unused_line(store.meta.unused)))
-    for note in note_lines(store.meta.notes):
+    for note in note_lines(store.meta.reading_notes):
         logger.info(console_line("Note", note))
     tokens = store.column("tokens")[store.rows_of(TRAIN)]
     if max_length is not None and (shortened := int((tokens > max_length).sum())):
@@ -289,5 +289,5 @@ def prepare_rows_and_files(settings: Settings) -> tuple[Store, list[tuple[str, s
     if left_out := len(tokens) - len(fitting_rows(store, max_length, data.on_long_row)):
         text = f"{left_out} training rows left out: their images do not fit --max_length {max_length}"
         logger.info(console_line("", text))
-    files = file_states(sorted({piece.path for piece in scanned.pieces}))
+    files = file_states(sorted({fragment.path for fragment in scanned.fragments}))
     return store, sorted({*files, *store.image_states()})

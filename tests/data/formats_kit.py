@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlmtune.data.formats import read_piece
+from vlmtune.data.formats import read_fragment
 from vlmtune.data.scan import scan
 
 Row = dict[str, Any]
@@ -34,9 +34,11 @@ TRAINED = ("source", "messages", "images", "group", "error")
 
 
 def read_whole(path: Path | str, **options: Any) -> list[Row]:
-    """All rows with what is told of them, read from pickled pieces as a worker would."""
+    """All rows with what is told of them, read from pickled fragments as a worker would."""
     return [
-        row for piece in scan(str(path), **options) for row in read_piece(pickle.loads(pickle.dumps(piece)))
+        row
+        for fragment in scan(str(path), **options)
+        for row in read_fragment(pickle.loads(pickle.dumps(fragment)))
     ]
 
 

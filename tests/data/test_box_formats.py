@@ -24,7 +24,7 @@ from vlmtune.data.box_formats import (
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.examples import encode_row
 from vlmtune.data.find_input_format import find_input_format
-from vlmtune.data.formats import read_piece
+from vlmtune.data.formats import read_fragment
 from vlmtune.data.scan import scan
 from vlmtune.data.template_rendering import EncodeError
 from vlmtune.data.tokenize import RowEncoder
@@ -63,8 +63,8 @@ def encoded(family: str, folder: Path, choice: str = "auto", **objects: Any) -> 
     model = ModelRef(str(folder / family))
     processor = model.processor()
     encoder = RowEncoder(processor, find_input_format(processor), box_format_name(model, choice))
-    (piece,) = scan(str(write_row(folder, **objects)))
-    (row,) = read_piece(piece)
+    (fragment,) = scan(str(write_row(folder, **objects)))
+    (row,) = read_fragment(fragment)
     return encoder, *encode_row(encoder, row)
 
 

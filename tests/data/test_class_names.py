@@ -51,7 +51,7 @@ def test_labels_are_names(form: str, dataset: Any, tmp_path: Path) -> None:
     assert "column 'label' holds the answer, but is empty" in found[2]
     assert answers(path, Columns((), "How many?", "count")) == ["2", "0", "1"]  # a plain number
     note = "column label: numbers are read as the names of their classes (cat, dog, fish and 1 more)"
-    assert note in scan(str(path), columns=ASK)[0].notes
+    assert note in scan(str(path), columns=ASK)[0].reading_notes
 
 
 def test_a_number_without_a_name_is_a_bad_row(dataset: Any, tmp_path: Path) -> None:

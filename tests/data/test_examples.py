@@ -34,15 +34,15 @@ def test_a_good_row(encoder: RowEncoder, tmp_path: Path) -> None:
     assert line["tokens"] > line["required"] > line["image_tokens"] == 16
     assert 0 < line["answer_tokens"] < line["tokens"] - line["image_tokens"]
     assert (line["turns"], line["image_sizes"], line["image_formats"]) == (2, ["8x8"], ["PNG"])
-    assert line["keys"] == line["image_hashes"]
+    assert line["group_keys"] == line["image_hashes"]
     assert plain["image_tokens"] == 0
-    assert plain["keys"] == same["keys"] != line["keys"]
+    assert plain["group_keys"] == same["group_keys"] != line["group_keys"]
 
 
 def test_a_group_is_a_key_of_its_own(encoder: RowEncoder, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "rows.jsonl", {**HELLO, "camera": 7})
     (line,) = lines_of(encoder, path, group_by="camera")
-    assert len(line["keys"]) == 2 and line["keys"][1] == "group 7"
+    assert len(line["group_keys"]) == 2 and line["group_keys"][1] == "group 7"
 
 
 def test_bad_rows_have_a_reason_and_its_kind(encoder: RowEncoder, tmp_path: Path) -> None:
@@ -57,9 +57,9 @@ def test_bad_rows_have_a_reason_and_its_kind(encoder: RowEncoder, tmp_path: Path
         f"image {tmp_path}/gone.png: there is no such file (paths start from {tmp_path}; "
         "--image_root names another folder)"
     )
-    assert image["kind"] == (
+    assert image["error_kind"] == (
         "image … there is no such file (paths start from … --image_root names another folder)"
     )
-    assert text["error"] == text["kind"]
+    assert text["error"] == text["error_kind"]
     assert text["error"].startswith("the text contains '</s>', a special token")
     assert record["error"] == "instruction row without 'output'"

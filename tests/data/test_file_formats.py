@@ -14,7 +14,7 @@ from formats_kit import IMAGE, Row, png, read, read_good, turn, write_lines
 
 from vlmtune.data.examples import encode_row
 from vlmtune.data.find_input_format import find_input_format
-from vlmtune.data.formats import read_piece
+from vlmtune.data.formats import read_fragment
 from vlmtune.data.question_columns import Columns
 from vlmtune.data.scan import scan
 from vlmtune.data.tokenize import RowEncoder
@@ -129,7 +129,11 @@ def test_splits_that_folders_are_named_after(tmp_path: Path) -> None:
         tmp_path / "animals",
         *(f"{split}/{name}/1.png" for split in ("train", "val", "test") for name in "ab"),
     )
-    rows = [row for piece in scan(str(folder), columns=Columns((), "Which?")) for row in read_piece(piece)]
+    rows = [
+        row
+        for fragment in scan(str(folder), columns=Columns((), "Which?"))
+        for row in read_fragment(fragment)
+    ]
     found = [(row["split"], row["messages"][1]["content"][0]["text"]) for row in rows]
     assert sorted(found) == [(split, name) for split in ("eval", "test", "train") for name in "ab"]
     for split in ("train", "test"):
@@ -137,7 +141,7 @@ def test_splits_that_folders_are_named_after(tmp_path: Path) -> None:
         (tmp_path / "photos" / split / "metadata.csv").write_text(
             "file_name,question,answer\n1.png,What?,red\n"
         )
-    rows = [row for piece in scan(str(tmp_path / "photos")) for row in read_piece(piece)]
+    rows = [row for fragment in scan(str(tmp_path / "photos")) for row in read_fragment(fragment)]
     assert sorted(row["split"] for row in rows) == ["test", "train"]
 
 
@@ -270,8 +274,11 @@ def test_rows_of_other_programs(tmp_path: Path) -> None:
         },
     ]
     found = read_good(write_lines(tmp_path / "rows.jsonl", *rows))
-    (piece,) = scan(str(tmp_path / "rows.jsonl"))
-    assert [row["notes"] for row in read_piece(piece)][1:3] == [(), ("image_path is read as the image",)]
+    (fragment,) = scan(str(tmp_path / "rows.jsonl"))
+    assert [row["reading_notes"] for row in read_fragment(fragment)][1:3] == [
+        (),
+        ("image_path is read as the image",),
+    ]
     assert [row["messages"] for row in found] == [turns_of("What?", "red")] * len(rows)
     assert [row["images"] for row in found] == [
         [image.read_bytes()] if number == 4 else [str(image)] for number in range(len(rows))
@@ -325,7 +332,7 @@ def test_files_become_examples(tmp_path: Path) -> None:
         (tmp_path / "animals", Columns((), "What?")),
         (tmp_path / "a.tar", Columns((), "What?", "txt")),
     ):
-        rows = [row for piece in scan(str(path), columns=columns) for row in read_piece(piece)]
+        rows = [row for fragment in scan(str(path), columns=columns) for row in read_fragment(fragment)]
         for row, answer in zip(rows, ("cat", "dog"), strict=False):
             line, example = encode_row(encoder, row)
             assert example is not None, line["error"]

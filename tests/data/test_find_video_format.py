@@ -13,7 +13,7 @@ from video_kit import write_video
 from vlmtune.data.examples import encode_row
 from vlmtune.data.find_input_format import find_input_format
 from vlmtune.data.find_video_format import find_video_format
-from vlmtune.data.formats import read_piece
+from vlmtune.data.formats import read_fragment
 from vlmtune.data.input_format import FLOAT_VIDEOS, NO_VIDEOS, UINT8_VIDEOS
 from vlmtune.data.scan import scan
 from vlmtune.data.tokenize import RowEncoder
@@ -60,8 +60,8 @@ def encoded(family: str, folder: Path, frames: int | None = FRAMES) -> tuple[Any
     encoder = RowEncoder(
         processor, find_video_format(processor, find_input_format(processor)), video_frames=frames
     )
-    (piece,) = scan(str(write_rows(folder)))
-    pairs = [encode_row(encoder, row) for row in read_piece(piece)]
+    (fragment,) = scan(str(write_rows(folder)))
+    pairs = [encode_row(encoder, row) for row in read_fragment(fragment)]
     return encoder, pairs, model
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from formats_kit import ANSWERED, ASKED, HELLO, IMAGE, Row, png, read, text, turn, write_lines
 
-from vlmtune.data.formats import read_piece
+from vlmtune.data.formats import read_fragment
 from vlmtune.data.scan import scan
 from vlmtune.errors import DataError
 
@@ -170,9 +170,9 @@ def test_source_is_as_the_user_wrote_it_and_paths_are_absolute(
         "data/",
         (tmp_path / "data" / "rows.jsonl").as_uri(),
     ):
-        pieces = scan(given)
+        fragments = scan(given)
         monkeypatch.chdir("/")
-        (row,) = read_piece(pieces[0])
+        (row,) = read_fragment(fragments[0])
         monkeypatch.chdir(tmp_path)
         assert row["source"] == ("data/rows.jsonl:1" if given == "data/" else f"{given}:1")
         assert row["images"] == [str(tmp_path / "data" / "a b.png")]
@@ -215,7 +215,7 @@ def test_parquet_images_as_paths_bytes_and_structs(tmp_path: Path) -> None:
 
 
 def test_file_that_vanishes_after_the_scan(tmp_path: Path) -> None:
-    pieces = scan(str(write_lines(tmp_path / "rows.jsonl", HELLO)))
+    fragments = scan(str(write_lines(tmp_path / "rows.jsonl", HELLO)))
     (tmp_path / "rows.jsonl").unlink()
     with pytest.raises(DataError, match=r"rows.jsonl cannot be read"):
-        list(read_piece(pieces[0]))
+        list(read_fragment(fragments[0]))

@@ -90,22 +90,22 @@ def test_frames_without_labels_and_with_semicolons(tmp_path: Path) -> None:
     ]
 
 
-def test_many_frames_are_many_pieces_and_a_changed_frame_changes_them(
+def test_many_frames_are_many_fragments_and_a_changed_frame_changes_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scan_module, "FRAMES_PER_PIECE", 3)
+    monkeypatch.setattr(scan_module, "FRAMES_PER_FRAGMENT", 3)
     names = tuple(f"f{number:03d}.png" for number in range(10))
     folder = frames_folder(
         tmp_path, COUNT, "id,count\n" + "".join(f"{number},{number}\n" for number in range(10)), names
     )
-    pieces = scan(str(folder))
-    assert [len(piece.frames) for piece in pieces] == [3, 3, 3, 1]
+    fragments = scan(str(folder))
+    assert [len(fragment.frames) for fragment in fragments] == [3, 3, 3, 1]
     assert [row["messages"][1]["content"][0]["text"] for row in read_good(folder)] == [
         f"{number} people." for number in range(10)
     ]
-    assert scan(str(folder)) == pieces
+    assert scan(str(folder)) == fragments
     Image.new("RGB", (9, 9)).save(folder / "frames" / "f004.png")
-    assert [again == before for again, before in zip(scan(str(folder)), pieces, strict=True)] == [
+    assert [again == before for again, before in zip(scan(str(folder)), fragments, strict=True)] == [
         True,
         False,
         True,

@@ -6,9 +6,9 @@ import pytest
 from formats_kit import ANSWERED, ASKED, HELLO, TRAINED, png, read_good, write_lines
 
 from vlmtune.data import scan as scan_module
-from vlmtune.data.formats import read_piece
+from vlmtune.data.formats import read_fragment
+from vlmtune.data.fragment import Fragment
 from vlmtune.data.image_paths import ImageRules
-from vlmtune.data.piece import Piece
 from vlmtune.data.scan import scan
 from vlmtune.errors import DataError
 
@@ -16,7 +16,7 @@ from vlmtune.errors import DataError
 def test_saved_dataset_keeps_images_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    monkeypatch.setattr(scan_module, "ROWS_PER_PIECE", 2)
+    monkeypatch.setattr(scan_module, "ROWS_PER_FRAGMENT", 2)
     image = str(png(tmp_path / "a.png"))
     features = datasets.Features(
         {
@@ -52,7 +52,7 @@ def test_dataset_that_datasets_builds_itself(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "repository").mkdir()
     write_lines(tmp_path / "repository" / "train.jsonl", HELLO, {**HELLO, "image": "/etc/passwd"})
-    piece = Piece(
+    fragment = Fragment(
         "hub",
         str(tmp_path / "repository"),
         "owner/name",
@@ -60,7 +60,7 @@ def test_dataset_that_datasets_builds_itself(tmp_path: Path, monkeypatch: pytest
         stop=2,
         dataset_split="train",
     )
-    good, bad = read_piece(piece)
+    good, bad = read_fragment(fragment)
     assert {name: good[name] for name in TRAINED} == {
         "source": "owner/name row 0",
         "messages": [ASKED, ANSWERED],

@@ -36,11 +36,13 @@ def test_another_spelling_and_another_machine(reference: str, place: str, root: 
     assert found.path == str(root / place)
     path = write_lines(root / "rows.jsonl", {**HELLO, "image": reference})
     (row,) = read_whole(path)
-    assert (row["error"], row["images"], row["notes"]) == (None, [str(root / place)], (found.note,))
+    assert (row["error"], row["images"], row["reading_notes"]) == (None, [str(root / place)], (found.note,))
 
 
 def test_only_the_name_is_known(root: Path) -> None:
-    assert find_image(str(root), "/x/b.png") == FoundImage(str(root / "other/b.png"), ELSEWHERE, by_name=True)
+    assert find_image(str(root), "/x/b.png") == FoundImage(
+        str(root / "other/b.png"), ELSEWHERE, found_by_name=True
+    )
     assert find_image(str(root), "/x/IMG_1.PNG") is None
     assert missing_hint(str(root), "/x/IMG_1.PNG").startswith(f"2 files below {root} are called IMG_1.PNG")
     assert find_image(str(root), "b.png") is None, "a relative path is not sought elsewhere"

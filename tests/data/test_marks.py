@@ -42,7 +42,7 @@ def test_another_programs_mark_is_an_image(mark: str, tmp_path: Any) -> None:
     path = rows(tmp_path, f"{mark}\nHow many?", ["a.png"])
     (row,) = read_whole(path)
     assert row["messages"][0] == turn("user", IMAGE, "How many?")
-    assert row["notes"] == (f"the mark {mark} is read as <image>",)
+    assert row["reading_notes"] == (f"the mark {mark} is read as <image>",)
 
 
 def test_other_marks_that_do_not_fit_the_images(tmp_path: Any) -> None:

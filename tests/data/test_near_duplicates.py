@@ -47,11 +47,11 @@ def test_rows_with_near_images_get_a_key_and_a_note() -> None:
         perceptual_hash(drawn(2)),
     ]
     lines = [
-        {"perceptual_hashes": [text], "image_hashes": [name], "keys": [name], "notes": []}
+        {"perceptual_hashes": [text], "image_hashes": [name], "group_keys": [name], "reading_notes": []}
         for text, name in zip(perceptual_hashes, ("a", "b", "c", "c"), strict=True)
     ]
     assert keys_with_near_duplicates(lines) == [["a", "near 0"], ["b", "near 0"], ["c"], ["c"]], (
         "equal images are no news"
     )
-    assert [line["notes"] for line in lines] == [[NEAR_DUPLICATE_NOTE], [NEAR_DUPLICATE_NOTE], [], []]
+    assert [line["reading_notes"] for line in lines] == [[NEAR_DUPLICATE_NOTE], [NEAR_DUPLICATE_NOTE], [], []]
     assert keys_with_near_duplicates(lines[2:]) is None

@@ -84,9 +84,9 @@ def test_what_is_not_used_is_named() -> None:
 
 
 def test_boxes_of_an_answer_that_is_not_there_may_be_left_over() -> None:
-    assert read(DOGS, ["Find <ref-object>", "?"], answered=False)["refs"] == ["a dog", "a cat"]
+    assert read(DOGS, ["Find <ref-object>", "?"], has_answer=False)["refs"] == ["a dog", "a cat"]
     with pytest.raises(RowError, match="3 <bbox> marks but 2 boxes"):
-        read(DOGS, ["<bbox><bbox><bbox>"], answered=False)
+        read(DOGS, ["<bbox><bbox><bbox>"], has_answer=False)
 
 
 def test_columns_of_detection_data_are_not_read() -> None:

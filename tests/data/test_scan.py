@@ -1,4 +1,4 @@
-"""How data files are recognised and cut into pieces, and what is said of data that cannot be read."""
+"""How data files are recognised and cut into fragments, and what is said of data that cannot be read."""
 
 import json
 from itertools import pairwise
@@ -27,15 +27,15 @@ def test_json_lines_in_a_json_file_and_other_names(tmp_path: Path) -> None:
     ]
 
 
-def test_pieces_of_a_large_file_know_their_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fragments_of_a_large_file_know_their_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan_module, "BLOCK_BYTES", 1000)
     rows = [{"instruction": f"row {number}", "output": "x" * (number * 37 % 900)} for number in range(1, 101)]
     rows[40]["output"] = "y" * 5000
     path = write_lines(tmp_path / "rows.jsonl", *(item for row in rows for item in ("", row, "{broken")))
-    pieces = scan(str(path))
-    assert len(pieces) > 30
-    assert [(piece.start, piece.stop) for piece in pieces[1:]] == [
-        (before.stop, piece.stop) for before, piece in pairwise(pieces)
+    fragments = scan(str(path))
+    assert len(fragments) > 30
+    assert [(fragment.start, fragment.stop) for fragment in fragments[1:]] == [
+        (before.stop, fragment.stop) for before, fragment in pairwise(fragments)
     ]
     found = read(path)
     good = [row for row in found if row["error"] is None]

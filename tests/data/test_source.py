@@ -55,11 +55,14 @@ def test_each_file_is_scanned_once(
     assert (len(store.rows_of("train")), len(store.rows_of("eval"))) == (8, 3)
 
 
-def test_training_pieces_come_first(source: DataSource) -> None:
+def test_training_fragments_come_first(source: DataSource) -> None:
     scanned = source.scan()
-    assert [piece.shown for piece in scanned.pieces] == [source.data_path, source.eval_data_path]
-    assert scanned.first_evaluation_piece == 1
-    assert replace(source, eval_data_path=None).scan().first_evaluation_piece is None
+    assert [fragment.shown_path for fragment in scanned.fragments] == [
+        source.data_path,
+        source.eval_data_path,
+    ]
+    assert scanned.first_evaluation_fragment == 1
+    assert replace(source, eval_data_path=None).scan().first_evaluation_fragment is None
 
 
 @pytest.mark.parametrize(
@@ -76,19 +79,21 @@ def test_the_key_changes_with_what_changes_rows(
     source: DataSource, change: dict[str, Any], same: bool
 ) -> None:
     processor = source.model.processor()
-    pieces = source.scan().pieces
-    key = fingerprint(source, pieces, processor)
+    fragments = source.scan().fragments
+    key = fingerprint(source, fragments, processor)
     assert len(key) == 24
-    assert (fingerprint(replace(source, **change), pieces, processor) == key) == same
+    assert (fingerprint(replace(source, **change), fragments, processor) == key) == same
 
 
 def test_the_key_of_a_model_is_its_processors(source: DataSource, tmp_path: Path) -> None:
-    processor, pieces = source.model.processor(), source.scan().pieces
+    processor, fragments = source.model.processor(), source.scan().fragments
     copy = shutil.copytree(source.model.name, tmp_path / "a copy")
     other = replace(source, model=replace(source.model, name=str(copy), revision="v2"))
-    assert fingerprint(other, pieces, processor) == fingerprint(source, pieces, processor)
+    assert fingerprint(other, fragments, processor) == fingerprint(source, fragments, processor)
     processor.chat_template = "{{ messages }}"
-    assert fingerprint(other, pieces, processor) != fingerprint(source, pieces, source.model.processor())
+    assert fingerprint(other, fragments, processor) != fingerprint(
+        source, fragments, source.model.processor()
+    )
 
 
 def test_settings_without_data(models: Path) -> None:

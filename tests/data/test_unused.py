@@ -78,4 +78,4 @@ def test_values_that_are_read_in_another_way_are_noted(tmp_path: Path) -> None:
     ):
         found = one(tmp_path, {"instruction": "How many?", "output": output})
         assert found["messages"][1] == turn("assistant", answer)
-        assert found["notes"][0].startswith(note)
+        assert found["reading_notes"][0].startswith(note)

@@ -90,4 +90,4 @@ def test_a_video_beside_an_image_needs_a_mark(tmp_path: Path) -> None:
 def test_a_mark_without_a_video_is_text_with_a_note(tmp_path: Path) -> None:
     (found,) = read_whole(write_lines(tmp_path / "rows.jsonl", {"messages": question("<video> What?")}))
     assert found["messages"][0]["content"] == [{"type": "text", "text": "<video> What?"}]
-    assert found["notes"] == ("<video> stands in a question and is read as text",)
+    assert found["reading_notes"] == ("<video> stands in a question and is read as text",)

@@ -19,10 +19,10 @@ from vlmtune.evaluation.questions import QuestionRow
 
 
 def results(*places: tuple[int, int]) -> Iterator[tuple[QuestionRow, Any]]:
-    """Answered rows at these (piece, number) places; every third one has an error instead."""
-    for piece, number in places:
+    """Answered rows at these (fragment, number) places; every third one has an error instead."""
+    for fragment, number in places:
         error = "no image" if number % 3 == 2 else None
-        row = QuestionRow(piece, number, f"{piece}:{number}", [None], number % 2 == 0, error)
+        row = QuestionRow(fragment, number, f"{fragment}:{number}", [None], number % 2 == 0, error)
         answer = {"question": "How many?", "reference": "3", "base": {"answer": str(number)}}
         yield row, None if error else answer
 

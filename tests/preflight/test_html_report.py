@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(180)
 def test_the_page_needs_nothing_but_itself(
     summary: Summary, faulty_store: Store, configure: Callable[..., Settings]
 ) -> None:
-    shown = pick_samples(faulty_store, DataSource.from_settings(configure()).scan().pieces)
+    shown = pick_samples(faulty_store, DataSource.from_settings(configure()).scan().fragments)
     assert len(shown) == 12
     text = html_report(summary, shown)
     links = Links(text)
@@ -54,7 +54,7 @@ def test_texts_of_the_data_cannot_become_part_of_the_page(
     source = DataSource.from_settings(settings)
     made = prepare_store(source, str(tmp_path / "cache"))
     found = summarise(made, settings, source.model.processor().tokenizer)
-    text = html_report(found, pick_samples(made, source.scan().pieces))
+    text = html_report(found, pick_samples(made, source.scan().fragments))
     assert not {"script", "img"} & set(Links(text).tags)
     assert "&lt;script&gt;alert(" in text
     assert "\x1b" not in console_report(found, colour=False)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from vlmtune.data.objects import BOX_MARK, REF_MARK, Objects, shown
+from vlmtune.data.objects import BOX_MARK, REF_MARK, Objects, format_box
 from vlmtune.data.template_rendering import EncodeError
 from vlmtune.model_ref import ModelRef
 
@@ -202,7 +202,7 @@ def _shares(box: Sequence[float], unit: str, size: Size, field: str) -> list[flo
     shares = [number / whole[axis % 2] for axis, number in enumerate(box)]
     if not all(0 <= share <= 1 for share in shares):
         limits = f"{size[0]}x{size[1]} pixels" if unit == "real" else f"0 to {whole[0]} ({unit})"
-        raise EncodeError(f"{field} {shown(box)} lies outside its image of {limits}")
+        raise EncodeError(f"{field} {format_box(box)} lies outside its image of {limits}")
     return shares
 
 

@@ -57,7 +57,7 @@ def find_or_make_store(
     """
     scanned = source.scan() if scanned is None else scanned
     processor = source.model.processor()
-    key = fingerprint(source, scanned.pieces, processor)
+    key = fingerprint(source, scanned.fragments, processor)
     cache, inner = filesystem(cache_dir)
     with writable(cache_dir, "--cache_dir"):
         cache.create_dir(inner, recursive=True)

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 import pyarrow as pa
 
-from vlmtune.data.records import FIELDS
+from vlmtune.data.records import CONTENT_FIELDS
 from vlmtune.errors import DataError
 
 IMAGE_FIELDS = {"bytes", "path"}  # of the struct in which Hugging Face datasets keep an image
@@ -15,7 +15,7 @@ def readable_columns(schema: pa.Schema, group_by: str | None, named: Collection[
 
     Lists, structs and bytes with other names are not read, unless they are `named`: they may be large.
     """
-    wanted = {*FIELDS, *named, group_by}
+    wanted = {*CONTENT_FIELDS, *named, group_by}
     return [
         field.name
         for field in schema
@@ -24,7 +24,7 @@ def readable_columns(schema: pa.Schema, group_by: str | None, named: Collection[
 
 
 def unread_columns(
-    schema: pa.Schema, group_by: str | None, rows: int, shown: str, named: Collection[str] = ()
+    schema: pa.Schema, group_by: str | None, rows: int, shown_path: str, named: Collection[str] = ()
 ) -> tuple[tuple[str, int], ...]:
     """("field NAME", rows) of each column that is not read.
 
@@ -39,7 +39,7 @@ def unread_columns(
         for field in unread:
             if _is_image(field.type):
                 raise DataError(
-                    f"{shown}: column {field.name!r} holds images, but is not read: "
+                    f"{shown_path}: column {field.name!r} holds images, but is not read: "
                     "call it 'image', or take it out"
                 )
     return tuple((f"field {field.name}", rows) for field in unread)

@@ -44,7 +44,7 @@ class Line:
 Dialogue = tuple[Line, ...]
 
 
-def parse_dialogues(text: str, shown: str) -> tuple[Dialogue, ...]:
+def parse_dialogues(text: str, shown_path: str) -> tuple[Dialogue, ...]:
     """The dialogues of a messages.txt.
 
     A turn begins with `USER:`, `ASSISTANT:` or `SYSTEM:`, continues on the next lines, and a blank line ends
@@ -64,12 +64,12 @@ def parse_dialogues(text: str, shown: str) -> tuple[Dialogue, ...]:
             role, before, first_line = dialogues[-1][-1]
             dialogues[-1][-1] = (role, f"{before}\n{line.strip()}".strip(), first_line)
         else:
-            raise DataError(f"{shown}:{number}: text outside a turn; a turn begins with {WORDS}")
+            raise DataError(f"{shown_path}:{number}: text outside a turn; a turn begins with {WORDS}")
     if not dialogues[0]:
         raise DataError(
-            f"{shown} holds no dialogue: write a line that begins USER: and one that begins ASSISTANT:"
+            f"{shown_path} holds no dialogue: write a line that begins USER: and one that begins ASSISTANT:"
         )
-    return tuple(_check_dialogue(turns, shown) for turns in dialogues if turns)
+    return tuple(_check_dialogue(turns, shown_path) for turns in dialogues if turns)
 
 
 def check_columns(dialogues: tuple[Dialogue, ...], columns: list[str] | None, messages: str) -> None:
@@ -111,38 +111,40 @@ def fill(dialogue: Dialogue, labels: dict[str, str]) -> list[dict[str, str]]:
     return [{"role": line.role, "content": PLACEHOLDER.sub(value, line.text)} for line in dialogue]
 
 
-def _check_dialogue(turns: list[tuple[str, str, int]], shown: str) -> Dialogue:
-    first_line = f"{shown}:{turns[0][2]}"
+def _check_dialogue(turns: list[tuple[str, str, int]], shown_path: str) -> Dialogue:
+    first_line = f"{shown_path}:{turns[0][2]}"
     if turns[-1][0] == "user":
-        _check_answer(turns[-1], shown)
+        _check_answer(turns[-1], shown_path)
     try:
-        check_order([(f"{shown}:{number}", role) for role, _, number in turns])
+        check_order([(f"{shown_path}:{number}", role) for role, _, number in turns])
     except RowError as error:
         message = str(error)
-        raise DataError(message if message.startswith(shown) else f"{first_line}: {message}") from error
+        raise DataError(message if message.startswith(shown_path) else f"{first_line}: {message}") from error
     if (marks := sum(text.count(IMAGE_MARK) for _, text, _ in turns)) > 1:
         raise DataError(f"{first_line}: the dialogue has {marks} {IMAGE_MARK} marks; a frame is one image")
     for role, text, number in turns:
         if not text:
-            raise DataError(f"{shown}:{number}: the {role} turn is empty")
+            raise DataError(f"{shown_path}:{number}: the {role} turn is empty")
         if role != "user" and IMAGE_MARK in text:
-            raise DataError(f"{shown}:{number}: only a user turn may hold an {IMAGE_MARK} mark")
+            raise DataError(f"{shown_path}:{number}: only a user turn may hold an {IMAGE_MARK} mark")
     return tuple(
-        Line(role, text, number, _columns(text, f"{shown}:{number}")) for role, text, number in turns
+        Line(role, text, number, _columns(text, f"{shown_path}:{number}")) for role, text, number in turns
     )
 
 
-def _check_answer(turn: tuple[str, str, int], shown: str) -> None:
+def _check_answer(turn: tuple[str, str, int], shown_path: str) -> None:
     """Raises DataError where the last turn, a user's, holds what was meant as the answer."""
     _, text, number = turn
     for offset, line in enumerate(text.split("\n")):
         if ANSWER_IN_LINE.search(line):
             raise DataError(
-                f"{shown}:{number + offset}: ASSISTANT: stands in the middle of a line; begin a line with it"
+                f"{shown_path}:{number + offset}: ASSISTANT: stands in the middle of a line; begin a line "
+                "with it"
             )
         if offset and (other := OTHER_SPEAKER.match(line)):
             raise DataError(
-                f"{shown}:{number + offset}: {other.group().strip()} begins no turn; a turn of the assistant "
+                f"{shown_path}:{number + offset}: {other.group().strip()} begins no turn; a turn of the "
+                "assistant "
                 "begins with ASSISTANT: (or 어시스턴트:)"
             )
 

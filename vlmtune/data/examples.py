@@ -65,9 +65,9 @@ def read_examples(store: Store, rows: Sequence[int]) -> list[EncodedExample]:
 
 
 def encode_row(encoder: RowEncoder, row: dict[str, Any]) -> tuple[dict[str, Any], EncodedExample | None]:
-    """The index line of a row that `formats.read_piece` gave, and its example unless the row is bad.
+    """The index line of a row that `formats.read_fragment` gave, and its example unless the row is bad.
 
-    The line of a bad row has its reason in `error` and, without numbers and paths, in `kind`.
+    The line of a bad row has its reason in `error` and, without numbers and paths, in `error_kind`.
     """
     paths = [reference for reference in (*row["images"], *row["videos"]) if isinstance(reference, str)]
     line: dict[str, Any] = {
@@ -78,13 +78,13 @@ def encode_row(encoder: RowEncoder, row: dict[str, Any]) -> tuple[dict[str, Any]
         "row_group": 0,
         "offset": 0,
         "given_split": row["split"],
-        "by_name": row["by_name"],
+        "found_by_name": row["found_by_name"],
     }
     if row["error"] is not None:
         return {
             **line,
             "error": shortened(row["error"]),
-            "kind": row["kind"] or error_kind(row["error"]),
+            "error_kind": row["error_kind"] or error_kind(row["error"]),
         }, None
     try:
         check_texts(row["messages"])
@@ -95,18 +95,18 @@ def encode_row(encoder: RowEncoder, row: dict[str, Any]) -> tuple[dict[str, Any]
         videos = load_videos(row["videos"], row["hints"], encoder.video_frames)
         example = encoder.encode(messages, images, videos)
     except ImageError as error:
-        return {**line, "error": shortened(str(error)), "kind": error_kind(str(error))}, None
+        return {**line, "error": shortened(str(error)), "error_kind": error_kind(str(error))}, None
     except EncodeError as error:
-        return {**line, "error": shortened(str(error)), "kind": error_kind(str(error))}, None
+        return {**line, "error": shortened(str(error)), "error_kind": error_kind(str(error))}, None
     image_hashes = [content_hash(image) for image in images]
     video_hashes = [video.content_hash for video in videos]
     group = [f"{GROUP}{row['group']}"] if row["group"] is not None else []
     notes = (DEEP_IMAGES,) if any(SCALED in image.info for image in images) else ()
     line |= {
         "unused": list(row["unused"]),
-        "notes": [*row["notes"], *notes],
+        "reading_notes": [*row["reading_notes"], *notes],
         "perceptual_hashes": [perceptual_hash(image) for image in images],
-        "keys": (image_hashes + video_hashes or [_question_hash(messages)]) + group,
+        "group_keys": (image_hashes + video_hashes or [_question_hash(messages)]) + group,
         "videos": len(videos),
         "tokens": len(example.input_ids),
         "image_tokens": example.image_tokens,

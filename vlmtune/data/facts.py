@@ -11,7 +11,7 @@ from PIL import Image
 # A line for each row of the store, in the order of its index.
 FACTS = pa.schema(
     [
-        ("format", pa.string()),  # of the data file: see `formats.Piece`
+        ("format", pa.string()),  # of the data file: see `Fragment.format`
         ("turns", pa.int32()),  # of user and assistant
         ("image_sizes", pa.list_(pa.string())),  # "WIDTHxHEIGHT" in pixels, upright
         ("image_formats", pa.list_(pa.string())),  # Pillow's name: JPEG, PNG, …

@@ -86,7 +86,7 @@ class _Reading:
         return not IMAGE_WORDS.search(lower), known
 
 
-def choose_key(table: Table, names: FrameNames, placeholders: set[str], shown: str) -> Key:
+def choose_key(table: Table, names: FrameNames, placeholders: set[str], shown_path: str) -> Key:
     """The column whose values name the frames.
 
     File names win over numbers, and a column that a placeholder uses is a label unless its name says more.
@@ -107,10 +107,10 @@ def choose_key(table: Table, names: FrameNames, placeholders: set[str], shown: s
     candidates = by_name or by_number or listed
     if not candidates:
         raise DataError(
-            f"{shown} names no image: it needs a column {', '.join(IMAGE_COLUMNS)}; "
+            f"{shown_path} names no image: it needs a column {', '.join(IMAGE_COLUMNS)}; "
             f"it has: {', '.join(table.columns)}"
         )
-    best = _agreed(candidates, rows, table.columns, shown)
+    best = _agreed(candidates, rows, table.columns, shown_path)
     return _key(best, table, names, "" if by_name else "the number in ")
 
 
@@ -154,7 +154,9 @@ def _numbers_frames(reading: _Reading, rows: int, frames: int) -> bool:
     return reading.numbered == reading.different == rows and rows > 1 and 2 * rows >= frames
 
 
-def _agreed(candidates: list[_Reading], rows: list[list[str]], columns: list[str], shown: str) -> _Reading:
+def _agreed(
+    candidates: list[_Reading], rows: list[list[str]], columns: list[str], shown_path: str
+) -> _Reading:
     """The best of the columns that could name the frames; the others must not contradict it.
 
     Raises:
@@ -175,15 +177,15 @@ def _agreed(candidates: list[_Reading], rows: list[list[str]], columns: list[str
         )
         values = dict(zip(columns, rows[row], strict=True))
         raise DataError(
-            f"{shown}: columns {first.column!r} and {other.column!r} name different frames: with "
-            f"{first.column} {values[first.column]!r} the row is {_shown(first.frames[row])}, with "
-            f"{other.column} {values[other.column]!r} it is {_shown(other.frames[row])}; "
+            f"{shown_path}: columns {first.column!r} and {other.column!r} name different frames: with "
+            f"{first.column} {values[first.column]!r} the row is {_shown_path(first.frames[row])}, with "
+            f"{other.column} {values[other.column]!r} it is {_shown_path(other.frames[row])}; "
             "call the right one 'image'"
         )
     return first
 
 
-def _shown(frames: tuple[str, ...]) -> str:
+def _shown_path(frames: tuple[str, ...]) -> str:
     return "of no frame" if not frames else f"of {frames[0]}" + (" or others" if frames[1:] else "")
 
 

@@ -28,7 +28,7 @@ class Frame:
     Attributes:
         source: the place of the frame or the label row, for people.
         name: the path in frames/.
-        version: size in bytes and time of the last change, so that a changed frame changes the piece.
+        version: size in bytes and time of the last change, so that a changed frame changes the fragment.
         labels: the label row as {column: value}; None if the frame has none.
         kind: the error without what differs from row to row.
     """
@@ -62,13 +62,13 @@ class FramesFolder:
 
 
 def scan_frames(
-    folder: str, shown: str, group_by: str | None, names: Sequence[str], columns: Columns = NO_COLUMNS
+    folder: str, shown_path: str, group_by: str | None, names: Sequence[str], columns: Columns = NO_COLUMNS
 ) -> FramesFolder:
     """Read a frames folder's lists; its images are not opened.
 
     Args:
         folder: an absolute path or URI.
-        shown: what messages call the folder.
+        shown_path: what messages call the folder.
         names: of the files and folders in it.
         columns: with a question, which stands in place of messages.txt.
 
@@ -77,22 +77,22 @@ def scan_frames(
             or labels.csv lacks a column that a placeholder or `group_by` names.
     """
     images = find_name(names, "frames") or "frames"
-    frames, notes = _list_frames(join(folder, images), f"{shown}/{images}")
+    frames, notes = _list_frames(join(folder, images), f"{shown_path}/{images}")
     labels_name = find_name(names, "labels.csv")
-    dialogues = _dialogues(folder, shown, names, columns)
+    dialogues = _dialogues(folder, shown_path, names, columns)
     if labels_name is None:
-        check_columns(dialogues, None, f"{shown}/messages.txt")
+        check_columns(dialogues, None, f"{shown_path}/messages.txt")
         if group_by:
-            raise DataError(f"--group_by {group_by}: there is no {shown}/labels.csv to hold this column")
+            raise DataError(f"--group_by {group_by}: there is no {shown_path}/labels.csv to hold this column")
         return FramesFolder(dialogues, frames, images, tuple(notes))
-    labels = f"{shown}/{labels_name}"
+    labels = f"{shown_path}/{labels_name}"
     table = read_table(join(folder, labels_name), labels)
     if columns.question is not None and columns.answer_in not in table.columns:
         raise DataError(
             f"--answer_column {columns.answer_in}: {labels} has no such column; "
             f"it has: {', '.join(table.columns)}"
         )
-    check_columns(dialogues, table.columns, f"{shown}/messages.txt")
+    check_columns(dialogues, table.columns, f"{shown_path}/messages.txt")
     if group_by and group_by not in table.columns:
         raise DataError(
             f"--group_by {group_by}: {labels} has no such column; it has: {', '.join(table.columns)}"
@@ -102,16 +102,16 @@ def scan_frames(
     given = split_column(table.columns, [row for _, row in table.rows])
     used = {*placeholders, key.column, group_by, given}
     unused = [(f"column {name}", len(table.rows)) for name in table.columns if name not in used]
-    matched = _match(frames, key.frames, table, shown, labels_name)
+    matched = _match(frames, key.frames, table, shown_path, labels_name)
     return FramesFolder(dialogues, matched, images, (*notes, *table.notes, key.note), tuple(unused), given)
 
 
-def no_dialogue(folder: str, shown: str, names: Sequence[str]) -> str:
+def no_dialogue(folder: str, shown_path: str, names: Sequence[str]) -> str:
     """What to do about a frames folder without messages.txt, with a line that is ready to paste."""
     labels = find_name(names, "labels.csv")
-    columns = [] if labels is None else read_table(join(folder, labels), f"{shown}/{labels}").columns
+    columns = [] if labels is None else read_table(join(folder, labels), f"{shown_path}/{labels}").columns
     others = [column for column in columns if column.lower() not in IMAGE_COLUMNS]
-    text = f"{shown} has frames/ but no messages.txt: "
+    text = f"{shown_path} has frames/ but no messages.txt: "
     if not others:
         return f"{text}write an example dialogue there, with USER: and ASSISTANT: turns, and add labels.csv"
     answer = next((column for column in others if column.lower() in ("count", "label", "answer")), others[0])
@@ -122,15 +122,15 @@ def no_dialogue(folder: str, shown: str, names: Sequence[str]) -> str:
     )
 
 
-def _dialogues(folder: str, shown: str, names: Sequence[str], columns: Columns) -> tuple[Dialogue, ...]:
+def _dialogues(folder: str, shown_path: str, names: Sequence[str], columns: Columns) -> tuple[Dialogue, ...]:
     """The dialogues of messages.txt, or the one that `--question` makes."""
     messages = find_name(names, "messages.txt")
     if columns.question is None:
         messages = messages or "messages.txt"
-        text = read_text(join(folder, messages), f"{shown}/{messages}")
-        return parse_dialogues(text, f"{shown}/messages.txt")
+        text = read_text(join(folder, messages), f"{shown_path}/{messages}")
+        return parse_dialogues(text, f"{shown_path}/messages.txt")
     if messages is not None:
-        raise DataError(f"{shown}/{messages} holds the dialogues: leave out --question, or the file")
+        raise DataError(f"{shown_path}/{messages} holds the dialogues: leave out --question, or the file")
     question = "\n".join(line for line in columns.question.splitlines() if line.strip())
     escaped = question.replace("{", "{{").replace("}", "}}")
     return parse_dialogues(f"USER: {escaped}\nASSISTANT: {{{columns.answer_in}}}", "--question")
@@ -179,7 +179,7 @@ def _row(dialogue: Dialogue, frame: Frame, source: str, images: str, split_colum
 
 
 def _match(
-    frames: list[Frame], found: list[list[str]], table: Table, shown: str, labels_name: str
+    frames: list[Frame], found: list[list[str]], table: Table, shown_path: str, labels_name: str
 ) -> list[Frame]:
     """Each frame with its label row; then an erroneous Frame for each label row that fits no single frame.
 
@@ -189,12 +189,12 @@ def _match(
     labels: dict[str, tuple[int, dict[str, str]]] = {}
     bad = []
     for (line, row), names in zip(table.rows, found, strict=True):
-        source = f"{shown}/{labels_name}:{line}"
+        source = f"{shown_path}/{labels_name}:{line}"
         if len(row) != len(table.columns):
             fields = f"{len(row)} fields where the header has {len(table.columns)}"
             bad.append(Frame(source, error=f"{fields}: put quotes round text with commas"))
         elif not names[1:]:
-            reason = f"{names[0]} has no frame in {shown}/frames"
+            reason = f"{names[0]} has no frame in {shown_path}/frames"
             bad.append(Frame(source, error=reason, kind="the row has no frame in frames/"))
         elif len(names) > 2:
             several = f"fits {len(names) - 1} frames ({', '.join(names[1:4])}): name the file"
@@ -210,7 +210,7 @@ def _match(
     return matched + bad
 
 
-def _list_frames(folder: str, shown: str) -> tuple[list[Frame], list[str]]:
+def _list_frames(folder: str, shown_path: str) -> tuple[list[Frame], list[str]]:
     """The frames below a folder in name order, and a note on files there that are not read."""
     system, path = filesystem(folder)
     inside = system.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
@@ -229,10 +229,10 @@ def _list_frames(folder: str, shown: str) -> tuple[list[Frame], list[str]]:
     if not names:
         video = "; a video is not read: save its frames as images" if any(map(names_video, others)) else ""
         raise DataError(
-            f"{shown} holds no image that ends in {', '.join(IMAGE_SUFFIXES[:8])} … "
+            f"{shown_path} holds no image that ends in {', '.join(IMAGE_SUFFIXES[:8])} … "
             f"(files there: {len(files)}{': ' + first if others else ''}){video}"
         )
-    notes = [f"{len(others)} files of {shown} are no images and are not read: {first}"] if others else []
+    notes = [f"{len(others)} files of {shown_path} are no images and are not read: {first}"] if others else []
     return [
-        Frame(f"{shown}/{name}", name, f"{files[name].size} {files[name].mtime_ns}") for name in names
+        Frame(f"{shown_path}/{name}", name, f"{files[name].size} {files[name].mtime_ns}") for name in names
     ], notes

@@ -26,7 +26,7 @@ def extracted_folder() -> str:
     return str(Path(datasets.config.EXTRACTED_DATASETS_PATH))
 
 
-def load_splits(path: str, shown: str, *, from_hub: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+def load_splits(path: str, shown_path: str, *, from_hub: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The train, evaluation and test splits of a dataset, each a `datasets.Dataset`, and notes on others.
 
     A dataset without splits stands under the name "".
@@ -34,7 +34,7 @@ def load_splits(path: str, shown: str, *, from_hub: bool) -> tuple[dict[str, Any
     Args:
         path: the name of a dataset of the Hub, which is downloaded unless it is in the cache; or a folder
             that `save_to_disk` wrote.
-        shown: what messages call it.
+        shown_path: what messages call it.
 
     Raises:
         DataError: there is no split to train on. What `datasets` raises is not caught.
@@ -50,7 +50,8 @@ def load_splits(path: str, shown: str, *, from_hub: bool) -> tuple[dict[str, Any
         return {"": data}, ()
     if not any(split_of_name(name) == TRAIN for name in data):
         raise DataError(
-            f"{shown} has no split 'train' (it has: {', '.join(data)}): give the folder of the split to read"
+            f"{shown_path} has no split 'train' (it has: {', '.join(data)}): give the folder of the split "
+            "to read"
         )
     known = {name: rows for name, rows in data.items() if split_of_name(name) is not None}
     others = [f"{name} ({len(rows)} rows)" for name, rows in data.items() if name not in known]

@@ -30,13 +30,13 @@ class ImagePlace:
     Attributes:
         path: an absolute local path or URI.
         note: how it was found, if it is not where the row says.
-        by_name: only the file's name led to it, so another path of that name would lead there too.
+        found_by_name: only the file's name led to it, so another path of that name would lead there too.
         hint: what helps, if there is no such file.
     """
 
     path: str
     note: str | None = None
-    by_name: bool = False
+    found_by_name: bool = False
     hint: str | None = None
 
 
@@ -75,7 +75,7 @@ class ImageRules:
                 outside = error
         found = find_image(self.root, reference)
         if found is not None:
-            return ImagePlace(self.resolve(found.path), found.note, found.by_name)
+            return ImagePlace(self.resolve(found.path), found.note, found.found_by_name)
         hint = missing_hint(self.root, reference)
         if outside is not None:
             raise RowError(f"image {reference}: there is no such file, {hint}") from outside
@@ -170,7 +170,7 @@ def _check_length(reference: str) -> None:
         raise RowError(f"image {shown} is no path: a name in it is longer than {MAX_NAME_BYTES} bytes")
 
 
-def check_links(folder: str, shown: str, rules: ImageRules) -> None:
+def check_links(folder: str, shown_path: str, rules: ImageRules) -> None:
     """Check that the files of a data folder, but its images, are no links to files elsewhere.
 
     A folder from somebody else could show any file of this machine's in messages and reports. In the download
@@ -190,6 +190,6 @@ def check_links(folder: str, shown: str, rules: ImageRules) -> None:
         is_image = name.lower().endswith(IMAGE_SUFFIXES)  # whose paths are checked where rows name them
         if not is_image and not posixpath.realpath(f"{folder}/{name}").startswith(allowed):
             raise DataError(
-                f"{shown}/{name} is a link to a file outside the folder: copy the file there, or give "
+                f"{shown_path}/{name} is a link to a file outside the folder: copy the file there, or give "
                 "--allow_outside_paths"
             )

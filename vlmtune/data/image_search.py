@@ -26,12 +26,12 @@ class FoundImage:
 
     Attributes:
         note: what differs, without the path.
-        by_name: only the file's name led to it.
+        found_by_name: only the file's name led to it.
     """
 
     path: str
     note: str
-    by_name: bool = False
+    found_by_name: bool = False
 
 
 def find_image(root: str, reference: str) -> FoundImage | None:
@@ -86,7 +86,7 @@ def _below(root: str, path: str) -> FoundImage | None:
             return FoundImage(place, ELSEWHERE)
     named = _files_by_name(root).get(same_name(parts[-1]), ()) if parts else ()
     if len(named) == 1:
-        return FoundImage(named[0], ELSEWHERE, by_name=True)
+        return FoundImage(named[0], ELSEWHERE, found_by_name=True)
     endings = ["/".join(parts[first:]) for first in range(1, len(parts) - 1)]
     for ending in endings:
         fitting = [place for place in named if same_name(place).endswith("/" + same_name(ending))]

@@ -123,7 +123,7 @@ def split_lines(file: IO[bytes], block_bytes: int = BLOCK_BYTES) -> Iterator[tup
 
 
 def read_lines(
-    file: IO[bytes], shown: str, start: int, stop: int, line: int, max_bytes: int = MAX_ROW_BYTES
+    file: IO[bytes], shown_path: str, start: int, stop: int, line: int, max_bytes: int = MAX_ROW_BYTES
 ) -> Iterator[RawRow]:
     """The rows of a JSONL file from byte `start`, where line number `line` begins, to `stop`.
 
@@ -136,7 +136,7 @@ def read_lines(
     while position < stop:
         text = reader.readline(max_bytes + 1)
         position += len(text)
-        source = f"{shown}:{line}"
+        source = f"{shown_path}:{line}"
         line += 1
         if len(text) > max_bytes and not text.endswith(b"\n"):
             while position < stop and (rest := reader.readline(1 << 20)):
@@ -178,8 +178,8 @@ class ArrayReader:
     It is read in blocks, so the file may be larger than memory. A comma after the last item is no fault.
     """
 
-    def __init__(self, file: IO[bytes], shown: str, max_chars: int = MAX_ROW_BYTES) -> None:
-        self._file, self._shown, self._max_chars = file, shown, max_chars
+    def __init__(self, file: IO[bytes], shown_path: str, max_chars: int = MAX_ROW_BYTES) -> None:
+        self._file, self._shown_path, self._max_chars = file, shown_path, max_chars
         # Bytes that are not UTF-8 become lone surrogates, so that only the row that holds them is bad.
         self._utf8 = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
         self._text, self._at, self._ended = "", 0, False
@@ -198,7 +198,7 @@ class ArrayReader:
             self._at += in_array
             while self._peek() not in (("]",) if in_array else ("",)):
                 record, fault = self._item(decoder)
-                yield RawRow(f"{self._shown}[{number}]", record, group_fields=record, error=fault)
+                yield RawRow(f"{self._shown_path}[{number}]", record, group_fields=record, error=fault)
                 number += 1
                 if self._peek() == ",":
                     self._at += 1
@@ -217,7 +217,8 @@ class ArrayReader:
 
     def _broken(self, number: int, reason: str) -> NoReturn:
         raise DataError(
-            f"{self._shown}[{number}]: {reason}; nothing after it in this file can be read: repair the file"
+            f"{self._shown_path}[{number}]: {reason}; nothing after it in this file can be read: repair the "
+            "file"
         )
 
     def _item(self, decoder: StrictDecoder) -> tuple[Any, str | None]:

@@ -101,7 +101,7 @@ def mixture_of(store: Store, usable: np.ndarray, weights: Sequence[float] | None
     """
     if weights is None:
         return None
-    ends = np.cumsum(store.meta.source_pieces)
-    sources = np.searchsorted(ends, store.column("piece")[store.rows_of(TRAIN)[usable]], side="right")
+    ends = np.cumsum(store.meta.source_fragments)
+    sources = np.searchsorted(ends, store.column("fragment")[store.rows_of(TRAIN)[usable]], side="right")
     sizes = np.bincount(sources, minlength=len(ends))
     return Mixture(tuple(int(size) for size in sizes), tuple(weights))

@@ -19,7 +19,7 @@ Objects = dict[str, Any]
 
 
 def read_objects(
-    value: Any, texts: Sequence[str], images: int, row_notes: RowNotes, *, answered: bool = True
+    value: Any, texts: Sequence[str], images: int, row_notes: RowNotes, *, has_answer: bool = True
 ) -> Objects | None:
     """The boxes and points of a row, once it is sure that they fit the marks in its texts; None without any.
 
@@ -27,7 +27,7 @@ def read_objects(
         value: the row's field `objects`, or the JSON of it.
         texts: of all turns, in their order.
         images: the number of the row's images.
-        answered: the row's answer is there. Without it, boxes may be left over.
+        has_answer: whether the row has its last answer. Without it, some boxes may have no mark.
 
     Returns:
         Plain values: `refs`, `boxes` of two (a point) or four numbers, `images` with the number of each
@@ -49,9 +49,9 @@ def read_objects(
                 f"{'ref' if named == '<ref-object>' else 'bbox'}"
             )
         return None
-    _check_count("<bbox>", marks, "box", len(boxes), answered=answered)
+    _check_count("<bbox>", marks, "box", len(boxes), has_answer=has_answer)
     if ref_marks:
-        _check_count("<ref-object>", ref_marks, "ref", len(refs), answered=answered)
+        _check_count("<ref-object>", ref_marks, "ref", len(refs), has_answer=has_answer)
     elif refs:
         row_notes.unused.append("field objects.ref")
     row_notes.unused += [f"field objects.{name}" for name in value if name not in USED]
@@ -119,8 +119,8 @@ def _list(value: Mapping[str, Any], name: str) -> list[Any]:
     return list(found)
 
 
-def _check_count(mark: str, marks: int, noun: str, number: int, *, answered: bool) -> None:
-    if marks == number or (not answered and marks < number):
+def _check_count(mark: str, marks: int, noun: str, number: int, *, has_answer: bool) -> None:
+    if marks == number or (not has_answer and marks < number):
         return
     plural = "es" if noun == "box" else "s"
     raise RowError(
@@ -141,13 +141,14 @@ def _box(box: Any, field: str) -> list[float]:
     numbers = [float(number) for number in box]
     if len(box) == 4 and not (numbers[0] < numbers[2] and numbers[1] < numbers[3]):
         raise RowError(
-            f"{field} {shown(numbers)} is reversed or empty: it must be [x1, y1, x2, y2] with the upper left "
+            f"{field} {format_box(numbers)} is reversed or empty: it must be [x1, y1, x2, y2] with the "
+            "upper left "
             "corner first, not a width and height"
         )
     return numbers
 
 
-def shown(box: Sequence[float]) -> str:
+def format_box(box: Sequence[float]) -> str:
     """A box as people write it."""
     return "[" + ", ".join(f"{number:g}" for number in box) + "]"
 

@@ -17,7 +17,7 @@ MAX_GROUP_BYTES = 16_000_000_000
 MAX_TEXT_BYTES = 16_000_000  # of a row; as in JSON
 
 
-def rows_at_once(file: pq.ParquetFile, group: int, columns: Collection[str], shown: str) -> int:
+def rows_at_once(file: pq.ParquetFile, group: int, columns: Collection[str], shown_path: str) -> int:
     """How many rows of a row group are read at once.
 
     Raises:
@@ -32,7 +32,7 @@ def rows_at_once(file: pq.ParquetFile, group: int, columns: Collection[str], sho
         size, stored = part.total_uncompressed_size, max(part.total_compressed_size, 1)
         if size > MAX_GROUP_BYTES or (size > HARMLESS_BYTES and size > MAX_RATIO * stored):
             raise DataError(
-                f"{shown}: column {part.path_in_schema} unpacks {stored / 1e6:,.2f} MB of the file to "
+                f"{shown_path}: column {part.path_in_schema} unpacks {stored / 1e6:,.2f} MB of the file to "
                 f"{size / 1e6:,.0f} MB (row group {group}): it may be a decompression bomb; write it anew in "
                 "smaller row groups"
             )

@@ -1,8 +1,8 @@
 """Ray Data: data files → prepared store, once for each dataset and processor.
 
-The driver cuts the files into pieces that a process can read by themselves (`Piece`). Tasks on CPU workers
-read a piece's rows, tokenize and resize them and write the store's shards themselves, so that pixels never
-pass through Ray's object store. The driver gets one small index line for each row.
+The driver divides the files into parts that any process can read alone (`Fragment`). Tasks on CPU workers
+read a fragment's rows, tokenize and resize them, and write the store's shards themselves, so that pixels
+never pass through Ray's object store. The driver gets one small index line for each row.
 """
 
 import json
@@ -21,11 +21,11 @@ from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.examples import cached_encoder, encode_row
 from vlmtune.data.find_input_format import find_input_format
 from vlmtune.data.find_video_format import find_video_format
-from vlmtune.data.formats import read_piece
+from vlmtune.data.formats import read_fragment
+from vlmtune.data.fragment import Fragment
 from vlmtune.data.frames import NO_LABELS
 from vlmtune.data.input_format import InputFormat
 from vlmtune.data.near_duplicates import near_duplicate_groups
-from vlmtune.data.piece import Piece
 from vlmtune.data.ray_data import configure_ray_data, reraise_user_errors
 from vlmtune.data.source import DataSource, ScannedData
 from vlmtune.data.split import EVAL, TEST, TRAIN, connected_groups, describe_largest_group, split
@@ -62,7 +62,7 @@ def make_store(source: DataSource, scanned: ScannedData, processor: Any, folder:
         check_installed()
         input_format = find_video_format(processor, input_format)
     boxes = box_format_name(source.model, source.box_format)
-    lines = _PrepareStages(source, scanned.pieces, folder, key, input_format, boxes).run()
+    lines = _PrepareStages(source, scanned.fragments, folder, key, input_format, boxes).run()
     mark_clashes(lines)
     good = [line for line in lines if line["error"] is None]
     bad = [line for line in lines if line["error"] is not None]
@@ -76,12 +76,12 @@ def make_store(source: DataSource, scanned: ScannedData, processor: Any, folder:
         bad_rows=len(bad),
         problem=problem,
         unlabelled=sum(line["error"] == NO_LABELS for line in bad),
-        unused=_counts(good, scanned.pieces, "unused"),
-        notes=_counts(good, scanned.pieces, "notes"),
+        unused=_counts(good, scanned.fragments, "unused"),
+        reading_notes=_counts(good, scanned.fragments, "reading_notes"),
         encoded=source.encoded,
         box_format=boxes,
         video_frames=source.video_frames if any(line["videos"] for line in good) else None,
-        source_pieces=list(scanned.source_pieces),
+        source_fragments=list(scanned.source_fragments),
     )
     with writable(parent(folder), "--cache_dir"):
         finish_store(folder, good, bad, meta)
@@ -92,7 +92,7 @@ class _PrepareStages:
     """The two Ray Data stages, read and encode; pickled into their tasks."""
 
     source: DataSource
-    pieces: Sequence[Piece]
+    fragments: Sequence[Fragment]
     folder: str
     key: str
     input_format: InputFormat
@@ -101,7 +101,7 @@ class _PrepareStages:
     def run(self) -> list[IndexLine]:
         """Write all shards and return the index lines of all rows, bad ones too, in the order of the data."""
         small_tasks = SMALL_TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1))
-        items = [{"piece": index, "small_tasks": small_tasks} for index in range(len(self.pieces))]
+        items = [{"fragment": index, "small_tasks": small_tasks} for index in range(len(self.fragments))]
         dataset = ray.data.from_items(items, override_num_blocks=len(items))
         # One byte, so that each dict that `read` yields becomes a task of `encode` at once.
         dataset.context.target_max_block_size = 1
@@ -110,17 +110,17 @@ class _PrepareStages:
         )
         with reraise_user_errors():
             lines = [line for row in index_lines.iter_rows() for line in json.loads(row["lines"])]
-        return sorted(lines, key=lambda line: (line["piece"], line["number"]))
+        return sorted(lines, key=lambda line: (line["fragment"], line["number"]))
 
     def read(self, item: dict[str, int]) -> Iterator[dict[str, Any]]:
-        """The rows of one piece, cut into encode tasks. `item["piece"]` is its index."""
-        rows = enumerate(read_piece(self.pieces[item["piece"]]))
+        """The rows of one fragment, cut into encode tasks. `item["fragment"]` is its index."""
+        rows = enumerate(read_fragment(self.fragments[item["fragment"]]))
         sizes = chain([ROWS_PER_SHARD] * item["small_tasks"], repeat(ROWS_PER_SHARD * SHARDS_PER_TASK))
         for size in sizes:
             if not (task_rows := list(islice(rows, size))):
                 return
             # Bytes, because Arrow would force the ragged messages of different rows into one shape.
-            yield {"piece": item["piece"], "rows": pickle.dumps(task_rows)}
+            yield {"fragment": item["fragment"], "rows": pickle.dumps(task_rows)}
 
     def encode(self, task: dict[str, Any]) -> Iterator[dict[str, str]]:
         """Encode and write the rows of one task; gives their index lines as JSON."""
@@ -128,23 +128,28 @@ class _PrepareStages:
         encoder = cached_encoder(source.model, self.input_format, self.key, self.boxes, source.video_frames)
         rows = iter(pickle.loads(task["rows"]))
         while shard_rows := list(islice(rows, ROWS_PER_SHARD)):
-            lines = self._write_shard(encoder, task["piece"], shard_rows)
+            lines = self._write_shard(encoder, task["fragment"], shard_rows)
             yield {"lines": json.dumps(lines, ensure_ascii=False)}
 
     def _write_shard(
-        self, encoder: RowEncoder, piece_index: int, rows: list[tuple[int, dict[str, Any]]]
+        self, encoder: RowEncoder, fragment_index: int, rows: list[tuple[int, dict[str, Any]]]
     ) -> list[IndexLine]:
         lines: list[IndexLine] = []
         content: list[EncodedExample | dict[str, Any]] = []
         for number, row in rows:
             line, example = encode_row(encoder, row)
             lines.append(
-                {"piece": piece_index, "number": number, "format": self.pieces[piece_index].format, **line}
+                {
+                    "fragment": fragment_index,
+                    "number": number,
+                    "format": self.fragments[fragment_index].format,
+                    **line,
+                }
             )
             if example is not None:
                 content.append(example if self.source.encoded else row)
         if content:
-            shard = f"rows-{piece_index:05d}-{lines[0]['number']:09d}.parquet"
+            shard = f"rows-{fragment_index:05d}-{lines[0]['number']:09d}.parquet"
             with writable(parent(self.folder), "--cache_dir"):
                 places = iter(write_shard(f"{self.folder}/{shard}", content))
             for line in lines:
@@ -157,27 +162,27 @@ def mark_clashes(lines: Sequence[IndexLine]) -> None:
     """Make rows bad that name an image ambiguously: different paths lead to one file by its name alone."""
     references: dict[str, set[str]] = defaultdict(set)
     for line in lines:
-        for path, reference in line["by_name"].items():
+        for path, reference in line["found_by_name"].items():
             references[path].add(reference)
     for line in lines:
-        for path, reference in line["by_name"].items():
+        for path, reference in line["found_by_name"].items():
             if len(references[path]) > 1:
                 others = sorted(references[path] - {reference})
                 line |= {
                     "error": f"image {reference}: {path} has its name, but would be {others[0]} too: "
                     "write paths from --image_root",
-                    "kind": "image: several paths end in the name of one file",
+                    "error_kind": "image: several paths end in the name of one file",
                 }
 
 
-def _counts(good: Sequence[IndexLine], pieces: Sequence[Piece], name: str) -> dict[str, int]:
+def _counts(good: Sequence[IndexLine], fragments: Sequence[Fragment], name: str) -> dict[str, int]:
     """The rows that each unused thing, or each note, is about; 0 for a note on the data as a whole."""
     counts = Counter(text for line in good for text in line[name])
-    for piece in pieces:
-        if name == "notes":
-            counts.update(dict.fromkeys(piece.notes, 0))
+    for fragment in fragments:
+        if name == "reading_notes":
+            counts.update(dict.fromkeys(fragment.reading_notes, 0))
         else:
-            counts.update(dict(piece.unused))
+            counts.update(dict(fragment.unused))
     return dict(counts)
 
 
@@ -185,7 +190,7 @@ def _assign_splits(source: DataSource, lines: list[IndexLine], scanned: ScannedD
     """Set `group` and `split` of each good row's line. Returns why they cannot be trained on, if so."""
     if not lines:
         return f"{', '.join(source.paths)}: no usable row"
-    groups, problem = connected_groups([line["keys"] for line in lines]), None
+    groups, problem = connected_groups([line["group_keys"] for line in lines]), None
     near_duplicate_keys = keys_with_near_duplicates(lines)
     wider_groups = groups if near_duplicate_keys is None else connected_groups(near_duplicate_keys)
     try:
@@ -217,14 +222,14 @@ def keys_with_near_duplicates(lines: Sequence[IndexLine]) -> list[list[str]] | N
     hashes_of: dict[int, set[str]] = defaultdict(set)
     for group, (_, _, image_hash) in zip(groups, images, strict=True):
         hashes_of[group].add(image_hash)
-    keys = [list(line["keys"]) for line in lines]
+    keys = [list(line["group_keys"]) for line in lines]
     near_duplicates = [
         (row, group) for group, (row, _, _) in zip(groups, images, strict=True) if len(hashes_of[group]) > 1
     ]
     for row, group in near_duplicates:
         keys[row].append(f"near {group}")
-        if NEAR_DUPLICATE_NOTE not in lines[row]["notes"]:
-            lines[row]["notes"].append(NEAR_DUPLICATE_NOTE)
+        if NEAR_DUPLICATE_NOTE not in lines[row]["reading_notes"]:
+            lines[row]["reading_notes"].append(NEAR_DUPLICATE_NOTE)
     return keys if near_duplicates else None
 
 
@@ -258,10 +263,10 @@ def _splits(source: DataSource, lines: list[IndexLine], groups: list[str], scann
         DataError: a split would be empty, or a group is in the training rows and in given evaluation or test
             rows.
     """
-    first = len(lines) if scanned.first_evaluation_piece is None else scanned.first_evaluation_piece
+    first = len(lines) if scanned.first_evaluation_fragment is None else scanned.first_evaluation_fragment
     named_splits = [
         EVAL
-        if scanned.evaluation is not None and line["piece"] >= first
+        if scanned.evaluation is not None and line["fragment"] >= first
         else (line["given_split"] if source.given_splits == "use" else None)
         for line in lines
     ]
@@ -281,7 +286,7 @@ def _splits(source: DataSource, lines: list[IndexLine], groups: list[str], scann
         )
     except DataError as error:
         reason = describe_largest_group(
-            [lines[row]["keys"] for row in rest], [lines[row]["images"] for row in rest]
+            [lines[row]["group_keys"] for row in rest], [lines[row]["images"] for row in rest]
         )
         raise DataError(f"{error}: {reason}") from error
     splits = [name or TRAIN for name in named_splits]

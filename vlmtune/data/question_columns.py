@@ -6,7 +6,7 @@ from typing import Any
 
 from vlmtune.data.image_paths import RowError
 from vlmtune.data.names import names_image
-from vlmtune.data.records import REQUIRED
+from vlmtune.data.records import REQUIRED_FIELDS
 from vlmtune.data.row_shapes import DIALOGUE_FIELDS, QUESTION_FIELDS, question_fields
 from vlmtune.data.row_values import json_type
 from vlmtune.errors import DataError
@@ -23,7 +23,7 @@ EXAMPLE_QUESTION = "What is in this image?"
 ANY_CASE = {
     *(*IMAGE_COLUMNS, "image", "images", LABEL, "split", "system"),
     *(field for pair in QUESTION_FIELDS for field in pair),
-    *(field for fields in REQUIRED.values() for field in fields),
+    *(field for fields in REQUIRED_FIELDS.values() for field in fields),
 }
 
 
@@ -112,34 +112,38 @@ class Columns:
             raise RowError(f"no column {column!r} that holds the answer ({flag})")
         row |= {"question": self.question, "answer": plain_text(row.pop(column), column)}
 
-    def check(self, names: Sequence[str], shown: str) -> None:
+    def check(self, names: Sequence[str], shown_path: str) -> None:
         """Raises DataError where rows with these columns can never be a question and an answer."""
         has = f"it has: {', '.join(names)}"
         for field, column in self.names:
             if column not in names:
-                raise DataError(f"--columns {field}={column}: {shown} has no column {column!r}; {has}")
+                raise DataError(f"--columns {field}={column}: {shown_path} has no column {column!r}; {has}")
         if self.answer_column is not None and self.answer_column not in names:
-            raise DataError(f"--answer_column {self.answer_column}: {shown} has no such column; {has}")
+            raise DataError(f"--answer_column {self.answer_column}: {shown_path} has no such column; {has}")
         known = set(self._in_known_case(dict.fromkeys(names)))
         fields = {*known, *(field for field, _ in self.names)} - {column for _, column in self.names}
         own = self._own_fields(fields)
         if self.question is None and own is None:
             raise DataError(
-                f"{shown} has no columns with a question and its answer; {has}. {self.hint(names)}"
+                f"{shown_path} has no columns with a question and its answer; {has}. {self.hint(names)}"
             )
         if self.question is None:
             return
         if own is not None:
-            raise DataError(f"{shown} has questions of its own in column {own[0]!r}: leave out --question")
+            raise DataError(
+                f"{shown_path} has questions of its own in column {own[0]!r}: leave out --question"
+            )
         if self.answers and self.answer_column is None and not {"answer", LABEL} & fields:
-            raise DataError(f"--question: name the column of {shown} with its answer: --answer_column; {has}")
+            raise DataError(
+                f"--question: name the column of {shown_path} with its answer: --answer_column; {has}"
+            )
 
     def _own_fields(self, fields: set[str]) -> tuple[str, ...] | None:
         """The fields in which rows with these fields have their questions, and answers where needed."""
         pair = question_fields(fields)
         if pair is not None:
             return pair
-        whole = (required for required in REQUIRED.values() if fields >= set(required))
+        whole = (required for required in REQUIRED_FIELDS.values() if fields >= set(required))
         question = ((field,) for field in OWN_QUESTION if field in fields and not self.answers)
         return next(whole, None) or next(question, None)
 

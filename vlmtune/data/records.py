@@ -1,4 +1,4 @@
-"""One raw record, in any understood shape → one conversation with its images, or the reason why not."""
+"""Turn one raw record, in any known row format, into a conversation with its images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,15 +15,18 @@ from vlmtune.data.videos import place_videos, row_videos
 
 Message = dict[str, Any]
 
-EXTRA_FIELDS = {"instruction": ("input", "history"), "messages": (), "LLaVA": (), "prompt/completion": ()}
-# Fields that a row of each format must have. A row has the first format whose first field it has.
-REQUIRED = {
+# Fields that a row of each row format may have and must have. A row is of the first format whose first
+# required
+# field it has.
+OPTIONAL_FIELDS = {"instruction": ("input", "history"), "messages": (), "LLaVA": (), "prompt/completion": ()}
+REQUIRED_FIELDS = {
     "messages": ("messages",),
     "LLaVA": ("conversations",),
     "prompt/completion": ("prompt", "completion"),
     "instruction": ("instruction", "output"),
 }
-FIELDS = (
+# Columns of Parquet and Hugging Face datasets that are read whatever their type: a row may consist of them.
+CONTENT_FIELDS = (
     "messages",
     "conversations",
     "prompt",
@@ -41,16 +44,16 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class RawRow:
-    """A row as the reader of its file format gives it.
+    """A row as the reader of its file format returns it.
 
     Attributes:
         source: where a person finds the row, such as FILE:LINE.
-        record: its content, in any of the formats of REQUIRED.
-        group_fields: the mapping in which `--group_by` is looked up.
+        record: its content, in one of the row formats of REQUIRED_FIELDS.
+        group_fields: the mapping that may have the field of `--group_by`.
         error: why the row is bad; None if the reader found no fault.
         error_kind: the error without names and numbers of this row, under which the report counts it; None
             where `errors.error_kind` can derive it.
-        split: the row's split, as the data names it.
+        split: the name that the data gives the row's split, such as "validation".
     """
 
     source: str
@@ -66,40 +69,41 @@ class Conversation:
     """A row that can be trained on.
 
     Attributes:
-        messages: turns of typed parts.
-        images: a path, a URI or encoded bytes for each image part, in their order.
+        messages: turns, each with a list of typed parts, as chat templates take them.
+        images: a path, a URI or encoded bytes for each image part, in the order of the parts.
         split: train, eval or test, where a field of the row says it.
-        unused: the names of fields and of attributes of turns that hold something and are not used.
-        notes: what was read differently from how it is written, such as a mark of another program; without
-            names and numbers of this row.
-        hints: by path of an image, what to do if there is no such file.
-        by_name: by path of an image that was found by its file name alone, the path that the row has.
+        unused: names of the row's fields, and of attributes of its turns, that have a value and are not used.
+        reading_notes: values that are read differently from how they are written, such as the image mark of
+            another program. The notes of two rows are equal if they are about the same thing.
+        hints: what a user can do if an image file does not exist; the key is the image's path.
+        found_by_name: images that were found by their file name alone, not at the path that the row has: the
+            key is the path where the image is, the value the path in the row.
         objects: boxes and points for the marks in the texts, see `objects.read_objects`.
-        videos: a path or a URI for each video part, in their order.
+        videos: a path or a URI for each video part, in the order of the parts.
     """
 
     messages: list[Message]
     images: list[str | bytes]
     split: str | None = None
     unused: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    reading_notes: tuple[str, ...] = ()
     hints: dict[str, str] = field(default_factory=dict)
-    by_name: dict[str, str] = field(default_factory=dict)
+    found_by_name: dict[str, str] = field(default_factory=dict)
     objects: dict[str, Any] | None = None
     videos: tuple[str, ...] = ()
 
 
 def conversation(
-    record: Any, rules: ImageRules, used: Sequence[str] = (), *, answered: bool = True
+    record: Any, rules: ImageRules, used_fields: Sequence[str] = (), *, has_answer: bool = True
 ) -> Conversation:
-    """`record` as messages of typed parts, with its images in the order of the image parts.
+    """Turn `record` into messages of typed parts, with its images in the order of the image parts.
 
     `<image>` marks become image parts in their places. Images without any mark come before the first user
     text.
 
     Args:
-        used: further fields of the row that something uses.
-        answered: the last answer is the row's own. Boxes of one that is missing may be left over.
+        used_fields: names of further fields that something reads, such as `--group_by`.
+        has_answer: whether the last answer is the row's own. Without it, some boxes may have no mark.
 
     Raises:
         RowError: the record cannot be trained on as it is meant; the message names the field.
@@ -107,8 +111,8 @@ def conversation(
     if not isinstance(record, Mapping):
         raise RowError(f"the row must be an object with named fields, not {json_type(record)}")
     row_notes = RowNotes()
-    form = _form(record)
-    turns = _turns(record, form, row_notes)
+    row_format = _row_format(record)
+    turns = _turns(record, row_format, row_notes)
     check_order([(turn.field, turn.role) for turn in turns])
     images = _place_images(turns, _record_images(record), row_notes)
     video_field, videos = row_videos(record)
@@ -118,7 +122,7 @@ def conversation(
     for turn in turns:
         check_turn(turn, record, row_notes)
     texts = [part["text"] for turn in turns for part in turn.parts if part["type"] == "text"]
-    objects = read_objects(record.get("objects"), texts, len(images), row_notes, answered=answered)
+    objects = read_objects(record.get("objects"), texts, len(images), row_notes, has_answer=has_answer)
     messages = [{"role": turn.role, "content": [_plain(part) for part in turn.parts]} for turn in turns]
     located_videos = [_video(video, rules) for video in videos]
     located = [*(_locate(value, name, rules) for name, value in images), *located_videos]
@@ -126,9 +130,9 @@ def conversation(
         row_notes.note(None if isinstance(file, bytes) else file.note)
     split = split_field(record)
     known = {
-        *REQUIRED[form],
-        *EXTRA_FIELDS[form],
-        *used,
+        *REQUIRED_FIELDS[row_format],
+        *OPTIONAL_FIELDS[row_format],
+        *used_fields,
         "system",
         "image",
         "images",
@@ -144,12 +148,12 @@ def conversation(
         [file if isinstance(file, bytes) else file.path for file in located[: len(images)]],
         split[1] if split else None,
         tuple(row_notes.unused),
-        tuple(row_notes.notes),
+        tuple(row_notes.reading_notes),
         {file.path: file.hint for file in located if not isinstance(file, bytes) and file.hint},
         {
             file.path: str(value)
             for file, value in zip(located, written, strict=True)
-            if not isinstance(file, bytes) and file.by_name
+            if not isinstance(file, bytes) and file.found_by_name
         },
         objects,
         tuple(video.path for video in located_videos),
@@ -160,7 +164,7 @@ def group_of(fields: Any, group_by: str) -> str:
     """The value of the `group_by` field of a row.
 
     Raises:
-        RowError: it is missing, empty or no plain value.
+        RowError: the value is missing, empty, or a list or object.
     """
     value = fields.get(group_by)
     if value is None or value == "":
@@ -170,27 +174,35 @@ def group_of(fields: Any, group_by: str) -> str:
     return check_text(str(value), f"field {group_by!r} (--group_by)")
 
 
-def _form(record: Mapping[str, Any]) -> str:
-    """The row's format: a key of REQUIRED.
+def _row_format(record: Mapping[str, Any]) -> str:
+    """The row format of a record: a key of REQUIRED_FIELDS.
 
     Raises:
-        RowError: it is in none, or lacks a field.
+        RowError: the record has no known format, or lacks a required field.
     """
-    form = next((name for name, fields in REQUIRED.items() if record.get(fields[0]) is not None), None)
-    form = form or next((name for name, fields in REQUIRED.items() if fields[0] in record), None)
-    if form is None:
+    row_format = next(
+        (name for name, fields in REQUIRED_FIELDS.items() if record.get(fields[0]) is not None), None
+    )
+    row_format = row_format or next(
+        (name for name, fields in REQUIRED_FIELDS.items() if fields[0] in record), None
+    )
+    if row_format is None:
         raise RowError(_resemblance(record))
-    missing = [field for field in REQUIRED[form] if field not in record]
+    missing = [field for field in REQUIRED_FIELDS[row_format] if field not in record]
     if missing:
-        raise RowError(f"{form} row without {missing[0]!r}")
-    return form
+        raise RowError(f"{row_format} row without {missing[0]!r}")
+    return row_format
 
 
-def _turns(record: Mapping[str, Any], form: str, row_notes: RowNotes) -> list[Turn]:
-    if form == "instruction":
+def _turns(record: Mapping[str, Any], row_format: str, row_notes: RowNotes) -> list[Turn]:
+    if row_format == "instruction":
         turns = _instruction(record, row_notes)
     else:
-        turns = [turn for field in REQUIRED[form] for turn in turn_list(record[field], field, row_notes)]
+        turns = [
+            turn
+            for field in REQUIRED_FIELDS[row_format]
+            for turn in turn_list(record[field], field, row_notes)
+        ]
     if record.get("system") and turns[:1] and turns[0].role != "system":
         turns.insert(0, Turn("'system'", "system", split_marks(check_text(record["system"], "'system'"))))
     return [turn for turn in turns if turn.parts or turn.role != "system"]
@@ -247,10 +259,10 @@ def _record_images(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _place_images(
     turns: list[Turn], images: list[tuple[str, Any]], row_notes: RowNotes
 ) -> list[tuple[str, Any]]:
-    """All images in the order of their parts.
+    """All images of the row in the order of the image parts.
 
-    Where the turns have no image part at all, it takes other programs' marks, or puts parts for the images
-    before the first user text.
+    If the turns have no image part, marks of other programs are turned into image parts. If there are none
+    either, image parts are put before the first user text.
     """
     if not any(part["type"] == "image" for turn in turns for part in turn.parts):
         _take_other_marks(turns, len(images), row_notes)
@@ -315,9 +327,9 @@ def _locate(value: Any, field: str, rules: ImageRules) -> ImagePlace | bytes:
 
 def _resemblance(record: Mapping[str, Any]) -> str:
     names = ", ".join(str(name) for name in list(record)[:8]) or "none"
-    for form, fields in REQUIRED.items():
+    for row_format, fields in REQUIRED_FIELDS.items():
         if any(field in record for field in fields):
-            return f"looks like an {form} row, but has no {fields[0]!r} (its fields: {names})"
+            return f"looks like an {row_format} row, but has no {fields[0]!r} (its fields: {names})"
     return (
         "no known row format: it needs 'messages', 'conversations', or 'instruction' and 'output' "
         f"(its fields: {names})"

@@ -12,12 +12,12 @@ class RowNotes:
 
     def __init__(self) -> None:
         self.unused: list[str] = []
-        self.notes: list[str] = []
+        self.reading_notes: list[str] = []
 
     def note(self, text: str | None) -> None:
         """Add a note, once."""
-        if text is not None and text not in self.notes:
-            self.notes.append(text)
+        if text is not None and text not in self.reading_notes:
+            self.reading_notes.append(text)
 
     def text(self, value: Any, field: str) -> str:
         """`value` as a text: a number as its digits.

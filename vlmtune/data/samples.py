@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vlmtune.data.formats import read_piece
+from vlmtune.data.formats import read_fragment
+from vlmtune.data.fragment import Fragment
 from vlmtune.data.images import ImageError, load_image
 from vlmtune.data.objects import Objects
-from vlmtune.data.piece import Piece
 from vlmtune.data.store import Store
 from vlmtune.storage import scheme
 
@@ -24,7 +24,7 @@ LONGER_SIDE = 320  # pixels of a thumbnail: sharp at half of that on a phone
 JPEG_QUALITY = 75
 BOX_COLOUR = (230, 30, 30)
 
-Place = tuple[int, int]  # of a row: its piece, and its number in the piece
+Place = tuple[int, int]  # of a row: its fragment, and its number in the fragment
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Sample:
     names: tuple[str, ...] = ()
 
 
-def pick_samples(store: Store, pieces: Sequence[Piece]) -> list[Sample]:
+def pick_samples(store: Store, fragments: Sequence[Fragment]) -> list[Sample]:
     """Rows at even distances; only rows with images if there are any, and each set of images once.
 
     Where images have several rows, such as dialogues in two languages, the samples take them in turn.
 
-    Reads each piece that holds one of them, up to the last one.
+    Reads each fragment that holds one of them, up to the last one.
     """
     hashes = store.facts().column("image_hashes").to_pylist()
     rows_of = defaultdict[tuple[str, ...], list[int]](list)
@@ -59,25 +59,25 @@ def pick_samples(store: Store, pieces: Sequence[Piece]) -> list[Sample]:
         return []
     positions = np.unique(np.linspace(0, len(groups) - 1, SAMPLES).astype(int))
     chosen = [groups[position] for position in positions]
-    return load_samples(store, pieces, [rows[turn % len(rows)] for turn, rows in enumerate(chosen)])
+    return load_samples(store, fragments, [rows[turn % len(rows)] for turn, rows in enumerate(chosen)])
 
 
-def load_samples(store: Store, pieces: Sequence[Piece], rows: Sequence[int]) -> list[Sample]:
+def load_samples(store: Store, fragments: Sequence[Fragment], rows: Sequence[int]) -> list[Sample]:
     """These rows of the store, in this order."""
-    places = [(int(store.column("piece")[row]), int(store.column("number")[row])) for row in rows]
-    raw_rows = dict(_read(pieces, places))
+    places = [(int(store.column("fragment")[row]), int(store.column("number")[row])) for row in rows]
+    raw_rows = dict(_read(fragments, places))
     return [_sample(store, row, raw_rows[place]) for row, place in zip(rows, places, strict=True)]
 
 
-def _read(pieces: Sequence[Piece], places: Sequence[Place]) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """The raw rows at these places; each piece is read once."""
+def _read(fragments: Sequence[Fragment], places: Sequence[Place]) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """The raw rows at these places; each fragment is read once."""
     wanted = defaultdict(set)
-    for piece, number in places:
-        wanted[piece].add(number)
-    for piece, numbers in wanted.items():
-        for number, row in enumerate(islice(read_piece(pieces[piece]), max(numbers) + 1)):
+    for fragment, number in places:
+        wanted[fragment].add(number)
+    for fragment, numbers in wanted.items():
+        for number, row in enumerate(islice(read_fragment(fragments[fragment]), max(numbers) + 1)):
             if number in numbers:
-                yield (piece, number), row
+                yield (fragment, number), row
 
 
 def _sample(store: Store, row: int, raw_row: dict[str, Any]) -> Sample:

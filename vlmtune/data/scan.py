@@ -1,4 +1,4 @@
-"""Data files of every understood format → pieces that any process can read: `scan`."""
+"""Data files of every understood format → fragments that any process can read: `scan`."""
 
 import re
 from dataclasses import replace
@@ -12,11 +12,11 @@ from vlmtune.compat.datasets import fingerprint_of
 from vlmtune.data.class_names import class_names, notes_on
 from vlmtune.data.columns import readable_columns, unread_columns
 from vlmtune.data.file_formats import FILE_FORMATS, FOLDER_FORMATS
+from vlmtune.data.fragment import Fragment, PathContents, open_file
 from vlmtune.data.frames import find_name, no_dialogue, scan_frames
 from vlmtune.data.hub_datasets import dataset_folder, extracted_folder, load_splits
 from vlmtune.data.image_paths import ImageRules, check_links
 from vlmtune.data.jsonfiles import BLOCK_BYTES, StrictDecoder, no_rows, spans_lines, split_lines
-from vlmtune.data.piece import PathContents, Piece, open_file
 from vlmtune.data.question_columns import NO_COLUMNS, Columns
 from vlmtune.data.splits_given import split_of_name
 from vlmtune.errors import DataError
@@ -37,8 +37,8 @@ FORMAT_OF_SUFFIX = {
     ".json": "json",
     ".parquet": "parquet",
 }
-FRAMES_PER_PIECE = 256
-ROWS_PER_PIECE = 1024  # of a Hugging Face dataset
+FRAMES_PER_FRAGMENT = 256
+ROWS_PER_FRAGMENT = 1024  # of a Hugging Face dataset
 HEAD_BYTES = 64_000
 GZIP = b"\x1f\x8b"
 NAMES_IN_MESSAGE = 6
@@ -54,8 +54,8 @@ def scan(
     allow_outside_paths: bool = False,
     allow_remote_images: bool = False,
     columns: Columns = NO_COLUMNS,
-) -> list[Piece]:
-    """Recognise what `data_path` holds and cut it into pieces, in the order of its rows.
+) -> list[Fragment]:
+    """Recognise what `data_path` holds and cut it into fragments, in the order of its rows.
 
     Costs one pass over JSONL files to count lines; other files are opened, not read.
 
@@ -66,9 +66,9 @@ def scan(
         columns: which columns are read as which field, and the question of rows without a dialogue.
 
     Raises:
-        DataError: the data as a whole cannot be read. Single bad rows come from `read_piece`.
+        DataError: the data as a whole cannot be read. Single bad rows come from `read_fragment`.
     """
-    shown = redacted(data_path.rstrip("/") or data_path)
+    shown_path = redacted(data_path.rstrip("/") or data_path)
     try:
         path = absolute(data_path)
         system, inner = filesystem(path)
@@ -77,7 +77,7 @@ def scan(
         root = absolute(image_root) if image_root else folder
         rules = ImageRules(root, allow_outside_paths, allow_remote_images)
         # All of the data, still to be recognised and cut.
-        whole = Piece("", path, shown, rules, group_by, columns=columns)
+        whole = Fragment("", path, shown_path, rules, group_by, columns=columns)
         if image_root:
             _check_image_root(root, image_root)
         if info.type == fs.FileType.Directory:
@@ -86,12 +86,12 @@ def scan(
             return _scan_file(whole) or _no_rows(whole)
         return _scan_hub(whole, image_root)
     except (OSError, ValueError, NotImplementedError) as error:
-        raise DataError(f"{shown} cannot be read: {one_line(error)}") from error
+        raise DataError(f"{shown_path} cannot be read: {one_line(error)}") from error
 
 
-def _scan_folder(whole: Piece, entries: list[fs.FileInfo]) -> list[Piece]:
-    shown = whole.shown
-    check_links(whole.path, shown, whole.rules)
+def _scan_folder(whole: Fragment, entries: list[fs.FileInfo]) -> list[Fragment]:
+    shown_path = whole.shown_path
+    check_links(whole.path, shown_path, whole.rules)
     names = [entry.base_name for entry in entries]
     found = _found(whole, entries)
     if {"dataset_info.json", "state.json"} <= set(names) or "dataset_dict.json" in names:
@@ -104,7 +104,7 @@ def _scan_folder(whole: Piece, entries: list[fs.FileInfo]) -> list[Piece]:
         files = [name for name in files if name.lower() != "labels.csv"]
     if messages and files:
         raise DataError(
-            f"{shown} holds both messages.txt and {files[0]}: give the one to read its own folder"
+            f"{shown_path} holds both messages.txt and {files[0]}: give the one to read its own folder"
         )
     frames = find_name(names, "frames") is not None and not files
     if messages or (frames and whole.columns.question is not None):
@@ -113,77 +113,78 @@ def _scan_folder(whole: Piece, entries: list[fs.FileInfo]) -> list[Piece]:
     if format is not None:
         return format.cut(found)
     if frames:
-        raise DataError(no_dialogue(whole.path, shown, names))
+        raise DataError(no_dialogue(whole.path, shown_path, names))
     if not files:
         raise DataError(
-            f"{shown} holds {_listed(names)}, no data that is understood{_below(whole, names)}. "
+            f"{shown_path} holds {_listed(names)}, no data that is understood{_below(whole, names)}. "
             f"Understood: {UNDERSTOOD}"
         )
-    pieces = [
-        piece
+    fragments = [
+        fragment
         for name in files
-        for piece in _scan_file(_inside(replace(whole, split=split_of_name(name)), name))
+        for fragment in _scan_file(_inside(replace(whole, split=split_of_name(name)), name))
     ]
-    first_of_format = {piece.format: piece.shown for piece in reversed(pieces)}
+    first_of_format = {fragment.format: fragment.shown_path for fragment in reversed(fragments)}
     if len(first_of_format) > 1:
         mixed = " and ".join(sorted(first_of_format.values()))
         raise DataError(
-            f"{shown} mixes formats: {mixed}; give one of the files, such as --data_path {pieces[0].shown}"
+            f"{shown_path} mixes formats: {mixed}; give one of the files, such as --data_path "
+            f"{fragments[0].shown_path}"
         )
-    return pieces
+    return fragments
 
 
-def _scan_file(whole: Piece) -> list[Piece]:
+def _scan_file(whole: Fragment) -> list[Fragment]:
     with open_file(whole.path) as file:
         head = file.read(HEAD_BYTES)
     found = PathContents(whole, head=head)
     format = next((format for format in FILE_FORMATS if format.recognises(found)), None)
     if format is not None:
         return format.cut(found)
-    kind = _recognise(head, whole.shown)
+    kind = _recognise(head, whole.shown_path)
     if kind == "parquet":
         return _scan_parquet(whole)
     if kind == "json":
         return [replace(whole, format="json")]
     with open_file(whole.path) as file:
         return [
-            replace(whole, format="jsonl", start=start, stop=stop, first=line)
+            replace(whole, format="jsonl", start=start, stop=stop, first_number=line)
             for start, stop, line in split_lines(file, BLOCK_BYTES)
         ]
 
 
-def _recognise(head: bytes, shown: str) -> str:
+def _recognise(head: bytes, shown_path: str) -> str:
     """The format of a file from its first bytes, and from its name where these leave a choice."""
-    named = FORMAT_OF_SUFFIX.get(_suffix(shown))
+    named = FORMAT_OF_SUFFIX.get(_suffix(shown_path))
     text = head.removeprefix(b"\xef\xbb\xbf").strip()
     if not text:
-        raise DataError(f"{shown} is empty: nothing to learn from")
+        raise DataError(f"{shown_path} is empty: nothing to learn from")
     if head.startswith(b"PAR1"):
         return "parquet"
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{shown} is UTF-16 text: save it as UTF-8")
+        raise DataError(f"{shown_path} is UTF-16 text: save it as UTF-8")
     if named == "parquet":
-        raise DataError(f"{shown} is no Parquet file")
+        raise DataError(f"{shown_path} is no Parquet file")
     if head.startswith(GZIP):
-        raise DataError(f"{shown} is compressed with gzip: unpack it with gunzip")
+        raise DataError(f"{shown_path} is compressed with gzip: unpack it with gunzip")
     if re.fullmatch(rb"\[\s*\]", text):
-        raise DataError(f"{shown} is an empty array: nothing to learn from")
+        raise DataError(f"{shown_path} is an empty array: nothing to learn from")
     one_a_line = _parses(text.partition(b"\n")[0])
     if text.startswith(b"[") and not (named == "jsonl" and one_a_line):
         return "json"
     if text.startswith(b"{"):
         start = text.decode(errors="ignore")
         if (reason := no_rows(start)) is not None:
-            raise DataError(f"{shown}: {reason}")
+            raise DataError(f"{shown_path}: {reason}")
         if spans_lines(start):
             return "json"
     if named == "json" and not one_a_line and len(head) < HEAD_BYTES:
         raise DataError(
-            f"{shown} is neither an array of rows, [{{…}}, …], nor one row a line: put its rows in [ ]"
+            f"{shown_path} is neither an array of rows, [{{…}}, …], nor one row a line: put its rows in [ ]"
         )
     if named or text.startswith(b"{"):
         return "jsonl"
-    raise DataError(f"{shown} is no format that is understood. Understood: {UNDERSTOOD}")
+    raise DataError(f"{shown_path} is no format that is understood. Understood: {UNDERSTOOD}")
 
 
 def _parses(line: bytes) -> bool:
@@ -194,10 +195,10 @@ def _parses(line: bytes) -> bool:
     return True
 
 
-def _scan_frames(whole: Piece, names: list[str]) -> list[Piece]:
-    found = scan_frames(whole.path, whole.shown, whole.group_by, names, whole.columns)
+def _scan_frames(whole: Fragment, names: list[str]) -> list[Fragment]:
+    found = scan_frames(whole.path, whole.shown_path, whole.group_by, names, whole.columns)
     rules = replace(whole.rules, root=whole.path)
-    piece = replace(
+    fragment = replace(
         whole,
         format="frames",
         columns=NO_COLUMNS,  # the question is in the dialogue by now
@@ -206,98 +207,98 @@ def _scan_frames(whole: Piece, names: list[str]) -> list[Piece]:
         images=found.images,
         split_column=found.split_column,
     )
-    pieces = [
-        replace(piece, frames=tuple(found.frames[first : first + FRAMES_PER_PIECE]))
-        for first in range(0, len(found.frames), FRAMES_PER_PIECE)
+    fragments = [
+        replace(fragment, frames=tuple(found.frames[first : first + FRAMES_PER_FRAGMENT]))
+        for first in range(0, len(found.frames), FRAMES_PER_FRAGMENT)
     ]
-    return [replace(pieces[0], notes=found.notes, unused=found.unused), *pieces[1:]]
+    return [replace(fragments[0], reading_notes=found.notes, unused=found.unused), *fragments[1:]]
 
 
-def _scan_parquet(whole: Piece) -> list[Piece]:
+def _scan_parquet(whole: Fragment) -> list[Fragment]:
     with open_file(whole.path) as file, pq.ParquetFile(file) as table:
         _check_columns(table.schema_arrow.names, whole)
         sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
         unused = unread_columns(
-            table.schema_arrow, whole.group_by, sum(sizes), whole.shown, whole.columns.read
+            table.schema_arrow, whole.group_by, sum(sizes), whole.shown_path, whole.columns.read
         )
         notes = _class_notes(table.schema_arrow, whole)
     if not sum(sizes):
-        raise DataError(f"{whole.shown} has no rows: nothing to learn from")
+        raise DataError(f"{whole.shown_path} has no rows: nothing to learn from")
     firsts = accumulate(sizes, initial=0)
     return [
         replace(
             whole,
             format="parquet",
             start=group,
-            first=first,
+            first_number=first,
             unused=() if group else unused,
-            notes=() if group else notes,
+            reading_notes=() if group else notes,
         )
         for group, first in zip(range(len(sizes)), firsts, strict=False)
     ]
 
 
-def _scan_hub(whole: Piece, image_root: str | None) -> list[Piece]:
+def _scan_hub(whole: Fragment, image_root: str | None) -> list[Fragment]:
     """A dataset of the hub, where no file or folder has this name.
 
     Its images may lie among its own files in the download cache, unless `image_root` is set.
     """
-    missing = f"{whole.shown}: no such file or folder"
+    missing = f"{whole.shown_path}: no such file or folder"
     if (
         scheme(whole.path)
-        or _suffix(whole.shown) in {*FORMAT_OF_SUFFIX, ".txt", ".tar"}
-        or not HUB_NAME.fullmatch(whole.shown)
+        or _suffix(whole.shown_path) in {*FORMAT_OF_SUFFIX, ".txt", ".tar"}
+        or not HUB_NAME.fullmatch(whole.shown_path)
     ):
         raise DataError(missing)
-    owner = whole.shown.partition("/")[0]
+    owner = whole.shown_path.partition("/")[0]
     if (
-        owner != whole.shown
+        owner != whole.shown_path
         and filesystem(owner)[0].get_file_info(absolute(owner)).type == fs.FileType.Directory
     ):
         raise DataError(f"{missing} in {owner}/")
     import datasets
 
-    own = replace(whole.rules, root=dataset_folder(whole.shown), more_roots=(extracted_folder(),))
+    own = replace(whole.rules, root=dataset_folder(whole.shown_path), more_roots=(extracted_folder(),))
     rules = whole.rules if image_root else own
     try:
-        return _scan_dataset(replace(whole, format="hub", path=whole.shown, rules=rules))
+        return _scan_dataset(replace(whole, format="hub", path=whole.shown_path, rules=rules))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"{missing} here, and no Hugging Face dataset of that name could be loaded: {one_line(error)}"
         ) from error
 
 
-def _scan_dataset(whole: Piece) -> list[Piece]:
-    splits, notes = load_splits(whole.path, whole.shown, from_hub=whole.format == "hub")
-    pieces = []
+def _scan_dataset(whole: Fragment) -> list[Fragment]:
+    splits, notes = load_splits(whole.path, whole.shown_path, from_hub=whole.format == "hub")
+    fragments = []
     for name, data in splits.items():
         _check_columns(data.column_names, whole)
         unused = unread_columns(
-            data.features.arrow_schema, whole.group_by, len(data), whole.shown, whole.columns.read
+            data.features.arrow_schema, whole.group_by, len(data), whole.shown_path, whole.columns.read
         )
         of_split = replace(whole, dataset_split=name, split=split_of_name(name), version=fingerprint_of(data))
-        pieces += [
+        fragments += [
             replace(
                 of_split,
                 start=start,
-                stop=min(start + ROWS_PER_PIECE, len(data)),
-                first=start,
+                stop=min(start + ROWS_PER_FRAGMENT, len(data)),
+                first_number=start,
                 unused=() if start else unused,
             )
-            for start in range(0, len(data), ROWS_PER_PIECE)
+            for start in range(0, len(data), ROWS_PER_FRAGMENT)
         ]
-    if not pieces:
-        raise DataError(f"{whole.shown} has no rows: nothing to learn from")
+    if not fragments:
+        raise DataError(f"{whole.shown_path} has no rows: nothing to learn from")
     schema = next(iter(splits.values())).features.arrow_schema
-    return [replace(pieces[0], notes=(*notes, *_class_notes(schema, whole))), *pieces[1:]]
+    return [replace(fragments[0], reading_notes=(*notes, *_class_notes(schema, whole))), *fragments[1:]]
 
 
-def _class_notes(schema: pa.Schema, whole: Piece) -> tuple[str, ...]:
+def _class_notes(schema: pa.Schema, whole: Fragment) -> tuple[str, ...]:
     read = readable_columns(schema, whole.group_by, whole.columns.read)
     return notes_on(class_names(schema), read)
 
 
-def _found(whole: Piece, entries: list[fs.FileInfo]) -> PathContents:
+def _found(whole: Fragment, entries: list[fs.FileInfo]) -> PathContents:
     seen = sorted((entry.base_name, entry.type) for entry in entries if entry.base_name[0] not in "._")
     return PathContents(
         whole,
@@ -306,15 +307,17 @@ def _found(whole: Piece, entries: list[fs.FileInfo]) -> PathContents:
     )
 
 
-def _no_rows(whole: Piece) -> list[Piece]:
-    raise DataError(f"{whole.shown} holds answers without their questions: give the file with the questions")
+def _no_rows(whole: Fragment) -> list[Fragment]:
+    raise DataError(
+        f"{whole.shown_path} holds answers without their questions: give the file with the questions"
+    )
 
 
-def _check_columns(names: list[str], whole: Piece) -> None:
-    whole.columns.check(names, whole.shown)
+def _check_columns(names: list[str], whole: Fragment) -> None:
+    whole.columns.check(names, whole.shown_path)
     if whole.group_by and whole.group_by not in names:
         raise DataError(
-            f"--group_by {whole.group_by}: {whole.shown} has no such column; it has: {', '.join(names)}"
+            f"--group_by {whole.group_by}: {whole.shown_path} has no such column; it has: {', '.join(names)}"
         )
 
 
@@ -324,11 +327,11 @@ def _check_image_root(path: str, flag_value: str) -> None:
         raise DataError(f"--image_root {flag_value}: no such folder")
 
 
-def _inside(whole: Piece, name: str) -> Piece:
-    return replace(whole, path=join(whole.path, name), shown=f"{whole.shown}/{name}")
+def _inside(whole: Fragment, name: str) -> Fragment:
+    return replace(whole, path=join(whole.path, name), shown_path=f"{whole.shown_path}/{name}")
 
 
-def _below(whole: Piece, names: list[str]) -> str:
+def _below(whole: Fragment, names: list[str]) -> str:
     """Where data files lie in a subfolder: ", but annotations/ holds train.jsonl"."""
     system, inner = filesystem(whole.path)
     for entry in system.get_file_info([f"{inner}/{name}" for name in sorted(names)[:FOLDERS_LOOKED_AT]]):
@@ -337,7 +340,7 @@ def _below(whole: Piece, names: list[str]) -> str:
             if files := sorted(name for name in inside if _suffix(name) in FORMAT_OF_SUFFIX):
                 return (
                     f", but {entry.base_name}/ holds {files[0]}: give --data_path "
-                    f"{whole.shown}/{entry.base_name} --image_root {whole.shown}"
+                    f"{whole.shown_path}/{entry.base_name} --image_root {whole.shown_path}"
                 )
     return ""
 

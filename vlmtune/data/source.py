@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmtune.data.box_formats import AUTO, box_format_name
-from vlmtune.data.piece import Piece
+from vlmtune.data.fragment import Fragment
 from vlmtune.data.question_columns import NO_COLUMNS, Columns, columns_from
 from vlmtune.data.scan import scan
 from vlmtune.data.store import file_states
@@ -21,31 +21,31 @@ from vlmtune.shown_text import redacted_values
 if TYPE_CHECKING:
     from vlmtune.config.settings import Settings
 
-STORE_FORMAT = 7  # part of every key: raise it when a prepared row changes for the same data
+STORE_FORMAT = 8  # part of every key: raise it when a prepared row changes for the same data
 # The processor's own content stands for the model's name.
 NOT_IN_KEY = ("model", "on_bad_row", "max_bad_fraction")
 
 
 @dataclass(frozen=True)
 class ScannedData:
-    """The pieces of the training files, and of the evaluation files where `--eval_data_path` names some.
+    """The fragments of the training files, and of the evaluation files where `--eval_data_path` names some.
 
     Attributes:
-        source_pieces: how many of the training pieces are of each `--data_path`.
+        source_fragments: how many of the training fragments are of each `--data_path`.
     """
 
-    training: list[Piece]
-    evaluation: list[Piece] | None
-    source_pieces: tuple[int, ...] = ()
+    training: list[Fragment]
+    evaluation: list[Fragment] | None
+    source_fragments: tuple[int, ...] = ()
 
     @property
-    def pieces(self) -> list[Piece]:
-        """All pieces, those of the training files first. The store's column `piece` counts in this list."""
+    def fragments(self) -> list[Fragment]:
+        """All fragments, training files first. The store's column `fragment` is an index of this list."""
         return [*self.training, *(self.evaluation or [])]
 
     @property
-    def first_evaluation_piece(self) -> int | None:
-        """The position in `pieces` where the evaluation files begin; None without `--eval_data_path`."""
+    def first_evaluation_fragment(self) -> int | None:
+        """The position in `fragments` where the evaluation files begin; None without `--eval_data_path`."""
         return None if self.evaluation is None else len(self.training)
 
 
@@ -122,17 +122,17 @@ class DataSource:
         return [path for path in (*self.paths, self.eval_data_path, self.image_root) if path is not None]
 
     def scan(self) -> ScannedData:
-        """Cut the files into pieces. Costs one pass over JSONL files; call it once and pass the result on.
+        """Cut the files into fragments. Costs one pass over JSONL files; call it once and pass the result on.
 
         Raises:
             DataError: a file cannot be read or is in no format that vlmtune understands.
         """
         sources = [self._scan_path(path) for path in self.paths]
-        training = [piece for pieces in sources for piece in pieces]
+        training = [fragment for fragments in sources for fragment in fragments]
         evaluation = None if self.eval_data_path is None else self._scan_path(self.eval_data_path)
-        return ScannedData(training, evaluation, tuple(len(pieces) for pieces in sources))
+        return ScannedData(training, evaluation, tuple(len(fragments) for fragments in sources))
 
-    def _scan_path(self, path: str) -> list[Piece]:
+    def _scan_path(self, path: str) -> list[Fragment]:
         return scan(
             path,
             image_root=self.image_root,
@@ -143,7 +143,7 @@ class DataSource:
         )
 
 
-def fingerprint(source: DataSource, pieces: Sequence[Piece], processor: Any) -> str:
+def fingerprint(source: DataSource, fragments: Sequence[Fragment], processor: Any) -> str:
     """The store's key, 24 hex digits.
 
     It changes with a data file, the processor, the chat template, or an option that changes a prepared row;
@@ -155,8 +155,8 @@ def fingerprint(source: DataSource, pieces: Sequence[Piece], processor: Any) -> 
     content = {
         "format": STORE_FORMAT,
         "options": redacted_values(options),
-        "pieces": redacted_values([asdict(piece) for piece in pieces]),
-        "files": redacted_values(file_states(sorted({piece.path for piece in pieces}))),
+        "fragments": redacted_values([asdict(fragment) for fragment in fragments]),
+        "files": redacted_values(file_states(sorted({fragment.path for fragment in fragments}))),
         "processor": processor.to_json_string(),
         "template": processor.chat_template or processor.tokenizer.chat_template,
         "tokenizer": hashlib.blake2b(_tokenizer_content(processor.tokenizer).encode()).hexdigest(),

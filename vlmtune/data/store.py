@@ -48,8 +48,8 @@ ROWS = pa.schema(
 )
 INDEX = pa.schema(
     [
-        ("piece", pa.int32()),  # index in `ScannedData.pieces`
-        ("number", pa.int64()),  # of the row in its piece
+        ("fragment", pa.int32()),  # index in `ScannedData.fragments`
+        ("number", pa.int64()),  # position of the row in its fragment
         ("source", pa.string()),  # the row's place for people, such as FILE:LINE
         ("split", pa.string()),
         ("group", pa.string()),
@@ -77,8 +77,8 @@ META_TYPES: dict[str, tuple[type, ...]] = {
     "video_frames": (int, NoneType),
     "unlabelled": (int,),
     "unused": (dict,),
-    "notes": (dict,),
-    "source_pieces": (list,),
+    "reading_notes": (dict,),
+    "source_fragments": (list,),
 }
 
 
@@ -110,12 +110,13 @@ class StoreMeta:
         input_format: how the processor's inputs are stored and joined into a batch; `inputs` in the file.
         problem: why its rows cannot be trained on, bad rows apart; None if they can.
         unlabelled: those bad rows that are frames without a label row.
-        unused: fields, columns and attributes of turns that nothing uses, with the rows that have them.
-        notes: what was read in another way than it stands, with the rows; 0 if the note is on all the data.
+        unused: fields, columns and attributes of turns that nothing uses, each with its number of rows.
+        reading_notes: notes on values that are read differently from how they are written, each with its
+            number of rows; 0 if the note is about the data as a whole.
         encoded: it holds token ids and pixels. False: rows as they were read (`Store.records`).
         box_format: how the model writes boxes, see `box_formats.box_format_name`.
         video_frames: frames that were read of each video; None where no row has one.
-        source_pieces: how many pieces each `--data_path` has, in their order.
+        source_fragments: the number of fragments of each `--data_path`.
     """
 
     key: str
@@ -129,8 +130,8 @@ class StoreMeta:
     video_frames: int | None = None
     unlabelled: int = 0
     unused: dict[str, int] = field(default_factory=dict)
-    notes: dict[str, int] = field(default_factory=dict)
-    source_pieces: list[int] = field(default_factory=list)
+    reading_notes: dict[str, int] = field(default_factory=dict)
+    source_fragments: list[int] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         values = {name: value for name, value in vars(self).items() if name != "input_format"}
@@ -144,8 +145,8 @@ class StoreMeta:
         for name, types in META_TYPES.items():
             if type(values[name]) not in types:
                 raise ValueError(f"{name} is {values[name]!r:.40}")
-        if not all(type(number) is int for number in values["source_pieces"]):
-            raise ValueError("source_pieces holds other values than whole numbers")
+        if not all(type(number) is int for number in values["source_fragments"]):
+            raise ValueError("source_fragments holds other values than whole numbers")
         input_format = InputFormat.from_dict(values["inputs"])
         return cls(input_format=input_format, **{name: values[name] for name in values if name != "inputs"})
 
@@ -339,7 +340,7 @@ class Store:
 
 
 def record_columns(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of `formats.read_piece` as columns of ROWS; `Store.records` gives it back.
+    """A row of `formats.read_fragment` as columns of ROWS; `Store.records` gives it back.
 
     In the JSON, null stands for an image whose bytes are in `files`.
     """

@@ -52,7 +52,7 @@ def finish_store(
     fs, inner = filesystem(folder)
     with fs.open_output_stream(f"{inner}/{BAD_ROWS}") as stream:
         for line in bad:
-            reason = {"source": line["source"], "reason": line["error"], "kind": line["kind"]}
+            reason = {"source": line["source"], "reason": line["error"], "kind": line["error_kind"]}
             stream.write((json.dumps(reason, ensure_ascii=False) + "\n").encode())
     images = _image_states(good, bad)
     for name, rows, schema in (("images", images, IMAGES), ("facts", good, FACTS), ("index", good, INDEX)):

@@ -33,7 +33,7 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-def read_text(path: str, shown: str) -> str:
+def read_text(path: str, shown_path: str) -> str:
     """A text file in UTF-8, or in UTF-16 with its mark (Excel's "Unicode text"); line ends become `\\n`.
 
     Raises:
@@ -48,13 +48,15 @@ def read_text(path: str, shown: str) -> str:
         text = str(content.decode("utf-16" if utf16 else "utf-8-sig"))
     except UnicodeDecodeError as error:
         if utf16:
-            raise DataError(f"{shown}: UTF-16 text that is cut off: save the file as UTF-8") from error
+            raise DataError(f"{shown_path}: UTF-16 text that is cut off: save the file as UTF-8") from error
         line = content[: error.start].count(b"\n") + 1
-        raise DataError(f"{shown}:{line}: not UTF-8: save the file as UTF-8 (in Excel: CSV UTF-8)") from error
+        raise DataError(
+            f"{shown_path}:{line}: not UTF-8: save the file as UTF-8 (in Excel: CSV UTF-8)"
+        ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_table(path: str, shown: str) -> Table:
+def read_table(path: str, shown_path: str) -> Table:
     """The table in a file. Separators: comma, semicolon, tab, or what a first line `sep=…` says.
 
     Columns without a name and without values, and rows without values, are dropped. A column of whole numbers
@@ -63,19 +65,19 @@ def read_table(path: str, shown: str) -> Table:
     Raises:
         DataError: the file is no table.
     """
-    text = read_text(path, shown)
+    text = read_text(path, shown_path)
     first_line = 1
     if declared := SEPARATOR_LINE.match(text):
         text, first_line = text[declared.end() :], 2
     header = text.lstrip("\n").partition("\n")[0]
     separator = declared.group(1) if declared else max(SEPARATORS, key=header.count)
-    lines = _cells(text, separator, shown, first_line)
+    lines = _cells(text, separator, shown_path, first_line)
     if not lines:
-        raise DataError(f"{shown} is empty: it needs a header line and a line for each row")
-    return _named(lines, shown)
+        raise DataError(f"{shown_path} is empty: it needs a header line and a line for each row")
+    return _named(lines, shown_path)
 
 
-def _cells(text: str, separator: str, shown: str, first_line: int) -> list[tuple[int, list[str]]]:
+def _cells(text: str, separator: str, shown_path: str, first_line: int) -> list[tuple[int, list[str]]]:
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True
     )
@@ -86,11 +88,13 @@ def _cells(text: str, separator: str, shown: str, first_line: int) -> list[tuple
                 lines.append((line, [value.strip() for value in row]))
             line = reader.line_num + first_line
     except csv.Error as error:
-        raise DataError(f"{shown}:{line}: not CSV: {error}; look for a quote that is not closed") from error
+        raise DataError(
+            f"{shown_path}:{line}: not CSV: {error}; look for a quote that is not closed"
+        ) from error
     return lines
 
 
-def _named(lines: list[tuple[int, list[str]]], shown: str) -> Table:
+def _named(lines: list[tuple[int, list[str]]], shown_path: str) -> Table:
     (header_line, header), rows = lines[0], lines[1:]
     width = len(header)
     # Spreadsheets write empty fields behind a row.
@@ -109,7 +113,7 @@ def _named(lines: list[tuple[int, list[str]]], shown: str) -> Table:
     columns = [name or f"column {number + 1}" for number, name in enumerate(header) if number not in empty]
     doubled = next((column for column, count in Counter(columns).items() if count > 1), None)
     if doubled is not None:
-        raise DataError(f"{shown}:{header_line}: two columns are called {doubled!r}: rename one")
+        raise DataError(f"{shown_path}:{header_line}: two columns are called {doubled!r}: rename one")
     kept = [
         (
             line,

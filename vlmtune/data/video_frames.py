@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from vlmtune.data.fragment import open_file
 from vlmtune.data.image_limits import MAX_PIXELS, MAX_ROW_PIXELS
 from vlmtune.data.images import ImageError
-from vlmtune.data.piece import open_file
 from vlmtune.errors import ConfigError
 from vlmtune.storage import one_line
 

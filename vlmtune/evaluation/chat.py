@@ -57,8 +57,8 @@ class Chat:
         Raises:
             DataError: the image cannot be read, or the model cannot take the question.
         """
-        piece = ImageList((image,), question)
-        found = next(read_questions(piece, 0, 0, self.settings.model.ref, self.builder.input_format))
+        fragment = ImageList((image,), question)
+        found = next(read_questions(fragment, 0, 0, self.settings.model.ref, self.builder.input_format))
         row, example = pickle.loads(found["row"]), pickle.loads(found["example"])
         if example is None:
             raise DataError(f"{image}: {row.error}")

@@ -16,7 +16,7 @@ from vlmtune.console import console_line
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.examples import load_images
 from vlmtune.data.find_input_format import find_input_format, gradient_image
-from vlmtune.data.formats import read_piece
+from vlmtune.data.formats import read_fragment
 from vlmtune.data.images import ImageError
 from vlmtune.data.source import DataSource
 from vlmtune.data.template_source import template_of
@@ -253,8 +253,8 @@ def _good_rows(settings: Settings) -> Iterator[dict[str, Any]]:
     if settings.data.data_path is None:
         return
     try:
-        for piece in DataSource.from_settings(settings).scan().training:
-            yield from (row for row in read_piece(piece) if row["error"] is None)
+        for fragment in DataSource.from_settings(settings).scan().training:
+            yield from (row for row in read_fragment(fragment) if row["error"] is None)
     except DataError as error:
         logger.info(console_line("", f"the check uses a generated image: {error}"))
 

@@ -1,8 +1,8 @@
 """Answer images or rows. Answers are written as they come, so that a killed run can be resumed.
 
-OUTPUT_DIR/predict.yaml            what is answered and by which model; a run with other options cannot resume
-OUTPUT_DIR/parts/PIECE-ROW.jsonl   finished rows up to this row of this piece; a file is written in one move
-OUTPUT_DIR/predictions.jsonl       or .parquet: all rows in the order of the data, written at the end
+OUTPUT_DIR/predict.yaml               what is answered, by which model; a run with other options cannot resume
+OUTPUT_DIR/parts/FRAGMENT-ROW.jsonl   finished rows, up to this row of this fragment; a file is moved there whole
+OUTPUT_DIR/predictions.jsonl          or .parquet: all rows in the order of the data, written at the end
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from vlmtune.console import console_line
 from vlmtune.data.box_formats import box_format_name
 from vlmtune.data.find_input_format import find_input_format
 from vlmtune.data.find_video_format import find_video_format
-from vlmtune.data.piece import Piece
+from vlmtune.data.fragment import Fragment
 from vlmtune.data.question_columns import columns_from
 from vlmtune.data.store import file_states
 from vlmtune.data.video_frames import check_installed
@@ -30,7 +30,7 @@ from vlmtune.evaluation.adapter import adapter_settings, check_adapter_fits, rea
 from vlmtune.evaluation.generate import BatchBuilder
 from vlmtune.evaluation.options import PredictOptions
 from vlmtune.evaluation.prediction_parts import join_parts, next_row, read_predictions, write_parts
-from vlmtune.evaluation.questions import ImageList, pieces_of, read_questions
+from vlmtune.evaluation.questions import ImageList, fragments_of, read_questions
 from vlmtune.session import with_absolute_paths
 from vlmtune.shown_text import redacted_values
 
@@ -82,7 +82,7 @@ def predict_rows(options: PredictOptions) -> PredictResult:
     settings = with_absolute_paths(adapter_settings(options.adapter, overrides))
     folder = output.resolve_folder(settings.run.output_dir, in_job=in_ray_job())
     data = settings.data
-    pieces = pieces_of(
+    fragments = fragments_of(
         options.data_path,
         options.question,
         image_root=data.image_root,
@@ -90,7 +90,7 @@ def predict_rows(options: PredictOptions) -> PredictResult:
         allow_remote_images=data.allow_remote_images,
         columns=columns_from(data.columns, None, None, answers=False),
     )
-    identity = _identity(options, settings, pieces)
+    identity = _identity(options, settings, fragments)
     start = _resume_point(folder, identity, overwrite=settings.run.overwrite)
     check_adapter_fits(settings, options.adapter)
     cluster = connect()
@@ -111,41 +111,41 @@ def predict_rows(options: PredictOptions) -> PredictResult:
         likelihoods=False,
     )
 
-    def read_piece(item: dict[str, Any]) -> Iterator[dict[str, bytes]]:
-        piece = pieces[item["piece"]]
+    def read_fragment(item: dict[str, Any]) -> Iterator[dict[str, bytes]]:
+        fragment = fragments[item["fragment"]]
         return read_questions(
-            piece, item["piece"], item["first"], model_ref, input_format, boxes, data.video_frames
+            fragment, item["fragment"], item["first"], model_ref, input_format, boxes, data.video_frames
         )
 
-    first_piece, first_row = start or (0, 0)
+    first_fragment, first_row = start or (0, 0)
     items = [
-        {"piece": index, "first": first_row if index == first_piece else 0}
-        for index in range(first_piece, len(pieces))
+        {"fragment": index, "first": first_row if index == first_fragment else 0}
+        for index in range(first_fragment, len(fragments))
     ]
     if start is None:
         output.claim(folder, overwrite=settings.run.overwrite, kind=output.PREDICTION)
         storage.write_text(f"{folder}/predict.yaml", output.dump_redacted(identity))
     else:
         logger.info(console_line("", "resuming: answers that are already written are kept"))
-    images = sum(len(piece.paths) for piece in pieces if isinstance(piece, ImageList)) or None
-    write_parts(folder, answer_rows(job, items, read_piece, cluster, rows=images), job.models[0], images)
+    images = sum(len(fragment.paths) for fragment in fragments if isinstance(fragment, ImageList)) or None
+    write_parts(folder, answer_rows(job, items, read_fragment, cluster, rows=images), job.models[0], images)
     file, rows, errors = join_parts(folder, options.format)
     return PredictResult(folder, file, rows, errors)
 
 
 def _identity(
-    options: PredictOptions, settings: Settings, pieces: Sequence[Piece | ImageList]
+    options: PredictOptions, settings: Settings, fragments: Sequence[Fragment | ImageList]
 ) -> dict[str, Any]:
     """Everything that the answers depend on, as predict.yaml holds it."""
     paths = sorted(
         {
             path
-            for piece in pieces
-            for path in (piece.paths if isinstance(piece, ImageList) else (piece.path,))
+            for fragment in fragments
+            for path in (fragment.paths if isinstance(fragment, ImageList) else (fragment.path,))
         }
     )
     weights = {} if options.base_only else read_adapter_files(options.adapter)
-    data = [[asdict(piece) for piece in pieces], file_states(paths)]
+    data = [[asdict(fragment) for fragment in fragments], file_states(paths)]
     identity: dict[str, Any] = {
         "data_path": settings.data.data_path,
         "question": options.question,
@@ -163,7 +163,7 @@ def _digest(*contents: bytes) -> str:
 
 
 def _resume_point(folder: str, identity: dict[str, Any], *, overwrite: bool) -> tuple[int, int] | None:
-    """The (piece, row) at which an interrupted run with the same identity resumes; None for a new run.
+    """The (fragment, row) at which an interrupted run with the same identity resumes; None for a new run.
 
     Raises:
         ConfigError: the folder holds finished predictions, those of another run, or other things, and

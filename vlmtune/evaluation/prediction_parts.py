@@ -36,13 +36,13 @@ SCHEMA = pa.schema(
 
 
 def next_row(folder: str) -> tuple[int, int]:
-    """The (piece, row) after the last finished one."""
+    """The (fragment, row) after the last finished one."""
     finished = [
         tuple(int(number) for number in path.rpartition("/")[2].removesuffix(".jsonl").split("-"))
         for path in list_parts(folder)
     ]
-    piece, row = max(finished, default=(0, -1))
-    return piece, row + 1
+    fragment, row = max(finished, default=(0, -1))
+    return fragment, row + 1
 
 
 def list_parts(folder: str) -> list[str]:
@@ -77,11 +77,11 @@ def write_parts(
 
     def write() -> None:
         if last is not None and lines:
-            storage.write_text(f"{folder}/parts/{last.piece:06d}-{last.number:012d}.jsonl", "".join(lines))
+            storage.write_text(f"{folder}/parts/{last.fragment:06d}-{last.number:012d}.jsonl", "".join(lines))
             lines.clear()
 
     for row, result in results:
-        if last is not None and (row.piece, row.number) <= (last.piece, last.number):
+        if last is not None and (row.fragment, row.number) <= (last.fragment, last.number):
             raise RuntimeError(f"{row.source} came after {last.source}: a resumed run would lose rows")
         last, total = row, total + 1
         lines.append(json.dumps(_record(row, result, model), ensure_ascii=False) + "\n")

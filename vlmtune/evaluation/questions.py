@@ -19,11 +19,11 @@ from pyarrow import fs
 from vlmtune.data.examples import load_images, load_videos
 from vlmtune.data.facts import shortened
 from vlmtune.data.formats import READERS
+from vlmtune.data.fragment import Fragment
 from vlmtune.data.image_paths import RowError
 from vlmtune.data.images import ImageError
 from vlmtune.data.input_format import InputFormat
 from vlmtune.data.names import IMAGE_SUFFIXES, is_system_file
-from vlmtune.data.piece import Piece
 from vlmtune.data.records import conversation
 from vlmtune.data.row_shapes import QUESTION_FIELDS, as_known_shape
 from vlmtune.data.scan import scan
@@ -32,14 +32,14 @@ from vlmtune.errors import ConfigError, DataError
 from vlmtune.model_ref import ModelRef
 from vlmtune.storage import absolute, filesystem, scheme
 
-IMAGES_PER_PIECE = 64
+IMAGES_PER_FRAGMENT = 64
 # Stands in for a missing answer, because a conversation ends with one. The model never sees it.
 PLACEHOLDER_ANSWER = "?"
 
 
 @dataclass(frozen=True)
 class ImageList:
-    """Some images of a folder with the same question; the counterpart of `Piece` for data files.
+    """Some images of a folder with the same question; the counterpart of `Fragment` for data files.
 
     `paths` are absolute paths or URIs.
     """
@@ -53,15 +53,15 @@ class QuestionRow:
     """One row to be answered.
 
     Attributes:
-        piece: index of the piece that the row is in.
-        number: index of the row in its piece.
+        fragment: index of the fragment that the row is in.
+        number: index of the row in its fragment.
         source: where a person finds the row, such as `data.jsonl:3`.
         images: path or URL of each image; None for an image that is stored in the data file.
         has_reference: whether the row has an answer of its own.
         error: why the row cannot be answered, if so.
     """
 
-    piece: int
+    fragment: int
     number: int
     source: str
     images: list[str | None]
@@ -69,8 +69,8 @@ class QuestionRow:
     error: str | None
 
 
-def pieces_of(data_path: str, question: str | None, **rules: Any) -> Sequence[Piece | ImageList]:
-    """List the pieces of `data_path` in order.
+def fragments_of(data_path: str, question: str | None, **rules: Any) -> Sequence[Fragment | ImageList]:
+    """List the fragments of `data_path` in order.
 
     Args:
         question: asked about every image; None if the rows have questions of their own.
@@ -88,8 +88,8 @@ def pieces_of(data_path: str, question: str | None, **rules: Any) -> Sequence[Pi
                 "nothing to ask about"
             )
         return [
-            ImageList(tuple(paths[at : at + IMAGES_PER_PIECE]), question)
-            for at in range(0, len(paths), IMAGES_PER_PIECE)
+            ImageList(tuple(paths[at : at + IMAGES_PER_FRAGMENT]), question)
+            for at in range(0, len(paths), IMAGES_PER_FRAGMENT)
         ]
     try:
         return scan(data_path, **rules)
@@ -141,7 +141,7 @@ def _local_images(folder: str) -> list[str]:
 
 
 def read_questions(
-    piece: Piece | ImageList,
+    fragment: Fragment | ImageList,
     index: int,
     first: int,
     model: ModelRef,
@@ -149,7 +149,7 @@ def read_questions(
     boxes: str = "unknown",
     video_frames: int | None = None,
 ) -> Iterator[dict[str, bytes]]:
-    """Read the rows of a piece from number `first` on.
+    """Read the rows of a fragment from number `first` on.
 
     Args:
         boxes: how the model writes boxes, see `box_formats.box_format_name`.
@@ -162,7 +162,7 @@ def read_questions(
     encoder = _question_encoder(
         model, json.dumps(input_format.to_dict(), sort_keys=True), boxes, video_frames
     )
-    for number, (source, record, error) in enumerate(_records(piece)):
+    for number, (source, record, error) in enumerate(_records(fragment)):
         if number < first:
             continue
         images: list[str | bytes] = []
@@ -171,15 +171,15 @@ def read_questions(
         try:
             if error is not None:
                 raise RowError(error)
-            if isinstance(piece, ImageList):
+            if isinstance(fragment, ImageList):
                 messages, images = completed
                 hints: dict[str, str] = {}
                 objects = None
                 video_paths: tuple[str, ...] = ()
             else:
-                record = as_known_shape(piece.columns.apply(record))[0]
+                record = as_known_shape(fragment.columns.apply(record))[0]
                 completed = with_answer(record)
-                found = conversation(completed, piece.rules, answered=completed is record)
+                found = conversation(completed, fragment.rules, has_answer=completed is record)
                 messages, images, hints = found.messages, found.images, found.hints
                 objects, video_paths = found.objects, found.videos
             pixels = load_images(images, hints)
@@ -190,19 +190,19 @@ def read_questions(
         except (RowError, ImageError, EncodeError) as reason:
             error = shortened(str(reason))
         names = [image if isinstance(image, str) else None for image in images]
-        has_reference = completed is record and not isinstance(piece, ImageList)
+        has_reference = completed is record and not isinstance(fragment, ImageList)
         row = QuestionRow(index, number, source, names, has_reference, error)
         yield {"row": pickle.dumps(row), "example": pickle.dumps(example)}
 
 
-def _records(piece: Piece | ImageList) -> Iterator[tuple[str, Any, str | None]]:
+def _records(fragment: Fragment | ImageList) -> Iterator[tuple[str, Any, str | None]]:
     """(source, record, error) of each row; the record of an image is already a conversation."""
-    if isinstance(piece, Piece):
-        yield from ((row.source, row.record, row.error) for row in READERS[piece.format](piece))
+    if isinstance(fragment, Fragment):
+        yield from ((row.source, row.record, row.error) for row in READERS[fragment.format](fragment))
         return
-    question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": piece.question}]}
+    question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": fragment.question}]}
     answer = {"role": "assistant", "content": [{"type": "text", "text": PLACEHOLDER_ANSWER}]}
-    yield from ((path, ([question, answer], [path]), None) for path in piece.paths)
+    yield from ((path, ([question, answer], [path]), None) for path in fragment.paths)
 
 
 def with_answer(record: Any) -> Any:

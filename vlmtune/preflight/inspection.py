@@ -67,7 +67,7 @@ def inspect_data(settings: Settings, output_dir: str | None) -> InspectResult:
         )
     files, inner = filesystem(folder)
     result = InspectResult(summary, folder, f"{folder}/preflight.json", f"{folder}/preflight.html")
-    page = html_report(summary, pick_samples(store, scanned.pieces))
+    page = html_report(summary, pick_samples(store, scanned.fragments))
     with writable(folder, "--output_dir"):
         files.create_dir(inner, recursive=True)
         storage.write_json(result.json_file, summary.to_dict())

@@ -85,7 +85,7 @@ def summarise(store: Store, settings: Settings, tokenizer: Any) -> Summary:
         epoch_tokens=int(np.minimum(tokens[epoch_rows], np.inf if max_length is None else max_length).sum()),
         epoch_answer_tokens=trained_tokens(store, epoch_rows, max_length),
         unused=store.meta.unused,
-        notes=[*note_lines(store.meta.notes), *search_notes, *notes],
+        notes=[*note_lines(store.meta.reading_notes), *search_notes, *notes],
         problems=[*training_problems(store, settings), *search_problems],
     )
 

@@ -5,7 +5,7 @@ from vlmtune.data.file_formats.image_folders import CLASS_FOLDERS, METADATA
 from vlmtune.data.file_formats.table_files import TABLE
 from vlmtune.data.file_formats.vqa import VQA
 from vlmtune.data.file_formats.webdataset import SHARD, SHARDS
-from vlmtune.data.piece import Format
+from vlmtune.data.fragment import Format
 
 # The first that recognises a folder, or a file, reads it.
 FOLDER_FORMATS: tuple[Format, ...] = (METADATA, SHARDS, CLASS_FOLDERS)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from vlmtune.data.file_formats.json_object import is_object_of_lists, load_object
-from vlmtune.data.piece import Format, PathContents, Piece
+from vlmtune.data.fragment import Format, Fragment, PathContents
 from vlmtune.data.records import RawRow
 from vlmtune.errors import DataError
 
@@ -15,18 +15,19 @@ def _recognises(contents: PathContents) -> bool:
     return is_object_of_lists(contents, ("images", "annotations"))
 
 
-def _cut(contents: PathContents) -> list[Piece]:
+def _cut(contents: PathContents) -> list[Fragment]:
     whole = contents.whole
-    content = load_object(whole.path, whole.shown)
+    content = load_object(whole.path, whole.shown_path)
     captions = [one for one in content["annotations"] if isinstance(one, dict) and "caption" in one]
     if not captions:
         raise DataError(
-            f"{whole.shown} holds COCO annotations without captions, which are no answers: write a CSV of "
+            f"{whole.shown_path} holds COCO annotations without captions, which are no answers: write a CSV "
+            "of "
             "image, question and answer"
         )
     if whole.columns.question is None:
         raise DataError(
-            f"{whole.shown} holds captions and no question: give the one that a caption answers: "
+            f"{whole.shown_path} holds captions and no question: give the one that a caption answers: "
             f'--question "{CAPTION_QUESTION}"'
         )
     if whole.columns.answer_column is None:
@@ -34,11 +35,11 @@ def _cut(contents: PathContents) -> list[Piece]:
     return [replace(whole, format=COCO.name)]
 
 
-def _rows(piece: Piece) -> Iterator[RawRow]:
-    content = load_object(piece.path, piece.shown)
+def _rows(fragment: Fragment) -> Iterator[RawRow]:
+    content = load_object(fragment.path, fragment.shown_path)
     images = {image.get("id"): image for image in content["images"] if isinstance(image, dict)}
     for number, annotation in enumerate(content["annotations"]):
-        source = f"{piece.shown} annotations[{number}]"
+        source = f"{fragment.shown_path} annotations[{number}]"
         image = images.get(annotation.get("image_id")) if isinstance(annotation, dict) else None
         if image is None or "file_name" not in image:
             yield RawRow(source, error="its image_id is the id of no image with a file_name")

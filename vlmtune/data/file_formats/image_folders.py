@@ -7,9 +7,9 @@ from typing import Any
 from pyarrow import fs
 
 from vlmtune.data.file_formats.table_files import table_rows
+from vlmtune.data.fragment import Format, Fragment, PathContents, open_file, suffix
 from vlmtune.data.jsonfiles import read_lines
 from vlmtune.data.names import IMAGE_SUFFIXES
-from vlmtune.data.piece import Format, PathContents, Piece, open_file, suffix
 from vlmtune.data.question_columns import EXAMPLE_QUESTION, LABEL
 from vlmtune.data.records import RawRow
 from vlmtune.data.splits_given import split_of_name
@@ -19,7 +19,7 @@ from vlmtune.storage import filesystem, join
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 FILE_NAME = "file_name"  # the column of metadata files that names the image
-IMAGES_PER_PIECE = 256
+IMAGES_PER_FRAGMENT = 256
 CLASSES_IN_MESSAGE = 4
 # Folders that hold lists or settings, and no class.
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".tar")
@@ -40,43 +40,44 @@ def _split_folders(contents: PathContents) -> list[str]:
     return folders
 
 
-def _cut_metadata(contents: PathContents) -> list[Piece]:
+def _cut_metadata(contents: PathContents) -> list[Fragment]:
     whole = contents.whole
     if not any(name in METADATA_FILES for name in contents.files):
         return [
-            piece
+            fragment
             for folder in _split_folders(contents)
-            for piece in _metadata_pieces(replace(_inside(whole, folder), split=split_of_name(folder)))
+            for fragment in _metadata_fragments(replace(_inside(whole, folder), split=split_of_name(folder)))
         ]
-    return _metadata_pieces(whole)
+    return _metadata_fragments(whole)
 
 
-def _metadata_pieces(whole: Piece) -> list[Piece]:
+def _metadata_fragments(whole: Fragment) -> list[Fragment]:
     system, inner = filesystem(whole.path)
     names = sorted(entry.base_name for entry in system.get_file_info(fs.FileSelector(inner)))
     name = next(name for name in names if name in METADATA_FILES)
-    piece = replace(_inside(whole, name), format=METADATA.name)
+    fragment = replace(_inside(whole, name), format=METADATA.name)
     if name == "metadata.csv":
-        columns = read_table(piece.path, piece.shown).columns
+        columns = read_table(fragment.path, fragment.shown_path).columns
     else:
-        first = next((row for row in _metadata_rows(piece) if row.error is None), None)
+        first = next((row for row in _metadata_rows(fragment) if row.error is None), None)
         columns = [] if first is None else list(first.record)
     if FILE_NAME not in columns and not {"image", "images"} & {field for field, _ in whole.columns.names}:
         raise DataError(
-            f"{piece.shown} has no column {FILE_NAME!r} with the images' names; it has: {', '.join(columns)}"
+            f"{fragment.shown_path} has no column {FILE_NAME!r} with the images' names; it has: "
+            f"{', '.join(columns)}"
         )
-    whole.columns.check(columns, piece.shown)
-    return [replace(piece, rules=replace(piece.rules, root=whole.path))]
+    whole.columns.check(columns, fragment.shown_path)
+    return [replace(fragment, rules=replace(fragment.rules, root=whole.path))]
 
 
-def _metadata_rows(piece: Piece) -> Iterator[RawRow]:
-    if piece.path.endswith(".csv"):
-        yield from table_rows(piece.path, piece.shown)
+def _metadata_rows(fragment: Fragment) -> Iterator[RawRow]:
+    if fragment.path.endswith(".csv"):
+        yield from table_rows(fragment.path, fragment.shown_path)
         return
-    system, inner = filesystem(piece.path)
+    system, inner = filesystem(fragment.path)
     size = system.get_file_info(inner).size
-    with open_file(piece.path) as file:
-        yield from read_lines(file, piece.shown, 0, size, 1)
+    with open_file(fragment.path) as file:
+        yield from read_lines(file, fragment.shown_path, 0, size, 1)
 
 
 def _holds_images(contents: PathContents) -> bool:
@@ -108,30 +109,34 @@ def _images(folder: str) -> list[str]:
     )
 
 
-def _cut_classes(contents: PathContents) -> list[Piece]:
+def _cut_classes(contents: PathContents) -> list[Fragment]:
     whole, names = contents.whole, _images(contents.whole.path)
     unsorted = [name for name in names if "/" not in name]
     if unsorted:
         raise DataError(
-            f"{whole.shown} holds images ({unsorted[0]}) and no file that says what to answer about them: "
+            f"{whole.shown_path} holds images ({unsorted[0]}) and no file that says what to answer about "
+            "them: "
             "add a metadata.csv with columns file_name, question and answer, or sort them into a folder for "
             "each class"
         )
     classes = sorted({_class_of(name) for name in names})
     more = len(classes) - CLASSES_IN_MESSAGE
-    shown = ", ".join(classes[:CLASSES_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
+    listed = ", ".join(classes[:CLASSES_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
     if whole.columns.question is None:
         raise DataError(
-            f"{whole.shown} holds images in a folder for each class ({shown}): give the question that the "
+            f"{whole.shown_path} holds images in a folder for each class ({listed}): give the question that "
+            "the "
             f'folder\'s name answers: --question "{EXAMPLE_QUESTION}"'
         )
     if len(classes) < 2:
-        raise DataError(f"{whole.shown} holds one class alone ({shown}): every answer would be the same")
-    piece = replace(whole, format=CLASS_FOLDERS.name, rules=replace(whole.rules, root=whole.path))
+        raise DataError(
+            f"{whole.shown_path} holds one class alone ({listed}): every answer would be the same"
+        )
+    fragment = replace(whole, format=CLASS_FOLDERS.name, rules=replace(whole.rules, root=whole.path))
     return [
-        replace(piece, names=tuple(part[first : first + IMAGES_PER_PIECE]), split=split)
+        replace(fragment, files=tuple(part[first : first + IMAGES_PER_FRAGMENT]), split=split)
         for split, part in _by_split(names)
-        for first in range(0, len(part), IMAGES_PER_PIECE)
+        for first in range(0, len(part), IMAGES_PER_FRAGMENT)
     ]
 
 
@@ -148,14 +153,14 @@ def _class_of(name: str) -> str:
     return name.split("/")[-2]
 
 
-def _class_rows(piece: Piece) -> Iterator[RawRow]:
-    for name in piece.names:
+def _class_rows(fragment: Fragment) -> Iterator[RawRow]:
+    for name in fragment.files:
         record: dict[str, Any] = {"image": name, LABEL: _class_of(name)}
-        yield RawRow(f"{piece.shown}/{name}", record, group_fields=record)
+        yield RawRow(f"{fragment.shown_path}/{name}", record, group_fields=record)
 
 
-def _inside(whole: Piece, name: str) -> Piece:
-    return replace(whole, path=join(whole.path, name), shown=f"{whole.shown}/{name}")
+def _inside(whole: Fragment, name: str) -> Fragment:
+    return replace(whole, path=join(whole.path, name), shown_path=f"{whole.shown_path}/{name}")
 
 
 METADATA = Format("imagefolder", _has_metadata, _cut_metadata, _metadata_rows)

@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from vlmtune.data.piece import PathContents, open_file
+from vlmtune.data.fragment import PathContents, open_file
 from vlmtune.errors import DataError
 
 # Names with which such an object begins, and no row does.
@@ -19,11 +19,11 @@ def is_object_of_lists(contents: PathContents, names: tuple[str, ...]) -> bool:
     head = (contents.head or b"").removeprefix(b"\xef\xbb\xbf")
     if contents.suffix != ".json" or not FIRST_NAME.match(head):
         return False
-    content = load_object(contents.whole.path, contents.whole.shown)
+    content = load_object(contents.whole.path, contents.whole.shown_path)
     return all(isinstance(content.get(name), list) for name in names)
 
 
-def load_object(path: str, shown: str) -> dict[str, Any]:
+def load_object(path: str, shown_path: str) -> dict[str, Any]:
     """The object that a file holds, whole in memory.
 
     Raises:
@@ -33,7 +33,7 @@ def load_object(path: str, shown: str) -> dict[str, Any]:
         with open_file(path) as file:
             content = json.loads(file.read())
     except ValueError as error:
-        raise DataError(f"{shown} is not JSON: {error}") from error
+        raise DataError(f"{shown_path} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise DataError(f"{shown} must hold one JSON object")
+        raise DataError(f"{shown_path} must hold one JSON object")
     return content

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from vlmtune.data.piece import Format, PathContents, Piece
+from vlmtune.data.fragment import Format, Fragment, PathContents
 from vlmtune.data.records import RawRow
 from vlmtune.data.tables import read_table
 from vlmtune.errors import DataError
@@ -14,29 +14,29 @@ JSON_COLUMNS = ("images", "messages", "conversations", "history", "objects")
 SUFFIXES = (".csv", ".tsv")
 
 
-def table_pieces(whole: Piece) -> list[Piece]:
-    """The piece of a table.
+def table_fragments(whole: Fragment) -> list[Fragment]:
+    """The fragment of a table.
 
     Raises:
         DataError: the file is no table, has no rows, or its columns make no question and answer.
     """
-    table = read_table(whole.path, whole.shown)
-    whole.columns.check(table.columns, whole.shown)
+    table = read_table(whole.path, whole.shown_path)
+    whole.columns.check(table.columns, whole.shown_path)
     if whole.group_by and whole.group_by not in table.columns:
         raise DataError(
-            f"--group_by {whole.group_by}: {whole.shown} has no such column; "
+            f"--group_by {whole.group_by}: {whole.shown_path} has no such column; "
             f"it has: {', '.join(table.columns)}"
         )
     if not table.rows:
-        raise DataError(f"{whole.shown} has a header and no rows: nothing to learn from")
-    return [replace(whole, format=TABLE.name, notes=table.notes)]
+        raise DataError(f"{whole.shown_path} has a header and no rows: nothing to learn from")
+    return [replace(whole, format=TABLE.name, reading_notes=table.notes)]
 
 
-def table_rows(path: str, shown: str) -> Iterator[RawRow]:
+def table_rows(path: str, shown_path: str) -> Iterator[RawRow]:
     """The lines of a table as records by column; a line with a wrong number of fields as a bad row."""
-    table = read_table(path, shown)
+    table = read_table(path, shown_path)
     for line, values in table.rows:
-        source = f"{shown}:{line}"
+        source = f"{shown_path}:{line}"
         if len(values) != len(table.columns):
             reason = (
                 f"{len(values)} fields where the header has {len(table.columns)}: "
@@ -67,12 +67,12 @@ def _recognises(contents: PathContents) -> bool:
     return contents.suffix in SUFFIXES
 
 
-def _cut(contents: PathContents) -> list[Piece]:
-    return table_pieces(contents.whole)
+def _cut(contents: PathContents) -> list[Fragment]:
+    return table_fragments(contents.whole)
 
 
-def _rows(piece: Piece) -> Iterator[RawRow]:
-    return table_rows(piece.path, piece.shown)
+def _rows(fragment: Fragment) -> Iterator[RawRow]:
+    return table_rows(fragment.path, fragment.shown_path)
 
 
 TABLE = Format("table", _recognises, _cut, _rows)

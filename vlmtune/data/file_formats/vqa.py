@@ -8,8 +8,8 @@ from typing import Any
 from pyarrow import fs
 
 from vlmtune.data.file_formats.json_object import is_object_of_lists, load_object
+from vlmtune.data.fragment import Format, Fragment, PathContents
 from vlmtune.data.names import IMAGE_SUFFIXES
-from vlmtune.data.piece import Format, PathContents, Piece
 from vlmtune.data.records import RawRow
 from vlmtune.errors import DataError
 from vlmtune.storage import filesystem, join, parent
@@ -25,16 +25,16 @@ def _is_answers(contents: PathContents) -> bool:
     return is_object_of_lists(contents, ("annotations",))
 
 
-def _cut(contents: PathContents) -> list[Piece]:
+def _cut(contents: PathContents) -> list[Fragment]:
     whole = contents.whole
     if _is_answers(contents):
         return []  # its questions file is beside it, and reads it
     if whole.columns.question is not None:
-        raise DataError(f"{whole.shown} holds questions of its own: leave out --question")
-    questions = load_object(whole.path, whole.shown)["questions"]
+        raise DataError(f"{whole.shown_path} holds questions of its own: leave out --question")
+    questions = load_object(whole.path, whole.shown_path)["questions"]
     answers_file = "" if _has_answers(questions) else _answers_file(whole, questions)
     version = _state(join(parent(whole.path), answers_file)) if answers_file else ""
-    return [replace(whole, format=VQA.name, names=(answers_file,), version=version)]
+    return [replace(whole, format=VQA.name, files=(answers_file,), version=version)]
 
 
 def _state(path: str) -> str:
@@ -48,7 +48,7 @@ def _has_answers(questions: list[Any]) -> bool:
     return bool(questions) and isinstance(questions[0], Mapping) and "answer" in questions[0]
 
 
-def _answers_file(whole: Piece, questions: list[Any]) -> str:
+def _answers_file(whole: Fragment, questions: list[Any]) -> str:
     """The name of the file beside the questions that holds their answers."""
     question_ids = {question.get("question_id") for question in questions if isinstance(question, Mapping)}
     folder = parent(whole.path)
@@ -65,20 +65,20 @@ def _answers_file(whole: Piece, questions: list[Any]) -> str:
         if isinstance(first, Mapping) and first.get("question_id") in question_ids:
             return name
     raise DataError(
-        f"{whole.shown} holds questions, but no file beside it holds their answers (an object with "
+        f"{whole.shown_path} holds questions, but no file beside it holds their answers (an object with "
         "`annotations` of the same question_id): put it in the same folder"
     )
 
 
-def _rows(piece: Piece) -> Iterator[RawRow]:
-    questions = load_object(piece.path, piece.shown)["questions"]
+def _rows(fragment: Fragment) -> Iterator[RawRow]:
+    questions = load_object(fragment.path, fragment.shown_path)["questions"]
     answers: dict[Any, Any] = {}
-    if answers_file := piece.names[0]:
-        content = load_object(join(parent(piece.path), answers_file), answers_file)
+    if answers_file := fragment.files[0]:
+        content = load_object(join(parent(fragment.path), answers_file), answers_file)
         answers = {one.get("question_id"): one for one in content["annotations"] if isinstance(one, Mapping)}
-    images = _images_by_number(piece.rules.root)
+    images = _images_by_number(fragment.rules.root)
     for number, question in enumerate(questions):
-        source = f"{piece.shown} questions[{number}]"
+        source = f"{fragment.shown_path} questions[{number}]"
         yield _row(source, question, answers, images)
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from vlmtune.data.fragment import Format, Fragment, PathContents, open_file, suffix
 from vlmtune.data.names import IMAGE_SUFFIXES
-from vlmtune.data.piece import Format, PathContents, Piece, open_file, suffix
 from vlmtune.data.records import RawRow
 from vlmtune.errors import DataError
 from vlmtune.storage import join
@@ -25,36 +25,36 @@ def _is_folder_of_shards(contents: PathContents) -> bool:
     return any(suffix(name) == ".tar" for name in contents.files)
 
 
-def _cut(contents: PathContents) -> list[Piece]:
-    return [_shard_piece(contents.whole)]
+def _cut(contents: PathContents) -> list[Fragment]:
+    return [_shard_fragment(contents.whole)]
 
 
-def _cut_folder(contents: PathContents) -> list[Piece]:
+def _cut_folder(contents: PathContents) -> list[Fragment]:
     whole = contents.whole
     names = [name for name in contents.files if suffix(name) == ".tar"]
     return [
-        _shard_piece(replace(whole, path=join(whole.path, name), shown=f"{whole.shown}/{name}"))
+        _shard_fragment(replace(whole, path=join(whole.path, name), shown_path=f"{whole.shown_path}/{name}"))
         for name in names
     ]
 
 
-def _shard_piece(whole: Piece) -> Piece:
+def _shard_fragment(whole: Fragment) -> Fragment:
     try:
         first = next(_rows(whole), None)
     except tarfile.TarError as error:
-        raise DataError(f"{whole.shown} is no tar file that can be read: {error}") from error
+        raise DataError(f"{whole.shown_path} is no tar file that can be read: {error}") from error
     if first is None:
-        raise DataError(f"{whole.shown} holds no file: nothing to learn from")
+        raise DataError(f"{whole.shown_path} holds no file: nothing to learn from")
     if first.error is None:
-        whole.columns.check(list(first.record), whole.shown)
+        whole.columns.check(list(first.record), whole.shown_path)
     return replace(whole, format=SHARD.name)
 
 
-def _rows(piece: Piece) -> Iterator[RawRow]:
+def _rows(fragment: Fragment) -> Iterator[RawRow]:
     key: str | None = None
     row: dict[str, Any] = {}
     error: str | None = None
-    with open_file(piece.path) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+    with open_file(fragment.path) as file, tarfile.open(fileobj=file, mode="r|") as tar:
         for member in tar:
             name = member.name.removeprefix("./")
             if not member.isfile() or name.rpartition("/")[2].startswith("."):
@@ -63,7 +63,7 @@ def _rows(piece: Piece) -> Iterator[RawRow]:
             stem, _, ending = base.partition(".")
             member_key = f"{folder}/{stem}" if folder else stem
             if key is not None and member_key != key:
-                yield _row(piece, key, row, error)
+                yield _row(fragment, key, row, error)
                 row, error = {}, None
             key = member_key
             try:
@@ -72,14 +72,14 @@ def _rows(piece: Piece) -> Iterator[RawRow]:
             except ValueError as fault:
                 error = f"{name}: {fault}"
         if key is not None:
-            yield _row(piece, key, row, error)
+            yield _row(fragment, key, row, error)
 
 
-def _row(piece: Piece, key: str, row: dict[str, Any], error: str | None) -> RawRow:
+def _row(fragment: Fragment, key: str, row: dict[str, Any], error: str | None) -> RawRow:
     images = row.pop(IMAGES, [])
     if images:
         row = {**row, "images": images} if len(images) > 1 else {**row, "image": images[0]}
-    return RawRow(f"{piece.shown}:{key}", row, group_fields={**row, "key": key}, error=error)
+    return RawRow(f"{fragment.shown_path}:{key}", row, group_fields={**row, "key": key}, error=error)
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

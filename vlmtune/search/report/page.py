@@ -75,8 +75,8 @@ def shown_samples(
         return {}
     rows = [row.row for row in gallery_rows(comparison, settings.training.seed)]
     try:
-        pieces = DataSource.from_settings(settings).scan().pieces
-        samples = load_samples(store, pieces, rows)
+        fragments = DataSource.from_settings(settings).scan().fragments
+        samples = load_samples(store, fragments, rows)
     except UserError as error:
         logger.info(console_line("", f"no images in the report: {error}"))
         return {}
