@@ -1,7 +1,7 @@
 """Answer images or rows. Answers are written as they come, so that a killed run can be resumed.
 
 OUTPUT_DIR/predict.yaml               what is answered, by which model; a run with other options cannot resume
-OUTPUT_DIR/parts/FRAGMENT-ROW.jsonl   finished rows, up to this row of this fragment; a file is moved there whole
+OUTPUT_DIR/parts/FRAGMENT-ROW.jsonl   finished rows, up to this row of this fragment; written in one move
 OUTPUT_DIR/predictions.jsonl          or .parquet: all rows in the order of the data, written at the end
 """
 
