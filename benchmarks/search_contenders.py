@@ -81,6 +81,11 @@ CONTENDERS: dict[str, Contender] = {
     "guided, then TPE, rungs at 1/4 and 1/2": Contender(
         guided=True, stopping={"grace_period": 0.25, "reduction_factor": 2}
     ),
+    "guided, then TPE, Hyperband of 3 brackets": Contender(guided=True, brackets=3),
+    "guided, then TPE, alpha of 32 at every rank": Contender(guided=True, alpha={"lora_alpha": 32}),
+    "guided, then TPE, rsLoRA with alpha of 8": Contender(
+        guided=True, alpha={"lora_alpha": 8, "use_rslora": True}
+    ),
     "guided, short runs of 1/4 first": Contender(guided=True, share=0.25),
 }
 
@@ -198,6 +203,13 @@ def cells(budgets: Sequence[int], at_once: Sequence[int], *, equal_compute: bool
     return made
 
 
+def applies(contender: Contender, name: str) -> bool:
+    """Whether a way to search is one for a problem: some need curves, others an alpha tied to the rank."""
+    if contender.alpha and not name.endswith(", tied"):
+        return False
+    return not (name == "public table" and (contender.share or contender.brackets))
+
+
 def compare(
     file: Path,
     *,
@@ -207,13 +219,13 @@ def compare(
     seeds: int,
     processes: int,
 ) -> None:
-    """Append the cells to `file`, one a line. Ways that need curves are left out on the public table."""
+    """Append the cells to `file`, one a line, but for those that a contender does not apply to."""
     jobs = [
         (name, label, at, seeds)
         for at in where
         for name in names
         for label in labels
-        if not (CONTENDERS[label].share and name == "public table")
+        if applies(CONTENDERS[label], name)
     ]
     with (
         ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,

@@ -7,13 +7,14 @@ next evaluation. The unit of compute is one evaluation interval, an eighth of a 
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import optuna
+from ray.tune.schedulers import AsyncHyperBandScheduler
 from search_curves import CurveTask, TableTask
 from search_tasks import EVALUATIONS, SHORT, TARGETS
 
@@ -48,6 +49,9 @@ class Contender:
         misled: whether an earlier search of another problem says that the lowest values are the best.
         share: of the steps; above 0, most trials are short runs with a whole schedule of their own, and the
             best of them are then run whole.
+        brackets: above 0, Hyperband with so many of them stops trials early: Ray Tune's asynchronous one,
+            whose trials are drawn into brackets that first compare after 1, 2, 4 … evaluations.
+        alpha: flags of LoRA's scaling where it is not that of the space.
     """
 
     sampler: Sampler | None = None
@@ -58,6 +62,8 @@ class Contender:
     portfolio: int = 0
     misled: bool = False
     share: float = 0.0
+    brackets: int = 0
+    alpha: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,14 @@ class Problem:
             "lora_dropout": settings.lora.dropout,
             "targets": targets,
         }
+
+    def with_alpha(self, flags: Mapping[str, Any]) -> "Problem":
+        """The problem with other flags of LoRA's scaling, constants instead of the space's own."""
+        if not flags:
+            return self
+        entries = {**(self.settings.search.search_space or {})}
+        entries.pop("lora_alpha")
+        return replace(self, settings=self.settings.replace(**flags, search_space=entries))
 
     def quality(self, values: Mapping[str, Any]) -> float:
         """The loss of the best checkpoint of a run with these values, without the noise of training."""
@@ -137,8 +151,8 @@ class Search:
         seed: int,
         portfolio: Sequence[dict[str, Any]] = (),
     ) -> None:
+        problem = problem.with_alpha(contender.alpha)
         self.problem, self.contender, self.seed = problem, contender, seed
-        space = problem.space
         settings = problem.settings.replace(
             recipe=problem.settings.search.recipe if contender.guided else None
         )
@@ -160,7 +174,16 @@ class Search:
         for parameters in portfolio:  # OptunaSearch has enqueued the baseline
             optuna_study(self.searcher).enqueue_trial(parameters)
         stopping = contender.stopping if problem.stops else NEVER
-        self.scheduler = make_scheduler(settings.replace(**stopping), space)
+        if problem.stops and contender.brackets:
+            np.random.seed(seed)  # Ray Tune draws the bracket of a trial from numpy's global generator
+            self.scheduler: Any = AsyncHyperBandScheduler(
+                time_attr=EVALUATION_NUMBER,
+                max_t=EVALUATIONS,
+                reduction_factor=2,
+                brackets=contender.brackets,
+            )
+        else:
+            self.scheduler = make_scheduler(settings.replace(**stopping), space)
         self.scheduler.set_search_properties("eval_loss", "min")
 
     def run(self, *, at_once: int, trials: int, compute: float) -> Outcome:

@@ -17,7 +17,7 @@ LAYERS = {
     "vlmtune.run_state": 5,
     "vlmtune.errors": 0, "vlmtune.html_page": 0, "vlmtune.background": 0, "vlmtune.storage": 0,
     "vlmtune.compat": 0, "vlmtune.hub": 0, "vlmtune.progress": 0,
-    "vlmtune.library_errors": 0.5, "vlmtune.model_ref": 1,
+    "vlmtune.library_errors": 0.5, "vlmtune.image_resolution": 0.5, "vlmtune.model_ref": 1,
     "vlmtune.console": 1, "vlmtune.cluster": 2, "vlmtune.config": 2, "vlmtune.data": 3,
     "vlmtune.output": 4, "vlmtune.trackers": 4,
     "vlmtune.model": 5, "vlmtune.session": 6, "vlmtune.evaluation": 7, "vlmtune.training": 8,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmtune.errors import ModelError
 from vlmtune.hub import stay_offline_unless_reachable
+from vlmtune.image_resolution import PROCESSORS_OWN, ImageResolution
 from vlmtune.library_errors import LIBRARY_ERRORS, first_line, lacks_memory, plain_library_errors
 
 if TYPE_CHECKING:
@@ -22,11 +23,12 @@ TOKEN_PAGE = "https://huggingface.co/settings/tokens"
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model on the Hub or in a folder, and whether the Python code that it brings along may run."""
+    """A model on the Hub or in a folder, whether its own Python code may run, and its images' resolution."""
 
     name: str
     revision: str = "main"
     trust_remote_code: bool = False
+    resolution: ImageResolution = PROCESSORS_OWN
 
     def config(self) -> PreTrainedConfig:
         """The config of a vision-language model, whether or not its weights are there.
@@ -68,10 +70,11 @@ class ModelRef:
         return model
 
     def processor(self) -> ProcessorMixin:
-        """The model's processor: its tokenizer and image processor.
+        """The model's processor: its tokenizer and image processor, at the resolution.
 
         Raises:
             ModelError: it is not there, gated, damaged, or has no image processor.
+            ConfigError: it cannot have the resolution.
         """
         from transformers import AutoProcessor, ProcessorMixin
 
@@ -90,6 +93,7 @@ class ModelRef:
             raise ModelError(
                 f"{self.name}: its {type(processor).__name__} has no tokenizer, so it takes no text"
             )
+        self.resolution.apply(processor, self.name)
         return processor
 
 

@@ -270,7 +270,7 @@ def prepare_rows_and_files(settings: Settings) -> tuple[Store, list[tuple[str, s
         raise ConfigError(NO_EVAL_ROWS)
     scanned = source.scan()
     store = prepare_store(source, cache_folder(settings), size_gb=data.cache_size_gb, scanned=scanned)
-    for note in serving_notes(ChatTemplate(settings.model.ref.processor())):
+    for note in serving_notes(ChatTemplate(settings.model.ref.processor()), settings.model.resolution):
         logger.info(console_line("Serving", note))
     max_length = settings.training.max_length
     counts = ", ".join(f"{len(store.rows_of(split))} {split}" for split in ("train", "eval", "test"))

@@ -7,6 +7,7 @@ import pytest
 
 from vlmtune.data.chat_template import ChatTemplate
 from vlmtune.data.serving_prompt import serving_notes
+from vlmtune.image_resolution import ImageResolution
 from vlmtune.model_ref import ModelRef
 
 THINKS = """\
@@ -30,7 +31,7 @@ DATED = "{{ strftime_now('%d %b %Y') }}" + PLAIN
 def notes(model: Path, template: str | None) -> list[str]:
     processor: Any = ModelRef(str(model)).processor()
     processor.chat_template = template
-    return serving_notes(ChatTemplate(processor))
+    return serving_notes(ChatTemplate(processor), ImageResolution())
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from vlmtune.config.kinds import Kind
 from vlmtune.config.trl_flags import TrlTraining
 from vlmtune.errors import ConfigError
+from vlmtune.image_resolution import ImageResolution
 from vlmtune.model_ref import ModelRef
 
 Quantization = Literal["none", "nf4", "int8", "fp8"]
@@ -201,7 +202,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The frozen base model: which one, in which types, and how its weights are held."""
+    """The frozen base model: which one, in which types, how its weights are held, and how it gets images."""
 
     model_name_or_path: str | None = option(None, "Base model: a folder, or a name on the Hub.")
     model_revision: str = option("main", "Branch, tag or commit of the model on the Hub.")
@@ -234,6 +235,19 @@ class ModelSettings:
         "With int8: also quantize activations, as LLM.int8 does. A row's result then depends on its "
         "neighbours.",
     )
+    max_pixels: int | None = option(
+        None,
+        "Most pixels of a resized image, where the model's processor limits them (Qwen-VL, GLM-V): fewer "
+        "pixels are fewer image tokens. By default the processor's own. It can be searched.",
+    )
+    min_pixels: int | None = option(
+        None, "Fewest pixels of a resized image: smaller images are enlarged. By default the processor's own."
+    )
+    max_image_tiles: int | None = option(
+        None,
+        "Most tiles that an image is cut into, where the model's processor cuts it (InternVL, Llama 4). By "
+        "default the processor's own. It can be searched.",
+    )
 
     @property
     def base_model(self) -> str:
@@ -244,8 +258,13 @@ class ModelSettings:
 
     @property
     def ref(self) -> ModelRef:
-        """The base model's name, revision and whether its own code may run."""
-        return ModelRef(self.base_model, self.model_revision, self.trust_remote_code)
+        """The base model's name, revision, whether its own code may run, and the resolution of images."""
+        return ModelRef(self.base_model, self.model_revision, self.trust_remote_code, self.resolution)
+
+    @property
+    def resolution(self) -> ImageResolution:
+        """The limits of the images' resolution that replace those of the model's processor."""
+        return ImageResolution(self.max_pixels, self.min_pixels, self.max_image_tiles)
 
     @property
     def base_quantization(self) -> Quantization:

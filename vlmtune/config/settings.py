@@ -120,6 +120,8 @@ def check_together(settings: Settings) -> None:
         raise ConfigError(
             f"data_weights: {len(data.data_weights)} for {len(data.paths)} data_path; give one for each"
         )
+    if model.max_pixels is not None and (model.min_pixels or 0) > model.max_pixels:
+        raise ConfigError(f"min_pixels: {model.min_pixels} is more than max_pixels {model.max_pixels}")
     if model.load_in_4bit and model.load_in_8bit:
         raise ConfigError("load_in_4bit and load_in_8bit: only one of them can be true")
     trl_switches = (("load_in_4bit", model.load_in_4bit, "nf4"), ("load_in_8bit", model.load_in_8bit, "int8"))

@@ -37,6 +37,9 @@ _SAME = {
     "use_rslora": "rslora",
     "use_dora": "dora",
     "storage_path": "storage",
+    "max_pixels": "image_max_pixels",
+    "min_pixels": "image_min_pixels",
+    "max_image_tiles": "max_patches max_dynamic_patch max_num_tiles max_tiles max_slice_nums",
 }
 _WITH_REASON = {
     "warmup_ratio": "a share below 1 of warmup_steps is a ratio: --warmup_steps 0.03",
@@ -45,8 +48,8 @@ _WITH_REASON = {
         "one split)"
     ),
     "image_size": (
-        "images get the size that the model's processor gives them; leave it out, and see inspect for the "
-        "tokens of an image"
+        "images get the size that the model's processor gives them; --max_pixels or --max_image_tiles limits "
+        "it, and inspect shows the tokens of an image"
     ),
     "template": "the chat template is that of the model's processor; leave it out",
     "finetuning_type": "vlmtune trains LoRA adapters; leave it out",
@@ -54,9 +57,7 @@ _WITH_REASON = {
     "do_sample": "answers are greedy; leave it out",
     "fp32": "give --dtype float32",
 }
-_WITH_REASON |= dict.fromkeys(
-    ("image_resolution", "image_max_pixels", "resize", "image_resize"), _WITH_REASON["image_size"]
-)
+_WITH_REASON |= dict.fromkeys(("image_resolution", "resize", "image_resize"), _WITH_REASON["image_size"])
 SYNONYMS: dict[str, str] = {other: name for name, others in _SAME.items() for other in others.split()}
 # Where a command answers rows instead of training, a batch is one of answers.
 OF_ANSWERS = {

@@ -10,13 +10,18 @@ import json
 
 from vlmtune.data.chat_template import ChatTemplate
 from vlmtune.data.template_rendering import FIXED_DATE, EncodeError
+from vlmtune.image_resolution import ImageResolution, tile_limit
 
 BUILTIN_EXAMPLE = "USER: <image>\nQUESTION ASSISTANT:"
 
 
-def serving_notes(template: ChatTemplate) -> list[str]:
-    """Lines for the person who serves an adapter of this model; none where any server does right."""
-    notes = []
+def serving_notes(template: ChatTemplate, resolution: ImageResolution) -> list[str]:
+    """Lines for the person who serves an adapter of this model; none where any server does right.
+
+    Args:
+        resolution: the limits that the template's processor was given.
+    """
+    notes = _resolution_notes(template, resolution)
     if template.processor.chat_template is None and template.processor.tokenizer.chat_template is None:
         prompt = BUILTIN_EXAMPLE.replace("<image>", template.image_token)
         notes.append(f"the base ships no chat template; this folder has the one of training: {prompt!r}")
@@ -42,6 +47,18 @@ def serving_notes(template: ChatTemplate) -> list[str]:
             f'chat_template_kwargs {{"date_string": "{FIXED_DATE:%d %b %Y}"}}'
         )
     return notes
+
+
+def _resolution_notes(template: ChatTemplate, resolution: ImageResolution) -> list[str]:
+    if not resolution:
+        return []
+    limits = {name: value for name, value in vars(resolution).items() if value is not None}
+    if "max_image_tiles" in limits:
+        limits[str(tile_limit(template.processor))] = limits.pop("max_image_tiles")
+    return [
+        f"images have {resolution}, as the adapter's processor has and the base's has not; serve with it "
+        f"(vLLM: --mm-processor-kwargs '{json.dumps(limits)}')"
+    ]
 
 
 def _ending(prompt: str) -> str:

@@ -38,6 +38,9 @@ class PredictOverrides(ModelOverrides, total=False):
 
     columns: dict[str, str]
     image_root: str
+    max_pixels: int
+    min_pixels: int
+    max_image_tiles: int
     allow_outside_paths: bool
     allow_remote_images: bool
     per_device_eval_batch_size: int

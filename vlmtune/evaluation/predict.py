@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 MODEL_SETTINGS = (
     *("model_name_or_path", "model_revision", "trust_remote_code", "quantization", "dtype"),
     *("attn_implementation", "use_bnb_nested_quant", "llm_int8", "use_cpu"),
+    *("max_pixels", "min_pixels", "max_image_tiles"),
 )
 
 

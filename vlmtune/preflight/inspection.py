@@ -63,7 +63,7 @@ def inspect_data(settings: Settings, output_dir: str | None) -> InspectResult:
             summary,
             memory=gpu_memory(settings, store),
             steps=step_lines(settings),
-            serving=serving_notes(ChatTemplate(source.model.processor())),
+            serving=serving_notes(ChatTemplate(source.model.processor()), source.model.resolution),
         )
     files, inner = filesystem(folder)
     result = InspectResult(summary, folder, f"{folder}/preflight.json", f"{folder}/preflight.html")

@@ -135,7 +135,7 @@ def model_card(settings: Settings, metrics: dict[str, Any], store: Store, measur
     model = settings.model
     base = shown_name(model.base_model)
     counts = {split: len(store.rows_of(split)) for split in ("train", "eval", "test")}
-    notes = serving_notes(ChatTemplate(settings.model.ref.processor()))
+    notes = serving_notes(ChatTemplate(settings.model.ref.processor()), settings.model.resolution)
     serving = "".join(f"- Serving: {note}\n" for note in notes) + "\n" if notes else ""
     results = "".join(f"| {name} | {value} |\n" for name, value in measured.items())
     return f"""---
