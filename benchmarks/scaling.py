@@ -1,7 +1,7 @@
 """How much faster are a search and a training run with several GPUs than with one?
 
     python benchmarks/scaling.py FOLDER --gpus 1 2 4 8 --json FILE [--parts search asha isolated packed]
-        [--limit_s 550] [--set OPTION=VALUE ...]
+        [--limit_s 550] [--work FOLDER] [--cold] [--set OPTION=VALUE ...]
     python benchmarks/scaling.py table FILE [--figure FILE.svg]
 
 FOLDER holds a model of true size (`benchmarks/full_size.py`). The parts are
@@ -13,7 +13,10 @@ FOLDER holds a model of true size (`benchmarks/full_size.py`). The parts are
 Every part runs in a process of its own, which sees so many GPUs, and becomes one line of FILE: milliseconds a
 row of all GPUs together, seconds of the whole command, and what the host spent. A part whose line is there is
 not run again, nor does one begin that would end after `--limit_s` if it took as long as the longest so far. A
-benchmark that is cut off resumes by the same command. Without a GPU, a Ray with so many CPUs takes its place.
+benchmark that is cut off resumes by the same command. `--work` keeps rows, prepared rows and the result of the
+self-check between the parts. `--cold` first drops the model's files from the page cache, so that "read from
+disk" counts each reading of them. With CUDA_VISIBLE_DEVICES, the first GPUs of those are taken: then several
+of these commands can share a host. Without a GPU, a Ray with so many CPUs takes its place.
 """
 
 import argparse
@@ -26,7 +29,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,7 +41,7 @@ from figure import write_figure
 from versions import check_versions
 
 PARTS = {"search": "none", "asha": "asha", "isolated": "isolated", "packed": "packed"}
-SAMPLE_S = 0.5
+SAMPLE_S = 1.0
 GB = 2**30
 NAMES = {
     "search": "search",
@@ -53,7 +57,7 @@ class HostUse:
     A process that lives for less than a sample is missed.
 
     Attributes:
-        peak_memory: bytes of the machine's memory in use beside those at the beginning, at most.
+        peak_memory: bytes of their proportional memory together, at most: what several share counts once.
         cpu: CPU seconds of the processes by kind: the driver, each kind of Ray worker, Ray's own processes.
         read: bytes read from disk, the page cache left out.
     """
@@ -66,7 +70,6 @@ class HostUse:
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> "HostUse":
-        self._before = psutil.virtual_memory().used
         self._thread.start()
         return self
 
@@ -87,14 +90,16 @@ class HostUse:
 
     def _sample(self) -> None:
         while not self._end.wait(SAMPLE_S):
-            self.peak_memory = max(self.peak_memory, psutil.virtual_memory().used - self._before)
+            memory = 0
             for process in psutil.Process().children(recursive=True):
                 try:
                     times = process.cpu_times()
                     self._cpu[process.pid] = _kind(process.cmdline()), times.user + times.system
                     self._read[process.pid] = process.io_counters().read_bytes
+                    memory += process.memory_full_info().pss
                 except psutil.Error:  # it has ended
                     continue
+            self.peak_memory = max(self.peak_memory, memory)
 
 
 def _kind(command: list[str]) -> str:
@@ -109,7 +114,11 @@ def _kind(command: list[str]) -> str:
 def devices(count: int) -> Iterator[None]:
     """Let jobs see so many GPUs; without any, a Ray cluster with so many CPUs."""
     if torch.cuda.is_available():
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(count)))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = (
+            visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+        )
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[:count])
         yield
         return
     from ray.cluster_utils import Cluster
@@ -122,36 +131,52 @@ def devices(count: int) -> Iterator[None]:
         cluster.shutdown()
 
 
+def drop_from_page_cache(folder: Path) -> None:
+    """Let the next reader of a folder's files read them from the disk."""
+    for file in folder.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())  # pages that are not written yet are kept
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def run_part(folder: str, part: str, count: int, args: argparse.Namespace) -> dict[str, Any]:
     """Run one part on `count` GPUs, in this process's children."""
-    with devices(count), HostUse() as host:
+    if args.cold:
+        drop_from_page_cache(Path(folder))
+    with (
+        devices(count),
+        nullcontext(args.work) if args.work else tempfile.TemporaryDirectory() as work,
+        HostUse() as host,
+    ):
         if part in ("search", "asha"):
-            result = run_search(folder, PARTS[part], args)
+            result = run_search(folder, PARTS[part], Path(work), args)
         else:
-            result = run_training(folder, part, count, args)
+            result = run_training(folder, part, count, Path(work), args)
     used = {"peak_host_gb": host.peak_memory / GB, "read_gb": host.read / GB, "cpu_s": host.cpu}
     return {**result, **used}
 
 
-def run_search(folder: str, early_stopping: str, args: argparse.Namespace) -> dict[str, Any]:
+def run_search(folder: str, early_stopping: str, work: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """`tune.py` without what comes after the last trial: the winners' other seeds and the answers."""
     from search import whole
 
-    shared = {"batch": 2, "text": False, "tokens": args.tokens, "set": args.set, "rounds": 1}
+    flags = [*args.set, "confirm=none", "recipe=none"]
+    shared = {"batch": 2, "text": False, "tokens": args.tokens, "set": flags, "rounds": 1}
     options: Any = SimpleNamespace(trials=args.trials, early_stopping=early_stopping, **shared)
-    return whole(folder, options)
+    return whole(folder, options, args.search_rows, work)
 
 
-def run_training(folder: str, runner: str, count: int, args: argparse.Namespace) -> dict[str, Any]:
+def run_training(
+    folder: str, runner: str, count: int, work: Path, args: argparse.Namespace
+) -> dict[str, Any]:
     """`train.py` on `count` workers; a step has as many rows with any number of them."""
     from data import write_rows
-    from workers import BATCH, train
+    from workers import BATCH, kept_rows, train
 
     flags = {"trial_runner": runner, **dict(option.split("=", 1) for option in args.set)}
     batch = int(flags.get("per_device_train_batch_size", BATCH))
-    with tempfile.TemporaryDirectory() as work:
-        write_rows(Path(work) / "rows", args.rows, words=900)
-        rows = Path(work) / "rows" / "rows.jsonl"
-        return train(folder, Path(work), rows, count, batch * max(args.gpus), flags)
+    rows = kept_rows(work / f"rows{args.rows}", partial(write_rows, rows=args.rows, words=900))
+    return train(folder, work, rows, count, args.step_rows or batch * max(args.gpus), flags)
 
 
 def run_all(args: argparse.Namespace) -> None:
@@ -170,8 +195,10 @@ def run_all(args: argparse.Namespace) -> None:
                 print(f"{part} on {count}: not begun, the time limit is near; the same command resumes")
                 continue
             command = [sys.executable, __file__, args.folder, "--part", part, "--count", str(count)]
-            for name in ("trials", "rows", "tokens"):
+            for name in ("trials", "rows", "search_rows", "tokens"):
                 command += [f"--{name}", str(getattr(args, name))]
+            command += ["--work", args.work] * bool(args.work) + ["--cold"] * args.cold
+            command += ["--step_rows", str(args.step_rows)] * bool(args.step_rows)
             command += ["--gpus", *map(str, args.gpus), "--set", *args.set]
             process = subprocess.run(command, stdout=subprocess.PIPE, text=True)
             longest = max(longest, time.monotonic() - before)
@@ -179,7 +206,7 @@ def run_all(args: argparse.Namespace) -> None:
                 print(f"{part} on {count}: failed, see above")
                 continue
             result = json.loads(process.stdout.splitlines()[-1])
-            line = {"model": model, "part": part, "gpus": count, "set": args.set, **result}
+            line = {"model": model, "part": part, "gpus": count, "set": args.set, "cold": args.cold, **result}
             with file.open("a") as lines:
                 lines.write(json.dumps(line) + "\n")
             print(f"{part} on {count}: {result['ms_a_row']:.2f} ms a row", flush=True)
@@ -238,6 +265,12 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--trials", type=int, default=32)
     parser.add_argument("--rows", type=int, default=900, help="of isolated and packed")
+    parser.add_argument("--search_rows", type=int, default=200, help="that a trial is trained on")
+    parser.add_argument(
+        "--step_rows", type=int, help="of a step of train.py; otherwise a batch for each of the most GPUs"
+    )
+    parser.add_argument("--work", metavar="FOLDER", help="of rows and prepared rows; kept")
+    parser.add_argument("--cold", action="store_true", help="drop the model's files from the page cache")
     parser.add_argument("--tokens", type=int, default=640, help="that rows are cut to")
     parser.add_argument("--limit_s", type=float, default=float("inf"))
     parser.add_argument("--set", nargs="*", default=["torch_compile=true"], metavar="OPTION=VALUE")

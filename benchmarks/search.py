@@ -29,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from figure import write_figure
 from jobs import event_times, run_job
 from train_step import CASES, _synchronize, measure
 from versions import check_versions
+from workers import kept_rows
 
 from vlmtune.model_ref import ModelRef
 
@@ -45,14 +47,14 @@ WARM_UP = 6  # rounds: three without a graph, one that captures it, and their ne
 ROWS = 100
 
 
-def write_rows(folder: Path, *, text: bool, words_a_row: int = 900) -> Path:
-    """Write `ROWS` training rows and 8 others, with a random image unless `text`."""
+def write_rows(folder: Path, *, text: bool, words_a_row: int = 900, count: int = ROWS) -> Path:
+    """Write `count` training rows and 8 others, with a random image unless `text`."""
     from PIL import Image
 
     random = np.random.RandomState(0)
     words = ["steel", "beam", "column", "slab", "of", "the", "wall", "and", "a", "floor", "in", "concrete"]
     lines = []
-    for row in range(ROWS + 8):
+    for row in range(count + 8):
         prompt, answer = (" ".join(random.choice(words, count)) for count in (words_a_row, 40))
         line = {"instruction": prompt, "output": answer}
         if not text:
@@ -324,15 +326,25 @@ def equal(folder: str, args: argparse.Namespace) -> dict[str, Any]:
     return distances
 
 
-def whole(folder: str, args: argparse.Namespace) -> dict[str, Any]:
+def whole(
+    folder: str, args: argparse.Namespace, rows: int = ROWS, kept: Path | None = None
+) -> dict[str, Any]:
     """Run a search by its command, and measure what Tune, RPC and checkpoints add to the engine's time.
 
     The window begins when all trials have had their first evaluation. It ends when the complete trials have
     had their last evaluation but one: the last ones wait for checkpoints that nothing hides. Rows that a
     stopped trial trained until it heard of it count as added.
+
+    Args:
+        folder: of the model.
+        args: the options of this script.
+        rows: that each trial is trained on.
+        kept: the folder of rows and prepared rows, for the next call with the same rows.
     """
     with tempfile.TemporaryDirectory() as work:
         out = f"{work}/out"
+        write = partial(write_rows, text=args.text, count=rows)
+        data = kept_rows((kept or Path(work)) / f"search{rows}", write)
         shared = {
             name: value
             for name, value in options(folder, args).items()
@@ -340,9 +352,9 @@ def whole(folder: str, args: argparse.Namespace) -> dict[str, Any]:
         }
         config = {
             **shared,
-            "data_path": str(write_rows(Path(work), text=args.text)),
-            "image_root": work,
-            "cache_dir": f"{work}/cache",
+            "data_path": str(data),
+            "image_root": str(data.parent),
+            "cache_dir": str((kept or Path(work)) / "cache"),
             "eval_fraction": 0.04,
             "test_fraction": 0.03,
             "num_train_epochs": 1,

@@ -17,7 +17,9 @@ import argparse
 import json
 import statistics
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ def train(
     folder: str, work: Path, data: Path, workers: int, rows: int, flags: dict[str, str]
 ) -> dict[str, Any]:
     """Run the command once, in steps of `rows` rows unless `flags` sets gradient_accumulation_steps."""
-    out = work / f"out{workers}"
+    out = work / f"out{workers}"  # another number of workers is another folder: runs may share the rest
     batch = int(flags.get("per_device_train_batch_size", BATCH))
     parts = int(flags.get("gradient_accumulation_steps", rows // (batch * workers)))
     rows = parts * batch * workers
@@ -77,6 +79,18 @@ def train(
     }
 
 
+def kept_rows(folder: Path, write: Callable[[Path], object]) -> Path:
+    """`rows.jsonl` in `folder`, which `write` fills if it does not exist."""
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(dir=folder.parent) as made:  # another command may write the same
+            rows = Path(made) / "rows"
+            rows.mkdir()
+            write(rows)
+            if not folder.exists():
+                rows.rename(folder)
+    return folder / "rows.jsonl"
+
+
 def distance(one: Path, other: Path) -> float:
     """Relative norm of the difference of two runs' B matrices, which begin at zero."""
     from safetensors.numpy import load_file
@@ -110,12 +124,7 @@ def main() -> None:
     with nullcontext(args.work) if args.work else tempfile.TemporaryDirectory() as work:
         work = Path(work).absolute()
         work.mkdir(parents=True, exist_ok=True)
-        data = work / f"rows{args.rows}" / "rows.jsonl"
-        if not data.exists():
-            with tempfile.TemporaryDirectory(dir=work) as made:  # another call may be writing the same
-                write_rows(Path(made) / "rows", args.rows, words=900)
-                if not data.exists():
-                    (Path(made) / "rows").rename(data.parent)
+        data = kept_rows(work / f"rows{args.rows}", partial(write_rows, rows=args.rows, words=900))
         for workers in args.workers:
             result = train(args.folder, work, data, workers, rows, flags)
             first = first or result
