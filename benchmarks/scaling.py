@@ -13,10 +13,12 @@ FOLDER holds a model of true size (`benchmarks/full_size.py`). The parts are
 Every part runs in a process of its own, which sees so many GPUs, and becomes one line of FILE: milliseconds a
 row of all GPUs together, seconds of the whole command, and what the host spent. A part whose line is there is
 not run again, nor does one begin that would end after `--limit_s` if it took as long as the longest so far. A
-benchmark that is cut off resumes by the same command. `--work` keeps rows, prepared rows and the result of the
-self-check between the parts. `--cold` first drops the model's files from the page cache, so that "read from
-disk" counts each reading of them. With CUDA_VISIBLE_DEVICES, the first GPUs of those are taken: then several
-of these commands can share a host. Without a GPU, a Ray with so many CPUs takes its place.
+benchmark that is cut off resumes by the same command.
+
+`--work` keeps rows, prepared rows and the result of the self-check between the parts. `--cold` drops the
+model's files from the page cache, so that "read from disk" counts each reading of them. Of the GPUs in
+CUDA_VISIBLE_DEVICES the first are taken, so several of these commands can share a host. Without a GPU, a Ray
+with so many CPUs takes its place.
 """
 
 import argparse
@@ -173,10 +175,12 @@ def run_training(
     from data import write_rows
     from workers import BATCH, kept_rows, train
 
-    flags = {"trial_runner": runner, **dict(option.split("=", 1) for option in args.set)}
+    flags = {"trial_runner": runner, "cache_dir": str(work / "cache")}
+    flags |= dict(option.split("=", 1) for option in args.set)
     batch = int(flags.get("per_device_train_batch_size", BATCH))
     rows = kept_rows(work / f"rows{args.rows}", partial(write_rows, rows=args.rows, words=900))
-    return train(folder, work, rows, count, args.step_rows or batch * max(args.gpus), flags)
+    with tempfile.TemporaryDirectory() as results:
+        return train(folder, Path(results), rows, count, args.step_rows or batch * max(args.gpus), flags)
 
 
 def run_all(args: argparse.Namespace) -> None:
