@@ -173,12 +173,12 @@ def run_training(
 ) -> dict[str, Any]:
     """`train.py` on `count` workers; a step has as many rows with any number of them."""
     from data import write_rows
-    from workers import BATCH, kept_rows, train
+    from workers import BATCH, rows_in, train
 
     flags = {"trial_runner": runner, "cache_dir": str(work / "cache")}
     flags |= dict(option.split("=", 1) for option in args.set)
     batch = int(flags.get("per_device_train_batch_size", BATCH))
-    rows = kept_rows(work / f"rows{args.rows}", partial(write_rows, rows=args.rows, words=900))
+    rows = rows_in(work / f"rows{args.rows}", partial(write_rows, rows=args.rows, words=900))
     with tempfile.TemporaryDirectory() as results:
         return train(folder, Path(results), rows, count, args.step_rows or batch * max(args.gpus), flags)
 

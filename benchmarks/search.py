@@ -39,7 +39,7 @@ from figure import write_figure
 from jobs import event_times, run_job
 from train_step import CASES, _synchronize, measure
 from versions import check_versions
-from workers import kept_rows
+from workers import rows_in
 
 from vlmtune.model_ref import ModelRef
 
@@ -344,7 +344,7 @@ def whole(
     with tempfile.TemporaryDirectory() as work:
         out = f"{work}/out"
         write = partial(write_rows, text=args.text, count=rows)
-        data = kept_rows((kept or Path(work)) / f"search{rows}", write)
+        data = rows_in((kept or Path(work)) / f"search{rows}", write)
         shared = {
             name: value
             for name, value in options(folder, args).items()

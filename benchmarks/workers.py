@@ -79,7 +79,7 @@ def train(
     }
 
 
-def kept_rows(folder: Path, write: Callable[[Path], object]) -> Path:
+def rows_in(folder: Path, write: Callable[[Path], object]) -> Path:
     """`rows.jsonl` in `folder`, which `write` fills if it does not exist."""
     if not folder.exists():
         with tempfile.TemporaryDirectory(dir=folder.parent) as made:  # another command may write the same
@@ -124,7 +124,7 @@ def main() -> None:
     with nullcontext(args.work) if args.work else tempfile.TemporaryDirectory() as work:
         work = Path(work).absolute()
         work.mkdir(parents=True, exist_ok=True)
-        data = kept_rows(work / f"rows{args.rows}", partial(write_rows, rows=args.rows, words=900))
+        data = rows_in(work / f"rows{args.rows}", partial(write_rows, rows=args.rows, words=900))
         for workers in args.workers:
             result = train(args.folder, work, data, workers, rows, flags)
             first = first or result
