@@ -21,6 +21,8 @@ TESTED_IN = {
     "data/find_input_format.py": "data/test_collate.py",
     # Options that are only read through `Settings`.
     "config/options.py": "config/test_settings.py",
+    "config/search_options.py": "config/test_settings.py",
+    "config/training_options.py": "config/test_settings.py",
     # Code behind a command, which only a whole command reaches.
     "evaluation/evaluate.py": "ray_jobs/test_eval.py",
     "evaluation/export.py": "ray_jobs/test_export.py",

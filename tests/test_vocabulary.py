@@ -37,7 +37,7 @@ IDENTIFIERS = {
     "Share": "WorkerShard",
     "Found": "PassResult",
     "add_up": "all_reduce_sum",
-    "without_walks": "skip_module_traversal",
+    "without_walks": "TrainedView",
     "own_trial": "baseline_trial",
     "_let_in_and_out": "_apply_joins_and_leaves",
     "told": "notes_sent",

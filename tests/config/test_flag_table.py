@@ -9,7 +9,7 @@ from vlmtune.config.settings import Settings
 def test_tables_name_real_options_and_names_are_unique() -> None:
     names = list(flags())
     assert len(names) == sum(len(dataclasses.fields(group)) for group in GROUPS.values())
-    assert {name for name, option in flags().items() if not option.supported} == set(UNSUPPORTED)
+    assert {name for name, flag in flags().items() if not flag.in_settings} == set(UNSUPPORTED)
     assert set(UNSUPPORTED) | set(LIMITS) | set(ALIASES.values()) | set(PRESET) <= set(names)
     assert not set(ALIASES) & set(names)
 

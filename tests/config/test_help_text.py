@@ -3,7 +3,7 @@
 import pytest
 
 from vlmtune.config.flag_table import flags
-from vlmtune.config.help_text import COMMON, OF_TRAIN, TITLES, default_text, first_sentence
+from vlmtune.config.help_text import COMMON, SEARCH_OPTIONS_OF_TRAIN, TITLES, default_text, first_sentence
 
 
 @pytest.mark.parametrize(
@@ -36,5 +36,5 @@ def test_defaults_are_real(name: str, automatic: str, text: str) -> None:
 
 def test_the_common_options_exist() -> None:
     planned = {"question", "confirm"}  # of other commands, where they are
-    assert COMMON - planned <= flags().keys() and OF_TRAIN <= COMMON
+    assert COMMON - planned <= flags().keys() and SEARCH_OPTIONS_OF_TRAIN <= COMMON
     assert set(TITLES) == {option.group for option in flags().values()} - {"unsupported"}

@@ -4,7 +4,7 @@ import pytest
 
 from vlmtune.config.flag_table import ALIASES, find_flag, flags
 from vlmtune.config.limits import UNSUPPORTED
-from vlmtune.config.synonyms import OF_ANSWERS, SYNONYMS
+from vlmtune.config.synonyms import SYNONYMS, SYNONYMS_OF_ANSWERING
 from vlmtune.errors import ConfigError
 
 
@@ -32,4 +32,4 @@ def test_every_synonym_leads_to_an_option_and_hides_none() -> None:
     known = flags().keys() - UNSUPPORTED.keys()
     assert set(SYNONYMS.values()) <= known
     assert not set(SYNONYMS) & {*flags(), *ALIASES}
-    assert set(OF_ANSWERS.values()) <= known | {"adapter", "question", "max_new_tokens", "format"}
+    assert set(SYNONYMS_OF_ANSWERING.values()) <= known | {"adapter", "question", "max_new_tokens", "format"}

@@ -17,7 +17,7 @@ from vlmtune.model.fast import (
     skip_padding_mask,
 )
 from vlmtune.model.lora import attach, lora_config, target_modules
-from vlmtune.model.step import skip_module_traversal
+from vlmtune.model.step import TrainedView
 from vlmtune.model_ref import ModelRef
 
 CPU = torch.device("cpu")
@@ -143,7 +143,7 @@ def test_mode_and_gradients_are_as_after_a_walk(models: Path):
     `zero_grad`."""
     model, _ = adapted(models / "llava", "none", dropout=0.5)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    view = skip_module_traversal(model)
+    view = TrainedView(model)
     assert list(view.parameters()) == trained
     for mode in (True, False, False, True, True):
         assert view.train(mode) is view

@@ -193,7 +193,7 @@ def test_an_abandoned_trial_has_to_join_again_and_resumes(
     assert actor.wait_for_report("one", 0, 30.0) is not None
     monkeypatch.setattr("vlmtune.packed.trial_registry.ABANDONED_AFTER_S", 0.0)
     with actor.changed:
-        assert actor.changed.wait_for(lambda: not actor.registry.has_joined("one"), timeout=30)
+        assert actor.changed.wait_for(lambda: not actor.registry.can_be_polled("one"), timeout=30)
     monkeypatch.undo()
     with pytest.raises(UnknownTrialError):
         actor.wait_for_report("one", 1, 0.1)

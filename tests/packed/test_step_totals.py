@@ -27,7 +27,7 @@ def test_batches_add_up_to_the_mean_over_the_labelled_tokens_of_the_step() -> No
 
 def test_a_single_worker_keeps_its_gradient_and_totals() -> None:
     totals, gradient = make_totals([[6.0]], [[1]], labelled_tokens=3), torch.tensor([1.0, 2.0])
-    labelled_tokens = totals.all_reduce(SINGLE_WORKER, gradient, needs_has_images=True)
+    labelled_tokens = totals.all_reduce(SINGLE_WORKER, gradient, reduce_has_images=True)
     assert labelled_tokens.item() == 3
     assert gradient.tolist() == [1.0, 2.0]
     assert not totals.has_images

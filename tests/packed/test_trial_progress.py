@@ -69,7 +69,7 @@ def test_log_lines_are_due_once(tmp_path: Path) -> None:
     for _ in range(4):
         progress.end_step()
         due.append(progress.log_due)
-        progress.logged()
+        progress.clear_log_due()
         assert not progress.log_due
     assert due == [False, True, False, True]
 

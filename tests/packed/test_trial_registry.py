@@ -29,16 +29,16 @@ def test_a_trial_goes_through_its_states() -> None:
     trial = claim(registry, "one")
     assert trial.phase is TrialPhase.PREPARING
     with pytest.raises(UnknownTrialError):
-        registry.joined("one")
+        registry.get_polled("one")
     assert registry.set_ready(trial, SLOT)
     assert trial.phase is TrialPhase.READY
-    assert registry.joined("one") is trial
+    assert registry.get_polled("one") is trial
     assert trial.start_training() is SLOT
     assert (trial.phase, trial.slot) == (TrialPhase.TRAINING, None)
     assert registry.free_slots == 0
     registry.mark_finished("one")
     assert trial.phase is TrialPhase.FINISHED
-    assert registry.joined("one") is trial, "its reports can be read"
+    assert registry.get_polled("one") is trial, "its reports can be read"
     assert registry.free_slots == 1
     assert registry.leave("one") is None
     assert registry.get("one") is None
@@ -55,7 +55,7 @@ def test_a_trial_that_trains_leaves_before_the_next_round() -> None:
     registry.mark_finished("one")
     assert trial.phase is TrialPhase.LEAVING
     with pytest.raises(UnknownTrialError):
-        registry.joined("one")
+        registry.get_polled("one")
 
 
 def test_a_trial_that_is_ready_leaves_at_once() -> None:
@@ -98,7 +98,7 @@ def test_a_trial_that_cannot_be_prepared_frees_its_place() -> None:
 def test_a_trial_that_had_ended_before_takes_no_place() -> None:
     registry = TrialRegistry(1)
     registry.restore_finished(claim(registry, "one"), REPORT)
-    assert registry.joined("one").reports == [REPORT]
+    assert registry.get_polled("one").reports == [REPORT]
     assert registry.free_slots == 1
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vlmtune.packed.checkpoint_folder import write_checkpoint
-from vlmtune.packed.messages import CHECKPOINT
+from vlmtune.packed.messages import BEST_CHECKPOINT
 from vlmtune.search.saved_trials import (
     COPY,
     End,
@@ -158,7 +158,7 @@ MADE_UP = {
     "a number in words": {"number": "x"},
     "reports that are none": {"reports": 5},
     "a report that is none": {"reports": [7]},
-    "a checkpoint that climbs": {"reports": [{"step": 1, CHECKPOINT: "tune/../../../etc"}]},
+    "a checkpoint that climbs": {"reports": [{"step": 1, BEST_CHECKPOINT: "tune/../../../etc"}]},
     "a step in words": {"reports": [{"step": "x"}]},
     "another field": {"more": 1},
     "values that are none": {"values": []},

@@ -12,7 +12,7 @@ from vlmtune.cli.command_parser import CommandParser
 from vlmtune.config.flag_table import ALIASES, find_flag, read_values
 from vlmtune.config.help_text import first_sentence
 from vlmtune.config.kinds import SEVERAL
-from vlmtune.config.synonyms import OF_ANSWERS, advice
+from vlmtune.config.synonyms import SYNONYMS_OF_ANSWERING, advice
 from vlmtune.errors import ConfigError, nearest
 from vlmtune.evaluation.metrics import METRICS
 from vlmtune.evaluation.options import (
@@ -83,7 +83,7 @@ class AdapterParser(CommandParser):
         if unknown:
             first = as_given.get(unknown[0], unknown[0]).partition("=")[0]
             word = first.lstrip("-").replace("-", "_")
-            if text := advice(word, {*vars(parsed), *self.settings_flags}, OF_ANSWERS):
+            if text := advice(word, {*vars(parsed), *self.settings_flags}, SYNONYMS_OF_ANSWERING):
                 raise ConfigError(f"{first}: {text}")
             known = ["adapter", *(name for name in vars(parsed)), *self.settings_flags]
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""The table of all flags, and values by flag name: from a command line, a YAML file or code."""
+"""The table of all flags, and the reading of values by flag name from a command line, a YAML file or code."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ from vlmtune.config.options import (
     LoraSettings,
     ModelSettings,
     RunSettings,
-    SearchSettings,
-    TrainingSettings,
 )
+from vlmtune.config.search_options import SearchSettings
 from vlmtune.config.synonyms import advice
+from vlmtune.config.training_options import TrainingSettings
 from vlmtune.config.trl_flags import TrlUnsupported
 from vlmtune.errors import ConfigError, nearest
 
-# Older names of the field, accepted wherever the name on the right is.
+# Names of other programs (on the left) that are accepted like the flag's own name.
 ALIASES = {"max_seq_length": "max_length", "lora_rank": "lora_r", "target_modules": "lora_target_modules"}
 
 # In the order of `--help`.
@@ -39,7 +39,7 @@ GROUPS: dict[str, type[Any]] = {
 
 @cache
 def flags() -> dict[str, Flag]:
-    """Every option by its flag name, in the order of the groups."""
+    """Every flag by its name, in the order of GROUPS."""
     table: dict[str, Flag] = {}
     for group, options in GROUPS.items():
         hints = get_type_hints(options)
@@ -60,15 +60,18 @@ def flags() -> dict[str, Flag]:
 
 
 def default_of(field: "dataclasses.Field[Any]") -> Any:
-    """A field's default; lists are fresh each time."""
+    """A field's default value. A list or dict is a new object at each call."""
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
 
 
 def find_flag(name: str, label: str | None = None) -> Flag:
-    """The option called `name`, or by an older name of it.
+    """The flag called `name`, which may be one of ALIASES.
+
+    Args:
+        label: how to call the flag in a message; `name` by default.
 
     Raises:
-        ConfigError: there is none; the message names the nearest one.
+        ConfigError: there is no such flag; the message names the most similar one.
     """
     flag = flags().get(ALIASES.get(name, name))
     if flag is None:
@@ -80,10 +83,10 @@ def find_flag(name: str, label: str | None = None) -> Flag:
 
 
 def read_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The checked values by flag name.
+    """Check values, and convert them to the types of their flags.
 
     Args:
-        prefix: what stands before a name in messages, such as "--" or "config.yaml: ".
+        prefix: what messages put before a name, such as "--" or "config.yaml: ".
 
     Raises:
         ConfigError: a name is unknown or given under two names, or a value is wrong.

@@ -1,4 +1,4 @@
-"""One option: its type, its limits, and how a value of a command line, of YAML or of code is read."""
+"""`Flag`: one option, with its type and limits; it reads values from a command line, YAML or code."""
 
 import json
 import math
@@ -15,18 +15,22 @@ from vlmtune.errors import ConfigError, nearest
 UNSUPPORTED_GROUP = "unsupported"
 _TRUE = ("true", "yes", "t", "y", "1")
 _FALSE = ("false", "no", "f", "n", "0")
-_NOTHING = ("none", "null", "~", "")
+_NONE_WORDS = ("none", "null", "~", "")
 
 
 @dataclass(frozen=True)
 class Flag:
-    """An option by its flag name.
+    """One option, under its flag name.
 
     Attributes:
+        name: the flag's name, without dashes.
         group: the group of settings that holds it, such as "lora"; UNSUPPORTED_GROUP for an option of TRL
             that vlmtune does not take.
-        field: its name there, such as "r" for the flag `lora_r`.
-        optional: whether None is a value of it.
+        field: its name in that group, such as "r" for the flag `lora_r`.
+        kind: the kind of its values, see `kinds`.
+        optional: whether None is one of its values.
+        choices: the allowed values; empty if any value of the kind is allowed.
+        help: its description in `--help`.
     """
 
     name: str
@@ -39,22 +43,22 @@ class Flag:
     help: str = ""
 
     @property
-    def supported(self) -> bool:
-        """Whether `Settings` has a field for it. An unsupported option of TRL can only have its default."""
+    def in_settings(self) -> bool:
+        """Whether `Settings` has a field for it. An option of TRL without one can only have its default."""
         return self.group != UNSUPPORTED_GROUP
 
     def read(self, value: Any, label: str) -> Any:
-        """`value` as this option's type.
+        """Convert `value` to this option's type and check it.
 
         Args:
-            value: a string as the command line or YAML has it, or a value of the option's own type.
+            value: a string from the command line or YAML, or a value of the option's own type.
             label: how to call the option in a message, such as "--lora_r" or "config.yaml: lora_r".
 
         Raises:
             ConfigError: it is of another type, not among the choices, out of limits, or not supported.
         """
         if self.name in UNSUPPORTED:
-            return self._only_default(value, label)
+            return self._read_refused(value, label)
         read = self._typed(value, label)
         for one in (read if isinstance(read, list) else [read]) if self.choices else ():
             if one is not None and one not in self.choices:
@@ -69,7 +73,7 @@ class Flag:
             _check_workers(read, label)
         return read
 
-    def _only_default(self, value: Any, label: str) -> Any:
+    def _read_refused(self, value: Any, label: str) -> Any:
         # The value is not shown: it may be a token.
         error = ConfigError(
             f"{label}: vlmtune does not take this option: {UNSUPPORTED[self.name]}. Leave it out"
@@ -85,9 +89,10 @@ class Flag:
 
     def _typed(self, value: Any, label: str) -> Any:
         text = value.strip() if isinstance(value, str) else None
-        nothing = (*_NOTHING, "auto") if self.kind == "bool" else _NOTHING  # vlmtune decides
+        # For a switch, None means that vlmtune decides.
+        none_words = (*_NONE_WORDS, "auto") if self.kind == "bool" else _NONE_WORDS
         if value is None or (
-            self.optional and text is not None and text.lower() in nothing and text not in self.choices
+            self.optional and text is not None and text.lower() in none_words and text not in self.choices
         ):
             if self.optional:
                 return None
@@ -130,9 +135,8 @@ class Flag:
         if not all(isinstance(part, str) for part in parts):
             raise ConfigError(f"{label}: {_show(value)} is not {_EXPECTED['list']}")
         if len(parts) == 1 and (parts[0] == "all-linear" or set(parts[0]) & set(r"()[]{}|*+?\^$")):
-            return str(
-                parts[0]
-            )  # a pattern, or PEFT's word for every linear layer: PEFT tells them from names by the type
+            # A pattern, or PEFT's word for every linear layer. PEFT tells them from names by the type str.
+            return str(parts[0])
         names = [name.strip() for part in parts for name in part.split(",")]
         if not names or not all(names):
             raise ConfigError(f"{label}: {_show(value)} has an empty name in it")
@@ -195,7 +199,7 @@ _EXPECTED: dict[Kind, str] = {
 
 
 def _number(text: str) -> float | None:
-    """`text` as a finite number, or None where it is no such thing."""
+    """`text` as a finite number; None if it is not one."""
     if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text):
         return None
     number = float(text)
@@ -213,7 +217,7 @@ def _check_workers(text: str, label: str) -> None:
 
 
 def _show(value: Any) -> str:
-    """`value` on one line as its writer would know it, cut at 80 characters."""
+    """`value` as its writer would recognise it, on one line of at most 80 characters."""
     try:
         shown = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     except TypeError:

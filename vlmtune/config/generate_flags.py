@@ -15,8 +15,8 @@ from vlmtune.config.kinds import kind_of_hint
 from vlmtune.config.limits import UNSUPPORTED
 
 TARGET = Path(__file__).with_name("trl_flags.py")
-# Options that vlmtune holds in another group of its settings.
-ELSEWHERE = ("output_dir", "use_cpu", "trust_remote_code", "load_best_model_at_end")
+# Options of TRL that are in another group of vlmtune's settings than training.
+IN_OTHER_GROUPS = ("output_dir", "use_cpu", "trust_remote_code", "load_best_model_at_end")
 # Refused options whose only accepted value is not TRL's default.
 REFUSED_DEFAULTS: dict[str, Any] = {"use_peft": True, "remove_unused_columns": False, "save_strategy": "no"}
 KINDS: dict[str, type[Any] | tuple[type[Any], ...]] = {
@@ -66,8 +66,8 @@ def text() -> str:
     for group in (SFTConfig, ModelConfig):
         hints |= _hints(group)
         options |= {option.name: option for option in dataclasses.fields(group) if option.init}
-    of_training = [option.name for option in dataclasses.fields(SFTConfig) if option.init]
-    kept = [name for name in of_training if name not in UNSUPPORTED and name not in ELSEWHERE]
+    sft_options = [option.name for option in dataclasses.fields(SFTConfig) if option.init]
+    kept = [name for name in sft_options if name not in UNSUPPORTED and name not in IN_OTHER_GROUPS]
     unsupported = [name for name in options if name in UNSUPPORTED]
     return HEAD.format(
         trl=version("trl"),
@@ -110,10 +110,10 @@ def _field(option: "dataclasses.Field[Any]", hint: Any, *, help_text: bool) -> s
 
 def _wrapped(words: str) -> str:
     lines = textwrap.wrap(words, 80)
-    pieces = [
+    literals = [
         json.dumps(line + (" " if number < len(lines) - 1 else "")) for number, line in enumerate(lines)
     ]
-    return pieces[0] if len(pieces) == 1 else "(" + " ".join(pieces) + ")"
+    return literals[0] if len(literals) == 1 else "(" + " ".join(literals) + ")"
 
 
 def plain_default(option: "dataclasses.Field[Any]") -> Any:

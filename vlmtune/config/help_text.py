@@ -31,14 +31,15 @@ COMMON = frozenset(
     search_space num_samples max_concurrent_trials metric mode more_metrics time_budget_s refit confirm
     """.split()  # noqa: SIM905  # fifty names read better so
 )
-OF_TRAIN = frozenset({"trial_runner"})  # the options of the search group that one run takes too
+# Options of the group `search` that the help of a command without a search shows too.
+SEARCH_OPTIONS_OF_TRAIN = frozenset({"trial_runner"})
 
 
 def help_text(usage: str, description: str, *, search: bool, everything: bool) -> str:
-    """The whole text.
+    """The help text of a command.
 
     Args:
-        search: whether the command searches, so that the options of a search are its own.
+        search: whether the command is a search, and so has the options of a search.
         everything: show every option, with its whole description.
     """
     parts = [
@@ -49,24 +50,25 @@ def help_text(usage: str, description: str, *, search: bool, everything: bool) -
     for group in GROUPS:
         if group not in TITLES:
             continue
-        shown = [
-            option
-            for option in flags().values()
-            if option.group == group
-            and (everything or option.name in COMMON)
-            and (search or group != "search" or option.name in OF_TRAIN)
+        listed = [
+            flag
+            for flag in flags().values()
+            if flag.group == group
+            and (everything or flag.name in COMMON)
+            and (search or group != "search" or flag.name in SEARCH_OPTIONS_OF_TRAIN)
         ]
-        if shown:
-            entries = [_entry(*_columns(option, everything=everything)) for option in shown]
+        if listed:
+            entries = [_entry(*_columns(flag, everything=everything)) for flag in listed]
             parts.append("\n".join([f"{TITLES[group]}:", *entries]))
     if not everything:
         parts.append("--help_all shows every option, those of TRL and transformers too.")
     return "\n\n".join(parts) + "\n"
 
 
-def _columns(option: Flag, *, everything: bool) -> tuple[str, str]:
-    if option.choices and len(",".join(option.choices)) <= 40:
-        value = "{" + ",".join(option.choices) + "}"
+def _columns(flag: Flag, *, everything: bool) -> tuple[str, str]:
+    """(flag with its kind of value, description with its default): the two columns of the help."""
+    if flag.choices and len(",".join(flag.choices)) <= 40:
+        value = "{" + ",".join(flag.choices) + "}"
     else:
         value = {
             "bool": "[true|false]",
@@ -74,11 +76,11 @@ def _columns(option: Flag, *, everything: bool) -> tuple[str, str]:
             "pairs": "FIELD=COLUMN ...",
             "paths": "PATH ...",
             "numbers": "NUMBER ...",
-        }.get(option.kind, option.kind.upper())
-    text, automatic = _without_default(option.help)
+        }.get(flag.kind, flag.kind.upper())
+    text, automatic = _without_default(flag.help)
     words = text if everything else first_sentence(text)
-    default = default_text(option, automatic)
-    return f"--{option.name} {value}", f"{words} ({default})" if default else words
+    default = default_text(flag, automatic)
+    return f"--{flag.name} {value}", f"{words} ({default})" if default else words
 
 
 def first_sentence(text: str) -> str:
@@ -88,7 +90,7 @@ def first_sentence(text: str) -> str:
 
 
 def _without_default(text: str) -> tuple[str, str]:
-    """A description without its sentence "By default, …", and what that says."""
+    """A description without its words on the default ("By default, …", "auto: …"), and those words."""
     found = re.search(r"\s*By default,? (?P<what>[^.]+)\.|; auto: (?P<auto>[^.]+)\.", text)
     if found is None:
         return text, ""
@@ -96,23 +98,19 @@ def _without_default(text: str) -> tuple[str, str]:
     return rest, found["what"] or found["auto"]
 
 
-def default_text(option: Flag, automatic: str) -> str:
-    """The default as a person types it: a value, or `auto: …` where vlmtune decides."""
-    default = option.default
+def default_text(flag: Flag, automatic: str) -> str:
+    """The default as a user would type it; `auto: …` if vlmtune decides."""
+    default = flag.default
     if default is None or default == "auto":
         return (
-            f"auto: {automatic}"
-            if automatic
-            else "auto"
-            if default == "auto" or option.kind == "bool"
-            else ""
+            f"auto: {automatic}" if automatic else "auto" if default == "auto" or flag.kind == "bool" else ""
         )
     if isinstance(default, bool):
         return "on" if default else "off"
     if isinstance(default, list):
         return ",".join(map(str, default)) or "none"
-    shown = f"{default:g}" if isinstance(default, float) else str(default)
-    return f"{shown}; {automatic}" if automatic else shown
+    text = f"{default:g}" if isinstance(default, float) else str(default)
+    return f"{text}; {automatic}" if automatic else text
 
 
 def _entry(flag: str, text: str) -> str:

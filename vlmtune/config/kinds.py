@@ -5,7 +5,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 Kind = Literal["bool", "int", "float", "str", "list", "dict", "pairs", "paths", "numbers"]
-# Kinds of which a command line gives several values.
+# Kinds that take several values on a command line.
 SEVERAL: tuple[Kind, ...] = ("list", "pairs", "paths", "numbers")
 
 

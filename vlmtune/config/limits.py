@@ -1,4 +1,4 @@
-"""Which values of the options make sense, and which of TRL's options have no effect here."""
+"""The limits of options that are numbers, and the options of TRL that vlmtune refuses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Limit:
-    """Which values of a number make sense."""
+    """The allowed values of a number: in words, and as a function that returns whether a value is allowed."""
 
     text: str
     holds: Callable[[Any], bool]
@@ -74,8 +74,9 @@ LIMITS: dict[str, Limit] = {
     "reduction_factor": Limit("at least 2", lambda value: value >= 2),
 }
 
-# TRL options that would have no effect here, or a wrong one: why, and which. Anything but the default is
-# refused with the reason.
+# Options of TRL that would have no effect in vlmtune, or a wrong one: the reason, and the options. A value
+# other
+# than the default is refused with the reason.
 _UNSUPPORTED: dict[str, str] = {
     "the loss is always on the assistant's tokens": "assistant_only_loss completion_only_loss",
     "rows are not packed; each is its own sequence": "packing packing_strategy padding_free eval_packing",

@@ -1,33 +1,19 @@
-"""The groups of options: frozen dataclasses of plain values, which pickle, compare and need no GPU.
+"""The options of data, run, base model and adapter, each group a frozen dataclass of plain values.
 
-A field's metadata holds its `--help` text, its choices, and its flag where that is not the field's name.
+A field's metadata holds its `--help` text, its choices, and its flag name if that is not the field's name.
+The groups of training and search are in `training_options` and `search_options`.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vlmtune.config.kinds import Kind
-from vlmtune.config.trl_flags import TrlTraining
 from vlmtune.errors import ConfigError
 from vlmtune.image_resolution import ImageResolution
 from vlmtune.model_ref import ModelRef
 
 Quantization = Literal["none", "nf4", "int8", "fp8"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-
-# Schedules that depend on the step alone. One that reacts to a metric would stop trials in a way of its own.
-SCHEDULES = (
-    *("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"),
-    *("inverse_sqrt", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"),
-)
-# Optimizers that train adapters with nothing more installed.
-OPTIMIZERS = (
-    *("adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop"),
-    *("adamw_8bit", "adamw_bnb_8bit", "ademamix", "ademamix_8bit", "lion_32bit", "lion_8bit"),
-    *("rmsprop_bnb", "rmsprop_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "paged_ademamix_32bit"),
-    *("paged_ademamix_8bit", "paged_lion_32bit", "paged_lion_8bit"),
-)
 
 
 def option(
@@ -41,7 +27,10 @@ def option(
     """A dataclass field that is an option of the command line.
 
     Args:
-        kind: of its values, where that does not follow from the field's type.
+        text: its description in `--help`.
+        choices: the allowed values, if the field's type does not say them.
+        flag: the flag's name, if it is not the field's name.
+        kind: the kind of its values, if it does not follow from the field's type.
     """
     metadata: dict[str, Any] = {"help": text}
     metadata |= {"choices": choices} if choices else {}
@@ -66,7 +55,7 @@ class DataSettings:
     data_weights: list[float] | None = option(
         None,
         "With several data_path: the share of each in every epoch, as in 0.7 0.3. By default all rows of "
-        "each.",
+        "each are used.",
         kind="numbers",
     )
     eval_data_path: str | None = option(None, "Evaluation data, if it is not to be split off from data_path.")
@@ -88,7 +77,7 @@ class DataSettings:
         kind="pairs",
     )
     question: str | None = option(
-        None, "Asked about every row, where the data holds answers or labels and no question."
+        None, "The question to ask about every row, if the data has answers or labels but no question."
     )
     answer_column: str | None = option(
         None, "Column with the answer to --question. By default answer, or label."
@@ -144,12 +133,12 @@ class DataSettings:
 
     @property
     def paths(self) -> list[str]:
-        """Every `data_path`; none without data."""
+        """Every `data_path`, as a list; empty if no data is given."""
         return [self.data_path] if isinstance(self.data_path, str) else list(self.data_path or [])
 
     @property
     def shown_path(self) -> str:
-        """The data as people are told of it."""
+        """The data paths in one text, for messages."""
         return ", ".join(self.paths)
 
 
@@ -302,170 +291,3 @@ class LoraSettings:
     )
     use_rslora: bool = option(False, "Rank-stabilised LoRA: multiply by alpha / sqrt(r).")
     use_dora: bool = option(False, "Weight-decomposed LoRA (DoRA).")
-
-
-@dataclass(frozen=True)
-class TrainingSettings(TrlTraining):
-    """TRL's training options by their own names, with defaults that fit adapters, and a few of vlmtune's."""
-
-    lr_scheduler_type: str = option(
-        "linear",
-        "How the learning rate changes over the run; lr_scheduler_kwargs sets its details.",
-        choices=SCHEDULES,
-    )
-    optim: str = option("adamw_torch_fused", "Optimizer of the adapter's weights.", choices=OPTIMIZERS)
-    report_to: list[str] | None = option(
-        ["none"],
-        "Services that get the curves of each trial too, as a run of its own: wandb, mlflow, trackio. "
-        "TensorBoard's are always in runs/.",
-        choices=("none", "tensorboard", "wandb", "mlflow", "trackio"),
-    )
-    eval_strategy: str = option(
-        "steps",
-        "When to evaluate, report and save: every eval_steps, after every epoch, or never.",
-        choices=("no", "steps", "epoch"),
-    )
-    eval_steps: float | None = option(
-        0.25,
-        "Steps between evaluations, or below 1 a share of the run: 0.25 gives a search four chances to "
-        "stop a trial.",
-    )
-    load_best_model_at_end: bool | None = option(
-        None,
-        "Keep the adapter of the best evaluation, not of the last one; auto: in a search, whose trials are "
-        "then compared by their best evaluation.",
-    )
-    early_stopping_patience: int | None = option(
-        None, "End a run after so many evaluations in a row without a gain. By default, never."
-    )
-    early_stopping_threshold: float = option(
-        0.0, "With early_stopping_patience: a smaller gain of the metric than this is none."
-    )
-    logging_steps: float = option(
-        1.0, "Steps between two logged training losses, or below 1 a share of the run."
-    )
-    logging_nan_inf_filter: bool = option(
-        False,
-        "Replace a loss that is NaN or infinite in the log by the mean of the others; each step waits for"
-        " it.",
-    )
-    loss_type: str = option(
-        "nll",
-        "Training loss: nll, or dft for Dynamic Fine-Tuning. Evaluation is always nll.",
-        choices=("nll", "dft"),
-    )
-    gradient_checkpointing: bool | None = option(  # type: ignore[assignment]  # None: vlmtune decides
-        None,
-        "Recompute activations instead of keeping them, a third slower; auto: only where they do not fit "
-        "in memory.",
-    )
-    torch_compile: bool | None = option(  # type: ignore[assignment]
-        None, "Compile the decoder's layers: half a minute at the start; auto: on a GPU, in long runs."
-    )
-    cuda_graphs: bool | None = option(
-        None,
-        "Replay captured steps, faster below a few thousand tokens; auto: on a GPU with room for them.",
-    )
-    self_check: bool = option(
-        True,
-        "Before a model's first step, compare it with the plain transformers model on two rows, and leave out"
-        " what makes it differ; once for each model and version of the libraries.",
-    )
-    micro_batch_size: int | None = option(
-        None,
-        "Run a batch of per_device_train_batch_size rows in parts of this many, to save memory; its gradient "
-        "is the same. By default as many rows as fit in memory.",
-    )
-    pad_to_multiple_of: int | None = option(  # type: ignore[assignment]  # TRL's "auto" is for other hardware
-        None, "Pad every batch to a length that is a multiple of this many tokens."
-    )
-    train_sampling_strategy: str = option(
-        "random",
-        "Order of the training rows: random, or group_by_length, whose steps have rows of similar length and "
-        "so less padding.",
-        choices=("random", "group_by_length"),
-    )
-    max_length: int | None = option(
-        1024,
-        "Longest row in tokens, its images included. Text is shortened to it, images never; none for no "
-        "limit.",
-    )
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """What is searched, with how many trials, and which trial is the best."""
-
-    search_space: dict[str, Any] | None = option(
-        None, "What to search, by flag name; usually in the YAML file. On the command line, as JSON."
-    )
-    recipe: dict[str, Any] | None = option(
-        {"learning_rate": 2e-4, "lora_r": 16, "lora_alpha": 32, "lora_target_modules": "all-linear"},
-        "Values that people use without a search, by flag name. They are the second trial, or where the "
-        "search space does not have them one run more, so that the search is compared with them too; none: "
-        "no such run.",
-    )
-    warm_start: list[str] | None = option(
-        None,
-        "Output folders of earlier searches. Trials of the same problem count as observations; of others the "
-        "best values are tried first, with a tenth of the trials.",
-    )
-    num_samples: int = option(16, "Trials to run. A space that is all grid runs every combination instead.")
-    max_concurrent_trials: int | None = option(
-        None, "Trials that run at once. By default, as many as the resources allow."
-    )
-    trial_runner: Literal["auto", "isolated", "packed"] = option(
-        "auto",
-        "How a trial runs: packed trains many over one frozen base on each GPU, isolated gives each its "
-        "own training workers. By default packed, where every option of the search allows it.",
-    )
-    metric: str = option(
-        "eval_loss",
-        "What the search optimises: eval_loss, a metric of generated answers such as exact_match or mae, "
-        "or another number that trials report.",
-    )
-    more_metrics: list[str] | None = option(
-        None,
-        "Further objectives beside --metric, such as seconds or peak_memory. The search then looks for the "
-        "Pareto front: trials that no other trial beats in every objective. --metric alone decides early "
-        "stopping and the best trial.",
-    )
-    metric_rows: int = option(
-        64,
-        "With a metric of answers: evaluation rows that are answered at each evaluation; all of them at a"
-        " trial's end.",
-    )
-    max_new_tokens: int = option(32, "With a metric of answers: the longest answer, in tokens.")
-    mode: Literal["min", "max"] = option("min", "Whether a smaller or a larger metric is better.")
-    time_budget_s: float | None = option(None, "Seconds after which no more trials run.")
-    confirm: str | None = option(
-        "3x2",
-        "After a search of at least 12 trials, train so many of the best again with so many other seeds, and "
-        "choose the winner by the mean; none: choose by the search's own seed.",
-    )
-    refit: bool = option(
-        False, "After the search, train the best values once more, alone and on the full training data."
-    )
-    report: bool = option(
-        True, "After the search, answer the test rows with the base and the adapters, and write report.html."
-    )
-    early_stopping: Literal["asha", "none"] = option(
-        "asha", "Stop trials that fall behind at an evaluation, or never."
-    )
-    grace_period: float = option(
-        0.5,
-        "Share of its run that every trial gets before early stopping may end it; the first rung of ASHA.",
-    )
-    reduction_factor: int = option(
-        3,
-        "One in this many trials continues at each rung of early stopping; each rung comes at this many "
-        "times the steps of the one before.",
-    )
-
-    @property
-    def unmeasured(self) -> dict[str, float]:
-        """NaN for every objective, as a trial reports those that it did not measure.
-
-        Ray Tune ends a search whose searcher misses an objective in a report.
-        """
-        return dict.fromkeys((self.metric, *(self.more_metrics or ())), math.nan)

@@ -1,4 +1,4 @@
-"""From a command line, and the YAML file that its `--config` names, to checked `Settings`.
+"""Parse a command line, and the YAML file that its `--config` names, into checked `Settings`.
 
 Every mistake is a `ConfigError` of one plain line. Neither TRL nor transformers is imported.
 """
@@ -16,8 +16,7 @@ from vlmtune.config.kinds import SEVERAL
 from vlmtune.config.settings import Settings, build
 from vlmtune.errors import ConfigError
 
-# Settings where neither a config file nor a model is given: those of the training script that vlmtune
-# replaced, which was started with data alone.
+# Values of a command that names data and an output folder, but neither a config file nor a model.
 PRESET: dict[str, Any] = {
     "model_name_or_path": "meta-llama/Llama-3.2-11B-Vision-Instruct",
     "quantization": "int8",
@@ -38,15 +37,15 @@ def parse(
 ) -> Settings:
     """Settings from a command line and the YAML file that its `--config` names; flags override the file.
 
-    The older instruction-tuning command, `--data_path … --output_dir …` without a file or a model, has
-    settings of its own (`PRESET`). `--help` and `--help_all` print and exit 0.
+    A command with `--data_path` and `--output_dir` but without a file or a model gets the values of `PRESET`.
+    `--help` and `--help_all` print and exit 0.
 
     Args:
         argv: the arguments without the program's name; those of this process by default.
         description: first lines of the help.
         prog: the program as its user calls it, for the help.
-        search: whether the command searches: its help shows the options of a search.
-        preset: whether the command is the older one's successor.
+        search: whether the command is a search, whose help shows the options of a search.
+        preset: whether `PRESET` applies to the command.
 
     Raises:
         ConfigError: anything about the command line or the file is wrong, or no data or no model is named.
@@ -58,8 +57,8 @@ def parse(
     resumed = values.get("resume") is not None
     if resumed and values.get("overwrite"):
         raise ConfigError("--overwrite: would delete what --resume continues; give one of them")
-    older = preset and config is None and {"data_path", "output_dir"} <= values.keys()
-    if older and "model_name_or_path" not in values and not resumed:
+    preset_applies = preset and config is None and {"data_path", "output_dir"} <= values.keys()
+    if preset_applies and "model_name_or_path" not in values and not resumed:
         loads = values.keys() & {"load_in_4bit", "load_in_8bit"}
         chosen = {name: value for name, value in PRESET.items() if not (name == "quantization" and loads)}
         values = chosen | values
@@ -79,7 +78,7 @@ def parse(
 
 
 class FlagParser(argparse.ArgumentParser):
-    """Cuts a command line into names and texts: `Flag.read` knows the types."""
+    """Splits a command line into option names and texts. `Flag.read` then converts the texts."""
 
     def __init__(self, description: str, prog: str | None, *, search: bool) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False, add_help=False)
@@ -91,9 +90,9 @@ class FlagParser(argparse.ArgumentParser):
             action="append",
         )
         for group in GROUPS:
-            for option in flags().values():
-                if option.group == group:
-                    _add_flag(self, option)
+            for flag in flags().values():
+                if flag.group == group:
+                    _add_flag(self, flag)
         for alias, name in ALIASES.items():
             nargs = "+" if flags()[name].kind in SEVERAL else None
             self.add_argument(
@@ -121,25 +120,25 @@ class _Help(argparse.Action):
         parser.exit(0)
 
 
-def _add_flag(parser: argparse.ArgumentParser, option: Flag) -> None:
-    """Add an option's flag, also with dashes, and `--no_NAME` for a switch that can be on by default."""
-    names = [f"--{option.name}"]
-    if "_" in option.name:
-        names.append(f"--{option.name.replace('_', '-')}")
+def _add_flag(parser: argparse.ArgumentParser, flag: Flag) -> None:
+    """Add `--NAME`, its spelling with dashes, and `--no_NAME` for a switch that can be on by default."""
+    names = [f"--{flag.name}"]
+    if "_" in flag.name:
+        names.append(f"--{flag.name.replace('_', '-')}")
     parser.add_argument(
         *names,
-        dest=option.name,
-        nargs="+" if option.kind in SEVERAL else "?" if option.kind == "bool" else None,
-        const=True if option.kind == "bool" else None,
+        dest=flag.name,
+        nargs="+" if flag.kind in SEVERAL else "?" if flag.kind == "bool" else None,
+        const=True if flag.kind == "bool" else None,
         default=argparse.SUPPRESS,
     )
-    if option.kind == "bool" and (option.optional or option.default) and option.supported:
+    if flag.kind == "bool" and (flag.optional or flag.default) and flag.in_settings:
         parser.add_argument(
             *(
                 name.replace("--", "--no_" if "_" in name or name == names[0] else "--no-", 1)
                 for name in names
             ),
-            dest=option.name,
+            dest=flag.name,
             action="store_const",
             const=False,
             default=argparse.SUPPRESS,
@@ -147,7 +146,7 @@ def _add_flag(parser: argparse.ArgumentParser, option: Flag) -> None:
 
 
 def _split_command_line(argv: list[str], parser: FlagParser) -> tuple[dict[str, Any], str | None]:
-    """The options that a command line gives, as texts by name, and the file that `--config` names."""
+    """The options of a command line as texts by name, and the file that `--config` names."""
     parsed, unknown = parser.parse_known_args(argv)
     if unknown:
         first = unknown[0].partition("=")[0]

@@ -13,15 +13,15 @@ from vlmtune.config.options import (
     LoraSettings,
     ModelSettings,
     RunSettings,
-    SearchSettings,
-    TrainingSettings,
 )
+from vlmtune.config.search_options import SearchSettings
+from vlmtune.config.training_options import TrainingSettings
 from vlmtune.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Every option of a run. It crosses process boundaries as it is.
+    """Every option of a run. Settings are pickled into other processes as they are.
 
     Attributes:
         given_with_resume: flag names of the options that were given together with `resume`; they override
@@ -38,7 +38,7 @@ class Settings:
 
     @classmethod
     def from_flags(cls, values: Mapping[str, Any]) -> "Settings":
-        """Settings from values by flag name; what is left out has its default.
+        """Make settings of values by flag name. Other options have their defaults.
 
         Raises:
             ConfigError: a name is unknown or given under two names, or a value is wrong.
@@ -51,19 +51,19 @@ class Settings:
         return {name: value for name, value in values.items() if value != flags()[name].default}
 
     def value(self, name: str) -> Any:
-        """The value of an option by its flag name, for what is written by name: a search space, a file.
+        """The value of an option by its flag name, for code that has only the name, such as a search space's.
 
         Raises:
             ConfigError: there is no such flag.
         """
         flag = find_flag(name)
-        return getattr(getattr(self, flag.group), flag.field) if flag.supported else flag.default
+        return getattr(getattr(self, flag.group), flag.field) if flag.in_settings else flag.default
 
     def replace(self, **values: Any) -> "Settings":
-        """These settings with some values changed by flag name, typed and checked as those of flags are.
+        """A copy of these settings with some values changed, given by flag name. They are read as flags are.
 
         Raises:
-            ConfigError: a name is unknown, or a value is wrong by itself or beside the others.
+            ConfigError: a name is unknown, or a value is wrong or contradicts another one.
         """
         changed = read_values(values)
         return build({**{name: self.value(name) for name in flags()}, **changed}, tuple(changed))
@@ -83,15 +83,18 @@ class Settings:
 
 
 def build(values: Mapping[str, Any], set_names: tuple[str, ...] | None = None) -> Settings:
-    """Settings from checked values by flag name, checked against each other.
+    """Make settings of values by flag name that `read_values` has checked; check them together.
 
     Args:
-        set_names: the flags that somebody has set, among them `resume` or not; by default all of `values`.
+        set_names: the flags that the user has set; by default all of `values`.
+
+    Raises:
+        ConfigError: two options contradict each other.
     """
     by_group: dict[str, dict[str, Any]] = {group.name: {} for group in dataclasses.fields(Settings)}
     names = tuple(values) if set_names is None else set_names
     for name, flag in flags().items():
-        if flag.supported:
+        if flag.in_settings:
             value = values.get(name, flag.default)
             by_group[flag.group][flag.field] = list(value) if isinstance(value, list) else value
     settings = Settings(
@@ -108,7 +111,7 @@ def build(values: Mapping[str, Any], set_names: tuple[str, ...] | None = None) -
 
 
 def check_together(settings: Settings) -> None:
-    """Raises ConfigError where options that are right alone contradict each other."""
+    """Raises ConfigError if options that are valid alone contradict each other."""
     data, model, training = settings.data, settings.model, settings.training
     held_out = (0.0 if data.eval_data_path else data.eval_fraction) + data.test_fraction
     if held_out >= 1:

@@ -1,4 +1,4 @@
-"""Names that other tools have for vlmtune's options: what to type instead, for messages."""
+"""Names that other tools have for vlmtune's options. Messages use them to say what to type instead."""
 
 _SAME = {
     "learning_rate": "lr base_learning_rate peak_lr",
@@ -59,8 +59,8 @@ _WITH_REASON = {
 }
 _WITH_REASON |= dict.fromkeys(("image_resolution", "resize", "image_resize"), _WITH_REASON["image_size"])
 SYNONYMS: dict[str, str] = {other: name for name, others in _SAME.items() for other in others.split()}
-# Where a command answers rows instead of training, a batch is one of answers.
-OF_ANSWERS = {
+# For commands that answer rows instead of training (eval, predict): a batch is a batch of answers.
+SYNONYMS_OF_ANSWERING = {
     **SYNONYMS,
     "model": "adapter",
     "batch_size": "per_device_eval_batch_size",
@@ -80,11 +80,11 @@ OF_ANSWERS = {
 
 
 def advice(name: str, known: frozenset[str] | set[str], synonyms: dict[str, str] | None = None) -> str | None:
-    """What to type instead of another tool's option `name`; None if nothing is known of it.
+    """What to type instead of `name`, an option of another tool; None if the tool's option is not known.
 
     Args:
-        known: the options of the command at hand.
-        synonyms: other tools' names of its options.
+        known: the names of the command's options.
+        synonyms: the command's options by the names of other tools; SYNONYMS by default.
     """
     if name in _WITH_REASON:
         return _WITH_REASON[name]

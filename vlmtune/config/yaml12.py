@@ -1,8 +1,7 @@
-"""YAML with the plain values people mean: 1e-5 is a number, 2:8 and no are text, and a key cannot be given
-twice.
+"""Read and write YAML 1.2: `1e-5` is a number, `2:8` and `no` are texts, and a key given twice is an error.
 
-PyYAML follows YAML 1.1, where these are text, the number 128, and false; later keys silently replace earlier
-ones there.
+PyYAML follows YAML 1.1: there `1e-5` is a text, `2:8` is 128, `no` is false, and the later of two equal keys
+silently replaces the earlier one.
 """
 
 import re
@@ -64,7 +63,7 @@ class _Loader(yaml.SafeLoader):
             raise YamlError(f"line {node.start_mark.line + 1}: more than {MAX_MERGED:,} keys are merged")
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        _refuse_twins(node)
+        _refuse_duplicate_keys(node)
         return super().construct_mapping(node, deep)
 
 
@@ -113,11 +112,10 @@ def load_value(text: str) -> Any:
 
 
 def load_options(text: str) -> dict[str, Any] | None:
-    """The entries of a YAML mapping, or None where the text is something else.
+    """The entries of a YAML mapping; None if the text is not a mapping.
 
-    A single value stays as written, "8.5" or "true", for whoever knows its type, as on a command line; an
-    empty one is None.
-    Lists and mappings are read whole.
+    A single value stays a text, such as "8.5" or "true", as on a command line: `Flag.read` converts it. An
+    empty value is None. Lists and mappings are converted here.
 
     Raises:
         YamlError: it does not parse.
@@ -127,14 +125,16 @@ def load_options(text: str) -> dict[str, Any] | None:
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             return None
-        _refuse_twins(node)
+        _refuse_duplicate_keys(node)
         loader.flatten_mapping(node)
         return {_text(key): _as_written(loader, value) for key, value in node.value}
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
-    """Double quotes, which escape them, where a text holds one of Unicode's other line ends: unquoted,
-    PyYAML reads it as a space."""
+    """Put a text with one of Unicode's other line ends into double quotes, where PyYAML escapes the line end.
+
+    Without quotes, PyYAML reads the line end as a space.
+    """
     style = '"' if any(end in text for end in "\x85\u2028\u2029") else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -160,7 +160,7 @@ def _text(key: yaml.Node) -> str:
     return str(key.value)
 
 
-def _refuse_twins(node: yaml.MappingNode) -> None:
+def _refuse_duplicate_keys(node: yaml.MappingNode) -> None:
     seen: dict[str, int] = {}
     for key, _ in node.value:
         line = key.start_mark.line + 1

@@ -136,7 +136,7 @@ class RowEncoder:
             raise EncodeError(f"its answers are not found again in its tokens: {problem}")
         tensors = {name: self._stored(name, value) for name, value in features.tensors.items()}
         axes = self.input_format.token_axes(tensors, len(ids))
-        return _prompt_ends_first(EncodedExample(ids, kinds, tensors, axes))
+        return _move_trailing_tokens(EncodedExample(ids, kinds, tensors, axes))
 
     def features(self, rows: Sequence[Row], *, skip_normalization: bool = False) -> Features:
         """The processor's own batch of rows, padded on the right.
@@ -244,7 +244,7 @@ def _tensor(value: Any) -> Any:
     return items if items and all(isinstance(item, torch.Tensor) for item in items) else None
 
 
-def _prompt_ends_first(example: EncodedExample) -> EncodedExample:
+def _move_trailing_tokens(example: EncodedExample) -> EncodedExample:
     """Move tokens that the processor adds after a text to before the last answer, where a prompt has them."""
     answers = np.flatnonzero(example.kinds == ANSWER)
     length = len(example.input_ids)

@@ -1,8 +1,9 @@
-"""What makes a training step over a frozen base fast or small: one object for both runners.
+"""`AcceleratedStep`: training steps over a frozen base, made fast or small. Both runners use it.
 
-Each part lies in a module of its own and changes no result: `fast` (LoRA in the activations' dtype, no
-padding mask, compiled layers), `capture` (CUDA graphs), `offload` (checkpoints in the CPU's memory). Here
-they are applied as the plan of memory says, and micro-batches shrink where the memory runs out after all.
+Each acceleration has a module of its own and changes no result: `fast` (LoRA in the activations' dtype, no
+padding mask, compiled layers), `capture` (CUDA graphs), `offload` (gradient checkpoints in the CPU's memory).
+`AcceleratedStep` applies those that the plan of memory names. If memory runs out all the same, it halves the
+micro-batches.
 """
 
 from __future__ import annotations
@@ -45,23 +46,24 @@ Batch = dict[str, Tensor]
 
 
 class AcceleratedStep:
-    """Training steps over one frozen base, which is changed in place.
+    """A frozen base with its accelerations, and the training steps over it. The base is changed in place.
 
     The class is long because it is the one place that decides which accelerations are applied, and what is
     given up when memory runs out. Isolated training (`AdapterTrainer`) and the packed `Engine` both use it.
 
     Args:
-        base: the model, with its adapter where one trains alone.
-        plan: what is compiled, checkpointed and offloaded, and how many rows go through at once.
-        note: takes a line for the console.
-        eval_micro_batch_size: rows that go through at a time in evaluation, where the plan sets no limit.
+        base: the model; it has its adapter already if a single adapter is trained.
+        plan: what is compiled, checkpointed and offloaded, and how many rows the base computes at once.
+        note: called with each line for the console.
+        eval_micro_batch_size: rows computed at once in evaluation, if the plan sets no limit.
 
     Attributes:
         trained: the parameters of `base` that require a gradient.
-        micro_batch_size, eval_micro_batch_size: rows that go through at a time; fewer after memory ran out.
-        offloads_checkpoints: whether the activations at gradient checkpoints are held in the CPU memory.
-        free_memory: frees memory that a step can do without; returns whether there was any.
-        accelerations: what changes the model's computation; the self-check can switch off each of them.
+        micro_batch_size, eval_micro_batch_size: rows computed at once; fewer after memory ran out.
+        free_memory: a function that frees memory a step can do without; returns whether there was any.
+        accelerations: the changes of the model's computation; the self-check can switch off each of them.
+        tower_can_be_captured: whether the vision tower's computation can be recorded as a CUDA graph.
+        offloads_checkpoints: whether the activations at gradient checkpoints are held in the CPU's memory.
         captures_graphs: whether capturing of CUDA graphs was installed; it may have been removed since.
     """
 
@@ -107,7 +109,7 @@ class AcceleratedStep:
         mixed_precision: bool,
         eval_micro_batch_size: int,
     ) -> AcceleratedStep:
-        """The steps of one PEFT adapter that trains alone.
+        """The steps of a single PEFT adapter (isolated training).
 
         Args:
             capturable: whether the settings allow CUDA graphs.
@@ -129,19 +131,18 @@ class AcceleratedStep:
         return step
 
     def install_capturing(self, trained: GetTrainedTensors) -> None:
-        """Let calls of the decoder replay CUDA graphs, and of the vision parts if they have nothing to train.
+        """Capture calls of the decoder as CUDA graphs, and calls of vision parts that train nothing.
 
         Args:
-            trained: gives the tensors that a call of the decoder has gradients for.
+            trained: returns the tensors that a call of the decoder computes gradients for.
         """
         decoder, *other_parts = decoder_and_other_parts(self.base)
         self.captures_graphs = True
         self.accelerations.append(Acceleration("CUDA graphs", partial(set_capturing, self.base)))
         install_capturing(decoder, trained, self.note)
         for part in other_parts:
-            if self.tower_can_be_captured and not _trains(
-                [part]
-            ):  # a gradient may enter through any of its outputs
+            # Only parts without gradients: a gradient may enter a part through any of its outputs.
+            if self.tower_can_be_captured and not _trains([part]):
                 install_capturing(part, list, self.note)
 
     def discard_decoder_graphs(self) -> None:
@@ -149,7 +150,7 @@ class AcceleratedStep:
         discard_graphs(self.base.get_decoder())
 
     def discard_all_graphs(self) -> None:
-        """Forget all CUDA graphs; calls are captured anew."""
+        """Discard all CUDA graphs. Later calls are captured again."""
         if self.captures_graphs:
             set_capturing(self.base, True)
 
@@ -158,10 +159,10 @@ class AcceleratedStep:
         return remove_capturing(self.base)
 
     def accumulate_gradients(self, batch: Batch, run: Callable[[Batch], Tensor]) -> Tensor:
-        """The sum of `run(part)` over the parts of a batch, each of which adds to the parameters' gradients.
+        """Call `run` for each micro-batch of a batch, which adds to the gradients; returns the summed losses.
 
-        Where a part does not fit in memory the gradients are put back, and the same is tried again: after
-        `free_memory`, then without CUDA graphs, then with half as many rows at once.
+        If a micro-batch does not fit in memory, the gradients are restored and the batch is tried again:
+        after `free_memory`, then without CUDA graphs, then with half as many rows at once.
 
         Raises:
             torch.OutOfMemoryError: not even one row fits.
@@ -178,10 +179,10 @@ class AcceleratedStep:
             torch.cuda.empty_cache()
 
     def sum_without_gradients(self, batch: Batch, run: Callable[[Batch], Tensor]) -> Tensor:
-        """The sum of `run(part)` over the parts of a batch, without gradients.
+        """Call `run` for each micro-batch of a batch, without gradients; returns the sum of its results.
 
-        Where a part does not fit in memory, the same is tried after `free_memory`, then with half as many
-        rows at once. CUDA graphs, which training is to replay again, are given up last.
+        If a micro-batch does not fit in memory, it is tried again after `free_memory`, then with half as many
+        rows at once. CUDA graphs are removed last, because training will replay them.
 
         Raises:
             torch.OutOfMemoryError: not even one row fits.
@@ -203,13 +204,13 @@ class AcceleratedStep:
             average_gradients(self.trained, world_size)
 
     def gradient_norm(self, scaler: torch.amp.GradScaler | None = None) -> Tensor:
-        """The norm of all gradients; not waited for, unless a scaler of fp16 is still to be divided out."""
+        """The norm of all gradients, divided by the scale of `scaler` (fp16), if given."""
         gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         return norm if scaler is None else norm / scaler.get_scale()
 
     def _add(self, name: str, make: Callable[[], Acceleration | None]) -> Acceleration | None:
-        """Apply an acceleration, where the model's class allows it: else a line says why not."""
+        """Apply an acceleration. If the model's class does not allow it, note why and return None."""
         try:
             acceleration = make()
         except LIBRARY_ERRORS as error:
@@ -223,7 +224,7 @@ class AcceleratedStep:
         return [run(part) for part in split_batch(batch, rows)]
 
     def _half(self, size: int) -> int:
-        """Half of `size` rows, with a note; called while an error is handled, which is raised for one row."""
+        """Half of `size` rows, with a note. Raises the error that is being handled if `size` is 1."""
         if size == 1:
             raise
         half = -(-size // 2)
@@ -234,10 +235,10 @@ class AcceleratedStep:
 
 
 class TrainedView(nn.Module):
-    """A model as the Trainer's loop sees it: of its thousands of modules, only the trained parameters.
+    """Stands for a model in the Trainer's loop: its `train`, `parameters` and `zero_grad` skip frozen parts.
 
-    The loop sets the mode, clips the gradients and clears them in every step, for which Python would traverse
-    all modules of the model: some 10 ms for LLaVA-1.5-7B. Made by `skip_module_traversal`.
+    The loop sets the mode, clips the gradients and clears them in every step. For each, Python would traverse
+    all modules of the model: some 10 ms for LLaVA-1.5-7B.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -257,11 +258,6 @@ class TrainedView(nn.Module):
             self.mode_is_set = True
         self.training = mode
         return self
-
-
-def skip_module_traversal(model: nn.Module) -> TrainedView:
-    """A view of `model` whose `train`, `parameters` and `zero_grad` touch only what is trained."""
-    return TrainedView(model)
 
 
 def average_gradients(parameters: list[nn.Parameter], world_size: int) -> None:

@@ -1,4 +1,6 @@
-"""Points the wrapped layers of a base at the adapters of a packed batch's rows."""
+"""`AdapterBinding`: makes the wrapped layers of a base use the adapters of a packed batch's rows.
+
+An adapter is one flat vector `[P]`: A and B of all its layers, one after another."""
 
 from __future__ import annotations
 
@@ -16,8 +18,12 @@ from vlmtune.packed.packed_batch import PackedRow, pad_to_bucket
 class AdapterBinding:
     """The wrapped layers of a base, and the memory from which they read the rows' adapters.
 
+    Args:
+        accelerated_step: the base, whose captured graphs are discarded when adapters move in memory.
+
     Attributes:
-        layout: where an adapter's layers are in its flat vector.
+        layout: where A and B of each layer are in the flat vector of an adapter.
+        layers: the wrapped layers by their names.
     """
 
     def __init__(self, accelerated_step: AcceleratedStep) -> None:
@@ -31,7 +37,7 @@ class AdapterBinding:
     def make_room(self, targets: Sequence[TargetLayer], lora_rank: int) -> bool:
         """Make the layout large enough for adapters of `targets` and `lora_rank`; returns whether it changed.
 
-        Flat vectors of the old layout must then be packed again.
+        After a change, the caller has to pack flat vectors of the old layout again.
         """
         known = {target.name for target in self.layout.targets}
         if lora_rank <= self.layout.lora_rank and known >= {target.name for target in targets}:
@@ -41,31 +47,31 @@ class AdapterBinding:
         return True
 
     def start_at_rank(self, lora_rank: int) -> None:
-        """Make the layout of no adapter yet wide enough for the highest rank that will come.
+        """Give the layout, while it has no adapter, the highest rank that any trial will have.
 
-        A product over another rank has other last bits, and at high learning rates they grow. So they must
-        not depend on which trials are neighbours: a trial that resumes has others than before.
+        The rank of the layout changes the rounding of products, and at high learning rates such differences
+        grow. So it must not depend on the other trials, which are different ones when a trial resumes.
         """
         assert not self.layout.targets
         self.set_layout(AdapterLayout([], max(lora_rank, self.layout.lora_rank)))
 
     def set_layout(self, layout: AdapterLayout) -> None:
-        """Use another layout. CUDA graphs read the old one's memory, so they are captured again."""
+        """Use another layout. CUDA graphs use the old layout's memory, so they are discarded."""
         self.layout = layout
         self.layers = pack_layers(self.accelerated_step.base, [target.name for target in layout.targets])
         self._buffers, self._bound = {}, None
         self.accelerated_step.discard_decoder_graphs()
 
     def clear(self) -> None:
-        """Leave no adapter on any layer, and no room for one."""
+        """Remove the adapters from all layers, and make the layout empty."""
         for layer in self.layers.values():
             layer.bind(None, None)
         self.set_layout(AdapterLayout([], 1))
 
     def bind(self, rows: Sequence[PackedRow], *, dropout: bool) -> None:
-        """Copy the rows' adapters into place, and point the layers at them.
+        """Copy the rows' adapters into a buffer, and make the layers use it.
 
-        Rows of padding get the adapter of the last row.
+        Padding rows get the adapter of the last row.
         """
         padded = pad_to_bucket(rows)
         size = len(padded)
@@ -82,7 +88,7 @@ class AdapterBinding:
         if dropout:
             buffer.set_dropout([row.dropout_key for row in padded], [row.dropout for row in padded])
         if self._bound != (size, dropout):
-            self._point_layers_at(buffer, dropout=dropout)
+            self._use_buffer(buffer, dropout=dropout)
             self._bound = size, dropout
 
     def bind_one(self, adapter: Tensor, scaling: float) -> None:
@@ -91,11 +97,11 @@ class AdapterBinding:
         with torch.no_grad():
             one.flat[0].copy_(adapter)
         one.set_scaling([scaling])
-        self._point_layers_at(one, dropout=False)
+        self._use_buffer(one, dropout=False)
         self._bound = None
 
     def trained_tensors(self) -> list[Tensor]:
-        """A and B of each layer, in turn, of the present packed batch: the tensors that get its gradients."""
+        """A and B of each layer for the present packed batch: the tensors that get its gradients."""
         return self._buffers[self._bound[0]].trained_tensors if self._bound is not None else []
 
     def gradients(self) -> Tensor:
@@ -107,6 +113,6 @@ class AdapterBinding:
         for tensor in self.trained_tensors():
             tensor.grad = None
 
-    def _point_layers_at(self, rows: RowAdapters, *, dropout: bool) -> None:
+    def _use_buffer(self, rows: RowAdapters, *, dropout: bool) -> None:
         for target, pair in zip(self.layout.targets, rows.pairs, strict=True):
             self.layers[target.name].bind(rows, pair, dropout=dropout)

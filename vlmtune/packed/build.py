@@ -1,4 +1,4 @@
-"""Builds the model of an engine: plans its memory for as many trials as fit, and loads the frozen base."""
+"""Build the model of an engine: plan its memory for as many trials as fit, and load the frozen base."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from vlmtune.packed.row_features import PackedVisionFeatures
 from vlmtune.training.adapted_model import adapter_config
 from vlmtune.training.step_plan import can_capture, plan_step
 
-# Tokens in a packed batch that keep the device busy. More of them need memory and bring little.
+# Tokens in a packed batch that keep the device busy. More tokens need more memory and are hardly faster.
 EFFICIENT_TOKENS = {"cuda": 10240, "cpu": 2048}
-MIN_TRIALS, MAX_TRIALS = 4, 16  # in an engine, if --max_concurrent_trials is not given
+MIN_TRIALS, MAX_TRIALS = 4, 16  # trials of an engine at once, if --max_concurrent_trials is not given
 
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """How an engine's packed batches are run.
+    """How an engine runs its packed batches.
 
     Attributes:
-        step_plan: how the base is loaded and its steps are run.
-        trials: how many train at once.
-        max_rows: rows of a packed batch at most, without a GPU. On a GPU, `step_plan` sets it.
-        longest: tokens of the longest row, padding included.
-        train_rows: how many rows are trained on.
+        step_plan: how the base is loaded, and how its steps run.
+        trials: the number of trials that train at once.
+        max_rows: the largest number of rows in a packed batch without a GPU. On a GPU, `step_plan` sets it.
+        longest: the number of tokens of the longest row, padding included.
+        train_rows: the number of rows that are trained on.
         buckets: the lengths that rows are padded to.
     """
 
@@ -69,12 +69,12 @@ def build_model(
     """Load the base of the settings on this process's device.
 
     Args:
-        trials: how many trials to train at once, at most.
+        trials: the largest number of trials to train at once.
         max_lora_rank: the highest LoRA rank among them.
-        most_demanding: settings of the trial that needs most memory. The plan is for it, if that fits.
+        most_demanding: settings of the trial that needs the most memory. The plan is for it if it fits.
 
     Returns:
-        The model, and how many trials can train over it at once.
+        The model, and the number of trials that can train over it at once.
 
     Raises:
         DoesNotFitError: not even one row at a time would fit in the GPU's memory.
@@ -119,9 +119,9 @@ def build_model(
 
 
 def trials_at_once(settings: Settings, store: Store, device: str) -> int:
-    """How many trials keep an engine on "cuda" or "cpu" busy.
+    """The number of trials that keep an engine on "cuda" or "cpu" busy.
 
-    More of them would start before the search has learnt from the others.
+    With more trials at once, more would start before the search has learnt from the others.
     """
     rows = fitting_rows(store, settings.training.max_length, "skip")
     longest = bucket_length(_longest(settings, store, rows))
@@ -139,7 +139,7 @@ def _plan_largest(
     device: torch.device,
     note: Callable[[str], None],
 ) -> EnginePlan:
-    """The plan for the most demanding trial, or for `settings` where that does not fit."""
+    """The plan for `most_demanding`; for `settings` if that trial does not fit in memory."""
     try:
         return _plan(most_demanding or settings, store, trials, max_lora_rank, device, note)
     except DoesNotFitError:
@@ -159,10 +159,10 @@ def _plan(
     device: torch.device,
     note: Callable[[str], None],
 ) -> EnginePlan:
-    """The plan for as many trials as there is memory for.
+    """The plan for as many trials, at most `trials`, as there is memory for.
 
     Raises:
-        DoesNotFitError: one row of one trial does not fit.
+        DoesNotFitError: not even one row of one trial fits.
     """
     usable_rows = fitting_rows(store, settings.training.max_length, "skip")
     batch = settings.training.per_device_train_batch_size
@@ -191,7 +191,11 @@ def _plan(
 
 
 def _longest(settings: Settings, store: Store, usable_rows: np.ndarray) -> int:
-    """Tokens of the longest row that is trained on, among the training rows `usable_rows`."""
+    """The number of tokens of the longest of `usable_rows`, after shortening to `max_length`.
+
+    Args:
+        usable_rows: indices among the training rows.
+    """
     longest = int(store.column("tokens")[store.rows_of(TRAIN)[usable_rows]].max())
     limit: int | None = settings.training.max_length
     return longest if limit is None else min(longest, limit)

@@ -1,7 +1,7 @@
-"""Trains many trials over one frozen base, in rounds. Trials join and leave between rounds.
+"""Train many trials over one frozen base, in rounds. Trials join and leave between rounds.
 
-A round is one batch of every trial. Their rows go through the base together, in packed batches. Each trial
-updates its adapter when its own step is complete, and is evaluated at its own steps.
+A round is one batch of every trial. The rows of all trials go through the base together, in packed batches.
+Each trial updates its adapter when all batches of its own step are done, and is evaluated at its own steps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vlmtune.packed.build import build_model
 from vlmtune.packed.checkpoint_folder import checkpoint_at
 from vlmtune.packed.checkpoint_writer import CheckpointWriter
 from vlmtune.packed.example_cache import ExampleCache
-from vlmtune.packed.messages import CHECKPOINT, REASON, TrialReport
+from vlmtune.packed.messages import BEST_CHECKPOINT, REASON, TrialReport
 from vlmtune.packed.packed_batch import PackedRow
 from vlmtune.packed.packed_model import PassResult
 from vlmtune.packed.slot import Slot, SlotFactory
@@ -35,7 +35,7 @@ NO_ROW_FITS = "out of GPU memory with one row: give a smaller --max_length or --
 
 
 def ignore_end(trial_id: str) -> None:
-    """What an engine calls at a trial's end, if nobody else wants to know."""
+    """The default of `Engine`'s `on_end`: do nothing."""
 
 
 class Engine:
@@ -45,20 +45,21 @@ class Engine:
     because a round, its reports and the ends of trials are one sequence.
 
     Args:
-        settings: of all trials, but for the values that a search varies.
-        trials: how many trials to train at once.
-        max_lora_rank: the highest LoRA rank among them, for the plan of the memory.
-        deliver: takes a trial's reports by its id, in order. The last one comes from another thread.
-        note: takes lines for the console.
-        on_end: is called with the id of each trial that has left or ended.
-        shard: this process's part, where several workers train the same trials. The first one delivers
-            reports and writes checkpoints.
-        most_demanding: settings that need at least the memory of every trial, to plan the memory for.
+        settings: the settings that all trials share; each trial's searched values come with its slot.
+        trials: the number of trials to train at once.
+        max_lora_rank: the highest LoRA rank among the trials, for the plan of the memory.
+        deliver: called with a trial's id and each of its reports, in order. The call for the last report
+            comes from another thread.
+        note: called with each line for the console.
+        on_end: called with the id of each trial that has left or ended.
+        shard: this process's part of the rows, if several workers train the same trials. The first worker
+            delivers reports and writes checkpoints.
+        most_demanding: settings of a trial that needs as much memory as any other; the plan is for it.
 
     Attributes:
-        max_trials: how many trials the memory is planned for, at most `trials`.
-        slots: the trials that train, by their id.
-        round_seconds: duration of the last round, without its evaluations.
+        max_trials: the number of trials that the memory is planned for, at most `trials`.
+        slots: the slots of the trials that train, by trial id.
+        round_seconds: duration of the last round in seconds, without its evaluations.
 
     Raises:
         DoesNotFitError: not even one row at a time would fit in the GPU's memory.
@@ -91,7 +92,10 @@ class Engine:
         self.round_seconds = 0.0
 
     def join(self, slot: Slot) -> None:
-        """Let a trial take part from the next round on. One that does not fit ends as infeasible."""
+        """Let a trial take part from the next round on.
+
+        A trial that does not fit in memory ends as infeasible.
+        """
         others = [other.adapter for other in self.slots.values()]
         try:
             layout_changed = lay_out_together(slot.adapter, others, self.model.adapters)
@@ -111,7 +115,7 @@ class Engine:
             self.on_end(trial_id)
 
     def train_round(self, paused: Container[str] = ()) -> bool:
-        """Train one batch of every trial except those in `paused`; returns whether there was one."""
+        """Train one batch of every trial except those in `paused`; returns whether there was such a trial."""
         started = time.monotonic()
         self.checkpoints.raise_errors()
         slots = [slot for slot in self.slots.values() if slot.trial_id not in paused]
@@ -120,7 +124,7 @@ class Engine:
             return False
         rows, data_wait_s = self._read_rows(slots)
         result = self.model.add_gradients([row for part in rows.values() for row in part], Slot.add_gradient)
-        self._flush_logs()  # of the round before, while the device works on this one
+        self._flush_logs()  # log lines of the round before, while the device computes this one
         self._end_too_large(result)
         for slot, part in rows.items():
             if slot.trial_id in self.slots:
@@ -130,7 +134,7 @@ class Engine:
             self._flush_logs()
             self._synchronize()
         self.round_seconds = time.monotonic() - started
-        _charge(rows, self.round_seconds, data_wait_s)
+        _divide_seconds(rows, self.round_seconds, data_wait_s)
         self._evaluate([slot for slot in due if slot.trial_id in self.slots])
         return True
 
@@ -139,7 +143,10 @@ class Engine:
         self.checkpoints.close()
 
     def _read_rows(self, slots: list[Slot]) -> tuple[dict[Slot, list[PackedRow]], float]:
-        """The next batch of each trial, and the seconds that reading took. Reads one step ahead."""
+        """The next batch of each trial, and the seconds that reading it took.
+
+        Starts to read the step after.
+        """
         started = time.monotonic()
         examples = self.examples.get([row for slot in slots for row in slot.cursor.rest_of_step()])
         data_wait_s = time.monotonic() - started
@@ -148,12 +155,12 @@ class Engine:
         return rows, data_wait_s
 
     def _synchronize(self) -> None:
-        """Wait for the device, so that its training does not count as evaluation."""
+        """Wait for the device, so that the time of training does not count as evaluation."""
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
 
     def _flush_logs(self) -> None:
-        """Write the log lines of earlier rounds. A trial whose loss became NaN or infinite ends, alone."""
+        """Write the log lines of earlier rounds. End the trials whose loss became NaN or infinite."""
         for slot in list(self.slots.values()):
             if not slot.flush_log():
                 metrics = {"eval_loss": math.nan, "eval_seconds": 0.0, self.settings.search.metric: math.nan}
@@ -177,7 +184,7 @@ class Engine:
         reported = slot.report(metrics)
         last = checkpoint_at(slot.folder, slot.progress.step)
         best = checkpoint_at(slot.folder, reported[BEST_STEP]) if BEST_STEP in reported else last
-        paths = {CHECKPOINT: best} | ({} if best == last else {LAST_CHECKPOINT: last})
+        paths = {BEST_CHECKPOINT: best} | ({} if best == last else {LAST_CHECKPOINT: last})
         report = TrialReport({**reported, **paths}, slot.progress.ended)
         if self.shard.rank == 0 and not report.last:
             self.deliver(slot.trial_id, report)
@@ -193,17 +200,18 @@ class Engine:
 
     def _end_too_large(self, result: PassResult) -> None:
         for slot, shortage in zip(result.too_large, result.shortages, strict=True):
-            if slot.trial_id in self.slots:  # a NaN in its log may have ended it just before
+            if slot.trial_id in self.slots:  # it may have ended just before, for a NaN in its log
                 self._end(slot, self._infeasible_metrics(shortage))
 
     def _infeasible_metrics(self, shortage: str) -> dict[str, Any]:
-        """The metrics of a trial that does not fit in the memory.
+        """The metrics of a trial that does not fit in memory.
 
         Args:
             shortage: how much memory it needed and how much was free; empty if not known.
 
         Raises:
-            DoesNotFitError: several workers train it. The others would wait for this one's part of the step.
+            DoesNotFitError: several workers train the trial. The others would wait for this worker's
+                gradients.
         """
         if self.shard.world_size > 1:
             raise DoesNotFitError(NO_ROW_FITS)
@@ -211,15 +219,17 @@ class Engine:
         return {**numbers, **({REASON: shortage} if shortage else {})}
 
     def _end(self, slot: Slot, metrics: dict[str, Any]) -> None:
-        """Remove a trial, with its last report. It may not have joined yet."""
+        """Remove a trial, which may not have joined yet, and deliver its last report."""
         self.slots.pop(slot.trial_id, None)
         slot.close()
         self.on_end(slot.trial_id)
         self.checkpoints.deliver_later(slot.trial_id, TrialReport(metrics, last=True))
 
 
-def _charge(rows: dict[Slot, list[PackedRow]], seconds: float, data_wait_s: float) -> None:
-    """Divide a round's seconds among its trials, by tokens. All trials' seconds add up to the device's.
+def _divide_seconds(rows: dict[Slot, list[PackedRow]], seconds: float, data_wait_s: float) -> None:
+    """Divide a round's seconds among its trials in proportion to their tokens.
+
+    So the seconds of all trials add up to the time that the device was in use.
 
     Args:
         data_wait_s: seconds of the round in which the engine waited for rows to be read.

@@ -1,11 +1,11 @@
 """An engine as a Ray actor, one on each GPU. Trials call it, and its own thread trains.
 
-Calls may be repeated: by Ray, or by a trial's process that was started again. Joining is therefore idempotent
-by the trial's id, and reports are asked for by number. An engine that died comes back without trials. They
-join again from their checkpoints.
+A call may come twice: Ray repeats it, or the trial's process was started again. So a trial that joins again
+is left as it is, and reports are asked for by number. After an engine's process died, Ray starts the actor
+again, without trials. The trials join again from their checkpoints.
 
-Every process that gets an engine's handle imports this module, each trial's process too. So only methods
-import modules that need torch.
+Every process with a handle of the actor imports this module, and a trial's process must not import torch. So
+modules that need torch are imported inside methods.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 
 class EngineActor:
-    """What trials call. The base is loaded at the first call that needs it, also after a restart.
+    """The remote methods that trials call. The base is loaded at the first call that needs it.
 
     The class is long because a Ray actor has all its remote methods in one class.
 
     Args:
         settings, store, max_lora_rank, most_demanding: as for `Engine`.
-        max_trials: how many trials to train at once.
+        max_trials: the number of trials to train at once.
     """
 
     def __init__(
@@ -94,12 +94,12 @@ class EngineActor:
             self.loop.start(self.engine)
 
     def take_notes(self) -> list[str]:
-        """The console lines that were not sent yet. Reports take them along too, as `NOTES`."""
+        """The console lines that were not sent yet. Reports also carry such lines, as `NOTES`."""
         with self.changed:
             return self.notes.take_unsent()
 
     def finish_trackers(self) -> None:
-        """End the runs of `report_to`'s services, before the actor is killed."""
+        """End the trials' runs in the services of `report_to`, before the actor is killed."""
         from vlmtune.trackers.tracker import finish_trackers
 
         finish_trackers()
@@ -108,7 +108,7 @@ class EngineActor:
         """Whether the engine has the trial, and how many slots are free; waits up to `wait_s` for one.
 
         Raises:
-            Exception: what has ended the training thread, or kept it from starting.
+            Exception: the error that ended the training thread, or kept it from starting.
         """
         with self.changed:
             self.changed.wait_for(
@@ -121,19 +121,21 @@ class EngineActor:
             return Availability(self._has(trial_id), self.registry.free_slots)
 
     def join(self, request: TrialRequest) -> bool:
-        """Let a trial join, from its last checkpoint if there is one. Does nothing if it has joined.
+        """Let a trial join, from its last checkpoint if there is one.
+
+        Does nothing if the trial is here already.
 
         Returns:
             Whether there was a free slot. Other trials may have taken the one that `check_availability` saw.
 
         Raises:
-            UserError: its settings cannot be trained.
+            UserError: the trial's settings cannot be trained.
         """
         self.start()
         trial_id = request.trial_id
         with self.changed:
             self.changed.wait_for(lambda: not self.registry.is_leaving(trial_id) or self.loop.stopped)
-            if self.registry.has_joined(trial_id):
+            if self.registry.can_be_polled(trial_id):
                 return True
             self.loop.raise_error()
             trial = self.registry.reserve_slot(trial_id)
@@ -148,13 +150,16 @@ class EngineActor:
         return True
 
     def wait_for_report(self, trial_id: str, number: int, wait_s: float) -> TrialReport | None:
-        """The trial's report of this number, from 0, since it joined; None if it does not come in time.
+        """Wait up to `wait_s` for the trial's report of this number, counted from 0 since it joined.
+
+        Returns:
+            The report; None if it did not come in time.
 
         Raises:
             UnknownTrialError: the trial has to join again.
         """
         with self.changed:
-            trial = self.registry.joined(trial_id)
+            trial = self.registry.get_polled(trial_id)
             trial.next_report, trial.last_polled = number, time.monotonic()
             self.changed.notify_all()  # the trial or the next round may have waited for this call
             self.changed.wait_for(lambda: len(trial.reports) > number or self.loop.stopped, timeout=wait_s)
@@ -171,7 +176,7 @@ class EngineActor:
             self.changed.notify_all()
 
     def _prepare(self, trial: RegisteredTrial, request: TrialRequest) -> None:
-        """Make a trial's slot. A trial that had ended before gets its last report again."""
+        """Make a trial's slot. If the trial has ended already, restore its last report instead."""
         from vlmtune.packed.checkpoint_folder import fetch_last_checkpoint, read_last_report
         from vlmtune.training.best_evaluation import has_ended
         from vlmtune.training.gauges import Gauges

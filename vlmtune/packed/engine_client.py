@@ -1,4 +1,4 @@
-"""Connects a trial to an engine: joins it, reads its reports, and joins again after the engine restarted.
+"""`EngineClient`: a trial's connection to an engine. It joins, reads reports, and joins again if needed.
 
 This module imports neither torch nor transformers, because a search starts several processes that use it.
 """
@@ -19,9 +19,9 @@ from vlmtune.errors import UserError
 from vlmtune.packed.messages import NOTES, Availability, TrialReport, UnknownTrialError
 
 CALL_WAIT_S = 20.0  # longest wait of one call
-# Wait for the other engines' answers after the first one. They may be starting, or gone.
+# Wait for the other engines' answers after the first answer. Those engines may be starting, or gone.
 OTHER_ANSWERS_WAIT_S = 1.0
-FULL_WAIT_S = 2.0  # wait for a free slot where all are taken, before all engines are asked again
+FULL_WAIT_S = 2.0  # wait for a free slot if all are taken, before all engines are asked again
 RETRY_PAUSE_S = 1.0  # pause between attempts to reach an engine that is restarting
 UNREACHABLE_LIMIT_S = 60.0  # time without an answer after which the trial looks for another engine
 
@@ -31,8 +31,8 @@ class EngineClient:
 
     Args:
         engines: handles of `EngineActor`.
-        trial_id: of the trial.
-        join: calls `EngineActor.join` of an engine with the trial's request; returns the ObjectRef of its
+        trial_id: the trial's id.
+        join: calls `EngineActor.join` of an engine with the trial's request, and returns the ObjectRef of the
             answer.
 
     Attributes:
@@ -51,13 +51,14 @@ class EngineClient:
         self._notes: list[str] = []  # the engine's lines to pass on with the next report
 
     def read_report(self) -> TrialReport:
-        """Wait for the trial's next report. If the trial has not joined, or has to again, it joins first.
+        """Wait for the trial's next report. Before that, the trial joins an engine if it is in none.
 
-        After an engine died, a trial may report again what had no checkpoint yet. Such reports are skipped.
+        After an engine died, the trial resumes from its last checkpoint, and repeats its later reports. These
+        repeated reports are skipped.
 
         Raises:
             UserError: the trial cannot be trained. This is the engine's exception itself, not Ray's.
-            RayTaskError: an engine's training has failed.
+            RayTaskError: the engine's training has failed.
             RayActorError: the engine is gone for good.
         """
         while True:
@@ -75,7 +76,7 @@ class EngineClient:
                 return replace(report, metrics={**metrics, **({NOTES: notes} if notes else {})})
 
     def leave(self) -> None:
-        """Let the engine forget the trial."""
+        """Ask the engine to remove the trial."""
         if self.engine is not None:
             self.engine.leave.remote(self.trial_id)
             self.engine = None
@@ -115,12 +116,12 @@ class EngineClient:
                 raise
 
     def _choose_engine(self) -> Any:
-        """The engine that has the trial already, or else the one with the most free slots.
+        """Choose the engine that has the trial already, or else the one with the most free slots.
 
         Engines that do not answer are left out, because their node may be gone for good.
 
         Returns:
-            None if all slots are taken, after a short wait for a free one.
+            The engine's handle; None if all slots are taken, after a short wait for a free one.
 
         Raises:
             RayTaskError: all engines that answer have failed; this is the error of one of them.

@@ -1,4 +1,4 @@
-"""The thread of an engine's actor that trains. Between rounds it lets trials join and leave."""
+"""The training thread of an engine's actor. Between rounds it lets trials join and leave."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from vlmtune.packed.trial_registry import TrialPhase, TrialRegistry
 if TYPE_CHECKING:
     from vlmtune.packed.engine import Engine
 
-IDLE_CHECK_S = 1.0  # pause of an engine without work before it checks again that its checkpoints were written
+IDLE_CHECK_S = (
+    1.0  # seconds that an engine without work waits before it checks its checkpoint writer for errors
+)
 
 
 class EngineLoop:
-    """Runs an engine for the trials of a registry. Other threads change the registry under its lock.
+    """Trains the trials of a registry in an engine. Other threads change the registry under its lock.
 
     Args:
-        early_stopping: the search may stop a trial after any of its reports.
+        early_stopping: whether the search may stop a trial after any of its reports.
 
     Attributes:
-        thread: has the error that ended training as its exception; None before `start`.
+        thread: the training thread; its exception is the error that ended training. None before `start`.
         new_reports: whether any trial has reported since the last round began.
     """
 
@@ -52,17 +54,17 @@ class EngineLoop:
         self.thread.add_done_callback(lambda _: self._notify())
 
     def deliver(self, trial_id: str, report: TrialReport) -> None:
-        """Add a report to its trial's, with the lines that the engine has noted since the last one."""
+        """Add a report to its trial in the registry, with the console lines noted since the last report."""
         with self.changed:
-            if self.registry.has_joined(trial_id):
+            if self.registry.can_be_polled(trial_id):
                 if notes := self.notes.take_unsent():
                     report = replace(report, metrics={**report.metrics, NOTES: notes})
-                self.registry.joined(trial_id).reports.append(report)
+                self.registry.get_polled(trial_id).reports.append(report)
                 self.new_reports = True
             self.changed.notify_all()
 
     def mark_finished(self, trial_id: str) -> None:
-        """Mark a trial that the engine has removed."""
+        """Mark a trial that the engine has removed as FINISHED in the registry."""
         with self.changed:
             self.registry.mark_finished(trial_id)
             self.changed.notify_all()
@@ -82,10 +84,10 @@ class EngineLoop:
             engine.train_round(paused)
 
     def _wait_for_search(self, engine: Engine) -> None:
-        """Wait until the search has stopped or continued the trials that have reported.
+        """Wait until the search has decided about the trials that have reported.
 
-        A trial that it stops would train its next rows for nothing. Waits at most half the time that these
-        rows take.
+        If it stops a trial, training the trial's next rows would be wasted. The wait is at most half the time
+        that training these rows would take.
         """
 
         def undecided() -> int:
@@ -97,7 +99,7 @@ class EngineLoop:
                 self.changed.wait_for(lambda: not undecided(), timeout=limit)
 
     def _apply_joins_and_leaves(self, engine: Engine) -> set[str]:
-        """Let trials leave and join; returns those that wait until their reports are read."""
+        """Let trials leave and join; returns the ids of paused trials, whose reports are yet to be read."""
         abandoned = [trial for trial in self.registry.in_phase(TrialPhase.TRAINING) if trial.is_abandoned]
         for trial in [*self.registry.in_phase(TrialPhase.LEAVING), *abandoned]:
             engine.leave(trial.trial_id)

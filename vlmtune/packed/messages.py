@@ -1,6 +1,6 @@
-"""The messages between trials and engines.
+"""The messages between the processes of trials and the actors of engines.
 
-Both sides import this module, so it imports neither torch nor transformers.
+A trial's process imports neither torch nor transformers, so this module does not either.
 """
 
 from __future__ import annotations
@@ -11,27 +11,31 @@ from typing import Any, NamedTuple
 
 from vlmtune.config.settings import Settings
 
-# In a report's metrics: lines for the console that its engine has noted since the last report.
+# Keys of a report's metrics:
+# lines for the console that the engine has noted since the last report.
 NOTES = "notes"
-# In a report's metrics: why a trial cannot be trained. An exception would make Tune start the trial again,
-# as it does for one whose process died.
+# why a trial cannot be trained. If the trial raised an exception instead, Tune would start it again.
 FAILURE = "failed"
-# In a report's metrics: folder or URI of the checkpoint that was taken with it. Ray Train's callback for Tune
-# uses the same key.
-CHECKPOINT = "checkpoint_path"
-REASON = "reason"  # in a report's metrics: what an infeasible trial needed, and what there was
-# In the Tune config of a trial: its searched values by flag name, and the name of its folders.
+# folder or URI of the checkpoint of the evaluation that counts: the best one with `load_best_model_at_end`,
+# else
+# the last one. Ray Train's callback for Tune uses the same key. `best_evaluation.LAST_CHECKPOINT` is beside
+# it
+# where the last checkpoint is another one.
+BEST_CHECKPOINT = "checkpoint_path"
+# how much memory an infeasible trial needed, and how much was free.
+REASON = "reason"
+# Keys of a trial's Tune config: its searched values by flag name, and its id, which names its folders.
 VALUES, TRIAL_ID = "point", "vlmtune_trial"
 
 
 @dataclass(frozen=True)
 class TrialRequest:
-    """What an engine needs to know of a trial that joins.
+    """A trial's request to join an engine.
 
     Attributes:
-        folder: folder or URI of its checkpoints; it resumes from the last one.
-        runs_dir: folder or URI of its TensorBoard events.
-        on_log: called with the numbers of each logged step; must pickle.
+        folder: folder or URI of the trial's checkpoints; it resumes from the last one.
+        runs_dir: folder or URI of the trial's TensorBoard events.
+        on_log: called with the numbers of each logged step; must pickle. None if nobody needs them.
     """
 
     trial_id: str
@@ -66,7 +70,7 @@ class UnknownTrialError(Exception):
 
 
 class NoteLog:
-    """Lines that an engine notes for the console. Each is sent once."""
+    """Lines that an engine notes for the console. Each is sent once, with a report or by `take_notes`."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

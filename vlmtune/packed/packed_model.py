@@ -1,4 +1,4 @@
-"""The frozen base with an adapter for each row: forward and backward passes for rows of any trials."""
+"""`PackedModel`: the frozen base with an adapter for each row; it runs rows of several trials together."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ from vlmtune.packed.row_features import PackedVisionFeatures
 
 @dataclass(frozen=True)
 class PassResult:
-    """What forward passes found: per-row loss and correct-token count, keyed by `id(row)`.
+    """The results of forward passes.
 
     Attributes:
-        rows: summed loss and number of correct predictions of each row, scalars on the device.
-        too_large: owners of rows that do not fit in the memory even alone; their rows may be missing.
-        shortages: of each such row, how much memory it needed and how much was free; empty if not known.
+        rows: per-row loss and correct-token count, keyed by `id(row)`: the summed loss, and the number of
+            correct predictions, scalars on the device.
+        too_large: owners of rows that do not fit in memory even alone; `rows` may lack their other rows.
+        shortages: for each owner in `too_large`, how much memory was needed and how much was free; empty if
+            that is not known.
     """
 
     rows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -40,16 +42,18 @@ class PassResult:
 
 
 class PackedModel:
-    """A base whose target layers use the adapters of the rows of the packed batch.
+    """A frozen base in which each row of a packed batch has its own trial's adapter.
 
     Args:
-        accelerated_step: what makes the base's computation fast or small.
-        max_tokens: tokens that go through the base at once, at most, padding included.
+        accelerated_step: the base with its accelerations.
+        meta: what the rows of the store share.
+        max_tokens: the largest number of tokens in a packed batch, padding included.
         buckets: the lengths that rows are padded to.
-        features: cached outputs of the vision tower, which are dropped first when the memory runs out.
+        features: cached outputs of the vision tower. They are dropped first when memory runs out.
 
     Attributes:
-        max_tokens: as the argument; less after the memory ran out.
+        adapters: connects the base's layers to the adapters of a packed batch's rows.
+        max_tokens: as the argument; smaller after memory ran out.
     """
 
     def __init__(
@@ -74,8 +78,8 @@ class PackedModel:
         """Run rows forward and backward, in training mode.
 
         Args:
-            add: is called as `add(owner, gradient)` for each row, with its gradient `[P]` in the dtype of the
-                computation.
+            add: called as `add(owner, gradient)` for each row. `gradient` is the row's gradient of its
+                owner's flat adapter, `[P]`, in the dtype of the computation.
         """
         self._set_mode(training=True)
         if not self.dropout and any(row.dropout for row in rows):
@@ -91,7 +95,7 @@ class PackedModel:
 
     @contextmanager
     def single_adapter(self, adapter: Tensor, scaling: float) -> Iterator[Any]:
-        """The base with one adapter, `[P]`, for all rows, in evaluation mode, to generate answers."""
+        """The base with one adapter, `[P]`, for all rows, in evaluation mode; for generating answers."""
         self.adapters.bind_one(adapter, scaling)
         self._set_mode(training=False)
         yield self.base
@@ -99,7 +103,10 @@ class PackedModel:
     def _run_in_packed_batches(
         self, rows: Sequence[PackedRow], run: Callable[[Sequence[PackedRow]], RowLosses]
     ) -> PassResult:
-        """Call `run` for each packed batch; after running out of memory, free some or halve it, and retry."""
+        """Call `run` for each packed batch.
+
+        If memory runs out, free some or halve the batch, and try again.
+        """
         result = PassResult()
         remaining = list(packed_batches(rows, self.max_tokens, self.buckets))
         while remaining:
@@ -114,9 +121,8 @@ class PackedModel:
             else:
                 for index, row in enumerate(part):
                     result.rows[id(row)] = losses.loss[index].detach(), losses.correct[index]
-                del (
-                    losses
-                )  # it would keep memory of a captured step alive, which the next batch may have to free
+                # `losses` would keep memory of a captured step alive, which the next batch may have to free.
+                del losses
                 continue
             freed = self.features.disable() or self.accelerated_step.remove_capturing()
             torch.cuda.empty_cache()
@@ -130,7 +136,7 @@ class PackedModel:
         return result
 
     def _halves(self, part: list[PackedRow]) -> list[list[PackedRow]]:
-        """The halves of a packed batch that did not fit. Later ones have no more tokens than these."""
+        """The halves of a packed batch that did not fit. Later batches have no more tokens than a half."""
         half = -(-len(part) // 2)
         self.max_tokens = half * self._length(part)
         self.accelerated_step.note(
@@ -167,7 +173,7 @@ class PackedModel:
         )
 
     def _length(self, part: Sequence[PackedRow]) -> int:
-        """Tokens that the rows of a packed batch are padded to."""
+        """The length in tokens that the rows of a packed batch are padded to."""
         return self.buckets(max(row.tokens for row in part))
 
     def _set_mode(self, *, training: bool) -> None:

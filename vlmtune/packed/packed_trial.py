@@ -1,6 +1,6 @@
-"""The Tune Trainable of a packed trial. It takes a hundredth of a CPU and reads an engine's reports.
+"""The Tune Trainable of a packed trial. An engine trains the trial; this process reads its reports.
 
-This process imports neither torch nor transformers: a search starts several of them.
+It reserves a hundredth of a CPU, and imports neither torch nor transformers, because a search starts several.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vlmtune.packed.messages import FAILURE, TRIAL_ID, VALUES, TrialRequest
 
 
 class PackedTrial(tune.Trainable):
-    """One evaluation of the trial is one Tune step."""
+    """A packed trial. One Tune step is one evaluation of the trial."""
 
     client: EngineClient | None  # from the first step on
     name: str  # of the trial's folders
@@ -65,7 +65,7 @@ class PackedTrial(tune.Trainable):
         return {FAILURE: self.failure, **self.settings.search.unmeasured, "done": True}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Become another trial, so that the search need not start another process."""
+        """Become another trial, so that Tune can use this process again."""
         self.cleanup()
         self._begin(new_config)
         return True
@@ -81,18 +81,18 @@ class PackedTrial(tune.Trainable):
     def load_checkpoint(self, checkpoint: Any) -> None: ...
 
     def _begin(self, config: dict[str, Any]) -> None:
-        """Set the trial's values. Only its first step joins an engine.
+        """Set the trial's values. The trial joins an engine in its first step, not here.
 
-        Tune starts a trial again whose process ends in a step, but not one that has yet to begin.
+        Tune restarts a trial if its process dies in a step, but not if it dies before the first step.
         """
         self.name, self.values = config[TRIAL_ID], config[VALUES]
         self.client, self.failure = None, None
 
     def _request(self) -> TrialRequest:
-        """What the engine needs to know of the trial.
+        """The trial's request to join an engine.
 
         Raises:
-            ConfigError: a searched value is not allowed, by itself or beside the others.
+            ConfigError: a searched value is not allowed, or contradicts another setting.
         """
         settings = self.settings.replace(**self.values)
         folder = f"{self.output_dir}/tune/train/{self.name}"

@@ -1,4 +1,4 @@
-"""One trial's slot in an engine: makes the optimizer steps that SFTTrainer would make for it alone.
+"""One trial's slot in an engine. It makes the optimizer steps that SFTTrainer would make for the trial alone.
 
 `SlotFactory` makes the slots of an engine.
 """
@@ -44,17 +44,17 @@ from vlmtune.training.trl_arguments import training_arguments
 class Slot:
     """One trial in an engine: its adapter, optimizer and position in its rows.
 
-    The engine runs the rows of its next batch through the base, and gives it the result. The class is long
-    because it joins the parts that the engine calls one after another in every round.
+    In every round, the engine takes the rows of the slot's next batch, runs them through the base, and gives
+    the slot their gradients and losses. The class is long because it joins the parts of that sequence.
 
     Args:
-        targets: the layers that get its adapter.
+        targets: the layers that get the trial's adapter.
         lora_config: PEFT's config of the adapter.
-        folder: folder or URI that its checkpoints are written to.
-        runs_dir: folder or URI of its TensorBoard events; None writes none.
-        checkpoint: local folder of the checkpoint that it resumes from, at the exact next row.
+        folder: folder or URI that the trial's checkpoints are written to.
+        runs_dir: folder or URI of the trial's TensorBoard events; None writes none.
+        checkpoint: local folder of the checkpoint from which the trial resumes, at the next row.
         on_log: called with the numbers of each logged step.
-        shard: this process's part of the rows, where several workers train the trial.
+        shard: this process's part of the rows, if several workers train the trial.
         flops_per_token: floating-point operations of training on one token.
 
     Raises:
@@ -97,12 +97,12 @@ class Slot:
             first_step=self.progress.step,
             max_steps=self.progress.max_steps,
         )
-        self.totals: StepTotals | None = None  # of the step under way; None before its first batch
+        self.totals: StepTotals | None = None  # of the step in progress; None before its first batch
         self.log = LossLog()
         self.records = TrialRecords(settings, runs_dir, on_log, flops_per_token)
 
     def packed_row(self, number: int, example: EncodedExample) -> PackedRow:
-        """A row for a packed batch, with the adapter as it is now and without dropout."""
+        """Row `number` of the store for a packed batch, with the present adapter and without dropout."""
         return PackedRow(
             owner=self,
             number=number,
@@ -115,7 +115,7 @@ class Slot:
         """The rows of the next batch.
 
         Args:
-            examples: those of the whole step, by their number in the store.
+            examples: the examples of the whole step, by row number in the store.
         """
         if self.totals is None:
             self.totals = self._begin_step(examples)
@@ -140,7 +140,7 @@ class Slot:
         self.adapter.add_gradient(gradient)
 
     def end_batch(self, rows: list[PackedRow], result: PassResult) -> None:
-        """Add up the batch's losses; after the last batch of a step, update the adapter."""
+        """Add the batch's losses to the totals; after the last batch of a step, update the adapter."""
         assert self.totals is not None
         self.records.meter.count(rows=len(rows), tokens=sum(row.tokens for row in rows))
         if rows:
@@ -164,9 +164,9 @@ class Slot:
         return line.finite
 
     def report(self, metrics: dict[str, float]) -> dict[str, Any]:
-        """Record an evaluation; returns its `metrics` with the trial's position and rates.
+        """Record an evaluation; returns the report: `metrics` with the trial's position and rates.
 
-        Where the best evaluation decides, its numbers take the place of the last one's.
+        If the best evaluation counts (`EvaluationRule.load_best`), the report has its numbers instead.
         """
         self.records.meter.log(metrics, self.progress.step, self.progress.max_steps)
         position = self.progress.record_evaluation(metrics)
@@ -176,7 +176,7 @@ class Slot:
         return self.progress.rule.judged(report, metrics, self.progress.state.log_history)
 
     def begin_checkpoint(self) -> PendingCheckpoint:
-        """Begin to copy the trial's present state. Training can continue at once."""
+        """Start to copy the trial's present state to the CPU. Training can continue at once."""
         return PendingCheckpoint(
             self.adapter.begin_copy(), copy.deepcopy(self.progress.state), self.lora_config
         )
@@ -190,10 +190,10 @@ class Slot:
         return StepTotals(labelled_tokens, self.adapter.flat.device)
 
     def _update(self, totals: StepTotals) -> None:
-        """Make an optimizer step with the gradients of all its rows."""
+        """Make an optimizer step with the gradients of all rows of the step."""
         optimizer, layout, progress = self.adapter.optimizer, self.adapter.layout, self.progress
         labelled_tokens = totals.all_reduce(
-            self.shard, optimizer.gradient, needs_has_images=layout.image_start < layout.size
+            self.shard, optimizer.gradient, reduce_has_images=layout.image_start < layout.size
         )
         learning_rate = optimizer.learning_rate
         norm = optimizer.step(has_images=totals.has_images)
@@ -202,7 +202,7 @@ class Slot:
         if progress.log_due:
             epoch = float(progress.state.epoch or 0)
             self.log.close_line(learning_rate=learning_rate, epoch=epoch, step=progress.step)
-            progress.logged()
+            progress.clear_log_due()
 
     def _shortened(self, example: EncodedExample) -> EncodedExample:
         return shorten(example, self.settings.training.max_length)
@@ -210,14 +210,14 @@ class Slot:
 
 @dataclass(frozen=True)
 class PendingCheckpoint:
-    """The state of a slot after a step, which is yet to be written."""
+    """The state of a slot after a step, to be written as a checkpoint."""
 
     copied: AdapterCopy
     state: TrainerState
     lora_config: LoraConfig
 
     def write(self, folder: Path, save_processor: Callable[[Path], None]) -> None:
-        """Write the checkpoint into a local folder, once. The slot can train on in another thread."""
+        """Write the checkpoint into a local folder. Call it once; the slot may train in another thread."""
         adapter, optimizer = self.copied.wait()
         self.lora_config.save_pretrained(str(folder))
         save_processor(folder)
@@ -226,7 +226,7 @@ class PendingCheckpoint:
 
 
 class SlotFactory:
-    """Makes slots while other trials train: it finds their target layers in a model without weights.
+    """Makes slots while other trials train. It finds target layers in a model without weights.
 
     Args:
         settings: the settings of the engine.
@@ -239,15 +239,15 @@ class SlotFactory:
         self.meta_model = settings.model.ref.meta_model()
 
     def make(self, trial_id: str, settings: Settings, **options: Any) -> Slot:
-        """Make a trial ready to join the engine. Takes a second or less; any thread may call it.
+        """Make the slot of a trial. Takes a second or less; any thread may call it.
 
         Args:
-            options: `folder`, `runs_dir`, `checkpoint` and `on_log` of `Slot`.
+            options: the arguments `folder`, `runs_dir`, `checkpoint` and `on_log` of `Slot`.
 
         Raises:
             ConfigError: the settings cannot be trained packed.
-            DataError: a training row does not fit its `max_length`.
-            ModelError: its target modules match nothing.
+            DataError: a training row does not fit the trial's `max_length`.
+            ModelError: the trial's target modules match no layer.
         """
         check_packable(settings)
         targets, lora_config = self._find_targets(settings)

@@ -1,4 +1,4 @@
-"""Sums up the loss and accuracy of a trial's steps on the device, without waiting for it."""
+"""Sum the losses and correct tokens of a trial's steps on the device, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from vlmtune.packed.worker_shard import WorkerShard
 
 
 class StepTotals:
-    """Sums over the rows of one optimizer step under way.
+    """Sums over the rows of one optimizer step that is in progress.
 
     Args:
-        labelled_tokens: labelled tokens of this process's rows of the step.
+        labelled_tokens: number of labelled tokens in this process's rows of the step.
         device: the device that the trial trains on.
 
     Attributes:
+        loss: the mean loss over the labelled tokens so far, a scalar on the device.
+        correct: the number of correctly predicted tokens so far, a scalar on the device.
         has_images: whether any row of the step has an image.
     """
 
@@ -29,19 +31,22 @@ class StepTotals:
 
     @property
     def weight(self) -> float:
-        """The factor of each row's summed loss: one over the labelled tokens of the step."""
+        """The factor of each row's summed loss: one divided by the number of labelled tokens of the step."""
         return 1 / max(self.labelled_tokens, 1)
 
     def add(self, losses: Tensor, correct: Tensor) -> None:
-        """Add rows: their summed losses and numbers of correct tokens, each `[B]`."""
+        """Add rows: `losses` are their summed losses, `correct` their numbers of correct tokens, `[B]`."""
         self.loss = self.loss + losses.sum() * self.weight
         self.correct = self.correct + correct.sum()
 
-    def all_reduce(self, shard: WorkerShard, gradient: Tensor, *, needs_has_images: bool) -> Tensor:
-        """Replace `gradient` `[P]` and the totals by those of all workers; returns their labelled tokens.
+    def all_reduce(self, shard: WorkerShard, gradient: Tensor, *, reduce_has_images: bool) -> Tensor:
+        """Replace `gradient` `[P]` and the totals by their values over all workers.
 
         Args:
-            needs_has_images: replace `has_images` too, for which this waits for the device.
+            reduce_has_images: replace `has_images` too, for which this waits for the device.
+
+        Returns:
+            The number of labelled tokens of all workers, a scalar on the device.
         """
         if shard.world_size == 1:
             return self._scalar(self.labelled_tokens)
@@ -61,7 +66,7 @@ class StepTotals:
         labelled_tokens, loss, self.correct, has_images = sums.double().unbind()
         gradient.copy_(gradients / sums[0].clamp(min=1))
         self.loss = loss / labelled_tokens.clamp(min=1)
-        if needs_has_images:
+        if reduce_has_images:
             self.has_images = bool(has_images > 0)
         return labelled_tokens
 
@@ -74,8 +79,9 @@ class LoggedSteps:
     """The numbers of one log line.
 
     Attributes:
-        values: by the names that SFTTrainer logs them under.
-        first_loss: of the first of these steps.
+        values: the logged numbers, by the names that SFTTrainer logs them under.
+        step: the last of these steps.
+        first_loss: the loss of the first of these steps.
         finite: whether loss and gradient norm of every step are finite.
     """
 
@@ -86,7 +92,7 @@ class LoggedSteps:
 
 
 class LossLog:
-    """Totals of the steps since the last log line. They are copied to the CPU while the next round runs."""
+    """Totals of the steps since the last log line. They are copied to the CPU while the next round trains."""
 
     def __init__(self) -> None:
         self._steps: list[Tensor] = []
@@ -99,13 +105,13 @@ class LossLog:
         )
 
     def close_line(self, *, learning_rate: float, epoch: float, step: int) -> None:
-        """Begin the copy of the steps since the last line."""
+        """Close a log line: start to copy the totals of the steps since the last line to the CPU."""
         numbers = {"learning_rate": learning_rate, "epoch": epoch}
         self._pending = numbers, step, AsyncHostCopy(torch.stack(self._steps))
         self._steps = []
 
     def read_line(self) -> LoggedSteps | None:
-        """The line that was closed last, once; None if there is none. Waits for its copy."""
+        """The line that was closed last; None if it was read already. Waits until it is copied."""
         if self._pending is None:
             return None
         numbers, step, copied = self._pending

@@ -18,7 +18,7 @@ from vlmtune.packed.checkpoint_folder import fetch_last_checkpoint, read_last_re
 from vlmtune.packed.engine import NO_ROW_FITS, Engine
 from vlmtune.packed.engine_client import EngineClient
 from vlmtune.packed.engine_pool import start_engines, wait_for_trackers
-from vlmtune.packed.messages import CHECKPOINT, NOTES, TrialReport, TrialRequest
+from vlmtune.packed.messages import BEST_CHECKPOINT, NOTES, TrialReport, TrialRequest
 from vlmtune.packed.packable import check_packable
 from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
 from vlmtune.trackers.tracker import finish_trackers
@@ -152,7 +152,7 @@ def _check_completed(metrics: dict[str, Any]) -> None:
     """Raise a UserError if the run ended before it made all its steps."""
     if metrics.get("infeasible"):
         raise DoesNotFitError(NO_ROW_FITS)
-    if CHECKPOINT not in metrics:
+    if BEST_CHECKPOINT not in metrics:
         step = f"step {metrics['step']} of {metrics['max_steps']}"
         raise DivergedError(
             f"the loss or gradient became NaN or infinite at {step}: give a smaller --learning_rate"
@@ -161,9 +161,9 @@ def _check_completed(metrics: dict[str, Any]) -> None:
 
 def _outcome(metrics: dict[str, Any]) -> Outcome:
     _check_completed(metrics)
-    internal = (CHECKPOINT, LAST_CHECKPOINT, EVALUATION_NUMBER, NOTES)
+    internal = (BEST_CHECKPOINT, LAST_CHECKPOINT, EVALUATION_NUMBER, NOTES)
     numbers = {name: value for name, value in metrics.items() if name not in internal}
-    return Outcome(numbers, metrics[CHECKPOINT], metrics.get(LAST_CHECKPOINT))
+    return Outcome(numbers, metrics[BEST_CHECKPOINT], metrics.get(LAST_CHECKPOINT))
 
 
 def _checkpoint_folder(folder: str) -> str:

@@ -1,4 +1,4 @@
-"""Counts a trial's steps, and says what is due after each: a log line, an evaluation, the trial's end."""
+"""Count a trial's steps, and decide after each whether to log, to evaluate, or to end the trial."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from vlmtune.training.meter import evaluation_number
 
 
 class TrialProgress:
-    """The trainer state of one trial. transformers' own callback decides what is due.
+    """The trainer state of one trial. transformers' `DefaultFlowCallback` decides what is due.
 
     Args:
-        rule: how its evaluations are compared.
-        state: the state in the checkpoint that the trial resumes from.
+        rule: how the trial's evaluations are compared.
+        state: the trainer state of the checkpoint that the trial resumes from; None for a new trial.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class TrialProgress:
 
     @property
     def evaluation_number(self) -> int:
-        """The number of the present evaluation among those of a whole run, from 1."""
+        """The number of the evaluation at the present step, counted from 1 over the whole run."""
         numbers = vars(self.state) | {"step": self.state.global_step}
         return evaluation_number(numbers, None if self._evaluates_epochs else self.args.eval_steps)
 
@@ -70,7 +70,7 @@ class TrialProgress:
         return bool(self.args.eval_strategy == IntervalStrategy.EPOCH)
 
     def end_step(self) -> None:
-        """Count an optimizer step, and decide what is due now."""
+        """Count an optimizer step, and set `log_due` and `evaluation_due`."""
         state, order = self.state, self.order
         state.global_step += 1
         epochs, steps = divmod(state.global_step, order.steps_per_epoch)
@@ -78,20 +78,20 @@ class TrialProgress:
         self._control = self._flow.on_step_end(self.args, state, self._control)
         if steps == 0:
             self._control = self._flow.on_epoch_end(self.args, state, self._control)
-        # transformers would not evaluate where `max_steps` ends a run within an epoch.
+        # transformers does not evaluate where `max_steps` ends a run within an epoch.
         if self.ended and (steps or not self._evaluates_epochs):
             self._control.should_evaluate = True
 
-    def logged(self) -> None:
-        """Note that the log line that was due is taken care of."""
+    def clear_log_due(self) -> None:
+        """Set `log_due` to False, because the log line has been closed."""
         self._control.should_log = False
 
     def record_evaluation(self, metrics: dict[str, float]) -> dict[str, Any]:
-        """Record an evaluation that was due; returns `position`."""
+        """Record the metrics of an evaluation that was due; returns `position()`."""
         self._control.should_evaluate = False
         self.state.log_history.append({**metrics, "step": self.step})
         return self.position()
 
     def position(self) -> dict[str, Any]:
-        """Step, number of steps and epoch, as they are reported."""
+        """The present step, the number of steps of the run and the present epoch, as reports have them."""
         return {"step": self.step, "max_steps": self.max_steps, "epoch": float(self.state.epoch or 0)}

@@ -1,4 +1,4 @@
-"""The trials that an engine's actor knows: the phase of each between joining and leaving, and its reports."""
+"""The trials that an engine's actor knows, each with its phase from joining to leaving and its reports."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from vlmtune.packed.messages import TrialReport, UnknownTrialError
 if TYPE_CHECKING:
     from vlmtune.packed.slot import Slot
 
-# A trial with this many unread reports is paused. With fewer it trains while the search decides.
+# A trial with this many unread reports is paused. With fewer, it trains on while the search decides about it.
 MAX_UNREAD_REPORTS = 2
-# A paused trial for which nobody has called for this many seconds is dropped: its process is gone.
+# A paused trial whose process has not called for this many seconds is dropped: the process is gone.
 ABANDONED_AFTER_S = 600.0
 
 
 class TrialPhase(Enum):
-    """What a trial does in an engine. In the first three phases it takes one of the engine's places."""
+    """The phase of a trial in an engine. In the first three, it takes one of the engine's slots."""
 
     PREPARING = "its slot is being made"
-    READY = "it joins before the next round"
+    READY = "its slot is made; the engine takes it in before the next round"
     TRAINING = "it takes part in rounds"
-    FINISHED = "its training has ended, its last report can be read"
-    LEAVING = "its process wants it gone: the engine drops it before the next round"
+    FINISHED = "its training has ended; its last report can be read"
+    LEAVING = "its process has asked to remove it; the engine does so before the next round"
 
 
 HOLDS_SLOT = (TrialPhase.PREPARING, TrialPhase.READY, TrialPhase.TRAINING)
@@ -35,13 +35,13 @@ CAN_BE_POLLED = (TrialPhase.READY, TrialPhase.TRAINING, TrialPhase.FINISHED)
 
 @dataclass
 class RegisteredTrial:
-    """What an engine's actor knows of one trial.
+    """One trial in an engine's actor.
 
     Attributes:
-        slot: its slot while it is READY: made, and not yet handed to the engine.
-        reports: all reports since it joined, by their number from 0.
-        next_report: the number that its process asked for last. It has read the reports before it.
-        last_polled: when its process called last, in `time.monotonic` seconds.
+        slot: the trial's slot while it is READY, before the engine has it.
+        reports: all reports since the trial joined; the index is the report's number.
+        next_report: the number of the report that the trial's process asked for last. It has read all before.
+        last_polled: when the trial's process called last, in `time.monotonic` seconds.
     """
 
     trial_id: str
@@ -57,22 +57,22 @@ class RegisteredTrial:
 
     @property
     def is_paused(self) -> bool:
-        """Whether it takes part in no round until its reports are read."""
+        """Whether it takes part in no round until its process reads its reports."""
         return self.unread >= MAX_UNREAD_REPORTS
 
     @property
     def awaits_decision(self) -> bool:
-        """Whether it trains while the search may still stop it because of its last report."""
+        """Whether it trains although the search has yet to decide, on its last report, whether to stop it."""
         return self.phase is TrialPhase.TRAINING and 0 < self.unread < MAX_UNREAD_REPORTS
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether it is paused for a process that does not come back."""
+        """Whether it is paused and its process has gone."""
         paused = self.phase is TrialPhase.TRAINING and self.is_paused
         return paused and time.monotonic() - self.last_polled > ABANDONED_AFTER_S
 
     def start_training(self) -> Slot:
-        """Change from READY to TRAINING; returns the slot, which has to join the engine."""
+        """Change from READY to TRAINING; returns the slot, for `Engine.join`."""
         assert self.phase is TrialPhase.READY and self.slot is not None
         slot, self.slot, self.phase = self.slot, None, TrialPhase.TRAINING
         return slot
@@ -82,10 +82,11 @@ class TrialRegistry:
     """The trials of an engine's actor by their id.
 
     Args:
-        max_trials: how many trials the engine has memory for.
+        max_trials: the number of trials that the engine has memory for.
 
     Attributes:
-        changed: callers hold its lock, also to read or change a trial, and notify it after a change.
+        changed: callers hold its lock while they read or change the registry or a trial, and notify it after
+            a change.
     """
 
     def __init__(self, max_trials: int) -> None:
@@ -96,8 +97,8 @@ class TrialRegistry:
     def get(self, trial_id: str) -> RegisteredTrial | None:
         return self._trials.get(trial_id)
 
-    def joined(self, trial_id: str) -> RegisteredTrial:
-        """A trial that has joined.
+    def get_polled(self, trial_id: str) -> RegisteredTrial:
+        """A trial whose process may ask for reports.
 
         Raises:
             UnknownTrialError: the trial has not joined, or has left.
@@ -107,7 +108,8 @@ class TrialRegistry:
             raise UnknownTrialError(trial_id)
         return trial
 
-    def has_joined(self, trial_id: str) -> bool:
+    def can_be_polled(self, trial_id: str) -> bool:
+        """Whether the trial has joined and not left, so that its process may ask for reports."""
         trial = self._trials.get(trial_id)
         return trial is not None and trial.phase in CAN_BE_POLLED
 
@@ -123,17 +125,17 @@ class TrialRegistry:
         return [trial for trial in self._trials.values() if trial.phase is phase]
 
     def reserve_slot(self, trial_id: str) -> RegisteredTrial | None:
-        """Reserve a slot for a trial, which is yet to be made; None if the engine has no free one."""
+        """Register a trial whose slot is yet to be made; None if the engine has no free slot."""
         trial = self._trials.get(trial_id)
         if trial is None and self.free_slots > 0:
             trial = self._trials[trial_id] = RegisteredTrial(trial_id)
         return trial
 
     def set_ready(self, trial: RegisteredTrial, slot: Slot) -> bool:
-        """Let a trial join before the next round.
+        """Give a trial its slot, so that the engine takes it in before the next round.
 
         Returns:
-            False if `slot` is not needed: the trial has left, or a repeated call was faster.
+            False if `slot` is not needed, because the trial has left, or a repeated call has made its slot.
         """
         if not self._is_preparing(trial):
             return False
@@ -141,7 +143,7 @@ class TrialRegistry:
         return True
 
     def restore_finished(self, trial: RegisteredTrial, last_report: TrialReport) -> None:
-        """Mark a trial that had ended before it joined as finished, with its last report to be read again."""
+        """Mark a trial that had ended before it joined as FINISHED. Its last report can be read again."""
         if self._is_preparing(trial):
             trial.phase, trial.reports = TrialPhase.FINISHED, [last_report]
 
@@ -151,13 +153,17 @@ class TrialRegistry:
             self.remove(trial.trial_id)
 
     def mark_finished(self, trial_id: str) -> None:
-        """Mark a trial that the engine has removed as finished. Its last report may still come."""
+        """Mark a trial that the engine has removed as FINISHED. Its last report may still come."""
         trial = self._trials.get(trial_id)
         if trial is not None and trial.phase is TrialPhase.TRAINING:
             trial.phase = TrialPhase.FINISHED
 
     def leave(self, trial_id: str) -> Slot | None:
-        """Remove a trial, or let it leave before the next round; returns its slot if it was READY."""
+        """Remove a trial; if it is TRAINING, the engine does so before the next round.
+
+        Returns:
+            The slot of a READY trial, which the caller has to close; None for other trials.
+        """
         trial = self._trials.get(trial_id)
         if trial is None:
             return None

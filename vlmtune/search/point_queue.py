@@ -1,7 +1,7 @@
-"""Which point a search tries next, while TPE has too few results to learn from.
+"""Choose the next point of a search while TPE has too few results to learn from.
 
-The order: the baseline, points that a person asks for, the recipe, points of earlier searches, points spread
-over the space. TPE proposes all points after `n_startup_trials` trials have ended.
+The order: the baseline, points that a user asks for, the recipe, points of earlier searches (`--warm_start`),
+points spread over the space. After `n_startup_trials` trials have ended, TPE proposes all points.
 """
 
 from collections.abc import Sequence
@@ -31,10 +31,11 @@ class PointQueue:
     """Enqueues the next point in an Optuna study, or leaves the choice to the study's sampler.
 
     Args:
-        seed: of the points spread over the space.
+        seed: seed of the points spread over the space.
         width: the hidden size of the model; None if it is not known.
+        earlier: trials of earlier searches.
         n_startup_trials: number of trials that must have ended before TPE proposes any.
-        requests: values that a person asks for; None if nobody can.
+        requests: values that a user asks for on the live page; None if there is no such page.
 
     Attributes:
         recipe_outside_space: the recipe's option values where the space does not contain them. That trial
@@ -58,19 +59,20 @@ class PointQueue:
         usual = None if width is None else usual_rate(width)
         self._spread_points = FirstPoints(space.distributions, usual, seed)
 
-    def enqueue_next(self, study: optuna.Study, origins: Sequence[str], *, observe: bool) -> str:
+    def enqueue_next(self, study: optuna.Study, origins: Sequence[str], *, with_observations: bool) -> str:
         """Enqueue the next trial's values in the study; returns where they come from.
 
         Nothing is enqueued for the baseline, which OptunaSearch has enqueued, for TPE, and for a recipe that
         is outside the space.
 
         Args:
-            origins: where the values of the earlier trials come from, in the order of proposal.
-            observe: whether the study takes the observations of earlier searches.
+            origins: where the values of the search's trials so far come from, in the order of proposal.
+            with_observations: whether the observations of earlier searches are added to the study.
         """
         if not origins:
             return BASELINE
-        if len(origins) == 1 and observe:  # not before: `Space` takes Optuna's trial 0 for the baseline
+        # After the baseline, because `Space` takes Optuna's trial 0 for the baseline.
+        if len(origins) == 1 and with_observations:
             self.add_observations(study)
         if self.requests is not None and (requested := self.requests.take()) is not None:
             study.enqueue_trial(requested)
@@ -90,7 +92,7 @@ class PointQueue:
         return SPREAD
 
     def add_observations(self, study: optuna.Study) -> None:
-        """Add the trials of earlier searches of the same problem to the study."""
+        """Add the observations of earlier searches (trials of the same problem) to the study."""
         scratch = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         scratch.ask()  # its trial 0 would be the baseline
         for parameters, value in self.earlier.observations:

@@ -14,7 +14,7 @@ from vlmtune.data.split import TEST
 from vlmtune.errors import ConfigError, RunStoppedError, named_interrupt
 from vlmtune.evaluation.verdict import few_rows_warning
 from vlmtune.faults import disk_reason, output_fault
-from vlmtune.packed.messages import CHECKPOINT
+from vlmtune.packed.messages import BEST_CHECKPOINT
 from vlmtune.run_state import SEARCH
 from vlmtune.search.confirm import confirm, read_confirm
 from vlmtune.search.first_points import recipe_outside_space, recipe_values, trial_count
@@ -142,7 +142,7 @@ def read_interrupted_trials(folder: str) -> list[SavedTrial]:
 def repeat_from_before(trial: SavedTrial, folder: str) -> None:
     """Let a finished trial train again from before its damaged checkpoint; later ones are deleted."""
     files, inner = storage.filesystem(f"{folder}/tune/train/{trial.trial_id}")
-    damaged = trial.last_report[CHECKPOINT].rpartition("/")[2]
+    damaged = trial.last_report[BEST_CHECKPOINT].rpartition("/")[2]
     if damaged.startswith("checkpoint-"):  # of a packed trial
         step = int(damaged.rpartition("-")[2])
         for entry in files.get_file_info(pafs.FileSelector(inner, allow_not_found=True)):
@@ -179,7 +179,7 @@ def with_best_model_at_end(settings: Settings) -> Settings:
 
 def damaged_checkpoint(trial: SavedTrial) -> str | None:
     """The file of a finished trial's last checkpoint that is missing or damaged; None if all are whole."""
-    path = trial.last_report.get(CHECKPOINT)
+    path = trial.last_report.get(BEST_CHECKPOINT)
     if trial.end is not End.LAST_REPORT or path is None:
         return None
     files, inner = storage.filesystem(path)

@@ -12,7 +12,7 @@ from vlmtune.errors import ConfigError
 from vlmtune.folder_owner import check_owner
 from vlmtune.output import resolve_folder
 from vlmtune.packed.checkpoint_folder import complete_reports
-from vlmtune.packed.messages import CHECKPOINT
+from vlmtune.packed.messages import BEST_CHECKPOINT
 from vlmtune.run_state import SEARCH
 from vlmtune.search.saved_trials import End, SavedTrial, read_trials
 from vlmtune.search.trial_results import COMPLETE, TrialResult, best_trial, trial_results, trials_table
@@ -82,7 +82,7 @@ def _trials_without_files(folder: str) -> list[SavedTrial]:
         trial = SavedTrial(len(known) + len(found), entry.base_name, {})
         for report in complete_reports(files, entry.path):
             place = f"{folder}/tune/train/{entry.base_name}/checkpoint-{report['step']}"
-            trial.add_report({**report, CHECKPOINT: place})
+            trial.add_report({**report, BEST_CHECKPOINT: place})
         if trial.reports:
             trial.end = End.LAST_REPORT
             found.append(trial)

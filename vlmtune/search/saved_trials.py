@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 
 from vlmtune import storage
 from vlmtune.packed.checkpoint_folder import complete_reports
-from vlmtune.packed.messages import CHECKPOINT, NOTES
+from vlmtune.packed.messages import BEST_CHECKPOINT, NOTES
 from vlmtune.search.first_points import GRID
 from vlmtune.training.best_evaluation import LAST_CHECKPOINT
 
@@ -153,7 +153,7 @@ def to_text(trial: SavedTrial, folder: str) -> str:
     values = asdict(trial)
     inner = storage.filesystem(folder)[1]
     for report in values["reports"]:
-        for name in {CHECKPOINT, LAST_CHECKPOINT} & report.keys():
+        for name in {BEST_CHECKPOINT, LAST_CHECKPOINT} & report.keys():
             report[name] = report[name].removeprefix(f"{folder}/").removeprefix(f"{inner}/")
     body = json.dumps(values, ensure_ascii=False, default=str)
     return json.dumps({"checksum": _checksum(body), "trial": body}) + "\n"
@@ -171,7 +171,7 @@ def from_text(text: str, folder: str) -> SavedTrial | None:
     if not _is_trial(values):
         return None
     for report in values["reports"]:
-        for name in {CHECKPOINT, LAST_CHECKPOINT} & report.keys():
+        for name in {BEST_CHECKPOINT, LAST_CHECKPOINT} & report.keys():
             path = report[name]
             if not path.startswith("/") and "://" not in path:
                 report[name] = f"{folder}/{path}"
@@ -198,7 +198,7 @@ def _is_trial(values: Any) -> bool:
 
 def _are_places(report: dict[str, Any]) -> bool:
     """Whether a report's step is a number, and its checkpoints are paths that do not climb."""
-    places = [report[name] for name in (CHECKPOINT, LAST_CHECKPOINT) if name in report]
+    places = [report[name] for name in (BEST_CHECKPOINT, LAST_CHECKPOINT) if name in report]
     climbs = [not isinstance(place, str) or ".." in place.split("/") for place in places]
     return isinstance(report.get("step", 0), int | float) and not any(climbs)
 
@@ -249,7 +249,7 @@ def _add_checkpoint_reports(files: pafs.FileSystem, path: str, trial: SavedTrial
         return
     for report in complete_reports(files, path):
         if report["step"] > trial.last_report.get("step", 0):
-            for name in {CHECKPOINT, LAST_CHECKPOINT} & report.keys():
+            for name in {BEST_CHECKPOINT, LAST_CHECKPOINT} & report.keys():
                 place = report[name].rpartition("/")[2]  # the search may have been moved
                 report[name] = f"{folder}/tune/train/{trial.trial_id}/{place}"
             trial.add_report(report)

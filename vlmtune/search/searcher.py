@@ -104,7 +104,7 @@ class TrialSearcher(OptunaSearch):
         """The values of a trial under VALUES, and where they come from under ORIGIN."""
         if trial_id not in self.origins:
             self.origins[trial_id] = self._points.enqueue_next(
-                optuna_study(self), list(self.origins.values()), observe=len(self.objectives) == 1
+                optuna_study(self), list(self.origins.values()), with_observations=len(self.objectives) == 1
             )
         origin = self.origins[trial_id]
         if self._is_recipe_outside_space(trial_id):

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from vlmtune.config.settings import Settings
-from vlmtune.packed.messages import CHECKPOINT, FAILURE, REASON
+from vlmtune.packed.messages import BEST_CHECKPOINT, FAILURE, REASON
 from vlmtune.search.first_points import GRID
 from vlmtune.search.saved_trials import End, SavedTrial
 from vlmtune.training.best_evaluation import LAST, LAST_CHECKPOINT, has_ended
@@ -57,7 +57,7 @@ class TrialResult:
     @property
     def checkpoint(self) -> str:
         """Folder or URI of its checkpoint that counts: of its best evaluation, or else the last."""
-        return str(self.metrics[CHECKPOINT])
+        return str(self.metrics[BEST_CHECKPOINT])
 
     @property
     def last_checkpoint(self) -> str:

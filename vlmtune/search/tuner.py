@@ -1,4 +1,4 @@
-"""Run the trials: Ray Tune drives them, Optuna proposes them, ASHA stops them early."""
+"""Run the trials of a search: Ray Tune runs them, Optuna proposes their values, ASHA stops them early."""
 
 import math
 from collections.abc import Sequence
@@ -28,12 +28,13 @@ from vlmtune.search.trial_recorder import SearchStopper, TrialRecorder
 from vlmtune.search.trial_runners import TrialRunner
 from vlmtune.search.warm_start import EarlierTrials
 
-# CPUs of a trial's driver, which only waits for its workers. With a whole CPU for each driver, none would be
-# left for the workers.
+# CPUs that Ray reserves for a trial's driver process, which only waits for its workers. With a whole CPU for
+# each
+# driver, none would be left for the workers.
 TRIAL_CPUS = 0.01
-PROGRESS = "progress"  # in a result: the share of its run that a trial has done; ASHA's time attribute
-ATTEMPTS = 2  # at the trials whose process died while it was given them
-NEVER = 2.0  # ASHA's max_t, at which it stops a trial; PROGRESS never exceeds 1
+PROGRESS = "progress"  # key of a result: the fraction of its steps that a trial has made; ASHA's time_attr
+MAX_ATTEMPTS = 2  # runs of a trial whose process dies while Tune gives it the trial
+UNREACHED_MAX_T = 2.0  # ASHA stops a trial at max_t, which must not happen: PROGRESS never exceeds 1
 
 
 def run_trials(
@@ -45,21 +46,22 @@ def run_trials(
     trials: Sequence[SavedTrial] = (),
     earlier: EarlierTrials | None = None,
 ) -> list[SavedTrial]:
-    """Run the trials of a search that have not ended; Tune's own files go to `output_dir`/tune.
+    """Run the trials of a search that have not ended. Tune's own files go to `output_dir`/tune.
 
     Args:
-        trials: those of an interrupted search. Unfinished ones continue from their checkpoints.
-        earlier: trials of other searches (`--warm_start`).
+        trials: the trials of the interrupted search that is resumed; unfinished ones continue from their
+            checkpoints. Empty for a new search.
+        earlier: trials of other, finished searches (`--warm_start`).
 
     Returns:
-        All trials, those of the interrupted search too, in the order of proposal.
+        All trials, also those of the interrupted search, in the order in which they were proposed.
 
     Raises:
         RunStoppedError: the disk failed, or the output folder is gone.
     """
     saved = SavedTrials(output_dir)
     console.open([trial for trial in trials if trial.end is not None])
-    for attempt in range(ATTEMPTS):
+    for attempt in range(MAX_ATTEMPTS):
         proposer: Proposer
         if space.is_grid:
             proposer = GridPoints(grid_points(space))
@@ -69,8 +71,8 @@ def run_trials(
         run_queue(settings, runner, queue, saved, make_scheduler(settings, space, trials), console)
         trials = sorted(queue.trials.values(), key=lambda trial: trial.number)
         lost = [trial for trial in trials if trial.end is End.LOST]
-        # Tune restarts a trial whose process died, unless the process died while it was given that trial.
-        if not lost or not runner.reuse_actors or attempt == ATTEMPTS - 1:
+        # Tune restarts a trial whose process died, but not if the process died while Tune gave it the trial.
+        if not lost or not runner.reuse_actors or attempt == MAX_ATTEMPTS - 1:
             break
         for trial in lost:
             trial.reopen()
@@ -86,7 +88,7 @@ def run_queue(
     scheduler: "BaselineAwareAsha | NoEarlyStopping",
     console: TrialConsole | None,
 ) -> None:
-    """Run the trials that a queue still has to give.
+    """Run the trials that are left in a queue.
 
     Raises:
         RunStoppedError: the disk failed, or the output folder is gone.
@@ -101,7 +103,7 @@ def run_queue(
         make_tuner(settings, saved.folder, runner, queue, scheduler, recorder, stopper).fit()
     if stopper.budget_spent and stopper.fault is None:
         for trial in queue.trials.values():
-            if trial.end is None:  # Tune tells nothing of a trial that it had not started yet
+            if trial.end is None:  # Tune reports nothing about a trial that it has not started
                 trial.end = End.BUDGET
                 saved.save(trial)
     saved.flush()
@@ -118,7 +120,7 @@ def make_tuner(
     recorder: tune.Callback,
     stopper: tune.Stopper,
 ) -> tune.Tuner:
-    """The tuner of a new or a resumed search. What Tune saves of it is not read again."""
+    """The tuner of a new or a resumed search. Nobody reads what Tune saves of it: trials have own files."""
     search = settings.search
     config = tune.TuneConfig(
         metric=search.metric,
@@ -145,7 +147,7 @@ def make_tuner(
 
 
 def grid_points(space: Space) -> list[dict[str, Any]]:
-    """The points of a grid, and the recipe where it is run beside them."""
+    """The points of a grid, and the recipe if the grid does not contain it."""
     recipe = recipe_outside_space(space)
     return [*space.grid(), *([recipe] if recipe is not None else [])]
 
@@ -153,7 +155,7 @@ def grid_points(space: Space) -> list[dict[str, Any]]:
 def make_searcher(
     settings: Settings, space: Space, output_dir: str, earlier: EarlierTrials | None = None
 ) -> TrialSearcher:
-    """Optuna over the space, for one objective or several."""
+    """Optuna's proposals over the space, for one objective or several."""
     search = settings.search
     more_metrics = {name: mode_of(name) for name in search.more_metrics or ()}
     named = settings.model.model_name_or_path is not None
@@ -172,23 +174,24 @@ def make_searcher(
 
 
 def make_scheduler(
-    settings: Settings, space: Space, earlier: Sequence[SavedTrial] = ()
+    settings: Settings, space: Space, saved_trials: Sequence[SavedTrial] = ()
 ) -> "BaselineAwareAsha | NoEarlyStopping":
-    """ASHA over the share of its run that a trial has done, or a scheduler that stops nothing.
+    """ASHA, or a scheduler that stops no trial.
 
-    The share is the same at the same evaluation of every trial.
+    ASHA compares trials at the same fraction of their steps (PROGRESS), because trials may have different
+    numbers of steps.
 
     Args:
-        earlier: the trials of an interrupted search, whose reports count for ASHA's rungs.
+        saved_trials: the trials of an interrupted search, whose reports count for ASHA's rungs.
     """
     search = settings.search
     if search.early_stopping == "none":
         return NoEarlyStopping()
-    return BaselineAwareAsha(space, search.grace_period, search.reduction_factor, earlier)
+    return BaselineAwareAsha(space, search.grace_period, search.reduction_factor, saved_trials)
 
 
 class NoEarlyStopping(FIFOScheduler):
-    """Tune's first-in-first-out scheduler, with the empty list of trials that it has stopped."""
+    """Tune's first-in-first-out scheduler. `stopped`, the trials that it has stopped, is always empty."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -196,18 +199,18 @@ class NoEarlyStopping(FIFOScheduler):
 
 
 @dataclass(frozen=True)
-class EarlierTrial:
-    """A trial of an interrupted search, as ASHA knows a trial."""
+class ReplayedTrial:
+    """An ended trial of an interrupted search, with the attributes of Tune's `Trial` that ASHA reads."""
 
     trial_id: str
     config: dict[str, Any]
 
 
 class BaselineAwareAsha(ASHAScheduler):
-    """ASHA that never stops baseline and recipe, because the result of the search is compared with them.
+    """ASHA that never stops the baseline and the recipe: the search's result is compared with them.
 
     Args:
-        earlier: the trials of an interrupted search. Their reports fill the rungs again.
+        saved_trials: the trials of an interrupted search. Their reports fill the rungs again.
 
     Attributes:
         stopped: ids of the trials that it has stopped.
@@ -218,25 +221,25 @@ class BaselineAwareAsha(ASHAScheduler):
         space: Space,
         grace_period: float,
         reduction_factor: int,
-        earlier: Sequence[SavedTrial] = (),
+        saved_trials: Sequence[SavedTrial] = (),
     ) -> None:
-        # Fractions are fine; Ray's types ask for whole numbers.
-        options: Any = {"time_attr": PROGRESS, "grace_period": grace_period, "max_t": NEVER}
+        # ASHA accepts fractions, although Ray annotates these arguments as int.
+        options: Any = {"time_attr": PROGRESS, "grace_period": grace_period, "max_t": UNREACHED_MAX_T}
         super().__init__(reduction_factor=reduction_factor, **options)
         self.baseline = {**space.baseline, **space.constants}
         self.never_stopped = [self.baseline, recipe_values(space)]
         self.stopped: set[str] = set()
-        self._earlier = {trial.trial_id: trial for trial in earlier}
+        self._saved_trials = {trial.trial_id: trial for trial in saved_trials}
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         # Tune has set the metric by now, and not before.
-        for one in [one for one in self._earlier.values() if one.end is not None]:
-            del self._earlier[one.trial_id]
-            self._replay(tune_controller, EarlierTrial(one.trial_id, {}), one)
+        for saved in [saved for saved in self._saved_trials.values() if saved.end is not None]:
+            del self._saved_trials[saved.trial_id]
+            self._replay(tune_controller, ReplayedTrial(saved.trial_id, {}), saved)
         super().on_trial_add(tune_controller, trial)
-        earlier = self._earlier.pop(trial.config.get(TRIAL_ID, ""), None)
-        if earlier is not None:
-            self._add_reports(tune_controller, trial, earlier)
+        resumed = self._saved_trials.pop(trial.config.get(TRIAL_ID, ""), None)
+        if resumed is not None:
+            self._add_reports(tune_controller, trial, resumed)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         decision: str = super().on_trial_result(tune_controller, trial, _with_progress(result))
@@ -251,10 +254,10 @@ class BaselineAwareAsha(ASHAScheduler):
         if math.isfinite(result.get(self.metric or "", math.nan)):
             super().on_trial_complete(tune_controller, trial, _with_progress(result))
 
-    def _replay(self, tune_controller: Any, stand_in: Any, trial: SavedTrial) -> None:
-        super().on_trial_add(tune_controller, stand_in)
-        self._add_reports(tune_controller, stand_in, trial)
-        super().on_trial_remove(tune_controller, stand_in)
+    def _replay(self, tune_controller: Any, trial: Any, saved: SavedTrial) -> None:
+        super().on_trial_add(tune_controller, trial)
+        self._add_reports(tune_controller, trial, saved)
+        super().on_trial_remove(tune_controller, trial)
 
     def _add_reports(self, tune_controller: Any, trial: Any, saved: SavedTrial) -> None:
         for report in saved.reports:
@@ -263,5 +266,5 @@ class BaselineAwareAsha(ASHAScheduler):
 
 
 def _with_progress(result: dict[str, Any]) -> dict[str, Any]:
-    """A result with PROGRESS added, if it is a report of training."""
+    """A result with PROGRESS added if it reports training; a failure or infeasibility has no steps."""
     return {**result, PROGRESS: result["step"] / result["max_steps"]} if "step" in result else result

@@ -1,4 +1,4 @@
-"""The evaluation of an adapter: its loss on the whole evaluation set and, where asked for, its answers."""
+"""Evaluate an adapter: its loss on the whole evaluation set, and the metric of its answers if searched."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,11 +18,14 @@ from vlmtune.training.vision_cache import VisionCache
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates a model, which is in evaluation mode, on this worker's part of the rows.
+    """Evaluates a model on this worker's part of the evaluation rows. The model must be in evaluation mode.
 
     Attributes:
+        accelerated_step: the accelerations of `model`.
+        vision: cached vision features.
+        batches: the batches of this worker.
         objective: the metric of generated answers beside the loss, if any.
-        autocast: the context in which the trainer computes a loss.
+        autocast: the context manager in which the trainer computes a loss.
     """
 
     model: Any
@@ -34,10 +37,13 @@ class Evaluator:
     autocast: Callable[[], AbstractContextManager[Any]]
 
     def loss(self, per_device: int) -> float:
-        """Summed negative log-likelihood of all labelled tokens over their number, on all workers.
+        """The mean negative log-likelihood of all labelled tokens of the evaluation rows, over all workers.
 
-        Rows have their full length, so its value does not depend on batch size, `max_length` or the number
-        of workers.
+        Rows have their full length, so the loss does not depend on batch size, `max_length` or the number of
+        workers.
+
+        Args:
+            per_device: rows of a batch.
         """
         total = torch.zeros(2, dtype=torch.float64, device=self.model.device)
         for batch in self.batches.evaluation(per_device):
@@ -48,7 +54,7 @@ class Evaluator:
         return (total[0] / total[1]).item()
 
     def answer_metric(self, *, last: bool) -> dict[str, float]:
-        """The metric of generated answers, by its name; empty if none is asked for.
+        """The metric of generated answers, by its name; empty if `objective` is None.
 
         Args:
             last: whether this is the run's last evaluation.

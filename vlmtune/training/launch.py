@@ -1,4 +1,4 @@
-"""One run: the training loop in this process, or in Ray Train workers, with the same result."""
+"""Run the training loop of one adapter in this process, or in Ray Train workers, with the same result."""
 
 import json
 import logging
@@ -43,9 +43,12 @@ Progress = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """The last report of a run, the checkpoint that it names, and the last one (folders or URIs).
+    """The result of a finished run.
 
-    They differ where an earlier evaluation counts, see `best_evaluation`.
+    Attributes:
+        metrics: the last report.
+        checkpoint: folder or URI of the checkpoint of the evaluation that counts, see `best_evaluation`.
+        last_checkpoint: folder or URI of the checkpoint after the last step.
     """
 
     metrics: dict[str, Any]
@@ -53,12 +56,14 @@ class Outcome:
     last_checkpoint: str | None = None
 
 
-# How often a run resumes from its last checkpoint after a worker died. Ray restarts it without limit where a
-# cloud announces that it takes a spot machine. This is for machines that go unannounced, and for workers that
-# the system kills.
+# How often a run resumes from its last checkpoint after a worker died. It counts machines that go without
+# notice
+# and workers that the system kills. If a cloud announces that it takes a spot machine back, Ray restarts the
+# run
+# itself, without limit.
 MAX_RESTARTS = 8
 KEPT_CHECKPOINTS = 2  # checkpoints of a run: if the last one is damaged, the one before it is used
-METRICS_FILE = "report.json"  # of a checkpoint of `run_in_process`, written last: the metrics of its report
+METRICS_FILE = "report.json"  # in a checkpoint of `run_in_process`: the metrics of its report; written last
 
 
 def run_in_process(
@@ -66,7 +71,7 @@ def run_in_process(
 ) -> Outcome:
     """Train in this process, without Ray Train.
 
-    The last two checkpoints stay in `output_dir`/checkpoints, and a run resumes from the last whole one.
+    The last two checkpoints stay in `output_dir`/checkpoints. A run resumes from the last undamaged one.
     """
     from vlmtune.training.loop import train
     from vlmtune.training.step_plan import length_multiple
@@ -101,25 +106,25 @@ def run_in_process(
 
 
 def last_checkpoint(work_dir: Path) -> str | None:
-    """The whole checkpoint of `run_in_process` with the most steps, if there is one."""
+    """The last undamaged checkpoint of `run_in_process`; None if there is none."""
     complete = [report.parent for report in work_dir.glob(f"checkpoint-*/{METRICS_FILE}")]
     local = pafs.LocalFileSystem()
     for folder in sorted(complete, key=_step, reverse=True):
-        if tell_damage(local, str(folder)) is None:
+        if find_damage(local, str(folder)) is None:
             return str(folder)
     return None
 
 
-def tell_damage(files: pafs.FileSystem, folder: str) -> str | None:
-    """The name of a damaged file of a checkpoint, which is logged; None if it is whole."""
+def find_damage(files: pafs.FileSystem, folder: str) -> str | None:
+    """The name of a damaged file of a checkpoint, which is also logged; None if no file is damaged."""
     name = damaged_file(files, folder)
     if name is not None:
         logger.info(console_line("", f"{folder}/{name} is damaged: the checkpoint before it is used"))
     return name
 
 
-def whole_checkpoint(latest: Checkpoint | None) -> Checkpoint | None:
-    """Ray Train's latest checkpoint, or one before it in the same folder if its files are damaged."""
+def undamaged_checkpoint(latest: Checkpoint | None) -> Checkpoint | None:
+    """Ray Train's latest checkpoint; if its files are damaged, the last undamaged one before it."""
     if latest is None or latest.filesystem is None:
         return None
     files, (parent, _, name) = latest.filesystem, latest.path.rpartition("/")
@@ -131,7 +136,7 @@ def whole_checkpoint(latest: Checkpoint | None) -> Checkpoint | None:
         and entry.base_name <= name
     ]
     for folder in sorted(folders, reverse=True):
-        if tell_damage(files, folder) is None:
+        if find_damage(files, folder) is None:
             return Checkpoint(folder, filesystem=files)
     return None
 
@@ -152,18 +157,18 @@ def run_on_ray(
     callbacks: Sequence[Any] = (),
     progress: Progress | None = None,
 ) -> Outcome:
-    """Train in Ray Train workers, one to a GPU or CPU; checkpoints go to `storage_path`/`name`.
+    """Train in Ray Train workers, each on one GPU or CPU. Checkpoints go to `storage_path`/`name`.
 
-    A run resumes from a checkpoint in that folder, also when a worker dies.
+    A run resumes from the last checkpoint in that folder, also after a worker died.
 
     Args:
-        workers: how many, or (min, max) for an elastic run.
+        workers: the number of workers, or (min, max) for an elastic run.
         callbacks: Ray Train callbacks of the run.
-        progress: called by the first worker with each logged step; must pickle.
+        progress: called by the first worker with the numbers of each logged step; must pickle.
 
     Raises:
-        UserError: as a worker raised it.
-        TrainingFailedError: whatever else went wrong in a worker.
+        UserError: a worker raised it.
+        TrainingFailedError: a worker failed for another reason.
     """
     trainer = TorchTrainer(
         worker,
@@ -194,11 +199,12 @@ def run_on_ray(
 
 
 def kept_checkpoints(settings: Settings, store: Store) -> CheckpointConfig:
-    """Keep the last checkpoints, and those of the best evaluations where they count."""
+    """Keep the last two checkpoints; with `load_best_model_at_end`, those of the two best evaluations."""
     rule = EvaluationRule.of(settings, len(store.rows_of(EVAL)))
     if not rule.load_best:
         return CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS)
-    # Ray keeps the last one too. It compares the numbers of each report's own evaluation.
+    # Ray also keeps the last checkpoint. It compares `last_METRIC`, the number of each report's own
+    # evaluation.
     order: Any = rule.mode
     return CheckpointConfig(
         num_to_keep=KEPT_CHECKPOINTS,
@@ -208,7 +214,7 @@ def kept_checkpoints(settings: Settings, store: Store) -> CheckpointConfig:
 
 
 def fit(trainer: TorchTrainer) -> ray.train.Result:
-    """Run the trainer, and again where a worker died.
+    """Run the trainer; run it again if a worker died.
 
     Ray's own `max_failures` would also repeat a run in which a worker raised an exception.
     """
@@ -220,14 +226,14 @@ def fit(trainer: TorchTrainer) -> ray.train.Result:
             for failure in failures:
                 if isinstance(failure, UserError):
                     raise failure from None
-            # Where a worker was lost, the others fail as well, because they miss it.
+            # If a worker dies, the others fail too, because they wait for it.
             if not restarts_left or not any(is_worker_loss(failure) for failure in failures):
                 raise
     raise AssertionError
 
 
 def worker_resources(use_gpu: bool) -> dict[str, float]:
-    """What one training worker asks Ray for."""
+    """The resources that one training worker reserves in Ray."""
     return {"CPU": WORKER_CPUS, "GPU": 1} if use_gpu else {"CPU": WORKER_CPUS}
 
 
@@ -244,7 +250,7 @@ def worker(config: dict[str, Any]) -> None:
     def report(metrics: dict[str, Any], folder: str) -> None:
         if rank == 0:
             write_checksums(Path(folder))
-        # Every rank gives its folder, with its random state; Ray Train merges them into one checkpoint.
+        # Every worker reports its folder, with its random state; Ray Train merges them into one checkpoint.
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
         shutil.rmtree(folder, ignore_errors=True)
         if rank == 0 and local_runs != runs_dir:
@@ -253,12 +259,12 @@ def worker(config: dict[str, Any]) -> None:
             pafs.copy_files(local_runs, inner, destination_filesystem=target)
 
     runs_dir: str = config["runs_dir"]
-    checkpoint = whole_checkpoint(ray.train.get_checkpoint())
+    checkpoint = undamaged_checkpoint(ray.train.get_checkpoint())
     with (
         tempfile.TemporaryDirectory() as work_dir,
         checkpoint.as_directory() if checkpoint else nullcontext() as start,
     ):
-        # Event files are appended to, which no object store can.
+        # TensorBoard appends to event files, which no object store allows.
         local_runs = f"{work_dir}/runs" if "://" in runs_dir else runs_dir
         train(
             settings,

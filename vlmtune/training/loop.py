@@ -1,7 +1,8 @@
-"""What one worker does: load the base, attach the adapter, train it with TRL's SFTTrainer, evaluate, report.
+"""The training loop of one worker: load the base, attach the adapter, train, evaluate, report.
 
-The loop reaches Ray, if at all, through two callables: `read_batches(split, batches, max_length)` reads
-the batches that it asks for, in order, and `report(metrics, checkpoint_folder)` takes a result.
+The loop knows nothing of Ray. Its caller passes two functions: `read_batches(split, batches, max_length)`
+returns the named batches in order, and `report(metrics, checkpoint_folder)` takes the result of an
+evaluation.
 """
 
 import json
@@ -50,17 +51,21 @@ def train(
     checkpoint: str | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> Any:
-    """Train one adapter; returns the trained model, or None where nothing was left to do.
+    """Train one adapter with `AdapterTrainer`.
 
     Args:
         read_batches: reads batches of a split.
-        report: takes the metrics of each evaluation.
+        report: called with the metrics and the checkpoint folder of each evaluation.
         work_dir: local folder for checkpoints.
-        runs_dir: where rank 0 writes TensorBoard events.
-        tracked_dir: where the events are copied to, if not `runs_dir`; trackers name a run by it.
+        runs_dir: the folder where the first worker writes TensorBoard events.
+        tracked_dir: the folder or URI that the events are copied to, if it is not `runs_dir`; trackers name
+            the run after it.
         rank, world_size: this worker's number, and the number of workers.
-        checkpoint: a checkpoint folder of an earlier run of the same settings, to resume from its next row.
+        checkpoint: the checkpoint folder of an interrupted run with the same settings, to resume from.
         progress: called with the numbers of each logged step and evaluation, and with {"note": text}.
+
+    Returns:
+        The trained model; None if the checkpoint's run had ended already.
 
     Raises:
         DoesNotFitError: not even one row at a time would fit in the GPU's memory.
@@ -68,7 +73,7 @@ def train(
     """
     rule = EvaluationRule.of(settings, len(store.rows_of(EVAL)))
     if checkpoint is not None and _has_ended(checkpoint, rule):
-        return None  # its last report has been made
+        return None  # the run has made its last report
     transformers_logging.disable_progress_bar()
     usable_rows = fitting_rows(store, settings.training.max_length, settings.data.on_long_row)
     if rank != 0:
@@ -117,19 +122,19 @@ def train(
 
 
 def _repeats_rows(args: SFTConfig, order: Order) -> bool:
-    """Whether a row is trained on more than once, so that it pays to cache what the tower makes of it."""
+    """Whether rows are trained on more than once, so that caching their vision features saves time."""
     if args.max_steps > 0:
         return args.max_steps > order.steps_per_epoch
     return args.num_train_epochs > 1
 
 
 def _trainer_state(checkpoint: str) -> dict[str, Any]:
-    """The Trainer's state in a checkpoint: among others its `global_step` of `max_steps` optimizer steps."""
+    """The trainer state in a checkpoint, which has `global_step` and `max_steps` among others."""
     state: dict[str, Any] = json.loads((Path(checkpoint) / "trainer_state.json").read_text())
     return state
 
 
 def _has_ended(checkpoint: str, rule: EvaluationRule) -> bool:
-    """Whether the run of a checkpoint had ended. The Trainer itself would do one more step."""
+    """Whether the run of a checkpoint had ended. If resumed, the Trainer would make one more step."""
     state = _trainer_state(checkpoint)
     return state["global_step"] >= state["max_steps"] or rule.out_of_patience(state["log_history"])

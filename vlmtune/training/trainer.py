@@ -1,7 +1,7 @@
-"""TRL's SFTTrainer over prepared rows: our order, our evaluation loss, float32 adapters.
+"""`AdapterTrainer`: TRL's SFTTrainer over prepared rows, with vlmtune's order of rows and evaluation loss.
 
-It overrides documented hooks of Trainer and SFTTrainer only. What makes a step fast or small is in
-`model.step`, the batches in `batches`, the log in `step_log`.
+It overrides documented hooks of Trainer and SFTTrainer only. Accelerations are in `model.step`, the batches
+in `batches`, the log in `step_log`.
 """
 
 import time
@@ -19,7 +19,7 @@ from vlmtune.data.encoded_example import IGNORED
 from vlmtune.evaluation.objective import Objective
 from vlmtune.model.head import add_positions_argument, log_probs_at_labels
 from vlmtune.model.lora import keep_adapter_in_fp32
-from vlmtune.model.step import AcceleratedStep, skip_module_traversal
+from vlmtune.model.step import AcceleratedStep, TrainedView
 from vlmtune.model.transfer import is_asynchronous, to_device
 from vlmtune.training.batches import Batch, BatchStream, WorkerBatches
 from vlmtune.training.evaluator import Evaluator
@@ -36,10 +36,12 @@ class AdapterTrainer(SFTTrainer):
 
     Args:
         model: the frozen base with its adapter.
-        accelerated_step: runs the steps of `model`.
-        batches: of this worker.
+        accelerated_step: the accelerations of `model`; it runs the micro-batches of a batch.
+        batches: the batches of this worker.
+        meter: measures and logs the speed of training.
         objective: the metric of answers that is evaluated beside the loss, if any.
-        vision_learning_rate: of trained weights outside the language model; None: `args.learning_rate`.
+        vision_learning_rate: learning rate of trained weights outside the language model; None for
+            `args.learning_rate`.
         vision_bytes: memory that cached vision features may take.
     """
 
@@ -60,8 +62,8 @@ class AdapterTrainer(SFTTrainer):
         vision_learning_rate: float | None = None,
     ) -> None:
         self.vision_learning_rate = vision_learning_rate
-        # SFTTrainer needs datasets for its checks; the batches come from `get_train_dataloader`. It would
-        # cast adapters on a quantised base to bf16, where small updates round away.
+        # SFTTrainer needs datasets for its checks; the batches come from `get_train_dataloader`. SFTTrainer
+        # casts adapters on a quantized base to bf16, in which small updates are rounded away.
         with keep_adapter_in_fp32(model):
             super().__init__(
                 model,
@@ -76,8 +78,10 @@ class AdapterTrainer(SFTTrainer):
         # Where it is set, the Trainer does not wrap the model in DistributedDataParallel: gradients are
         # averaged once a step instead, in `training_step`. So a worker that runs out of memory can repeat its
         # batch while the others wait, and no hook of DistributedDataParallel is in a captured CUDA graph.
-        self.accelerator.prepare_model(model, evaluation_mode=True)  # in this mode it only adds autocast
-        self.model_wrapped = skip_module_traversal(model)
+        self.accelerator.prepare_model(
+            model, evaluation_mode=True
+        )  # with evaluation_mode it only adds autocast
+        self.model_wrapped = TrainedView(model)
         # The loss is divided by the labelled tokens of the whole step; the Trainer must not divide it again.
         self.model_accepts_loss_kwargs = True
         self.accelerated_step, self.batches, self.meter = accelerated_step, batches, meter
@@ -106,9 +110,9 @@ class AdapterTrainer(SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor | None]:
-        """The batches of a step and its number of labelled tokens, counted on the CPU, where the batches are.
+        """The batches of a step, and its number of labelled tokens, counted on the CPU where the batches are.
 
-        With `average_tokens_across_devices` the number is that of all workers.
+        With `average_tokens_across_devices` it is the number of all workers.
         """
         batches = list(islice(epoch_iterator, num_batches))
         if not batches:
@@ -133,15 +137,15 @@ class AdapterTrainer(SFTTrainer):
         if self.accelerator.sync_gradients:
             self.accelerated_step.average_gradients(self.batches.order.world_size)
             self.step_log.norm = self.accelerated_step.gradient_norm(self.accelerator.scaler)
-        self.step_log.flush()  # of the step before, while the device works on this one
+        self.step_log.flush()  # log of the step before, while the device computes this one
         self.meter.count(rows=len(inputs["input_ids"]), tokens=int(inputs["attention_mask"].sum()))
         return loss
 
     def add_gradients(self, model: Any, inputs: Batch, labelled_tokens: Any) -> torch.Tensor:
         """Add this worker's gradients of a batch, in micro-batches, and return its part of the loss.
 
-        The loss of each micro-batch is divided by the `labelled_tokens` of the whole step, so that these
-        losses add up to that of the step, however many there are.
+        The loss of each micro-batch is divided by the `labelled_tokens` of the whole step. So the losses of
+        micro-batches add up to the loss of the step, whatever their number.
         """
         parent_step: Any = super().training_step
 
@@ -154,29 +158,29 @@ class AdapterTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """The summed loss of the labelled tokens over the labelled tokens of the whole step, on all workers.
+        """The summed loss of the batch's labelled tokens, divided by the labelled tokens of the whole step.
 
-        SFTTrainer's own gathers its metrics from all workers in every call. Workers may make different
-        numbers of calls, because one that runs out of memory splits its batch, and would then wait for ever.
+        SFTTrainer's `compute_loss` gathers metrics from all workers in every call. Workers may make different
+        numbers of calls, because a worker that runs out of memory splits its batch. It would wait for ever.
         """
         outputs = log_probs_at_labels(self.model, inputs)
         losses = -outputs.log_probs  # zero where there is no label
         if self.args.loss_type == "dft":  # as in TRL: https://huggingface.co/papers/2508.05629
             losses = losses * outputs.log_probs.exp().detach()
         self.step_log.count_tokens(outputs.is_top1.sum(), outputs.label_mask.sum())
-        # A worker without rows in this step still takes part, with no label.
+        # A worker without rows in this step still takes part; it has no labelled token.
         labelled_tokens = torch.as_tensor(num_items_in_batch).clamp(min=1)
         loss: torch.Tensor = losses.sum() / to_device(labelled_tokens, losses.device)
         if not loss.requires_grad:  # adapters on cross-attention alone, and no row has an image
             loss.requires_grad_()
-        # Gradients are averaged over the workers.
+        # Gradients are averaged over the workers, so each worker's loss is multiplied by their number.
         return loss * self.batches.order.world_size if self.args.average_tokens_across_devices else loss
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        """The loss on the whole evaluation set, and the metric of answers, as `Evaluator` says."""
+        """The loss on the whole evaluation set and the metric of answers, both by `Evaluator`."""
         self.step_log.flush()
         if is_asynchronous(self.args.device):
-            torch.cuda.synchronize(self.args.device)  # what it still has to do is training
+            torch.cuda.synchronize(self.args.device)  # finish training, which must not count as evaluation
         started = time.monotonic()
         training = self.model.training
         self.model_wrapped.eval()
@@ -185,7 +189,9 @@ class AdapterTrainer(SFTTrainer):
         seconds = time.monotonic() - started
         self.meter.pause(seconds)
         metrics = {f"{metric_key_prefix}_loss": loss, **answers, f"{metric_key_prefix}_seconds": seconds}
-        self.log(dict(metrics))  # in evaluation mode, or TRL would add the averages of training to it
+        self.log(
+            dict(metrics)
+        )  # in evaluation mode: in training mode, TRL would add the averages of training
         self.model_wrapped.train(training)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -195,11 +201,11 @@ class AdapterTrainer(SFTTrainer):
         self.meter.log(logs, self.state.global_step, self.state.max_steps)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Return 0: transformers would count all weights in every step; the meter has its own estimate."""
+        """Return 0: transformers would traverse all weights in every step; `Meter` has its own estimate."""
         return 0
 
     def store_flos(self) -> None:
-        """Do nothing, see `floating_point_ops`: the sum over the workers would wait for the device."""
+        """Do nothing: `floating_point_ops` is 0, and a sum over the workers would wait for the device."""
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Do nothing: checkpoints need no card, the finished adapter gets its own."""
+        """Do nothing: checkpoints need no model card, and the finished adapter gets vlmtune's."""
