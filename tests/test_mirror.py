@@ -22,7 +22,6 @@ TESTED_IN = {
     # Options that are only read through `Settings`.
     "config/options.py": "config/test_settings.py",
     "config/search_options.py": "config/test_settings.py",
-    "config/training_options.py": "config/test_settings.py",
     # Code behind a command, which only a whole command reaches.
     "evaluation/evaluate.py": "ray_jobs/test_eval.py",
     "evaluation/export.py": "ray_jobs/test_export.py",
