@@ -6,7 +6,8 @@
     result = vlmtune.search(settings)
     model, processor = result.best.load()
 
-`import vlmtune` loads neither ray nor torch nor transformers: the functions do when they are called.
+`import vlmtune` imports neither ray nor torch nor transformers. The functions import them when they are
+called.
 """
 
 __version__ = "0.1.0"

@@ -1,10 +1,11 @@
 """The public API: one function for each command, with typed arguments and results.
 
-The functions log their progress to the logger `vlmtune` (see `vlmtune.console.show_log`), and raise. They
-neither print nor exit. Heavy libraries are imported when a function is called, not with this module.
+The functions log their progress to the logger `vlmtune` (see `vlmtune.console.show_log`) and raise
+exceptions. They neither print nor exit. Heavy libraries are imported when a function is called, not with this
+module.
 
-Errors are those of `vlmtune.errors`: a `UserError` is a mistake in what was given, with one line that names
-the file, row, field or flag at fault.
+The exceptions are in `vlmtune.errors`. A `UserError` is a mistake in the arguments or the data; its message
+is one line that names the file, row, field or flag at fault.
 """
 
 from __future__ import annotations
@@ -100,11 +101,10 @@ def evaluate(
     """Evaluate an adapter on rows with reference answers, as `ray_jobs/eval.py` does.
 
     Args:
-        adapter: folder of a trained adapter, of `train`, `search` or plain PEFT.
+        adapter: folder of a trained adapter, written by `train`, `search` or plain PEFT.
         output_dir: folder for `metrics.json` and `predictions.parquet`.
-        data_path: rows to evaluate; by default those that the adapter was trained with.
-        split: rows to evaluate. The default is "test" for the data that the adapter was trained with, and
-            "all" if `data_path` is given.
+        data_path: the data to evaluate on; by default the data that the adapter was trained with.
+        split: which of its rows to evaluate. The default is "test", or "all" if `data_path` is given.
         metrics: names of `vlmtune.evaluation.metrics.METRICS`; by default all.
         base_only: evaluate the base model alone, without the adapter.
         compare_base: evaluate the base model too, on the same rows.
@@ -155,12 +155,12 @@ def predict(
     An interrupted call is resumed by calling it again with the same arguments.
 
     Args:
-        adapter: folder of a trained adapter, of `train`, `search` or plain PEFT.
+        adapter: folder of a trained adapter, written by `train`, `search` or plain PEFT.
         data_path: images, or rows in any data format, with or without answers.
         output_dir: folder for `predictions.jsonl` or `predictions.parquet`.
-        question: asked about every image; None if the rows have questions of their own.
+        question: the question about every image; None if the rows have questions of their own.
         base_only: let the base model answer, without the adapter.
-        format: of the file that the answers are written to.
+        format: format of the file with the answers.
         max_new_tokens: the longest answer in tokens.
         overrides: settings by flag name that replace those of the adapter's training.
 
@@ -198,7 +198,7 @@ def export(
     """Export an adapter for other programs, as `ray_jobs/export.py` does: `merge`, `state_dict`, or both.
 
     Args:
-        adapter: folder of a trained adapter, of `train`, `search` or plain PEFT.
+        adapter: folder of a trained adapter, written by `train`, `search` or plain PEFT.
         output_dir: local folder for the export.
         merge: write the base with the adapter merged into it, in full precision, and check its logits.
         state_dict: write the adapter's tensors for `torch.load`.
@@ -210,7 +210,7 @@ def export(
     Raises:
         UserError: something is wrong with the arguments, the adapter or its base. Nothing has been written
             then.
-        RuntimeError: the merged model computes something else than base and adapter; it is deleted.
+        RuntimeError: the merged model's logits differ from those of base and adapter. It is deleted.
     """
     from vlmtune.evaluation.export import export_adapter
     from vlmtune.evaluation.options import ExportOptions
@@ -231,9 +231,9 @@ def inspect(settings: Settings, *, output_dir: FilePath | None = None) -> Inspec
     It needs no weights and no GPU. Training then uses the rows that were prepared here.
 
     Args:
-        settings: those of the training or search that is planned.
-        output_dir: folder for the report, `preflight.json` and `preflight.html`; by default the settings'
-            output folder with `-preflight` after its name.
+        settings: the settings of the planned training or search.
+        output_dir: folder for the report (`preflight.json` and `preflight.html`); by default the settings'
+            output folder with `-preflight` added to its name.
 
     Returns:
         The report: counts and lengths, problems (`result.summary.problems`), and whether training can start

@@ -1,4 +1,4 @@
-"""Work in a daemon thread, which does not keep its process from exiting."""
+"""Run a function in a daemon thread, which does not keep its process from exiting."""
 
 import threading
 from collections.abc import Callable
@@ -11,8 +11,8 @@ T = TypeVar("T")
 def in_background(work: Callable[[], T], name: str) -> "Future[T]":
     """Run `work` in a daemon thread called `name`. The future gets its result or its exception.
 
-    An executor would not do: Python waits for an executor's threads at exit, so a thread that never ends
-    would keep its process, and a GPU, for ever.
+    An executor is not used, because Python waits for an executor's threads at exit: a thread that never ends
+    would keep its process, and its GPU, for ever.
     """
     future: Future[T] = Future()
 

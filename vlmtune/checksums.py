@@ -1,4 +1,4 @@
-"""Checksums of a checkpoint's files, so that a cut file or a flipped bit is not trained on from."""
+"""Checksums of a checkpoint's files, so that training does not resume from a truncated or corrupted file."""
 
 import hashlib
 import json
@@ -7,14 +7,14 @@ from pathlib import Path
 import pyarrow.fs as pafs
 
 CHECKSUMS = "checksums.json"
-BLOCK = 2**22  # bytes that are read at once
+BLOCK = 2**22  # bytes that one call reads
 
 
 def write_checksums(folder: Path, **texts: str) -> None:
     """Write the checksums of a local folder's files into it.
 
     Args:
-        texts: contents of files that are written later, by their names with "_" for ".".
+        texts: contents of files that are written later, by file name with "_" in place of ".".
     """
     sums = {
         path.name: [path.stat().st_size, _digest(path)]
@@ -28,9 +28,9 @@ def write_checksums(folder: Path, **texts: str) -> None:
 
 
 def damaged_file(files: pafs.FileSystem, folder: str) -> str | None:
-    """The name of a file that is missing or not as it was written; None if all are whole.
+    """The name of a file that is missing or differs from its checksum; None if there is none.
 
-    A folder without checksums, of an older vlmtune, counts as whole.
+    A folder without checksums counts as undamaged.
     """
     if files.get_file_info(f"{folder}/{CHECKSUMS}").type != pafs.FileType.File:
         return None
@@ -47,7 +47,13 @@ def damaged_file(files: pafs.FileSystem, folder: str) -> str | None:
         wrong += [
             name for name in names if not wrong and _stream_digest(files, folder, name) != sums[name][1]
         ]
-    except (ValueError, TypeError, AttributeError, LookupError, RecursionError):  # cut, or of another form
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+    ):  # the checksum file itself is damaged
         return CHECKSUMS
     return wrong[0] if wrong else None
 

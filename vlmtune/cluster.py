@@ -1,4 +1,4 @@
-"""Join or start Ray, and find out what its nodes offer."""
+"""Join or start Ray, and find out how many CPUs and GPUs it has."""
 
 import logging
 import os
@@ -21,27 +21,27 @@ from vlmtune.stop_signals import kept_signal_handlers
 
 logger = logging.getLogger(__name__)
 
-# The object store of a Ray that vlmtune starts. batches stream through it; nothing stays there. The
+# Size of the object store of a Ray that vlmtune starts. Batches stream through it; nothing stays there. The
 # size is explicit, because Ray takes a fraction of the memory that it sees, and some machines show little of
 # their memory until it is used.
 OBJECT_STORE_BYTES = 2 * 2**30
 
-# CPUs that a training worker counts for, and a task that reads rows for it. Both are less than one, so that
-# four workers and the tasks that feed them fit on two CPUs.
+# CPUs that Ray reserves for a training worker, and for a task that reads rows for it. Both are below one, so
+# that four workers and their reading tasks fit on two CPUs.
 WORKER_CPUS = 0.4
 READ_CPUS = 0.25
-# Reading tasks at once for one trainer, or for models that answer on CPUs. Each task runs in a process of
-# 0.5 GB that imports the libraries before its first row. Without this bound Ray would start one for every
-# READ_CPUS of the cluster, all of them while the model loads.
+# Reading tasks at once for one training worker, or for models that answer on CPUs. Each task runs in a
+# process of 0.5 GB that imports the libraries before its first row. Without this bound Ray would start one
+# for every READ_CPUS of the cluster, all of them while the model loads.
 READ_TASKS = 2
-# Ray's words where a cluster wants a token that this process does not have.
+# Parts of Ray's messages when a cluster requires a token that this process does not have.
 TOKEN_REFUSED = re.compile(
     r"InvalidAuthToken|UNAUTHENTICATED|Unauthenticated|auth(?:entication)? token", re.I
 )
-SECONDS_TO_ANSWER = 10.0  # for a Ray at RAY_ADDRESS
+SECONDS_TO_ANSWER = 10.0  # time limit for the Ray at RAY_ADDRESS to accept a connection
 # `ray up` writes this file on the head node, where a job's entry point runs.
 LAUNCHER_CONFIG = Path.home() / "ray_bootstrap_config.yaml"
-LAUNCHER_MAX_WORKERS = 2  # the launcher's default, where the file does not say it
+LAUNCHER_MAX_WORKERS = 2  # the launcher's default, if the file has no max_workers
 
 WORKER_ENV = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -53,20 +53,26 @@ WORKER_ENV = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """A running Ray, and the most of each resource that it can have, autoscaled nodes included."""
+    """A running Ray, with the resources that it can have at most, autoscaled nodes included.
 
-    dashboard: str | None  # its URL
+    Attributes:
+        dashboard: URL of the dashboard.
+        cpus, gpus, nodes: the largest number of each.
+        gpu_limit: the value of `--gpus`; `gpus` does not exceed it.
+    """
+
+    dashboard: str | None
     cpus: float
     gpus: float
     nodes: int
-    gpu_limit: int | None = None  # `--gpus`, which `gpus` does not exceed
+    gpu_limit: int | None = None
 
     def limited_to(self, gpus: int | None) -> "Cluster":
-        """The cluster as a run sees it that uses at most so many of its GPUs."""
+        """The cluster for a run that uses at most `gpus` GPUs; itself if `gpus` is None."""
         return self if gpus is None else replace(self, gpus=min(self.gpus, gpus), gpu_limit=gpus)
 
     def workers_use_gpu(self, use_cpu: bool) -> bool:
-        """Whether a training worker takes a GPU. `use_cpu`: the flag of that name."""
+        """Whether a training worker uses a GPU. `use_cpu` is the flag of that name."""
         return self.gpus > 0 and not use_cpu
 
     def check_workers(self, workers: int, use_cpu: bool) -> None:
@@ -82,21 +88,24 @@ class Cluster:
             )
 
     def fitting_trials(self, workers: int, use_cpu: bool) -> int:
-        """How many trials of `workers` workers run side by side."""
+        """The number of trials, each with `workers` workers, that can run at once."""
         room = self.gpus / workers if self.workers_use_gpu(use_cpu) else self.cpus / workers
         return max(1, int(room))
 
 
 def in_ray_job() -> bool:
-    """Whether this process is the entry point of a Ray job, whose working directory is deleted with it."""
+    """Whether this process is the entry point of a Ray job.
+
+    Ray deletes the job's working directory at its end.
+    """
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def connect() -> Cluster:
     """Join the Ray that RAY_ADDRESS names, or start one on this machine that ends with this process.
 
-    The one that it starts listens on loopback alone, asks for a token, and keeps its files from other users.
-    A process may call it again: it then gets the Ray that it has.
+    A Ray that is started here listens on loopback only, requires a token, and keeps its files private. A
+    second call returns the Ray that the process is connected to already.
 
     Raises:
         ConfigError: if RAY_ADDRESS names a cluster that does not answer.
@@ -112,15 +121,16 @@ def connect() -> Cluster:
     if address is not None:
         _check_answers(address)
     else:
-        # Nobody takes this machine back, so no run needs a process that watches for it.
+        # This machine is no spot instance, so no run needs Ray's process that watches for its end.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # The dashboard stays on: without it, Train runs that Tune stops leak their placement groups.
-        # "local", or Ray would join whatever ran on this machine last, alive or not.
+        # "local", because without an address Ray would try to join the last Ray of this machine, alive or
+        # not.
         options |= {"address": "local", "include_dashboard": True, "object_store_memory": OBJECT_STORE_BYTES}
         make_private_temp_dir()
         make_private_token()
     try:
-        # Of a cluster that refuses this process, Ray prints some twenty lines before it raises.
+        # If a cluster refuses this process, Ray prints some twenty lines before it raises.
         with (
             captured_stderr() if address is not None else nullcontext(list[str]()) as printed,
             nullcontext() if address is not None else loopback_addresses(),
@@ -146,10 +156,9 @@ def connect() -> Cluster:
 
 
 def autoscaled(launcher_config: Path) -> tuple[dict[str, float], int]:
-    """The most CPUs and GPUs, and the most nodes, that the launcher's config file allows a cluster.
+    """The largest number of CPUs, GPUs and nodes that the launcher's config file allows a cluster.
 
-    Ray has no call that tells: its own answer stays empty, and a head without a GPU then looks like a cluster
-    without one.
+    Ray has no call that returns this, and a cluster whose head has no GPU would look like one without GPUs.
 
     Returns:
         `{"CPU": …, "GPU": …}` and the number of nodes; `{}` and 0 if there is no such file.

@@ -1,4 +1,4 @@
-"""What a command prints: lines with a label, the steps of a run, and the table of a search's trials.
+"""The console output of commands: lines with a label, the steps of a run, and the table of a search's trials.
 
 Modules log through `logging.getLogger(__name__)`. `console_line` lays out a line, and `show_log` prints what
 is logged. A program that uses vlmtune as a library can handle the logger `vlmtune` in its own way.
@@ -25,17 +25,19 @@ from rich.text import Text
 from vlmtune.progress import Estimate
 from vlmtune.shown_text import printable, redacted
 
-LABEL_WIDTH = 10  # columns of the label, with the space after it: "Dashboard " is the longest
-# Ray warns of more Python processes than CPUs. vlmtune starts more on purpose: most of them wait.
+LABEL_WIDTH = 10  # columns for the label and the space after it; "Dashboard " is the longest
+# Part of Ray's warning about more Python processes than CPUs. vlmtune starts more on purpose: most of them
+# wait.
 RAY_WORKER_WARNING = "PYTHON worker processes have been started"
-SECONDS_BETWEEN_LINES = 5.0  # between a run's training steps, where they are printed line by line
+SECONDS_BETWEEN_LINES = 5.0  # between two printed training steps of a run
 
 
 def configure_console() -> None:
     """Print vlmtune's log lines and silence the libraries'. Commands call it before they import libraries.
 
-    A locale without Unicode, as cron jobs and bare containers have it, cannot name most files: the program
-    then starts again in Python's UTF-8 mode. An output that takes fewer letters gets escapes for the others.
+    In a locale without Unicode (cron jobs, bare containers) most file names cannot be used. The program then
+    starts again in Python's UTF-8 mode. Characters that the output's encoding does not have are printed as
+    escapes.
     """
     if sys.getfilesystemencoding() != "utf-8":
         os.environ["PYTHONUTF8"] = "1"
@@ -48,7 +50,7 @@ def configure_console() -> None:
 
 
 def show_log() -> None:
-    """Print on stdout what vlmtune's modules log at level INFO or above. A second call changes nothing."""
+    """Print vlmtune's log records of level INFO or above on stdout. A second call changes nothing."""
     logger = logging.getLogger("vlmtune")
     if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
         logger.addHandler(ConsoleHandler())
@@ -68,25 +70,25 @@ def silence_libraries() -> None:
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints log records as plain lines on the stdout of the moment, which a live table may have replaced."""
+    """Prints log records as plain lines on the present `sys.stdout`, which a live table may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(self.format(record))
 
 
 def say(text: str) -> None:
-    """Print one line at once: output goes through pipes and job logs."""
+    """Print one line and flush, because output may go to a pipe or a job's log."""
     print(printable(redacted(text)), flush=True)
 
 
 def console_line(label: str, text: str) -> str:
-    """A line of two columns: `label`, empty for a line that continues the one before it, and `text`."""
+    """A line of two columns, `label` and `text`. A line that continues the one before has an empty label."""
     return f"{label:<{LABEL_WIDTH}}{text}"
 
 
 @contextmanager
 def without_stderr() -> Iterator[None]:
-    """Discard what this process writes on stderr in the block, C++ code included. Exceptions pass."""
+    """Discard everything that this process, C++ code included, writes to stderr in the block."""
     sys.stderr.flush()
     saved = os.dup(2)
     try:
@@ -99,14 +101,14 @@ def without_stderr() -> Iterator[None]:
 
 
 def format_value(value: Any) -> str:
-    """A value in as few characters as it can be read."""
+    """A short text of a value: a float with three or four digits, a list with commas."""
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1e-2 or abs(value) >= 1e4 else f"{value:.4g}"
     return ",".join(map(format_value, value)) if isinstance(value, list) else str(value)
 
 
 class StepPrinter:
-    """Prints the logged steps of a run: every evaluation, training steps at most every few seconds, notes."""
+    """Prints a run's progress: notes, every evaluation, and a training step at most every few seconds."""
 
     def __init__(self) -> None:
         self.last = 0.0  # when a training step was printed, in seconds
@@ -128,9 +130,9 @@ class StepPrinter:
 
 
 class TrialTable:
-    """Shows the trials of a search: a live table in a terminal, elsewhere a line for each change.
+    """Shows the trials of a search: a live table in a terminal, otherwise a line for each change.
 
-    `rows` holds what is known of each trial by its number.
+    `rows` holds the values of each trial (state, step, metric, …) by the trial's number.
     """
 
     def __init__(
@@ -138,16 +140,16 @@ class TrialTable:
     ) -> None:
         self.names, self.metric, self.sign = names, metric, 1 if mode == "min" else -1
         self.rows: dict[int, dict[str, Any]] = {}
-        self.footer = ""  # how far the search is
+        self.footer = ""  # the search's progress
         self.console = console or Console()
         self.live = Live(console=self.console, refresh_per_second=2) if self.console.is_terminal else None
         if self.live is not None:
             self.live.start()
-            # An exception that Tune lets through would leave the terminal without a cursor.
+            # Without this, an exception would leave the terminal without a cursor.
             atexit.register(self.close)
 
     def update(self, number: int, *, state: str, **values: Any) -> None:
-        """Add to what is known of a trial: its state, values, step, max_steps, the metric, seconds, error."""
+        """Update a trial's row: its state, searched values, step, max_steps, the metric, seconds, error."""
         row = self.rows.setdefault(number, {})
         is_new = not row
         row |= {"state": state, **values}
@@ -157,7 +159,7 @@ class TrialTable:
             say(self.line(number, with_values=is_new))
 
     def progress(self, text: str) -> None:
-        """Show how far the search is: under the live table, elsewhere as a line."""
+        """Show the search's progress: under the live table, otherwise as a line."""
         self.footer = text
         if self.live is not None:
             self.live.update(self.table(self.console.height - 4))
@@ -165,7 +167,7 @@ class TrialTable:
             say(text)
 
     def line(self, number: int, *, with_values: bool) -> str:
-        """One line on a trial, with its searched values or without."""
+        """The line of a trial, with or without its searched values."""
         row = self.rows[number]
         parts = [f"trial {number:>3}  {row['state']:<10}"]
         if with_values:
@@ -180,13 +182,13 @@ class TrialTable:
         return "  ".join([*parts, *(["best so far"] if number == self.best() else [])]).rstrip()
 
     def best(self) -> int | None:
-        """The number of the best complete trial so far, the first of equals."""
+        """The number of the best complete trial so far; of equally good ones, the first."""
         values = {number: row[self.metric] for number, row in self.rows.items() if row["state"] == "complete"}
         finite = [number for number, value in sorted(values.items()) if math.isfinite(value)]
         return min(finite, key=lambda number: self.sign * values[number], default=None)
 
     def table(self, height: int | None = None) -> Group:
-        """The table: a row for each trial, or the best and the last ones if `height` lines are too few."""
+        """The table with a row for each trial; of too many for `height` lines, the best and the last ones."""
         # With this padding, four searched values and the fixed columns fit into 80 columns.
         table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
         for name in ("trial", "state", *self.names, "step", self.metric, "sec"):
@@ -215,7 +217,7 @@ class TrialTable:
         return Group(table, *(Text(printable(error), overflow="fold") for error in errors), *footer)
 
     def close(self) -> None:
-        """Leave the whole table on the terminal."""
+        """Stop the live display, and leave the whole table on the terminal."""
         if self.live is not None:
             self.live.update(self.table())
             self.live.stop()

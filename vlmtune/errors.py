@@ -1,8 +1,8 @@
-"""A user's mistakes as exceptions that cross process boundaries.
+"""The exceptions of vlmtune, which can be pickled, and how a command turns them into exit codes.
 
-Every message is one plain line that names the file, row, field or flag at fault and, if there is one, the way
-out. The commands print it on stderr and exit with code 2. Any other exception is a fault of vlmtune or of its
-machine: the exit code is then 1.
+A `UserError` is a user's mistake. Its message is one plain line that names the file, row, field or flag at
+fault and, if possible, what to do. Commands print it on stderr and exit with code 2. Any other exception is a
+fault of vlmtune or of the machine, with exit code 1.
 """
 
 import difflib
@@ -17,7 +17,7 @@ FAULT, USER_ERROR = 1, 2  # exit codes of commands
 
 
 class UserError(Exception):
-    """A mistake in what the user asked for. It holds its message and nothing else, so that it pickles."""
+    """A mistake of the user. It has its message as the only argument, so that it can be pickled."""
 
 
 class ConfigError(UserError):
@@ -33,7 +33,7 @@ class ModelError(UserError):
 
 
 class ResourceError(UserError):
-    """More GPUs, CPUs, memory or disk space are needed than there are."""
+    """There are too few GPUs or CPUs, or too little memory or disk space."""
 
 
 class DoesNotFitError(ResourceError):
@@ -56,8 +56,8 @@ class RunInterrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM during a search or a training that can be resumed.
 
     Attributes:
-        resume: the command that resumes it.
-        code: the exit code of a command.
+        resume: the command that resumes the run.
+        code: the exit code.
     """
 
     def __init__(self, resume: str, code: int = INTERRUPTED) -> None:
@@ -67,7 +67,7 @@ class RunInterrupted(KeyboardInterrupt):
 
 @contextmanager
 def named_interrupt(resume: Callable[[], str | None]) -> Iterator[None]:
-    """An interrupt of the block becomes a `RunInterrupted`, once `resume` has a command for that."""
+    """Turn a KeyboardInterrupt of the block into a `RunInterrupted`, if `resume()` returns a command."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -78,17 +78,17 @@ def named_interrupt(resume: Callable[[], str | None]) -> Iterator[None]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a message: "; did you mean X?" with the known word nearest to `word`, or an empty string."""
+    """The end of a message: "; did you mean X?" with the most similar known word, or an empty string."""
     close = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 @contextmanager
 def writable(folder: str, flag: str) -> Iterator[None]:
-    """Writes below a folder: one that fails becomes a line that names the folder and its flag.
+    """Turn an OSError of the block, which writes below `folder`, into a line that names folder and flag.
 
     Raises:
-        ResourceError: no permission, no space, or no such place.
+        ResourceError: a write failed: no permission, no space, or no such folder.
     """
     try:
         yield
@@ -102,11 +102,10 @@ def writable(folder: str, flag: str) -> Iterator[None]:
 
 @contextmanager
 def plain_user_errors(resume_hint: str = "") -> Iterator[None]:
-    """Wrap a command: an expected error becomes a plain line on stderr and an exit code.
+    """Wrap a command: turn expected exceptions into a plain line on stderr and an exit code.
 
-    A UserError exits with 2, a search without a completed trial and a fault of the machine with 1, Ctrl-C
-    with 130, SIGTERM with 143. Any other exception is left to Python, which prints its traceback and exits
-    with 1.
+    The exit code is 2 for a UserError, 1 for SearchFailedError and RunStoppedError, 130 for Ctrl-C, and 143
+    for SIGTERM. For any other exception, Python prints the traceback and exits with 1.
 
     Args:
         resume_hint: a sentence on how to resume, printed after Ctrl-C.

@@ -1,4 +1,4 @@
-"""The faults of a machine that end a run: each in a few words, with what its user can do."""
+"""Messages for faults of the machine that end a run, such as a full disk."""
 
 import errno
 import re
@@ -14,7 +14,7 @@ DISK_REASONS = {
     errno.EIO: "the disk has an input/output error",
     errno.ESTALE: "the network file system has lost it",
 }
-# The C library's words, by which a fault is recognised in the text of another process's error.
+# The C library's messages, to recognise a fault in the text of another process's exception.
 WORDS = {
     "No space left on device": errno.ENOSPC,
     "Disk quota exceeded": errno.EDQUOT,
@@ -26,7 +26,7 @@ WORDS = {
 
 
 def disk_reason(error: BaseException | str) -> str | None:
-    """Why a file could not be written, in a few words; None if the error is of another kind.
+    """Why a file could not be written, in a few words; None if the error has another reason.
 
     Args:
         error: an exception, or the text of a traceback.
@@ -41,7 +41,7 @@ def disk_reason(error: BaseException | str) -> str | None:
 
 
 def output_fault(folder: str, reason: str) -> str:
-    """The line for an output folder that cannot be written any more."""
+    """The message about an output folder that cannot be written to any more."""
     return (
         f"--output_dir {folder}: {reason}; what was written is kept. Mend it, then resume: "
         f"python ray_jobs/tune.py --resume {folder}"

@@ -1,7 +1,8 @@
-"""The lock of an output folder: one process at a time writes into it, and a dead one does not hold it.
+"""The lock of an output folder: one process at a time writes into the folder.
 
-On a local disk the kernel holds the lock (`flock`), and frees it when the process ends, however it ends. In
-an object store the lock is a file that its owner renews; one that is not renewed for LEASE_S is free.
+On a local disk the lock is a `flock`, which the kernel frees when the process ends, however it ends. In an
+object store the lock is a file that its owner renews. A lock that was not renewed for LEASE_S seconds is
+free.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from vlmtune.errors import ConfigError
 from vlmtune.faults import disk_reason
 
 LOCK_FILE = ".lock"
-RENEW_S = 10.0  # between two renewals of a lock in an object store
-LEASE_S = 45.0  # without a renewal after which it is free
-SETTLE_S = 1.0  # two owners that took the lock at once see after this time which of them has it
+RENEW_S = 10.0  # seconds between two renewals of a lock in an object store
+LEASE_S = 45.0  # seconds without a renewal after which a lock in an object store is free
+SETTLE_S = 1.0  # seconds after which two processes that took the lock at once can see which of them has it
 
 
 class FolderLock:
@@ -33,7 +34,7 @@ class FolderLock:
 
     Args:
         folder: absolute path or URI.
-        flag: the option that gave the folder, for messages.
+        flag: the option that names the folder, for messages.
     """
 
     def __init__(self, folder: str, flag: str = "--output_dir") -> None:
@@ -67,7 +68,7 @@ class FolderLock:
             raise ConfigError(f"{self.flag} {self.folder}: cannot be written to: {reason}") from error
 
     def release(self) -> None:
-        """Give the lock back; removes folders that it made and that hold nothing. May be called twice."""
+        """Release the lock, and remove the empty folders that it made. May be called twice."""
         if self._lease is not None:
             self._lease.give_back()
             self._lease = None
@@ -129,12 +130,13 @@ class _Lease:
         return None
 
     def give_back(self) -> None:
+        """Stop to renew the lease, and delete its file."""
         self._ended.set()
         if self._read().get("token") == self.token:
             self.files.delete_file(self.path)
 
     def _expires(self, before: dict[str, Any]) -> bool:
-        """Wait until the holder renews its lock, or could have done so several times and did not.
+        """Wait until the holder renews its lock (False), or until LEASE_S have passed without that (True).
 
         The clocks of two machines differ, so only a change of the file counts.
         """
@@ -152,7 +154,7 @@ class _Lease:
         while not self._ended.wait(RENEW_S):
             try:
                 self._write()
-            except OSError:  # what the run itself writes next tells the user
+            except OSError:  # the run's own next write fails too, and tells the user
                 continue
 
     def _write(self) -> None:
@@ -172,7 +174,7 @@ def _owner() -> dict[str, Any]:
 
 
 def _is_dead(owner: dict[str, Any]) -> bool:
-    """Whether the owner ran on this machine and has ended; of other machines nothing is known."""
+    """Whether the owner ran on this machine and has ended. For an owner on another machine, False."""
     here = owner["host"] == socket.gethostname()
     return bool(here and _start_of(owner["pid"]) != owner["started"])
 

@@ -1,4 +1,4 @@
-"""Whose a folder is that a run reads its settings from: another user's could name code to run."""
+"""Refuse to read settings from a folder of another user, because settings can name code to run."""
 
 import os
 import pwd
@@ -14,11 +14,11 @@ ROOT = 0  # may change every file of the machine anyway
 def check_owner(folder: str, flag: str, names: Sequence[str] = (), *, trusted: bool = False) -> None:
     """Refuse a local folder that another user owns, or in which another user owns one of the files.
 
-    A URI has no owner that could be asked for: whoever may write there is trusted.
+    A URI is always accepted, because it has no owner that could be compared.
 
     Args:
         folder: path or URI.
-        flag: the option that gave it, for messages.
+        flag: the option that names the folder, for messages.
         names: files in the folder that are read as settings or state; some may be missing.
         trusted: `--trust_folder` was given.
 

@@ -1,4 +1,7 @@
-"""Parts of the HTML pages. A page is one file that needs no other, in light and dark, readable on a phone."""
+"""Parts of HTML pages.
+
+A page is one self-contained file, with a light and a dark style, readable on a phone.
+"""
 
 import base64
 import hashlib
@@ -112,13 +115,13 @@ document.getElementById("filter").addEventListener("input", (event) => {
 
 
 def _digest(script: str) -> str:
-    """A script as a content policy names it."""
+    """The hash of a script, as a content security policy has it."""
     content = script.removeprefix("<script>").removesuffix("</script>")
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
-# Pages show texts of data and answers of models. Were one ever taken for HTML, it could still run no script
-# but those above, and ask no server for anything.
+# Pages show texts of data and answers of models. If one of them were taken for HTML by mistake, this policy
+# would still allow no other script than those above, and no request to a server.
 CONTENT_POLICY = (
     f"default-src 'none'; script-src {_digest(SORT_SCRIPT)} {_digest(FILTER_SCRIPT)}; "
     "style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"

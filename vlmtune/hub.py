@@ -13,7 +13,8 @@ ANSWER_S = 5.0  # seconds that the Hub has to answer
 def stay_offline_unless_reachable() -> None:
     """Make huggingface_hub use its cache alone where the Hub does not answer, also in child processes.
 
-    It would try every file of a model for 25 seconds, with ten lines each, before it looks into its cache.
+    Otherwise huggingface_hub tries to reach the Hub for each file of a model, 25 seconds and ten printed
+    lines each, before it looks into its cache.
     """
     from huggingface_hub import constants
 

@@ -1,4 +1,4 @@
-"""What other libraries raise where a model's own code cannot do what is asked of it, as one plain line."""
+"""Turn exceptions of other libraries, raised by a model's own code, into one plain line."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 from vlmtune.errors import ModelError
 
-# Each family brings its own code: a processor, a chat template, a model class. What it raises on something
-# that it was not written for is of these kinds. Exhausted memory is not among them: see `lacks_memory`.
+# Each model family has code of its own: a processor, a chat template, a model class. If it is used in a way
+# that it was not written for, it raises one of these. Exhausted memory is handled separately: see
+# `lacks_memory`.
 LIBRARY_ERRORS = (
     ValueError,
     TypeError,
@@ -20,12 +21,12 @@ LIBRARY_ERRORS = (
     ImportError,
     OSError,
 )
-# torch has no class of its own for these.
+# Messages of torch when memory ran out, for which it has no exception class.
 MEMORY_TEXTS = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind where it has none."""
+    """The first line of an error's message; the name of its class if the message is empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
@@ -39,11 +40,11 @@ def lacks_memory(error: BaseException) -> bool:
 
 @contextmanager
 def plain_library_errors(model: str | None, what: str) -> Iterator[None]:
-    """Turns the `LIBRARY_ERRORS` of a block into a `ModelError` of one line.
+    """Turn the `LIBRARY_ERRORS` of the block into a `ModelError` of one line.
 
     Args:
         model: the model whose code runs in the block.
-        what: what the block does, as the subject of "fails".
+        what: what the block does, in words that "fails" can follow.
     """
     try:
         yield

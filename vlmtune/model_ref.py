@@ -1,4 +1,4 @@
-"""Which model, and what goes wrong between its name and its files, in plain words."""
+"""`ModelRef`: names a model and loads its config and processor, with plain messages if that fails."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class ModelRef:
     resolution: ImageResolution = PROCESSORS_OWN
 
     def config(self) -> PreTrainedConfig:
-        """The config of a vision-language model, whether or not its weights are there.
+        """The config of a vision-language model. Its weights need not be there.
 
         Raises:
-            ModelError: it is not there, gated, damaged, or not that of a vision-language model.
+            ModelError: the config is missing, gated, damaged, or not that of a vision-language model.
         """
         from transformers import AutoConfig
         from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -60,7 +60,7 @@ class ModelRef:
         return config
 
     def meta_model(self) -> Any:
-        """The model's modules and shapes without weights (on the meta device): a second or two at any size.
+        """The model without weights, on the meta device. Costs a second or two, whatever the model's size.
 
         Raises:
             ModelError: as `config`.
@@ -73,7 +73,7 @@ class ModelRef:
         """The model's processor: its tokenizer and image processor, at the resolution.
 
         Raises:
-            ModelError: it is not there, gated, damaged, or has no image processor.
+            ModelError: the processor is missing, gated, damaged, or has no image processor.
             ConfigError: it cannot have the resolution.
         """
         from transformers import AutoProcessor, ProcessorMixin
@@ -98,7 +98,7 @@ class ModelRef:
 
 
 def model_on_meta(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> Any:
-    """The modules and shapes of a config's model without weights (on the meta device)."""
+    """The model of a config without weights, on the meta device: its modules and shapes."""
     import torch
     from transformers import AutoModelForImageTextToText
 
@@ -108,7 +108,7 @@ def model_on_meta(config: PreTrainedConfig, *, trust_remote_code: bool = False) 
 
 @contextmanager
 def plain_model_errors(ref: ModelRef) -> Iterator[None]:
-    """Turns what transformers, huggingface_hub and safetensors raise about a model into a `ModelError`."""
+    """Turn exceptions of transformers, huggingface_hub and safetensors about a model into a `ModelError`."""
     from safetensors import SafetensorError
 
     if not Path(ref.name).exists():
@@ -184,7 +184,7 @@ def _explain(error: Exception, name: str, revision: str) -> str:
 
 
 def _explain_torchvision(name: str) -> str:
-    """What to do where a model's processor needs torchvision, which is missing or made for another torch."""
+    """The message for a processor that needs torchvision, which is missing or does not fit torch."""
     torch = version("torch").partition("+")[0]
     try:
         found = f"{version('torchvision')} is not made for torch {torch}"

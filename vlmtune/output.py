@@ -17,10 +17,11 @@ from vlmtune.folder_lock import LOCK_FILE
 from vlmtune.shown_text import redacted_values
 from vlmtune.storage import PART, absolute, filesystem, one_line, scheme
 
-# Files that mark a folder as written by train.py or tune.py, and files that are written when the run ends.
+# Files that identify a folder as the output of train.py or tune.py, and files that are written when the run
+# ends.
 RUN_MARKS = ("config.yaml", "search.yaml")
 RUN_FINISHED = ("metrics.json", "trials.parquet")
-# Everything else that a run writes there.
+# All other files that a run writes there.
 RESULTS = (
     *("README.md", "adapter_config.json", "adapter_model.safetensors", "bad_rows.jsonl", "best"),
     *(
@@ -44,8 +45,8 @@ PROCESSOR = (  # the names under which transformers saves a processor and its to
 )
 
 
-# Options that hold for one command: repeating a run must neither delete existing files nor trust a folder.
-ONCE: dict[str, Any] = {"overwrite": False, "resume": None, "salvage": False, "trust_folder": False}
+# Options for one call only: repeating a run must neither delete existing files nor trust a folder.
+FOR_ONE_CALL: dict[str, Any] = {"overwrite": False, "resume": None, "salvage": False, "trust_folder": False}
 
 MERGED_MODEL = (
     *("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json"),
@@ -56,13 +57,13 @@ MERGED_MODEL = (
 
 @dataclass(frozen=True)
 class FolderKind:
-    """How a folder that one kind of command wrote is recognised.
+    """How the output folder of a command is recognised.
 
     Attributes:
-        marks: files of which one is always there.
-        finished: files of which one is there when the command has finished.
-        known: everything that the command writes; `*` stands for any letters.
-        resume_hint: how to resume an unfinished run, with `{folder}` in it; the end of a message.
+        marks: file names, one of which is always in the folder.
+        finished: file names, one of which is in the folder once the command has finished.
+        known: patterns of the names of all files that the command writes; `*` stands for any characters.
+        resume_hint: end of a message that says how to resume an unfinished run, with `{folder}` in it.
     """
 
     marks: tuple[str, ...]
@@ -86,7 +87,7 @@ PREDICTION = FolderKind(
     frozenset({"predict.yaml", "predictions.jsonl", "predictions.parquet", "parts"}),
     ", or resume it: rerun the same command without --overwrite",
 )
-# With --merge, what transformers saves; custom code of the base among it, if it may run.
+# With --merge, the folder also has the files that transformers saves, custom code of the base included.
 EXPORT = FolderKind(
     ("export.yaml",),
     ("export.yaml",),
@@ -99,7 +100,7 @@ def resolve_folder(path: str, *, in_job: bool, flag: str = "--output_dir") -> st
 
     Args:
         in_job: whether this process is the entry point of a Ray job.
-        flag: the option that gave the path, for messages.
+        flag: the option that names the path, for messages.
 
     Raises:
         ConfigError: the path is relative inside a Ray job, whose working directory is deleted after it; it
@@ -127,8 +128,8 @@ def check_free(folder: str, *, overwrite: bool, kind: FolderKind = RUN) -> None:
     """Refuse a folder that a new run may not use, before anything expensive is done. Changes nothing.
 
     Raises:
-        ConfigError: it holds a run and `overwrite` is not set, or it holds files that no run of this kind
-            wrote.
+        ConfigError: the folder holds a run and `overwrite` is not set, or it holds files that no command of
+            this kind writes.
     """
     files, inner = filesystem(folder)
     info = files.get_file_info(inner)
@@ -181,6 +182,6 @@ def dump_redacted(values: dict[str, Any]) -> str:
 def settings_yaml(settings: Settings) -> str:
     """The text of `config.yaml` and `search.yaml`, which repeats a run.
 
-    The options of ONCE are left out.
+    The options of FOR_ONE_CALL are left out.
     """
-    return dump_redacted(settings.replace(**ONCE).to_flags())
+    return dump_redacted(settings.replace(**FOR_ONE_CALL).to_flags())

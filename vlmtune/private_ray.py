@@ -1,4 +1,4 @@
-"""Where a Ray that vlmtune starts keeps its files, and its token: out of other users' reach."""
+"""The private folder and token of a Ray that vlmtune starts, which other users cannot read."""
 
 import logging
 import os
@@ -13,11 +13,12 @@ from vlmtune.errors import writable
 
 logger = logging.getLogger(__name__)
 
-# Bytes of RAY_TMPDIR: a socket's path has at most 107, and Ray adds "/ray", a session's name, a process id
-# and more.
+# Longest RAY_TMPDIR in bytes: the path of a socket has at most 107 bytes, and Ray adds "/ray", a session's
+# name, a process id and more.
 MAX_TEMP_DIR = 36
 SHORT_TEMP_DIR = "/tmp"
-# Bytes of TMPDIR: Python's multiprocessing, which Ray's dashboard uses, makes sockets of 32 more below it.
+# Longest TMPDIR in bytes: Python's multiprocessing, which Ray's dashboard uses, makes sockets below it whose
+# paths are 32 bytes longer.
 MAX_TMPDIR = 70
 TOKEN_BYTES = 32
 
@@ -25,11 +26,11 @@ TOKEN_BYTES = 32
 def make_private_temp_dir() -> None:
     """Let Ray keep sockets, logs and object store files in a folder that only this user may enter.
 
-    Ray makes its own folders writable for everybody. It is below RAY_TMPDIR or TMPDIR, or below /tmp where
-    these are too long for sockets, as in some batch systems.
+    Ray makes its own folders writable for everybody. The private folder is below RAY_TMPDIR or TMPDIR, or
+    below /tmp if these are too long for sockets, as in some batch systems.
 
     Raises:
-        ResourceError: it cannot be made.
+        ResourceError: the folder cannot be made.
     """
     folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     name = f"ray-{os.geteuid()}"
@@ -51,7 +52,7 @@ def make_private_temp_dir() -> None:
 
 @contextmanager
 def short_tmpdir() -> Iterator[None]:
-    """Let the processes of a Ray that starts have a TMPDIR in which their sockets fit."""
+    """Set TMPDIR, in the block that starts Ray, to a folder whose path is short enough for sockets."""
     given = os.environ.get("TMPDIR")
     if given is None or len(os.fsencode(given)) <= MAX_TMPDIR:
         yield
@@ -64,11 +65,11 @@ def short_tmpdir() -> Iterator[None]:
 
 
 def make_private_token() -> None:
-    """Make the token of Ray's own place for it, ~/.ray/auth_token, readable by this user alone.
+    """Make the file of Ray's token, ~/.ray/auth_token, readable by this user only.
 
-    Ray 2.60 asks for a token in every Ray that it starts, and would write the file with the mode of new
-    files. A token that the environment gives stays the token. Where there is no home to write to, the token
-    is in Ray's temporary folder.
+    Ray 2.60 requires a token by default, and would write the file with the default mode of new files. A token
+    from the environment is kept. If the home folder cannot be written to, the token is in Ray's temporary
+    folder.
     """
     if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
         return
@@ -81,7 +82,7 @@ def make_private_token() -> None:
 
 
 def _write_token(path: Path) -> None:
-    """Write a new token, or close the file of the one that is there."""
+    """Write a new token; if the file exists, only make it unreadable for other users."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -1,9 +1,10 @@
-"""How long something still takes: from the work that is done and the time since it began."""
+"""Estimate how long some work still takes, from the work that is done and the time since it began."""
 
 import time
 from collections.abc import Callable
 
-LEAST_SHARE = 0.02  # of the work, before which an estimate would be a guess
+# With less work done or in less time, an estimate would be a guess.
+LEAST_SHARE = 0.02  # share of the work
 LEAST_SECONDS = 2.0
 
 
@@ -18,13 +19,13 @@ def duration_text(seconds: float) -> str:
 
 
 class Estimate:
-    """Estimates the seconds that are left of some work.
+    """Estimates the seconds that some work still takes.
 
-    Time counts from the first call of `left`: what was done before, such as loading a model or the steps
-    before a resume, does not repeat.
+    Time counts from the first call of `left`. Work before it, such as loading a model or the steps before a
+    resume, does not count.
 
     Args:
-        clock: gives seconds.
+        clock: returns the present time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -33,7 +34,7 @@ class Estimate:
         self.done_before = 0.0
 
     def left(self, done: float, total: float) -> float | None:
-        """Seconds until `total` units of work are done; None while too little is done to tell."""
+        """Seconds until `total` units of work are done; None while too little is done for an estimate."""
         now = self.clock()
         if self.started is None:
             self.started, self.done_before = now, done
@@ -44,6 +45,6 @@ class Estimate:
         return max(0.0, elapsed / fresh * (total - done))
 
     def text(self, done: float, total: float) -> str:
-        """`about 40 s left`, or an empty text while too little is done to tell."""
+        """`about 40 s left`; an empty text while too little is done for an estimate."""
         seconds = self.left(done, total)
         return "" if seconds is None or done >= total else f"about {duration_text(seconds)} left"

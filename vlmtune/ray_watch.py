@@ -1,4 +1,4 @@
-"""Ends a run in one line when the Ray under it has died: Ray itself waits a minute, then aborts in C++."""
+"""End a run with one line when its Ray has died. Ray itself would wait a minute and then abort in C++."""
 
 import os
 import select
@@ -10,12 +10,12 @@ import time
 from vlmtune.compat.ray_node import control_processes
 from vlmtune.errors import FAULT
 
-CHECK_S = 5.0  # between two attempts to reach the GCS of a cluster that was there before
-GONE_AFTER_S = 30.0  # without an answer; a GCS that is started again is back sooner
+CHECK_S = 5.0  # seconds between two attempts to reach the GCS (Ray's control service) of a cluster
+GONE_AFTER_S = 30.0  # seconds without an answer after which the GCS is gone; a restarted one is back sooner
 
 
 class RayWatch:
-    """Watches Ray's processes from `start` to `stop`, in a thread.
+    """A thread that watches Ray's processes from `start` to `stop`, and ends this process if one dies.
 
     Args:
         resume: the command that resumes the run; None while there is nothing to resume.
@@ -43,7 +43,7 @@ class RayWatch:
         work.start()
 
     def stop(self) -> None:
-        """End the watch, before Ray's processes end in order."""
+        """Stop watching. Call it before Ray is shut down."""
         os.write(self._wake, b".")
         if self._thread is not None:
             self._thread.join(timeout=CHECK_S)
@@ -71,7 +71,7 @@ class RayWatch:
                     self._end(f"GCS at {address}")
 
     def _end(self, name: str) -> None:
-        """Leave at once: what runs in other threads waits for an answer that does not come."""
+        """Exit at once, because other threads wait for an answer of Ray that will not come."""
         hint = "" if self.resume is None else f". To resume: {self.resume}"
         print(f"error: Ray's {name} has ended, and the run with it{hint}", file=sys.stderr)
         sys.stderr.flush()

@@ -1,7 +1,7 @@
-"""What an output folder holds of an unfinished run, beside its checkpoints: settings, data, whether it ended.
+"""The state files of a run in its output folder: its settings, the key of its data, whether it has ended.
 
-Each fact is there twice, in `search.yaml` (or `config.yaml`) and in the state file and its copy, so that one
-damaged file keeps nobody from resuming.
+Each fact is stored twice, in `search.yaml` (or `config.yaml`) and in the state file and its copy, so that a
+run can be resumed although one file is damaged.
 """
 
 import json
@@ -23,26 +23,26 @@ from vlmtune.shown_text import redacted, redacted_values, with_secrets_of
 
 logger = logging.getLogger(__name__)
 
-COPY = ".copy"  # ends the name of the second state file
-FILES = "files.parquet"  # beside the state file: the data's files as they were when the run began
-# Options that may change in a resumed search: they change no trial.
+COPY = ".copy"  # suffix of the second state file
+FILES = "files.parquet"  # beside the state file: the data files with their state when the run began
+# Options that may change when a search is resumed, because they change no trial.
 MAY_CHANGE = ("num_samples", "time_budget_s", "max_concurrent_trials", "gpus")
-# Options that say what to do, and are no part of a run's settings.
+# Options that concern one call of the command, and are not compared.
 NOT_COMPARED = ("resume", "output_dir", "storage_path", "overwrite", "salvage", "trust_folder")
 CHANGES_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class RunKind:
-    """The files by which a run of one command is recognised and resumed.
+    """The state files of a training run or of a search.
 
     Attributes:
-        noun: what the run is called in messages.
-        settings_file: the settings that it was started with.
-        state_file: which prepared rows its checkpoints were trained on, its settings, and `state_format`.
-        finished_file: is there in a finished run.
-        state_format: version of the checkpoints and of the trials' files; raised when older ones cannot be
-            resumed.
+        noun: what messages call the run.
+        settings_file: file with the settings that the run was started with.
+        state_file: file with the key of the prepared rows, the settings, and `state_format`.
+        finished_file: a file that exists once the run has finished.
+        state_format: version of the checkpoints and the trials' files. It is raised when older ones can no
+            longer be resumed.
     """
 
     noun: str
@@ -61,7 +61,8 @@ def write(folder: str, kind: RunKind, settings: Settings, key: str, *, ended: bo
     """Write the settings and the state of a run.
 
     Args:
-        key: of the prepared rows.
+        key: key of the prepared rows.
+        ended: whether the run has finished.
     """
     text = output.settings_yaml(settings)
     state = {"key": key, "format": kind.state_format, "ended": ended, "settings": text}
@@ -71,7 +72,7 @@ def write(folder: str, kind: RunKind, settings: Settings, key: str, *, ended: bo
 
 
 def read(folder: str, kind: RunKind) -> dict[str, Any]:
-    """The state of a run, of the file or its copy; empty if neither can be read."""
+    """The state of a run, from the state file or its copy; empty if neither can be read."""
     for name in (kind.state_file, kind.state_file + COPY):
         text = _read_text(f"{folder}/{name}")
         try:
@@ -101,15 +102,15 @@ def check_is_there(folder: str, kind: RunKind) -> None:
 def interrupted_settings(
     folder: str, kind: RunKind, requested: Settings, given: Sequence[str] = ()
 ) -> Settings:
-    """The settings of the interrupted run in a folder, with the changes that may be asked for.
+    """The settings of the interrupted run in a folder, with the changes that the user may request.
 
     Args:
-        requested: what `--resume` was given with, with absolute paths.
-        given: the flag names in it; see `Settings.given_with_resume`.
+        requested: the settings of the command with `--resume`, with absolute paths.
+        given: the flags that the command gives beside `--resume`, see `Settings.given_with_resume`.
 
     Raises:
         ConfigError: there is no run, it has finished, its settings are lost, an older vlmtune started it, or
-            other settings are asked for.
+            a setting is requested that may not change.
     """
     check_is_there(folder, kind)
     state = read(folder, kind)
@@ -131,7 +132,7 @@ def interrupted_settings(
 
 
 def is_finished(folder: str, kind: RunKind, state: Mapping[str, Any]) -> bool:
-    """Whether a run has written everything."""
+    """Whether a run has written all of its results."""
     path = f"{folder}/{kind.finished_file}"
     if not state.get("ended", True) or not storage.exists(path):
         return False
@@ -139,7 +140,7 @@ def is_finished(folder: str, kind: RunKind, state: Mapping[str, Any]) -> bool:
 
 
 def changed_options(saved: Settings, requested: Settings, given: Sequence[str]) -> dict[str, Any]:
-    """The options that are asked for beside `--resume` and differ from the saved ones, by flag name."""
+    """The options that are given beside `--resume` and differ from the saved ones, by flag name."""
     names = [name for name in given if name not in NOT_COMPARED]
     return {
         name: requested.value(name)
@@ -149,7 +150,7 @@ def changed_options(saved: Settings, requested: Settings, given: Sequence[str]) 
 
 
 def _check_changes(folder: str, kind: RunKind, saved: Settings, changes: Mapping[str, Any]) -> bool:
-    """Refuse changes that a resumed run cannot make; returns whether a search is extended."""
+    """Refuse changes that a resumed run may not make; returns whether a search gets more trials."""
     allowed = MAY_CHANGE if kind is SEARCH else ()
     refused = {name: value for name, value in changes.items() if name not in allowed}
     if refused:
@@ -172,13 +173,13 @@ def _differences(saved: Settings, changes: Mapping[str, Any]) -> str:
 
 
 def readable_settings(folder: str, kind: RunKind) -> Settings | None:
-    """The settings of a run, of whichever file can be read; None if none can."""
+    """The settings of a run, from the settings file or the state; None if neither can be read."""
     own = _parse(_read_text(f"{folder}/{kind.settings_file}"))
     return own if own is not None else _parse(read(folder, kind).get("settings"))
 
 
 def _saved_settings(folder: str, kind: RunKind, state: Mapping[str, Any]) -> Settings:
-    """The settings of a run: those of its file, or of its state if that is damaged."""
+    """The settings of a run: from its settings file, or from its state if that file is damaged."""
     own, copy = (
         _parse(text) for text in (_read_text(f"{folder}/{kind.settings_file}"), state.get("settings"))
     )
@@ -241,16 +242,16 @@ def _is_table(path: str) -> bool:
 
 
 def write_files(folder: str, kind: RunKind, files: Sequence[tuple[str, str]]) -> None:
-    """Save the state of the data's files, so that a resumed run can say which one has changed."""
+    """Save the state of the data files, so that a resumed run can name a file that has changed."""
     table = pa.table({"path": [redacted(path) for path, _ in files], "state": [state for _, state in files]})
     storage.write_table(table, _files_path(folder, kind))
 
 
 def check_same_files(folder: str, kind: RunKind, given: Sequence[str] = ()) -> None:
-    """Raises DataError with its name if a file of the data has changed since the run began.
+    """Raises DataError, which names the file, if a data file has changed since the run began.
 
     Args:
-        given: the data's paths and URIs, with their secrets.
+        given: the paths and URIs of the data, with the secrets that the saved ones lack.
     """
     path = _files_path(folder, kind)
     if not storage.exists(path) or not _is_table(path):

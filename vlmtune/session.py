@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Session:
-    """An opened run: everything that training or a search needs before it starts.
+    """A training run or a search that is opened, with everything that it needs before it starts.
 
     Attributes:
         kind: TRAINING or SEARCH.
@@ -44,8 +44,8 @@ class Session:
         store: the prepared rows.
         data_files: (path, state) of every file that the rows were prepared from, where the state is type,
             size and time of the last change. `--resume` compares them.
-        lock: of the output folder, held until `close`.
-        watch: ends the process with a message of one line if Ray dies before `close`.
+        lock: the lock of the output folder, held until `close`.
+        watch: ends the process with one line if Ray dies before `close`.
     """
 
     kind: RunKind
@@ -60,13 +60,13 @@ class Session:
 
     @classmethod
     def open(cls, settings: Settings, kind: RunKind, check: Callable[[Settings], object]) -> "Session":
-        """Check everything that can be wrong, connect to Ray, and prepare the rows.
+        """Check settings, folder, model and data, connect to Ray, and prepare the rows.
 
-        The output folder is not changed, see `claim`.
+        The output folder is not changed before `claim`.
 
         Args:
             settings: with `resume` set, the run in that folder is resumed with its own settings.
-            check: raises for settings that this kind of run cannot use; called before anything expensive.
+            check: a function that raises for settings that this kind of run cannot use. It is called early.
 
         Raises:
             UserError: something is wrong with the settings, the output folder, the model, the machine or the
@@ -118,7 +118,7 @@ class Session:
         return session
 
     def close(self) -> None:
-        """Give the lock of the output folder back, and watch Ray no more."""
+        """Stop watching Ray, and release the lock of the output folder."""
         self.watch.stop()
         self.lock.release()
 
@@ -129,7 +129,7 @@ class Session:
         self.close()
 
     def claim(self) -> None:
-        """Make the output folder this run's: write its settings and state, before training starts.
+        """Prepare the output folder for this run: write settings and state, before training starts.
 
         A resumed run has its folder already. Its settings are written again, because `--resume` may have
         changed them, such as a larger `--num_samples`.
@@ -191,7 +191,7 @@ def new_output_folder(settings: Settings) -> str:
 
 
 def with_absolute_paths(settings: Settings) -> Settings:
-    """The settings with every existing local path made absolute, because workers run in other directories."""
+    """The settings with absolute paths, because workers run in other directories. URIs and names stay."""
     data = settings.data
     paths = {
         "model_name_or_path": settings.model.model_name_or_path,  # None where --resume is given alone
@@ -232,7 +232,7 @@ def check_base_and_targets(settings: Settings) -> None:
 
 
 def connect_for(settings: Settings) -> Cluster:
-    """Connect to Ray, or start it, and check that the workers of one run fit.
+    """Connect to Ray, or start it, and check that there are enough GPUs and CPUs for the workers of one run.
 
     Raises:
         ResourceError: there are too few GPUs or CPUs for `num_workers`.
@@ -256,7 +256,8 @@ def prepare_rows(settings: Settings) -> Store:
 def prepare_rows_and_files(settings: Settings) -> tuple[Store, list[tuple[str, str]]]:
     """Prepare the rows of the settings' data, or find them in the cache, and log a summary of them.
 
-    What a serving program has to set so that its prompts are those of training is logged under "Serving".
+    Lines with the label "Serving" say what a serving program has to set so that its prompts equal those of
+    training.
 
     Returns:
         The rows, and (path, state) of every file that they were prepared from.

@@ -1,30 +1,30 @@
-"""Text as people see it: without secrets, and without characters that a terminal would act on."""
+"""Remove secrets from texts that are shown or written, and escape control characters."""
 
 import re
 from collections.abc import Iterable
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-# What stands before the host in a URI, and options of a URI that grant access: of signed addresses, and of
-# pyarrow's file systems.
+# In a URI: user name and password before the host, and options that grant access (signed URLs, pyarrow's
+# options).
 USER = re.compile(r"(?<=://)(?:[^\s/@\"'<>]*:[^\s@\"'<>]*|[^\s/@\"'<>]+)@")
 SECRETS = re.compile(
     r"([?&](?:[\w-]*(?:secret|token|password|signature|credential)[\w-]*|sig|access_?key(?:_?id)?)=)"
     r"[^&\s\"'<>#]+",
     re.IGNORECASE,
 )
-# Control characters but for tab and line feed, and those that change the direction of writing.
+# Control characters except tab and line feed, and characters that change the direction of text.
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def redacted(text: str) -> str:
-    """`text` without the users' names, passwords and keys that URIs in it may hold."""
+    """`text` without the user names, passwords and keys of URIs in it."""
     if "://" not in text:
         return text
     return SECRETS.sub(r"\1***", USER.sub("", text))
 
 
 def with_secrets_of(path: str, given: Iterable[str]) -> str:
-    """`path`, which was `redacted`, with the user and options of the URI in `given` that names its host."""
+    """Add to a redacted `path` the user and options of the URI in `given` that has the same host."""
     parts = urlsplit(path) if "://" in path else None
     for uri in given if parts is not None else ():
         own = urlsplit(uri)
@@ -38,19 +38,19 @@ def _host(parts: SplitResult) -> tuple[str, str]:
 
 
 def printable(text: str) -> str:
-    """`text` with its control characters written out: a terminal could erase other lines for them."""
+    """`text` with control characters as escapes, because a terminal would execute them."""
     return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def shown_name(path: str) -> str:
-    """What a file that may be published calls a path: the last name of a local one; a URI without secrets."""
+    """A path for files that may be published: the last name of a local path; a URI without secrets."""
     return (
         redacted(path) if "://" in path or not path.startswith("/") else path.rstrip("/").rpartition("/")[2]
     )
 
 
 def redacted_values(value: object) -> object:
-    """A value of plain dicts, lists and texts with every text `redacted`."""
+    """A value of dicts, lists and texts, with every text `redacted`."""
     if isinstance(value, str):
         return redacted(value)
     if isinstance(value, dict):

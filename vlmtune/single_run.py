@@ -1,4 +1,4 @@
-"""Train one adapter, packed or isolated: what `ray_jobs/train.py` calls."""
+"""Train one adapter with the packed or the isolated runner, for `ray_jobs/train.py`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ Progress = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What `vlmtune.train` trained.
+    """The result of `vlmtune.train`.
 
     Attributes:
         folder: absolute path or URI of the output folder.
@@ -32,9 +32,9 @@ class TrainResult:
             evaluation rows), `train_loss`, `step`, `max_steps`, `epoch`, `seconds`, `tokens_per_second`,
             `rows_per_second`, `peak_memory` (GB of 2**30 bytes), and others.
         curves_dir: folder of the TensorBoard events.
-        device: what it was trained on: "GPU" with its name if that is known here, or "CPU".
-        parameters: parameters of the base model with the adapter.
-        trainable_parameters: those of the adapter.
+        device: the device of training: "CPU", or "GPU" with its name if this machine has it.
+        parameters: number of parameters of the base model and the adapter.
+        trainable_parameters: number of parameters of the adapter.
     """
 
     folder: str
@@ -59,7 +59,7 @@ def train_adapter(settings: Settings, progress: Progress) -> TrainResult:
     with (
         Session.open(settings, TRAINING, check_runner) as session,
         named_interrupt(lambda: session.watch.resume),
-        kept_signal_handlers(),  # Ray Train sets one of SIGINT
+        kept_signal_handlers(),  # Ray Train sets a handler of SIGINT
     ):
         session.claim()
         settings, store, folder = session.settings, session.store, session.folder
@@ -79,7 +79,7 @@ def train_adapter(settings: Settings, progress: Progress) -> TrainResult:
 
 
 def adapter_parameters(folder: str) -> int:
-    """Number of values in an adapter's tensors."""
+    """The number of parameters of an adapter."""
     from safetensors.torch import load
 
     tensors = load(read_adapter_files(folder)["adapter_model.safetensors"])
@@ -87,7 +87,7 @@ def adapter_parameters(folder: str) -> int:
 
 
 def device_name(session: Session) -> str:
-    """The device that workers train on: the GPU by its name if this machine has it."""
+    """The device that workers train on, with the name of the GPU if this machine has it."""
     import torch
 
     if not session.cluster.workers_use_gpu(session.settings.run.use_cpu):

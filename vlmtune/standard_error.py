@@ -1,4 +1,4 @@
-"""What a process writes on stderr, C++ code included."""
+"""Capture what this process writes to stderr, C++ code included."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def captured_stderr() -> Iterator[list[str]]:
-    """Keep what this process writes on stderr in the block, C++ code included; it is in the list after it."""
+    """Capture what this process writes to stderr in the block. After the block, the list holds the text."""
     kept: list[str] = []
     sys.stderr.flush()
     saved = os.dup(2)

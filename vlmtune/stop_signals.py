@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one ends a command in order, the second one at once."""
+"""Ctrl-C and SIGTERM: the first one ends a command with its clean-up, the second one at once."""
 
 import os
 import signal
@@ -15,14 +15,14 @@ _received: list[int] = []  # the stop signals so far
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which schedulers send before they take a machine."""
+    """SIGTERM, which schedulers send before they take a machine back."""
 
 
 @contextmanager
 def kept_signal_handlers() -> Iterator[None]:
-    """Set the handlers of SIGINT and SIGTERM again at the end of the block, as they were at its beginning.
+    """Restore the handlers of SIGINT and SIGTERM at the end of the block.
 
-    `ray.init` and Ray Train set their own: that of SIGTERM prints a C++ stack and aborts.
+    `ray.init` and Ray Train set handlers of their own; the one of SIGTERM prints a C++ stack and aborts.
     """
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
@@ -30,7 +30,7 @@ def kept_signal_handlers() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
-                if handler is not None:  # None: C code has set it, and Python cannot
+                if handler is not None:  # None: C code has set the handler, and Python cannot set it again
                     signal.signal(number, handler)
 
 
@@ -59,6 +59,6 @@ def exit_code(interrupt: KeyboardInterrupt) -> int:
 def _stop(number: int, frame: FrameType | None) -> None:
     _received.append(number)
     if len(_received) > 1:
-        # Ray's processes end with this one. Leaving in order is what the first signal has begun.
+        # The first signal has begun the clean-up. Ray's processes end with this one.
         os._exit(TERMINATED if number == signal.SIGTERM else INTERRUPTED)
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt

@@ -16,7 +16,7 @@ from pyarrow import fs
 
 from vlmtune.shown_text import redacted_values
 
-PART = ".part"  # ends the name of a file that is being written
+PART = ".part"  # suffix of a file that is being written
 
 
 def scheme(path: str) -> str:
@@ -79,7 +79,7 @@ def filesystem(path: str) -> tuple[fs.FileSystem, str]:
 
 
 def special_file(path: str) -> str | None:
-    """What a local path names if it is neither a file nor absent: reading a pipe would wait for ever."""
+    """What a local path is if it is no regular file, such as "a pipe"; None for a file or nothing."""
     try:
         mode = Path(path).stat().st_mode
     except (OSError, ValueError):
@@ -103,7 +103,7 @@ def one_line(error: BaseException) -> str:
 
 @lru_cache(maxsize=64)
 def _service(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a URI and its prefix, cached: opening an S3 bucket may ask for its region."""
+    """The file system of a URI and its prefix. Cached, because opening an S3 bucket may need a request."""
     service, prefix = fs.FileSystem.from_uri(uri)
     return service, prefix
 
@@ -122,7 +122,7 @@ def read_text(path: str) -> str:
 
 
 def write_text(path: str, text: str) -> None:
-    """Write a text file atomically: under another name, then renamed."""
+    """Write a text file atomically: write it under another name, then rename it."""
     content = text.encode()
     files, inner = filesystem(path)
     files.create_dir(inner.rpartition("/")[0], recursive=True)
@@ -133,16 +133,16 @@ def write_text(path: str, text: str) -> None:
 
 
 def _remove_link(path: str, part: str) -> None:
-    """Remove a local link in the place of a part file: writing through it would change another file."""
+    """Remove a link that has the name of the part file: writing to it would change another file."""
     if scheme(path) in ("", "file") and Path(part).is_symlink():
         Path(part).unlink()
 
 
 def write_table(table: pa.Table, path: str) -> None:
-    """Write a table as a Parquet file, atomically, and read its footer back before it takes its name.
+    """Write a table as a Parquet file atomically. Its footer is read back before the file gets its name.
 
     Raises:
-        OSError: it could not be written whole.
+        OSError: the file could not be written completely.
     """
     files, inner = filesystem(path)
     files.create_dir(inner.rpartition("/")[0], recursive=True)
@@ -164,7 +164,7 @@ def write_json(path: str, values: dict[str, Any]) -> None:
 
 
 def apply_umask(folder: Path | str) -> None:
-    """Give a folder's files the mode of new files: safetensors lets only their owner read them."""
+    """Give a folder's files the default mode of new files, because safetensors makes them private."""
     mask = os.umask(0)
     os.umask(mask)
     for file in Path(folder).iterdir():

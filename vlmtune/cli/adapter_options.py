@@ -1,6 +1,7 @@
 """The command lines of eval, predict and export.
 
-Each has options of its own, and some settings of training, which replace those of the adapter's training.
+Each command has options of its own, and takes some settings of training, which replace the values that the
+adapter was trained with.
 """
 
 import argparse
@@ -54,15 +55,15 @@ class AdapterParser(CommandParser):
     def add_settings(self, *names: str) -> None:
         """Add settings of training by flag name."""
         for name in names:
-            option = find_flag(name)
-            nargs: dict[str, Any] = {"nargs": "?", "const": "true"} if option.kind == "bool" else {}
-            if option.kind in SEVERAL:
+            flag = find_flag(name)
+            nargs: dict[str, Any] = {"nargs": "?", "const": "true"} if flag.kind == "bool" else {}
+            if flag.kind in SEVERAL:
                 nargs = {"nargs": "+"}
             self.add_argument(
                 f"--{name}",
-                metavar=option.kind.upper(),
+                metavar=flag.kind.upper(),
                 default=argparse.SUPPRESS,
-                help=first_sentence(option.help).replace("%", "%%"),
+                help=first_sentence(flag.help).replace("%", "%%"),
                 **nargs,
             )
             self.settings_flags.append(name)
@@ -70,9 +71,10 @@ class AdapterParser(CommandParser):
     def parse(
         self, argv: Sequence[str] | None, *, needs_output: bool = True
     ) -> tuple[argparse.Namespace, dict[str, Any]]:
-        """The command's own options, and the typed settings that are given, by flag name.
+        """Parse the command line. `--help` exits with 0.
 
-        `--help` exits with 0.
+        Returns:
+            The command's own options, and the settings that are given, typed, by flag name.
 
         Raises:
             ConfigError: an option is unknown or wrong, or --adapter or --output_dir is missing.
@@ -100,7 +102,7 @@ class AdapterParser(CommandParser):
 
 
 def with_underscores(word: str) -> str:
-    """A flag as the parser knows it: `--data-path=X` as `--data_path=X`; other words as they are."""
+    """A word of the command line, where a flag's dashes become underscores: `--data_path=X`."""
     if not word.startswith("--"):
         return word
     name, equals, value = word.partition("=")

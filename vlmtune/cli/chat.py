@@ -1,4 +1,4 @@
-"""`vlmtune chat`: one image and questions about it, in the terminal."""
+"""`vlmtune chat`: ask an adapter questions about an image, in the terminal or in the browser."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ SETTINGS = tuple(name for name in ModelOverrides.__annotations__ if name != "ove
 
 
 def chat(argv: Sequence[str] | None = None, prog: str = "vlmtune chat") -> None:
-    """`chat`: questions about one image. Arguments as in `commands.tune`."""
+    """The command `chat`. Arguments as in `commands.tune`."""
     configure_console()
     with plain_user_errors():
         parser = AdapterParser(CHAT_HELP.format(prog=prog), prog)
@@ -63,7 +63,7 @@ def chat(argv: Sequence[str] | None = None, prog: str = "vlmtune chat") -> None:
 
 
 def read_line() -> str:
-    """A line of a pipe; empty at its end."""
+    """A line from stdin if it is a pipe; empty at the pipe's end."""
     return sys.stdin.readline().rstrip("\n")
 
 
@@ -71,8 +71,9 @@ def talk(ask: Callable[[str, str], str], image: str | None, read: Callable[[str]
     """Read images and questions until an empty line, and print the answers.
 
     Args:
-        ask: the answer to (image, question).
-        read: a line of the person's, after a prompt.
+        ask: returns the answer to (image, question).
+        image: the image to begin with; None to ask for one.
+        read: prints a prompt and returns the user's line.
     """
     from vlmtune.evaluation.chat import one_image
 

@@ -1,4 +1,4 @@
-"""The argument parser of commands whose options are no settings of training."""
+"""The argument parser of commands whose options are not those of `Settings`."""
 
 import argparse
 import re
@@ -8,7 +8,7 @@ from vlmtune.errors import ConfigError
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Takes no abbreviations, shows the help's lines as they are, and raises where argparse would exit.
+    """An argument parser that takes no abbreviations, keeps the help's line breaks, and raises ConfigError.
 
     Args:
         description: what the command does and how it is called.

@@ -1,7 +1,7 @@
-"""The six commands, as `ray_jobs/*.py` and the console script `vlmtune` run them.
+"""The six commands of `ray_jobs/*.py`, which the console script `vlmtune` has too.
 
-Each parses its arguments before any heavy library is imported, calls one function, prints the result, and
-exits with 0 (done), 1 (a fault), 2 (a mistake in what was given), 130 (Ctrl-C) or 143 (SIGTERM).
+Each command parses its arguments before any heavy library is imported, calls one function and prints the
+result. Exit codes: 0 done, 1 a fault, 2 a mistake in arguments or data, 130 Ctrl-C, 143 SIGTERM.
 """
 
 import argparse
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vlmtune.search.salvage import Salvaged
     from vlmtune.single_run import TrainResult
 
-LOADING = "Loading …"  # the libraries take ten seconds and more
+LOADING = "Loading …"  # importing the libraries takes ten seconds and more
 TUNE_HELP = """Search for the best LoRA adapter.
 
 {prog} --config configs/demo.yaml [--any_flag value]
@@ -96,7 +96,7 @@ def tune(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/tune.py
 
 
 def salvage_lines(result: "Salvaged") -> Iterator[str]:
-    """What was copied from a damaged search."""
+    """Lines on what was copied from a damaged search."""
     if result.adapter is not None and result.trial is not None:
         yield console_line("Adapter", f"{result.adapter} (the best whole one of the finished trials)")
     else:
@@ -118,20 +118,20 @@ def train(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/train.
 
 
 def training_lines(result: "TrainResult", prog: str) -> Iterator[str]:
-    """What was trained, where it is, and the command that tells what it is worth."""
+    """Lines on what was trained, where it is, and the command that evaluates it."""
     share = 100 * result.trainable_parameters / max(result.parameters, 1)
     numbers = f"{result.trainable_parameters:,} of {result.parameters:,} parameters ({share:.2g} %)"
     yield console_line("Trained", f"{numbers}, on the {result.device}")
     yield console_line("Adapter", result.folder)
     yield console_line("Curves", f"tensorboard --logdir {result.curves_dir}")
-    command = sibling(prog, "eval")
+    command = command_like(prog, "eval")
     yield console_line(
         "Next", f"{command} --adapter {result.folder} --compare_base --output_dir {result.folder}-eval"
     )
 
 
-def sibling(prog: str, name: str) -> str:
-    """Another command, called as `prog` was: `vlmtune eval` or `python ray_jobs/eval.py`."""
+def command_like(prog: str, name: str) -> str:
+    """How to call the command `name` in the way that `prog` was called: as `vlmtune NAME` or as a script."""
     return f"vlmtune {name}" if prog.startswith("vlmtune ") else f"python ray_jobs/{name}.py"
 
 
@@ -179,7 +179,7 @@ def evaluate(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/eva
 
 
 def evaluation_lines(result: "EvaluateResult") -> Iterator[str]:
-    """The metrics of an evaluation and where they are."""
+    """Lines with the metrics of an evaluation and the files that hold them."""
     from vlmtune.evaluation.metrics_table import DIFFERENCE, metrics_table
     from vlmtune.evaluation.verdict import few_rows_warning, verdict_text
 
@@ -214,7 +214,7 @@ def predict(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/pred
 
 
 def prediction_line(result: "PredictResult") -> str:
-    """Where the answers are, and how many there are."""
+    """The line that says where the answers are, and how many there are."""
     errors = f"; {result.errors} could not be answered, see their error" if result.errors else ""
     return console_line("Answers", f"{result.predictions_file}: {result.rows} rows{errors}")
 
@@ -236,7 +236,7 @@ def export(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/expor
 
 
 def export_lines(result: "ExportResult") -> Iterator[str]:
-    """What was exported, and how vLLM serves the adapter."""
+    """Lines on what was exported, and how to serve it."""
     if result.merge_check is not None:
         yield console_line("Merged", result.folder)
         yield console_line("Checked", result.merge_check.text())
@@ -262,7 +262,7 @@ def export_lines(result: "ExportResult") -> Iterator[str]:
 def inspect(argv: Sequence[str] | None = None, prog: str = "python ray_jobs/inspect_data.py") -> None:
     """`inspect`: look at the data before training. Arguments as in `tune`."""
     configure_console()
-    # --output_dir is the preflight's folder here; the settings' own one is left to training.
+    # Here --output_dir is the folder of the report. The setting output_dir, of training, keeps its value.
     own_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own_parser.add_argument("--output_dir", "--output-dir")
     own, others = own_parser.parse_known_args(argv)

@@ -1,4 +1,4 @@
-"""`vlmtune demo`: sample files, a small trained base and the shipped configs, and the search over them."""
+"""`vlmtune demo`: write sample files, a small base model and configs, and run a search on them."""
 
 import shutil
 import sys
@@ -32,7 +32,7 @@ def demo(argv: Sequence[str] | None = None, prog: str = "vlmtune demo") -> None:
         parser.add_argument("--files_only", action="store_true", help="Write the files, and search nothing.")
         options, others = parser.parse_known_args(sys.argv[1:] if argv is None else list(argv))
         folder = Path(options.output_dir)
-        parse([*own_paths(folder), *others], search=True)  # a mistake is told before anything is written
+        parse([*own_paths(folder), *others], search=True)  # a mistake is reported before anything is written
         say(f"Writing sample files to {folder} …")
         write_files(folder)
     if options.files_only:
@@ -43,7 +43,7 @@ def demo(argv: Sequence[str] | None = None, prog: str = "vlmtune demo") -> None:
 
 
 def own_paths(folder: Path) -> list[str]:
-    """The options that lead the demo's config to the files in `folder`."""
+    """The options that make the demo's config use the files in `folder`."""
     return ["--data_path", f"{folder}/mall", "--model_name_or_path", f"{folder}/llava"]
 
 

@@ -1,4 +1,4 @@
-"""Mistakes that show before a heavy library is imported: each costs less than a second."""
+"""Checks that need no heavy library, so that a mistake is reported in less than a second."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".tar
 
 
 def check_paths(settings: Settings) -> None:
-    """Raises a UserError if data or model are not where they are said to be, or a tracker is not installed.
+    """Raises a UserError if data or model do not exist, or a tracker is not installed.
 
-    Only local paths are looked at; what may be a name on the Hub passes.
+    Only local paths are checked; a name that may be on the Hub is accepted.
     """
     check_installed(settings.training.report_to)
     evaluation = ("--eval_data_path ", settings.data.eval_data_path)
@@ -35,7 +35,7 @@ def check_output(folder: str, *, overwrite: bool, kind: output.FolderKind = outp
 
 
 def looks_local(path: str) -> bool:
-    """Whether a name can only be a path: absolute, with a data file's suffix, or of several folders."""
+    """Whether a name can only be a local path, not a name on the Hub (OWNER/NAME)."""
     return (
         path.startswith(("/", "./", "../", "~"))
         or Path(path).suffix.lower() in DATA_SUFFIXES

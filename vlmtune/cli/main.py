@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def overview() -> str:
-    """The commands with a line on each."""
+    """The list of commands, with the first line of each one's help."""
     lines = [f"  {name:<9}{text.partition(chr(10))[0]}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         [

@@ -1,4 +1,4 @@
-"""`vlmtune ui`: the page of a search, while it runs and afterwards."""
+"""`vlmtune ui`: show a search in the browser, while it runs and afterwards."""
 
 import sys
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ values for the next one.
 
 
 def ui(argv: Sequence[str] | None = None, prog: str = "vlmtune ui") -> None:
-    """`ui`: the page of a search. Arguments as in `commands.tune`."""
+    """The command `ui`. Arguments as in `commands.tune`."""
     configure_console()
     with plain_user_errors():
         parser = CommandParser(UI_HELP.format(prog=prog), prog)
