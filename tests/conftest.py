@@ -13,10 +13,12 @@ import pytest
 import ray
 import torch
 from faulty_rows import write_faulty_rows
+from PIL import Image
 from training_kit import InterruptedRunError, Run, settings_of
 from transformers.utils.import_utils import is_torchvision_available
 
 from vlmtune.cluster import connect
+from vlmtune.config.settings import Settings
 from vlmtune.console import show_log
 from vlmtune.data.cache import find_or_make_store, prepare_store
 from vlmtune.data.order import BatchRows
@@ -26,8 +28,13 @@ from vlmtune.data.stream import read_batches
 from vlmtune.demo.instructions import instruction_rows
 from vlmtune.demo.mall import write_mall
 from vlmtune.demo.models import FAMILIES, write_model
+from vlmtune.demo.trained import write_trained_llava
+from vlmtune.model.base import load_base
+from vlmtune.model.lora import attach, lora_config, save_adapter
+from vlmtune.model.lora_targets import target_modules
 from vlmtune.model_ref import ModelRef
 from vlmtune.training.loop import train
+from vlmtune.training.save import write_chat_template
 
 # Whole searches and commands, each in processes of their own: minutes on two cores. `make test-heavy` runs
 # them. What they are made of has its tests in `make test`.
@@ -66,6 +73,27 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if family != "qwen2_5_vl" or is_torchvision_available():
             write_model(family, folder / family)
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an adapter that changes the answers of the demo's base a little.
+
+    The base is in `llava` beside it, and an image is `photo.jpg` beside it.
+    """
+    folder = tmp_path_factory.mktemp("demo")
+    write_trained_llava(folder / "llava")
+    ref = ModelRef(str(folder / "llava"))
+    base = load_base(ref, quantization="none", dtype="float32", device=torch.device("cpu"))
+    targets = target_modules(base, None, lora_vision=False)
+    model = attach(base, lora_config(base, r=4, alpha=8, dropout=0.0, target_modules=targets), seed=0)
+    save_adapter(model, folder / "adapter")
+    settings = Settings.from_flags({"model_name_or_path": str(folder / "llava"), "dtype": "float32"})
+    settings.save(folder / "adapter" / "config.yaml")
+    ref.processor().save_pretrained(folder / "adapter")
+    write_chat_template(str(folder / "adapter"), settings)
+    Image.effect_noise((160, 120), 60).convert("RGB").save(folder / "photo.jpg")
+    return folder / "adapter"
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,13 @@ TESTED_IN = {
     "data/fragment.py": "data/test_scan.py",
     "data/file_formats/": "data/test_file_formats.py",
     "data/store_writer.py": "data/test_store.py",
+    "data/store_meta.py": "data/test_store.py",
+    "data/file_kind.py": "data/test_scan.py",
+    "data/row_images.py": "data/test_records.py",
+    # Parts of functions that are tested as a whole.
+    "model/lora_targets.py": "model/test_lora.py",
+    "model/tower_output.py": "model/test_vision_features.py",
+    "model/decoder_inputs.py": "model/test_vision_features.py",
     # Parts of the demo's drawings and tiny models.
     "demo/drawing.py": "demo/test_mall.py",
     "demo/tiny_tokenizer.py": "demo/test_models.py",
@@ -89,7 +96,6 @@ OF_SEVERAL_MODULES = {
     "data/test_file_formats.py": "file_formats/: every kind of file and folder",
     "notebooks/test_your_own_images.py": "notebooks/your_own_images.ipynb",
     "data/test_prepare_cache.py": "prepare: what the cache holds and when it is used",
-    "data/test_prepare_splits.py": "prepare: which rows come into which split",
     "families/test_families.py": "every module, for 55 model families",
     "model/test_decoder_waits.py": "decoders of current families, with all that makes a step fast",
     "training/test_stock_trl.py": "both runners against plain TRL",

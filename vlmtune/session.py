@@ -23,7 +23,7 @@ from vlmtune.errors import ConfigError, DataError
 from vlmtune.folder_lock import FolderLock
 from vlmtune.folder_owner import check_owner
 from vlmtune.model.base import check_model
-from vlmtune.model.lora import target_modules
+from vlmtune.model.lora_targets import target_modules
 from vlmtune.ray_watch import RayWatch
 from vlmtune.run_state import RunKind
 from vlmtune.trackers.check import check_services, make_experiment

@@ -29,7 +29,7 @@ def test_answers_are_found_without_the_processors_offsets(
     kinds, problem = token_kinds(
         encoder.tokenizer,
         chat,
-        encoder.template.image_token,
+        encoder.template.renderer.image_token,
         encoder.image_token_ids,
         features.ids[0],
         offsets,

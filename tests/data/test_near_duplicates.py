@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from vlmtune.data.near_duplicates import near_duplicate_groups, perceptual_hash
-from vlmtune.data.prepare import NEAR_DUPLICATE_NOTE, keys_with_near_duplicates
+from vlmtune.data.prepare_splits import NEAR_DUPLICATE_NOTE, keys_with_near_duplicates
 
 
 def drawn(seed: int) -> Image.Image:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from vlmtune.data import store_writer
 from vlmtune.data.encoded_example import ANSWER, IMAGE, TEMPLATE, TEXT, EncodedExample
 from vlmtune.data.input_format import InputFormat, Normalization, TensorLayout
-from vlmtune.data.store import IMAGES, INDEX, Store, StoreMeta, file_states
+from vlmtune.data.store import IMAGES, INDEX, Store, file_states
+from vlmtune.data.store_meta import StoreMeta
 from vlmtune.data.store_writer import write_shard
 from vlmtune.errors import DataError
 

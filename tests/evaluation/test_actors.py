@@ -19,7 +19,8 @@ from vlmtune.evaluation.actors import BASE, AnswerJob, answer_rows
 from vlmtune.evaluation.adapter import answering_as, load_model
 from vlmtune.evaluation.generate import BatchBuilder
 from vlmtune.model.base import load_base
-from vlmtune.model.lora import attach, lora_config, save_adapter, target_modules
+from vlmtune.model.lora import attach, lora_config, save_adapter
+from vlmtune.model.lora_targets import target_modules
 from vlmtune.model_ref import ModelRef
 
 CPU = torch.device("cpu")

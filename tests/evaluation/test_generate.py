@@ -22,7 +22,8 @@ from vlmtune.evaluation.generate import (
 )
 from vlmtune.model.base import load_base
 from vlmtune.model.fast import skip_padding_mask
-from vlmtune.model.lora import attach, lora_config, target_modules
+from vlmtune.model.lora import attach, lora_config
+from vlmtune.model.lora_targets import target_modules
 from vlmtune.model_ref import ModelRef
 
 IMAGE = {"type": "image"}
@@ -107,7 +108,7 @@ def test_a_batch_answers_as_each_row_alone(kit: Kit) -> None:
 
 def test_it_answers_as_plain_transformers(kit: Kit) -> None:
     text = kit.processor.apply_chat_template(
-        ROWS[0][0][:1], add_generation_prompt=True, chat_template=kit.encoder.template.source
+        ROWS[0][0][:1], add_generation_prompt=True, chat_template=kit.encoder.template.renderer.source
     )
     inputs = kit.processor(
         images=[[kit.images[0]]],

@@ -292,7 +292,7 @@ def prompt(trial: Trial) -> Outcome:
     for name in trial.usable:
         if len(CASES[name].answers) > 1 or name in subject.only_as_text:
             continue
-        if "date_string" in subject.encoder.template.source:
+        if "date_string" in subject.encoder.template.renderer.source:
             options = {**options, "date_string": DATE}
         served = official(subject.processor, [CASES[name]], asked=True, **options)["input_ids"][0].tolist()
         trained = subject.encode(CASES[name]).prompt().input_ids.tolist()

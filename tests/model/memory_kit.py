@@ -4,7 +4,7 @@ from functools import cache
 
 import transformers as tf
 
-from vlmtune.model.lora import target_modules
+from vlmtune.model.lora_targets import target_modules
 from vlmtune.model.memory import StepLoad
 from vlmtune.model.shapes import ModelShapes, model_shapes
 from vlmtune.model_ref import model_on_meta

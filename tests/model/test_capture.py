@@ -18,7 +18,8 @@ from vlmtune.model.fast import (
     lean_lora,
     skip_padding_mask,
 )
-from vlmtune.model.lora import attach, lora_config, target_modules
+from vlmtune.model.lora import attach, lora_config
+from vlmtune.model.lora_targets import target_modules
 from vlmtune.model_ref import ModelRef
 
 pytestmark = [

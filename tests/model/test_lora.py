@@ -26,9 +26,9 @@ from vlmtune.model.lora import (
     load_adapter,
     lora_config,
     save_adapter,
-    target_modules,
     to_fp32,
 )
+from vlmtune.model.lora_targets import target_modules
 from vlmtune.model_ref import ModelRef
 
 CPU = torch.device("cpu")

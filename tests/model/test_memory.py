@@ -8,7 +8,7 @@ import transformers as tf
 from memory_kit import STEP, llava_7b
 
 from vlmtune.model.choose_plan import PlanOptions, choose_plan
-from vlmtune.model.lora import target_modules
+from vlmtune.model.lora_targets import target_modules
 from vlmtune.model.memory import GB, StepLoad, StepPlan, estimate_memory
 from vlmtune.model.shapes import model_shapes
 from vlmtune.model_ref import model_on_meta

@@ -6,15 +6,11 @@ import torch
 from model.tiny_qwen import batch_of_two, qwen2_5_vl, qwen3_vl, rows_alone
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from vlmtune.model.decoder_inputs import decoder_difference
 from vlmtune.model.deepstack import use_dense_deepstack
+from vlmtune.model.tower_output import OutputLayout
 from vlmtune.model.vision_attention import use_varlen_attention
-from vlmtune.model.vision_features import (
-    OutputLayout,
-    VisionFeatures,
-    decoder_difference,
-    room_for_features,
-    without_pixels,
-)
+from vlmtune.model.vision_features import VisionFeatures, room_for_features, without_pixels
 
 TOKENS = [12, 8]  # of the images of `batch_of_two`
 

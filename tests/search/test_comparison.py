@@ -18,7 +18,8 @@ from vlmtune.data.cache import prepare_store
 from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
 from vlmtune.model.base import load_base
-from vlmtune.model.lora import attach, lora_config, save_adapter, target_modules
+from vlmtune.model.lora import attach, lora_config, save_adapter
+from vlmtune.model.lora_targets import target_modules
 from vlmtune.model_ref import ModelRef
 from vlmtune.search.comparison import (
     BASE,

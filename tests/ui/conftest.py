@@ -11,14 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from PIL import Image
 
 from vlmtune.config.settings import Settings
-from vlmtune.demo.trained import write_trained_llava
-from vlmtune.model.base import load_base
-from vlmtune.model.lora import attach, lora_config, save_adapter, target_modules
-from vlmtune.model_ref import ModelRef
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -123,19 +117,3 @@ def browser() -> Iterator[Any]:
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
     yield driver
     driver.quit()
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an adapter on the demo's base; `photo.jpg` lies beside it."""
-    folder = tmp_path_factory.mktemp("chat")
-    write_trained_llava(folder / "llava")
-    ref = ModelRef(str(folder / "llava"))
-    base = load_base(ref, quantization="none", dtype="float32", device=torch.device("cpu"))
-    targets = target_modules(base, None, lora_vision=False)
-    model = attach(base, lora_config(base, r=4, alpha=8, dropout=0.0, target_modules=targets), seed=0)
-    save_adapter(model, folder / "adapter")
-    settings = Settings.from_flags({"model_name_or_path": str(folder / "llava"), "dtype": "float32"})
-    settings.save(folder / "adapter" / "config.yaml")
-    Image.effect_noise((160, 120), 60).convert("RGB").save(folder / "photo.jpg")
-    return folder / "adapter"

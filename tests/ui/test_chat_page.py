@@ -27,12 +27,12 @@ def test_an_uploaded_file_name_gives_a_suffix_and_nothing_else() -> None:
 @pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore")
 def test_a_person_chooses_an_image_and_gets_the_answer_that_chat_gives(
-    serve: Callable[..., str], trained: Path, browser: Any
+    serve: Callable[..., str], demo_adapter: Path, browser: Any
 ) -> None:
-    image = trained.parent / "photo.jpg"
-    expected = Chat.load(str(trained), 16, use_cpu=True).ask(str(image), QUESTION)
-    browser.get(serve("chat", "--adapter", str(trained), "--ui", "--use_cpu", "--max_new_tokens", "16"))
-    assert browser.find_element("tag name", "h1").text == trained.name
+    image = demo_adapter.parent / "photo.jpg"
+    expected = Chat.load(str(demo_adapter), 16, use_cpu=True).ask(str(image), QUESTION)
+    browser.get(serve("chat", "--adapter", str(demo_adapter), "--ui", "--use_cpu", "--max_new_tokens", "16"))
+    assert browser.find_element("tag name", "h1").text == demo_adapter.name
     browser.find_element("id", "question").send_keys("How many?")
     browser.find_element("id", "send").click()
     wait_for(lambda: "Choose an image first" in browser.find_element("id", "answers").text)
@@ -47,7 +47,7 @@ def test_a_person_chooses_an_image_and_gets_the_answer_that_chat_gives(
     shown_question, answer = (part.text for part in turn.find_elements("tag name", "p"))
     assert (shown_question, answer) == (QUESTION, expected.strip())
     assert len(browser.find_elements("tag name", "img")) == 1, "texts stay texts"
-    broken = trained.parent / "broken.jpg"
+    broken = demo_adapter.parent / "broken.jpg"
     broken.write_bytes(b"no image")
     browser.find_element("id", "image").send_keys(str(broken))
     browser.find_element("id", "send").click()

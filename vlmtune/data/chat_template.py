@@ -1,11 +1,12 @@
-"""A conversation → the text that the model's processor gets, and where its questions and answers are in it.
+"""Render a conversation as the text that the processor gets, and find its questions and answers in that text.
 
-The template is rendered twice: once with a placeholder in place of each text, which shows what the template
-itself writes (its literals), and once with the texts, which proves that the template only inserts them. So
-spans are right for every template, with or without `{% generation %}` tags.
+The chat template is rendered twice. With a placeholder in place of each text, the rendering shows what the
+template itself writes (its literals). With the texts, it proves that the template only inserts them between
+the literals. So the spans are right for every template, with or without `{% generation %}` tags.
 
-What precedes the last answer is the generation prompt itself, so that training sees what serving gives the
-model. Where the template can switch thinking off, it is off, unless the answer holds a thought.
+The last answer follows the template's own generation prompt, so that the model sees the same words in
+training as when it is served. If the template can switch thinking off, it is off, unless the answer contains
+a thought.
 """
 
 import json
@@ -19,7 +20,7 @@ from vlmtune.data.template_messages import Message, text_parts, with_placeholder
 from vlmtune.data.template_rendering import EncodeError, Options, Rendering, TemplateRenderer
 
 END_OF_THOUGHT = "</think>"
-# Special tokens that are content: what stands around boxes and their names, also where people write it.
+# Special tokens that are allowed in texts: they mark boxes and the names of objects.
 BOX_TOKENS = {
     *("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>"),
     *("<|quad_start|>", "<|quad_end|>", "<|begin_of_box|>", "<|end_of_box|>"),
@@ -32,9 +33,10 @@ class ChatText:
     """A conversation as text, up to the end of its last answer.
 
     Attributes:
-        spans: (kind, start, end) in characters of each person's text: TEXT or ANSWER. An answer's span ends
-            with its end token and begins with what the generation prompt lacks.
-        options: the template's options that the text was rendered with; serving needs the same.
+        spans: (kind, start, end) in characters of each text of a turn; the kind is TEXT or ANSWER. An
+            answer's span includes its end token, and words before the answer that are not in the generation
+            prompt.
+        options: the template's options that the text was rendered with; serving needs the same options.
     """
 
     text: str
@@ -43,7 +45,7 @@ class ChatText:
 
     @property
     def answers(self) -> list[tuple[int, int]]:
-        """(start, end) of each answer. Texts of one answer that follow on each other are one."""
+        """(start, end) of each answer. Adjacent texts of one answer are joined."""
         merged: list[tuple[int, int]] = []
         for kind, start, end in self.spans:
             if kind != ANSWER:
@@ -59,11 +61,9 @@ class ChatTemplate:
     """The chat template of a processor.
 
     Attributes:
-        source: the template, its date fixed.
-        has_date: whether it asks for today's date.
-        image_token: the text that stands for an image.
-        video_token: the text that stands for a video; None where the processor takes none.
-        special: finds the tokenizer's special tokens in a text, those of boxes apart.
+        renderer: renders messages. It has the template's source and the texts that stand for images and
+            videos.
+        special: pattern of the tokenizer's special tokens, except BOX_TOKENS.
 
     Raises:
         ModelError: the processor has no token for an image, or several templates and no default.
@@ -72,10 +72,8 @@ class ChatTemplate:
     def __init__(self, processor: Any) -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.renderer = TemplateRenderer(processor)
-        self.source, self.has_date = self.renderer.source, self.renderer.has_date
-        self.image_token, self.video_token = self.renderer.image_token, self.renderer.video_token
-        # `all_special_tokens` lacks some: Llama's headers and Idefics' tile tokens are special by their entry
-        # in the vocabulary alone.
+        # `all_special_tokens` lacks Llama's headers and Idefics' tile tokens, which only their entries in the
+        # vocabulary mark as special.
         special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         special |= set(self.tokenizer.all_special_tokens)
         special -= BOX_TOKENS
@@ -83,7 +81,7 @@ class ChatTemplate:
         self.special = re.compile("|".join(re.escape(token) for token in ordered) or r"(?!)")
 
     def render(self, messages: Sequence[Message]) -> ChatText:
-        """The text of a conversation of typed parts.
+        """Render a conversation of typed parts.
 
         Raises:
             EncodeError: a text holds one of the model's special tokens, or the template refuses, changes or
@@ -99,7 +97,9 @@ class ChatTemplate:
             END_OF_THOUGHT in text and messages[turn]["role"] == "assistant" for turn, text in texts
         )
         rendering = self.renderer.rendering(json.dumps(with_placeholders(messages)), thought)
-        rendered = self.renderer.apply(rendering.rewrite(messages, self.image_token), **rendering.options)
+        rendered = self.renderer.apply(
+            rendering.rewrite(messages, self.renderer.image_token), **rendering.options
+        )
         filled = _fill(rendering.literals, rendered, [text for _, text in texts])
         if filled is None and thought:
             return self._render_thought(messages, rendering, rendered)
@@ -112,9 +112,9 @@ class ChatTemplate:
         return self._assemble(rendering, turns, filled)
 
     def agreement(self) -> tuple[bool, Options]:
-        """Whether training and serving see the same words before an answer, and with which options.
+        """Whether a finished conversation has the generation prompt before its answer; and the options.
 
-        Found on one question and its answer. Where they would differ, the generation prompt is trained.
+        It is tried with one question and its answer.
         """
         question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
         answer = {"role": "assistant", "content": [{"type": "text", "text": "!"}]}
@@ -122,22 +122,23 @@ class ChatTemplate:
         return rendering.agrees, rendering.options
 
     def generation_prompt(self, options: Options) -> str:
-        """What the template writes for a question that is to be answered.
+        """The template's text for one question, up to where the model answers.
 
         Raises:
-            EncodeError: it refuses a question.
+            EncodeError: the template refuses the question.
         """
         question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
         rewrite = self.renderer.rewrite_for(with_placeholders([question]))
         return self.renderer.apply(
-            rewrite([question], self.image_token), add_generation_prompt=True, **options
+            rewrite([question], self.renderer.image_token), add_generation_prompt=True, **options
         )
 
     def _assemble(self, rendering: Rendering, turns: list[tuple[int, str]], texts: list[str]) -> ChatText:
-        """Join template and texts, closing each answer with an end token where the template has none.
+        """Join literals and texts. Each answer is closed with an end token, also if the template has none.
 
         Args:
-            turns: (number, role) of the turn that each text belongs to.
+            turns: (number, role) of the turn of each text.
+            texts: the texts of the conversation, in order.
         """
         out, spans, end_of_answers = rendering.trained_literals[0], [], 0
         before, unprompted = None, rendering.unprompted
@@ -151,7 +152,10 @@ class ChatTemplate:
                 start -= len(unprompted)
             out += text
             if answers and turn == following:
-                out, after = out + after, ""  # what is between two texts of one answer is part of it
+                out, after = (
+                    out + after,
+                    "",
+                )  # the literal between two texts of one answer is part of the answer
             elif answers:
                 closing = self._closing(after)
                 out += after[: len(closing)] if closing else self.tokenizer.eos_token
@@ -162,9 +166,12 @@ class ChatTemplate:
         return ChatText(out[:end_of_answers] if end_of_answers else out, tuple(spans), rendering.options)
 
     def _render_thought(self, messages: Sequence[Message], rendering: Rendering, rendered: str) -> ChatText:
-        """A last answer whose thought the template formats: all that follows the prompt is trained on."""
+        """Render a conversation whose last answer has a thought that the template formats.
+
+        The answer is all text after the prompt.
+        """
         question = self.renderer.apply(
-            rendering.rewrite(messages[:-1], self.image_token),
+            rendering.rewrite(messages[:-1], self.renderer.image_token),
             add_generation_prompt=True,
             **rendering.options,
         )
@@ -194,13 +201,13 @@ class ChatTemplate:
         return self._assemble(whole, [*turns, last], [*filled, trained])
 
     def _closing(self, after: str) -> str:
-        """What closes an answer: white space and one special token; empty if the template writes none."""
+        """White space and the special token with which `after` ends an answer; empty if there is none."""
         match = self.special.match(after, len(after) - len(after.lstrip()))
-        return "" if match is None or match.group() == self.image_token else after[: match.end()]
+        return "" if match is None or match.group() == self.renderer.image_token else after[: match.end()]
 
 
 def _fill(literals: list[str], rendered: str, texts: list[str]) -> list[str] | None:
-    """The texts as `rendered` holds them between the literals, as they are or stripped; None if neither."""
+    """Find the texts, unchanged or stripped, between the literals in `rendered`; None if one is not there."""
     if not rendered.startswith(literals[0]):
         return None
     filled, position = [], len(literals[0])

@@ -76,7 +76,7 @@ def _with_layouts(processor: Any, found: InputFormat) -> InputFormat:
     layouts = {name: tensor_layout(name, one, two, both, images=2) for name in names}
     if any(found.layouts.get(name, layout) != layout for name, layout in layouts.items()):
         raise EncodeError("its videos are joined in another way than its images")
-    own_token = encoder.tokenizer.convert_tokens_to_ids(encoder.template.video_token)
+    own_token = encoder.tokenizer.convert_tokens_to_ids(encoder.template.renderer.video_token)
     if layouts.keys() - found.layouts.keys() and own_token not in one.ids:
         # As GLM-V's class, which then cannot tell the rows of a batch with images and videos apart.
         raise EncodeError("its videos have the tokens of images")

@@ -1,4 +1,4 @@
-"""Ray Data: data files → prepared store, once for each dataset and processor.
+"""Prepare data files with Ray Data: encode their rows into a store, once for each dataset and processor.
 
 The driver divides the files into parts that any process can read alone (`Fragment`). Tasks on CPU workers
 read a fragment's rows, tokenize and resize them, and write the store's shards themselves, so that pixels
@@ -25,24 +25,18 @@ from vlmtune.data.formats import read_fragment
 from vlmtune.data.fragment import Fragment
 from vlmtune.data.frames import NO_LABELS
 from vlmtune.data.input_format import InputFormat
-from vlmtune.data.near_duplicates import near_duplicate_groups
+from vlmtune.data.prepare_splits import IndexLine, assign_splits
 from vlmtune.data.ray_data import configure_ray_data, reraise_user_errors
 from vlmtune.data.source import DataSource, ScannedData
-from vlmtune.data.split import EVAL, TEST, TRAIN, connected_groups, describe_largest_group, split
-from vlmtune.data.store import StoreMeta
+from vlmtune.data.store_meta import StoreMeta
 from vlmtune.data.store_writer import finish_store, write_shard
 from vlmtune.data.tokenize import RowEncoder
 from vlmtune.data.video_frames import check_installed
-from vlmtune.errors import DataError, writable
+from vlmtune.errors import writable
 from vlmtune.storage import parent
 
-NEAR_DUPLICATE_NOTE = (
-    "images look nearly like those of other rows; --group_near_duplicates yes keeps such rows together"
-)
-IndexLine = dict[str, Any]  # what is known of one row: see `examples.encode_row` and `store.INDEX`
-
 ROWS_PER_SHARD = 64  # under a second of work at LLaVA's image size
-# A worker waits up to 0.1 s for its next task, so a task makes several shards. The first tasks make one
+# A worker waits up to 0.1 s for its next task, so a task makes several shards. The first tasks make one shard
 # each, so that a small dataset still reaches all workers.
 SHARDS_PER_TASK = 8
 SMALL_TASKS_PER_CPU = 2
@@ -54,7 +48,7 @@ READ_TASK_CPUS, ENCODE_TASK_CPUS = 0.1, 0.95
 def make_store(source: DataSource, scanned: ScannedData, processor: Any, folder: str, key: str) -> None:
     """Encode every row into `folder`, then write its index, its list of bad rows and its meta file.
 
-    A store is made even where its rows cannot be trained on: `StoreMeta.problem` says why not.
+    A store is made even if its rows cannot be trained on. `StoreMeta.problem` then says why.
     """
     configure_ray_data()
     input_format = find_input_format(processor)
@@ -66,7 +60,7 @@ def make_store(source: DataSource, scanned: ScannedData, processor: Any, folder:
     mark_clashes(lines)
     good = [line for line in lines if line["error"] is None]
     bad = [line for line in lines if line["error"] is not None]
-    problem = _assign_splits(source, good, scanned)
+    problem = assign_splits(source, good, scanned)
     pad_token_id = processor.tokenizer.pad_token_id
     meta = StoreMeta(
         key=key,
@@ -103,7 +97,7 @@ class _PrepareStages:
         small_tasks = SMALL_TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1))
         items = [{"fragment": index, "small_tasks": small_tasks} for index in range(len(self.fragments))]
         dataset = ray.data.from_items(items, override_num_blocks=len(items))
-        # One byte, so that each dict that `read` yields becomes a task of `encode` at once.
+        # A block size of one byte makes each dict that `read` yields a task of `encode` at once.
         dataset.context.target_max_block_size = 1
         index_lines = dataset.flat_map(self.read, num_cpus=READ_TASK_CPUS).flat_map(
             self.encode, num_cpus=ENCODE_TASK_CPUS
@@ -123,7 +117,7 @@ class _PrepareStages:
             yield {"fragment": item["fragment"], "rows": pickle.dumps(task_rows)}
 
     def encode(self, task: dict[str, Any]) -> Iterator[dict[str, str]]:
-        """Encode and write the rows of one task; gives their index lines as JSON."""
+        """Encode and write the rows of one task; yields their index lines as JSON."""
         source = self.source
         encoder = cached_encoder(source.model, self.input_format, self.key, self.boxes, source.video_frames)
         rows = iter(pickle.loads(task["rows"]))
@@ -159,7 +153,7 @@ class _PrepareStages:
 
 
 def mark_clashes(lines: Sequence[IndexLine]) -> None:
-    """Make rows bad that name an image ambiguously: different paths lead to one file by its name alone."""
+    """Mark rows as bad if several different paths in the data lead, by the file name alone, to one image."""
     references: dict[str, set[str]] = defaultdict(set)
     for line in lines:
         for path, reference in line["found_by_name"].items():
@@ -176,7 +170,7 @@ def mark_clashes(lines: Sequence[IndexLine]) -> None:
 
 
 def _counts(good: Sequence[IndexLine], fragments: Sequence[Fragment], name: str) -> dict[str, int]:
-    """The rows that each unused thing, or each note, is about; 0 for a note on the data as a whole."""
+    """The number of rows of each unused field or each note; 0 for a note on the data as a whole."""
     counts = Counter(text for line in good for text in line[name])
     for fragment in fragments:
         if name == "reading_notes":
@@ -184,135 +178,3 @@ def _counts(good: Sequence[IndexLine], fragments: Sequence[Fragment], name: str)
         else:
             counts.update(dict(fragment.unused))
     return dict(counts)
-
-
-def _assign_splits(source: DataSource, lines: list[IndexLine], scanned: ScannedData) -> str | None:
-    """Set `group` and `split` of each good row's line. Returns why they cannot be trained on, if so."""
-    if not lines:
-        return f"{', '.join(source.paths)}: no usable row"
-    groups, problem = connected_groups([line["group_keys"] for line in lines]), None
-    near_duplicate_keys = keys_with_near_duplicates(lines)
-    wider_groups = groups if near_duplicate_keys is None else connected_groups(near_duplicate_keys)
-    try:
-        if source.group_near_duplicates == "yes":
-            groups = wider_groups
-        splits = _splits(source, lines, groups, scanned)
-        if near_duplicate_keys is not None and source.group_near_duplicates == "auto":
-            groups, splits = _keep_near_duplicates_together(
-                source, lines, scanned, wider_groups, (groups, splits)
-            )
-    except DataError as error:
-        splits, problem = [TRAIN] * len(lines), str(error)
-    for line, group, name in zip(lines, groups, splits, strict=True):
-        line |= {"group": group, "split": name}
-    return problem
-
-
-def keys_with_near_duplicates(lines: Sequence[IndexLine]) -> list[list[str]] | None:
-    """The keys of rows, with one more for each image that looks nearly like another one; None if none does.
-
-    Rows with such images get a note.
-    """
-    images = [
-        (row, perceptual_hash, image_hash)
-        for row, line in enumerate(lines)
-        for perceptual_hash, image_hash in zip(line["perceptual_hashes"], line["image_hashes"], strict=True)
-    ]
-    groups = near_duplicate_groups([perceptual_hash for _, perceptual_hash, _ in images])
-    hashes_of: dict[int, set[str]] = defaultdict(set)
-    for group, (_, _, image_hash) in zip(groups, images, strict=True):
-        hashes_of[group].add(image_hash)
-    keys = [list(line["group_keys"]) for line in lines]
-    near_duplicates = [
-        (row, group) for group, (row, _, _) in zip(groups, images, strict=True) if len(hashes_of[group]) > 1
-    ]
-    for row, group in near_duplicates:
-        keys[row].append(f"near {group}")
-        if NEAR_DUPLICATE_NOTE not in lines[row]["reading_notes"]:
-            lines[row]["reading_notes"].append(NEAR_DUPLICATE_NOTE)
-    return keys if near_duplicates else None
-
-
-def _keep_near_duplicates_together(
-    source: DataSource,
-    lines: list[IndexLine],
-    scanned: ScannedData,
-    wider_groups: list[str],
-    otherwise: tuple[list[str], list[str]],
-) -> tuple[list[str], list[str]]:
-    """The groups and splits with near duplicates together, where each split keeps its number of rows.
-
-    Args:
-        wider_groups: the groups with near duplicates together.
-        otherwise: the groups and splits without regard to near duplicates.
-    """
-    try:
-        splits = _splits(source, lines, wider_groups, scanned)
-    except DataError:
-        return otherwise
-    return (wider_groups, splits) if Counter(splits) == Counter(otherwise[1]) else otherwise
-
-
-def _splits(source: DataSource, lines: list[IndexLine], groups: list[str], scanned: ScannedData) -> list[str]:
-    """The split of each row.
-
-    Rows of `eval_data_path` are evaluation rows. A row whose split the data names is in that split, unless
-    `given_splits` is merge. Splits that are still missing are split off from the others.
-
-    Raises:
-        DataError: a split would be empty, or a group is in the training rows and in given evaluation or test
-            rows.
-    """
-    first = len(lines) if scanned.first_evaluation_fragment is None else scanned.first_evaluation_fragment
-    named_splits = [
-        EVAL
-        if scanned.evaluation is not None and line["fragment"] >= first
-        else (line["given_split"] if source.given_splits == "use" else None)
-        for line in lines
-    ]
-    held_out = {name for name in named_splits if name in (EVAL, TEST)}
-    rest = [row for row, name in enumerate(named_splits) if name not in held_out]
-    if not rest:
-        raise DataError(
-            f"{source.data_path}: every row is {' or '.join(sorted(held_out))} data by its file, field or "
-            "split, so none is left to train on; --given_splits merge takes them all"
-        )
-    try:
-        rest_splits = split(
-            [groups[row] for row in rest],
-            eval_fraction=0.0 if EVAL in held_out else source.eval_fraction,
-            test_fraction=0.0 if TEST in held_out else source.test_fraction,
-            seed=source.seed,
-        )
-    except DataError as error:
-        reason = describe_largest_group(
-            [lines[row]["group_keys"] for row in rest], [lines[row]["images"] for row in rest]
-        )
-        raise DataError(f"{error}: {reason}") from error
-    splits = [name or TRAIN for name in named_splits]
-    for row, name in zip(rest, rest_splits, strict=True):
-        splits[row] = name
-    _check_apart(source, lines, groups, splits, rest)
-    return splits
-
-
-def _check_apart(
-    source: DataSource, lines: list[IndexLine], groups: list[str], splits: list[str], rest: list[int]
-) -> None:
-    """Raises DataError if a group has rows that the data holds out by name, and others.
-
-    Args:
-        rest: the rows that are not held out by name.
-    """
-    in_rest = set(rest)
-    held_out_row = {groups[row]: row for row in range(len(lines)) if row not in in_rest}  # of each group
-    shared = next((row for row in rest if groups[row] in held_out_row), None)
-    if shared is not None:
-        other = lines[held_out_row[groups[shared]]]
-        way_out = "remove it from one of them"
-        if source.eval_data_path is None:
-            way_out += ", or give --given_splits merge to split all rows anew"
-        raise DataError(
-            f"{lines[shared]['source']}: the same image or group is also in {other['source']}, a row of "
-            f"the {splits[held_out_row[groups[shared]]]} data; {way_out}"
-        )

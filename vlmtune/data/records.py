@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlmtune.data.image_paths import ImagePlace, ImageRules, RowError
-from vlmtune.data.marks import IMAGE_MARK, Part, read_other_marks, split_marks
+from vlmtune.data.image_paths import ImageRules, RowError
+from vlmtune.data.marks import Part, split_marks
 from vlmtune.data.objects import read_objects
+from vlmtune.data.row_images import locate_image, locate_video, place_images, record_images
 from vlmtune.data.row_values import RowNotes, check_text, json_type
 from vlmtune.data.splits_given import split_field
 from vlmtune.data.turns import Turn, check_order, check_turn, turn_list
@@ -114,7 +115,7 @@ def conversation(
     row_format = _row_format(record)
     turns = _turns(record, row_format, row_notes)
     check_order([(turn.field, turn.role) for turn in turns])
-    images = _place_images(turns, _record_images(record), row_notes)
+    images = place_images(turns, record_images(record), row_notes)
     video_field, videos = row_videos(record)
     videos = place_videos(
         [turn.parts for turn in turns if turn.role == "user"], videos, has_image=bool(images)
@@ -124,8 +125,8 @@ def conversation(
     texts = [part["text"] for turn in turns for part in turn.parts if part["type"] == "text"]
     objects = read_objects(record.get("objects"), texts, len(images), row_notes, has_answer=has_answer)
     messages = [{"role": turn.role, "content": [_plain(part) for part in turn.parts]} for turn in turns]
-    located_videos = [_video(video, rules) for video in videos]
-    located = [*(_locate(value, name, rules) for name, value in images), *located_videos]
+    located_videos = [locate_video(video, rules) for video in videos]
+    located = [*(locate_image(value, name, rules) for name, value in images), *located_videos]
     for file in located:
         row_notes.note(None if isinstance(file, bytes) else file.note)
     split = split_field(record)
@@ -243,86 +244,8 @@ def _filled(value: Any, field: str, row_notes: RowNotes) -> str:
     return check_text(value, field)
 
 
-def _record_images(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """(field, image) of the record's own image fields."""
-    fields = [key for key in ("image", "images") if record.get(key) is not None]
-    if len(fields) > 1:
-        raise RowError("the row has both 'image' and 'images': keep one")
-    if not fields:
-        return []
-    value = record[fields[0]]
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [(f"{fields[0]}[{number}]", image) for number, image in enumerate(value)]
-    return [(fields[0], value)]
-
-
-def _place_images(
-    turns: list[Turn], images: list[tuple[str, Any]], row_notes: RowNotes
-) -> list[tuple[str, Any]]:
-    """All images of the row in the order of the image parts.
-
-    If the turns have no image part, marks of other programs are turned into image parts. If there are none
-    either, image parts are put before the first user text.
-    """
-    if not any(part["type"] == "image" for turn in turns for part in turn.parts):
-        _take_other_marks(turns, len(images), row_notes)
-    parts = [part for turn in turns for part in turn.parts if part["type"] == "image"]
-    if not parts:
-        first = next(turn for turn in turns if turn.role == "user")
-        first.parts[:0] = [{"type": "image"} for _ in images]
-        return images
-    marks = sum("image" not in part for part in parts)
-    if marks != len(images):
-        raise RowError(
-            f"{_count(marks, IMAGE_MARK + ' mark')} but {_count(len(images), 'image')}: "
-            "give each image one mark, or no marks at all"
-        )
-    unplaced = iter(images)
-    return [
-        (f"{part['field']}.image", part["image"]) if "image" in part else next(unplaced) for part in parts
-    ]
-
-
-def _take_other_marks(turns: list[Turn], images: int, row_notes: RowNotes) -> None:
-    """Turn the marks of other programs in user texts into image parts."""
-    texts = [part for turn in turns if turn.role == "user" for part in turn.parts if part["type"] == "text"]
-    rewritten = read_other_marks([part["text"] for part in texts], images)
-    if rewritten is None:
-        return
-    row_notes.note(f"the mark {rewritten[1]} is read as {IMAGE_MARK}")
-    new_texts = iter(rewritten[0])
-    for turn in turns:
-        if turn.role == "user":
-            turn.parts[:] = [
-                new
-                for part in list(turn.parts)
-                for new in (split_marks(next(new_texts)) if part["type"] == "text" else [part])
-            ]
-
-
 def _plain(part: Part) -> Part:
     return part if part["type"] == "text" else {"type": part["type"]}
-
-
-def _video(reference: str, rules: ImageRules) -> ImagePlace:
-    try:
-        return rules.locate(reference)
-    except RowError as error:
-        message = str(error)
-        raise RowError(message.replace("image ", "video ")) from error
-
-
-def _locate(value: Any, field: str, rules: ImageRules) -> ImagePlace | bytes:
-    """The path or URI of an image, or its encoded bytes."""
-    if isinstance(value, Mapping):
-        value = value.get("path") if value.get("bytes") is None else value["bytes"]
-        if value is None:
-            raise RowError(f"{field} holds neither bytes nor a path")
-    if isinstance(value, bytes):
-        return value
-    if not isinstance(value, str):
-        raise RowError(f"{field} must be a path or bytes, not {json_type(value)}")
-    return rules.locate(value)
 
 
 def _resemblance(record: Mapping[str, Any]) -> str:
@@ -334,7 +257,3 @@ def _resemblance(record: Mapping[str, Any]) -> str:
         "no known row format: it needs 'messages', 'conversations', or 'instruction' and 'output' "
         f"(its fields: {names})"
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

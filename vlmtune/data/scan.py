@@ -1,4 +1,4 @@
-"""Data files of every understood format → fragments that any process can read: `scan`."""
+"""Recognize the data at a path, in every known format, and divide it into fragments: `scan`."""
 
 import re
 from dataclasses import replace
@@ -12,37 +12,22 @@ from vlmtune.compat.datasets import fingerprint_of
 from vlmtune.data.class_names import class_names, notes_on
 from vlmtune.data.columns import readable_columns, unread_columns
 from vlmtune.data.file_formats import FILE_FORMATS, FOLDER_FORMATS
-from vlmtune.data.fragment import Fragment, PathContents, open_file
+from vlmtune.data.file_kind import FORMAT_OF_SUFFIX, HEAD_BYTES, UNDERSTOOD, recognize_file
+from vlmtune.data.fragment import Fragment, PathContents, open_file, suffix
 from vlmtune.data.frames import find_name, no_dialogue, scan_frames
 from vlmtune.data.hub_datasets import dataset_folder, extracted_folder, load_splits
 from vlmtune.data.image_paths import ImageRules, check_links
-from vlmtune.data.jsonfiles import BLOCK_BYTES, StrictDecoder, no_rows, spans_lines, split_lines
+from vlmtune.data.jsonfiles import BLOCK_BYTES, split_lines
 from vlmtune.data.question_columns import NO_COLUMNS, Columns
 from vlmtune.data.splits_given import split_of_name
 from vlmtune.errors import DataError
 from vlmtune.shown_text import redacted
 from vlmtune.storage import absolute, filesystem, join, one_line, parent, scheme
 
-UNDERSTOOD = (
-    "a folder with frames/, messages.txt and labels.csv; "
-    ".jsonl, .json, .csv or .parquet files of questions and answers, instructions, messages or LLaVA rows; "
-    "images with metadata.csv, or in a folder for each class; COCO captions, VQA, WebDataset shards; "
-    "a Hugging Face dataset by name or saved folder"
-)
-FORMAT_OF_SUFFIX = {
-    ".csv": "table",
-    ".tsv": "table",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".parquet": "parquet",
-}
 FRAMES_PER_FRAGMENT = 256
 ROWS_PER_FRAGMENT = 1024  # of a Hugging Face dataset
-HEAD_BYTES = 64_000
-GZIP = b"\x1f\x8b"
 NAMES_IN_MESSAGE = 6
-FOLDERS_LOOKED_AT = 20  # for a hint
+FOLDERS_LOOKED_AT = 20  # subfolders that are searched for data files, for a hint in a message
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -55,18 +40,18 @@ def scan(
     allow_remote_images: bool = False,
     columns: Columns = NO_COLUMNS,
 ) -> list[Fragment]:
-    """Recognise what `data_path` holds and cut it into fragments, in the order of its rows.
+    """Recognize the data at `data_path` and divide it into fragments, in the order of its rows.
 
-    Costs one pass over JSONL files to count lines; other files are opened, not read.
+    JSONL files are read once, to count lines. Other files are only opened.
 
     Args:
         data_path: a file, folder, URI or hub name.
-        image_root: the folder that image paths start from; by default the folder of the file that names
-            them. Paths of a frames folder always start from the folder itself.
+        image_root: the folder that image paths are relative to; by default the folder of the file that names
+            them. In a frames folder, they are always relative to the folder itself.
         columns: which columns are read as which field, and the question of rows without a dialogue.
 
     Raises:
-        DataError: the data as a whole cannot be read. Single bad rows come from `read_fragment`.
+        DataError: the data as a whole cannot be read. Single bad rows are found by `read_fragment`.
     """
     shown_path = redacted(data_path.rstrip("/") or data_path)
     try:
@@ -76,7 +61,7 @@ def scan(
         folder = path if info.type == fs.FileType.Directory else parent(path)
         root = absolute(image_root) if image_root else folder
         rules = ImageRules(root, allow_outside_paths, allow_remote_images)
-        # All of the data, still to be recognised and cut.
+        # One fragment for all of the data, to be recognized and divided.
         whole = Fragment("", path, shown_path, rules, group_by, columns=columns)
         if image_root:
             _check_image_root(root, image_root)
@@ -97,7 +82,7 @@ def _scan_folder(whole: Fragment, entries: list[fs.FileInfo]) -> list[Fragment]:
     if {"dataset_info.json", "state.json"} <= set(names) or "dataset_dict.json" in names:
         return _scan_dataset(replace(whole, format="saved"))
     files = sorted(
-        name for name in names if _suffix(name) in FORMAT_OF_SUFFIX and not name.startswith((".", "_", "~"))
+        name for name in names if suffix(name) in FORMAT_OF_SUFFIX and not name.startswith((".", "_", "~"))
     )
     messages = find_name(names, "messages.txt")
     if messages or find_name(names, "frames"):
@@ -141,7 +126,7 @@ def _scan_file(whole: Fragment) -> list[Fragment]:
     format = next((format for format in FILE_FORMATS if format.recognises(found)), None)
     if format is not None:
         return format.cut(found)
-    kind = _recognise(head, whole.shown_path)
+    kind = recognize_file(head, whole.shown_path)
     if kind == "parquet":
         return _scan_parquet(whole)
     if kind == "json":
@@ -153,55 +138,13 @@ def _scan_file(whole: Fragment) -> list[Fragment]:
         ]
 
 
-def _recognise(head: bytes, shown_path: str) -> str:
-    """The format of a file from its first bytes, and from its name where these leave a choice."""
-    named = FORMAT_OF_SUFFIX.get(_suffix(shown_path))
-    text = head.removeprefix(b"\xef\xbb\xbf").strip()
-    if not text:
-        raise DataError(f"{shown_path} is empty: nothing to learn from")
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{shown_path} is UTF-16 text: save it as UTF-8")
-    if named == "parquet":
-        raise DataError(f"{shown_path} is no Parquet file")
-    if head.startswith(GZIP):
-        raise DataError(f"{shown_path} is compressed with gzip: unpack it with gunzip")
-    if re.fullmatch(rb"\[\s*\]", text):
-        raise DataError(f"{shown_path} is an empty array: nothing to learn from")
-    one_a_line = _parses(text.partition(b"\n")[0])
-    if text.startswith(b"[") and not (named == "jsonl" and one_a_line):
-        return "json"
-    if text.startswith(b"{"):
-        start = text.decode(errors="ignore")
-        if (reason := no_rows(start)) is not None:
-            raise DataError(f"{shown_path}: {reason}")
-        if spans_lines(start):
-            return "json"
-    if named == "json" and not one_a_line and len(head) < HEAD_BYTES:
-        raise DataError(
-            f"{shown_path} is neither an array of rows, [{{…}}, …], nor one row a line: put its rows in [ ]"
-        )
-    if named or text.startswith(b"{"):
-        return "jsonl"
-    raise DataError(f"{shown_path} is no format that is understood. Understood: {UNDERSTOOD}")
-
-
-def _parses(line: bytes) -> bool:
-    try:
-        StrictDecoder().decode(line.decode())
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
 def _scan_frames(whole: Fragment, names: list[str]) -> list[Fragment]:
     found = scan_frames(whole.path, whole.shown_path, whole.group_by, names, whole.columns)
     rules = replace(whole.rules, root=whole.path)
     fragment = replace(
         whole,
         format="frames",
-        columns=NO_COLUMNS,  # the question is in the dialogue by now
+        columns=NO_COLUMNS,  # the question is in the dialogues already
         rules=rules,
         dialogues=found.dialogues,
         images=found.images,
@@ -239,14 +182,14 @@ def _scan_parquet(whole: Fragment) -> list[Fragment]:
 
 
 def _scan_hub(whole: Fragment, image_root: str | None) -> list[Fragment]:
-    """A dataset of the hub, where no file or folder has this name.
+    """The fragments of a dataset on the Hub, if there is no file or folder of this name.
 
-    Its images may lie among its own files in the download cache, unless `image_root` is set.
+    Unless `image_root` is set, rows may name images among the dataset's own files in the download cache.
     """
     missing = f"{whole.shown_path}: no such file or folder"
     if (
         scheme(whole.path)
-        or _suffix(whole.shown_path) in {*FORMAT_OF_SUFFIX, ".txt", ".tar"}
+        or suffix(whole.shown_path) in {*FORMAT_OF_SUFFIX, ".txt", ".tar"}
         or not HUB_NAME.fullmatch(whole.shown_path)
     ):
         raise DataError(missing)
@@ -332,22 +275,17 @@ def _inside(whole: Fragment, name: str) -> Fragment:
 
 
 def _below(whole: Fragment, names: list[str]) -> str:
-    """Where data files lie in a subfolder: ", but annotations/ holds train.jsonl"."""
+    """A hint if a subfolder holds data files, such as ", but annotations/ holds train.jsonl"."""
     system, inner = filesystem(whole.path)
     for entry in system.get_file_info([f"{inner}/{name}" for name in sorted(names)[:FOLDERS_LOOKED_AT]]):
         if entry.type == fs.FileType.Directory and not entry.base_name.startswith((".", "_")):
             inside = [file.base_name for file in system.get_file_info(fs.FileSelector(entry.path))]
-            if files := sorted(name for name in inside if _suffix(name) in FORMAT_OF_SUFFIX):
+            if files := sorted(name for name in inside if suffix(name) in FORMAT_OF_SUFFIX):
                 return (
                     f", but {entry.base_name}/ holds {files[0]}: give --data_path "
                     f"{whole.shown_path}/{entry.base_name} --image_root {whole.shown_path}"
                 )
     return ""
-
-
-def _suffix(name: str) -> str:
-    stem, dot, ending = name.partition("?")[0].rpartition(".")
-    return f".{ending.lower()}" if dot and stem else ""
 
 
 def _listed(names: list[str]) -> str:

@@ -23,7 +23,7 @@ def serving_notes(template: ChatTemplate, resolution: ImageResolution) -> list[s
     """
     notes = _resolution_notes(template, resolution)
     if template.processor.chat_template is None and template.processor.tokenizer.chat_template is None:
-        prompt = BUILTIN_EXAMPLE.replace("<image>", template.image_token)
+        prompt = BUILTIN_EXAMPLE.replace("<image>", template.renderer.image_token)
         notes.append(f"the base ships no chat template; this folder has the one of training: {prompt!r}")
     try:
         agrees, options = template.agreement()
@@ -41,7 +41,7 @@ def serving_notes(template: ChatTemplate, resolution: ImageResolution) -> list[s
             f"the template shows past answers in another way than it asks for one: trained is what it asks "
             f"with, {_ending(trained)!r}, which servers use"
         )
-    if template.has_date:
+    if template.renderer.has_date:
         notes.append(
             f"the template writes today's date; rows have {FIXED_DATE:%d %b %Y}: serve with "
             f'chat_template_kwargs {{"date_string": "{FIXED_DATE:%d %b %Y}"}}'

@@ -1,11 +1,11 @@
-"""The prepared store: rows tokenized and resized once, in Parquet; any trial on any node reads any row.
+"""The prepared store: rows that were tokenized and resized once, in Parquet files that every trial can read.
 
-FOLDER/rows-*.parquet     what `EncodedExample` holds, in row groups of about a megabyte
-FOLDER/index.parquet      a line for each row: where it is, its split, source and lengths
-FOLDER/facts.parquet      a line for each row: what only the data report shows of it
-FOLDER/images.parquet     the image files that rows name, and their state
-FOLDER/bad_rows.jsonl     a line for each row that was left out: source, reason, and the kind of reason
-FOLDER/meta.json          how to pad, stack and normalise; written last: a folder without it is unfinished
+FOLDER/rows-*.parquet     shards with the `EncodedExample`s, in row groups of about a megabyte
+FOLDER/index.parquet      for each row: its shard and position, split, source and lengths
+FOLDER/facts.parquet      for each row: values that only the data report shows
+FOLDER/images.parquet     the image files that rows name, with their state
+FOLDER/bad_rows.jsonl     a line for each row that was left out: source, reason, and kind of reason
+FOLDER/meta.json          `StoreMeta`; written last, so a folder without it is unfinished
 """
 
 import io
@@ -13,10 +13,8 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby, islice
-from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -27,8 +25,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
 from vlmtune.data.encoded_example import EncodedExample
-from vlmtune.data.input_format import InputFormat
 from vlmtune.data.split import TRAIN
+from vlmtune.data.store_meta import StoreMeta
 from vlmtune.errors import DataError
 from vlmtune.model_ref import ModelRef
 from vlmtune.shown_text import with_secrets_of
@@ -36,14 +34,14 @@ from vlmtune.storage import filesystem, one_line, scheme
 
 BAD_ROWS = "bad_rows.jsonl"
 BAD_ROWS_IN_MESSAGE = 5
-OPEN_SHARDS = 256  # of all stores in this process
+OPEN_SHARDS = 256  # shards that this process keeps open, of all stores
 ROWS = pa.schema(
     [
         ("input_ids", pa.list_(pa.int32())),
         ("segments", pa.list_(pa.int32())),  # kind, length, kind, length, … of `EncodedExample.kinds`
         ("tensors", pa.binary()),  # safetensors
-        ("record", pa.string()),  # where the store is not encoded: the row as it was read, as JSON
-        ("files", pa.list_(pa.binary())),  # and its images that are no paths: see `record_columns`
+        ("record", pa.string()),  # if the store is not encoded: the row as it was read, as JSON
+        ("files", pa.list_(pa.binary())),  # the row's images that are not paths: see `record_columns`
     ],
 )
 INDEX = pa.schema(
@@ -64,28 +62,12 @@ INDEX = pa.schema(
 )
 IMAGES = pa.schema([("path", pa.string()), ("state", pa.string())])
 SHARD_NAME = re.compile(r"rows-[0-9-]+\.parquet")  # of a file in the store's own folder
-# What the fields of meta.json are, `inputs` apart. It is read before anything is known of the folder.
-META_TYPES: dict[str, tuple[type, ...]] = {
-    "key": (str,),
-    "inputs": (dict,),
-    "pad_token_id": (int,),
-    "rows": (int,),
-    "bad_rows": (int,),
-    "problem": (str, NoneType),
-    "encoded": (bool,),
-    "box_format": (str,),
-    "video_frames": (int, NoneType),
-    "unlabelled": (int,),
-    "unused": (dict,),
-    "reading_notes": (dict,),
-    "source_fragments": (list,),
-}
 
 
 def file_states(paths: Sequence[str]) -> list[tuple[str, str]]:
-    """(path, type, size and time of the last change) of each file.
+    """(path, state) of each file, where the state is its type, size and time of the last change.
 
-    Web addresses are left out: they have no state that is cheap to ask for.
+    Web addresses are left out, because asking for their state costs a request each.
     """
     states = []
     for service, names in groupby(paths, key=scheme):
@@ -101,66 +83,16 @@ def file_states(paths: Sequence[str]) -> list[tuple[str, str]]:
     return states
 
 
-@dataclass(frozen=True)
-class StoreMeta:
-    """What all rows of a store share.
-
-    Attributes:
-        key: names the data, processor and options that the store was made of; see `source.fingerprint`.
-        input_format: how the processor's inputs are stored and joined into a batch; `inputs` in the file.
-        problem: why its rows cannot be trained on, bad rows apart; None if they can.
-        unlabelled: those bad rows that are frames without a label row.
-        unused: fields, columns and attributes of turns that nothing uses, each with its number of rows.
-        reading_notes: notes on values that are read differently from how they are written, each with its
-            number of rows; 0 if the note is about the data as a whole.
-        encoded: it holds token ids and pixels. False: rows as they were read (`Store.records`).
-        box_format: how the model writes boxes, see `box_formats.box_format_name`.
-        video_frames: frames that were read of each video; None where no row has one.
-        source_fragments: the number of fragments of each `--data_path`.
-    """
-
-    key: str
-    input_format: InputFormat
-    pad_token_id: int
-    rows: int
-    bad_rows: int
-    problem: str | None
-    encoded: bool
-    box_format: str = "unknown"
-    video_frames: int | None = None
-    unlabelled: int = 0
-    unused: dict[str, int] = field(default_factory=dict)
-    reading_notes: dict[str, int] = field(default_factory=dict)
-    source_fragments: list[int] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        values = {name: value for name, value in vars(self).items() if name != "input_format"}
-        return {**values, "inputs": self.input_format.to_dict()}
-
-    @classmethod
-    def from_dict(cls, values: Any) -> "StoreMeta":
-        """Raises ValueError or KeyError for anything but what `to_dict` gave."""
-        if not isinstance(values, dict) or values.keys() != META_TYPES.keys():
-            raise ValueError("it has other fields than a store has")
-        for name, types in META_TYPES.items():
-            if type(values[name]) not in types:
-                raise ValueError(f"{name} is {values[name]!r:.40}")
-        if not all(type(number) is int for number in values["source_fragments"]):
-            raise ValueError("source_fragments holds other values than whole numbers")
-        input_format = InputFormat.from_dict(values["inputs"])
-        return cls(input_format=input_format, **{name: values[name] for name in values if name != "inputs"})
-
-
 class Store:
-    """A finished store. Opening it reads `meta.json` and the index; it pickles as its path.
+    """A finished store. Opening it reads `meta.json` and the index. It is pickled as its path.
 
     Opening and reading raise DataError if a file of the store is gone or damaged. The class is long because
     it reads every file of the folder: index, shards, facts, bad rows and states of images.
 
     Args:
-        train_splits: the splits whose rows are training rows here. A refit adds the evaluation rows.
-        model: whose processor encodes the rows of a store that is not encoded. It comes from the settings:
-            the store's folder does not say whose code may run.
+        train_splits: the splits whose rows count as training rows. A refit adds the evaluation rows.
+        model: the model whose processor encodes the rows of a store that is not encoded. It comes from the
+            settings, because a store's folder must not decide whose code runs.
     """
 
     def __init__(
@@ -190,21 +122,21 @@ class Store:
         return bool(info.type == pafs.FileType.File)
 
     def images_unchanged(self, given: Sequence[str] = ()) -> bool:
-        """Whether the image files that rows name have the state that they had when the store was made.
+        """Whether the image files that rows name are unchanged since the store was made.
 
         It compares size and time of the last change, not the content.
 
         Args:
-            given: the data's paths and URIs, with the secrets that the store does not hold.
+            given: the paths and URIs of the data, with the secrets that the store does not hold.
         """
         known = self.image_states()
         now = file_states([with_secrets_of(path, given) for path, _ in known])
         return [state for _, state in now] == [state for _, state in known]
 
     def image_states(self) -> list[tuple[str, str]]:
-        """(path, state) of the image files that rows name, when the store was made; see `file_states`.
+        """(path, state) of the image files that rows name, from when the store was made; see `file_states`.
 
-        URIs are without secrets.
+        URIs have no secrets.
         """
         fs, inner = filesystem(self.folder)
         with self._damage_as_data_error("images.parquet"):
@@ -214,12 +146,13 @@ class Store:
     def unusable_reason(
         self, on_bad_row: str, max_bad_fraction: float = 1.0, *, list_rows: bool = True
     ) -> str | None:
-        """Why these rows must not be used with `on_bad_row` "error" or "skip", in one line; None if they may.
+        """Why the rows must not be used, in one line; None if they may be used.
 
         Args:
-            max_bad_fraction: the largest share of the rows that "skip" may leave out. Frames without a label
-                row do not count: nobody called them rows.
-            list_rows: name the first bad rows with their reasons.
+            on_bad_row: "error" or "skip", see `--on_bad_row`.
+            max_bad_fraction: the largest share of the rows that "skip" may leave out. Frames without a row in
+                labels.csv do not count.
+            list_rows: whether the message names the first bad rows with their reasons.
         """
         bad = self.meta.bad_rows
         if not bad:
@@ -240,7 +173,7 @@ class Store:
     def bad_rows(self) -> Iterator[dict[str, str]]:
         """The rows that were left out, as {"source", "reason", "kind"}.
 
-        `kind` is the reason without numbers and paths.
+        `kind` is the reason without numbers and paths, so that equal kinds can be counted.
         """
         fs, inner = filesystem(self.folder)
         with self._damage_as_data_error(BAD_ROWS), fs.open_input_file(f"{inner}/{BAD_ROWS}") as stream:
@@ -253,14 +186,14 @@ class Store:
         pafs.copy_files(f"{inner}/{BAD_ROWS}", out, source_filesystem=source, destination_filesystem=target)
 
     def facts(self) -> pa.Table:
-        """What only the preflight shows of each row, in row order: `facts.FACTS`."""
+        """The columns `facts.FACTS`, which only the data report needs, in row order."""
         fs, inner = filesystem(self.folder)
         with self._damage_as_data_error("facts.parquet"):
             facts: pa.Table = pq.read_table(f"{inner}/facts.parquet", filesystem=fs)
         return facts
 
     def rows_of(self, split: str) -> np.ndarray:
-        """Row numbers of a split, in the order of the sources; shape `[n]`."""
+        """The row numbers of a split, in the order of the data; shape `[n]`."""
         return np.flatnonzero(np.isin(self._splits, self.train_splits if split == TRAIN else (split,)))
 
     def column(self, name: str) -> np.ndarray:
@@ -284,7 +217,7 @@ class Store:
         return EncodedExample(ids, np.repeat(kinds, lengths).astype(np.uint8), tensors, axes)
 
     def records(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """These rows as they were read; of a store whose rows are not encoded."""
+        """The rows as they were read, if the store is not encoded."""
         records = []
         for shard, columns in self._columns_of(rows):
             with self._damage_as_data_error(shard):
@@ -340,9 +273,9 @@ class Store:
 
 
 def record_columns(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of `formats.read_fragment` as columns of ROWS; `Store.records` gives it back.
+    """A row of `formats.read_fragment` as columns of ROWS; `Store.records` reads it back.
 
-    In the JSON, null stands for an image whose bytes are in `files`.
+    In the JSON, null stands for an image whose bytes are in the column `files`.
     """
     paths = [image if isinstance(image, str) else None for image in row["images"]]
     files = [image for image in row["images"] if isinstance(image, bytes)]
@@ -350,7 +283,7 @@ def record_columns(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_index(index: pa.Table, rows: int) -> None:
-    """Raises ValueError for an index of another form, or one that names files outside the store."""
+    """Raises ValueError if the index has another schema or length, or names files outside the store."""
     if not index.schema.equals(INDEX) or len(index) != rows:
         raise ValueError("it is not the index that meta.json tells of")
     for name in index.column("shard").unique().to_pylist():
@@ -361,5 +294,5 @@ def _check_index(index: pa.Table, rows: int) -> None:
 @lru_cache(maxsize=OPEN_SHARDS)
 def _open_shard(path: str) -> pq.ParquetFile:
     fs, inner = filesystem(path)
-    # A file that reads ahead (`pre_buffer`) keeps what it has read: 1.3 MB a shard while the shard is open.
+    # With `pre_buffer`, an open shard would keep 1.3 MB of what it has read ahead.
     return pq.ParquetFile(fs.open_input_file(inner), page_checksum_verification=True, pre_buffer=False)

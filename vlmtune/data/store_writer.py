@@ -11,7 +11,8 @@ from safetensors.numpy import save as save_tensors
 
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.facts import FACTS
-from vlmtune.data.store import BAD_ROWS, IMAGES, INDEX, ROWS, StoreMeta, file_states, record_columns
+from vlmtune.data.store import BAD_ROWS, IMAGES, INDEX, ROWS, file_states, record_columns
+from vlmtune.data.store_meta import StoreMeta
 from vlmtune.shown_text import redacted
 from vlmtune.storage import filesystem, scheme
 

@@ -1,7 +1,7 @@
-"""How a chat template renders conversations: which form of the messages it takes, and what it writes itself.
+"""Find out how a chat template renders conversations: the form of messages that it takes, and its literals.
 
-The template is rendered with a placeholder in place of each text. The texts between the placeholders are then
-the template's literals.
+The template is rendered with a placeholder in place of each text. The parts between the placeholders are what
+the template writes itself, its literals.
 """
 
 import json
@@ -28,10 +28,10 @@ from vlmtune.library_errors import LIBRARY_ERRORS
 
 Options = dict[str, bool]
 PLACEHOLDER = re.compile(r"vlmtune(\d+)text")
-# Templates that write today's date get this one, Llama's own default: a row is the same on every day.
+# Templates that write today's date get this date (Llama's default), so that a row is the same on every day.
 FIXED_DATE = date(2024, 7, 26)
 DATE_CALL = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
-# What templates call their switch of thinking: a variable, not a field or a string.
+# The variable with which templates switch thinking on or off; not a field or a string of that name.
 THINKING_SWITCH = re.compile(r"(?<![.\w'\"\[])(enable_thinking|thinking)(?![\w'\"\]])")
 
 
@@ -40,20 +40,20 @@ class EncodeError(ValueError):
 
 
 class TemplateRefusalError(EncodeError):
-    """The template itself refuses a conversation, in its author's words."""
+    """The template raises an exception for a conversation. The message is the template's."""
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """How conversations that differ only in their texts are rendered.
+    """How a template renders conversations that differ only in their texts.
 
     Attributes:
-        rewrite: brings the messages into the form that the template understands.
-        options: of the template.
-        literals: what the template writes before, between and after the texts of a finished conversation.
+        rewrite: changes messages into the form that the template takes.
+        options: the template's options.
+        literals: the template's text before, between and after the texts of a finished conversation.
         trained_literals: the same, with the generation prompt before the last answer.
-        unprompted: what the template writes before an answer beyond the generation prompt: the model has to
-            generate it.
+        unprompted: the template's text before an answer that is not in the generation prompt, so that the
+            model has to generate it.
         agrees: whether a finished conversation has the generation prompt before its last answer.
     """
 
@@ -69,13 +69,13 @@ class TemplateRenderer:
     """Renders messages with the chat template of a processor.
 
     Attributes:
-        source: the template, its date fixed.
-        has_date: whether it asks for today's date.
+        source: the template, with FIXED_DATE in place of today's date.
+        has_date: whether the template writes today's date.
         image_token: the text that stands for an image.
-        video_token: the text that stands for a video; None where the processor takes none.
+        video_token: the text that stands for a video; None if the processor takes no videos.
         switches: the template's variables that switch thinking on.
-        rendering: the `Rendering` of messages with placeholders, given as JSON, and whether an answer holds a
-            thought. Conversations that differ only in their texts share one; finding it costs 0.2 ms.
+        rendering: returns the `Rendering` for messages with placeholders (as JSON) and for whether an answer
+            contains a thought. It is cached, because finding it costs 0.2 ms.
 
     Raises:
         ModelError: the processor has no token for an image, or several templates and no default.
@@ -92,7 +92,10 @@ class TemplateRenderer:
         self.rendering = lru_cache(maxsize=1024)(self._make_rendering)
 
     def apply(self, messages: list[Message], **options: bool) -> str:
-        """The template's text for messages in a form that it understands; EncodeError if it refuses them."""
+        """Render messages that are in the template's form.
+
+        Raises EncodeError if the template refuses them.
+        """
         try:
             rendered: str = self.processor.apply_chat_template(
                 messages, chat_template=self.source, tokenize=False, **options
@@ -103,16 +106,16 @@ class TemplateRenderer:
         return rendered
 
     def _make_rendering(self, with_placeholders: str, thought: bool) -> Rendering:
-        """How conversations with these placeholders as texts are rendered.
+        """The `Rendering` of conversations like the given one.
 
         Args:
-            with_placeholders: the messages as JSON.
-            thought: whether an answer holds a thought.
+            with_placeholders: messages with placeholders as texts, as JSON.
+            thought: whether an answer contains a thought.
         """
         messages = json.loads(with_placeholders)
         rewrite = self.rewrite_for(messages)
         renderings = [self._with_options(messages, rewrite, options) for options in self._options(thought)]
-        # The first whose training text is a finished conversation; else the one with thinking switched off.
+        # The first one that agrees; else the last one, in which thinking is switched off.
         return next((rendering for rendering in renderings if rendering.agrees), renderings[-1])
 
     def _options(self, thought: bool) -> list[Options]:
@@ -122,7 +125,7 @@ class TemplateRenderer:
         return [switched] if thought else [{}, switched]
 
     def rewrite_for(self, messages: Sequence[Message]) -> MessageRewrite:
-        """The first rewrite that makes the template render every part of the messages."""
+        """The first rewrite with which the template renders every part of the messages."""
         errors: list[EncodeError] = []
         rewrites: list[MessageRewrite] = [as_parts, text_as_strings]
         if not count_parts(messages, "video"):
@@ -149,12 +152,12 @@ class TemplateRenderer:
             return Rendering(rewrite, options, literals, literals, "", agrees=True)
         prompt = self.literals(messages[:-1], rewrite, add_generation_prompt=True, **options)
         last = len(prompt) - 1  # texts before the last answer
-        shown, served = literals[last], prompt[last]
-        if literals[:last] == prompt[:last] and shown.startswith(served):
-            unprompted = shown.removeprefix(served)
+        finished_literal, prompt_literal = literals[last], prompt[last]
+        if literals[:last] == prompt[:last] and finished_literal.startswith(prompt_literal):
+            unprompted = finished_literal.removeprefix(prompt_literal)
             agrees = not unprompted.strip()
-            if not agrees and self.literals(messages[:-1], rewrite, **options)[-1] == served:
-                unprompted = ""  # the template has no generation prompt: who serves it writes the role
+            if not agrees and self.literals(messages[:-1], rewrite, **options)[-1] == prompt_literal:
+                unprompted = ""  # the template has no generation prompt; the serving program writes the role
             return Rendering(rewrite, options, literals, literals, unprompted, agrees=agrees)
         return Rendering(rewrite, options, literals, [*prompt, *literals[last + 1 :]], "", agrees=False)
 
@@ -164,7 +167,7 @@ class TemplateRenderer:
         rewrite: MessageRewrite,
         **options: bool,
     ) -> list[str]:
-        """What the template writes before, between and after the placeholders in the messages."""
+        """The template's text before, between and after the placeholders in the messages."""
         rendered = self.apply(rewrite(messages, self.image_token), **options)
         literals = PLACEHOLDER.split(rendered)
         placeholders = [part["text"] for _, part in text_parts(messages)]

@@ -97,10 +97,10 @@ class RowEncoder:
         """The tokens that stand for an image in the model's input."""
         ids = getattr(self.processor, "image_token_id", None)
         if ids is None:
-            ids = self.tokenizer.convert_tokens_to_ids(self.template.image_token)
+            ids = self.tokenizer.convert_tokens_to_ids(self.template.renderer.image_token)
         found = [ids] if isinstance(ids, int) else list(ids or [])
-        if self.template.video_token is not None:
-            found.append(self.tokenizer.convert_tokens_to_ids(self.template.video_token))
+        if self.template.renderer.video_token is not None:
+            found.append(self.tokenizer.convert_tokens_to_ids(self.template.renderer.video_token))
         return found
 
     def encode(
@@ -126,7 +126,7 @@ class RowEncoder:
         kinds, problem = token_kinds(
             self.tokenizer,
             chat,
-            self.template.image_token,
+            self.template.renderer.image_token,
             self.image_token_ids,
             ids,
             offsets,

@@ -27,7 +27,8 @@ from vlmtune.evaluation.generate import BatchBuilder
 from vlmtune.evaluation.options import STATE_DICT_FILE, ExportOptions
 from vlmtune.evaluation.quantized_merge import QuantizedLoss, measure_losses, write_quantized
 from vlmtune.model.base import load_base
-from vlmtune.model.lora import language_prefix, load_adapter
+from vlmtune.model.lora import load_adapter
+from vlmtune.model.lora_targets import language_prefix
 from vlmtune.model.serving import DEFAULT_RANK, WITHOUT_LORA, max_lora_rank, refusals
 from vlmtune.model_ref import ModelRef
 from vlmtune.session import with_absolute_paths

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers.models.mllama.modeling_mllama import MllamaModel
 
-from vlmtune.model.vision_features import Batch, RowFeatures, VisionFeatures
+from vlmtune.model.tower_output import RowFeatures
+from vlmtune.model.vision_features import Batch, VisionFeatures
 
 IMAGE_INPUTS = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")  # [1, images, ...] for one row
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vlmtune.data.collate import collate
 from vlmtune.data.encoded_example import IGNORED, EncodedExample
-from vlmtune.data.store import StoreMeta
+from vlmtune.data.store_meta import StoreMeta
 from vlmtune.model.transfer import to_device
 from vlmtune.packed.length_buckets import LengthBuckets
 

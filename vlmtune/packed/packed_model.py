@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlmtune.compat.trl import add_fused_lm_head
-from vlmtune.data.store import StoreMeta
+from vlmtune.data.store_meta import StoreMeta
 from vlmtune.model.head import add_positions_argument
 from vlmtune.model.memory import memory_shortage
 from vlmtune.model.step import AcceleratedStep

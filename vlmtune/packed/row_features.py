@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from vlmtune.data.collate import collate
-from vlmtune.data.store import StoreMeta
+from vlmtune.data.store_meta import StoreMeta
 from vlmtune.model.cross_attention_features import vision_features
+from vlmtune.model.tower_output import RowFeatures
 from vlmtune.model.transfer import to_device
-from vlmtune.model.vision_features import RowFeatures, without_pixels
+from vlmtune.model.vision_features import without_pixels
 from vlmtune.packed.packed_batch import PackedRow
 
 # Of all rows. Where fewer fit in the memory, computing row by row costs more than the cache saves.

@@ -176,7 +176,7 @@ def _packed_description(at_once: int, engines: int, per_engine: int, device: str
 
 def most_demanding_settings(settings: Settings, space: Space) -> Settings:
     """The settings with those extreme values of the space that need most memory; engines plan for them."""
-    from vlmtune.model.lora import target_modules
+    from vlmtune.model.lora_targets import target_modules
 
     extremes = list(extreme_settings(settings, space))
     lengths = [extreme.training.max_length for extreme in extremes]

@@ -7,7 +7,8 @@ from trl.trainer.sft_config import SFTConfig
 
 from vlmtune.config.settings import Settings
 from vlmtune.model.base import load_base_for
-from vlmtune.model.lora import attach, lora_config, target_modules
+from vlmtune.model.lora import attach, lora_config
+from vlmtune.model.lora_targets import target_modules
 from vlmtune.model.memory import StepPlan
 from vlmtune.model.step import AcceleratedStep
 from vlmtune.training.step_plan import can_capture

@@ -14,7 +14,7 @@ from vlmtune.data.store import Store
 from vlmtune.model.capture import LENGTH_MULTIPLE
 from vlmtune.model.choose_plan import WORTH_COMPILING, PlanOptions, choose_plan, plan_text, training_seconds
 from vlmtune.model.frozen import has_fp8_units
-from vlmtune.model.lora import target_modules
+from vlmtune.model.lora_targets import target_modules
 from vlmtune.model.memory import GB, StepLoad, StepPlan, estimate_memory
 from vlmtune.model.shapes import ModelShapes, model_shapes
 from vlmtune.model_ref import model_on_meta

@@ -15,8 +15,9 @@ from vlmtune.data.split import EVAL
 from vlmtune.model.cross_attention_features import vision_features
 from vlmtune.model.fast import decoder_and_other_parts
 from vlmtune.model.memory import size_text
+from vlmtune.model.tower_output import RowFeatures
 from vlmtune.model.transfer import to_device
-from vlmtune.model.vision_features import RowFeatures, without_pixels
+from vlmtune.model.vision_features import without_pixels
 from vlmtune.training.batches import ROW_NUMBERS, Batch, WorkerBatches
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from vlmtune.model.lora import language_prefix
+from vlmtune.model.lora_targets import language_prefix
 
 PEFT_PREFIX = "base_model.model."
 
