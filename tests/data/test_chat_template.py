@@ -81,6 +81,6 @@ def test_a_system_turn_that_is_stripped_as_a_string_is_given_as_one(models: Path
 
 def test_of_several_templates_the_default_is_taken(models: Path) -> None:
     source = chat_template("llava_vicuna")
-    assert template_of(models, {"rag": "x", "default": source}).source == source
+    assert template_of(models, {"rag": "x", "default": source}).renderer.source == source
     with pytest.raises(ModelError, match="templates rag, tools and none of the name 'default'"):
         template_of(models, {"rag": "x", "tools": "y"})

@@ -1,4 +1,7 @@
-"""Writes and reads a packed trial's checkpoints in its folder or URI. The latest whole one counts."""
+"""Write and read a packed trial's checkpoints in its folder or URI.
+
+A trial resumes from the last undamaged one.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,12 @@ from vlmtune.checksums import damaged_file, write_checksums
 from vlmtune.storage import filesystem, write_text
 from vlmtune.training.best_evaluation import BEST_STEP
 
-# The metrics reported with a checkpoint. It is written last, so it marks the checkpoint as complete.
+# File with the metrics that were reported with the checkpoint. It is written last: with it, a checkpoint is
+# complete.
 REPORT_FILE = "report.json"
 KEPT_CHECKPOINTS = 2  # checkpoints of a trial: if the last one is damaged, the one before it is used
 
-Tell = Callable[[str], object]
+Note = Callable[[str], object]
 
 
 def checkpoint_at(folder: str, step: int) -> str:
@@ -28,22 +32,21 @@ def checkpoint_at(folder: str, step: int) -> str:
 
 
 def ignore_line(line: str) -> None:
-    """What takes the lines of a caller that shows none."""
+    """A `note` that shows no lines."""
 
 
 def write_checkpoint(write: Callable[[Path], None], folder: str, metrics: dict[str, Any]) -> None:
-    """Write a checkpoint, and delete the trial's other ones but the one before and that of its best
-    evaluation.
+    """Write a checkpoint. Of the trial's older ones, keep the last and that of the best evaluation.
 
     Args:
-        write: fills a local folder.
+        write: writes the checkpoint's files into a local folder.
         folder: `.../checkpoint-STEP`, a folder or URI.
-        metrics: the metrics reported with it.
+        metrics: the metrics that are reported with the checkpoint.
     """
     fs, path = filesystem(folder)
     report = json.dumps(metrics, indent=2, ensure_ascii=False, default=str) + "\n"
     if fs.get_file_info(path).type == pafs.FileType.Directory:
-        fs.delete_dir(path)  # of an attempt that was killed
+        fs.delete_dir(path)  # left by a process that was killed while it wrote
     fs.create_dir(path, recursive=True)
     if isinstance(fs, pafs.LocalFileSystem):
         write(Path(path))
@@ -62,14 +65,14 @@ def write_checkpoint(write: Callable[[Path], None], folder: str, metrics: dict[s
             fs.delete_dir(other)
 
 
-def read_last_report(folder: str, tell: Tell = ignore_line) -> dict[str, Any] | None:
-    """The metrics of a trial's latest whole checkpoint; None if there is none.
+def read_last_report(folder: str, note: Note = ignore_line) -> dict[str, Any] | None:
+    """The metrics of a trial's last undamaged checkpoint; None if there is none.
 
     Args:
-        tell: takes a line on each damaged checkpoint that is passed over.
+        note: called with a line about each damaged checkpoint that is skipped.
     """
     fs, path = filesystem(folder)
-    last = _last_whole(fs, path, tell)
+    last = _last_undamaged(fs, path, note)
     return None if last is None else last[1]
 
 
@@ -81,9 +84,9 @@ def complete_reports(fs: pafs.FileSystem, folder: str) -> list[dict[str, Any]]:
 
 @contextmanager
 def fetch_last_checkpoint(folder: str) -> Iterator[str | None]:
-    """A local copy of a trial's latest whole checkpoint while the block runs; None if there is none."""
+    """A local copy, during the block, of a trial's last undamaged checkpoint; None if there is none."""
     fs, path = filesystem(folder)
-    last = _last_whole(fs, path, ignore_line)
+    last = _last_undamaged(fs, path, ignore_line)
     if last is None:
         yield None
         return
@@ -92,15 +95,15 @@ def fetch_last_checkpoint(folder: str) -> Iterator[str | None]:
         yield local
 
 
-def _last_whole(fs: pafs.FileSystem, folder: str, tell: Tell) -> tuple[str, dict[str, Any]] | None:
-    """Path and metrics of the latest checkpoint whose files are as they were written."""
+def _last_undamaged(fs: pafs.FileSystem, folder: str, note: Note) -> tuple[str, dict[str, Any]] | None:
+    """Path and metrics of the last checkpoint whose files match their checksums."""
     for step, path in sorted(_complete_checkpoints(fs, folder), reverse=True):
         damaged = damaged_file(fs, path)
         report = _read_report(fs, path)
         if damaged is None and report is not None:
             return path, report
         name = damaged or REPORT_FILE
-        tell(f"{path}/{name} is damaged: the checkpoint before step {step} is used")
+        note(f"{path}/{name} is damaged: the checkpoint before step {step} is used")
     return None
 
 
@@ -115,7 +118,7 @@ def _read_report(fs: pafs.FileSystem, path: str) -> dict[str, Any] | None:
 
 
 def _complete_checkpoints(fs: pafs.FileSystem, folder: str) -> list[tuple[int, str]]:
-    """(step, path) of each checkpoint of a trial that was written to its end."""
+    """(step, path) of each checkpoint of a trial that was written completely."""
     entries = fs.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
     paths = [
         entry.path

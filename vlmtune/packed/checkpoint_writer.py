@@ -1,4 +1,4 @@
-"""Writes checkpoints and delivers last reports in threads, while training continues."""
+"""`CheckpointWriter`: writes checkpoints and delivers last reports in threads, while training continues."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from vlmtune.packed.checkpoint_folder import write_checkpoint
 from vlmtune.packed.messages import TrialReport
 from vlmtune.packed.slot import PendingCheckpoint, Slot
 
-WRITER_THREADS = 4  # a trial's last report waits for its own checkpoint only
-# Checkpoints of a trial that wait to be written. Each holds adapter and averages in pinned memory, so a slow
-# disk then holds training up.
+WRITER_THREADS = 4  # several, so that a trial's last report waits only for the trial's own checkpoint
+# Largest number of a trial's checkpoints that wait to be written. Each holds the adapter and the optimizer's
+# averages in pinned memory. With more, training waits for the disk.
 MAX_UNWRITTEN = 2
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of all trials, those of one trial one after another.
+    """Writes the checkpoints of all trials. Those of one trial are written one after another.
 
     Args:
-        processor: of the base model, saved with each checkpoint.
-        deliver: takes a trial's last report by its id.
+        processor: the base model's processor, which is saved with each checkpoint.
+        deliver: called with a trial's id and its last report.
     """
 
     def __init__(self, processor: Any, deliver: Callable[[str, TrialReport], None]) -> None:
@@ -36,9 +36,9 @@ class CheckpointWriter:
         self._unchecked: list[Future[None]] = []
 
     def write(self, slot: Slot, checkpoint: PendingCheckpoint, folder: str, report: TrialReport) -> None:
-        """Write a checkpoint with its report's metrics, and deliver the report if it is the trial's last.
+        """Write a checkpoint with the report's metrics in a thread, and then deliver a trial's last report.
 
-        Returns at once, unless `MAX_UNWRITTEN` checkpoints of the trial are still to be written.
+        Returns at once, unless `MAX_UNWRITTEN` checkpoints of the trial wait already.
         """
 
         def work() -> None:
@@ -52,18 +52,18 @@ class CheckpointWriter:
         self._submit(slot.trial_id, work)
 
     def deliver_later(self, trial_id: str, report: TrialReport) -> None:
-        """Deliver a trial's last report, which has no checkpoint, after its earlier checkpoints."""
+        """Deliver a trial's last report, which has no checkpoint, once its checkpoints are written."""
         self._submit(trial_id, partial(self.deliver, trial_id, report))
 
     def reserve_memory(self, slot: Slot) -> None:
-        """Allocate the memory of the slot's next checkpoint.
+        """Allocate the memory for the slot's next checkpoint in a thread.
 
-        An error is not raised here: it comes again when the checkpoint is copied.
+        An error is not raised here, because copying the checkpoint raises it again.
         """
         self._threads.submit(slot.adapter.reserve_host_memory)
 
     def wait_for(self, trial_id: str) -> None:
-        """Wait for a trial's checkpoints. Any thread may call this; only `raise_errors` raises errors."""
+        """Wait until a trial's checkpoints are written. Any thread may call this. It raises no errors."""
         for future in list(self._latest[trial_id]):
             future.exception()
 
@@ -80,7 +80,8 @@ class CheckpointWriter:
 
     def _submit(self, trial_id: str, work: Callable[[], None]) -> None:
         latest = self._latest[trial_id]
-        # It was submitted earlier, so a thread works on it already when `run` waits for it.
+        # Submitted before `run`, so a thread works on it already when `run` waits for it: there is no
+        # deadlock.
         previous = latest[-1] if latest else None
         if len(latest) == MAX_UNWRITTEN:
             latest[0].exception()
@@ -94,5 +95,5 @@ class CheckpointWriter:
         self._unchecked.append(latest[-1])
 
     def _save_processor(self, folder: Path) -> None:
-        with self._processor_lock:  # all trials share one
+        with self._processor_lock:  # all trials share one processor
             self.processor.save_pretrained(str(folder))

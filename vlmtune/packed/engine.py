@@ -237,4 +237,4 @@ def _divide_seconds(rows: dict[Slot, list[PackedRow]], seconds: float, data_wait
     tokens = {slot: sum(row.tokens for row in part) for slot, part in rows.items()}
     total = max(sum(tokens.values()), 1)  # a worker may have no row at all in a round
     for slot, count in tokens.items():
-        slot.records.charge(seconds * count / total, data_wait_s * count / total)
+        slot.records.add_seconds(seconds * count / total, data_wait_s * count / total)

@@ -183,7 +183,7 @@ class EngineActor:
 
         assert self.engine is not None
         self.engine.checkpoints.wait_for(request.trial_id)
-        last = read_last_report(request.folder, self._tell)
+        last = read_last_report(request.folder, self._note)
         if last is not None and has_ended(last):
             with self.changed:
                 self.registry.restore_finished(trial, TrialReport(last, last=True))
@@ -195,17 +195,17 @@ class EngineActor:
                 folder=request.folder,
                 runs_dir=request.runs_dir,
                 checkpoint=checkpoint,
-                on_log=Gauges(request.trial_id, 0, request.on_log or self._tell_note),
+                on_log=Gauges(request.trial_id, 0, request.on_log or self._note_log),
             )
         with self.changed:
             if not self.registry.set_ready(trial, slot):
                 slot.close()
 
-    def _tell(self, line: str) -> None:
+    def _note(self, line: str) -> None:
         with self.changed:
             self.notes.add(console_line("", line))
 
-    def _tell_note(self, numbers: dict[str, Any]) -> None:
+    def _note_log(self, numbers: dict[str, Any]) -> None:
         if "note" in numbers:
             with self.changed:
                 self.notes.add(numbers["note"])

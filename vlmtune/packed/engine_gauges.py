@@ -1,4 +1,4 @@
-"""What an engine does, on the Ray dashboard: slots in use, and the seconds that it has waited, by reason."""
+"""Metrics of an engine on the Ray dashboard: slots in use, and seconds of waiting by reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WAITED = "Seconds that an engine has waited: for trials to train, or for the sea
 
 
 class EngineGauges:
-    """Metrics of one engine, each with the tag `engine`."""
+    """Ray metrics of one engine. Each has the tag `engine`."""
 
     def __init__(self, engine: str) -> None:
         self.tags = {"engine": engine}
@@ -37,5 +37,5 @@ class EngineGauges:
             yield
         finally:
             seconds = time.monotonic() - started
-            if seconds > 0:  # a counter refuses zero
+            if seconds > 0:  # Ray's Counter refuses zero
                 self.waited.inc(seconds, tags={**self.tags, "reason": reason})

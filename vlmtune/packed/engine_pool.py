@@ -1,4 +1,4 @@
-"""Starts the engines of a search or a run, one on each GPU."""
+"""Start the engines of a search or a run, one on each GPU."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_RESTARTS = 8  # of one engine, after its process died
-# Least time that the other engines get to start after the first one. Then the search begins without the rest,
-# because something else may hold their GPU.
+# Least time in seconds that the other engines get to start after the first one. Then the search begins
+# without those that have not started, because something else may use their GPU.
 ENGINE_START_GRACE_S = 30.0
-# Each trial waits in one call. Trials without a slot wait in one or two calls at each engine.
+# Of an engine's actor. Each trial waits in one call; trials without a slot wait in one or two calls at each
+# engine.
 MAX_CONCURRENT_CALLS = 256
-ENGINE_CPUS = 0.9  # asked of Ray for each engine, with a GPU or without: its thread keeps a core busy
+ENGINE_CPUS = 0.9  # CPUs that Ray reserves for an engine, also with a GPU: its thread keeps a core busy
 
 
 def start_engines(
@@ -41,16 +42,16 @@ def start_engines(
     gpu: bool,
     most_demanding: Settings | None = None,
 ) -> tuple[list[ActorHandle[Any]], list[str]]:
-    """Start engines, each with its own GPU or on CPUs. They end with this process.
+    """Start engines, each on its own GPU or on CPUs. They end with this process.
 
-    Engines that cannot start yet take trials as soon as their GPU is free.
+    An engine that cannot start yet takes trials as soon as its GPU is free.
 
     Args:
-        count: of engines.
-        trials, max_lora_rank, most_demanding: of each engine, as for `Engine`.
+        count: number of engines.
+        trials, max_lora_rank, most_demanding: arguments of each `Engine`.
 
     Returns:
-        The engines, and the lines that they have noted.
+        The engines, and the console lines that they have noted.
 
     Raises:
         DoesNotFitError: the base does not fit in a GPU's memory.
@@ -85,7 +86,7 @@ def start_engines(
 
 
 def _wait_for_starts(starts: list[Any], device: str) -> tuple[list[Any], list[Any]]:
-    """Wait for the first start, then a while for the others; returns those that are done and the rest."""
+    """Wait for the first start, then some time for the others; returns (done starts, pending starts)."""
     began = time.monotonic()
     if not ray.wait(starts, timeout=ENGINE_START_GRACE_S)[0]:
         logger.info(console_line("Waiting", f"for a free {device}, and for its engine to load the base"))
@@ -95,6 +96,6 @@ def _wait_for_starts(starts: list[Any], device: str) -> tuple[list[Any], list[An
 
 
 def wait_for_trackers(engines: Sequence[ActorHandle[EngineActor]]) -> None:
-    """Let engines end their runs in the services of `report_to`, before they are killed."""
+    """Wait until the engines have ended their runs in the services of `report_to`, before they are killed."""
     finished: list[Any] = [engine.finish_trackers.remote() for engine in engines]
     ray.wait(finished, num_returns=len(finished), timeout=SECONDS_TO_FINISH)  # a dead engine is ready at once

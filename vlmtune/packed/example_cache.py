@@ -1,4 +1,4 @@
-"""Keeps rows of the store in memory, because all trials of an engine train on the same ones."""
+"""`ExampleCache`: keeps examples in memory, because all trials of an engine need the same ones."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.examples import read_examples
 from vlmtune.data.store import Store
 
-CACHE_BYTES = 2 * 2**30  # for examples in memory
+CACHE_BYTES = 2 * 2**30  # memory for examples
 
 
 class ExampleCache:
-    """Keeps the examples used last in memory. A thread reads the next ones ahead.
+    """Keeps the most recently used examples in memory. A thread reads the next ones ahead.
 
     Attributes:
         bytes: memory that the examples take.
@@ -22,13 +22,15 @@ class ExampleCache:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.examples: OrderedDict[int, EncodedExample] = OrderedDict()  # the ones used last come last
+        self.examples: OrderedDict[int, EncodedExample] = (
+            OrderedDict()
+        )  # the most recently used ones are last
         self.bytes = 0
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="rows")
         self._prefetch: Future[None] | None = None
 
     def get(self, row_numbers: Sequence[int]) -> dict[int, EncodedExample]:
-        """The examples of rows by their numbers in the store."""
+        """The examples of these rows, by row number in the store."""
         if self._prefetch is not None:
             self._prefetch.result()
             self._prefetch = None
@@ -42,7 +44,7 @@ class ExampleCache:
         return examples
 
     def prefetch(self, rows: Sequence[int]) -> None:
-        """Begin to read these rows. The next `get` waits for them."""
+        """Start to read these rows in the thread. The next `get` waits for it."""
         self._prefetch = self._reader.submit(self._read, list(dict.fromkeys(rows)))
 
     def _read(self, rows: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""Copies device tensors to pinned memory, which is used again for the next copies."""
+"""Copy device tensors to pinned memory, which later copies use again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHECKPOINT_VECTORS = 3  # the adapter and AdamW's two averages
 
 @dataclass(frozen=True)
 class HostCopies:
-    """Copies by name. They are complete after `wait`."""
+    """Copies of tensors by name. They are complete after `wait`."""
 
     tensors: dict[str, Tensor]
     copied: torch.cuda.Event | None
@@ -28,7 +28,7 @@ class HostMemory:
     """Pinned memory for copies of flat vectors of one size.
 
     Attributes:
-        free: sets of buffers, each for one checkpoint, that are not in use.
+        free: lists of unused buffers; each list is for one checkpoint.
     """
 
     def __init__(self) -> None:
@@ -37,12 +37,12 @@ class HostMemory:
     def reserve(self, like: Tensor) -> None:
         """Allocate a set of buffers for vectors such as `like`, and drop those of another size.
 
-        Pinning takes some 20 ms for 64 MB, so a thread does it that training does not wait for.
+        Pinning takes some 20 ms for 64 MB, so call it in a thread that training does not wait for.
         """
         self.free = [[host_buffer(like) for _ in range(CHECKPOINT_VECTORS)]]
 
     def copy(self, vectors: dict[str, Tensor]) -> HostCopies:
-        """Begin to copy vectors of the same size. Later work on their stream may change the vectors."""
+        """Start to copy vectors of the same size. Later work on their stream may change them safely."""
         first = next(iter(vectors.values()))
         buffers = self.free.pop() if self.free else []
         buffers = [buffer for buffer in buffers if buffer.shape == first.shape]
@@ -55,5 +55,5 @@ class HostMemory:
         return HostCopies(dict(zip(vectors, buffers, strict=False)), copied)
 
     def release(self, copies: HostCopies) -> None:
-        """Keep the memory of these copies for the next ones."""
+        """Give back the memory of these copies, for later copies."""
         self.free.append(list(copies.tensors.values()))

@@ -1,13 +1,13 @@
 """LoRA for many trials over one frozen linear layer: each row of a batch uses its own trial's adapter.
 
 A trial's adapter is one flat float32 vector (`AdapterLayout`). Before a packed batch runs, the adapters of
-its rows are copied into `RowAdapters`, in the dtype that the base computes in. An adapter of lower rank is
-padded with zeros. They stay zero, because their gradient is a product with zero. The frozen layer sees all
-rows as one batch. The adapters are two batched matrix products, one a row, so no row's result depends on
-another row.
+its rows are copied into `RowAdapters`, in the dtype that the base computes in. An adapter of a lower rank
+than the layout's is padded with zeros, which stay zero because their gradient is zero. The frozen layer
+computes all rows as one batch. The adapters are two batched matrix products, in which no row's result depends
+on another row.
 
-Shapes: P numbers of an adapter's flat vector, B rows of a packed batch, T tokens, D in_features, O
-out_features, R rank of the layout.
+Shapes: P size of an adapter's flat vector, B rows of a packed batch, T tokens, D in_features, O out_features,
+R rank of the layout.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class TargetLayer:
     """A frozen linear layer that gets adapters.
 
     Attributes:
-        image_only: only rows with an image reach it, as in Mllama's cross-attention.
+        image_only: whether only rows with an image pass through it, as in Mllama's cross-attention.
     """
 
     name: str
@@ -40,9 +40,9 @@ class AdapterLayout:
     """Where A `[R, D]` and B `[O, R]` of each layer are in an adapter's flat vector.
 
     Attributes:
-        size: numbers of the vector, P.
-        image_start: first number of the layers that only rows with an image reach; they come last. `size`
-            where there are none.
+        lora_rank: the rank R.
+        size: the length of the vector, P.
+        image_start: index where the `image_only` layers begin, which are last; `size` if there are none.
     """
 
     def __init__(self, targets: Iterable[TargetLayer], lora_rank: int) -> None:
@@ -68,7 +68,7 @@ class AdapterLayout:
         ]
 
     def pack(self, adapter: dict[str, Pair], device: torch.device | None = None) -> Tensor:
-        """The flat float32 vector `[P]` of an adapter. Layers that it leaves out are zero.
+        """The flat float32 vector `[P]` of an adapter. Layers without an adapter are zero.
 
         Args:
             adapter: A `[r, D]` and B `[O, r]` by layer name, of any rank r up to the layout's.
@@ -92,13 +92,13 @@ class AdapterLayout:
 
 
 class RowAdapters:
-    """The adapters of the rows of a packed batch, at fixed addresses, which CUDA graphs need.
+    """The adapters of the rows of a packed batch, at fixed memory addresses, which CUDA graphs need.
 
     Attributes:
         flat: `[B, P]` in the dtype of the computation.
-        trained_tensors: A `[B, R, D]` and B `[B, O, R]` of each layer, in turn. Their gradients are those of
-            each row.
-        scaling: `[B, 1, 1]`, LoRA's factor.
+        pairs: A `[B, R, D]` and B `[B, O, R]` of each layer, as views of `flat`.
+        trained_tensors: the tensors of `pairs`, one after another; their gradients are per row.
+        scaling: `[B, 1, 1]`, LoRA's factor of each row.
         dropout_key, dropout_threshold, dropout_scale: `[B, 1, 1]`, see `hash_dropout`.
     """
 
@@ -114,7 +114,7 @@ class RowAdapters:
         self.dropout_scale = torch.ones_like(self.scaling)
 
     def set_dropout(self, keys: Sequence[int], rates: Sequence[float]) -> None:
-        """Set the dropout of each row: its 32-bit key, and the probability that a number becomes zero."""
+        """Set the dropout of each row: its 32-bit key, and the probability that a value becomes zero."""
         self._fill(self.dropout_key, [key - 2**32 if key >= 2**31 else key for key in keys])
         self._fill(self.dropout_threshold, [int(rate * 2**31) for rate in rates])
         self._fill(self.dropout_scale, [1 / (1 - rate) for rate in rates])
@@ -140,17 +140,17 @@ class RowAdapters:
 class PackedLinear(nn.Module):
     """A frozen linear layer that adds, for each row of a packed batch, the LoRA of that row's adapter.
 
-    With no adapters bound it is the frozen layer.
+    Without bound adapters it computes what the frozen layer does.
 
     Args:
-        layer_id: a number of 32 bits that the layer's dropout depends on.
+        layer_id: a 32-bit number that the layer's dropout depends on.
     """
 
     def __init__(self, base: nn.Linear, layer_id: int) -> None:
         super().__init__()
         self.base = base
         self.in_features, self.out_features = base.in_features, base.out_features
-        # A tensor, because compiled code is shared by all layers and would be specialised for an int.
+        # A tensor, because all layers share compiled code, which torch would specialize for an int.
         self.register_buffer(
             "layer_id", torch.tensor(layer_id, dtype=torch.int32, device=base.weight.device), persistent=False
         )
@@ -160,7 +160,9 @@ class PackedLinear(nn.Module):
         self.bind(None, None)
 
     def bind(self, rows: RowAdapters | None, pair: Pair | None, *, dropout: bool = False) -> None:
-        """Use this layer's `pair` of the adapters `rows` from now on.
+        """Use `pair`, which is this layer's part of the adapters `rows`, from now on.
+
+        None removes the adapters.
 
         Args:
             dropout: whether any of the rows has dropout.
@@ -173,9 +175,9 @@ class PackedLinear(nn.Module):
         self.dropout_scale = with_dropout.dropout_scale if with_dropout is not None else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` `[B, T, D]` to `[B, T, O]`.
+        """Compute `[B, T, O]` from `x` `[B, T, D]`.
 
-        Also `[B * n, T, D]` of rows that consist of n parts each, such as the tiles of an image.
+        `x` may also be `[B * n, T, D]`, where each row has n parts, such as the tiles of an image.
         """
         y: Tensor = self.base(x)
         if self.a is None or self.b is None or self.scaling is None:
@@ -191,39 +193,41 @@ class PackedLinear(nn.Module):
 def hash_dropout(x: Tensor, key: Tensor, layer_id: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
     """Dropout of `x` `[B, N, D]`, each row with its own rate and its own key.
 
-    Whether a number becomes zero follows by a hash from the row's key, the layer and the number's index.
-    torch's generator would give a row other zeros beside other neighbours.
+    A hash of the row's key, the layer and the value's index decides whether a value becomes zero. With
+    torch's generator, a row's zeros would depend on the rows beside it.
 
     Args:
         key: int32 `[B, 1, 1]`.
         layer_id: int32 scalar.
         threshold: int32 `[B, 1, 1]`, rate * 2**31.
-        scale: `[B, 1, 1]`, 1 / (1 - rate), what the other numbers are multiplied by.
+        scale: `[B, 1, 1]`, 1 / (1 - rate), the factor of the other values.
     """
     index = torch.arange(x.shape[1] * x.shape[2], dtype=torch.int32, device=x.device).view(
         1, x.shape[1], x.shape[2]
     )
-    # `index` itself is not multiplied: compiled, the product would become part of an index, and not wrap.
+    # `index` itself is not multiplied, because in compiled code the product would be part of an index and not
+    # wrap.
     mixed = _hash(index ^ _hash(key ^ _hash(layer_id ^ 0x2545F491)))
     return torch.where((mixed & 0x7FFFFFFF) >= threshold, x * scale, 0.0)
 
 
 def _hash(h: Tensor) -> Tensor:
-    """lowbias32 on int32, whose products wrap; https://nullprogram.com/blog/2018/07/31/."""
+    """lowbias32 (https://nullprogram.com/blog/2018/07/31/), a hash function, on int32."""
     h = (h ^ ((h >> 16) & 0xFFFF)) * 0x7FEB352D
     h = (h ^ ((h >> 15) & 0x1FFFF)) * (0x846CA68B - 2**32)
     return h ^ ((h >> 16) & 0xFFFF)
 
 
 def pack_layers(model: nn.Module, names: Sequence[str]) -> dict[str, PackedLinear]:
-    """Wrap the linear layers called `names` in place, unless they are wrapped; returns them by name."""
+    """Wrap the linear layers `names` of the model in place, unless they are wrapped; returns them by name."""
     packed: dict[str, PackedLinear] = {}
     for name in names:
         parent, _, child = name.rpartition(".")
         layer = model.get_submodule(name)
         if not isinstance(layer, PackedLinear):
             assert isinstance(layer, nn.Linear)
-            # From the name, so that a layer's dropout does not depend on which other layers have adapters.
+            # A hash of the name, so that a layer's dropout does not depend on which other layers have
+            # adapters.
             layer = PackedLinear(layer, zlib.crc32(name.encode()) - 2**31)
             setattr(model.get_submodule(parent), child, layer)
         packed[name] = layer

@@ -1,4 +1,4 @@
-"""The loss of each row of a packed batch, from which every trial has its own."""
+"""The loss of each row of a packed batch, so that each trial gets the losses of its own rows."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from vlmtune.model.head import log_probs_at_labels
 
 @dataclass(frozen=True)
 class RowLosses:
-    """For each row of a packed batch, `[B]`: summed loss and number of correct predictions of its labels."""
+    """The summed loss and the number of correctly predicted labels of each row of a packed batch, `[B]`."""
 
     loss: Tensor
     correct: Tensor
 
 
 def row_losses(model: Any, batch: dict[str, Tensor], dft: Tensor | None = None) -> RowLosses:
-    """Negative log-likelihood of the labels, summed for each row. The model is as in `log_probs_at_labels`.
+    """The negative log-likelihood of the labels, summed for each row.
 
     Args:
-        dft: bool `[B]`, rows whose loss is that of Dynamic Fine-Tuning
-            (https://huggingface.co/papers/2508.05629).
+        model, batch: as for `log_probs_at_labels`.
+        dft: bool `[B]`, whether a row's loss is that of Dynamic Fine-Tuning
+            (https://huggingface.co/papers/2508.05629); None if no row's is.
     """
     outputs = log_probs_at_labels(model, batch)
     losses = -outputs.log_probs  # [B, K], zero where there is no label

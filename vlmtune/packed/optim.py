@@ -1,4 +1,4 @@
-"""Optimizer, schedule and clipping of one trial, on the flat vector of its adapter, as SFTTrainer does it."""
+"""Optimizer, learning rate schedule and gradient clipping of one trial, with SFTTrainer's results."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor, nn
 from transformers import Trainer, get_scheduler
 from trl.trainer.sft_config import SFTConfig
 
-# Optimizers that treat every number by itself: on a flat vector they do the same as on matrices.
+# Optimizers that update each value independently, so that a flat vector gives the same result as matrices.
 OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "sgd", "adagrad", "rmsprop")
 
 
 class AdapterOptimizer:
-    """Updates one adapter, float32 `[P]`.
+    """Updates one adapter, a flat float32 vector `[P]`.
 
-    The vector is two parameters: the numbers before `image_start`, which every row trains, and the rest,
-    which only rows with an image train. torch's optimizers leave a parameter without a gradient unchanged,
-    weight decay and momentum included. That is what happens to cross-attention's adapters in a step whose
-    rows have no image.
+    The vector is divided into two parameters: the values before `image_start`, which every row trains, and
+    the rest (adapters of cross-attention), which only rows with an image train. torch's optimizers do not
+    change a parameter without a gradient, also not by weight decay or momentum. This happens to the second
+    parameter in a step whose rows have no image, as with SFTTrainer.
     """
 
     def __init__(self, flat: Tensor, image_start: int, args: SFTConfig, max_steps: int) -> None:
@@ -39,7 +39,7 @@ class AdapterOptimizer:
     def step(self, *, has_images: bool) -> Tensor:
         """Update once with the accumulated gradient; returns the gradient's norm before clipping.
 
-        The norm is a scalar tensor that is not waited for.
+        The norm is a scalar tensor on the device.
 
         Args:
             has_images: whether any row of the step has an image.
@@ -47,8 +47,8 @@ class AdapterOptimizer:
         parts = [self.gradient[: self.image_start], self.gradient[self.image_start :] if has_images else None]
         for parameter, part in zip(self.parameters, parts, strict=True):
             parameter.grad = part if len(parameter) else None
-        # In float64, because the layout and with it the order of the sum depends on the neighbours' ranks: in
-        # float32 the last bits of the norm, and so of every clipped step, would depend on them.
+        # In float64, because the layout, and with it the order of the sum, depends on the other trials'
+        # ranks. In float32 they would change the last bits of the norm, and so of every clipped step.
         norm: Tensor = torch.linalg.vector_norm(self.gradient, dtype=torch.float64).float()
         if self.max_grad_norm:
             nn.utils.clip_grads_with_norm_(self.parameters, self.max_grad_norm, norm)
@@ -58,12 +58,12 @@ class AdapterOptimizer:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs, copied on the device.
+        """The state that a checkpoint needs, as copies on the device.
 
         Returns:
-            flat: the optimizer's averages by name, `[P]` each.
-            parts: the rest of the optimizer's state of each of the two parameters.
-            schedule: the schedule's state.
+            "flat": the optimizer's averages by name, `[P]` each.
+            "parts": the rest of the optimizer's state, for each of the two parameters.
+            "schedule": the state of the learning rate schedule.
         """
         parts = [self.optimizer.state.get(parameter, {}) for parameter in self.parameters]
         names = {name for part in parts for name, value in part.items() if _is_average(value)}
@@ -82,8 +82,8 @@ class AdapterOptimizer:
         return {"flat": flat, "parts": others, "schedule": self.schedule.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a `state_dict`, which may be on another device."""
-        # A fused optimizer's counter of steps is on the parameters' device.
+        """Load the result of `state_dict`, which may be on another device."""
+        # A fused optimizer has its step counter on the parameters' device.
         fused = any(group.get("fused") for group in self.optimizer.param_groups)
         for parameter, part, where in zip(self.parameters, state["parts"], self._slices(), strict=True):
             if part:

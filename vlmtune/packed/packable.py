@@ -1,4 +1,4 @@
-"""Whether an engine can train these settings: packed training leaves some options to the isolated runner."""
+"""Check whether an engine can train these settings. Some options need the isolated runner."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vlmtune.packed.optim import OPTIMIZERS
 
 
 def not_packable(settings: Settings) -> str | None:
-    """The option that these settings cannot be trained packed with, in a few words; None if there is none."""
+    """The option because of which the settings cannot be trained packed, in a few words; None if they can."""
     model, lora, training = settings.model, settings.lora, settings.training
     reasons = {
         "use_dora": lora.use_dora,
@@ -32,6 +32,6 @@ def not_packable(settings: Settings) -> str | None:
 
 
 def check_packable(settings: Settings) -> None:
-    """Raise a ConfigError that names the option, if the settings cannot be trained packed."""
+    """Raises ConfigError, which names the option, if the settings cannot be trained packed."""
     if (reason := not_packable(settings)) is not None:
         raise ConfigError(f"--trial_runner packed: cannot train {reason}; use --trial_runner isolated")

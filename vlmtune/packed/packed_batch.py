@@ -1,8 +1,8 @@
-"""Packed batches: rows of several trials that go through the base together, in few shapes.
+"""Packed batches: rows of several trials that the base computes together, in few shapes.
 
-A shape is a number of rows, rounded up to one of `ROW_BUCKETS`, and of tokens, to one of `LengthBuckets`. A
-CUDA graph is captured for each shape. Within a shape no row's result depends on the other rows. `[P]` is the
-shape of an adapter's flat vector, see `layers`.
+The shape of a batch is its number of rows, rounded up to one of `ROW_BUCKETS`, and its length in tokens,
+rounded up to one of `LengthBuckets`. A CUDA graph is captured for each shape. In batches of one shape, a
+row's result does not depend on the other rows. `[P]` is the shape of an adapter's flat vector, see `layers`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,14 @@ class PackedRow:
     """A row of one trial in a packed batch, with the adapter that it uses.
 
     Attributes:
-        owner: the trial's slot; rows of one owner have the same `adapter`, float32 `[P]`, and `scaling`.
-        number: of the row in the store.
-        weight: factor of its summed loss: one over the labelled tokens of its whole step.
-        dropout, dropout_key: rate of LoRA's dropout, and the 32-bit key that decides which values it zeroes.
-        dft: whether its loss is that of Dynamic Fine-Tuning.
+        owner: the slot of the row's trial. All rows of an owner have the same `adapter` and `scaling`.
+        number: the row's number in the store.
+        adapter: the trial's adapter, float32 `[P]`.
+        scaling: LoRA's factor.
+        weight: factor of the row's summed loss: one divided by the labelled tokens of the trial's whole step.
+        dropout, dropout_key: the rate of LoRA's dropout, and the 32-bit key that decides which values it
+            zeroes.
+        dft: whether the row's loss is that of Dynamic Fine-Tuning.
     """
 
     owner: Any
@@ -58,19 +61,19 @@ class PackedRow:
 
 
 def bucket_rows(rows: int) -> int:
-    """The number of rows that a packed batch is padded to; less than a third of them are padding."""
+    """The number of rows that a packed batch of `rows` rows is padded to. Less than a third is padding."""
     return ROW_BUCKETS[bisect_left(ROW_BUCKETS, rows)]
 
 
 def rows_per_batch(rows: int, max_rows: int) -> int:
-    """Rows of a batch where `rows` are spread evenly over the fewest batches of at most `max_rows` rows."""
+    """The size of a batch if `rows` rows are divided evenly into as few batches of `max_rows` as possible."""
     return -(-rows // -(-rows // max_rows))
 
 
 def batch_sizes(rows: int, max_rows: int) -> tuple[int, ...]:
-    """Numbers of rows that a packed batch may have, largest first; the plan of memory takes one of them.
+    """The numbers of rows that a packed batch may have, largest first. The memory plan chooses one of them.
 
-    Each spreads `rows` evenly over batches of at most `max_rows` rows.
+    Each divides `rows` rows evenly into batches of at most `max_rows` rows.
     """
     max_rows = ROW_BUCKETS[bisect_left(ROW_BUCKETS, max_rows + 1) - 1]
     sizes = {bucket_rows(rows_per_batch(rows, size)) for size in ROW_BUCKETS if size <= max_rows}
@@ -78,10 +81,10 @@ def batch_sizes(rows: int, max_rows: int) -> tuple[int, ...]:
 
 
 def second_shape_fraction(rows: int, buckets: LengthBuckets) -> float:
-    """Tokens of a batch of the second-largest shape, as a fraction of those of the largest, of `rows` rows.
+    """Tokens of a batch of the second-largest shape as a fraction of the largest, which has `rows` rows.
 
-    1.0 if there are rows of another length, since their batches have about as many tokens; else the next
-    smaller number of rows over this one.
+    It is 1.0 if there are several lengths, because batches of another length have about as many tokens.
+    Otherwise it is the next smaller number of rows divided by `rows`.
     """
     index = bisect_left(ROW_BUCKETS, rows)
     return 1.0 if len(buckets.lengths) > 1 or not index else ROW_BUCKETS[index - 1] / ROW_BUCKETS[index]
@@ -90,10 +93,10 @@ def second_shape_fraction(rows: int, buckets: LengthBuckets) -> float:
 def packed_batches(
     rows: Sequence[PackedRow], max_tokens: int, buckets: LengthBuckets
 ) -> Iterator[list[PackedRow]]:
-    """Divide rows evenly into packed batches of one length, of at most `max_tokens` tokens with padding.
+    """Divide rows into packed batches of at most `max_tokens` tokens, padding included, but at least one row.
 
-    A packed batch has at least one row. Rows with and without an image are in different ones. The order of
-    rows in a group is kept; an owner's rows may be in several batches.
+    The rows of a batch have one padded length, and all or none of them have an image. Rows are divided evenly
+    and stay in their order. An owner's rows may be in several batches.
     """
     groups: dict[tuple[int, bool], list[PackedRow]] = defaultdict(list)
     for row in rows:
@@ -106,7 +109,7 @@ def packed_batches(
 
 
 def pad_to_bucket(rows: Sequence[PackedRow]) -> list[PackedRow]:
-    """The rows, followed by copies of the last one up to a bucket of rows."""
+    """The rows, with copies of the last one added up to one of `ROW_BUCKETS`."""
     return [*rows, *[rows[-1]] * (bucket_rows(len(rows)) - len(rows))]
 
 
@@ -119,12 +122,12 @@ def make_batch(
     *,
     pixels: bool = True,
 ) -> dict[str, Tensor]:
-    """The model's inputs for the rows, on `device`, padded to a bucket by rows without labels.
+    """The model's inputs for the rows, on `device`, padded to a bucket with rows without labels.
 
     Args:
-        length: tokens that each row is padded to.
-        dtype: of the pixels.
-        pixels: False leaves the pixels out, because cached features take their place.
+        length: the number of tokens that each row is padded to.
+        dtype: dtype of the pixels.
+        pixels: whether the inputs have pixels; False if cached features replace them.
     """
     examples = [row.example for row in pad_to_bucket(rows)]
     if not pixels:

@@ -28,23 +28,25 @@ def target_layers(base: Any, names: Sequence[str]) -> list[TargetLayer]:
 def packed_result(
     model: PackedModel,
     targets: Sequence[TargetLayer],
-    first: dict[str, Tensor],
+    initial_a: dict[str, Tensor],
     rows: CheckedRows,
     places: Sequence[int],
 ) -> StepResult:
-    """Losses and gradients of rows that go through the base together. The model has no adapters afterwards.
+    """Losses and gradients of rows in one packed batch. Afterwards, the model has no adapters.
 
     Args:
-        first: A `[R, D]` of each target; B is zero.
+        initial_a: A `[R, D]` of each target; B is zero.
+        rows: the rows of the self-check.
+        places: indices, among `rows`, of the rows to compute.
     """
-    rank = len(next(iter(first.values())))
+    rank = len(next(iter(initial_a.values())))
     model.adapters.make_room(targets, rank)
     layout = model.adapters.layout
     sizes = {target.name: target.out_features for target in targets}
     adapter = layout.pack(
-        {name: (a.cpu(), torch.zeros(sizes[name], rank)) for name, a in first.items()}, model.device
+        {name: (a.cpu(), torch.zeros(sizes[name], rank)) for name, a in initial_a.items()}, model.device
     )
-    passed = [
+    packed_rows = [
         PackedRow("self-check", rows.numbers[place], rows.examples[place], adapter, 1.0) for place in places
     ]
     gradient = torch.zeros_like(adapter)
@@ -55,10 +57,10 @@ def packed_result(
     with without_dropout(model.base):
         for _ in range(WARM_UP_CALLS + 2 if model.accelerated_step.captures_graphs else 1):
             gradient.zero_()
-            result = model.add_gradients(passed, add)
+            result = model.add_gradients(packed_rows, add)
     if result.too_large:
         raise torch.OutOfMemoryError
-    losses = torch.stack([result.rows[id(row)][0] for row in passed])
+    losses = torch.stack([result.rows[id(row)][0] for row in packed_rows])
     pairs = layout.unpack(gradient, sizes, rank)
     model.adapters.clear()
     return StepResult(losses, {name: b.to(model.device) for name, (_, b) in pairs.items()})

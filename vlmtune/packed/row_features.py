@@ -1,6 +1,6 @@
-"""Cached vision features of packed rows: computed once for all trials and epochs.
+"""Cached vision features of packed rows, which are computed once for all trials and epochs.
 
-Each row is computed by itself, so its features do not depend on the rows beside it when it is first needed.
+Each row's features are computed alone, so that they do not depend on the rows beside it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from vlmtune.model.transfer import to_device
 from vlmtune.model.vision_features import without_pixels
 from vlmtune.packed.packed_batch import PackedRow
 
-# Of all rows. Where fewer fit in the memory, computing row by row costs more than the cache saves.
+# Fraction of all rows. If the features of fewer rows fit in memory, the cache costs more time than it saves.
 MIN_CACHED_FRACTION = 0.5
 
 
 class PackedVisionFeatures:
-    """The vision features of rows by their number in the store, on the device.
+    """The vision features of rows, by row number in the store, on the device.
 
     Args:
-        total_rows: how many rows there are to cache.
-        max_bytes: memory that their features may take.
-        note: takes a line for the console.
+        total_rows: the number of rows to cache.
+        max_bytes: memory that the features may take.
+        note: called with each line for the console.
     """
 
     def __init__(
@@ -41,15 +41,15 @@ class PackedVisionFeatures:
         note: Callable[[str], None],
     ) -> None:
         self.base, self.meta, self.total_rows = base, meta, total_rows
-        # A video's frames go through the tower in another way than images.
+        # The tower computes a video's frames in another way than images.
         has_videos = meta.video_frames is not None
         self.cache = vision_features(base, max_bytes=0 if has_videos else max_bytes, note=note)
 
     def inputs(self, rows: Sequence[PackedRow], length: int) -> dict[str, Any] | None:
-        """The model's inputs that replace these rows' pixels; None where the pixels have to go through it.
+        """The arguments of the model that replace the pixels of these rows; None if pixels are needed.
 
         Args:
-            length: tokens that each row is padded to.
+            length: the number of tokens that each row is padded to.
         """
         if not self.cache.max_bytes:
             return None
@@ -68,7 +68,7 @@ class PackedVisionFeatures:
         return {**self.cache.inputs(features), **positions}  # type: ignore[arg-type]
 
     def disable(self) -> bool:
-        """Drop the features and cache none from now on, to free memory; returns whether there were any."""
+        """Free the cached features, and cache none from now on; returns whether there were any."""
         return self.cache.disable()
 
     def _features(self, row: PackedRow) -> RowFeatures | None:
@@ -85,7 +85,7 @@ class PackedVisionFeatures:
             if ":" not in name
         }
         batch = meta.input_format.normalize(tensors, self.base.dtype)
-        if cached is not None:  # the same images under another max_length
+        if cached is not None:  # only the position ids for this max_length are missing
             self.cache.add_positions(row.number, {**without_pixels(batch), **self.cache.inputs(cached)})
             return cached[0]
         tokens = int((batch["input_ids"] == self.cache.image_token_id).sum())

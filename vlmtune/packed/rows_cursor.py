@@ -11,16 +11,16 @@ from vlmtune.packed.worker_shard import WorkerShard
 
 
 class RowsCursor:
-    """Gives a trial's rows one batch after another, beginning at any step.
+    """Iterates over a trial's training rows, batch by batch, from any step on.
 
-    The position follows from the number of steps made, so a checkpoint does not hold it.
+    The position follows from the number of steps made, so checkpoints do not store it.
 
     Args:
-        row_numbers: numbers in the store of the training rows that `order` orders.
+        row_numbers: the numbers, in the store, of the training rows that `order` refers to.
         order: the rows of each step.
         shard: this process's part of the rows of each step.
-        first_step: number of optimizer steps already made.
-        max_steps: number of optimizer steps of the whole trial.
+        first_step: the number of optimizer steps already made.
+        max_steps: the number of optimizer steps of the whole trial.
     """
 
     def __init__(
@@ -28,28 +28,28 @@ class RowsCursor:
     ) -> None:
         self.row_numbers, self.order, self.shard, self.max_steps = row_numbers, order, shard, max_steps
         self._steps = self._iterate_steps(first_step)
-        self._step = next(self._steps, [])  # batches that are left of the step under way
-        self._following = next(self._steps, [])  # those of the step after it
-        self._rows_done = 0  # rows of the step under way that this process has trained on
+        self._step = next(self._steps, [])  # the batches that are left of the present step
+        self._following = next(self._steps, [])  # the batches of the next step
+        self._rows_done = 0  # rows of the present step that this process has trained on
 
     def next_batch(self) -> list[int]:
-        """Row numbers of the next batch; empty where only other workers have rows in it."""
+        """The row numbers of the next batch; empty if only other workers have rows in it."""
         return self._numbers(self._step[:1])
 
     def positions(self) -> list[int]:
-        """The position of each row of the next batch in the step of all workers.
+        """The position of each row of the next batch among the rows of its step.
 
-        It does not depend on the number of workers.
+        A row's position does not depend on the number of workers.
         """
         rows = range(self._rows_done, self._rows_done + len(self.next_batch()))
         return [row * self.shard.world_size + self.shard.rank for row in rows]
 
     def rest_of_step(self) -> list[int]:
-        """Row numbers of the batches that are left of the step under way, the next one included."""
+        """The row numbers of the batches that are left of the present step, the next batch included."""
         return self._numbers(self._step)
 
     def following_step(self) -> list[int]:
-        """Row numbers of the step after the one under way, which can be read ahead."""
+        """The row numbers of the next step, which can be read ahead."""
         return self._numbers(self._following)
 
     def advance(self) -> bool:

@@ -1,4 +1,4 @@
-"""The adapter of one trial and its optimizer, in the layout that all trials of the engine share."""
+"""`SlotAdapter`: a trial's adapter and optimizer, in the layout that all trials of the engine share."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ from vlmtune.packed.trial_checkpoint import TrialCheckpoint
 
 
 class SlotAdapter:
-    """One trial's adapter and optimizer. They move to another layout together.
+    """One trial's adapter and its optimizer.
 
     Args:
-        checkpoint: to resume from.
+        targets: the layers with an adapter.
+        max_steps: the number of optimizer steps of the trial.
+        checkpoint: the checkpoint to resume from; None for a new adapter.
 
     Attributes:
-        own_layout: the layout of this adapter alone, as in its checkpoints.
-        layout: the present layout.
-        host_memory: for the copies that checkpoints are written from.
+        own_layout: the layout of this adapter alone, which its checkpoints have.
+        layout: the present layout, which the engine's trials share.
+        host_memory: memory for copies, from which checkpoints are written.
     """
 
     def __init__(
@@ -58,19 +60,19 @@ class SlotAdapter:
 
     @property
     def optimizer(self) -> AdapterOptimizer:
-        """The optimizer, which the first `lay_out` makes."""
+        """The optimizer. Call `lay_out` before."""
         assert self._optimizer is not None
         return self._optimizer
 
     @property
     def flat(self) -> Tensor:
-        """The adapter's numbers, float32 `[P]` of the present layout."""
+        """The adapter as a flat float32 vector `[P]` in the present layout."""
         return self.optimizer.flat
 
     def lay_out(self, layout: AdapterLayout, device: torch.device) -> None:
         """Move adapter, gradient and optimizer state to `layout` on `device`.
 
-        If memory runs out, the adapter stays as it was.
+        If memory runs out, nothing is changed.
         """
         new = self._start(layout, device) if self._optimizer is None else self._moved(layout, device)
         self.layout, self._optimizer, self._checkpoint = layout, new, None
@@ -79,7 +81,7 @@ class SlotAdapter:
         self.optimizer.gradient += gradient
 
     def begin_copy(self) -> AdapterCopy:
-        """Begin to copy the adapter and its optimizer's state. Training can continue at once."""
+        """Start to copy the adapter and its optimizer's state to the CPU. Training can continue at once."""
         state = self.optimizer.state_dict()
         copies = self.host_memory.copy({**state.pop("flat"), _ADAPTER: self.flat})
         return AdapterCopy(self, self.layout, copies, state)
@@ -123,12 +125,14 @@ class SlotAdapter:
         }
 
 
-_ADAPTER = "adapter"  # among the vectors of a copy, beside the optimizer's averages
+_ADAPTER = (
+    "adapter"  # name of the adapter among the vectors of a copy; the others are the optimizer's averages
+)
 
 
 @dataclass(frozen=True)
 class AdapterCopy:
-    """A copy of an adapter and its optimizer, on its way to the CPU.
+    """A copy of an adapter and its optimizer's state to the CPU, which may be in progress.
 
     Attributes:
         layout: the layout of the copied vectors.
@@ -141,7 +145,7 @@ class AdapterCopy:
     state: dict[str, Any]
 
     def wait(self) -> tuple[dict[str, Pair], dict[str, Any]]:
-        """Wait for the copy; returns adapter and optimizer state, as `TrialCheckpoint` has them."""
+        """Wait for the copy; returns `adapter` and `optimizer` of a `TrialCheckpoint`."""
         self.copies.wait()
         own = self.adapter.own_layout
         vectors = {
@@ -152,19 +156,22 @@ class AdapterCopy:
         return adapter, {**self.state, "flat": {name: own.pack(pairs) for name, pairs in vectors.items()}}
 
     def release(self) -> None:
-        """Give back the copy's memory, after it was written."""
+        """Give back the copy's memory, once the checkpoint is written."""
         self.adapter.host_memory.release(self.copies)
 
 
 def lay_out_together(new: SlotAdapter, others: Sequence[SlotAdapter], binding: AdapterBinding) -> bool:
-    """Lay out a new adapter as the engine's others are; returns whether these had to change their layout.
+    """Give a new adapter and the engine's other adapters a common layout.
+
+    Returns:
+        Whether the layout of the other adapters has changed.
 
     Raises:
-        DoesNotFitError: there is no memory for it. The others stay as they were.
+        DoesNotFitError: there is no memory for the new adapter. The others are not changed.
     """
     before = binding.layout
     try:
-        # First by itself: an adapter that does not even fit alone must not change the others' layout.
+        # On the CPU first: an adapter that does not fit even alone must not change the others' layout.
         new.lay_out(new.own_layout, torch.device("cpu"))
         layout_changed = binding.make_room(new.targets, new.lora_rank)
         if layout_changed:

@@ -1,4 +1,4 @@
-"""Trains one run packed, for `train.py --trial_runner packed`. It also repeats a packed trial alone."""
+"""Train a single run in an engine, for `train.py --trial_runner packed`."""
 
 from __future__ import annotations
 
@@ -28,13 +28,17 @@ from vlmtune.training.isolated import run_with_progress
 from vlmtune.training.launch import Outcome, Progress, fit, worker_resources
 from vlmtune.training.meter import EVALUATION_NUMBER
 
-TRIAL_ID = "train"  # the run's only trial
+RUN_ID = "train"  # the id of the engine's only trial
 
 
 def run_packed(settings: Settings, store: Store, folder: str, cluster: Cluster, show: Progress) -> Outcome:
-    """Train the settings in their own engine.
+    """Train one run with these settings in an engine of its own.
 
-    The engine is in this process with `--num_workers 0`, in an actor with 1, in Ray Train workers with more.
+    With `--num_workers 0` the engine is in this process, with 1 in an actor, with more in Ray Train workers.
+
+    Args:
+        folder: the output folder of the run.
+        show: called with the numbers of each logged step and evaluation, and with {"note": text}.
 
     Raises:
         ConfigError: an option cannot be trained packed.
@@ -55,10 +59,10 @@ def train_shard(
     """Train this process's part of the run, from its last checkpoint if there is one.
 
     Args:
-        folder: the folder of the run, which all workers need to reach.
+        folder: the output folder of the run, which all workers need to reach.
 
     Returns:
-        The metrics of the last report; an empty dict on other workers than the first.
+        The metrics of the last report; an empty dict on all workers but the first.
     """
     checkpoints = _checkpoint_folder(folder)
     last = read_last_report(checkpoints, _note(progress))
@@ -76,7 +80,7 @@ def train_shard(
     )
     with fetch_last_checkpoint(checkpoints) as checkpoint:
         slot = engine.slot_factory.make(
-            TRIAL_ID,
+            RUN_ID,
             settings,
             folder=checkpoints,
             runs_dir=f"{folder}/runs" if shard.rank == 0 else None,
@@ -118,18 +122,18 @@ def _worker(config: dict[str, Any]) -> None:
     """The function that Ray Train runs in each worker."""
     context = ray.train.get_context()
     shard = WorkerShard(context.get_world_rank(), context.get_world_size())
-    progress = Gauges(TRIAL_ID, shard.rank, config["progress"] if shard.rank == 0 else None)
+    progress = Gauges(RUN_ID, shard.rank, config["progress"] if shard.rank == 0 else None)
     train_shard(config["settings"], config["store"], config["folder"], progress, shard)
 
 
 def _train_in_actor(
     settings: Settings, store: Store, folder: str, cluster: Cluster, progress: Progress
 ) -> Outcome:
-    """Train in the actor of an engine, which Ray starts again if it dies."""
+    """Train in an engine's actor, which Ray restarts if it dies."""
     gpu = cluster.workers_use_gpu(settings.run.use_cpu)
     engines, notes = start_engines(settings, store, count=1, trials=1, max_lora_rank=settings.lora.r, gpu=gpu)
-    request = TrialRequest(TRIAL_ID, settings, _checkpoint_folder(folder), f"{folder}/runs", progress)
-    client = EngineClient(engines, TRIAL_ID, lambda engine: engine.join.remote(request))
+    request = TrialRequest(RUN_ID, settings, _checkpoint_folder(folder), f"{folder}/runs", progress)
+    client = EngineClient(engines, RUN_ID, lambda engine: engine.join.remote(request))
     note = _note(progress)
     report = None
     while report is None or not report.last:
@@ -149,7 +153,7 @@ def _train_in_actor(
 
 
 def _check_completed(metrics: dict[str, Any]) -> None:
-    """Raise a UserError if the run ended before it made all its steps."""
+    """Raises a UserError if the run ended before it made all its steps."""
     if metrics.get("infeasible"):
         raise DoesNotFitError(NO_ROW_FITS)
     if BEST_CHECKPOINT not in metrics:
@@ -167,7 +171,7 @@ def _outcome(metrics: dict[str, Any]) -> Outcome:
 
 
 def _checkpoint_folder(folder: str) -> str:
-    return f"{folder}/checkpoints/{TRIAL_ID}"
+    return f"{folder}/checkpoints/{RUN_ID}"
 
 
 def _note(progress: Progress) -> Callable[[str], None]:

@@ -1,4 +1,4 @@
-"""Writes and reads the files that a packed trial resumes from: adapter, optimizer and trainer state."""
+"""`TrialCheckpoint`: the files from which a packed trial resumes: adapter, optimizer and trainer state."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from transformers import TrainerState
 from vlmtune.packed.layers import Pair
 
 ADAPTER_FILE, OPTIMIZER_FILE, STATE_FILE = "adapter_model.safetensors", "optimizer.pt", "trainer_state.json"
-PEFT_PREFIX = "base_model.model."  # before the layers' names in PEFT's files
+PEFT_PREFIX = "base_model.model."  # prefix of the layers' names in PEFT's files
 
 
 @dataclass(frozen=True)
 class TrialCheckpoint:
-    """A trial after one of its steps, on the CPU.
+    """The state of a trial after a step, on the CPU.
 
     Attributes:
         adapter: A `[R, D]` and B `[O, R]` by layer name.
-        optimizer: as `AdapterOptimizer.state_dict`, in the layout of this adapter alone.
-        state: steps, epoch and logged numbers.
+        optimizer: the result of `AdapterOptimizer.state_dict`, in the layout of this adapter alone.
+        state: transformers' trainer state: steps, epoch and log history.
     """
 
     adapter: dict[str, Pair]

@@ -1,4 +1,4 @@
-"""Evaluates trials of an engine together, each with its own adapter."""
+"""`TrialEvaluator`: evaluates trials of an engine together, each with its own adapter."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from vlmtune.packed.packed_model import PackedModel, PassResult
 from vlmtune.packed.slot import Slot
 from vlmtune.packed.worker_shard import WorkerShard
 
-EVALUATED_AT_ONCE = 64  # rows of the evaluation set that are in memory at once
+EVALUATED_AT_ONCE = 64  # evaluation rows that are in memory at once
 
 
 class TrialEvaluator:
-    """Computes trials' loss on all evaluation rows at full length, and the metric of the search.
+    """Computes the loss of trials on all evaluation rows at full length, and the metric of the search.
 
     Args:
-        processor: of the base model.
+        model: the engine's model.
+        examples: cached examples of the store.
+        processor: the base model's processor.
         shard: this process's part of the rows.
     """
 
@@ -48,8 +50,9 @@ class TrialEvaluator:
         """The metrics of each trial.
 
         Args:
-            end_too_large: is called with each result, to end the trials in its `too_large`. They are left
-                out from then on.
+            slots: the slots of the trials to evaluate.
+            end_too_large: called with the result of each packed run, to end the trials in its `too_large`.
+                These are then left out.
         """
         started = time.monotonic()
         totals = {slot: torch.zeros(2, dtype=torch.float64, device=self.model.device) for slot in slots}
@@ -69,7 +72,7 @@ class TrialEvaluator:
     def _add_losses(
         self, slots: Sequence[Slot], row_numbers: Sequence[int], totals: dict[Slot, torch.Tensor]
     ) -> PassResult:
-        """Add these rows' summed loss and labelled tokens to each trial's total."""
+        """Add the summed loss and the number of labelled tokens of these rows to each trial's totals."""
         examples = self.examples.get(row_numbers)
         rows = {slot: [slot.packed_row(number, examples[number]) for number in row_numbers] for slot in slots}
         result = self.model.losses([row for part in rows.values() for row in part])
@@ -81,7 +84,7 @@ class TrialEvaluator:
         return result
 
     def _score_answers(self, slot: Slot) -> dict[str, float]:
-        """The metric of a trial's generated answers, if the search is for one."""
+        """The metric of a trial's generated answers; empty if the search optimizes the loss."""
         if self.objective is None:
             return {}
         examples = read_from_memory(self.examples.get(self.row_numbers))

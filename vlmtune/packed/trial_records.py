@@ -1,4 +1,4 @@
-"""The measurements of a packed trial, and its TensorBoard events."""
+"""`TrialRecords`: the measured speed of a packed trial, and its TensorBoard events."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from vlmtune.training.meter import Meter
 
 
 class TrialRecords:
-    """Measures one trial, whose seconds are its part of the engine's time.
+    """Measures the speed of one trial, whose seconds are its part of the engine's time, and logs it.
 
     Args:
-        runs_dir: folder or URI of its TensorBoard events; None writes none, and no other tracker's run.
+        runs_dir: folder or URI of the trial's TensorBoard events; None for no events and no tracker.
         on_log: called with the numbers of each logged step.
         flops_per_token: floating-point operations of training on one token.
 
@@ -34,7 +34,8 @@ class TrialRecords:
         flops_per_token: float,
     ) -> None:
         self.runs_dir = runs_dir
-        # Events are appended to their file, which an object store cannot do. So they are written locally.
+        # TensorBoard appends to event files, which object stores do not allow. So they are written locally
+        # first.
         remote = runs_dir is not None and "://" in runs_dir
         self.local_runs = tempfile.mkdtemp(prefix="runs-") if remote else runs_dir
         self.seconds = 0.0
@@ -42,13 +43,13 @@ class TrialRecords:
         self.meter = Meter(self.local_runs, on_log, lambda: self.seconds, trackers)
         self.meter.flops_per_token = flops_per_token
 
-    def charge(self, seconds: float, data_wait_s: float) -> None:
-        """Add a part of a round's time, and of its time spent waiting for rows."""
+    def add_seconds(self, seconds: float, data_wait_s: float) -> None:
+        """Add the trial's part of a round's time, and of the time in which the round waited for rows."""
         self.seconds += seconds
         self.meter.data_wait_s += data_wait_s
 
     def publish_runs(self) -> None:
-        """Copy the TensorBoard events to `runs_dir`, if that is not a local folder."""
+        """Copy the TensorBoard events to `runs_dir` if that is a URI."""
         if self.runs_dir is not None and self.local_runs != self.runs_dir:
             target, path = filesystem(self.runs_dir)
             target.create_dir(path, recursive=True)

@@ -1,4 +1,4 @@
-"""Which rows of each step are this process's, where several workers train one adapter together."""
+"""`WorkerShard`: this process's part of each step's rows, if several workers train one adapter."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class WorkerShard:
-    """The rows of worker `rank` among `world_size` workers."""
+    """The part of worker `rank` among `world_size` workers."""
 
     rank: int = 0
     world_size: int = 1
 
     def all_reduce_sum(self, numbers: Tensor) -> Tensor:
-        """Sum over all workers; each of them gets the result.
+        """The sum of `numbers` over all workers, which each of them gets.
 
         Args:
-            numbers: on the device that the workers train on. May be changed in place.
+            numbers: a tensor on the device that the workers train on. It may be changed in place.
         """
         if self.world_size > 1:
             dist.all_reduce(numbers)
