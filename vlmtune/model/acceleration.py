@@ -1,4 +1,4 @@
-"""One way in which a step is made fast: applied to a model, and can be left out again."""
+"""`Acceleration`: a change of a model that makes its steps fast, and that can be undone."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 
 class Acceleration:
-    """A change of a model that makes its steps fast and not their results different.
+    """A change of a model that makes its steps faster without changing their results.
 
     Args:
-        name: in words, for the line that says that it is left out.
-        apply: makes the change with True and takes it back with False; not needed by code that reads `on`.
+        name: its name in messages.
+        apply: makes the change (True) or undoes it (False). None if the changed code reads `on` itself.
 
     Attributes:
-        on: whether it is in use.
+        on: whether the change is in use.
     """
 
     def __init__(self, name: str, apply: Callable[[bool], None] | None = None) -> None:

@@ -1,7 +1,8 @@
-"""Find, check, load, quantise and freeze a vision-language base model.
+"""Find, check, load, quantize and freeze a vision-language base model.
 
-What is wrong with the model's name, folder, licence or network is raised as a `ModelError` of one line. Out
-of memory stays `torch.OutOfMemoryError`, because a search treats it as an infeasible trial, not as a mistake.
+Problems with the model's name, folder, licence or network raise a `ModelError` of one line. If memory runs
+out, `torch.OutOfMemoryError` is raised, because a search treats that as an infeasible trial, not as a
+mistake.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ WEIGHT_FILES = (
 
 
 def check_model(ref: ModelRef) -> PreTrainedConfig:
-    """The model's config, after all checks that need not read its weights.
+    """Check a model as far as possible without reading its weights; returns its config.
 
-    In a folder the header of every weight file is read as well (milliseconds at any size), which finds
+    If the model is a folder, the header of every weight file is read (milliseconds at any size), which finds
     missing and truncated shards.
 
     Raises:
-        ModelError: it is not there, gated, incomplete, damaged, or not a vision-language model.
+        ModelError: the model is missing, gated, incomplete, damaged, or not a vision-language model.
     """
     config = ref.config()
     if Path(ref.name).is_dir():
@@ -59,17 +60,18 @@ def load_base(
     """The frozen base model on `device`: no parameter requires a gradient, and the key-value cache is off.
 
     Args:
-        quantization: nf4 and int8 quantise every linear layer but the output head, the vision tower's too,
-            as transformers does by default. int8 means 8-bit weights with arithmetic in `dtype`. fp8
-            multiplies the language model's linear layers in 8-bit floats. See `vlmtune.model.frozen`.
-        dtype: of the computation, and of embeddings, norms, convolutions and the head; None is
-            `default_dtype(device)`, "auto" the one that the model was saved in.
-        nested_quant: quantise nf4's scales as well.
-        llm_int8: use bitsandbytes' LLM.int8 for int8, whose activations are 8-bit too.
-        dequantized: hold the values of nf4 or int8 once in `dtype`.
+        quantization: nf4 and int8 quantize every linear layer except the output head, also those of the
+            vision tower, as transformers does by default. int8 means 8-bit weights with arithmetic in
+            `dtype`. With fp8, the language model's linear layers multiply 8-bit floats. See
+            `vlmtune.model.frozen`.
+        dtype: dtype of the computation, and of embeddings, norms, convolutions and the head. None means
+            `default_dtype(device)`, "auto" the dtype that the model was saved in.
+        nested_quant: also quantize nf4's scales.
+        llm_int8: for int8, use bitsandbytes' LLM.int8, which also quantizes activations to 8 bits.
+        dequantized: unpack the weights of nf4 or int8 once, and hold them in `dtype`.
 
     Raises:
-        ModelError: as `check_model`; also if weights are missing, have another shape, or are stored in
+        ModelError: as `check_model`; also if weights are missing, have a wrong shape, or are stored in
             another quantization.
         torch.OutOfMemoryError: the model does not fit on the device.
     """
@@ -79,7 +81,7 @@ def load_base(
     config = check_model(ref)
     resolved = resolve_dtype(dtype, config, device)
     stored = _stored_quantization(ref.name, config, quantization)
-    if stored is not None:  # it holds the dtype of the computation as well
+    if stored is not None:  # the stored config has the dtype of the computation, which may differ
         config.quantization_config = {
             **stored,
             "bnb_4bit_compute_dtype": str(resolved).removeprefix("torch."),
@@ -111,7 +113,7 @@ def _load_checked(
     quantization_config: BitsAndBytesConfig | None,
     attn_implementation: str | None,
 ) -> PreTrainedModel:
-    """The model of the config on `device`; ModelError if weights are missing or have another shape."""
+    """The model of the config on `device`. Raises ModelError if weights are missing or have a wrong shape."""
     import torch
     from transformers import AutoModelForImageTextToText
 
@@ -136,7 +138,7 @@ def _load_checked(
 
 
 def load_base_for(settings: Settings, device: torch.device, *, dequantized: bool = False) -> PreTrainedModel:
-    """`load_base` with what the settings say."""
+    """Call `load_base` with the arguments that the settings have."""
     model = settings.model
     return load_base(
         model.ref,
@@ -153,8 +155,8 @@ def load_base_for(settings: Settings, device: torch.device, *, dequantized: bool
 def default_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 on a GPU that computes in it, else float32.
 
-    float16 is never the default. It is faster on an older GPU, but it needs the trainer's loss scaling, and
-    models trained in bfloat16 can overflow in it.
+    float16 is never the default. It is faster on older GPUs, but it needs loss scaling, and models that were
+    trained in bfloat16 can overflow in it.
     """
     import torch
 
@@ -165,7 +167,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 def resolve_dtype(dtype: Dtype | None, config: PreTrainedConfig, device: torch.device) -> torch.dtype:
-    """The torch dtype that a setting means. See `load_base`."""
+    """The torch dtype of the setting `dtype`, see `load_base`."""
     import torch
 
     saved = config.dtype or config.get_text_config().dtype
@@ -177,7 +179,7 @@ def resolve_dtype(dtype: Dtype | None, config: PreTrainedConfig, device: torch.d
 
 
 def unquantized_layers(ref: ModelRef, quantization: Quantization) -> list[str] | None:
-    """Names of the layers that must not be quantised; None where transformers' own choice is right."""
+    """Names of the layers that must not be quantized; None if transformers' default list is right."""
     from transformers.quantizers.base import get_keys_to_not_convert
 
     from vlmtune.model.direct_weights import directly_read_layers
@@ -195,10 +197,10 @@ def bitsandbytes_config(
     nested_quant: bool,
     unquantized: list[str] | None = None,
 ) -> BitsAndBytesConfig | None:
-    """How transformers quantizes to nf4 or int8; None for another quantization.
+    """The config with which transformers quantizes to nf4 or int8; None for another quantization.
 
     Args:
-        unquantized: names of the layers that stay as they are; None: the output head.
+        unquantized: names of the layers that are not quantized; None for the output head.
     """
     from transformers import BitsAndBytesConfig
 
@@ -217,12 +219,12 @@ def bitsandbytes_config(
 
 
 def _stored_quantization(name: str, config: PreTrainedConfig, wanted: Quantization) -> dict[str, Any] | None:
-    """The quantization config that the weights were saved with, if any.
+    """The quantization config that the weights were saved with; None if they were saved unquantized.
 
-    They can only be loaded with it; transformers would ignore any other with a warning.
+    Quantized weights can only be loaded with this config: transformers ignores another one with a warning.
 
     Raises:
-        ModelError: it is another quantization than `wanted`.
+        ModelError: the weights were saved in another quantization than `wanted`.
     """
     stored: dict[str, Any] | None = getattr(config, "quantization_config", None)
     if stored is None:
@@ -278,7 +280,7 @@ def _check_weight_files(folder: Path) -> None:
 
 
 def _check_loading(name: str, info: dict[str, Any]) -> None:
-    """Refuse a model with tensors that are in no file: transformers would fill them with random numbers."""
+    """Refuse a model with tensors that are in no file. transformers has filled them with random numbers."""
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ModelError(

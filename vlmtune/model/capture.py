@@ -1,8 +1,8 @@
 """Replay parts of a model as CUDA graphs.
 
-Below a few thousand tokens a step's time is Python and kernel launches, not arithmetic. A graph replays
-captured kernels on fixed memory, so there is one graph for each shape of the inputs. On a GPU, rows are
-padded to a multiple of `LENGTH_MULTIPLE` tokens to keep the shapes few.
+Below a few thousand tokens, a step spends its time in Python and kernel launches, not in arithmetic. A CUDA
+graph replays captured kernels on fixed memory, so each shape of the inputs needs a graph of its own. On a
+GPU, rows are padded to a multiple of `LENGTH_MULTIPLE` tokens, so that there are few shapes.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from vlmtune.compat.torch import flatten, unflatten
 
 LENGTH_MULTIPLE = 32
-# Calls of a shape before it is captured, so that compilers and autotuners are done, and rare shapes are never
+# Calls of a shape before it is captured. By then compilers and autotuners are done, and rare shapes are not
 # captured.
 WARM_UP_CALLS = 3
-MAX_GRAPHS = 16  # of a module
-# A background thread that copies a checkpoint off the GPU meanwhile does not invalidate the capture.
+MAX_GRAPHS = 16  # graphs of a module
+# With this mode, a background thread may copy a checkpoint off the GPU during a capture.
 CAPTURE_ERROR_MODE = "thread_local"
 CAPTURE_STOPPED = (
     "out of GPU memory: steps are no longer captured as CUDA graphs, which makes short ones slower"
 )
-CAPTURE_OVERHEAD = 1.25  # memory that a capture takes, as a multiple of what the forward pass retains
+CAPTURE_OVERHEAD = 1.25  # memory of a capture, as a multiple of the activations that the forward pass keeps
 
 GetTrainedTensors = Callable[[], Sequence[Tensor]]
 
@@ -34,27 +34,28 @@ GetTrainedTensors = Callable[[], Sequence[Tensor]]
 def install_capturing(
     module: nn.Module, get_trained: GetTrainedTensors, on_failure: Callable[[str], None]
 ) -> None:
-    """Let calls of `module` in training replay CUDA graphs, in place.
+    """Make calls of `module` in training replay CUDA graphs. Changes the module in place.
 
-    A call may have a backward pass through its first output to the trained tensors. That pass must end before
-    the next call with the same shapes.
+    A call may have a backward pass from its first output to the trained tensors. The backward pass must end
+    before the next call with the same shapes.
 
     Args:
-        get_trained: gives the tensors in `module` that a call has gradients for, the same ones for the same
-            shapes of the inputs. Without any, the module runs without gradient.
-        on_failure: takes a line that says why capturing failed or stopped. The module then runs as before.
+        get_trained: returns the tensors in `module` that a call computes gradients for; the same ones for the
+            same shapes of the inputs. If there are none, the module runs without gradient.
+        on_failure: called with a line that says why capturing failed or stopped. The module then runs as
+            before.
     """
     module.forward = CapturedForward(module, get_trained, on_failure)
 
 
 def discard_graphs(module: nn.Module) -> None:
-    """Discard the graphs of `module`, whose parameters have moved; later calls capture new ones."""
+    """Discard the graphs of `module`, because its parameters have moved. Later calls capture new graphs."""
     if isinstance(module.forward, CapturedForward):
         module.forward.discard()
 
 
 def set_capturing(model: nn.Module, enabled: bool) -> None:
-    """Let the captured modules of `model` replay graphs, or run as before. Present graphs are discarded."""
+    """Switch the replaying of graphs in `model` on or off. Present graphs are discarded."""
     for module in model.modules():
         if isinstance(module.forward, CapturedForward):
             module.forward.enabled = enabled
@@ -62,10 +63,10 @@ def set_capturing(model: nn.Module, enabled: bool) -> None:
 
 
 def remove_capturing(model: nn.Module) -> bool:
-    """Free the memory of all graphs in `model` and capture no more.
+    """Free the memory of all graphs in `model`, and capture no more.
 
     Returns:
-        Whether there were graphs. Without any, `model` continues to capture: smaller inputs may have room.
+        Whether there were graphs. If not, `model` still captures, because graphs of smaller inputs may fit.
     """
     captured = [module.forward for module in model.modules() if isinstance(module.forward, CapturedForward)]
     if not any(forward.graphs for forward in captured):
@@ -77,12 +78,14 @@ def remove_capturing(model: nn.Module) -> bool:
 
 
 class CapturedForward:
-    """The `forward` of a module whose calls are captured, each after `WARM_UP_CALLS` with its signature.
+    """Replaces the `forward` of a module. Calls with one signature are captured after `WARM_UP_CALLS` calls.
+
+    The signature of a call is the structure of its arguments, and the shapes and dtypes of its tensors.
 
     Attributes:
-        original_forward: the module's own.
-        graphs, calls: by signature of a call: its structure, and the shapes and dtypes of its tensors.
-        signatures_without_memory: those that there was no memory to capture for.
+        original_forward: the module's own `forward`.
+        graphs, calls: the graphs, and the number of calls, by signature.
+        signatures_without_memory: signatures for which there was too little memory to capture.
         pool: the memory that all graphs share.
         enabled: whether calls are captured and replayed.
     """
@@ -100,7 +103,7 @@ class CapturedForward:
         self.enabled = True
 
     def discard(self) -> None:
-        """Forget all graphs, and which shapes were called."""
+        """Discard all graphs, and count calls from 0 again."""
         self.graphs.clear()
         self.calls.clear()
         self.signatures_without_memory.clear()
@@ -147,12 +150,12 @@ class CapturedForward:
         tensors: list[Tensor],
         trained: Sequence[Tensor],
     ) -> CapturedCall | None:
-        """The graphs of a call; None where it cannot be captured, or there is no memory for it.
+        """Capture a call; None if it cannot be captured or there is too little memory.
 
-        A capture begins only where there is memory: torch 2.11 to 2.13 never free what a failed capture has
-        taken (https://github.com/pytorch/pytorch/pull/190308).
+        A capture is begun only if there is enough memory, because torch 2.11 to 2.13 never free the memory of
+        a failed capture (https://github.com/pytorch/pytorch/pull/190308).
         """
-        if not self.graphs:  # a pool ends with its last graph
+        if not self.graphs:  # torch frees a pool with its last graph, so a new one is needed
             self.pool = torch.cuda.graph_pool_handle()
         generator = torch.cuda.default_generators[tensors[0].device.index]
         state, stream = generator.clone_state(), torch.cuda.current_stream()
@@ -165,37 +168,41 @@ class CapturedForward:
                 graphs.capture(run, self.pool)
                 return graphs
             self.signatures_without_memory.add(signature)
-        except RuntimeError as error:  # what CUDA and torch raise about an operation that cannot be captured
-            torch.cuda.set_stream(stream)  # a capture that fails at its end leaves its side stream current
+        except RuntimeError as error:  # raised by CUDA and torch for an operation that cannot be captured
+            torch.cuda.set_stream(
+                stream
+            )  # after a failed capture, its side stream may still be the current one
             if graphs is not None:
-                generator.graphsafe_set_state(state)  # the state in use is still registered with the capture
+                generator.graphsafe_set_state(state)  # the present state is still registered with the capture
             cause = error
-            while isinstance(cause.__context__, RuntimeError):  # the end of the capture raises once more
+            while isinstance(cause.__context__, RuntimeError):  # the end of a failed capture raises again
                 cause = cause.__context__
             if not isinstance(cause, torch.OutOfMemoryError):
                 self.module.forward = self.original_forward
-                reason = " ".join(str(cause).split()[:40])  # compilers begin with a line that says nothing
+                reason = " ".join(
+                    str(cause).split()[:40]
+                )  # several lines: a compiler's first line says nothing
                 self.on_failure(f"no CUDA graphs of {type(self.module).__name__}, steps are slower: {reason}")
             elif graphs is None:
                 self.signatures_without_memory.add(signature)
-            else:  # the present graphs stay in use, and there will be no more
+            else:  # keep the present graphs, and capture no more
                 self.max_graphs = len(self.graphs)
-            del cause  # its traceback holds what the capture has made
+            del cause  # its traceback refers to the memory of the capture
         torch.cuda.empty_cache()
         return None
 
 
 class CapturedCall:
-    """The captured forward pass for one shape of inputs and, with trained parameters, its backward pass.
+    """The captured forward pass for one signature and, if parameters are trained, its backward pass.
 
-    Making it runs both passes once without capturing them.
+    The constructor runs both passes once without capturing them.
 
     Attributes:
-        activation_bytes: what the forward pass leaves for the backward pass.
-        buffer_bytes: inputs of the backward pass and gradients, which no graphs share.
+        activation_bytes: memory that the forward pass keeps for the backward pass.
+        buffer_bytes: memory for inputs of the backward pass and gradients, which graphs do not share.
 
     Raises:
-        torch.OutOfMemoryError: the run without capturing finds no memory.
+        torch.OutOfMemoryError: there is too little memory for the run without capturing.
     """
 
     def __init__(
@@ -209,7 +216,7 @@ class CapturedCall:
             before = torch.cuda.memory_allocated()
             outputs, _ = flatten(run(self.inputs))
             self.activation_bytes = torch.cuda.memory_allocated() - before
-            if trained and not outputs[0].requires_grad:  # these inputs reach no trained parameter
+            if trained and not outputs[0].requires_grad:  # with these inputs, no trained parameter is used
                 self.trained = trained = []
             if trained:
                 torch.autograd.grad(outputs[0], trained, torch.zeros_like(outputs[0]), allow_unused=True)
@@ -219,11 +226,11 @@ class CapturedCall:
         torch.cuda.current_stream().wait_stream(side_stream)
 
     def bytes_needed(self, shared: int) -> float:
-        """Bytes that a capture takes from the GPU beside the `shared` bytes of earlier activations."""
+        """Bytes that a capture needs in addition to the `shared` bytes of other graphs' activations."""
         return CAPTURE_OVERHEAD * max(self.activation_bytes - shared, 0) + self.buffer_bytes
 
     def capture(self, run: Callable[[list[Tensor]], Any], pool: Any) -> None:
-        """Capture both passes into a pool of memory that graphs share, because they never run together."""
+        """Capture both passes. Graphs share the memory of `pool`, because they never run at the same time."""
         self.forward_graph, self.backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.forward_graph, pool=pool, capture_error_mode=CAPTURE_ERROR_MODE):
             result = run(self.inputs)
@@ -245,7 +252,7 @@ class CapturedCall:
         return unflatten([first, *self.outputs[1:]], self.structure)
 
     def replay(self, tensors: list[Tensor]) -> None:
-        """Run the forward pass on these inputs."""
+        """Replay the forward pass with these inputs."""
         for fixed, tensor in zip(self.inputs, tensors, strict=True):
             fixed.copy_(tensor)
         self.forward_graph.replay()
@@ -265,7 +272,8 @@ class _ReplayFunction(torch.autograd.Function):
         graphs.backward_graph.replay()
         pairs = list(zip(graphs.trained, graphs.has_gradient, strict=True))
         sizes = [parameter.numel() for parameter, present in pairs if present]
-        # A copy, because the next replay writes over it and these tensors become the parameters' gradients.
+        # A copy, because these tensors become the parameters' gradients and the next replay would overwrite
+        # them.
         parts = iter(graphs.gradient.clone().split(sizes))
         gradients = [next(parts).view_as(parameter) if present else None for parameter, present in pairs]
         return None, None, *gradients

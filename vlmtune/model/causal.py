@@ -1,7 +1,8 @@
-"""The check on a row of the data that a token sees no later ones: else a model would see its answers.
+"""Check with a row of the data that a model is causal: that no token attends to later tokens.
 
-Prefix language models such as PaliGemma attend both ways over all that their processor calls the prompt, and
-diffusion models over everything. The loss of an answer that is seen means nothing.
+A model that is not causal would see the answers that it is trained on, so their loss would mean nothing.
+Prefix language models such as PaliGemma attend in both directions over the prompt, and diffusion models over
+everything.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ from vlmtune.data.encoded_example import IGNORED
 from vlmtune.errors import ModelError
 from vlmtune.library_errors import LIBRARY_ERRORS, first_line, lacks_memory
 
-COMPARED = 8  # positions before the last token
-# Largest change of logits, relative to their spread, that rounding explains.
+COMPARED = 8  # positions whose logits are compared: the last token and those before it
+# Largest change of logits, relative to their standard deviation, that rounding can cause.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 
 
 @torch.no_grad()
 def check_causal(base: Any, batch: dict[str, Tensor]) -> None:
-    """Change the last token of one row, and see whether the logits before it change.
+    """Check that the logits before the last token of a row do not change if that token changes.
 
     Args:
-        batch: the model's inputs for one row, on its device.
+        batch: the model's inputs for one row, on the model's device.
 
     Raises:
-        ModelError: they change, or the model does not take what its own processor makes of the row.
+        ModelError: they change, or the model does not take the inputs that its own processor makes.
     """
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     changed = dict(inputs)
@@ -41,7 +42,9 @@ def check_causal(base: Any, batch: dict[str, Tensor]) -> None:
     try:
         devices = [base.device] if base.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), _quantized_layers_get_floats(base):
-            _logits(base.train(), inputs)  # Gemma 3n clips weights then, which fails on quantised ones
+            _logits(
+                base.train(), inputs
+            )  # in training mode Gemma 3n clips weights, which fails if they are quantized
         base.eval()
         first, second = (_logits(base, one) for one in (inputs, changed))
     except LIBRARY_ERRORS as error:
@@ -70,13 +73,13 @@ def _quantized_layers(base: Any) -> list[nn.Module]:
 
 
 def _way_out(base: Any) -> str:
-    """For a class that reads its weights itself: on quantised ones it fails."""
+    """A hint at the end of a message: some model classes fail on quantized weights."""
     return " (--quantization none may do)" if _quantized_layers(base) else ""
 
 
 @contextmanager
 def _quantized_layers_get_floats(base: Any) -> Iterator[None]:
-    """Raises a TypeError where a class casts what it computes to the integer type of its weights."""
+    """In the block, raise a TypeError if a quantized layer gets integers, by a cast to its dtype."""
 
     def check(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         if args and not args[0].is_floating_point():
@@ -91,7 +94,7 @@ def _quantized_layers_get_floats(base: Any) -> Iterator[None]:
 
 
 def _logits(base: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """`[COMPARED - 1, V]` float32, before the last token."""
+    """The logits at the positions before the last token, `[COMPARED - 1, V]` float32."""
     known = "logits_to_keep" in inspect.signature(type(base).forward).parameters
     kept = {"logits_to_keep": COMPARED} if known else {}
     logits: Tensor = base(**inputs, **kept, use_cache=False).logits
@@ -99,7 +102,7 @@ def _logits(base: Any, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def labelled_logits(base: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The class's own logits `[N, V]` float32 before each labelled token of a batch, and the N labels."""
+    """The model class's logits for each labelled token of a batch, `[N, V]` float32, and the N labels."""
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     labels = batch["labels"][:, 1:]
     labelled = labels != IGNORED

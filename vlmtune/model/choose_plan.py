@@ -1,4 +1,4 @@
-"""The fastest plan of a training step that fits a GPU's memory."""
+"""Choose the fastest plan of a training step that fits in a GPU's memory."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ from vlmtune.errors import DoesNotFitError
 from vlmtune.model.memory import CONTEXT, USABLE, StepLoad, StepPlan, estimate_memory, size_text, usable
 from vlmtune.model.shapes import ModelShapes
 
-BUSY_TOKENS = 2048  # tokens of a micro-batch that keep a GPU busy; with fewer, a token costs more time
-EVALUATED_TOKENS = 4096  # the same in evaluation, without a backward pass; the vision tower's included
-# FLOP/s of a large GPU without compiled layers; only to guess whether a run is long.
+BUSY_TOKENS = 2048  # tokens in a micro-batch that keep a GPU busy; with fewer, each token takes more time
+# The same for evaluation, which has no backward pass; including tokens of the vision tower.
+EVALUATED_TOKENS = 4096
+# FLOP/s of a large GPU without compiled layers. It is only used to estimate whether a run is long.
 EAGER_RATE = 300e12
-WORTH_COMPILING = 240  # seconds of a run without compiled layers; compiling takes about 30, saves a quarter
+# Seconds of a run from which on compiling pays: it takes about 30 s and saves a quarter.
+WORTH_COMPILING = 240
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What the settings fix about a plan; None leaves a choice to `choose_plan`.
+    """The parts of a plan that the settings fix. None leaves a choice to `choose_plan`.
 
     Attributes:
         dequantized, checkpointing, micro_batch_size, compiled, offload: as in `StepPlan`.
-        sizes: the micro-batches to choose from, largest first; the batch and its halves if there are none.
-        can_capture: whether steps can be captured as CUDA graphs. Those with checkpoints never are.
+        sizes: the micro-batch sizes to choose from, largest first; if empty, the batch size, its half, and so
+            on.
+        can_capture: whether steps can be captured as CUDA graphs. Steps with gradient checkpointing never
+            are.
     """
 
     dequantized: bool | None = None
@@ -39,7 +43,7 @@ def choose_plan(model: ModelShapes, load: StepLoad, capacity: float, options: Pl
     """The fastest plan that fits `capacity` bytes of GPU memory.
 
     Raises:
-        DoesNotFitError: not even one row at a time fits, with the numbers and what would.
+        DoesNotFitError: not even one row at a time fits. The message says what would fit.
     """
     room = usable(capacity)
     plans = list(_by_speed(load, options))
@@ -66,13 +70,14 @@ def plan_text(plan: StepPlan, load: StepLoad) -> str:
 
 
 def training_seconds(model: ModelShapes, tokens: float) -> float:
-    """About how long training on so many tokens takes, without compiled layers."""
-    # Two operations a frozen weight in the forward pass, and two for the gradient of its input.
+    """The approximate time in seconds of training on `tokens` tokens without compiled layers."""
+    # For each frozen weight and token: two operations in the forward pass, and two for the gradient of the
+    # input.
     return 4 * model.decoder_linear_weights * tokens / EAGER_RATE
 
 
 def halves(batch: int) -> Iterator[int]:
-    """The number, half of it, and so on, to 1."""
+    """`batch`, half of it, and so on, down to 1."""
     while batch > 1:
         yield batch
         batch = -(-batch // 2)
@@ -80,10 +85,11 @@ def halves(batch: int) -> Iterator[int]:
 
 
 def _by_speed(load: StepLoad, options: PlanOptions) -> Iterator[StepPlan]:
-    """Plans from the fastest to the smallest.
+    """Plans, the fastest first.
 
-    Fewer rows at once cost little down to about `BUSY_TOKENS`, then checkpointing costs less. Captured steps
-    of half as many rows are a little faster than all rows in a step that is not captured.
+    Fewer rows at once cost little time down to about `BUSY_TOKENS`. Below that, gradient checkpointing costs
+    less time. Captured steps with half as many rows are a little faster than a step with all rows that is not
+    captured.
     """
     sizes = (
         [options.micro_batch_size] if options.micro_batch_size else list(options.sizes or halves(load.batch))
@@ -94,10 +100,10 @@ def _by_speed(load: StepLoad, options: PlanOptions) -> Iterator[StepPlan]:
         dequantized_choices = [options.dequantized]
     else:
         dequantized_choices = [True, False] if quantized else [False]
-    either = options.checkpointing is None  # the plan chooses whether to checkpoint
+    chooses_checkpointing = options.checkpointing is None
     for checkpointing in (False, True) if options.checkpointing is None else (options.checkpointing,):
         for dequantized in dequantized_choices:
-            for size in large if either and not checkpointing else sizes:
+            for size in large if chooses_checkpointing and not checkpointing else sizes:
                 plan = StepPlan(dequantized, checkpointing, size, options.compiled, options.offload)
                 if options.can_capture and not checkpointing:
                     yield from (

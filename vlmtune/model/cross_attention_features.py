@@ -17,15 +17,18 @@ IMAGE_INPUTS = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")  # [1, 
 
 
 def vision_features(base: Any, *, max_bytes: float, note: Callable[[str], None]) -> VisionFeatures:
-    """The cache of vision features of this base, empty."""
+    """An empty cache of vision features for this base."""
     kind = MllamaFeatures if isinstance(base.base_model, MllamaModel) else VisionFeatures
     return kind(base, max_bytes=max_bytes, note=note)
 
 
 class MllamaFeatures(VisionFeatures):
-    """Features that cross-attention layers read: a row has `[tiles, N, D]`, N tokens of a tile.
+    """Vision features that cross-attention layers read.
 
-    Rows may have different numbers of images. The attention mask hides the padding.
+    A row's features are `[tiles, N, D]`, N tokens for a tile.
+
+    Rows of a batch may have different numbers of images. Their features are padded, and the attention mask
+    hides the padding.
     """
 
     def inputs(self, features: Sequence[RowFeatures]) -> dict[str, Any]:
@@ -44,7 +47,7 @@ class MllamaFeatures(VisionFeatures):
     def compute(self, row: int, tokens: int, batch: Batch) -> RowFeatures | None:
         """The features of one row, cached if there is memory for them."""
         model = self.base.base_model
-        images = int((batch["aspect_ratio_ids"] > 0).sum())  # 0 pads a row to the batch's most images
+        images = int((batch["aspect_ratio_ids"] > 0).sum())  # 0 marks padding images
         inputs = {name: batch[name][:, :images] for name in IMAGE_INPUTS}
         states = model.vision_model(**inputs).last_hidden_state
         features = [model.multi_modal_projector(states).flatten(0, 2)]
@@ -53,7 +56,7 @@ class MllamaFeatures(VisionFeatures):
 
 
 def _pad_tiles(tiles: Tensor, most: int) -> Tensor:
-    """`[tiles, N, D]` followed by zeros, `[most, N, D]`."""
+    """`[tiles, N, D]` padded with zeros to `[most, N, D]`."""
     if len(tiles) == most:
         return tiles
     return torch.cat([tiles, tiles.new_zeros(most - len(tiles), *tiles.shape[1:])])

@@ -1,9 +1,10 @@
-"""Deep-stack vision features as tensors of a fixed shape, so that the decoder that adds them can be captured.
+"""Give DeepStack vision features a fixed shape, so that a decoder that adds them can be captured.
 
-Qwen3-VL and its relatives add features of the vision tower to the image positions behind their first decoder
-layers (https://arxiv.org/abs/2406.04334). transformers selects those positions with a boolean mask: the
-sizes then depend on the mask's values, the GPU is waited for, and no CUDA graph can hold it. The same sum
-over all positions, with zeros where there is no image, has the shape of the hidden states.
+Qwen3-VL and related models add features of the vision tower to the hidden states at image positions after the
+first decoder layers (DeepStack, https://arxiv.org/abs/2406.04334). transformers selects these positions with
+a boolean mask. The shapes then depend on the mask's values, so Python waits for the GPU, and a CUDA graph
+cannot be captured. Here the features are added at all positions, with zeros where there is no image, so
+shapes are fixed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from vlmtune.model.acceleration import Acceleration
 
 
 def use_dense_deepstack(decoder: nn.Module) -> Acceleration | None:
-    """Make `decoder` add deep-stack features at all positions, in place; None where it adds none."""
+    """Make `decoder` add DeepStack features at all positions, in place; None if it adds no such features."""
     if not adds_deepstack_features(decoder):
         return None
     acceleration = Acceleration(
@@ -34,7 +35,7 @@ def use_dense_deepstack(decoder: nn.Module) -> Acceleration | None:
 
 
 def _widen_features(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Each [image tokens, D] of `deepstack_visual_embeds` becomes [B, T, D], by `visual_pos_masks` [B, T]."""
+    """Change each [image tokens, D] of `deepstack_visual_embeds` to [B, T, D] with `visual_pos_masks`."""
     features, mask = kwargs.get("deepstack_visual_embeds"), kwargs.get("visual_pos_masks")
     if features is None or mask is None:
         return args, kwargs

@@ -1,7 +1,8 @@
-"""Linear layers that must not be quantised, because the model's code reads their weights itself.
+"""Find linear layers that must not be quantized, because the model's code uses their weights directly.
 
-`pixel_values.to(self.patch_embedding.weight.dtype)` makes bytes of the pixels where the layer is quantised,
-and `self.coefs.weight.clamp_(...)` changes packed bits. Which code does so is read from the classes' sources.
+If such a layer is quantized, `pixel_values.to(self.patch_embedding.weight.dtype)` makes bytes of the pixels,
+and `self.coefs.weight.clamp_(...)` changes packed bits. Such code is found in the source of the model's
+classes.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ SELF_WEIGHT = re.compile(r"\bself\.((?:\w+\.)*\w+)\.weight\b")
 
 
 def directly_read_layers(model: nn.Module) -> list[str]:
-    """Names of the linear layers in `model` whose `weight` other modules' code mentions.
+    """Names of the linear layers in `model` whose `weight` is used in the code of other modules.
 
-    A class without source code is passed over.
+    Classes without source code are skipped.
     """
     names = []
     for name, module in model.named_modules():
@@ -35,7 +36,7 @@ def directly_read_layers(model: nn.Module) -> list[str]:
 
 @cache
 def _weights_in_source(kind: Any) -> frozenset[str]:
-    """The paths of `self.PATH.weight` in the code of a class and its bases, but torch's."""
+    """The PATHs of all `self.PATH.weight` in the code of a class and its bases, except torch's."""
     paths: set[str] = set()
     for base in kind.__mro__:
         if base.__module__.partition(".")[0] in ("torch", "builtins"):

@@ -1,12 +1,12 @@
-"""What makes a training step fast without changing its result, for any model with a decoder.
+"""Changes that make a training step faster without changing its result, for any model with a decoder.
 
-- `lean_lora`: LoRA in the dtype of the activations, without PEFT's casts of whole activations.
-- `disable_vision_gradient`: no gradient and no stored activations for a vision tower that is not trained.
-- `disable_autocast`: the whole model in the base's own dtype, where autocast would widen every norm.
-- `skip_padding_mask`: no padding mask under causal attention, which lets attention use its fastest kernel.
-- `compile_layers`: `torch.compile` for each decoder layer.
+- `lean_lora`: LoRA is computed in the dtype of the activations, without PEFT's casts of whole activations.
+- `disable_vision_gradient`: a vision tower that is not trained runs without gradient and keeps no
+activations. - `disable_autocast`: the whole model computes in the base's own dtype, without autocast to
+float32 in norms. - `skip_padding_mask`: causal attention gets no padding mask, so that it can use its fastest
+kernel. - `compile_layers`: each decoder layer is compiled with `torch.compile`.
 
-Each changes a model in place. `vlmtune.model.step.AcceleratedStep` applies them.
+Each function changes a model in place. `vlmtune.model.step.AcceleratedStep` applies them.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ from vlmtune.compat.transformers import config_without_padding_mask, run_checkpo
 from vlmtune.model.acceleration import Acceleration
 from vlmtune.model.offload import OffloadedCheckpoints
 
-# Training, evaluation and their batch sizes, each with a fixed and then a free length. torch's limit is 8.
+# Layers are compiled again for training, evaluation and each batch size, first for a fixed length, then for
+# any length. torch's default limit is 8.
 RECOMPILE_LIMIT = 64
 
 
 class LeanLora:
     """A LoRA layer that computes `base(x) + scaling * B A dropout(x)` in the dtype of `base(x)`.
 
-    PEFT casts `x` to the adapter's float32 first, so that every activation is written and read at twice its
-    size. Here the adapter's two small matrices are cast instead.
+    PEFT casts `x` to the adapter's float32 first, so that each activation is written and read at twice its
+    size. This class casts the adapter's two small matrices instead.
     """
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -50,15 +51,15 @@ class LeanLora:
 
 
 class LeanLinear(LeanLora, PeftLinear):
-    """On a plain linear layer."""
+    """`LeanLora` on a plain linear layer."""
 
 
 class LeanLinear4bit(LeanLora, PeftLinear4bit):
-    """On a linear layer in 4 bits."""
+    """`LeanLora` on a linear layer in 4 bits."""
 
 
 class LeanLinear8bit(LeanLora, PeftLinear8bit):
-    """On a linear layer in 8 bits."""
+    """`LeanLora` on a linear layer in 8 bits."""
 
 
 LEAN_CLASSES: dict[type, type] = {
@@ -69,9 +70,9 @@ LEAN_CLASSES: dict[type, type] = {
 
 
 def lean_lora(model: PeftModel) -> Acceleration:
-    """Let PEFT's LoRA layers compute as `LeanLora` does, with one active adapter at a time.
+    """Make PEFT's LoRA layers compute as `LeanLora` does, with one active adapter at a time.
 
-    DoRA and adapters with a bias keep PEFT's own computation.
+    Layers with DoRA or a bias keep PEFT's computation.
     """
     changed = [
         (module, type(module))
@@ -84,16 +85,16 @@ def lean_lora(model: PeftModel) -> Acceleration:
 
     def apply(on: bool) -> None:
         for module, kind in changed:
-            module.__class__ = LEAN_CLASSES[kind] if on else kind  # attributes stay, only `forward` differs
+            module.__class__ = LEAN_CLASSES[kind] if on else kind  # only `forward` differs
 
     apply(True)
     return Acceleration("LoRA in the activations' dtype", apply)
 
 
 def disable_vision_gradient(model: PreTrainedModel) -> None:
-    """Run the parts beside the decoder without gradient, where none of them has a trained parameter.
+    """Run vision tower and projector without gradient, if they have no trained parameter.
 
-    Gradient checkpointing makes every input embedding require a gradient, the vision tower's too. The tower
+    Gradient checkpointing makes all input embeddings require a gradient, also the vision tower's. The tower
     would then run twice and have a backward pass.
     """
     vision_parts = decoder_and_other_parts(model)[1:]
@@ -103,10 +104,10 @@ def disable_vision_gradient(model: PreTrainedModel) -> None:
 
 
 def disable_autocast(model: PeftModel) -> bool:
-    """Run the model's parts without autocast, in the base's dtype, where only lean LoRA is trained.
+    """Run the model without autocast, in the base's dtype, if only `LeanLora` layers are trained.
 
     Returns:
-        Whether it was done.
+        Whether that was possible.
     """
     trains_other = any(
         ".lora_" not in name for name, parameter in model.named_parameters() if parameter.requires_grad
@@ -124,7 +125,7 @@ def disable_autocast(model: PeftModel) -> bool:
 
 
 def decoder_and_other_parts(model: PreTrainedModel) -> list[Any]:
-    """The decoder, and after it the modules beside it: vision tower and projector."""
+    """The decoder, followed by the other parts of the model: vision tower and projector."""
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     for parent in model.modules():
         if decoder in parent.children():
@@ -133,12 +134,12 @@ def decoder_and_other_parts(model: PreTrainedModel) -> list[Any]:
 
 
 def skip_padding_mask(model: PreTrainedModel) -> Acceleration:
-    """Do not mask padding in the decoder's attention; training batches are padded on the right.
+    """Do not mask padding in the decoder's attention, because training batches are padded on the right.
 
-    Under causal attention no token attends to a later one, so no token with a label sees padding. The
-    decoder makes its attention masks under a copy of its config that leaves padding out. Calls with a cache
-    (generation, which pads on the left), with position ids `[B, T]` of the caller, or with a mask of four
-    dimensions keep their padding mask. Multimodal position ids `[3, B, T]` come from the model itself.
+    In causal attention no token attends to a later one, so a token with a label never attends to padding.
+    While the decoder makes its attention masks, it has a copy of its config that turns the padding mask off.
+    A call keeps its padding mask if it has a cache (generation, which pads on the left), position ids `[B,
+    T]`, or a mask of four dimensions. Multimodal position ids `[3, B, T]` come from the model itself.
     """
     acceleration = Acceleration("attention without padding mask")
     decoder = model.get_decoder()
@@ -173,14 +174,14 @@ def _one_axis(position_ids: Tensor | None) -> bool:
 def compile_layers(
     model: PreTrainedModel, *, compiled: bool = True, checkpoints: OffloadedCheckpoints | None = None
 ) -> Acceleration:
-    """Compile the decoder's layers with `torch.compile`; the first steps then take half a minute.
+    """Compile the decoder's layers with `torch.compile`. The first steps then take half a minute.
 
-    Compiling fuses norms, rotary embedding, activation, casts and LoRA's additions. Layers of one class
-    share their code. A layer with gradient checkpointing is compiled inside its checkpoint.
+    Compiling fuses norms, rotary embeddings, activations, casts and LoRA's additions. Layers of one class
+    share their compiled code. With gradient checkpointing, the code inside a checkpoint is compiled.
 
     Args:
-        compiled: False only changes how the layers are checkpointed.
-        checkpoints: keeps the layers' inputs instead of torch's own checkpoints.
+        compiled: whether to compile; if not, only the way of checkpointing is changed.
+        checkpoints: stores the layers' inputs in place of torch's gradient checkpoints.
     """
     torch.compiler.config.recompile_limit = RECOMPILE_LIMIT
     torch.compiler.config.accumulated_recompile_limit = 8 * RECOMPILE_LIMIT

@@ -1,13 +1,13 @@
-"""How a frozen linear layer computes.
+"""The computation of frozen linear layers, quantized or dequantized.
 
-- nf4 is bitsandbytes' `Linear4bit`: the weight is dequantised to the compute dtype for a plain product.
-- int8 is weight-only (`Int8Linear`): the 8-bit rows are dequantised, and the product is in the activations'
-  dtype. So activations are not rounded to 8 bits, they may have any number of dimensions, and a row's result
-  does not depend on the other rows of its batch.
-- `dequantize_layers` holds the values of either once in the compute dtype: the same values, two bytes a
-  weight, and no dequantising at each use.
-- fp8 multiplies 8-bit floats, weights and activations, forward and backward (`Fp8Linear`). It is another
-  arithmetic, twice as fast on Hopper.
+- nf4 uses bitsandbytes' `Linear4bit`: it dequantizes the weight to the compute dtype for a plain product.
+- int8 is weight-only (`Int8Linear`): the 8-bit weight is dequantized row by row, and the product is in the
+  activations' dtype. So activations are not rounded to 8 bits, they may have any number of dimensions, and a
+  row's result does not depend on the other rows of its batch.
+- `dequantize_layers` unpacks the weights of nf4 or int8 once and holds them in the compute dtype: the same
+  values, two bytes for each weight, and no dequantizing at each use.
+- fp8 multiplies 8-bit floats, both weights and activations, in the forward and backward pass (`Fp8Linear`).
+  Its results differ from the other ones; it is twice as fast on Hopper.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ FP8_MAX = 448.0
 
 
 class Int8Linear(Linear8bitLt):
-    """A weight-only `Linear8bitLt`: 8-bit rows times their scale, in the activations' (or autocast's) dtype.
+    """A weight-only `Linear8bitLt`: it multiplies dequantized rows in the activations' (or autocast's) dtype.
 
-    It stays a `Linear8bitLt`, so that transformers saves it and PEFT adapts it as any 8-bit layer.
+    It is a subclass of `Linear8bitLt`, so that transformers saves it and PEFT adapts it like any 8-bit layer.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class Int8Linear(Linear8bitLt):
 
 
 class _WeightOnlyInt8(torch.autograd.Function):
-    """`x @ W.T + bias`, with W dequantised in the forward and again in the backward pass."""
+    """`x @ W.T + bias`. W is dequantized in the forward pass and again in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -65,11 +65,11 @@ class _WeightOnlyInt8(torch.autograd.Function):
 
 
 def int8_rows(module: Linear8bitLt) -> tuple[Tensor, Tensor]:
-    """The stored rows and the largest magnitude of each.
+    """The stored rows of the weight, and the largest magnitude of each row.
 
-    bitsandbytes keeps the magnitudes on the parameter until its own first forward pass, then on the module's
-    state. PEFT's merge puts them back on the parameter. Neither place follows the parameter to another
-    device.
+    bitsandbytes keeps the magnitudes in an attribute of the parameter until its own first forward pass, then
+    in the module's state. PEFT's merge moves them back to the parameter. Neither is moved to another device
+    with the parameter.
 
     Returns:
         int8 [out_features, in_features], and float32 [out_features].
@@ -81,16 +81,16 @@ def int8_rows(module: Linear8bitLt) -> tuple[Tensor, Tensor]:
 
 def dequantize_rows(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """`weight` int8 [O, D] times `scale` float32 [O] / 127, rounded once to `dtype`; [O, D]."""
-    out = torch.empty(weight.shape, dtype=dtype, device=weight.device)  # spares a float32 copy of the weight
+    out = torch.empty(weight.shape, dtype=dtype, device=weight.device)  # avoids a float32 copy of the weight
     return torch.mul(weight, (scale / INT8_MAX).unsqueeze(1), out=out)
 
 
 def dequantize_weight(module: nn.Module, dtype: torch.dtype | None = None) -> Tensor:
-    """The weight [out_features, in_features] that a linear layer multiplies with.
+    """The weight [out_features, in_features] of a linear layer, dequantized.
 
     Args:
-        dtype: of the result; None is the dtype in which a 4-bit weight was given, float32 for 8-bit rows, and
-            the stored dtype of a plain layer.
+        dtype: dtype of the result. None means the dtype before quantization for 4-bit weights, float32 for
+            8-bit weights, and the stored dtype for a plain layer.
 
     Raises:
         TypeError: the module is not a linear layer.
@@ -107,29 +107,29 @@ def dequantize_weight(module: nn.Module, dtype: torch.dtype | None = None) -> Te
 
 
 def prepare_quantized_layers(model: nn.Module, *, llm_int8: bool = False) -> None:
-    """Let the quantised layers of a loaded model compute as this module says, in place.
+    """Make the quantized layers of a loaded model compute as described in this module, in place.
 
     Args:
-        llm_int8: leave 8-bit layers to bitsandbytes.
+        llm_int8: keep bitsandbytes' own computation of 8-bit layers (LLM.int8).
     """
     for module in model.modules():
         if isinstance(module, Linear4bit):
-            # On CPUs with AVX512-BF16 bitsandbytes repacks the weight at the first evaluation, with scales
-            # rounded to bfloat16. That layout has no backward pass, so training after an evaluation would
-            # lose its gradients.
+            # On CPUs with AVX512-BF16, bitsandbytes repacks the weight at the first evaluation, with scales
+            # rounded to bfloat16. The repacked layout has no backward pass, so training after an evaluation
+            # would get no gradients.
             module.support_avx512bf16_for_cpu = False
         elif type(module) is Linear8bitLt and not llm_int8:
-            module.__class__ = Int8Linear  # attributes, hooks and parameters stay
+            module.__class__ = Int8Linear  # keeps attributes, hooks and parameters
 
 
 def dequantize_layers(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replace every quantised layer by a plain `nn.Linear` that holds its values in `dtype`, in place."""
+    """Replace every quantized layer by a plain `nn.Linear` with the same values in `dtype`, in place."""
     for parent, name in _children(model, lambda child: isinstance(child, Linear4bit | Linear8bitLt)):
         setattr(parent, name, _plain_linear(getattr(parent, name), dtype))
 
 
 def _children(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> list[tuple[nn.Module, str]]:
-    """(parent, name) of each wanted module: a list of the modules would keep replaced ones in memory."""
+    """(parent, name) of each wanted module. A list of the modules would keep replaced ones in memory."""
     return [
         (parent, name)
         for parent in model.modules()
@@ -148,17 +148,19 @@ def _plain_linear(layer: nn.Linear, dtype: torch.dtype) -> nn.Linear:
 
 
 class Fp8Linear(nn.Linear):
-    """A frozen linear layer in 8-bit floats (e4m3).
+    """A frozen linear layer that multiplies 8-bit floats (e4m3).
 
-    Each row of the weight, and each token's activations and gradient, has a scale. Forward and backward use
-    the same weight values: the scales of the rows are multiplied into the gradient before it is rounded. A
+    Each row of the weight has a scale, and so have each token's activations and gradient. The backward pass
+    uses the same weight values as the forward pass: the rows' scales are multiplied into the gradient before
+    it is
+        rounded. A
     device without units for 8-bit floats multiplies the rounded values in the activations' dtype.
 
     Attributes:
-        weight: the bits as uint8 [out_features, in_features], which is not a trainable dtype.
+        weight: the bits of the weight as uint8 [out_features, in_features], because uint8 is not trainable.
         transposed: the same bits as [in_features, out_features], because the matrix units read both operands
             along the summed dimension.
-        scale: float32 [out_features].
+        scale: the rows' scales, float32 [out_features].
     """
 
     transposed: Tensor
@@ -197,7 +199,7 @@ class _Fp8Matmul(torch.autograd.Function):
 
 
 def _scaled_matmul(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """`x` [..., D], rounded to fp8 row by row, times `weight` [O, D] (bits) and `scale` [O].
+    """Multiply `x` [..., D], rounded to fp8 row by row, with `weight` [O, D] (bits) and `scale` [O].
 
     Returns:
         [..., O] in the dtype of `x`.
@@ -213,10 +215,10 @@ def _scaled_matmul(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`x` [N, D] as e4m3, with each row's largest magnitude at 448, and the scales that undo it.
+    """Round `x` [N, D] to e4m3, after scaling each row so that its largest magnitude is 448.
 
     Returns:
-        float8_e4m3fn [N, D], and float32 [N, 1].
+        The rounded values, float8_e4m3fn [N, D], and the scales to multiply them with, float32 [N, 1].
     """
     wide = x.float()
     scale = (wide.abs().amax(-1, keepdim=True) / FP8_MAX).clamp(min=1e-30)
@@ -231,7 +233,7 @@ def has_fp8_units(device: torch.device) -> bool:
 def make_fp8(language_model: nn.Module) -> None:
     """Replace the plain linear layers of the language model by `Fp8Linear`, in place.
 
-    Layers whose sizes are not multiples of 16, which the matrix units need, stay as they are.
+    Layers whose sizes are not multiples of 16 are not replaced, because the matrix units need such sizes.
     """
     for parent, name in _children(language_model, _fits_fp8):
         setattr(parent, name, Fp8Linear(getattr(parent, name)))

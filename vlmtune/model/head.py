@@ -1,10 +1,10 @@
-"""The log-probabilities of a batch's labels: from TRL's fused head, or from the class's own logits.
+"""The log-probabilities of a batch's labels, from TRL's fused head or from the model class's own logits.
 
-TRL's head multiplies hidden states by the head's weights, in tiles. Some classes compute their logits in
-another way: they leave out a scale of the decoder's config, or mask the tokens of images. transformers
-generates with the logits of the class, so training and `eval_loss` follow these where the two differ. On a
-GPU the fused head finds the labelled positions itself. On other devices it computes the logits of every
-position, most of which have no label; there it is told the positions.
+TRL's fused head multiplies hidden states with the output head's weights, in tiles. Some model classes compute
+other logits: they ignore a scale of the decoder's config, or mask image tokens. transformers generates with
+the class's logits, so if the two differ, training and `eval_loss` use the class's logits too. On a GPU the
+fused head finds the labelled positions itself. On other devices it would compute logits at all positions,
+most of which have no label, so the positions are passed to it.
 """
 
 from __future__ import annotations
@@ -22,19 +22,23 @@ from trl.trainer.utils import FusedCausalLMOutput
 from vlmtune.data.encoded_example import IGNORED
 from vlmtune.library_errors import LIBRARY_ERRORS
 
-POSITIONS_MULTIPLE = 8  # the number of positions is a multiple of this, so that it seldom changes
-# Relative difference of log-probabilities that TRL's head and the class compute from the same hidden states.
+# The number of positions is rounded up to a multiple of this, so that it rarely changes.
+POSITIONS_MULTIPLE = 8
+# Allowed relative difference of the log-probabilities of TRL's head and of the class, for the same hidden
+# states.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 
 def log_probs_at_labels(model: Any, batch: dict[str, Tensor]) -> Any:
-    """The log-probability of each label: TRL's output with `log_probs`, `is_top1`, `label_mask`, each [B, K].
-
-    The first two are zero where there is no label. K is the number of positions at which any row of the
-    batch has a label, and a few more.
+    """The log-probability of each label of a batch.
 
     Args:
-        model: has TRL's fused head and the argument of `add_positions_argument`.
+        model: a model with TRL's fused head, on which `add_positions_argument` was called.
+
+    Returns:
+        TRL's output with `log_probs`, `is_top1` (whether the label is the most probable token) and
+        `label_mask`, each [B, K]. The first two are zero where there is no label. K is the number of
+        positions at which any row of the batch has a label, rounded up.
     """
     labels = batch["labels"]
     if labels.is_cuda:
@@ -52,7 +56,7 @@ def log_probs_at_labels(model: Any, batch: dict[str, Tensor]) -> Any:
 
 
 def labelled_positions(shifted: Tensor) -> Tensor:
-    """`[K]`: where any row of `[B, T]` labels has one, and a few more."""
+    """The positions at which any row of `[B, T]` labels has a label, and a few more: `[K]`."""
     labelled = (shifted != IGNORED).any(0).nonzero().squeeze(1)
     missing = -len(labelled) % POSITIONS_MULTIPLE if len(labelled) else POSITIONS_MULTIPLE
     others = (shifted == IGNORED).all(0).nonzero().squeeze(1)[:missing]
@@ -60,9 +64,10 @@ def labelled_positions(shifted: Tensor) -> Tensor:
 
 
 def add_positions_argument(base: Any) -> None:
-    """Give `base`, in place, an argument `positions`: it then computes logits and loss at those alone.
+    """Give `base`, in place, an argument `positions`, at which alone it computes logits and loss.
 
-    `base` has TRL's head. Where that differs from the class's own logits, these take its place.
+    `base` must have TRL's head. If that head differs from the class's own logits, the latter are used
+    instead.
     """
     if not fused_head_agrees(base):
         _use_class_logits(base)
@@ -81,7 +86,7 @@ def add_positions_argument(base: Any) -> None:
 
 
 def fused_head_agrees(base: Any) -> bool:
-    """Whether TRL's head and the class's own logits give random hidden states the same log-probabilities."""
+    """Whether TRL's head and the class have the same log-probabilities for random hidden states."""
     backbone = base.base_model
     if backbone is base:
         return False  # the class has no backbone of its own
@@ -94,7 +99,7 @@ def fused_head_agrees(base: Any) -> bool:
         try:
             own = base(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
             fused = base(input_ids=ids, labels=ids, use_cache=False, fused_lm_head=True).log_probs
-        except LIBRARY_ERRORS:  # the backbone does not end in the hidden states that the head takes
+        except LIBRARY_ERRORS:  # the backbone's output is not what the head takes
             return False
     if own.shape[:2] != ids.shape or own.shape[-1] <= int(ids.max()):
         return False
@@ -104,7 +109,7 @@ def fused_head_agrees(base: Any) -> bool:
 
 
 class _Output(dict[Any, Any]):
-    """The output of a backbone, with hidden states and nothing else."""
+    """A backbone's output with hidden states only."""
 
     def __getattr__(self, name: str) -> Any:
         return self.get(name)
@@ -115,7 +120,7 @@ class _Output(dict[Any, Any]):
 
 @contextmanager
 def _returning_hidden_states(backbone: Any, hidden_states: Tensor) -> Iterator[None]:
-    """For the block, `backbone` returns these hidden states, whatever it is given."""
+    """In the block, `backbone` returns these hidden states for any input."""
     forward = backbone.forward
     backbone.forward = lambda *args, **kwargs: _Output({"last_hidden_state": hidden_states, 0: hidden_states})
     try:
@@ -125,11 +130,11 @@ def _returning_hidden_states(backbone: Any, hidden_states: Tensor) -> Iterator[N
 
 
 def _use_class_logits(base: Any) -> None:
-    """Let `base` compute the fused head's outputs from its class's logits, in place."""
-    forward_as_before = base.forward
+    """Make `base` compute the fused head's outputs from its class's logits, in place."""
+    class_forward = base.forward
     takes_logits_to_keep = "logits_to_keep" in inspect.signature(type(base).forward).parameters
 
-    @wraps(forward_as_before)
+    @wraps(class_forward)
     def forward(
         *args: Any,
         fused_lm_head: bool = False,
@@ -140,13 +145,13 @@ def _use_class_logits(base: Any) -> None:
     ) -> Any:
         if not fused_lm_head:
             with_labels = {"labels": labels} if labels is not None else {}
-            return forward_as_before(*args, **with_labels, **kwargs)
+            return class_forward(*args, **with_labels, **kwargs)
         if shift_labels is None or positions is None:
             assert labels is not None, "log-probabilities are those of labels"
             positions = labelled_positions(labels[:, 1:])
             shift_labels = labels[:, 1:][:, positions]
         options = {"logits_to_keep": positions} if takes_logits_to_keep else {}
-        logits = forward_as_before(*args, **options, **kwargs).logits
+        logits = class_forward(*args, **options, **kwargs).logits
         if logits.shape[1] != len(positions):  # the class ignores `logits_to_keep`
             logits = logits[:, positions]
         mask = shift_labels != IGNORED

@@ -1,8 +1,8 @@
-"""How much GPU memory a training step takes, before anything is loaded.
+"""Estimate the GPU memory of a training step from the model's shapes, before anything is loaded.
 
-The estimate counts what the allocator holds at the peak of a step: weights, adapters with gradient and
-optimizer state, activations that the backward pass needs, and the largest temporaries. It is made from the
-model's shapes. `benchmarks/train_step.py` prints it beside the measured peak.
+The estimate counts the memory at the peak of a step: weights, adapters with gradients and optimizer state,
+activations that the backward pass needs, and the largest temporary tensors. `benchmarks/train_step.py` prints
+it beside the measured peak.
 """
 
 from __future__ import annotations
@@ -18,34 +18,37 @@ from vlmtune.library_errors import lacks_memory
 from vlmtune.model.shapes import ModelShapes
 
 GB = 2**30
-# The part of the GPU's memory that the allocator can use in spite of fragmentation; and what CUDA's context
-# and libraries take, in bytes.
+# The fraction of the GPU's memory that the allocator can use in spite of fragmentation, and the bytes that
+# CUDA's context and libraries take.
 USABLE = 0.94
 CONTEXT = 1.0 * GB
-# Bytes that nf4 takes for a weight: half a byte, a scale in 8 bits for every 64, and a second scale for
-# every 256 of those.
+# Bytes of a weight in nf4: half a byte, an 8-bit scale for every 64 weights, and a float32 scale for every
+# 256 scales.
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 ADAPTER_BYTES = 16  # weight, gradient and AdamW's two averages, in float32
-# Activations of a layer that is not compiled, against one that is: casts and norms in float32 are kept.
+# Activations of a layer that is not compiled, as a multiple of a compiled layer's: casts and norms are kept
+# in float32.
 EAGER_FACTOR = 2.2
-LOSS_TILE = 32768  # columns of logits that exist at a time
+LOSS_TILE = 32768  # columns of logits (vocabulary) that exist at a time
 LOSS_ROWS = 4096  # labelled positions whose logits exist at a time
 
 
 @dataclass(frozen=True)
 class StepLoad:
-    """What one training step has to hold on each GPU.
+    """The size of a training step on each GPU.
 
     Attributes:
+        quantization: how the base's weights are stored.
         batch: rows of a step on one GPU.
         length: tokens of the longest row.
-        labelled_tokens: those of them that are trained on.
-        cross_attention_tokens: tokens of a row's images that cross-attention reads; 0 without it.
+        labelled_tokens: labelled tokens of that row.
+        cross_attention_tokens: tokens of a row's images that cross-attention reads; 0 without
+            cross-attention.
         vision_tokens: tokens of a row in the vision tower.
-        lora_rank: of the adapter, or the highest of several packed ones.
-        dropout: whether LoRA has dropout: each adapted layer then keeps its own masked input.
+        lora_rank: the rank of the adapter; the highest rank of several packed adapters.
+        dropout: whether LoRA has dropout, for which each adapted layer keeps its own masked input.
         compute_bytes: bytes of one value in the dtype of the computation.
-        packed_adapters: adapters that train packed, each on rows of its own; 0 where one trains alone.
+        packed_adapters: number of adapters that train packed, each on its own rows; 0 for isolated training.
         second_shape_fraction: tokens of a batch of the second-largest shape, as a fraction of the largest
             batch's.
     """
@@ -65,18 +68,18 @@ class StepLoad:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How a step is run.
+    """How a training step runs.
 
     Attributes:
-        dequantized: whether the base holds its values in the dtype that it computes in.
+        dequantized: whether quantized weights are unpacked once and held in the dtype of the computation.
         checkpointing: whether activations are computed again in the backward pass.
-        micro_batch_size: rows that go through the model at a time.
+        micro_batch_size: rows that the model computes at a time.
         compiled: whether the decoder's layers are compiled.
-        offload: whether checkpoints lie in the CPU's memory.
-        room_for_graphs: whether memory is left for CUDA graphs of several lengths; without it, a step is
-            captured where there happens to be room.
-        spare_bytes: bytes of the GPU that are left.
-        eval_micro_batch_size: rows that go through at a time in evaluation, at most; None sets no limit.
+        offload: whether gradient checkpoints are held in the CPU's memory.
+        room_for_graphs: whether memory is reserved for CUDA graphs of several shapes. Without it, a step is
+            captured only if there happens to be enough memory.
+        spare_bytes: bytes of GPU memory that the plan leaves free.
+        eval_micro_batch_size: largest number of rows at a time in evaluation; None for no limit.
     """
 
     dequantized: bool
@@ -94,12 +97,12 @@ class MemoryEstimate:
     """Bytes at the peak of a step.
 
     Attributes:
-        weights: of the base.
-        adapters: their weights, gradients and optimizer state.
-        activations: what the forward pass keeps for the backward pass.
-        temporary: the largest tensors that exist for a moment.
-        further_graphs: what a step of a second shape takes on top: captured graphs keep their memory, and a
-            step cannot use it before it is captured itself.
+        weights: the base's weights.
+        adapters: the adapters' weights, gradients and optimizer state.
+        activations: tensors that the forward pass keeps for the backward pass.
+        temporary: the largest tensors that exist for a short time.
+        further_graphs: additional memory for a step of a second shape: captured graphs keep their memory, and
+            a step cannot use that memory before it is captured itself.
     """
 
     weights: float
@@ -115,7 +118,7 @@ class MemoryEstimate:
 
     @property
     def required_bytes(self) -> float:
-        """Bytes that have to be free on the GPU: those of a step, and of further captured ones."""
+        """Bytes that have to be free on the GPU: for a step and for further graphs."""
         return self.step_bytes + self.further_graphs
 
     def text(self) -> str:
@@ -134,15 +137,15 @@ def estimate_memory(model: ModelShapes, load: StepLoad, plan: StepPlan) -> Memor
     """Peak memory of a training step."""
     activations, temporary = _activation_bytes(model, load, plan)
     adapter = load.lora_rank * model.adapter_features
-    # Each row of a packed batch has a copy of its adapter, its gradient, and the same once more where the
-    # gradients are joined.
+    # Each row of a packed batch has a copy of its adapter, a gradient, and a second copy of the gradient
+    # while gradients are concatenated.
     copies = 3 * load.compute_bytes * adapter * plan.micro_batch_size if load.packed_adapters else 0
     return MemoryEstimate(
         weights=_weight_bytes(model, load, plan),
         adapters=ADAPTER_BYTES * adapter * max(load.packed_adapters, 1) + copies,
         activations=activations,
         temporary=temporary,
-        # A step of another shape finds none of a captured step's memory free until it is captured too.
+        # A step of another shape cannot use a captured step's memory before it is captured itself.
         further_graphs=load.second_shape_fraction * (activations + temporary) if plan.room_for_graphs else 0,
     )
 
@@ -153,19 +156,19 @@ def usable(capacity: float) -> float:
 
 
 def size_text(size: float) -> str:
-    """Bytes as a person reads them."""
+    """Bytes in GB or MB."""
     return f"{size / GB:.1f} GB" if size >= GB / 10 else f"{size / 2**20:.0f} MB"
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error means that the memory of the GPU or the machine ran out, or would have."""
+    """Whether an error means that memory of the GPU or the machine ran out, or would run out."""
     return isinstance(error, DoesNotFitError) or lacks_memory(error)
 
 
 def memory_shortage(error: BaseException) -> str:
-    """How much memory was needed and how much was free, from torch's error or one that it caused.
+    """How much memory was needed and how much was free, from torch's error or an error that it caused.
 
-    Empty if the error does not say it.
+    Empty if the error does not say so.
     """
     texts = []
     cause: BaseException | None = error
@@ -187,11 +190,11 @@ def memory_shortage(error: BaseException) -> str:
 
 
 def _activation_bytes(model: ModelShapes, load: StepLoad, plan: StepPlan) -> tuple[float, float]:
-    """Activations that are kept for the backward pass, and the largest temporary beside them.
+    """Bytes of the activations that are kept for the backward pass, and of the largest temporary tensors.
 
-    A frozen layer needs no input for its backward pass. A decoder layer keeps for a token: the residual
-    stream before its two blocks, queries, keys, values, the output of attention, the two inputs of the
-    activation function, and the inputs of the adapters.
+    A frozen linear layer needs no input for its backward pass. For each token, a decoder layer keeps the
+    residual stream before its two blocks, queries, keys, values, the output of attention, the two inputs of
+    the activation function, and the inputs of the adapters.
     """
     rows, value_bytes = plan.micro_batch_size, load.compute_bytes
     tokens = rows * load.length
@@ -216,14 +219,14 @@ def _activation_bytes(model: ModelShapes, load: StepLoad, plan: StepPlan) -> tup
     backward = tokens * value_bytes * 3 * model.intermediate_size
     dequantizes = not plan.dequantized and load.quantization in ("nf4", "int8")
     largest_layer = 2 * value_bytes * model.largest_linear_weights if dequantizes else 0
-    # A captured graph keeps what the vision tower has made; steps with checkpoints are never captured.
+    # A captured graph keeps the vision tower's output. Steps with gradient checkpointing are never captured.
     kept_vision = 0 if plan.checkpointing else vision
     return layers + images + kept_vision, max(logits, backward + largest_layer, vision)
 
 
 def _weight_bytes(model: ModelShapes, load: StepLoad, plan: StepPlan) -> float:
     value_bytes = load.compute_bytes
-    if load.quantization == "fp8":  # twice, in both orders
+    if load.quantization == "fp8":  # stored twice, the second time transposed
         return (
             value_bytes * (model.other_weights + model.linear_weights - model.decoder_linear_weights)
             + 2 * model.decoder_linear_weights

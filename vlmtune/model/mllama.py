@@ -1,4 +1,4 @@
-"""Mllama's cross-attention when the rows of a batch have different numbers of images."""
+"""Correct Mllama's cross-attention for batches whose rows have different numbers of images."""
 
 from functools import partial
 from typing import Any
@@ -11,10 +11,10 @@ from transformers.models.mllama.modeling_mllama import MllamaCrossAttentionDecod
 def mask_padding_images(model: Any) -> None:
     """Mask the padding images added to match the batch's largest image count, in place.
 
-    Models of other families stay as they are. transformers skips the cross-attention layers for a batch
-    without any image. In a mixed batch it lets rows without an image attend to the features of a blank one.
-    The tokens before a row's first image may attend to no image, and so attend to all of them evenly, the
-    padding included. So the loss of a row would depend on the other rows of its batch.
+    Models of other families are not changed. transformers skips the cross-attention layers for a batch
+    without any image. In a mixed batch it lets rows without an image attend to the features of a blank image.
+    The tokens before a row's first image may attend to no image, so they attend to all images evenly, padding
+    included. Without this mask, the loss of a row would depend on the other rows of its batch.
     """
     layers = [module for module in model.modules() if isinstance(module, MllamaCrossAttentionDecoderLayer)]
     if layers:
@@ -38,13 +38,13 @@ def image_only_modules(model: nn.Module) -> set[str]:
 def _mask_padding_columns(
     columns: int, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """A forward pre-hook of a cross-attention layer.
+    """A forward pre-hook of a cross-attention layer, which masks padding images.
 
-    Its mask `[B, 1, T, images x columns]` is 0 where a token may attend. For a token that sees no image the
-    mask is 0 everywhere.
+    The layer's mask `[B, 1, T, images x columns]` is 0 where a token may attend. For a token that sees no
+    image it is 0 everywhere.
 
     Args:
-        columns: of an image in the mask.
+        columns: the number of columns of an image in the mask.
     """
     mask, sees = kwargs["cross_attention_mask"], kwargs["full_text_row_masked_out_mask"]
     if mask is None or sees is None or mask.shape[-1] == columns:
@@ -58,7 +58,7 @@ def _mask_padding_columns(
 def _skip_rows_without_image(
     module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor
 ) -> Tensor:
-    """A forward hook of a cross-attention layer: rows without an image leave it as they entered.
+    """A forward hook of a cross-attention layer: for rows without an image, the output is the input.
 
     `args[0]` and `output` are `[B, T, D]`. The mask `[B, 1, T, 1]` is 0 for tokens that see no image.
     """

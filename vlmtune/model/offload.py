@@ -1,8 +1,8 @@
-"""Gradient checkpointing whose checkpoints lie in pinned CPU memory.
+"""Gradient checkpointing whose checkpoints are held in pinned CPU memory.
 
-A layer's input leaves the GPU while the next layers compute, and comes back before its turn in the backward
-pass. torch's own checkpoints stay on the GPU. TRL's offloading brings each one back only when it is needed,
-so that every layer waits.
+A layer's input is copied to the CPU while the next layers compute, and copied back before the backward pass
+of the layer needs it. torch keeps gradient checkpoints on the GPU. TRL's offloading copies each one back only
+when it is needed, so that every layer waits.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MAX_COPIES = 2  # to the CPU at the same time: their sources stay on the GPU until they end
+MAX_COPIES = 2  # copies to the CPU at the same time; the copied tensors stay on the GPU until a copy ends
 
 
 class OffloadedCheckpoints:
-    """The inputs of a stack of layers, for one forward and backward pass at a time.
+    """The inputs of the decoder's layers, for one forward and backward pass at a time.
 
     Attributes:
-        free: pinned memory to use again, by shape and dtype; taking new memory costs milliseconds.
+        free: unused pinned memory by shape and dtype, because allocating it takes milliseconds.
         last: the checkpoint that was stored last.
-        copies: the copies to the CPU that may still run, each with its source.
+        copies: (source, event) of the copies to the CPU that may still run.
     """
 
     def __init__(self) -> None:
@@ -33,22 +33,25 @@ class OffloadedCheckpoints:
         self.copies: deque[tuple[Tensor, Any]] = deque()
 
     def run(self, function: Callable[[Tensor], Tensor], x: Tensor, *, first: bool) -> Tensor:
-        """`function(x)`, of which only `x` is kept; it is computed again in the backward pass.
+        """Compute `function(x)` and keep only `x`. The backward pass computes it again.
 
         Args:
-            first: whether this is the first layer of the stack.
+            function: the forward pass of a layer.
+            first: whether this is the first layer.
         """
         if not torch.is_grad_enabled():
             return function(x)
         if first:
             self.stream = self.stream or torch.cuda.Stream()
             self.last = None
-        if not x.requires_grad:  # nothing before the first layer is trained, but the layer is
+        if (
+            not x.requires_grad
+        ):  # so that the layer gets a backward pass although nothing before it is trained
             x = x.detach().requires_grad_()
         return _RecomputeFunction.apply(x, self, function)  # type: ignore[no-any-return]
 
     def store(self, x: Tensor) -> _Checkpoint:
-        """Begin to copy the input of a layer to the CPU."""
+        """Start to copy the input of a layer to the CPU."""
         free = self.free.setdefault((x.shape, x.dtype), [])
         host = free.pop() if free else torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=True)
         self.stream.wait_stream(torch.cuda.current_stream())
@@ -63,8 +66,8 @@ class OffloadedCheckpoints:
         return self.last
 
     def load(self, checkpoint: _Checkpoint) -> Tensor:
-        """The input of a layer on the GPU. The copy of the layer before it begins as well."""
-        # The forward pass is over, and so are its copies before anything is written over their sources.
+        """The input of a layer on the GPU. Also starts to copy back the input of the layer before it."""
+        # The forward pass has ended. Its copies end before their sources can be overwritten.
         self.copies.clear()
         for each in (checkpoint, checkpoint.previous):
             if each is not None and each.device is None:
@@ -81,7 +84,7 @@ class OffloadedCheckpoints:
 
 
 class _Checkpoint:
-    """The input of a layer on the CPU and, shortly before it is needed, on the GPU."""
+    """The input of a layer on the CPU and, shortly before the backward pass needs it, on the GPU."""
 
     def __init__(self, host: Tensor, previous: _Checkpoint | None) -> None:
         self.host, self.previous = host, previous

@@ -1,11 +1,11 @@
-"""Proof that a step computes what the plain transformers model computes, before a model trains.
+"""Compare a step with the plain transformers model before training (`--self_check`).
 
-The losses of some rows, and the gradient of B of every layer's LoRA at B = 0, come once from the model as
-transformers made it, one row at a time, and once from the step as it will run, with the rows in one batch.
-Where they differ, the acceleration at fault is found by leaving each out in turn.
+For some rows, the losses and the gradients of every LoRA layer's B at B = 0 are computed twice: by the model
+as transformers loads it, one row at a time, and by the step as it will run, with the rows in one batch. If
+they differ, the acceleration that causes it is found by switching each one off in turn.
 
-For this the plain model gets LoRA from forward hooks alone. At B = 0 the gradient of A is zero and that of B
-is linear in LoRA's scaling, which is left at 1.
+In the plain model, forward hooks add LoRA. At B = 0 the gradient of A is zero, and that of B is linear in
+LoRA's scaling, which is 1 here.
 """
 
 from __future__ import annotations
@@ -26,39 +26,40 @@ from vlmtune.model.causal import labelled_logits
 
 Batch = dict[str, Tensor]
 
-# Largest relative difference of a row's loss, and of the norm of all gradients, that rounding explains.
-# Kernels that add in another order differ by more in half precision, and a mixture of experts may then choose
-# other experts for a token; a wrong mask or lost features change both by a factor.
+# Largest relative difference of a row's loss, and of all gradients, that rounding can cause. In half
+# precision, kernels that sum in another order differ by more, and a mixture of experts may choose other
+# experts for a token. A wrong mask or lost features change both by a factor.
 TOLERANCES = {torch.float32: (1e-4, 2e-3), torch.bfloat16: (3e-2, 0.15), torch.float16: (2e-2, 0.1)}
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step makes of some rows.
+    """The result of a step on some rows.
 
     Attributes:
-        losses: `[B]`, summed over the labelled tokens of each row.
-        gradients: of B `[O, R]` of each layer by name, for the sum of these losses, at a scaling of 1.
+        losses: the loss of each row, summed over its labelled tokens, `[B]`.
+        gradients: the gradient of each layer's B `[O, R]` by layer name, for the sum of the losses, with a
+            LoRA scaling of 1.
     """
 
     losses: Tensor
     gradients: dict[str, Tensor]
 
 
-def plain_result(base: Any, rows: Sequence[Batch], first: dict[str, Tensor]) -> StepResult:
-    """The result of the model as transformers made it, one row at a time.
+def plain_result(base: Any, rows: Sequence[Batch], initial_a: dict[str, Tensor]) -> StepResult:
+    """The result of the model as transformers loads it, one row at a time.
 
     Args:
         rows: batches of one row each, on the device, with labels.
-        first: A `[R, D]` of each layer that gets an adapter, by its full name.
+        initial_a: A `[R, D]` of each layer that gets an adapter, by its full name.
     """
-    second = {
+    initial_b = {
         name: torch.zeros(base.get_submodule(name).out_features, len(a), device=a.device, requires_grad=True)
-        for name, a in first.items()
+        for name, a in initial_a.items()
     }
     handles = [
-        base.get_submodule(name).register_forward_hook(partial(_add_lora, a, second[name]))
-        for name, a in first.items()
+        base.get_submodule(name).register_forward_hook(partial(_add_lora, a, initial_b[name]))
+        for name, a in initial_a.items()
     ]
     losses = []
     try:
@@ -72,7 +73,7 @@ def plain_result(base: Any, rows: Sequence[Batch], first: dict[str, Tensor]) -> 
     finally:
         for handle in handles:
             handle.remove()
-    gradients = {name: torch.zeros_like(b) if b.grad is None else b.grad for name, b in second.items()}
+    gradients = {name: torch.zeros_like(b) if b.grad is None else b.grad for name, b in initial_b.items()}
     return StepResult(torch.stack(losses), gradients)
 
 
@@ -83,7 +84,10 @@ def _add_lora(a: Tensor, b: Tensor, layer: nn.Module, args: tuple[Tensor, ...], 
 
 @contextmanager
 def without_dropout(model: Any) -> Iterator[None]:
-    """The model in training mode without dropout inside the block; then as before, with the random state."""
+    """In the block, the model is in training mode without dropout.
+
+    Modes and random state are restored after it.
+    """
     training = {module: module.training for module in model.modules()}
     devices = [model.device] if model.device.type == "cuda" else []
     model.train()
@@ -99,13 +103,13 @@ def without_dropout(model: Any) -> Iterator[None]:
 
 
 def attention_has_dropout(model: Any) -> bool:
-    """Whether the decoder's attention drops weights at random, which no module of its own does."""
+    """Whether the decoder's attention has dropout, which `without_dropout` cannot switch off."""
     values: dict[str, Any] = model.config.get_text_config().to_dict()
     return any(bool(value) for name, value in values.items() if "att" in name and "drop" in name)
 
 
 def difference(one: StepResult, other: StepResult) -> tuple[float, float]:
-    """The largest relative difference of a loss, and the relative norm by which the gradients differ."""
+    """The largest relative difference of a row's loss, and the relative norm of the gradients' difference."""
     losses = ((one.losses - other.losses).abs() / other.losses.abs().clamp(min=1e-6)).max()
     squares = [torch.zeros(2, device=other.losses.device, dtype=torch.float64)]
     for name, gradient in other.gradients.items():
@@ -117,13 +121,13 @@ def difference(one: StepResult, other: StepResult) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class StepComparison:
-    """Compares a step with the plain model, and leaves out what makes them differ.
+    """Compares a step with the plain model, and switches off accelerations that make them differ.
 
     Args:
-        name: of the model, for messages.
+        name: the model's name, for messages.
         plain: the result of the plain model.
-        dtype: that the step computes in.
-        note: takes a line for the person who watches.
+        dtype: the dtype that the step computes in.
+        note: called with each line for the console.
     """
 
     name: str
@@ -137,13 +141,15 @@ class StepComparison:
         together: Callable[[], StepResult],
         alone: Callable[[], StepResult],
     ) -> list[str]:
-        """The names of the accelerations that are left out from now on.
+        """Compare, and switch accelerations off if needed; returns the names of those that stay off.
 
         Args:
-            together, alone: run the rows through the step in one batch, and one by one.
+            accelerations: the accelerations of the step.
+            together: runs the step with the rows in one batch.
+            alone: runs the step with one row at a time.
 
         Raises:
-            ModelError: the step is wrong without any acceleration too.
+            ModelError: the step differs even without any acceleration.
         """
         problem = self._problem(together)
         if problem is None:
@@ -172,7 +178,7 @@ class StepComparison:
         )
 
     def _problem(self, run: Callable[[], StepResult]) -> str | None:
-        """What is wrong with a step, in words; None if it agrees with the plain model."""
+        """How a step differs from the plain model, in words; None if it does not."""
         try:
             losses, gradients = difference(run(), self.plain)
         except LIBRARY_ERRORS as error:
@@ -180,11 +186,11 @@ class StepComparison:
                 raise
             return f"the step fails ({first_line(error)})"
         allowed = TOLERANCES[self.dtype]
-        if losses <= allowed[0] and gradients <= allowed[1]:  # not for NaN
+        if losses <= allowed[0] and gradients <= allowed[1]:  # False for NaN
             return None
         return f"losses differ by {losses:.1e} and gradients by {gradients:.1e} from plain transformers"
 
 
 def left_out(names: Sequence[str], problem: str) -> str:
-    """The line that says which accelerations are left out, and why."""
+    """The console line that says which accelerations are switched off, and why."""
     return f"self-check: {' and '.join(names)} left out, steps are slower: with it {problem}"

@@ -1,17 +1,17 @@
-"""Which LoRA adapters vLLM serves, by its documented rules. Checking them does not need vLLM.
+"""Check by vLLM's documented rules whether it serves a LoRA adapter, without vLLM itself.
 
-https://docs.vllm.ai/en/latest/features/lora.html, and there vllm.lora.peft_helper and vllm.config.lora.
+The rules: https://docs.vllm.ai/en/latest/features/lora.html, vllm.lora.peft_helper and vllm.config.lora.
 """
 
 import re
 from collections.abc import Sequence
 from typing import Any
 
-# Values of vLLM's --max-lora-rank, which must not be below an adapter's rank.
+# The values of vLLM's --max-lora-rank, which must be at least an adapter's rank.
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 DEFAULT_RANK = 16
 TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_[AB]\.weight")
-# vLLM dropped cross-attention models with its first engine, and no version took LoRA on them
+# vLLM dropped cross-attention models together with its first engine, and never took LoRA on them
 # (vllm-project/vllm#10824).
 WITHOUT_LORA = {
     "mllama": "Llama-3.2-Vision left vLLM after 0.10.2, and no version of it took LoRA on this model"
@@ -26,13 +26,13 @@ def max_lora_rank(rank: int) -> int | None:
 def refusals(
     config: dict[str, Any], tensors: Sequence[str], *, model_type: str, language_prefix: str
 ) -> list[str]:
-    """Why vLLM would refuse this adapter or leave a part of it out; empty if it serves it as it is.
+    """Why vLLM would refuse this adapter, or ignore a part of it; empty if vLLM serves it unchanged.
 
     Args:
         config: the content of adapter_config.json.
-        tensors: the names in adapter_model.safetensors.
-        model_type: of the base.
-        language_prefix: what the names of the language model's modules begin with.
+        tensors: the names of the tensors in adapter_model.safetensors.
+        model_type: the base model's `model_type`.
+        language_prefix: the prefix of the names of the language model's modules.
     """
     ranks = [config["r"], *(config.get("rank_pattern") or {}).values()]
     modules = {name: found["module"] for name in tensors if (found := TENSOR.fullmatch(name))}
@@ -60,6 +60,6 @@ def refusals(
             f"({next(iter(outside), '')})",
         ),
     ]
-    # DoRA, biases and saved modules have tensors of unknown names too, and are named once.
+    # DoRA, biases and saved modules also have unknown tensors, which are not reported a second time.
     reasons = [reason for holds, reason in checks if holds]
     return reasons or [f"it does not know the tensor {name}" for name in unknown[:1]]

@@ -1,4 +1,4 @@
-"""The sizes of a model, from which its memory and speed follow; read from its modules without weights."""
+"""`ModelShapes`: the sizes of a model that its memory and speed depend on, from its meta model."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# What a vision tower keeps beside the output of each layer (masks, inner values of its last layers), counted
-# in outputs of a layer.
+# Memory that a vision tower keeps in addition to the output of each layer (masks, inner values of its last
+# layers), in outputs of a layer.
 EXTRA_VISION_OUTPUTS = 20
-EXPERT_AXES = 3  # of a parameter that holds all experts of a layer: experts, outputs, inputs
+EXPERT_AXES = 3  # axes of a parameter that holds all experts of a layer: experts, outputs, inputs
 
 
 @dataclass(frozen=True)
@@ -20,18 +20,18 @@ class ModelShapes:
     """Numbers of weights, layers and features of a model with an adapter.
 
     Attributes:
-        linear_weights: weights of the linear layers, which quantization reaches; the head is not among them.
-        decoder_linear_weights: those of the decoder alone.
+        linear_weights: weights of all linear layers except the head: those that are quantized.
+        decoder_linear_weights: weights of the decoder's linear layers.
         other_weights: all other weights.
         largest_linear_weights: weights of the largest linear layer.
-        decoder_layers, hidden_size, intermediate_size: of the decoder, as in its config.
+        decoder_layers, hidden_size, intermediate_size: sizes of the decoder, from its config.
         cross_attention_layers: decoder layers that read the image by cross-attention (Mllama).
         query_size, key_value_size: output features of the decoder's query and key projections.
         vocab_size: rows of the output head.
         adapter_features: in_features + out_features, summed over the layers that get an adapter.
-        adapter_in_features: in_features alone, summed over the same layers.
+        adapter_in_features: in_features, summed over the same layers.
         vision_values_per_token: values that the vision tower keeps for each of its tokens while it runs; 0
-            without a tower.
+            for a model without a tower.
     """
 
     linear_weights: int
@@ -95,22 +95,22 @@ def model_shapes(meta_model: PreTrainedModel, targets: Sequence[str]) -> ModelSh
 
 
 def fused_expert_weights(model: PreTrainedModel) -> int:
-    """Weights of experts in one parameter for a whole layer, which bitsandbytes does not quantise."""
+    """Number of weights in parameters that hold all experts of a layer; these are not quantized."""
     return sum(
         parameter.numel() for parameter in model.get_decoder().parameters() if parameter.ndim == EXPERT_AXES
     )
 
 
 def _largest(size: int | Sequence[int]) -> int:
-    """A size of the config, which may be one for each layer."""
+    """The largest value of a size in the config, which may have one value for each layer."""
     return size if isinstance(size, int) else max(size)
 
 
 def _vision_values(config: Any, widest: int) -> int:
-    """Values that a vision tower keeps for a token: transformers keeps the output of each of its layers.
+    """Values that a vision tower keeps for a token, because transformers keeps the output of each layer.
 
     Args:
-        widest: the input of the tower's widest layer, for a config that names no width.
+        widest: input features of the tower's widest layer, for a config without a width.
     """
     if config is None:
         return 0

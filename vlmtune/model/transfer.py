@@ -1,7 +1,7 @@
-"""Copies between the CPU and the device that neither of them waits for.
+"""Asynchronous copies between the CPU and the GPU.
 
-A blocking copy leaves a GPU without work until Python reaches its next launch: some ten milliseconds of a
-training step.
+After a blocking copy, the GPU has no work until Python reaches the next kernel launch: some ten milliseconds
+of a training step.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ def is_asynchronous(device: torch.device) -> bool:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on `device`; from the CPU to a GPU through pinned memory, by a copy that may still run."""
+    """The tensor on `device`. A copy from the CPU to a GPU goes through pinned memory and may still run."""
     if is_asynchronous(device) and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def host_buffer(flat: Tensor) -> Tensor:
-    """CPU memory for a copy of `flat` that nobody waits for: pinned for a GPU's tensor.
+    """CPU memory for an asynchronous copy of `flat`; pinned if `flat` is on a GPU.
 
-    Use it again for the next copy: 64 MB of pinned memory take some 20 ms, and torch gives what is freed
-    back to the system whenever a CUDA graph is captured.
+    Use the memory again for the next copy, because allocating 64 MB of pinned memory takes some 20 ms, and
+    torch returns freed pinned memory to the system whenever a CUDA graph is captured.
     """
     return torch.empty(flat.shape, dtype=flat.dtype, pin_memory=is_asynchronous(flat.device))
 
 
 class AsyncHostCopy:
-    """A copy of a tensor to the CPU that may still run; reading its numbers waits for it."""
+    """A copy of a tensor to the CPU, which may still run. `tolist` waits for it."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.numbers = tensor.detach().to("cpu", non_blocking=True, copy=True)

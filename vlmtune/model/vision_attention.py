@@ -1,8 +1,9 @@
-"""One attention call for all images of a batch, in vision towers that concatenate their patches.
+"""Compute attention for all images of a batch in one call, in vision towers that concatenate patches.
 
-Such towers (Qwen-VL, GLM-V and others) separate the images, or windows of them, by cumulative lengths.
-Without flash-attention, transformers splits the patches and calls the kernel once for each chunk: 640x480
-pixels are 30 windows, in each of 32 layers. torch has that kernel too: `torch.nn.attention.varlen`.
+Such towers (Qwen-VL, GLM-V and others) have chunks of patches, an image or a window of an image each, with
+boundaries as cumulative lengths. Without flash-attention, transformers calls the kernel once for each chunk:
+an image of 640x480 pixels has 30 windows, in each of 32 layers. torch has a kernel for all chunks too:
+`torch.nn.attention.varlen`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from transformers import AttentionInterface, PreTrainedModel
 from vlmtune.compat.transformers import attention_implementation
 from vlmtune.model.acceleration import Acceleration
 
-# transformers hands the chunks' boundaries to any implementation whose name has "flash" in it.
+# transformers passes the chunks' boundaries to each implementation whose name contains "flash".
 NAME = "flash_by_torch"
-HALF_TYPES = (torch.bfloat16, torch.float16)  # what the kernel computes in
+HALF_TYPES = (torch.bfloat16, torch.float16)  # dtypes that the kernel supports
 
 
 def attend_in_chunks(
@@ -35,18 +36,18 @@ def attend_in_chunks(
     max_length_q: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention within each chunk, as transformers' attention functions take and return it.
+    """Attention within each chunk, with the signature of transformers' attention functions.
 
     Args:
         query, key, value: [1, heads, patches, width of a head]; key and value may have fewer heads.
         cu_seq_lens_q: [chunks + 1], the first patch of each chunk and the number of patches.
 
     Returns:
-        [1, patches, heads, width of a head], and no weights.
+        The output [1, patches, heads, width of a head], and None in place of attention weights.
     """
     if (shared := query.shape[1] // key.shape[1]) > 1:  # groups of queries share their keys
         key, value = (part.repeat_interleave(shared, dim=1) for part in (key, value))
-    if cu_seq_lens_q is None:  # a layer that does not know chunks
+    if cu_seq_lens_q is None:  # a layer without chunks
         whole = nn.functional.scaled_dot_product_attention(
             query, key, value, attention_mask, dropout_p=dropout, scale=scaling
         )
@@ -55,7 +56,7 @@ def attend_in_chunks(
         from torch.nn.attention.varlen import varlen_attn
 
         q, k, v = (part[0].transpose(0, 1).contiguous() for part in (query, key, value))
-        if scaling is not None:  # the kernel's own is 1 / sqrt(width of a head)
+        if scaling is not None:  # the kernel always scales by 1 / sqrt(width of a head)
             q = q * (scaling * query.shape[-1] ** 0.5)
         bounds = cu_seq_lens_q.to(query.device, torch.int32)
         out: Any = varlen_attn(q, k, v, bounds, bounds, max_length_q, max_length_q)
@@ -70,9 +71,10 @@ def attend_in_chunks(
 
 
 def use_varlen_attention(model: PreTrainedModel) -> Acceleration | None:
-    """Make the vision tower attend in one call for all chunks, in place; None where it does not.
+    """Make the vision tower compute attention for all chunks in one call, in place.
 
-    It does where `takes_varlen_attention`.
+    Returns:
+        None if the tower does not take such attention, see `takes_varlen_attention`.
     """
     if not takes_varlen_attention(model):
         return None
@@ -86,7 +88,7 @@ def use_varlen_attention(model: PreTrainedModel) -> Acceleration | None:
 
 
 def takes_varlen_attention(model: PreTrainedModel) -> bool:
-    """Whether a vision tower's layers take the boundaries of chunks and would use torch's own kernel."""
+    """Whether a vision tower's layers take the boundaries of chunks, and use torch's kernel by default."""
     vision = getattr(model.config, "vision_config", None)
     if vision is None or attention_implementation(vision) != "sdpa":
         return False

@@ -15,9 +15,8 @@ from vlmtune.packed.trial_registry import TrialPhase, TrialRegistry
 if TYPE_CHECKING:
     from vlmtune.packed.engine import Engine
 
-IDLE_CHECK_S = (
-    1.0  # seconds that an engine without work waits before it checks its checkpoint writer for errors
-)
+# Seconds that an engine without work waits before it checks its checkpoint writer for errors.
+IDLE_CHECK_S = 1.0
 
 
 class EngineLoop:

@@ -125,9 +125,8 @@ class SlotAdapter:
         }
 
 
-_ADAPTER = (
-    "adapter"  # name of the adapter among the vectors of a copy; the others are the optimizer's averages
-)
+# Name of the adapter among the vectors of a copy; the others are the optimizer's averages.
+_ADAPTER = "adapter"
 
 
 @dataclass(frozen=True)
