@@ -1,1 +1,1 @@
-"""Weights & Biases, MLflow and Trackio beside TensorBoard: one run for each trial, grouped by its search."""
+"""Weights & Biases, MLflow and Trackio: each trial is a run there, and the runs of a search are a group."""

@@ -1,4 +1,4 @@
-"""Whether the services of `report_to` can be used, before a run starts."""
+"""Check, before a run starts, that the services of `report_to` can be used."""
 
 import os
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def check_installed(services: list[str] | None) -> None:
 
 
 def check_services(services: list[str] | None, output_dir: str) -> None:
-    """Check that each service takes runs. Makes nothing.
+    """Check that each service accepts runs. Creates nothing.
 
     Args:
         output_dir: absolute path or URI of the output folder, which need not exist.
@@ -58,7 +58,7 @@ def _check_mlflow(output_dir: str) -> None:
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
         with _plain_errors(f"MLFLOW_TRACKING_URI={redacted(uri)}"):
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # 7 take minutes
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default, 7, takes minutes
             mlflow_client(output_dir).search_experiments(max_results=1)
     elif scheme(output_dir):
         raise ConfigError(
@@ -69,10 +69,10 @@ def _check_mlflow(output_dir: str) -> None:
 
 
 def make_experiment(services: list[str] | None, output_dir: str) -> None:
-    """Make MLflow's experiment before several trials would at once, if `services` has it.
+    """Create MLflow's experiment, if `services` has MLflow, before several trials would create it at once.
 
     Raises:
-        ConfigError: MLflow refuses it.
+        ConfigError: MLflow refuses the experiment.
     """
     if "mlflow" in (services or ()):
         if not os.environ.get("MLFLOW_TRACKING_URI"):

@@ -1,6 +1,6 @@
-"""The services that `report_to` names, each behind the same three calls.
+"""The services of `report_to`, behind one interface (`Service`).
 
-Each is an optional extra of the package, and is imported only where a run uses it.
+Their packages are optional extras of vlmtune, and are imported only if a run uses them.
 """
 
 import logging
@@ -14,22 +14,22 @@ from typing import Any, Protocol
 
 from vlmtune import storage
 
-PROJECT = "vlmtune"  # of W&B and Trackio, where the environment names none
-FOLDER = "trackers"  # in a local output folder: ids of runs, and what the services write on this machine
-MLFLOW_FILE = "mlflow.db"  # there, where the environment names no server
-MAX_PARAMETER = 6000  # characters that MLflow takes as a parameter's value
+PROJECT = "vlmtune"  # project of W&B and Trackio, if the environment has no other
+FOLDER = "trackers"  # in the output folder: ids of runs, and files that the services write on this machine
+MLFLOW_FILE = "mlflow.db"  # in FOLDER, if the environment has no server
+MAX_PARAMETER = 6000  # longest value of a parameter in MLflow, in characters
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """One run as a tracker shows it.
+    """The description of one run for a service.
 
     Attributes:
         output_dir: absolute path or URI of the output folder, of the search or of the run.
         group: the name of the search; None for a run of `train.py`.
         name: the trial's id, or the output folder's name.
         local_dir: local folder for the files that a service writes.
-        values: what the run is trained with, by flag name.
+        values: the run's settings, by flag name.
     """
 
     output_dir: str
@@ -50,7 +50,7 @@ class Service(Protocol):
 
 
 class WandbRun:
-    """A run of Weights & Biases; WANDB_PROJECT, WANDB_MODE and its other variables count.
+    """A run of Weights & Biases. WANDB_PROJECT, WANDB_MODE and its other environment variables are used.
 
     Raises:
         wandb.Error: the service refuses the run or cannot be reached.
@@ -59,7 +59,7 @@ class WandbRun:
     def __init__(self, run: TrackedRun) -> None:
         import wandb
 
-        # create_new: the trials of an engine are runs of one process.
+        # create_new, because the trials of an engine are several runs of one process.
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             group=run.group,
@@ -71,7 +71,7 @@ class WandbRun:
             config=dict(run.values),
             settings=wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True),
         )
-        # A run that resumes repeats steps, which W&B drops where they are its own counter.
+        # A resumed run repeats steps, which W&B would drop if they were its own step counter.
         self.run.define_metric("*", step_metric="step")
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
@@ -82,7 +82,7 @@ class WandbRun:
 
 
 class MlflowRun:
-    """A run of MLflow, in an experiment that bears the search's name; MLFLOW_TRACKING_URI counts.
+    """A run of MLflow, in an experiment with the search's name. MLFLOW_TRACKING_URI is used.
 
     Raises:
         MlflowException: the service refuses the run or cannot be reached.
@@ -116,7 +116,7 @@ class MlflowRun:
 
 
 class TrackioRun:
-    """A run of Trackio; TRACKIO_PROJECT, TRACKIO_DIR and TRACKIO_SPACE_ID count."""
+    """A run of Trackio. TRACKIO_PROJECT, TRACKIO_DIR and TRACKIO_SPACE_ID are used."""
 
     def __init__(self, run: TrackedRun) -> None:
         import trackio
@@ -147,7 +147,7 @@ SERVICES: dict[str, Callable[[TrackedRun], Service]] = {
 
 
 def saved_id(run: TrackedRun, service: str, create: Callable[[], str]) -> str:
-    """The id of a run that resumes, or a new one, which is written to the output folder."""
+    """The id of a resumed run from the output folder, or a new id, which is written there."""
     path = storage.join(run.output_dir, f"{FOLDER}/{run.name}.{service}")
     if storage.exists(path):
         return storage.read_text(path).strip()
@@ -157,13 +157,13 @@ def saved_id(run: TrackedRun, service: str, create: Callable[[], str]) -> str:
 
 
 def quiet_mlflow() -> None:
-    """Leave MLflow's notes about its own tables out of the console."""
+    """Keep MLflow's messages about its own tables out of the console."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def mlflow_client(output_dir: str) -> Any:
-    """MLflow's client of MLFLOW_TRACKING_URI, or else of a file in the output folder."""
+    """MLflow's client for MLFLOW_TRACKING_URI; by default for a file in the output folder."""
     from mlflow.tracking import MlflowClient
 
     return MlflowClient(
@@ -172,7 +172,7 @@ def mlflow_client(output_dir: str) -> Any:
 
 
 def mlflow_experiment(client: Any, output_dir: str) -> str:
-    """The id of the experiment of MLFLOW_EXPERIMENT_NAME, or else of the output folder's name."""
+    """The id of the experiment called MLFLOW_EXPERIMENT_NAME; by default, as the output folder."""
     from mlflow.exceptions import MlflowException
 
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or posixpath.basename(output_dir)
@@ -181,7 +181,7 @@ def mlflow_experiment(client: Any, output_dir: str) -> str:
         return str(found.experiment_id)
     try:
         return str(client.create_experiment(name))
-    except MlflowException:  # another trial was faster
+    except MlflowException:  # another process has created it
         found = client.get_experiment_by_name(name)
         if found is None:
             raise

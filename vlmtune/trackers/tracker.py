@@ -1,4 +1,4 @@
-"""Sends a run's numbers to the services of `report_to`, in a thread: training never waits for a network."""
+"""`Tracker`: sends a run's numbers to a service in a thread, so that training never waits for the network."""
 
 import posixpath
 import queue
@@ -15,15 +15,15 @@ from vlmtune.shown_text import redacted_values
 from vlmtune.storage import scheme
 from vlmtune.trackers.services import FOLDER, SERVICES, TrackedRun
 
-SECONDS_TO_FINISH = 30.0  # that `finish_trackers` waits for what has not been sent
-REFIT = "tune/refit"  # folder of a search's last training, below its output folder
+SECONDS_TO_FINISH = 30.0  # longest time that `finish_trackers` waits for numbers to be sent
+REFIT = "tune/refit"  # folder of a search's refit, below its output folder
 
 
 class Tracker:
-    """A run in one service. What the service refuses is told once, and the run continues without it.
+    """A run in one service. If the service fails, that is reported once, and training continues without it.
 
     Args:
-        name: of the service.
+        name: the name of the service.
     """
 
     def __init__(self, name: str, run: TrackedRun) -> None:
@@ -35,19 +35,19 @@ class Tracker:
         self._thread.start()
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Send numbers by the name of their curve; returns at once."""
+        """Send numbers, by the names of their curves. Returns at once."""
         self._numbers.put((dict(numbers), step))
 
     def close(self) -> None:
-        """End the run, after all of its numbers; returns at once. `finish_trackers` waits for it."""
+        """End the run once all of its numbers are sent. Returns at once; `finish_trackers` waits."""
         self._numbers.put(None)
 
     def wait(self, seconds: float) -> None:
-        """Wait until the closed run has ended, at most so long."""
+        """Wait until the closed run has ended, for at most `seconds`."""
         self._thread.join(seconds)
 
     def take_trouble(self) -> str | None:
-        """Why the service has nothing more of this run; None while it has, and after the first call."""
+        """Why the service has failed, at the first call after that; otherwise None."""
         trouble, self._trouble = self._trouble, None
         return trouble
 
@@ -64,11 +64,11 @@ class Tracker:
             _OPEN.discard(self)
 
 
-_OPEN: set[Tracker] = set()  # the runs of this process that have not ended
+_OPEN: set[Tracker] = set()  # the trackers of this process that have not ended
 
 
 def finish_trackers() -> None:
-    """End all runs of this process, before it ends: what has not been sent by then is lost."""
+    """End all runs of this process, before the process ends. Numbers that were not sent by then are lost."""
     deadline = time.monotonic() + SECONDS_TO_FINISH
     for tracker in list(_OPEN):
         tracker.close()
@@ -77,7 +77,7 @@ def finish_trackers() -> None:
 
 
 def _own_errors(service: str) -> tuple[type[Exception], ...]:
-    """The errors of a service's package that are of no kind of Python's own."""
+    """The exceptions of a service's package that are not in LIBRARY_ERRORS."""
     if service == "wandb":
         import wandb
 
@@ -93,7 +93,7 @@ def open_trackers(settings: Settings, runs_dir: str) -> list[Tracker]:
     """A tracker for each service of `report_to`.
 
     Args:
-        runs_dir: folder or URI of the run's curves: OUTPUT/runs/TRIAL_ID of a trial, OUTPUT/runs else.
+        runs_dir: folder or URI of the run's curves: OUTPUT/runs/TRIAL_ID for a trial, OUTPUT/runs for a run.
     """
     names = [name for name in settings.training.report_to or () if name in SERVICES]
     if not names:
@@ -103,7 +103,7 @@ def open_trackers(settings: Settings, runs_dir: str) -> list[Tracker]:
 
 
 def tracked_run(settings: Settings, runs_dir: str) -> TrackedRun:
-    """What a tracker shows of a run. See `open_trackers`."""
+    """The description of a run for trackers. Arguments as in `open_trackers`."""
     folder, name = posixpath.split(runs_dir)
     if name != "runs":
         output_dir, name = posixpath.dirname(folder), name
@@ -119,14 +119,14 @@ def tracked_run(settings: Settings, runs_dir: str) -> TrackedRun:
 
 
 def shown_values(settings: Settings, is_trial: bool) -> dict[str, Any]:
-    """The searched values of a trial, and whatever else differs from the defaults, by flag name."""
+    """The searched values of a trial, and all settings that differ from the defaults, by flag name."""
     values = settings.to_flags()
     space = values.pop("search_space", None) or {}
     searched = {name: settings.value(name) for name in space} if is_trial else {}
-    return {name: shown(value) for name, value in {**values, **searched}.items()}
+    return {name: as_tracked(value) for name, value in {**values, **searched}.items()}
 
 
-def shown(value: Any) -> Any:
-    """A value as trackers take it: lists and mappings as text, without secrets in URIs."""
+def as_tracked(value: Any) -> Any:
+    """A value in a form that trackers accept: lists and mappings as text, URIs without secrets."""
     value = redacted_values(value)
     return value if isinstance(value, str | int | float | bool) else str(value)

@@ -1,4 +1,4 @@
-"""The model that trains: the frozen base of the settings with a new adapter, and its training steps."""
+"""Load the frozen base of the settings, attach a new adapter, and apply the accelerations of a step."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -23,13 +23,16 @@ def adapted_model(
     note: Callable[[str], None],
     check: Callable[[Any, list[str]], Checked],
 ) -> tuple[Any, AcceleratedStep, Checked]:
-    """The frozen base with a new adapter on this worker's device, its steps, and what `check` returns.
+    """Load the base, and attach an adapter, on this worker's device.
 
-    Where these offload activations themselves, TRL's own offloading is switched off in `args`.
+    If the steps offload activations themselves, TRL's own offloading is switched off in `args`.
 
     Args:
-        check: is called with the base as transformers made it and the names of the layers that get adapters,
-            and raises where it cannot be trained.
+        check: called with the base as transformers loads it and the names of the layers that get adapters. It
+            raises an exception if the base cannot be trained.
+
+    Returns:
+        The base with its adapter, its accelerated steps, and the result of `check`.
     """
     base = load_base_for(settings, args.device, dequantized=plan.dequantized)
     targets, config = adapter_config(settings, base)
@@ -49,10 +52,13 @@ def adapted_model(
 
 
 def adapter_config(settings: Settings, model: Any) -> tuple[list[str], Any]:
-    """The layers of a model, with or without weights, that get adapters, and PEFT's config for them.
+    """The names of the layers that get an adapter, and PEFT's config for it.
+
+    Args:
+        model: the base model, with or without weights.
 
     Raises:
-        ModelError: the target modules match nothing.
+        ModelError: the target modules match no layer.
     """
     options = settings.lora
     targets = target_modules(model, options.target_modules, lora_vision=options.vision)

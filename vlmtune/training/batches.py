@@ -1,4 +1,4 @@
-"""The batches of one worker: which rows, in which order, and how they reach the device."""
+"""The batches of one worker: their rows in order, and the stream from which the Trainer reads them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,17 +16,17 @@ from vlmtune.data.split import EVAL, TRAIN
 from vlmtune.data.store import Store
 
 Batch = dict[str, torch.Tensor]
-ROW_NUMBERS = "row_numbers"  # entry of a batch, `[B]`: the numbers of its rows in the store
+ROW_NUMBERS = "row_numbers"  # key of a batch: the numbers of its rows in the store, `[B]`
 
 
 def order_of_rows(
     settings: Settings, args: SFTConfig, store: Store, usable_rows: np.ndarray, world_size: int
 ) -> Order:
-    """The rows of every step.
+    """The rows of every training step.
 
     Args:
-        usable_rows: the rows of the training split that are trained on.
-        world_size: number of workers that train now; an elastic run may have been started with more.
+        usable_rows: indices, among the rows of the training split, of those that are trained on.
+        world_size: the present number of workers; an elastic run may have been started with more.
     """
     workers = settings.run.workers
     return Order(
@@ -44,7 +44,7 @@ def order_of_rows(
 
 
 class BatchReader(Protocol):
-    """Gives batches of a split, cut to `max_length` tokens, in exactly the order asked for."""
+    """A function that reads batches of a split, shortened to `max_length` tokens, in the given order."""
 
     def __call__(
         self, split: str, batches: Sequence[BatchRows], max_length: int | None
@@ -56,10 +56,10 @@ class WorkerBatches:
     """The batches of the worker `rank`.
 
     Attributes:
-        order: the rows of every training step, counted among those that are trained on.
-        usable_rows: the rows of the training split that are trained on.
-        read: reads batches, counted in the rows of a split.
-        first_step: steps that a resumed run has done.
+        order: the rows of every training step, as indices of `usable_rows`.
+        usable_rows: indices, among the rows of the training split, of those that are trained on.
+        read: reads batches whose rows are indices among the rows of a split.
+        first_step: the number of steps that a resumed run has made already.
     """
 
     store: Store
@@ -70,14 +70,14 @@ class WorkerBatches:
     first_step: int = 0
 
     def training(self, batches: list[BatchRows], max_length: int | None) -> Iterator[Batch]:
-        """batches of `order`, on the CPU."""
+        """Read batches of `order`, onto the CPU."""
         in_split = [
             replace(batch, rows=tuple(int(self.usable_rows[row]) for row in batch.rows)) for batch in batches
         ]
         return self._numbered(TRAIN, in_split, max_length)
 
     def evaluation(self, per_device: int) -> Iterator[Batch]:
-        """This worker's part of the evaluation rows, at full length, on the CPU."""
+        """Read this worker's part of the evaluation rows, at full length, onto the CPU."""
         rows = len(self.store.rows_of(EVAL))
         order = evaluation_order(rows, per_device, self.rank, self.order.world_size)
         return self._numbered(EVAL, order, None)
@@ -95,13 +95,13 @@ class WorkerBatches:
 
 
 class BatchStream(IterableDataset):  # type: ignore[type-arg]
-    """The training batches of one worker; each pass over it is the next epoch.
+    """The training batches of one worker. Each iteration over the stream is the next epoch.
 
-    When a run is resumed, the Trainer skips the batches that the checkpoint has seen. They are yielded empty
-    and never read.
+    When a run is resumed, the Trainer skips the batches of the steps already made. These are yielded as empty
+    dicts and not read.
 
     Args:
-        timed: passes batches on, and measures how long each one takes to read.
+        timed: returns the same batches, and measures how long reading each one takes.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Which evaluation of a run counts: its best one with `load_best_model_at_end`, else its last.
+"""Decide which evaluation of a run counts: the best one with `load_best_model_at_end`, else the last one.
 
-Both runners use this on the log history of the trainer's state, which checkpoints hold. So a resumed run
-judges as one that was not interrupted.
+Both runners decide by the log history of the trainer state, which checkpoints contain. So a resumed run
+decides like a run that was not interrupted.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from vlmtune.config.settings import Settings
 from vlmtune.evaluation.metrics import METRICS
 
 # Keys of a report.
-BEST_STEP = "best_step"  # the step of the evaluation whose numbers the report has
-LAST = "last_"  # before the name of a number of the last evaluation, where another one counts
+BEST_STEP = "best_step"  # the step of the evaluation whose numbers the report has, if the best one counts
+LAST = "last_"  # prefix for the numbers of the report's own evaluation, if the best one counts
 LAST_CHECKPOINT = "last_checkpoint_path"  # folder or URI of the checkpoint after the last step
 OUT_OF_PATIENCE = "out_of_patience"  # the run has ended by `early_stopping_patience`
 
 
 def has_ended(report: Mapping[str, Any]) -> bool:
-    """Whether a run had ended with this report: all its steps were made, or its patience was over."""
+    """Whether a run has ended with this report: by its last step, or by `early_stopping_patience`."""
     return bool(report["step"] >= report["max_steps"] or report.get(OUT_OF_PATIENCE))
 
 
@@ -32,9 +32,10 @@ class EvaluationRule:
 
     Attributes:
         metric: the number that is compared; `mode` says whether "min" or "max" is better.
-        load_best: whether the best evaluation counts, not the last.
-        patience: evaluations in a row without a gain after which the run ends; None: it never does.
-        threshold: a smaller gain than this is none.
+        load_best: whether the best evaluation counts instead of the last.
+        patience: the number of evaluations in a row without an improvement after which the run ends; None for
+            no such limit.
+        threshold: an improvement smaller than this does not count.
     """
 
     metric: str
@@ -47,8 +48,8 @@ class EvaluationRule:
     def of(cls, settings: Settings, evaluation_rows: int) -> EvaluationRule:
         """The rule of a run's settings.
 
-        A metric of answers is measured on a sample of `metric_rows` rows before the run's end. If that is
-        not the whole evaluation set, its values are not comparable, and the last evaluation counts.
+        Before the run's last evaluation, a metric of answers is measured on `metric_rows` rows only. If these
+        are not all evaluation rows, the values are not comparable, and the last evaluation counts.
         """
         search, training = settings.search, settings.training
         answers = search.metric in METRICS and search.metric != "perplexity"
@@ -65,21 +66,21 @@ class EvaluationRule:
     def judged(
         self, report: Mapping[str, Any], names: Iterable[str], history: Sequence[Mapping[str, Any]]
     ) -> dict[str, Any]:
-        """A report as it counts.
+        """The report to send: `report`, or with `load_best` the numbers of the best evaluation so far.
 
-        With `load_best` it has the numbers `names` of the best evaluation so far and its `best_step`, and its
-        own under `last_`. One whose metric is NaN or infinite keeps its numbers.
+        In the latter case the report has the best evaluation's numbers, its step under `best_step`, and its
+        own numbers under `last_`. If its metric is NaN or infinite, the report keeps its own numbers.
 
         Args:
-            names: the numbers of an evaluation.
-            history: the log history of the trainer's state, this evaluation included.
+            names: the names of the numbers of an evaluation.
+            history: the log history of the trainer state, this evaluation included.
         """
         counted = dict(report)
         if self.out_of_patience(history):
             counted[OUT_OF_PATIENCE] = True
         if not self.load_best:
             return counted
-        # Also where it is NaN: Ray Train would take a checkpoint without the number for the best.
+        # Also if it is NaN, because Ray Train ranks a checkpoint without this number as the best.
         counted |= {f"{LAST}{name}": report[name] for name in names}
         if not math.isfinite(report[self.metric]):
             return counted
@@ -88,7 +89,7 @@ class EvaluationRule:
         return {**counted, BEST_STEP: best["step"]}
 
     def out_of_patience(self, history: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the run ends, counted as transformers' EarlyStoppingCallback does."""
+        """Whether the run ends by `patience`, decided as transformers' EarlyStoppingCallback does."""
         if self.patience is None:
             return False
         best, waited = None, 0
@@ -102,7 +103,7 @@ class EvaluationRule:
     def _best(self, history: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
         sign = 1 if self.mode == "min" else -1
         finite = [entry for entry in self._evaluations(history) if math.isfinite(entry[self.metric])]
-        # The last of equal ones, as Ray Train keeps checkpoints.
+        # Of equally good ones the last, because Ray Train keeps its checkpoint.
         return min(reversed(finite), key=lambda entry: sign * float(entry[self.metric]))
 
     def _evaluations(self, history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

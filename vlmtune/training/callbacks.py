@@ -1,4 +1,4 @@
-"""Callbacks of a run: a test of the longest rows before the first step, a report with each evaluation."""
+"""Trainer callbacks: try the longest rows before the first step, and report each evaluation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,11 +11,11 @@ from vlmtune.training.best_evaluation import EvaluationRule
 from vlmtune.training.meter import Meter, first_loss
 from vlmtune.training.trainer import AdapterTrainer
 
-ReportResult = Callable[[dict[str, Any], str], None]  # takes metrics, and the folder of their checkpoint
+ReportResult = Callable[[dict[str, Any], str], None]  # called with metrics and the folder of their checkpoint
 
 
 class TryLongestRows(TrainerCallback):
-    """Runs the longest rows before the first step, so that a lack of memory shows at once, not in hours."""
+    """Runs the longest rows before the first step, so that too little memory is noticed at once."""
 
     def __init__(self, trainer: AdapterTrainer) -> None:
         self.trainer = trainer
@@ -30,9 +30,9 @@ class TryLongestRows(TrainerCallback):
 
 
 class ReportAtEvaluation(TrainerCallback):
-    """Evaluates at the last step too, saves after each evaluation, and reports both together.
+    """Also evaluates at the last step, saves a checkpoint after each evaluation, and reports both together.
 
-    A run whose patience is over ends with the evaluation that shows it.
+    It ends the run if `early_stopping_patience` is exhausted.
     """
 
     def __init__(self, meter: Meter, report: ReportResult, rule: EvaluationRule) -> None:
@@ -42,7 +42,7 @@ class ReportAtEvaluation(TrainerCallback):
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        # With a strategy by epochs the end of the epoch evaluates.
+        # With the strategy "epoch", the end of the last epoch evaluates.
         if state.global_step >= state.max_steps and args.eval_strategy != IntervalStrategy.EPOCH:
             control.should_evaluate = True
         return control

@@ -1,11 +1,11 @@
-"""The numbers of a running training on the Ray dashboard: a gauge for each, by run and worker."""
+"""Show the numbers of a training run on the Ray dashboard, as one gauge for each number."""
 
 from collections.abc import Callable
 from typing import Any
 
 from ray.util.metrics import Gauge
 
-DESCRIPTIONS = {  # by the name in the logs
+DESCRIPTIONS = {  # by the number's name in the logs
     "loss": "Training loss of the last logged step",
     "eval_loss": "Evaluation loss per labelled token",
     "learning_rate": "Learning rate",
@@ -21,7 +21,8 @@ class Gauges:
     """Sets a gauge `vlmtune_...` for each number of a logged step, and passes the numbers on.
 
     Args:
-        pass_on: called with the same numbers.
+        run, rank: the run's name and the worker's number, which are tags of the gauges.
+        pass_on: called with the same numbers; None if nobody else needs them.
     """
 
     def __init__(self, run: str, rank: int, pass_on: Callable[[dict[str, Any]], None] | None) -> None:

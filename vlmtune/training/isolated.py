@@ -14,10 +14,10 @@ from vlmtune.training.launch import Outcome, Progress, run_in_process, run_on_ra
 def run_isolated(
     settings: Settings, store: Store, folder: str, cluster: Cluster, progress: Progress
 ) -> Outcome:
-    """Train in this process with `num_workers` 0, else in Ray Train workers.
+    """Train in this process with `--num_workers 0`, otherwise in Ray Train workers.
 
     Args:
-        folder: output folder, for checkpoints and curves. A run resumes from a checkpoint in it.
+        folder: the output folder, for checkpoints and curves. A run resumes from a checkpoint in it.
         progress: called in this process with the numbers of each logged step.
     """
     if settings.run.workers == 0:
@@ -39,10 +39,11 @@ def run_isolated(
 
 
 def run_with_progress(run: Callable[[Progress], Outcome], progress: Progress) -> Outcome:
-    """Call `run` in a thread, and `progress` in this process with what `run` reports.
+    """Call `run` in a thread, and call `progress` with each of its reports.
 
     Args:
-        run: gets a function that may be called in other processes.
+        run: called with a function that takes reports, and that may be called in other processes.
+        progress: called in this process.
     """
     reports = Queue(actor_options={"num_cpus": 0})
     outcome = in_background(lambda: run(reports.put), "run")

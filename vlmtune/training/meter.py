@@ -1,4 +1,4 @@
-"""What a run measures while it trains, and where it goes: TensorBoard, and the metrics that are reported."""
+"""`Meter`: measures the speed of a run, and logs its numbers to TensorBoard, trackers and the console."""
 
 import os
 import resource
@@ -17,19 +17,19 @@ from vlmtune.console import console_line
 from vlmtune.evaluation.metrics import METRICS
 from vlmtune.trackers.tracker import Tracker
 
-EVALUATION_NUMBER = "evaluation"  # key in a report: which evaluation of the run it is, from 1
-FIRST_LOSS = "first_loss"  # key in a report: the training loss that the run began with
+EVALUATION_NUMBER = "evaluation"  # key of a report: the number of the evaluation, counted from 1
+FIRST_LOSS = "first_loss"  # key of a report: the training loss of the run's first logged step
 
 
 def evaluation_number(metrics: dict[str, Any], eval_steps: float | None) -> int:
-    """The number of a report among the evaluations of a whole run, from 1.
+    """The number of a report's evaluation among those of the whole run, counted from 1.
 
-    Trials at the same number have done the same share of their steps. Tune's own counter starts again at 1
-    where an interrupted trial resumes.
+    Trials have made the same fraction of their steps at evaluations of the same number. Tune's own counter
+    starts again at 1 when an interrupted trial resumes.
 
     Args:
         metrics: the report, with `epoch`, `step` and `max_steps`.
-        eval_steps: as the option; None where every epoch is evaluated.
+        eval_steps: the option `eval_steps`; None if every epoch is evaluated.
     """
     if eval_steps is None:
         return max(1, round(float(metrics["epoch"])))
@@ -38,9 +38,9 @@ def evaluation_number(metrics: dict[str, Any], eval_steps: float | None) -> int:
 
 
 def first_loss(log_history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """{FIRST_LOSS: the loss of a run's first logged step}, from the Trainer's log; empty before it.
+    """{FIRST_LOSS: the loss of a run's first logged step}, from the trainer's log; empty before that step.
 
-    It tells an adapter that got worse than the base from one that got better.
+    With it, an adapter that became worse than the base can be recognized.
     """
     lines = (line.get(FIRST_LOSS, line.get("loss")) for line in log_history)
     return next(({FIRST_LOSS: float(loss)} for loss in lines if loss is not None), {})
@@ -51,13 +51,13 @@ class Meter:
 
     Args:
         runs_dir: folder of the TensorBoard events; None writes none.
-        on_log: called with the numbers of each log, and with {"note": text}.
-        clock: gives the seconds that count: other than the wall's where several runs share a device.
+        on_log: called with the numbers of each log entry, and with {"note": text}.
+        clock: returns seconds; not of the wall clock if several runs share a device.
         trackers: services that get the same numbers as TensorBoard.
 
     Attributes:
-        flops_per_token: floating-point operations of training on one token, for MFU; set once the model is
-            loaded.
+        flops_per_token: floating-point operations of training on one token, for MFU (model FLOPs
+            utilization). Set it once the model is loaded.
         data_wait_s: seconds of training spent waiting for rows.
     """
 
@@ -79,7 +79,7 @@ class Meter:
         self.last: dict[str, float] = {}
 
     def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The same batches; the time until each one is read counts as waiting."""
+        """Yield the same batches, and count the time until each one is read as waiting."""
         while True:
             before = time.monotonic()
             batch = next(batches, None)
@@ -89,7 +89,7 @@ class Meter:
             yield batch
 
     def begin(self) -> None:
-        """Start the clock at the first call, after loading and the first batch."""
+        """Start to measure at the first call, when the model is loaded and the first batch is read."""
         if not self.begun:
             self.begun, self.started, self.data_wait_s = True, self.clock() - self.paused, 0.0
 
@@ -99,12 +99,12 @@ class Meter:
         self.tokens += tokens
 
     def note(self, text: str) -> None:
-        """Pass on a line for the console."""
+        """Send a line to the console, by `on_log`."""
         if self.on_log is not None:
             self.on_log({"note": text})
 
     def pause(self, seconds: float) -> None:
-        """Leave the seconds of an evaluation out of the training time."""
+        """Exclude the seconds of an evaluation from the training time."""
         self.paused += seconds
 
     def log(self, logs: dict[str, float], step: int, max_steps: int) -> None:
@@ -126,7 +126,7 @@ class Meter:
             self.on_log({**numbers, "step": step, "max_steps": max_steps})
 
     def rates(self) -> dict[str, float]:
-        """Seconds of training so far, rates, and peak memory; of this worker."""
+        """Seconds of training so far, rates and peak memory, all of this worker."""
         seconds = max(self.clock() - self.started - self.paused, 1e-9)
         rates = {
             "seconds": seconds,
@@ -141,7 +141,7 @@ class Meter:
         }
 
     def summary(self) -> dict[str, float]:
-        """What is reported beside an evaluation."""
+        """The numbers that are reported together with an evaluation."""
         numbers = self.rates()
         if "loss" in self.last:
             numbers["train_loss"] = self.last["loss"]
@@ -166,14 +166,14 @@ def curve(name: str) -> str:
 def event_file(folder: str) -> EventsWriter:
     """A TensorBoard event file of this process in a local folder.
 
-    Not SummaryWriter: it writes in a thread that a flush does not wait for, and a stopped trial ends without
-    a close.
+    SummaryWriter is not used, because it writes in a thread that `flush` does not wait for, and a stopped
+    trial ends without a call of `close`.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     return EventsWriter(f"{folder}/events", filename_suffix=f".{os.getpid()}")
 
 
-# Dense bfloat16 operations a second, by a word of the GPU's name, from the makers' data sheets.
+# Dense bfloat16 operations per second, by a word of the GPU's name, from the manufacturers' data sheets.
 MATRIX_RATES = {
     "B200": 2250e12,
     "H200": 989e12,
@@ -189,7 +189,7 @@ MATRIX_RATES = {
 
 
 def matrix_rate() -> float | None:
-    """The matrix rate of this process's GPU; None without a GPU, or for one that is not in `MATRIX_RATES`."""
+    """The rate in `MATRIX_RATES` of this process's GPU; None without a GPU, or for another GPU."""
     if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
         return None
     words = torch.cuda.get_device_name().replace("-", " ").split()
@@ -199,7 +199,8 @@ def matrix_rate() -> float | None:
 def training_flops_per_token(decoder: torch.nn.Module) -> float:
     """Floating-point operations of training on one token.
 
-    Two a frozen weight in the forward pass and two for the gradient of its input; it has none of its own.
+    Each frozen weight takes two operations in the forward pass, and two for the gradient of its input. It has
+    no gradient itself.
     """
     weights = sum(
         layer.in_features * layer.out_features
@@ -210,8 +211,8 @@ def training_flops_per_token(decoder: torch.nn.Module) -> float:
 
 
 def peak_memory() -> float:
-    """Peak memory in GB (2**30 bytes): of the GPU where one is used, else of this process."""
+    """Peak memory in GB (2**30 bytes): of the GPU if one is used, else of this process."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kilobytes on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

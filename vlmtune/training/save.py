@@ -1,4 +1,4 @@
-"""The folder of a finished adapter, laid out as transformers and PEFT users expect it."""
+"""Write the folder of a finished adapter, with the files that users of transformers and PEFT expect."""
 
 import json
 import platform
@@ -36,11 +36,11 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "ray", "optu
 def save_adapter_folder(
     checkpoint: str, folder: str, settings: Settings, metrics: dict[str, Any], store: Store
 ) -> None:
-    """Write adapter, processor, `config.yaml`, model card and `metrics.json`, which marks a finished run.
+    """Write adapter, processor, `config.yaml`, model card and `metrics.json`. The last marks a finished run.
 
     Args:
-        checkpoint: folder or URI of the run's checkpoint that counts.
-        settings: all that is needed to repeat the run.
+        checkpoint: folder or URI of the checkpoint to save.
+        settings: the settings that repeat the run.
     """
     copy_adapter(checkpoint, folder)
     write_chat_template(folder, settings)
@@ -49,7 +49,7 @@ def save_adapter_folder(
 
 
 def write_chat_template(folder: str, settings: Settings) -> None:
-    """Write `chat_template.jinja` if the base brings none, so that `apply_chat_template` works there."""
+    """Write `chat_template.jinja` if the base has no chat template, so that `apply_chat_template` works."""
     processor: Any = settings.model.ref.processor()
     if processor.chat_template is None and processor.tokenizer.chat_template is None:
         write_text(f"{folder}/chat_template.jinja", template_of(processor))
@@ -87,7 +87,7 @@ print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_t
 
 
 def copy_adapter(checkpoint: str, folder: str) -> None:
-    """Copy adapter and processor of a checkpoint into a folder; both are folders or URIs."""
+    """Copy the adapter and processor of a checkpoint into another folder. Both are folders or URIs."""
     source, inner = filesystem(checkpoint)
     target, out = filesystem(folder)
     target.create_dir(out, recursive=True)
@@ -111,7 +111,7 @@ def write_card_and_metrics(
     store: Store,
     measured: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the model card and `metrics.json`, again once more was measured.
+    """Write the model card and `metrics.json`. Called a second time after the comparison on test rows.
 
     Args:
         measured: further rows of the card's table, by their labels.
@@ -122,7 +122,7 @@ def write_card_and_metrics(
 
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that a result depends on."""
-    # Ours is read from the source: in a Ray job it runs from the working directory, uninstalled.
+    # vlmtune's version comes from its source, because in a Ray job it is not installed.
     return {
         "python": platform.python_version(),
         "vlmtune": __version__,
@@ -131,7 +131,7 @@ def versions() -> dict[str, str]:
 
 
 def model_card(settings: Settings, metrics: dict[str, Any], store: Store, measured: Mapping[str, str]) -> str:
-    """The adapter's README in the Hub's format: its base, data and settings, its loss, and how to load it."""
+    """The adapter's README in the Hub's format, with base, data, settings, loss, and code to load it."""
     model = settings.model
     base = shown_name(model.base_model)
     counts = {split: len(store.rows_of(split)) for split in ("train", "eval", "test")}

@@ -1,7 +1,7 @@
-"""The log of a step, written while the next step runs.
+"""`StepLog`: writes the log of a step while the next step runs.
 
-The Trainer's own log reads loss and gradient norm as soon as a step is launched. The device then has no work
-until Python comes to its next launch: some ten milliseconds of a training step.
+The Trainer itself reads loss and gradient norm as soon as a step is launched, and waits for the device. After
+that, the device has no work until Python launches the next kernel: some ten milliseconds of a training step.
 """
 
 import math
@@ -18,7 +18,7 @@ from vlmtune.model.transfer import AsyncHostCopy, is_asynchronous
 
 @dataclass(frozen=True)
 class PendingLog:
-    """Loss, gradient norm, correct and labelled tokens of `steps` steps, while they are copied to the CPU."""
+    """The loss, gradient norm, and correct and labelled tokens of `steps` steps, being copied to the CPU."""
 
     numbers: AsyncHostCopy
     learning_rate: float
@@ -26,12 +26,12 @@ class PendingLog:
 
 
 class StepLog(TrainerCallback):
-    """Sums up each step's numbers on the device, and logs them in place of the Trainer.
+    """Sums each step's numbers on the device, and logs them in place of the Trainer.
 
     Args:
-        log: the Trainer's `log`.
-        gather: gives the values of all workers for a tensor of this one.
-        filter_nan: whether a loss that is NaN or infinite counts as the mean of those before it.
+        log: the Trainer's method `log`.
+        gather: returns the values of all workers for a tensor of this worker.
+        filter_nan: whether a NaN or infinite loss is replaced by the mean of those before it.
     """
 
     def __init__(
@@ -43,25 +43,25 @@ class StepLog(TrainerCallback):
         filter_nan: bool,
     ) -> None:
         self.device, self.log, self.gather, self.filter_nan = device, log, gather, filter_nan
-        self.loss = torch.zeros((), device=device)  # with the two below: since the last log
+        self.loss = torch.zeros((), device=device)  # this and the next two: since the last log
         self.tokens = torch.zeros(2, dtype=torch.int64, device=device)  # correct, labelled tokens
         self.logged_step = 0
-        self.norm = torch.tensor(math.nan)  # of the last step's gradient
+        self.norm = torch.tensor(math.nan)  # the gradient norm of the last step
         self.learning_rate = 0.0
         self.pending: PendingLog | None = None
 
     def count_tokens(self, correct: Tensor, labelled_tokens: Tensor) -> None:
-        """Add the tokens of a part of a batch."""
+        """Add the correct and labelled tokens of a micro-batch."""
         self.tokens += torch.stack([correct, labelled_tokens])
 
     def count_loss(self, loss: Tensor, step: int) -> None:
-        """Add the loss of a device batch in the step after `step`."""
+        """Add the loss of a batch of this device, in the step after step `step`."""
         if self.filter_nan:
             loss = torch.where(loss.isfinite(), loss, self.loss / (1 + step - self.logged_step))
         self.loss += loss
 
     def flush(self) -> None:
-        """Log the step that was recorded last, if it has not been."""
+        """Log the recorded steps, if that was not done yet."""
         if self.pending is None:
             return
         pending, self.pending = self.pending, None
@@ -70,7 +70,7 @@ class StepLog(TrainerCallback):
         self.log({**logs, "mean_token_accuracy": correct / max(labelled_tokens, 1)})
 
     def reset(self) -> None:
-        """Forget what was added since the last log."""
+        """Discard the sums since the last log."""
         self.loss.zero_()
         self.tokens.zero_()
 
@@ -81,9 +81,8 @@ class StepLog(TrainerCallback):
     def on_optimizer_step(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.learning_rate = float(
-            kwargs["optimizer"].param_groups[0]["lr"]
-        )  # before the schedule's next step
+        # Read here, before the schedule's next step.
+        self.learning_rate = float(kwargs["optimizer"].param_groups[0]["lr"])
 
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
@@ -96,7 +95,7 @@ class StepLog(TrainerCallback):
         return self._record(state, control)
 
     def _record(self, state: TrainerState, control: TrainerControl) -> TrainerControl:
-        """Begin to copy the numbers of the last step to the CPU, if it is to be logged."""
+        """Start to copy the numbers of the last steps to the CPU, if a log entry is due."""
         if control.should_log and state.global_step > self.logged_step:
             loss, norm = self.gather(self.loss).mean(), self.norm.to(self.device)
             numbers = torch.cat([torch.stack([loss.double(), norm.double()]), self.tokens.double()])

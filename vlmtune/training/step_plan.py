@@ -1,4 +1,4 @@
-"""How a training step is run: what it asks of a GPU, and the plan that fits there."""
+"""Plan how a training step runs, by the memory that it needs and that the GPU has."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,14 +36,15 @@ def plan_step(
     sizes: tuple[int, ...] = (),
     **load_changes: Any,
 ) -> StepPlan:
-    """How a step is run; on a GPU by its memory, with a note.
+    """Choose the plan of a step. On a GPU, the plan depends on its memory, and is noted in a console line.
 
     Args:
-        usable_rows: the training rows that are trained on.
-        world_size: workers that share them.
-        runs: how many runs like this one follow, for which compiling may be worth it.
-        sizes: the micro-batches to choose from, see `PlanOptions`.
-        load_changes: fields of `StepLoad` that differ from what the settings say.
+        usable_rows: indices, among the rows of the training split, of those that are trained on.
+        world_size: the number of workers that share the rows.
+        note: called with each line for the console.
+        runs: the number of such runs, because compiling may pay only for several.
+        sizes: the micro-batch sizes to choose from, see `PlanOptions`.
+        load_changes: fields of `StepLoad` that differ from those of the settings.
 
     Raises:
         DoesNotFitError: not even one row at a time would fit.
@@ -83,11 +84,11 @@ def plan_step(
 def shapes_and_load(
     settings: Settings, store: Store, usable_rows: np.ndarray, *, pad_to_multiple_of: int = 1
 ) -> tuple[ModelShapes, StepLoad]:
-    """The model's sizes with the adapters of the settings, and what a step of its longest rows asks for.
+    """The sizes of the model with its adapter, and the load of a step with the longest rows.
 
     Args:
-        usable_rows: the training rows that are trained on.
-        pad_to_multiple_of: tokens; the length of a padded batch is a multiple of it.
+        usable_rows: indices, among the rows of the training split, of those that are trained on.
+        pad_to_multiple_of: the length of a padded batch in tokens is a multiple of this.
     """
     model, lora = settings.model, settings.lora
     config = model.ref.config()
@@ -115,10 +116,10 @@ def shapes_and_load(
 
 
 def vision_tokens(config: Any, image_tokens: int) -> tuple[bool, int]:
-    """Whether cross-attention reads the images, and the tokens of the vision tower for a row.
+    """Whether the decoder reads images by cross-attention, and a row's number of tokens in the vision tower.
 
     Args:
-        image_tokens: tokens of the row that stand for its images.
+        image_tokens: the number of image tokens in the row.
     """
     if not getattr(config.get_text_config(), "cross_attention_layers", None):
         merged = getattr(getattr(config, "vision_config", None), "spatial_merge_size", 1)
@@ -128,12 +129,12 @@ def vision_tokens(config: Any, image_tokens: int) -> tuple[bool, int]:
 
 
 def can_capture(settings: Settings, *, packed: bool = False) -> bool:
-    """Whether a GPU can capture steps of these settings as CUDA graphs: see `AcceleratedStep.for_adapter`."""
+    """Whether steps with these settings can be captured as CUDA graphs, see `AcceleratedStep.for_adapter`."""
     return why_not_captured(settings, packed=packed) is None
 
 
 def why_not_captured(settings: Settings, *, packed: bool = False) -> str | None:
-    """The option that keeps a GPU from capturing steps as CUDA graphs; None if there is none."""
+    """The option because of which steps cannot be captured as CUDA graphs; None if they can."""
     training, lora = settings.training, settings.lora
     mixed = training.bf16 is not False or bool(training.fp16)
     reasons = {
@@ -147,7 +148,7 @@ def why_not_captured(settings: Settings, *, packed: bool = False) -> str | None:
 
 
 def length_multiple(settings: Settings) -> int:
-    """The multiple of tokens to which a batch is padded; on a GPU so that few lengths have to be captured."""
+    """Batches are padded to a multiple of this many tokens; on a GPU, so that few lengths are captured."""
     return settings.training.pad_to_multiple_of or (LENGTH_MULTIPLE if uses_gpu(settings) else 1)
 
 

@@ -1,4 +1,4 @@
-"""What a training step makes of two rows, for the self-check."""
+"""The losses and gradients of some rows in a training step, for the self-check."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,17 +15,21 @@ from vlmtune.training.trainer import AdapterTrainer
 
 
 def step_dtype(args: SFTConfig, base: Any) -> torch.dtype:
-    """What a step of these arguments computes in."""
+    """The dtype in which a step with these arguments computes."""
     if args.bf16:
         return torch.bfloat16
     return torch.float16 if args.fp16 else base.dtype
 
 
 def step_result(trainer: AdapterTrainer, rows: CheckedRows, places: Sequence[int]) -> StepResult:
-    """Losses and gradients of rows in one batch. Afterwards no parameter has a gradient.
+    """Losses and gradients of rows in one batch. Afterwards, no parameter has a gradient.
 
-    Where steps are captured, it is the result of a replay. The graphs are discarded then, because they hold
-    no dropout.
+    If steps are captured, the result is that of a replay. The graphs are then discarded, because they were
+    captured without dropout.
+
+    Args:
+        rows: the rows of the self-check.
+        places: indices, among `rows`, of the rows to compute.
     """
     step = trainer.accelerated_step
     batch = rows.batch(step.base, [rows.examples[place] for place in places])

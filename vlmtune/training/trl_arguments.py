@@ -1,4 +1,4 @@
-"""TRL's own arguments, made on the machine that trains: their device and precision are this machine's."""
+"""Make TRL's `SFTConfig` of the settings, on the machine that trains, because it checks the device."""
 
 import dataclasses
 
@@ -11,14 +11,14 @@ from vlmtune.training.step_plan import uses_gpu
 
 
 def training_arguments(settings: Settings, work_dir: str, *, checkpointing: bool) -> SFTConfig:
-    """TRL's arguments of the settings.
+    """TRL's `SFTConfig` of the settings.
 
     Args:
         work_dir: local folder for checkpoints.
         checkpointing: whether activations are computed again in the backward pass.
 
     Raises:
-        ConfigError: bfloat16 is asked for on a GPU that does not compute in it.
+        ConfigError: the settings request bfloat16, and the GPU does not compute in it.
     """
     gpu, bf16 = uses_gpu(settings), settings.training.bf16
     has_bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -40,9 +40,9 @@ def training_arguments(settings: Settings, work_dir: str, *, checkpointing: bool
             "use_cpu": not gpu,
             "bf16": has_bf16 if bf16 is None else bf16,
             "gradient_checkpointing": checkpointing,
-            # Without a GPU activations are where offloading would put them.
+            # Without a GPU, activations are in the CPU's memory anyway.
             "activation_offloading": gpu and settings.training.activation_offloading,
-            "torch_compile": False,  # of the whole model; ours is by layer
+            "torch_compile": False,  # it compiles the whole model; `compile_layers` compiles layer by layer
             "dataset_kwargs": {"skip_prepare_dataset": True},
             "disable_tqdm": True,
             "report_to": "none",

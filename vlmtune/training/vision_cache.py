@@ -1,7 +1,7 @@
-"""Cached vision features of a run that trains alone: each row's image goes through a frozen tower once.
+"""Cached vision features of isolated training: the frozen tower computes each row once.
 
-Rows are computed one by one, so a row's features do not depend on the rows beside it, nor on whether the run
-was resumed.
+Each row is computed alone, so its features do not depend on the rows beside it, nor on whether the run was
+resumed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from vlmtune.training.batches import ROW_NUMBERS, Batch, WorkerBatches
 
 
 class VisionCache:
-    """The vision features of rows, in place of their pixels.
+    """Replaces the pixels of a batch's rows by cached vision features.
 
     Args:
         base: the model without PEFT's wrapper.
         max_bytes: memory that the features may take.
-        note: takes a line for the person who watches.
-        autocast: the context in which the trainer computes a loss.
+        note: called with each line for the console.
+        autocast: the context manager in which the trainer computes a loss.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class VisionCache:
             self.disable()
 
     def add(self, batch: Batch) -> None:
-        """Cache the features of a batch's rows with images, as far as there is memory."""
+        """Cache the features of the rows with images in a batch, as far as there is memory."""
         if not self.features.max_bytes:
             return
         tokens, keys = self._tokens(batch), _keys(batch)
@@ -62,7 +62,7 @@ class VisionCache:
                 self.features.add_positions(key[0], self._on_device(row))
 
     def inputs(self, batch: Batch) -> Batch:
-        """The model's inputs for a batch or a part of it, on the device: features where all are cached."""
+        """The model's inputs for a batch or micro-batch, on the device; with features if all are cached."""
         keys = _keys(batch)
         counts = self._tokens(batch)
         rows = [
@@ -77,12 +77,15 @@ class VisionCache:
         return {**moved, **self.features.batch_inputs(rows, moved), **positions}
 
     def disable(self) -> bool:
-        """Drop the features and cache none from now on, to free memory; returns whether there were any."""
+        """Free the cached features, and cache none from now on; returns whether there were any."""
         return self.features.disable()
 
     def _room_for_all(self, features: RowFeatures) -> bool:
-        """Whether the features of all rows fit, by those of one. Else they are dropped: a batch with a row
-        that is not cached goes through the tower as a whole."""
+        """Whether the features of all rows fit in memory, estimated from those of one row.
+
+        If not, caching is switched off: a batch goes through the tower as a whole if one of its rows is not
+        cached.
+        """
         size = sum(tensor.numel() * tensor.element_size() for tensor in features)
         store = self.batches.store
         rows = len(self.batches.usable_rows) + len(store.rows_of(EVAL))
@@ -101,12 +104,12 @@ class VisionCache:
         return counts
 
     def _on_device(self, batch: Batch) -> Batch:
-        """A batch as the model takes it, its pixels normalised to the base's dtype."""
+        """The batch on the device, with pixels normalized and in the base's dtype."""
         device = self.base.device
         moved = {name: to_device(tensor, device) for name, tensor in batch.items() if name != ROW_NUMBERS}
         return self.batches.store.meta.input_format.normalize(moved, self.base.dtype)
 
 
 def _keys(batch: Batch) -> list[tuple[int, int]]:
-    """The number of each row in the store, and its tokens."""
+    """(row number in the store, number of tokens) of each row."""
     return list(zip(batch[ROW_NUMBERS].tolist(), batch["attention_mask"].sum(1).tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""A learning rate of its own for what is trained beside the language model."""
+"""Set a separate learning rate for the trained weights of vision tower and projector."""
 
 from typing import Any
 
@@ -12,10 +12,11 @@ PEFT_PREFIX = "base_model.model."
 def set_vision_learning_rate(optimizer: Optimizer, model: Any, rate: float) -> None:
     """Move the parameters of vision tower and projector to parameter groups with another learning rate.
 
-    The groups of the language model come first: the Trainer logs the learning rate of the first one.
+    The groups of the language model come first, because the Trainer logs the learning rate of the first
+    group.
 
     Args:
-        optimizer: as the Trainer makes it, before its scheduler.
+        optimizer: the Trainer's optimizer, before its scheduler is made.
         model: the base with its adapter.
     """
     base = model.get_base_model()
