@@ -5,7 +5,8 @@
     python benchmarks/data.py inspect [--rows 4000] [--pairs 3]
     python benchmarks/data.py rows FOLDER [--rows 90] [--text 90]
 
-`speed` compares preparing with bare decoding, resizing, tokenizing and writing on the same cores. `memory`
+`speed` compares preparing with bare decoding, resizing, tokenizing and writing on the same cores, in seconds
+of the clock and, for machines that others use as well, in seconds of CPU of all processes. `memory`
 measures the peak memory of all processes with an object store of 500 MB. `inspect` compares
 `inspect_data.py` with preparing, as whole commands. `rows` only writes rows, some of them without an image.
 
@@ -157,6 +158,7 @@ def speed(rows: int, pairs: int) -> None:
         data = write_rows(top / "data", rows)
         connect()
         ratios: list[float] = []
+        cpu_ratios: list[float] = []
         labels = ("bare uint8", "prepare", "from the cache", "bare float32")
         seconds: dict[str, list[float]] = {label: [] for label in labels}
         with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
@@ -164,8 +166,11 @@ def speed(rows: int, pairs: int) -> None:
             few = write_rows(top / "few", 256)
             timed_prepare(few, top / "model", top / "warm")
             for pair in range(pairs):
+                started = cpu_seconds()
                 seconds["bare uint8"].append(timed_bare(pool, data.parent, top / "model", rows, floats=False))
+                between = cpu_seconds()
                 seconds["prepare"].append(timed_prepare(data, top / "model", top / f"cache{pair}"))
+                cpu_ratios.append((between - started) / (cpu_seconds() - between))
                 seconds["from the cache"].append(timed_prepare(data, top / "model", top / f"cache{pair}"))
                 ratios.append(seconds["bare uint8"][-1] / seconds["prepare"][-1])
                 shutil.rmtree(top / f"cache{pair}")
@@ -175,8 +180,23 @@ def speed(rows: int, pairs: int) -> None:
         print(
             f"{label:14} {statistics.median(values):7.1f} s ({min(values):.1f} to {max(values):.1f}), {each}"
         )
-    spread = f"{min(ratios):.0%} to {max(ratios):.0%}"
-    print(f"prepare reaches {statistics.median(ratios):.0%} of bare ({spread}) on {os.cpu_count()} cores")
+    for what, values in (("clock", ratios), ("CPU", cpu_ratios)):
+        spread = f"{min(values):.0%} to {max(values):.0%}"
+        print(f"prepare reaches {statistics.median(values):.0%} of bare ({spread}) by the {what}", end=", ")
+    print(f"on {os.cpu_count()} cores")
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process and of all that it started and that still run."""
+    total = 0.0
+    this = psutil.Process()
+    for process in [this, *this.children(recursive=True)]:
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
 
 
 def peak_memory(command: list[str]) -> tuple[float, float]:

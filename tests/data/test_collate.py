@@ -17,7 +17,7 @@ from transformers.utils.import_utils import is_torchvision_available
 
 from vlmtune.data.collate import collate, split_batch
 from vlmtune.data.encoded_example import IGNORED, EncodedExample, shorten
-from vlmtune.data.find_input_format import find_input_format
+from vlmtune.data.find_input_format import find_input_format, same_examples
 from vlmtune.data.input_format import InputFormat, TensorLayout
 from vlmtune.data.tokenize import RowEncoder
 from vlmtune.model_ref import ModelRef
@@ -60,6 +60,7 @@ ROWS = {
     ),
     "t": ([turn("user", "What is a beam?"), turn("assistant", "A member that carries a floor.")], []),
 }
+SIZES = [(4, 4), (4, 60), (60, 4), (3 * 56, 57), (55, 56), (336, 336), (513, 70), (37, 700), (640, 480)]
 MIXES = ["a", "b", "t", "ab", "ba", "aba", "tt", "at", "ta", "tb", "abt"]
 
 
@@ -72,6 +73,20 @@ def kit(folder: Path, floats: bool = False) -> tuple[RowEncoder, InputFormat]:
     if floats:
         input_format = replace(input_format, normalizations={})
     return RowEncoder(processor, input_format), input_format
+
+
+@families
+def test_images_as_tensors_give_the_same_at_any_size(models: Path, family: str) -> None:
+    encoder, found = kit(models / family)
+    assert found.images_as_tensors or not is_torchvision_available()
+    plain = RowEncoder(encoder.processor, replace(found, images_as_tensors=False))
+    tensors = RowEncoder(encoder.processor, replace(found, images_as_tensors=True))
+    messages = ROWS["a"][0]
+    for size in SIZES:
+        image = gradient(*size)
+        one, other = plain.encode(messages, [image]), tensors.encode(messages, [image])
+        assert same_examples(one, other), f"{size[0]}x{size[1]}"
+        assert same_examples(one, tensors.encode(messages, [image], pixels=[np.asarray(image)]))
 
 
 def batched(

@@ -28,6 +28,7 @@ from prepare_kit import (
 from vlmtune.cluster import connect
 from vlmtune.data.cache import prepare_store
 from vlmtune.data.find_input_format import find_input_format
+from vlmtune.data.prepare import ROWS_PER_SHARD, SHARDS_PER_TASK, cut_into_tasks
 from vlmtune.data.source import DataSource
 from vlmtune.data.tokenize import RowEncoder
 from vlmtune.demo.mall import MESSAGES
@@ -205,6 +206,16 @@ def test_other_families_and_many_turns(tmp_path: Path, models: Path, family: str
     found = answers(store, RowEncoder(ModelRef(model).processor()))
     assert found == [[answer.format(text) for text in talk[1::2]], [answer.format("A member.")]]
     assert (store.column("image_tokens") > 0).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("number", [0, 1, 64, 200, 1000, 5000])
+def test_tasks_hold_all_rows_in_order_and_begin_and_end_small(number: int) -> None:
+    """Tasks of different lengths at the end would leave all but one worker idle."""
+    tasks = list(cut_into_tasks(iter(range(number)), 3))
+    assert [row for task in tasks for row in task] == list(range(number))
+    shards = [-(-len(task) // ROWS_PER_SHARD) for task in tasks]
+    assert shards[:3] + shards[-3:] == [1] * len(shards[:3] + shards[-3:])
+    assert max(shards, default=1) == (SHARDS_PER_TASK if number > 14 * ROWS_PER_SHARD else 1)
 
 
 def test_rows_lie_in_the_order_of_their_sources(tmp_path: Path, llava: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from vlmtune.data.encoded_example import EncodedExample, required_length
@@ -93,19 +94,21 @@ def encode_row(encoder: RowEncoder, row: dict[str, Any]) -> tuple[dict[str, Any]
         if row["objects"] is not None:
             messages = encoder.boxes.write(messages, row["objects"], images)
         videos = load_videos(row["videos"], row["hints"], encoder.video_frames)
-        example = encoder.encode(messages, images, videos)
+        # Copied out of Pillow once, for the processor and for both hashes.
+        pixels = [np.asarray(image) for image in images]
+        example = encoder.encode(messages, images, videos, pixels)
     except ImageError as error:
         return {**line, "error": shortened(str(error)), "error_kind": error_kind(str(error))}, None
     except EncodeError as error:
         return {**line, "error": shortened(str(error)), "error_kind": error_kind(str(error))}, None
-    image_hashes = [content_hash(image) for image in images]
+    image_hashes = [content_hash(array) for array in pixels]
     video_hashes = [video.content_hash for video in videos]
     group = [f"{GROUP}{row['group']}"] if row["group"] is not None else []
     notes = (DEEP_IMAGES,) if any(SCALED in image.info for image in images) else ()
     line |= {
         "unused": list(row["unused"]),
         "reading_notes": [*row["reading_notes"], *notes],
-        "perceptual_hashes": [perceptual_hash(image) for image in images],
+        "perceptual_hashes": [perceptual_hash(array) for array in pixels],
         "group_keys": (image_hashes + video_hashes or [_question_hash(messages)]) + group,
         "videos": len(videos),
         "tokens": len(example.input_ids),

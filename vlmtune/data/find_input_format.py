@@ -50,7 +50,9 @@ def find_input_format(processor: Any) -> InputFormat:
         names = sorted(one.tensors.keys() | two.tensors.keys())
         layouts = {name: tensor_layout(name, one, two, both, images=len(rows[1][1])) for name in names}
         floats = InputFormat(nested, layouts)
-        return _with_uint8_pixels(processor, floats, rows, both) or floats
+        found = _with_uint8_pixels(processor, floats, rows, both) or floats
+        as_tensors = replace(found, images_as_tensors=True)
+        return as_tensors if _makes_the_same(processor, found, as_tensors, rows) else found
     except EncodeError as error:
         raise ModelError(
             f"{type(processor).__name__} takes no conversation with an image: {error}"
@@ -103,6 +105,28 @@ def _both(encoder: RowEncoder, rows: list[Row]) -> Features | None:
         return encoder.features(rows)
     except EncodeError:
         return None
+
+
+def _makes_the_same(processor: Any, one: InputFormat, other: InputFormat, rows: list[Row]) -> bool:
+    """Whether the processor makes the same of rows in both formats, to the last bit."""
+    first, second = RowEncoder(processor, one), RowEncoder(processor, other)
+    try:
+        return all(same_examples(first.encode(*row), second.encode(*row)) for row in rows)
+    except EncodeError:
+        return False
+
+
+def same_examples(one: EncodedExample, other: EncodedExample) -> bool:
+    """Whether two examples are equal to the last bit."""
+    return (
+        np.array_equal(one.input_ids, other.input_ids)
+        and np.array_equal(one.kinds, other.kinds)
+        and one.tensors.keys() == other.tensors.keys()
+        and all(
+            value.dtype == other.tensors[name].dtype and np.array_equal(value, other.tensors[name])
+            for name, value in one.tensors.items()
+        )
+    )
 
 
 def tensor_layout(

@@ -1,6 +1,7 @@
 """Image files → upright RGB images, or a plain reason why not."""
 
 import io
+import os
 import struct
 import zlib
 from functools import cache
@@ -24,6 +25,7 @@ from vlmtune.storage import filesystem, one_line, scheme, special_file
 MIN_SIDE = 4  # pixels; a smaller image shows nothing that a model could learn from
 MAX_ASPECT = 200
 BAND_PIXELS = 4_000_000
+READ_AT_ONCE = 16_000_000  # bytes of a file
 # Pillow's other readers start programs (EPS) or read office formats: which a dataset must not reach.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 # What Pillow's decoders raise on damaged bytes.
@@ -122,20 +124,23 @@ def load_image(ref: str | bytes, *, max_pixels: int = MAX_PIXELS, timeout: float
         with _open(ref, max_bytes=min(8 * max_pixels, MAX_FILE_BYTES), timeout=timeout) as file:
             if (reason := size_reason(file)) is not None:
                 raise ImageError(reason)
-            return _decode(file, max_pixels)
+            return _decode(_in_memory(file), max_pixels)
     except FileNotFoundError as error:
         raise ImageError("there is no such file") from error
     except PermissionError as error:
         raise ImageError("the file may not be read: its permissions forbid it") from error
 
 
-def content_hash(image: Image.Image) -> str:
-    """32 hex digits of XXH3 over mode, size and pixels: equal for equal pixels in any file format.
+def content_hash(pixels: np.ndarray) -> str:
+    """32 hex digits of XXH3 over size and pixels: equal for equal pixels in any file format.
 
-    XXH3 takes 0.1 ms for 640x480 pixels. A cryptographic hash takes 1.4 ms, a fifth of preparing the row.
+    XXH3 takes 0.02 ms for 640x480 pixels. A cryptographic hash takes 1.4 ms, a fifth of preparing the row.
+
+    Args:
+        pixels: `[height, width, 3]` uint8.
     """
-    digest = xxhash.xxh3_128(f"{image.mode} {image.width} {image.height} ".encode())
-    digest.update(np.asarray(image).data)
+    digest = xxhash.xxh3_128(f"RGB {pixels.shape[1]} {pixels.shape[0]} ".encode())
+    digest.update(pixels.data)
     return str(digest.hexdigest())
 
 
@@ -156,6 +161,20 @@ def _open(ref: str | bytes, *, max_bytes: int, timeout: float) -> IO[bytes]:
         raise
     except (OSError, ValueError, NotImplementedError) as error:
         raise ImageError(f"the file cannot be opened: {one_line(error)}") from error
+
+
+def _in_memory(file: IO[bytes]) -> IO[bytes]:
+    """The content of a small file, or a large file as it is. Pillow's small reads of a file cost 0.2 ms more.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    try:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        return io.BytesIO(file.read()) if size <= READ_AT_ONCE else file
+    except OSError as error:
+        raise ImageError(f"the file cannot be read: {one_line(error)}") from error
 
 
 def _decode(file: IO[bytes], max_pixels: int) -> Image.Image:

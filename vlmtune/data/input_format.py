@@ -80,12 +80,14 @@ class InputFormat:
             floats are stored.
         videos: NO_VIDEOS where the processor takes none or was not tried; else whether their resized pixels
             (UINT8_VIDEOS) or normalised floats are stored.
+        images_as_tensors: the processor makes the same of images that are given as tensors, which is faster.
     """
 
     nested_images: bool = True
     layouts: dict[str, TensorLayout] = field(default_factory=dict)
     normalizations: dict[str, Normalization] = field(default_factory=dict)
     videos: str = NO_VIDEOS
+    images_as_tensors: bool = False
 
     @property
     def stores_uint8_pixels(self) -> bool:
@@ -118,6 +120,7 @@ class InputFormat:
                 for name, one in values["normalizations"].items()
             },
             values["videos"],
+            values["images_as_tensors"],
         )
 
     def normalize(

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
-from PIL import Image
 
 SIDE = 16  # the hash has SIDE * SIDE bits
 SAMPLES = 4  # pixels of a cell in each direction
@@ -17,17 +16,28 @@ MIN_SET = 24
 MAX_COMPARED = 64  # images with a pair of bytes in common that are compared with each other
 
 
-def perceptual_hash(image: Image.Image) -> str:
-    """The difference hash of an RGB image, 64 hex digits: whether a cell is brighter than its left neighbour.
+def perceptual_hash(pixels: np.ndarray) -> str:
+    """The difference hash of an image, 64 hex digits: whether a cell is brighter than its left neighbour.
 
-    A cell is the mean of a few of its green pixels, which costs 0.1 ms at any size. Empty for a
-    plain surface.
+    A cell is the mean of a few of its green pixels, which costs 0.07 ms at any size. Empty for a plain
+    surface.
+
+    Args:
+        pixels: `[height, width, 3]` uint8.
     """
-    size = ((SIDE + 1) * SAMPLES, SIDE * SAMPLES)
-    pixels = np.asarray(image.resize(size, Image.Resampling.NEAREST))[:, :, 1]
-    small = pixels.reshape(SIDE, SAMPLES, SIDE + 1, SAMPLES).mean((1, 3))
-    bits = small[:, 1:] > small[:, :-1] + 1
+    rows = _nearest(pixels.shape[0], SIDE * SAMPLES)
+    columns = _nearest(pixels.shape[1], (SIDE + 1) * SAMPLES)
+    cells = pixels[rows[:, None], columns, 1].reshape(SIDE, SAMPLES, SIDE + 1, SAMPLES)
+    sums = cells.sum((1, 3), dtype=np.int16)
+    bits = sums[:, 1:] > sums[:, :-1] + SAMPLES * SAMPLES  # by more than 1 in the mean
     return np.packbits(bits).tobytes().hex() if bits.sum() >= MIN_SET else ""
+
+
+def _nearest(length: int, places: int) -> np.ndarray:
+    """The pixels that Pillow's NEAREST takes when it resizes `length` pixels to `places`."""
+    steps = np.full(places, length / places)
+    steps[0] /= 2
+    return np.cumsum(steps).astype(np.intp)
 
 
 def near_duplicate_groups(perceptual_hashes: Sequence[str]) -> list[int]:

@@ -7,10 +7,11 @@ never pass through Ray's object store. The driver gets one small index line for 
 
 import json
 import pickle
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice, repeat
+from itertools import chain, islice
+from math import ceil
 from typing import Any
 
 import ray
@@ -36,10 +37,11 @@ from vlmtune.errors import writable
 from vlmtune.storage import parent
 
 ROWS_PER_SHARD = 64  # under a second of work at LLaVA's image size
-# A worker waits up to 0.1 s for its next task, so a task makes several shards. The first tasks make one shard
-# each, so that a small dataset still reaches all workers.
+# A worker waits up to 0.1 s for its next task, so a task makes several shards. The first and the last tasks
+# make one shard each, so that a small dataset still reaches all workers, and all end at about the same time.
 SHARDS_PER_TASK = 8
 SMALL_TASKS_PER_CPU = 2
+MAX_LAST_SMALL_TASKS = 32  # their rows are kept in memory until the end of the data is seen
 # CPUs that Ray reserves for a task. One encode task fills a CPU. What these tasks leave free is enough for
 # read tasks, which mostly wait for storage.
 READ_TASK_CPUS, ENCODE_TASK_CPUS = 0.1, 0.95
@@ -95,7 +97,8 @@ class _PrepareStages:
     def run(self) -> list[IndexLine]:
         """Write all shards and return the index lines of all rows, bad ones too, in the order of the data."""
         small_tasks = SMALL_TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1))
-        items = [{"fragment": index, "small_tasks": small_tasks} for index in range(len(self.fragments))]
+        share = ceil(small_tasks / len(self.fragments))
+        items = [{"fragment": index, "small_tasks": share} for index in range(len(self.fragments))]
         dataset = ray.data.from_items(items, override_num_blocks=len(items))
         # A block size of one byte makes each dict that `read` yields a task of `encode` at once.
         dataset.context.target_max_block_size = 1
@@ -109,10 +112,7 @@ class _PrepareStages:
     def read(self, item: dict[str, int]) -> Iterator[dict[str, Any]]:
         """The rows of one fragment, cut into encode tasks. `item["fragment"]` is its index."""
         rows = enumerate(read_fragment(self.fragments[item["fragment"]]))
-        sizes = chain([ROWS_PER_SHARD] * item["small_tasks"], repeat(ROWS_PER_SHARD * SHARDS_PER_TASK))
-        for size in sizes:
-            if not (task_rows := list(islice(rows, size))):
-                return
+        for task_rows in cut_into_tasks(rows, item["small_tasks"]):
             # Bytes, because Arrow would force the ragged messages of different rows into one shape.
             yield {"fragment": item["fragment"], "rows": pickle.dumps(task_rows)}
 
@@ -150,6 +150,19 @@ class _PrepareStages:
                 if line["error"] is None:
                     line["shard"], (line["row_group"], line["offset"]) = shard, next(places)
         return lines
+
+
+def cut_into_tasks(rows: Iterator[Any], small_tasks: int) -> Iterator[list[Any]]:
+    """Consecutive rows for each task: some small tasks, then large ones, then at least as many small ones."""
+    shards = iter(lambda: list(islice(rows, ROWS_PER_SHARD)), [])
+    yield from islice(shards, small_tasks)
+    waiting: deque[list[Any]] = deque()
+    last_small_tasks = min(small_tasks, MAX_LAST_SMALL_TASKS)
+    for shard in shards:
+        waiting.append(shard)
+        if len(waiting) == last_small_tasks + SHARDS_PER_TASK:
+            yield list(chain.from_iterable(waiting.popleft() for _ in range(SHARDS_PER_TASK)))
+    yield from waiting
 
 
 def mark_clashes(lines: Sequence[IndexLine]) -> None:

@@ -21,7 +21,7 @@ from vlmtune.shown_text import redacted_values
 if TYPE_CHECKING:
     from vlmtune.config.settings import Settings
 
-STORE_FORMAT = 8  # part of every key: raise it when a prepared row changes for the same data
+STORE_FORMAT = 9  # part of every key: raise it when a prepared row changes for the same data
 # The processor's own content stands for the model's name.
 NOT_IN_KEY = ("model", "on_bad_row", "max_bad_fraction")
 

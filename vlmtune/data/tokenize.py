@@ -104,9 +104,17 @@ class RowEncoder:
         return found
 
     def encode(
-        self, messages: Sequence[Message], images: Sequence[Image.Image], videos: Sequence[Video] = ()
+        self,
+        messages: Sequence[Message],
+        images: Sequence[Image.Image],
+        videos: Sequence[Video] = (),
+        pixels: Sequence[np.ndarray] | None = None,
     ) -> EncodedExample:
         """Tokenize one conversation of typed parts, with its images and videos in the order of their parts.
+
+        Args:
+            pixels: `[height, width, 3]` uint8 of each image, where the caller has copied them out of Pillow,
+                which costs 0.2 ms.
 
         Raises:
             EncodeError: a text holds one of the model's special tokens, the template or the processor cannot
@@ -119,7 +127,10 @@ class RowEncoder:
                 "save its frames as images"
             )
         features = self._call(
-            [chat.text], [images], [videos], skip_normalization=self.input_format.stores_uint8_pixels
+            [chat.text],
+            [self._image_inputs(images, pixels)],
+            [videos],
+            skip_normalization=self.input_format.stores_uint8_pixels,
         )
         ids = features.ids[0]
         offsets = None if features.offsets is None else features.offsets[0]
@@ -146,7 +157,8 @@ class RowEncoder:
         """
         texts = [self.template.render(row[0]).text for row in rows]
         videos = [row[2] if len(row) == 3 else () for row in rows]
-        return self._call(texts, [row[1] for row in rows], videos, skip_normalization=skip_normalization)
+        images = [self._image_inputs(row[1]) for row in rows]
+        return self._call(texts, images, videos, skip_normalization=skip_normalization)
 
     def chat_text(self, messages: Sequence[Message]) -> str:
         """The conversation as the text that the processor gets."""
@@ -159,10 +171,20 @@ class RowEncoder:
         text = self.chat_text([question, answer])
         return int(self.tokenizer(text, add_special_tokens=False)["input_ids"][-1])
 
+    def _image_inputs(
+        self, images: Sequence[Image.Image], pixels: Sequence[np.ndarray] | None = None
+    ) -> Sequence[Image.Image] | Sequence[torch.Tensor]:
+        """The images as the processor gets them."""
+        if not self.input_format.images_as_tensors:
+            return images
+        # numpy puts the channels first in 0.3 ms, torch in 0.7.
+        arrays = map(np.asarray, images) if pixels is None else pixels
+        return [torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))) for array in arrays]
+
     def _call(
         self,
         texts: list[str],
-        images: Sequence[Sequence[Image.Image]],
+        images: Sequence[Sequence[Image.Image] | Sequence[torch.Tensor]],
         videos: Sequence[Sequence[Video]],
         *,
         skip_normalization: bool,
