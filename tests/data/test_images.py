@@ -270,8 +270,7 @@ def test_content_hash_follows_pixels_only() -> None:
     other.putpixel((39, 19), (0, 0, 1))
     grey, wide = Image.new("RGB", (6, 4), "grey"), Image.new("RGB", (6, 4))
     hashes = {
-        hashed(image)
-        for image in (COLOURS, other, grey, wide, wide.resize((4, 6)), wide.resize((8, 3)))
+        hashed(image) for image in (COLOURS, other, grey, wide, wide.resize((4, 6)), wide.resize((8, 3)))
     }
     assert len(hashes) == 6
 

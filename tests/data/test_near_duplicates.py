@@ -52,9 +52,7 @@ def test_an_image_encoded_again_and_a_neighbouring_frame_are_near() -> None:
 
 
 def test_plain_surfaces_have_no_look() -> None:
-    perceptual_hashes = [
-        hashed(Image.new("RGB", (64, 64), colour)) for colour in ("white", "grey", "black")
-    ]
+    perceptual_hashes = [hashed(Image.new("RGB", (64, 64), colour)) for colour in ("white", "grey", "black")]
     assert perceptual_hashes == ["", "", ""]
     assert near_duplicate_groups(perceptual_hashes) == [0, 1, 2]
 

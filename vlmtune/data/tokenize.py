@@ -219,7 +219,7 @@ class RowEncoder:
 
     def _processed(self, texts: list[str], options: dict[str, Any]) -> dict[str, Any]:
         # Tensors of images and videos only: transformers takes 1.5 ms to make one of a row's offsets.
-        tensors = {
+        tensors: dict[str, Any] = {
             name: {**options[name], "return_tensors": "pt"}
             for name in ("images_kwargs", "videos_kwargs")
             if name in options
