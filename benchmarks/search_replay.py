@@ -26,7 +26,7 @@ from vlmtune.search.isolated_trial import ORIGIN, trial_values
 from vlmtune.search.searcher import TrialSearcher, make_tpe
 from vlmtune.search.space import Space
 from vlmtune.search.tuner import make_scheduler
-from vlmtune.search.warm_start import SHARE_OF_TRIALS, EarlierTrials
+from vlmtune.search.warm_start import TRIALS_PER_EARLIER_POINT, EarlierTrials
 from vlmtune.training.meter import EVALUATION_NUMBER
 
 Sampler = Callable[[int], optuna.samplers.BaseSampler]
@@ -234,7 +234,7 @@ class Search:
 def misleading(space: Space, settings: Settings) -> EarlierTrials:
     """What an earlier search takes of the trials, with the lowest values of the space as its best."""
     lowest = {name: at_share(one, 0.0) for name, one in space.distributions.items()}
-    count = max(1, settings.search.num_samples // SHARE_OF_TRIALS)
+    count = max(1, settings.search.num_samples // TRIALS_PER_EARLIER_POINT)
     return EarlierTrials(points=[lowest] * count)
 
 

@@ -35,7 +35,7 @@ from vlmtune.single_run import train_adapter
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("machine")]
 
-MEASURED = ["proposal", "state", "eval_loss", "steps", "seconds", "tokens_per_second", "peak_memory"]
+MEASURED = ["origin", "state", "eval_loss", "steps", "seconds", "tokens_per_second", "peak_memory"]
 ENOUGH = 10**12  # a rank whose adapter is larger than any address space
 
 
@@ -474,7 +474,7 @@ def test_the_best_trials_of_a_larger_search_are_confirmed_and_the_recipe_runs_be
     )
     result = run_search(changed)
     assert len(result.trials) == 13
-    origins = result.trials["proposal"].tolist()
+    origins = result.trials["origin"].tolist()
     assert origins[:2] == ["baseline", "recipe"] and origins.count("recipe") == 1
     assert result.recipe_trial is not None and result.recipe_trial.values == recipe
     confirmed = result.trials[result.trials["eval_loss_mean"].notna()]

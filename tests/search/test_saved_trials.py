@@ -167,7 +167,7 @@ MADE_UP = {
 
 @pytest.mark.parametrize("what", MADE_UP)
 def test_a_file_with_a_right_checksum_and_something_else_in_it_is_damaged(what: str, tmp_path: Path) -> None:
-    whole = {"number": 0, "trial_id": "a", "values": {}, "parameters": None, "proposal": "grid"}
+    whole = {"number": 0, "trial_id": "a", "values": {}, "parameters": None, "origin": "grid"}
     whole |= {"reports": [], "end": None, "error": None}
 
     def text(values: object) -> str:

@@ -25,7 +25,7 @@ def test_every_finished_trial_is_in_the_file(kind: str, tmp_path: Path) -> None:
     for number in range(3):
         trial = study.ask()
         trial.suggest_float("learning_rate", 1e-5, 1e-3, log=True)
-        trial.set_user_attr("proposal", "spread")
+        trial.set_user_attr("origin", "spread")
         trial.report(0.1 * number, 1)
         if number < 2:
             study.tell(trial, 0.5 + number, state=TrialState.COMPLETE)
@@ -37,7 +37,7 @@ def test_every_finished_trial_is_in_the_file(kind: str, tmp_path: Path) -> None:
     assert [trial.value for trial in found.trials] == [0.5, 1.5], "the third trial still runs"
     for one, other in zip(found.trials, study.trials[:2], strict=True):
         assert one.params == other.params
-        assert one.user_attrs == {"proposal": "spread"}
+        assert one.user_attrs == {"origin": "spread"}
         assert one.intermediate_values == other.intermediate_values
     assert found.best_trial.number == 1
     study.tell(2, state=TrialState.FAIL)

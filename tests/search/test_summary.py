@@ -19,7 +19,7 @@ OBJECTIVES = {"eval_loss": "min"}
 def result() -> SearchResult:
     trials = [trial(0, 2e-3), trial(1, 1e-3), trial(2, 5e-3, PRUNED), trial(3, 4e-3, FAILED)]
     origins = (BASELINE, RECIPE, SPREAD, TPE)
-    trials = [replace(one, proposal=origin) for one, origin in zip(trials, origins, strict=True)]
+    trials = [replace(one, origin=origin) for one, origin in zip(trials, origins, strict=True)]
     return SearchResult(
         folder="/out",
         best=TrainedAdapter("/out/best"),

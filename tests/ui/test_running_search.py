@@ -85,7 +85,7 @@ def test_trials_appear_one_is_stopped_and_a_proposed_one_runs_within_num_samples
     rows = pq.read_table(out / "trials.parquet").to_pylist()
     assert len(rows) == 3, "a proposed trial takes the place of another"
     assert [row["state"] for row in rows].count("PRUNED") == 1
-    (proposed,) = (row for row in rows if row["proposal"] == "proposed")
+    (proposed,) = (row for row in rows if row["origin"] == "requested")
     assert (proposed["lora_r"], proposed["state"]) == (8, "COMPLETE")
     assert proposed["learning_rate"] == pytest.approx(0.0042)
     storage = JournalStorage(JournalFileBackend(str(out / "study.journal")))

@@ -1,4 +1,4 @@
-"""What the search was worth on test rows: base, baseline, recipe and the best adapter answer them.
+"""What the search was worth: the base, the baseline, the recipe and the best adapter answer test rows.
 
 No trial trained on test rows, and the search did not choose by them.
 """
@@ -29,10 +29,10 @@ from vlmtune.search.trial_results import failure_reason
 
 logger = logging.getLogger(__name__)
 
-MAX_ROWS = 500  # the interval of a share is then at most 9 points wide; more rows cost more than they tell
+MAX_ROWS = 500  # with so many rows, the 95 % interval of a percentage is at most 9 points wide
 BEST = "best"
 RECIPE = "recipe"
-BASELINE = "own"  # the name under which metrics.json has held the baseline since the first version
+BASELINE = "own"  # the baseline's key in metrics.json
 MODEL_NAMES = {BASE: "the base", BASELINE: "the baseline", RECIPE: "the recipe"}
 METRICS_OF_KIND = {"count": ("mae", "within_1"), "number": ("mae",), "text": ("token_f1",)}
 NO_TEST_ROWS = "the data has no test rows that a comparison with the base could use (--test_fraction)"
@@ -44,7 +44,7 @@ class ComparedRow:
 
     Attributes:
         source: where a person finds the row, such as `data.jsonl:3`.
-        group: the rows that stand in one split with it.
+        group: its group; all rows of a group are in the same split.
         images: the file names of its images.
     """
 
@@ -74,7 +74,7 @@ class Comparison:
         metrics: the metrics, the most important one first.
         models: the metrics of each model, by BEST, BASELINE, RECIPE and BASE.
         gains: the best adapter's metrics minus those of each other model.
-        counts: whether the answers are counts, so that an error is "off by" so many.
+        counts: whether the answers are counts, whose error reads "off by 2".
     """
 
     rows: list[ComparedRow]
@@ -114,14 +114,16 @@ class Comparison:
 
     def summary_line(self) -> str:
         """The first two metrics, before and after, in one line."""
-        which = f"{len(self.rows)} of the {self.total}" if len(self.rows) < self.total else f"{self.total}"
+        rows_text = (
+            f"{len(self.rows)} of the {self.total}" if len(self.rows) < self.total else f"{self.total}"
+        )
         changes = [self._change(self.metrics[0], with_baseline=True)]
         if second := next((name for name in self.metrics[1:] if name in self.models[BEST]), None):
             changes.append(self._change(second, with_baseline=False))
-        return f"{which} rows that no trial saw: {'; '.join(changes)}"
+        return f"{rows_text} rows that no trial saw: {'; '.join(changes)}"
 
     def verdict_lines(self) -> list[str]:
-        """The best adapter against each other model, with intervals, and whether the rows are too few.
+        """Compare the best adapter with each other model, with intervals, and warn if there are few rows.
 
         `against the base: better (+83.8 points, +78.1 to +88.5, 192 rows)`
         """
@@ -140,7 +142,9 @@ class Comparison:
         if with_baseline:
             words = ((BASELINE, "baseline"), (RECIPE, "recipe"))
             others = [(word, self.models.get(model)) for model, word in words]
-            texts = [f"{word}: {format_metric(name, one[name].value)}" for word, one in others if one]
+            texts = [
+                f"{word}: {format_metric(name, metrics[name].value)}" for word, metrics in others if metrics
+            ]
             baseline = f" ({', '.join(texts)})" if texts else ""
         if name == "mae":
             baseline = f"{self._without_number()}{baseline}"
@@ -170,10 +174,10 @@ def compare(
     Nothing is raised if a model cannot answer: the search has its result already.
 
     Args:
-        settings: those of the best trial.
+        settings: settings of the best trial.
         best: folder or URI of the best adapter.
-        others: folder or URI of the adapters of BASELINE and RECIPE, where their trials completed and are not
-            the best.
+        others: folder or URI of the adapters of BASELINE and RECIPE, for those whose trial completed and is
+            not the best one.
     """
     test_rows = store.rows_of(TEST)
     if not len(test_rows):
@@ -224,7 +228,7 @@ def _answer(
 def answer_limit(store: Store, rows: np.ndarray) -> int:
     """The longest answer in tokens that a model may give to these rows.
 
-    Half as much again as the longest reference among them: a longer answer is wrong already.
+    One and a half times the longest reference among them: a longer answer is wrong anyway.
     """
     longest = int(store.column("answer_tokens")[rows].max())
     return max(DEFAULT_NEW_TOKENS, longest + longest // 2)
@@ -233,7 +237,7 @@ def answer_limit(store: Store, rows: np.ndarray) -> int:
 def compare_answers(rows: Sequence[ComparedRow], groups: Sequence[str], total: int, seed: int) -> Comparison:
     """Compute the metrics of each model and the differences.
 
-    If the references are numbers, their errors are measured, else shared words.
+    Numbers are compared by their error, other answers by the words that they share with the reference.
 
     Args:
         groups: the group of each row, such as its image.
@@ -258,7 +262,7 @@ def compare_answers(rows: Sequence[ComparedRow], groups: Sequence[str], total: i
 def worst_first(rows: Sequence[ComparedRow], metrics: Sequence[str], seed: int) -> list[ComparedRow]:
     """Sort the rows by the error of the best adapter's answer, the largest first.
 
-    Rows with equal errors are in random order, because neighbouring rows are much alike.
+    Rows with equal errors are in random order, because neighboring rows are much alike.
     """
 
     def sort_key(row: ComparedRow) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """Confirm the best trials of a search: train them again with other seeds, and choose by the mean.
 
-A seed changes the order of the rows and the initial values of a trial's adapter. The split stays, and so do
-the rows that it is evaluated on.
+A seed changes the order of the rows and the initial values of a trial's adapter. The split stays, so all
+seeds are evaluated on the same rows.
 """
 
 import logging
@@ -23,35 +23,45 @@ from vlmtune.search.tuner import NoEarlyStopping, run_queue
 
 logger = logging.getLogger(__name__)
 
-TRIALS_WORTH_CONFIRMING = 12  # of fewer trials, none was chosen among so many that chance decides
-FOLDER = "confirm"  # in the search's folder of Ray Tune's state
+TRIALS_WORTH_CONFIRMING = 12  # the best of fewer trials is rarely the best by chance alone
+FOLDER = "confirm"  # in OUTPUT_DIR/tune
 
 
 @dataclass(frozen=True)
 class Confirmed:
-    """The metric of trials that were trained with several seeds, the search's own seed first, by trial_id."""
+    """The metric of confirmed trials for each of their seeds.
+
+    Attributes:
+        values: by trial_id, the metric for each seed; the first one is the search's own.
+        mode: whether a lower ("min") or a higher ("max") metric is better.
+    """
 
     values: Mapping[str, Sequence[float]]
     mode: str
 
     def mean(self, trial: TrialResult) -> float:
-        """The mean of a trial's metric; infinitely bad if a seed has no finite one."""
+        """The mean of a trial's metric over its seeds; infinitely bad if a seed has no finite metric."""
         values = self.values[trial.trial_id]
         worst = math.inf if self.mode == "min" else -math.inf
         return statistics.fmean(values) if all(map(math.isfinite, values)) else worst
 
     def best(self, trials: Sequence[TrialResult]) -> TrialResult:
         """The confirmed trial with the best mean."""
-        candidates = [one for one in trials if one.trial_id in self.values]
+        candidates = [trial for trial in trials if trial.trial_id in self.values]
         return (min if self.mode == "min" else max)(candidates, key=self.mean)
 
     def spread(self, trial: TrialResult) -> float:
-        """The standard deviation of a trial's metric over its seeds; NaN if a seed has no finite one."""
+        """The standard deviation of a trial's metric over its seeds; NaN if a seed has no finite metric."""
         values = self.values[trial.trial_id]
         return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
     def text(self, trial: TrialResult, others: Mapping[str, float]) -> str:
-        """A trial's mean and spread in words, and which of the other values lie within its seeds' range."""
+        """A trial's mean and spread in words.
+
+        Args:
+            others: the metric of other trials by name. The text names those that are no worse than the worst
+                of this trial's seeds.
+        """
         values = self.values[trial.trial_id]
         worst = max(values) if self.mode == "min" else min(values)
         no_worse = [
@@ -65,7 +75,7 @@ class Confirmed:
 
 
 def read_confirm(settings: Settings) -> tuple[int, int] | None:
-    """How many trials are confirmed, and with how many other seeds each; None if none.
+    """(number of trials to confirm, number of other seeds for each); None if no trial is confirmed.
 
     Raises:
         ConfigError: `confirm` is not TRIALSxSEEDS.
@@ -82,7 +92,7 @@ def read_confirm(settings: Settings) -> tuple[int, int] | None:
 def confirm(
     settings: Settings, runner: TrialRunner, output_dir: str, trials: Sequence[TrialResult]
 ) -> Confirmed | None:
-    """Train the best complete trials again with other seeds; None if that is off or not worth it."""
+    """Train the best complete trials again with other seeds; None if `confirm` is off or not worth it."""
     trials_and_seeds = read_confirm(settings)
     if (
         trials_and_seeds is None
@@ -92,28 +102,27 @@ def confirm(
         return None
     metric, mode = settings.search.metric, settings.search.mode
     sign = 1 if mode == "min" else -1
-    complete = [one for one in trials if one.state == COMPLETE and math.isfinite(one.metric(metric))]
-    best = sorted(complete, key=lambda one: sign * one.metric(metric))[: trials_and_seeds[0]]
+    complete = [trial for trial in trials if trial.state == COMPLETE and math.isfinite(trial.metric(metric))]
+    best = sorted(complete, key=lambda trial: sign * trial.metric(metric))[: trials_and_seeds[0]]
     if len(best) < 2:  # nothing to choose between
         return None
     seeds = [(settings.training.seed + number) % 2**32 for number in range(1, trials_and_seeds[1] + 1)]
-    numbers = ", ".join(str(trials.index(one) + 1) for one in best)
+    numbers = ", ".join(str(trials.index(trial) + 1) for trial in best)
     logger.info(console_line("Confirm", f"trials {numbers} again with {len(seeds)} other seeds each"))
-    points = [{**one.values, "seed": seed} for one in best for seed in seeds]
-    again = trial_results(_train(settings, runner, points, output_dir))
-    metrics: dict[str, list[float]] = {one.trial_id: [one.metric(metric)] for one in best}
-    for one in best:
+    points = [{**trial.values, "seed": seed} for trial in best for seed in seeds]
+    repeats = trial_results(_train(settings, runner, points, output_dir))
+    metrics: dict[str, list[float]] = {trial.trial_id: [trial.metric(metric)] for trial in best}
+    for trial in best:
         for seed in seeds:
-            value = next(run for run in again if run.values == {**one.values, "seed": seed})
-            ended = value.state == COMPLETE
-            metrics[one.trial_id].append(value.metric(metric) if ended else math.nan)
+            repeat = next(one for one in repeats if one.values == {**trial.values, "seed": seed})
+            metrics[trial.trial_id].append(repeat.metric(metric) if repeat.state == COMPLETE else math.nan)
     return Confirmed(metrics, mode)
 
 
 def _train(
     settings: Settings, runner: TrialRunner, points: Sequence[dict[str, Any]], output_dir: str
 ) -> list[SavedTrial]:
-    """Train points to their end as trials of the search are, or resume."""
+    """Train each point to its end as a trial, or continue where an interrupted call ended."""
     saved = SavedTrials(f"{output_dir}/tune/{FOLDER}")
     trials, _ = read_trials(saved.folder)
     for trial in trials:

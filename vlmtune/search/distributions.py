@@ -1,4 +1,4 @@
-"""The distributions of searched options: Ray Tune's names, drawn by Optuna."""
+"""The distributions of searched options: they have Ray Tune's names, and Optuna draws from them."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from vlmtune.config.flags import Flag
 from vlmtune.errors import ConfigError, nearest
 
-# Names, order of arguments and meaning are Ray Tune's. grid is its grid_search.
+# The arguments of each numeric distribution. Names, order and meaning are Ray Tune's.
 NUMERIC = {
     "uniform": "[lower, upper]",
     "quniform": "[lower, upper, quantum]",
@@ -18,11 +18,11 @@ NUMERIC = {
     "randint": "[lower, upper]",
     "lograndint": "[lower, upper]",
 }
-NAMES = ("choice", *NUMERIC, "grid", "expr")
+NAMES = ("choice", *NUMERIC, "grid", "expr")  # grid is Ray Tune's grid_search; expr is an `Expression`
 
 
 class Trial(Protocol):
-    """The methods that are used of `optuna.Trial`, or of Ray's wrapper around one."""
+    """The methods of `optuna.Trial`, or of Ray's wrapper around one, that are used here."""
 
     @property
     def number(self) -> int: ...
@@ -35,7 +35,11 @@ class Trial(Protocol):
 
 @dataclass(frozen=True)
 class Categorical:
-    """One of several values without order; a grid, of which every value is run, is `exhaustive`."""
+    """One of several values without order.
+
+    Attributes:
+        exhaustive: whether every value is run, as in a grid.
+    """
 
     values: tuple[Any, ...]
     exhaustive: bool
@@ -124,32 +128,33 @@ class Numeric:
 Distribution = Categorical | Numeric
 
 
-def read_categorical(kind: str, arguments: Any, option: Flag, label: str) -> Categorical:
-    """Read the `arguments` of a choice or grid, each as the option's type.
+def read_categorical(kind: str, arguments: Any, flag: Flag, label: str) -> Categorical:
+    """Read the `arguments` of a choice or grid, each as the type of the option that `flag` sets.
 
     Raises:
-        ConfigError: they are no list, empty, hold a value twice, or a value that the option cannot have.
+        ConfigError: they are no list or an empty one, repeat a value, or hold one that the option cannot
+            have.
     """
     if not isinstance(arguments, list) or not arguments:
         raise ConfigError(
             f"{label}: {kind} takes a list of values, as in {{{kind}: [8, 16]}}, "
             f"not {json.dumps(arguments, default=str)}"
         )
-    values = [option.read(value, f"{label}: {kind}") for value in arguments]
+    values = [flag.read(value, f"{label}: {kind}") for value in arguments]
     for index, value in enumerate(values):
         if value in values[:index]:
             raise ConfigError(f"{label}: {kind} holds {json.dumps(value)} twice")
     return Categorical(tuple(values), exhaustive=kind == "grid")
 
 
-def read_numeric(kind: str, arguments: Any, option: Flag, label: str) -> Numeric:
+def read_numeric(kind: str, arguments: Any, flag: Flag, label: str) -> Numeric:
     """Read the `arguments` of a range, for an option that is a number.
 
     Raises:
         ConfigError: the arguments are wrong, or the range has values that the option cannot have.
     """
-    if option.kind not in ("int", "float"):
-        raise ConfigError(f"{label}: {kind} draws numbers, which {option.name} does not take; use choice")
+    if flag.kind not in ("int", "float"):
+        raise ConfigError(f"{label}: {kind} draws numbers, which {flag.name} does not take; use choice")
     needed = len(NUMERIC[kind].split())
     numbers = arguments if isinstance(arguments, list) else []
     if len(numbers) != needed or not all(
@@ -170,22 +175,22 @@ def read_numeric(kind: str, arguments: Any, option: Flag, label: str) -> Numeric
         )
     if quantum is not None and quantum <= 0:
         raise ConfigError(f"{label}: {kind}'s quantum {quantum} must be above 0")
-    if (randint or option.kind == "int") and not all(float(number).is_integer() for number in numbers):
+    if (randint or flag.kind == "int") and not all(float(number).is_integer() for number in numbers):
         raise ConfigError(f"{label}: {kind} needs whole numbers here, not {json.dumps(arguments)}")
-    if option.kind == "int" and kind in ("uniform", "loguniform"):
+    if flag.kind == "int" and kind in ("uniform", "loguniform"):
         instead = "randint or quniform" if kind == "uniform" else "lograndint or qloguniform"
         raise ConfigError(
-            f"{label}: {kind} draws fractions, but {option.name} is a whole number; use {instead}"
+            f"{label}: {kind} draws fractions, but {flag.name} is a whole number; use {instead}"
         )
     if quantum is not None and any(Decimal(str(number)) % Decimal(str(quantum)) for number in (low, high)):
         raise ConfigError(
             f"{label}: {kind}'s bounds {low} and {high} must be multiples of its quantum {quantum}"
         )
     if randint:
-        high -= 1  # Tune's upper bound is not drawn
-    whole = randint or option.kind == "int"
+        high -= 1  # Ray Tune never draws randint's upper bound
+    whole = randint or flag.kind == "int"
     for end in (low, high):
-        option.read(int(end) if whole else end, f"{label}: {kind}")
+        flag.read(int(end) if whole else end, f"{label}: {kind}")
     return Numeric(low, high, quantum, log, whole)
 
 

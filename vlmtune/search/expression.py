@@ -60,10 +60,10 @@ class Expression:
         """Parse an expression.
 
         Args:
-            label: what stands before messages.
+            label: the beginning of error messages.
 
         Raises:
-            ConfigError: it is not a text, does not parse, or holds something else than arithmetic.
+            ConfigError: it is not a text, does not parse, or holds anything but arithmetic.
         """
         if not isinstance(text, str) or not text.strip():
             raise ConfigError(f'{label}: an expr is a text, such as "2 * lora_r", not {text!r}')
@@ -99,7 +99,7 @@ class Expression:
 
         Args:
             values: a value for each of `variables`.
-            label: what stands before messages.
+            label: the beginning of error messages.
 
         Raises:
             ConfigError: it has no value, as in a division by zero; the message names the values.

@@ -1,4 +1,4 @@
-"""Why no trial of a search completed, in one line: the reasons, the commonest first, and what to try."""
+"""Why no trial of a search completed, and what to try, in one line; the most common reason comes first."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ def no_trial_completed(trials: Sequence[TrialResult], settings: Settings, folder
     """The line for a search in which no trial ran to its end.
 
     Args:
-        folder: of the search.
+        folder: output folder of the search.
     """
     counts = Counter(_reason(trial, settings) for trial in trials)
     parts = [_part(reason, count, len(trials)) for reason, count in counts.most_common()]

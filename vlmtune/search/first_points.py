@@ -1,7 +1,8 @@
 """The points that a search tries before it has results to learn from.
 
 The baseline (the config's values), the community recipe, then points spread over the space, denser around the
-learning rate that usually suits a model of this width. A search of 16 trials, 16 at once, tries nothing else.
+learning rate that usually suits a model of this width (hidden size). A search of 16 trials that all run at
+once tries nothing else.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from vlmtune.errors import ConfigError
 from vlmtune.search.distributions import Categorical, Distribution, Numeric
 from vlmtune.search.space import Space
 
-# A trial's origin: where its values come from. `trials.parquet` has these texts in its column `proposal`.
+# A trial's origin: where its values come from. The column `origin` of `trials.parquet` has these texts.
 BASELINE, RECIPE, SPREAD, GRID = "baseline", "recipe", "spread", "grid"
 TPE = "model"  # Optuna's sampler, a model of the results so far
 EARLIER = "earlier"  # a point of an earlier search (`--warm_start`)
-REQUESTED = "proposed"  # values that a person asked for
+REQUESTED = "requested"  # values that a person asked for
 
-# The learning rate that usually suits a LoRA adapter of a model of a width: 5e-4 at 2000, and less the wider
-# the model. The form and the exponent are those of Thinking Machines' "LoRA Without Regret" (2025) for Llama.
+# The learning rate that usually suits a LoRA adapter: 5e-4 for a model of width 2000, less for a wider one.
+# The form and the exponent are those of Thinking Machines' "LoRA Without Regret" (2025) for Llama.
 USUAL_RATE, USUAL_WIDTH, WIDTH_EXPONENT = 5e-4, 2000, 0.781
-LOG_RATE_DEVIATION = math.log(3.0)  # standard deviation of the log rate around the usual one
+LOG_RATE_DEVIATION = math.log(3.0)  # standard deviation of the logarithm of the rate around the usual one
 TRIALS_WORTH_A_RECIPE = 8  # fewer trials are not worth one more run to compare them with
 STARTUP_TRIALS = 10  # Optuna's n_startup_trials: trials that must have ended before TPE proposes any
-UNIFORM_EVERY = 3  # every third point is uniform in the rate, in case the usual one is wrong here
+UNIFORM_EVERY = 3  # every third point draws its rate uniformly, in case the usual rate is wrong here
 
 
 def usual_rate(width: int) -> float:
@@ -38,7 +39,7 @@ def usual_rate(width: int) -> float:
 
 
 def recipe_values(space: Space) -> dict[str, Any] | None:
-    """The option values of the recipe: those that the space names, and the recipe's own; None without one.
+    """The recipe's value of every option that it or the space names; None if there is no recipe.
 
     Raises:
         ConfigError: the recipe names an unknown option, or a value that it cannot have.
@@ -57,7 +58,8 @@ def recipe_values(space: Space) -> dict[str, Any] | None:
 def recipe_parameters(space: Space) -> dict[str, Any] | None:
     """The recipe as Optuna's parameters, where the space contains it; else None.
 
-    It does if each of its values can be drawn, or is the config's and not searched.
+    The space contains it if each of its values can be drawn, or equals the config's value of an option that
+    is not searched.
     """
     recipe = recipe_values(space)
     if recipe is None or space.is_grid:
@@ -66,19 +68,19 @@ def recipe_parameters(space: Space) -> dict[str, Any] | None:
     if any(space.settings.value(name) != value for name, value in fixed.items()):
         return None
     drawn = {name: recipe[name] for name in space.distributions}
-    if not all(one.contains(drawn[name]) for name, one in space.distributions.items()):
+    if not all(distribution.contains(drawn[name]) for name, distribution in space.distributions.items()):
         return None
     point = space.complete(drawn)
     if any(point[name] != recipe[name] for name in space.names):
         return None
-    return {name: one.parameter(drawn[name]) for name, one in space.distributions.items()}
+    return {name: distribution.parameter(drawn[name]) for name, distribution in space.distributions.items()}
 
 
 def recipe_outside_space(space: Space) -> dict[str, Any] | None:
-    """The recipe's option values where the space does not contain them: one more trial beside the search.
+    """The recipe's option values, if they need one more trial beside the search.
 
-    None where the recipe is a point of the space or the grid, or equals the baseline, and for a search of few
-    trials, which gets no such run.
+    None if the recipe is a point of the space or the grid, or equals the baseline, and for a search of few
+    trials.
     """
     recipe = recipe_values(space)
     trials = len(space) if space.is_grid else space.settings.search.num_samples
@@ -91,7 +93,7 @@ def recipe_outside_space(space: Space) -> dict[str, Any] | None:
 
 
 def trial_count(space: Space) -> int:
-    """How many trials a search runs, the recipe beside it included."""
+    """Number of trials that a search runs, including the trial of a recipe outside its space."""
     trials = len(space) if space.is_grid else space.settings.search.num_samples
     return trials + (recipe_outside_space(space) is not None)
 
@@ -100,56 +102,61 @@ def trial_count(space: Space) -> int:
 class FirstPoints:
     """Points spread over a space, as Optuna's parameters.
 
-    They are a scrambled Sobol sequence: each few of them are even in every option.
+    They are a scrambled Sobol sequence: any few points in a row are spread evenly over every option.
 
     Attributes:
-        distributions: of the space, by flag name.
-        usual: the usual learning rate for the model; None if the width of the model is not known.
-        seed: of the scrambling.
+        distributions: the space's distributions, by flag name.
+        usual_rate: the usual learning rate for the model; None if the width of the model is not known.
+        seed: seed of the scrambling.
     """
 
     distributions: Mapping[str, Distribution]
-    usual: float | None
+    usual_rate: float | None
     seed: int
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """The parameters of a point, from 0."""
+        """The parameters of the point with this number, counted from 0."""
         from torch.quasirandom import SobolEngine
 
         sequence = SobolEngine(len(self.distributions), scramble=True, seed=self.seed)
         shares = sequence.fast_forward(number).draw(1)[0].tolist()
         parameters = {}
-        for share, (name, one) in zip(shares, self.distributions.items(), strict=True):
+        for share, (name, distribution) in zip(shares, self.distributions.items(), strict=True):
             if name == "learning_rate" and number % UNIFORM_EVERY != UNIFORM_EVERY - 1:
-                share = self._towards_usual(one, share)
-            parameters[name] = at_share(one, share)
+                share = self._towards_usual_rate(distribution, share)
+            parameters[name] = at_share(distribution, share)
         return parameters
 
-    def _towards_usual(self, rates: Distribution, share: float) -> float:
-        """A share of the range of rates, moved so that the rates are normal around the usual one."""
-        if self.usual is None or not isinstance(rates, Numeric) or not rates.log:
+    def _towards_usual_rate(self, rates: Distribution, share: float) -> float:
+        """Map uniform shares of the range of rates to shares whose rates are normal around the usual one."""
+        if self.usual_rate is None or not isinstance(rates, Numeric) or not rates.log:
             return share
         low, high = math.log(rates.low), math.log(rates.high)
-        normal = NormalDist(min(max(math.log(self.usual), low), high), LOG_RATE_DEVIATION)
+        normal = NormalDist(min(max(math.log(self.usual_rate), low), high), LOG_RATE_DEVIATION)
         below, above = normal.cdf(low), normal.cdf(high)
         quantile = min(max(below + share * (above - below), 1e-12), 1 - 1e-12)
         return min(max((normal.inv_cdf(quantile) - low) / (high - low), 0.0), 1.0)
 
 
-def at_share(one: Distribution, share: float) -> Any:
-    """The parameter at a share, from 0 to 1, of a distribution."""
-    if isinstance(one, Categorical):
-        return one.parameter(one.values[min(int(share * len(one.values)), len(one.values) - 1)])
-    if one.log:
-        low, high = math.log(one.low), math.log(one.high)
-        value = min(max(math.exp(low + share * (high - low)), one.low), one.high)
-        return round(value) if one.whole else value
-    if one.quantum or one.whole:
-        step = one.quantum or 1
-        steps = min(int(share * ((one.high - one.low) // step + 1)), int((one.high - one.low) // step))
-        value = one.low + steps * step
-        return int(value) if one.whole else value
-    return one.low + share * (one.high - one.low)
+def at_share(distribution: Distribution, share: float) -> Any:
+    """The parameter at a share, from 0 to 1, of the range of a distribution."""
+    if isinstance(distribution, Categorical):
+        return distribution.parameter(
+            distribution.values[min(int(share * len(distribution.values)), len(distribution.values) - 1)]
+        )
+    if distribution.log:
+        low, high = math.log(distribution.low), math.log(distribution.high)
+        value = min(max(math.exp(low + share * (high - low)), distribution.low), distribution.high)
+        return round(value) if distribution.whole else value
+    if distribution.quantum or distribution.whole:
+        step = distribution.quantum or 1
+        steps = min(
+            int(share * ((distribution.high - distribution.low) // step + 1)),
+            int((distribution.high - distribution.low) // step),
+        )
+        value = distribution.low + steps * step
+        return int(value) if distribution.whole else value
+    return distribution.low + share * (distribution.high - distribution.low)
 
 
 def proposals_text(origins: Sequence[str]) -> str:

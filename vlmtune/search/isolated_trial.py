@@ -20,7 +20,7 @@ from vlmtune.training.best_evaluation import LAST_CHECKPOINT, has_ended
 from vlmtune.training.launch import run_on_ray
 from vlmtune.training.meter import EVALUATION_NUMBER, evaluation_number
 
-ORIGIN = "proposal"  # in a trial's Tune config: where its values come from (see `first_points`)
+ORIGIN = "origin"  # in a trial's Tune config: where its values come from (see `first_points`)
 
 
 def trial_values(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,8 +44,8 @@ def run_trial(
 
     Args:
         config: the trial's searched values under VALUES, and its id under TRIAL_ID.
-        settings: of the search, without the trial's values.
-        eval_steps: as the option; None if every epoch is evaluated.
+        settings: the search's settings, without the trial's values.
+        eval_steps: the option of that name; None if the trial is evaluated after every epoch.
     """
     trial_id = config[TRIAL_ID]
     try:
@@ -61,10 +61,11 @@ def run_trial(
         )
     except (WorkerGroupError, DoesNotFitError) as error:
         failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else [error]
-        lack = next((failure for failure in failures if out_of_memory(failure)), None)
-        if lack is None:
+        memory_error = next((failure for failure in failures if out_of_memory(failure)), None)
+        if memory_error is None:
             raise
-        shortage = memory_shortage(lack) or (str(lack) if isinstance(lack, DoesNotFitError) else "")
+        refused = isinstance(memory_error, DoesNotFitError)  # before it took the memory
+        shortage = memory_shortage(memory_error) or (str(memory_error) if refused else "")
         reason = {REASON: shortage} if shortage else {}
         tune.report({**settings.search.unmeasured, "infeasible": True, EVALUATION_NUMBER: 0, **reason})
     else:
@@ -83,10 +84,10 @@ def run_trial(
 
 
 class ReportUntilLast(TuneReportCallback):
-    """Passes the reports of a run to Tune, except that of the last step, and numbers them.
+    """Numbers the reports of a run and passes them to Tune, except the report of the last step.
 
     Args:
-        unmeasured: a value of every objective, for those that a report misses.
+        unmeasured: a placeholder for each objective, for reports in which it is missing.
     """
 
     def __init__(self, eval_steps: float | None, unmeasured: Mapping[str, float]) -> None:
@@ -107,5 +108,5 @@ class ReportUntilLast(TuneReportCallback):
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether a worker ran out of its GPU's or its machine's memory, or refused to start because it would."""
+    """Whether a worker ran out of GPU or machine memory, or refused to start because it would."""
     return isinstance(error, ray.exceptions.OutOfMemoryError) or is_out_of_memory(error)

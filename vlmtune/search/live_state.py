@@ -13,40 +13,40 @@ from vlmtune.storage import scheme
 
 NAME = "live.json"
 SECONDS_BETWEEN_WRITES = 1.0
-MOST_OF_TIME = 0.02  # share of the driver's time that writing takes: with 1,000 trials a write takes 20 ms
-MOST_POINTS = 200  # of a trial's curve
+MAX_SHARE_OF_TIME = 0.02  # of the driver's time, for writing: with 1,000 trials a write takes 20 ms
+MAX_POINTS = 200  # of a trial's curve
 
 
 class LiveState:
-    """Writes the trials with their values, states and curves, at most once a second and at trials' ends.
+    """Writes the values, states and curves of all trials, at most once a second and when a trial ends.
 
     Nothing is written to object storage, where each write would cost a request.
 
     Args:
         objectives: the mode of each objective, "min" or "max".
-        total: number of trials of the whole search.
+        total: number of trials that the whole search runs.
     """
 
     def __init__(self, output_dir: str, objectives: Mapping[str, str], total: int) -> None:
         self.path = None if scheme(output_dir) else Path(output_dir) / NAME
         self.objectives, self.total = dict(objectives), total
-        self.written = 0.0  # when, in seconds
-        self.write_seconds = 0.0  # that the last write took
+        self.written_at = 0.0  # time.time() of the last write
+        self.write_seconds = 0.0  # duration of the last write
 
     def write(self, trials: Iterable[SavedTrial], *, at_once: bool, running: bool = True) -> None:
         """Write the trials as they are now.
 
         Args:
-            at_once: also if they were written a moment ago, unless writing would take more than its share of
-                the time.
+            at_once: write even if the last write is a moment ago, as long as writing stays below
+                MAX_SHARE_OF_TIME.
             running: whether the search is still running. Its end is always written.
         """
         now = time.time()
-        least = 0.0 if at_once else SECONDS_BETWEEN_WRITES
-        least = max(least, self.write_seconds / MOST_OF_TIME) if running else 0.0
-        if self.path is None or now - self.written < least:
+        min_seconds = 0.0 if at_once else SECONDS_BETWEEN_WRITES
+        min_seconds = max(min_seconds, self.write_seconds / MAX_SHARE_OF_TIME) if running else 0.0
+        if self.path is None or now - self.written_at < min_seconds:
             return
-        self.written = now
+        self.written_at = now
         ordered = sorted(trials, key=lambda trial: trial.number)
         state = {
             "objectives": self.objectives,
@@ -60,7 +60,9 @@ class LiveState:
             unfinished.write_text(json.dumps(state, ensure_ascii=False, default=str), encoding="utf-8")
             unfinished.rename(self.path)
             self.write_seconds = time.time() - now
-        except OSError:  # a full disk shows at the trials' own files, which matter
+        except (
+            OSError
+        ):  # on a full disk, the trials' own files cannot be written either, and that is reported
             self.path = None
 
     def _trial(self, trial: SavedTrial) -> dict[str, Any]:
@@ -72,7 +74,7 @@ class LiveState:
         }
         curve = [
             (report["step"], report[metric])
-            for report in trial.reports[-MOST_POINTS:]
+            for report in trial.reports[-MAX_POINTS:]
             if "step" in report and math.isfinite(report.get(metric, math.nan))
         ]
         return {

@@ -21,14 +21,14 @@ def usable_max_lengths(
 ) -> tuple[dict[str, Any], list[str]]:
     """Remove values of `max_length` that are too small for the images of a training row.
 
-    With `on_long_row="skip"`, rows that do not even fit the largest value are left out of every trial, so
-    that all trials train on the same rows. They are not considered here.
+    With `on_long_row="skip"`, rows that do not even fit the largest value are not considered here: every
+    trial leaves them out, so that all trials train on the same rows.
 
     Args:
-        search_space: as in the config; it is checked by `Space.parse`. An expression stays as it is.
+        search_space: the config's `search_space`; `Space.parse` checks it. An expression stays as it is.
 
     Returns:
-        The search space, and a line on what was removed, if anything was.
+        The search space, and a line about the removed values, if there are any.
 
     Raises:
         DataError: no value is left.
@@ -36,6 +36,7 @@ def usable_max_lengths(
     key = next((name for name in NAMES if name in search_space), None)
     if key is None or not (values := searched_max_lengths(search_space)):
         return dict(search_space), []
+    # The tokens of a row that cannot be cut off: those of its images and of the template.
     rows = store.rows_of(TRAIN)
     required = store.column("required")[rows]
     largest = max(map(length_limit, values))
@@ -62,7 +63,7 @@ def usable_max_lengths(
 def searched_max_lengths(search_space: Mapping[str, Any]) -> list[int | None]:
     """The values of `max_length` in a search space.
 
-    These are all values of a choice or grid, a single value, the ends of a range, or none of an expression.
+    All values of a choice or grid, a single value, or both ends of a range; none for an expression.
     """
     entry = next((search_space[name] for name in NAMES if name in search_space), None)
     if isinstance(entry, int):
@@ -78,7 +79,7 @@ def searched_max_lengths(search_space: Mapping[str, Any]) -> list[int | None]:
 
 
 def _without_values_below(entry: Mapping[str, Any], floor: int) -> tuple[Any, str]:
-    """A distribution without its values below `floor`, of which it has others; the removed ones in words."""
+    """A distribution without its values below `floor`, and the removed values in words."""
     ((kind, arguments),) = entry.items()
     if kind not in RANGES:
         removed = sorted(value for value in arguments if length_limit(value) < floor)

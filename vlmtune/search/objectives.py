@@ -1,10 +1,10 @@
-"""The metrics that a search can optimise, and which direction is better."""
+"""The metrics that a search can optimize, and which direction is better."""
 
 from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError, nearest
 from vlmtune.evaluation.metrics import ANSWER_METRICS, METRICS
 
-# What every trial reports, beside the metric of answers that a search may be for.
+# What every trial reports, beside a metric of the answers, which it reports only if the search is for it.
 REPORTED_METRICS = (
     *("eval_loss", "train_loss", "seconds", "eval_seconds", "rows_per_second", "tokens_per_second"),
     "peak_memory",
@@ -12,7 +12,7 @@ REPORTED_METRICS = (
 
 
 def check_objectives(settings: Settings) -> None:
-    """Raises ConfigError for a metric that no trial reports, or the wrong mode of a metric of answers."""
+    """Raises ConfigError for a metric that no trial reports, or the wrong mode for a metric of answers."""
     metric, mode = settings.search.metric, settings.search.mode
     known = (*REPORTED_METRICS, *ANSWER_METRICS)
     if metric not in known:

@@ -15,10 +15,11 @@ logger = logging.getLogger(__name__)
 def refit(settings: Settings, store: Store, folder: str, cluster: Cluster) -> tuple[str, Store]:
     """Train the best trial's settings on all rows but the test rows.
 
-    What this run measures on evaluation rows means nothing, because it trains on them. So its last checkpoint
-    counts, and the numbers of the search stay the adapter's numbers.
+    Its metrics on evaluation rows mean nothing, because it trains on these rows. So its last checkpoint is
+    used, and the adapter keeps the metrics that the search measured.
 
     Args:
+        store: the prepared rows of the search.
         folder: output folder of the search.
 
     Returns:

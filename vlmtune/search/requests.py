@@ -1,8 +1,8 @@
-"""What a person asks of a running search through its page: to stop a trial, and to try values next.
+"""What a person asks a running search to do, through its page: stop a trial, or try values next.
 
 OUTPUT_DIR/requests/stop-TRIAL_ID       a trial that is to be stopped
 OUTPUT_DIR/requests/try-NUMBER.json     values that are to be tried, in the order of their numbers; `.taken`
-                                        is added to the name when the searcher has them
+                                        is added to the name when the searcher has taken them
 
 Files connect the page's process with the search's. They work where both see the same local folder.
 """
@@ -30,7 +30,7 @@ class Requests:
         return self.folder is not None and (self.folder / f"stop-{trial_id}").exists()
 
     def propose(self, parameters: dict[str, Any]) -> None:
-        """Ask that values be tried next, as Optuna stores them."""
+        """Ask that values, given as Optuna stores them, be tried next."""
         self._write(f"try-{time.time_ns():020d}.json", json.dumps(parameters))
 
     def waiting(self) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ from vlmtune.session import Session
 
 logger = logging.getLogger(__name__)
 
-# What is searched where the config has no search_space: the rank, with an alpha of twice the rank, and the
+# What is searched if the config has no search_space: the rank, with an alpha of twice the rank, and the
 # learning rate around those that LoRA is usually trained with.
 DEFAULT_SPACE = {
     "lora_r": {"choice": [8, 16, 32]},
@@ -55,7 +55,7 @@ def run_search(settings: Settings) -> SearchResult:
     if settings.search.search_space is None and settings.run.resume is None:
         settings = settings.replace(search_space=DEFAULT_SPACE)
         text = ", ".join(f"{name} {entry}" for name, entry in DEFAULT_SPACE.items())
-        logger.info(console_line("Space", f"the default one, for want of a search_space: {text}"))
+        logger.info(console_line("Space", f"the default one, as the config has no search_space: {text}"))
     with Session.open(settings, SEARCH, check_search) as session:
         try:
             with named_interrupt(lambda: session.watch.resume):
@@ -77,8 +77,8 @@ def _search(session: Session) -> SearchResult:
     if settings.search.report and (warning := few_rows_warning(len(session.store.rows_of(TEST)))):
         logger.info(console_line("Test", f"{warning}; give more rows, or a larger --test_fraction"))
     trials = read_interrupted_trials(folder) if session.resumed else []
-    # With Tune's own handler, Ctrl-C would look like the end of the search. Its loggers would write once more
-    # what `SavedTrials` writes.
+    # Ray Tune's own handler would make Ctrl-C look like the end of the search, and its loggers would write
+    # what `SavedTrials` writes anyway.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     confirmed = None
@@ -96,7 +96,7 @@ def _search(session: Session) -> SearchResult:
         runner.close()
     else:
         logger.info(console_line("", "all trials have ended; only the results are written again"))
-    # What repeats the best trial must train it in the same way.
+    # Whoever repeats the best trial must train it with the same runner.
     session = session.with_settings(settings.replace(trial_runner=runner_kind(settings, space)))
     curves = curves_of(trials, settings.search.metric)
     losses = curves_of(trials, "train_loss")
@@ -115,7 +115,7 @@ def make_console(session: Session, space: Space) -> TrialConsole:
 
 
 def read_interrupted_trials(folder: str) -> list[SavedTrial]:
-    """The trials of an interrupted search, ready to continue; logs what is lost."""
+    """Read the trials of an interrupted search, ready to continue, and log what is lost."""
     trials, damaged = read_trials(folder)
     for name in damaged:
         logger.info(
@@ -127,7 +127,7 @@ def read_interrupted_trials(folder: str) -> list[SavedTrial]:
         trial.reopen()
         lost = damaged_checkpoint(trial)
         if lost is not None:
-            repeat_from_before(trial, folder)
+            rewind_before_damage(trial, folder)
             text = f"{lost} is damaged: trial {trial.number + 1} continues from the checkpoint before it"
             logger.info(console_line("", text))
     ended = sum(trial.end is not None for trial in trials)
@@ -139,17 +139,17 @@ def read_interrupted_trials(folder: str) -> list[SavedTrial]:
     return trials
 
 
-def repeat_from_before(trial: SavedTrial, folder: str) -> None:
-    """Let a finished trial train again from before its damaged checkpoint; later ones are deleted."""
+def rewind_before_damage(trial: SavedTrial, folder: str) -> None:
+    """Let a finished trial train again from before its damaged checkpoint, which is deleted."""
     files, inner = storage.filesystem(f"{folder}/tune/train/{trial.trial_id}")
     damaged = trial.last_report[BEST_CHECKPOINT].rpartition("/")[2]
-    if damaged.startswith("checkpoint-"):  # of a packed trial
+    if damaged.startswith("checkpoint-"):  # the trial was packed
         step = int(damaged.rpartition("-")[2])
         for entry in files.get_file_info(pafs.FileSelector(inner, allow_not_found=True)):
             name, _, number = entry.base_name.rpartition("-")
             if name == "checkpoint" and int(number) >= step:
                 files.delete_dir(entry.path)
-    else:  # Ray Train names its checkpoints by the time, and lists them: the trial starts again
+    else:  # Ray Train names checkpoints by the time and keeps a list of them, so the trial starts again
         step = 0
         if files.get_file_info(inner).type == pafs.FileType.Directory:
             files.delete_dir(inner)
@@ -157,10 +157,10 @@ def repeat_from_before(trial: SavedTrial, folder: str) -> None:
 
 
 def read_warm_start(session: Session, space: Space) -> EarlierTrials | None:
-    """The trials of the searches that `--warm_start` names.
+    """The trials of the earlier searches that `--warm_start` names.
 
     Raises:
-        ConfigError: one of them cannot be read. A resumed search continues without them.
+        ConfigError: one of these searches cannot be read. A resumed search continues without them.
     """
     try:
         return read_earlier_trials(session.settings, space, session.store.meta.key)
@@ -172,13 +172,13 @@ def read_warm_start(session: Session, space: Space) -> EarlierTrials | None:
 
 
 def with_best_model_at_end(settings: Settings) -> Settings:
-    """The settings with `load_best_model_at_end`, unless it is switched off."""
+    """The settings with `load_best_model_at_end` switched on, unless the user switched it off."""
     chosen = settings.training.load_best_model_at_end
     return settings.replace(load_best_model_at_end=True) if chosen is None else settings
 
 
 def damaged_checkpoint(trial: SavedTrial) -> str | None:
-    """The file of a finished trial's last checkpoint that is missing or damaged; None if all are whole."""
+    """The file of a finished trial's last checkpoint that is missing or damaged; None if none is."""
     path = trial.last_report.get(BEST_CHECKPOINT)
     if trial.end is not End.LAST_REPORT or path is None:
         return None
@@ -201,7 +201,7 @@ def check_search(settings: Settings) -> None:
 
 
 def usable_space(session: Session) -> Space:
-    """The search space without values of `max_length` that the rows do not fit; logs what is removed.
+    """The search space without values of `max_length` that are too small for the rows; logs the removed ones.
 
     Raises:
         DataError: no value of `max_length` is left.

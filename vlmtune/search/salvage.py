@@ -1,4 +1,4 @@
-"""What a search's folder still holds where it cannot be resumed: the best finished adapter, and the table."""
+"""Save the best finished adapter and the table of trials of a search that cannot be resumed."""
 
 from dataclasses import dataclass
 
@@ -27,9 +27,9 @@ class Salvaged:
 
     Attributes:
         adapter: folder of the best finished adapter; None if no trial has one.
-        trial: the trial that it is from.
+        trial: the trial that trained it.
         table_file: the table of trials.
-        trials: number of its rows.
+        trials: number of trials in the table.
     """
 
     adapter: str | None
@@ -39,7 +39,7 @@ class Salvaged:
 
 
 def salvage(settings: Settings) -> Salvaged:
-    """Copy what is whole of the search that `resume` names to `salvaged/` in its folder. Starts nothing.
+    """Copy what is undamaged in the folder of the search `resume` to `salvaged/` there. Starts nothing.
 
     Raises:
         ConfigError: `resume` is not given, or no trial left anything there.
@@ -48,7 +48,7 @@ def salvage(settings: Settings) -> Salvaged:
         raise ConfigError("--salvage: give --resume with the folder of the damaged search")
     folder = resolve_folder(settings.run.resume, in_job=in_ray_job(), flag="--resume")
     check_owner(folder, "--resume", [SEARCH.settings_file], trusted=settings.run.trust_folder)
-    trials = [*read_trials(folder)[0], *_trials_without_files(folder)]
+    trials = [*read_trials(folder)[0], *_trials_with_only_checkpoints(folder)]
     if not trials:
         raise ConfigError(f"--resume {folder}: no trial has left anything there, in {folder}/tune")
     search = (run_state.readable_settings(folder, SEARCH) or settings).search
@@ -57,21 +57,21 @@ def salvage(settings: Settings) -> Salvaged:
     target = f"{folder}/{SALVAGED}"
     table = trials_table(results, names, {search.metric: search.mode})
     storage.write_table(table, f"{target}/trials.parquet")
-    whole = [one for one in results if one.state == COMPLETE and _is_whole(one)]
-    best = best_trial(whole, search.metric, search.mode)
+    undamaged = [one for one in results if one.state == COMPLETE and _is_undamaged(one)]
+    best = best_trial(undamaged, search.metric, search.mode)
     if best is not None:
         copy_adapter(best.checkpoint, f"{target}/best")
     adapter = None if best is None else f"{target}/best"
     return Salvaged(adapter, best, f"{target}/trials.parquet", table.num_rows)
 
 
-def _is_whole(result: TrialResult) -> bool:
+def _is_undamaged(result: TrialResult) -> bool:
     files, path = storage.filesystem(result.checkpoint)
-    there = files.get_file_info(path).type == pafs.FileType.Directory
-    return there and damaged_file(files, path) is None
+    is_there = files.get_file_info(path).type == pafs.FileType.Directory
+    return is_there and damaged_file(files, path) is None
 
 
-def _trials_without_files(folder: str) -> list[SavedTrial]:
+def _trials_with_only_checkpoints(folder: str) -> list[SavedTrial]:
     """The trials of which only checkpoints are left; their searched values are lost."""
     files, path = storage.filesystem(f"{folder}/tune/train")
     known = {trial.trial_id for trial in read_trials(folder)[0]}

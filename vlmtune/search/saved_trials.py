@@ -3,8 +3,9 @@
 OUT/tune/trials/NUMBER-ID.json     a trial: its values, all its reports, how it ended
 OUT/tune/train/ID/trial.json       the same, beside the trial's checkpoints
 
-Each file is written in one step and holds a checksum. Of two copies the one with more reports counts, so a
-cut or missing file loses nothing. Ray's own state is not read, and nothing that is read is a pickle.
+Each file is replaced as a whole and holds a checksum. Of the two copies, the one with more reports is read,
+so nothing is lost if one of them is damaged or missing. Ray's own state is not read, and no file that is read
+is a pickle.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from vlmtune.packed.messages import BEST_CHECKPOINT, NOTES
 from vlmtune.search.first_points import GRID
 from vlmtune.training.best_evaluation import LAST_CHECKPOINT
 
-ID = re.compile(r"[\w-]{1,64}")  # a trial's
-COPY = "trial.json"  # in the folder of a trial's checkpoints
-# What Ray Tune adds to a report, of no use in a resumed search.
+TRIAL_ID_PATTERN = re.compile(r"[\w-]{1,64}")
+COPY = "trial.json"  # file in the folder of a trial's checkpoints
+# What Ray Tune adds to a report. A resumed search has no use for it.
 TUNE_KEYS = (
     *("config", "date", "done", "experiment_tag", "hostname", "iterations_since_restore", "node_ip", "pid"),
     *("time_since_restore", "time_this_iter_s", "timestamp", "training_iteration", "trial_id", NOTES),
@@ -54,8 +55,8 @@ class SavedTrial:
         number: its place in the order of proposal, counted from 0.
         trial_id: the name of its folders.
         values: its searched values, by flag name.
-        parameters: the same as Optuna stores them; None in a grid.
-        proposal: where its values come from, see `first_points`.
+        parameters: its searched values as Optuna stores them; None in a grid.
+        origin: where its values come from, see `first_points`.
         reports: all its reports, one for each step.
         end: how it ended; None while it runs or waits.
         error: why it failed, if it raised; one line.
@@ -65,7 +66,7 @@ class SavedTrial:
     trial_id: str
     values: dict[str, Any]
     parameters: dict[str, Any] | None = None
-    proposal: str = GRID
+    origin: str = GRID
     reports: list[dict[str, Any]] = field(default_factory=list)
     end: End | None = None
     error: str | None = None
@@ -75,7 +76,7 @@ class SavedTrial:
         return self.reports[-1] if self.reports else {}
 
     def add_report(self, report: dict[str, Any]) -> None:
-        """Add a report, in the place of those that it repeats: a trial repeats steps without a checkpoint."""
+        """Add a report. It replaces reports of the same steps, which a resumed trial trains again."""
         reported = {name: value for name, value in report.items() if name not in TUNE_KEYS}
         if "step" in reported:
             self.reports = [one for one in self.reports if one.get("step", -1) < reported["step"]]
@@ -88,13 +89,13 @@ class SavedTrial:
 
 
 class SavedTrials:
-    """Writes the trials of a search to its folder, in a thread: an object store takes a while for each.
+    """Writes the trials of a search to its folder, in a thread, because writes to object stores are slow.
 
     Args:
         folder: absolute path or URI of the search's output folder.
 
     Attributes:
-        error: the OSError of a file that could not be written; nothing is written after it.
+        error: the OSError of the first file that could not be written; nothing is written after it.
     """
 
     def __init__(self, folder: str) -> None:
@@ -149,7 +150,7 @@ def paths_of(trial: SavedTrial, folder: str) -> tuple[str, str]:
 
 
 def to_text(trial: SavedTrial, folder: str) -> str:
-    """The content of a trial's file. Checkpoints below `folder` are named from there: it may be moved."""
+    """The content of a trial's file. Paths of checkpoints are relative to `folder`, which may be moved."""
     values = asdict(trial)
     inner = storage.filesystem(folder)[1]
     for report in values["reports"]:
@@ -160,7 +161,7 @@ def to_text(trial: SavedTrial, folder: str) -> str:
 
 
 def from_text(text: str, folder: str) -> SavedTrial | None:
-    """A trial from its file's content; None if that is damaged, or no trial's."""
+    """A trial from its file's content; None if the content is damaged or is not that of a trial."""
     try:
         file = json.loads(text)
         if file["checksum"] != _checksum(file["trial"]):
@@ -179,35 +180,38 @@ def from_text(text: str, folder: str) -> SavedTrial | None:
 
 
 def _is_trial(values: Any) -> bool:
-    """Whether values have the fields of a trial. Its id names folders, of which some may be deleted."""
+    """Whether values have the fields of a trial.
+
+    Its id is checked strictly: folders of that name are deleted.
+    """
     if not isinstance(values, dict) or values.keys() != {one.name for one in fields(SavedTrial)}:
         return False
     reports = values["reports"]
     return (
         type(values["number"]) is int
         and isinstance(values["trial_id"], str)
-        and ID.fullmatch(values["trial_id"]) is not None
+        and TRIAL_ID_PATTERN.fullmatch(values["trial_id"]) is not None
         and isinstance(values["values"], dict)
         and isinstance(values["parameters"], dict | None)
         and isinstance(values["error"], str | None)
         and values["end"] in (None, *End)
         and isinstance(reports, list)
-        and all(isinstance(one, dict) and _are_places(one) for one in reports)
+        and all(isinstance(one, dict) and _has_safe_paths(one) for one in reports)
     )
 
 
-def _are_places(report: dict[str, Any]) -> bool:
-    """Whether a report's step is a number, and its checkpoints are paths that do not climb."""
-    places = [report[name] for name in (BEST_CHECKPOINT, LAST_CHECKPOINT) if name in report]
-    climbs = [not isinstance(place, str) or ".." in place.split("/") for place in places]
-    return isinstance(report.get("step", 0), int | float) and not any(climbs)
+def _has_safe_paths(report: dict[str, Any]) -> bool:
+    """Whether a report's step is a number, and the paths of its checkpoints have no `..`."""
+    paths = [report[name] for name in (BEST_CHECKPOINT, LAST_CHECKPOINT) if name in report]
+    safe = [isinstance(path, str) and ".." not in path.split("/") for path in paths]
+    return isinstance(report.get("step", 0), int | float) and all(safe)
 
 
 def read_trials(folder: str) -> tuple[list[SavedTrial], list[str]]:
-    """The trials that a search's folder still has, in the order of proposal.
+    """The trials that a search's folder still has, in the order in which they were proposed.
 
     Returns:
-        The trials, and the names of files that are damaged and have no copy.
+        The trials, and the names of damaged files of which there is no undamaged copy.
     """
     files, inner = storage.filesystem(f"{folder}/tune")
     trials: dict[str, SavedTrial] = {}
@@ -250,8 +254,8 @@ def _add_checkpoint_reports(files: pafs.FileSystem, path: str, trial: SavedTrial
     for report in complete_reports(files, path):
         if report["step"] > trial.last_report.get("step", 0):
             for name in {BEST_CHECKPOINT, LAST_CHECKPOINT} & report.keys():
-                place = report[name].rpartition("/")[2]  # the search may have been moved
-                report[name] = f"{folder}/tune/train/{trial.trial_id}/{place}"
+                checkpoint = report[name].rpartition("/")[2]  # without its folder, which may have been moved
+                report[name] = f"{folder}/tune/train/{trial.trial_id}/{checkpoint}"
             trial.add_report(report)
 
 

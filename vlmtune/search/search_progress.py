@@ -10,12 +10,13 @@ RUNNING = "running"
 
 
 class SearchProgress:
-    """Estimates the work of a search in runs of a whole trial.
+    """Estimates the time of a search. Its unit of work is a trial that trains all its steps.
 
     Args:
         total: number of trials.
-        expected_fraction: part of its steps that a trial is expected to train, below 1 with early stopping.
-        clock: gives seconds.
+        expected_fraction: the share of its steps that a trial is expected to train; below 1 with early
+            stopping.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -26,12 +27,15 @@ class SearchProgress:
         self.done_before = 0.0
 
     def start(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Begin to count time, when the first trial starts; what `rows` have done before does not count."""
+        """Begin to measure time, when the first trial starts.
+
+        Steps that `rows` have done before do not count.
+        """
         if self.started is None:
             self.started, self.done_before = self.clock(), sum(map(_share, rows))
 
     def seconds(self, rows: Iterable[Mapping[str, Any]]) -> tuple[float, float] | None:
-        """(seconds left, seconds in all) by the pace so far; None while too little is done to tell."""
+        """(seconds left, seconds in all) at the pace so far; None while too little is done to tell."""
         known = list(rows)
         done = sum(map(_share, known)) - self.done_before
         ahead = sum(
@@ -57,7 +61,7 @@ class SearchProgress:
         return ", ".join(parts)
 
     def cost(self, rows: Iterable[Mapping[str, Any]], device: str) -> str | None:
-        """`16 trials x 240 steps, about 11 minutes on this GPU`, once enough is done to tell; else None."""
+        """`16 trials x 240 steps, about 11 minutes on this GPU`; None while too little is done to tell."""
         known = list(rows)
         estimate = self.seconds(known)
         steps = next((row["max_steps"] for row in known if "max_steps" in row), None)
@@ -69,7 +73,7 @@ class SearchProgress:
 
 
 def expected_fraction(early_stopping: str, grace_period: float, reduction_factor: int) -> float:
-    """The mean share of its run that a trial does, if ASHA passes one in `reduction_factor` at each rung."""
+    """The mean share of its steps that a trial trains, if ASHA's rungs pass 1 trial in `reduction_factor`."""
     if early_stopping == "none":
         return 1.0
     share, passing, rung = 0.0, 1.0, grace_period
@@ -81,5 +85,5 @@ def expected_fraction(early_stopping: str, grace_period: float, reduction_factor
 
 
 def _share(row: Mapping[str, Any]) -> float:
-    """The share of its run that a trial has done."""
+    """The share of its steps that a trial has trained."""
     return row["step"] / row["max_steps"] if row.get("max_steps") else 0.0

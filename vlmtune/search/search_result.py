@@ -19,7 +19,7 @@ class SearchResult:
     Attributes:
         folder: absolute path or URI of the output folder.
         best: the best adapter; `best.load()` returns a PEFT model and its processor.
-        best_trial: the trial that it is from.
+        best_trial: the trial that trained the best adapter.
         best_number: the number of that trial, counted from 1.
         baseline_trial: the trial of the baseline (the config's values); None if it did not complete.
         recipe_trial: the trial of the recipe, in the search or beside it; None if it did not complete.
@@ -27,7 +27,7 @@ class SearchResult:
         metrics: the best trial's last report: `eval_loss`, `step`, `seconds`, `peak_memory` (GB of 2**30
             bytes), and others.
         trials: one row for each trial, in the order in which they were proposed. Columns: `trial_id`, every
-            searched value, `proposal` (where its values come from), `state` ("COMPLETE", "PRUNED", "FAILED"
+            searched value, `origin` (where its values come from), `state` ("COMPLETE", "PRUNED", "FAILED"
             or "INFEASIBLE"), `eval_loss`, `steps`, `seconds`, `tokens_per_second`, `peak_memory` (GB), the
             other objectives, and with several objectives `pareto` (whether no other trial dominates this
             one).
@@ -36,7 +36,7 @@ class SearchResult:
         comparison: base, baseline and best adapter on test rows, or why they were not compared; None if
             `report` is off.
         refit_rows: number of rows on which the best adapter was trained once more; None without a refit.
-        table_file: `trials` as Parquet.
+        table_file: the Parquet file of `trials`.
         report_file: the report page; None if `report` is off.
         curves_dir: folder of the TensorBoard events of every trial.
         dashboard: address of Ray's dashboard, if it has one.

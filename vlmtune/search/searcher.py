@@ -1,4 +1,4 @@
-"""Optuna as Ray Tune's search algorithm, with the true state of trials that did not run to their end."""
+"""Optuna as Ray Tune's search algorithm, told correctly how stopped and failed trials ended."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -37,11 +37,12 @@ def make_tpe(seed: int, n_startup_trials: int = STARTUP_TRIALS) -> optuna.sample
 
 
 class TrialSearcher(OptunaSearch):
-    """OptunaSearch with our first points (`PointQueue`) and the true state of trials that did not end.
+    """OptunaSearch with vlmtune's own first points (`PointQueue`), told correctly how each trial ended.
 
-    - A stopped trial is PRUNED with the values that it reported. OptunaSearch tells COMPLETE with its early
-      value, which biases TPE.
-    - A diverged trial is PRUNED too: Optuna takes no NaN, and after FAIL, TPE keeps proposing its region.
+    - A stopped trial is PRUNED with the values that it reported. OptunaSearch would call it COMPLETE with its
+      last early value, which biases TPE.
+    - A diverged trial is PRUNED too: Optuna takes no NaN, and TPE does not learn from a trial with the state
+      FAIL, so it would propose such values again.
     - A trial that does not fit in memory is PRUNED with a constraint, for the same reason.
 
     With `more_metrics` the study has several objectives. Optuna then takes no intermediate values, so a
@@ -88,7 +89,7 @@ class TrialSearcher(OptunaSearch):
         )
         self.origins: dict[str, str] = {}
         self.seed, self.n_startup_trials = seed, n_startup_trials
-        # Trial id and number of the evaluation of each report that Optuna has.
+        # (trial id, number of the evaluation) of each report that Optuna has received.
         self._reported: set[tuple[str, int]] = set()
         self._study_file = study_file
         self._points = PointQueue(
@@ -101,7 +102,7 @@ class TrialSearcher(OptunaSearch):
         )
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
-        """The values of a trial under VALUES, and where they come from under ORIGIN."""
+        """The values of a trial under the key VALUES, and their origin under the key ORIGIN."""
         if trial_id not in self.origins:
             self.origins[trial_id] = self._points.enqueue_next(
                 optuna_study(self), list(self.origins.values()), with_observations=len(self.objectives) == 1
@@ -114,7 +115,7 @@ class TrialSearcher(OptunaSearch):
         return {VALUES: values, ORIGIN: origin}
 
     def propose(self, number: int, trial_id: str) -> tuple[dict[str, Any], dict[str, Any], str]:
-        """The values of a new trial by flag name, as Optuna stores them, and where they come from.
+        """The values of a new trial: by flag name, as Optuna stores them, and their origin.
 
         They follow from the seed, the number and the history alone, so a resumed search proposes what an
         undisturbed one would.
@@ -129,11 +130,11 @@ class TrialSearcher(OptunaSearch):
     def replay(self, trials: Sequence[SavedTrial]) -> None:
         """Tell Optuna of the trials of an interrupted search, in the order in which it learnt of them."""
         study = optuna_study(self)
-        study.sampler = optuna.samplers.RandomSampler(seed=0)  # is not used, and costs no time
+        study.sampler = optuna.samplers.RandomSampler(seed=0)  # never asked: all values are known
         for trial in trials:
-            if len(self.origins) == 1 and len(self.objectives) == 1:  # after the baseline
+            if len(self.origins) == 1 and len(self.objectives) == 1:  # directly after the baseline
                 self._points.add_observations(study)
-            self.origins[trial.trial_id] = trial.proposal
+            self.origins[trial.trial_id] = trial.origin
             if self._is_recipe_outside_space(trial.trial_id):
                 continue
             if trial.number > 0:
@@ -172,7 +173,7 @@ class TrialSearcher(OptunaSearch):
     def _tell(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
         """Tell Optuna how a trial ended."""
         if trial_id in completed_trials(self):
-            # It failed, and ran again in the resumed search. Optuna keeps the first state.
+            # The trial failed before, and ran again in the resumed search. Optuna keeps its first state.
             return
         if error or not result or EVALUATION_NUMBER not in result:
             super().on_trial_complete(trial_id, result=None, error=error or FAILURE in (result or {}))
@@ -182,7 +183,7 @@ class TrialSearcher(OptunaSearch):
         trial.set_constraint(CONSTRAINT, float(infeasible))
         finite = all(math.isfinite(result[name]) for name in self.objectives)
         if infeasible or not has_ended(result) or not finite:
-            # Tune does not pass on the result at which it stops a trial.
+            # Ray Tune does not call on_trial_result with the result at which it stops a trial.
             self.on_trial_result(trial_id, result)
             trial.study.tell(trial, state=TrialState.PRUNED)
             completed_trials(self).add(trial_id)

@@ -1,4 +1,4 @@
-"""The search space: what Optuna is asked for, and the option values of a trial."""
+"""The search space: the distributions that Optuna draws from, and the option values of a trial."""
 
 import itertools
 import math
@@ -19,14 +19,17 @@ MAX_CORNERS = 1000  # combinations of extreme values at which expressions are ch
 
 @dataclass(frozen=True)
 class Space:
-    """What a search varies. Call it with an Optuna trial for that trial's values. It pickles.
+    """The options that a search varies. A call with an Optuna trial returns that trial's values.
+
+    Can be pickled.
 
     Attributes:
         settings: the config, with the space's constants in it.
-        distributions: by flag name, in the order of the YAML.
-        expressions: options that are computed from others, by flag name; each after those that it needs.
+        distributions: by flag name, in the order of the YAML file.
+        expressions: by flag name, for options that are computed from others. Each one comes after the options
+            that it needs.
         constants: options that the space sets to one value for every trial.
-        names: the options that vary, expressions included, in the order of the YAML.
+        names: the options that vary, including those with an expression, in the order of the YAML file.
     """
 
     settings: Settings
@@ -103,7 +106,7 @@ class Space:
 
     @property
     def baseline_outside(self) -> dict[str, Any]:
-        """The baseline values that their distribution does not contain. The sampler does not see them."""
+        """The baseline's values that lie outside their distribution. Optuna's sampler does not see them."""
         return {
             name: value
             for name, value in self.baseline.items()
@@ -120,10 +123,10 @@ class Space:
         }
 
     def __call__(self, trial: Trial) -> dict[str, Any]:
-        """The option values of a trial, in the order of the YAML, constants last.
+        """The option values of a trial, in the order of the YAML file, constants last.
 
-        Trial 0 is the baseline, if the caller has enqueued `baseline_parameters()`. Its expressions are not
-        evaluated either.
+        Trial 0 is the baseline, if the caller has enqueued `baseline_parameters()`. All its values are the
+        config's, so its expressions are not evaluated.
 
         Raises:
             ConfigError: an expression has no value, or one that its option cannot have.
@@ -167,7 +170,7 @@ class Space:
             yield dict(zip(self.distributions, values, strict=True))
 
     def complete(self, drawn: dict[str, Any]) -> dict[str, Any]:
-        """Drawn values with the values of the expressions and constants, typed and in order."""
+        """Add the values of expressions and constants to drawn values, in the order of the YAML file."""
         values = _typed(drawn)
         for name, expression in self.expressions.items():
             label = f"search_space: {name}"

@@ -16,9 +16,9 @@ from vlmtune.search.distributions import (
 )
 from vlmtune.search.expression import Expression
 
-# Why an option has the same value in every trial, and which options those are, beside all options of the
-# groups `data`, `run` and `search`.
-_FIXED: dict[str, tuple[str, ...]] = {
+# The options that have the same value in every trial, by the reason why, beside all options of the groups
+# `data`, `run` and `search`.
+_FIXED_BY_REASON: dict[str, tuple[str, ...]] = {
     "all trials share one frozen base": (
         *("model_name_or_path", "model_revision", "dtype", "attn_implementation", "quantization", "llm_int8"),
         *("load_in_4bit", "load_in_8bit", "use_bnb_nested_quant", "trust_remote_code"),
@@ -37,7 +37,7 @@ _FIXED: dict[str, tuple[str, ...]] = {
         *("log_level_replica", "report_to", "average_tokens_across_devices"),
     ),
 }
-FIXED: dict[str, str] = {name: reason for reason, names in _FIXED.items() for name in names}
+FIXED: dict[str, str] = {name: reason for reason, names in _FIXED_BY_REASON.items() for name in names}
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class Constant:
 
 
 def check_searchable(key: Any, label: str) -> Flag:
-    """The option that a key of `search_space` names.
+    """The flag of the option that a key of `search_space` names.
 
     Args:
-        label: what stands before messages.
+        label: the beginning of error messages.
 
     Raises:
         ConfigError: there is no such option, or it cannot be searched.
@@ -92,7 +92,7 @@ def read_entry(entry: Any, flag: Flag, label: str) -> Distribution | Expression 
 
 
 def sort_expressions(expressions: dict[str, Expression]) -> dict[str, Expression]:
-    """The expressions, each after those that it needs.
+    """The expressions in an order in which each comes after those that it needs.
 
     Raises:
         ConfigError: an expression needs its own value.

@@ -18,8 +18,7 @@ STUDY_NAME = "vlmtune"
 class StudyFile:
     """Writes a study as an Optuna journal: every finished trial, with values, state and attributes.
 
-    The search itself reads its state from Ray Tune's folder, not from this file. A file of an interrupted
-    search is written anew when it is resumed.
+    The search itself does not read it (see `SavedTrials`). A resumed search writes the file anew.
 
     Args:
         path: path or URI of the file.
@@ -42,7 +41,7 @@ class StudyFile:
         storage.write_text(self.path, self._local.read_text(encoding="utf-8"))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the open file: Ray Tune pickles the searcher, and a resumed search begins a new one."""
+        """The state without the open file: Ray Tune pickles the searcher that holds this object."""
         return {"path": self.path, "metrics": self.metrics}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -50,7 +49,7 @@ class StudyFile:
 
     @property
     def _local(self) -> Path:
-        # A journal is appended to and locked, which object stores cannot do.
+        # Optuna appends to a journal and locks it. Object stores cannot do that, so it is written here first.
         if self._folder is None:
             self._folder = tempfile.mkdtemp(prefix="study-")
         return Path(self._folder) / STUDY_FILE

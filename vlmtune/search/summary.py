@@ -10,7 +10,7 @@ from vlmtune.search.trial_results import STATES
 
 
 def search_summary(result: SearchResult) -> str:
-    """What was found and where it is, a line with a label for each, after an empty line."""
+    """What was found and where it is: labelled lines, after an empty one."""
     return "\n".join(["", *_lines(result)])
 
 
@@ -33,7 +33,7 @@ def _lines(result: SearchResult) -> Iterator[str]:
     states = result.trials["state"].tolist()
     counts = (f"{states.count(state)} {state.lower()}" for state in STATES if state in states)
     yield console_line("Trials", ", ".join(counts))
-    yield console_line("Proposals", proposals_text(result.trials["proposal"].tolist()))
+    yield console_line("Proposals", proposals_text(result.trials["origin"].tolist()))
     refit = ""
     if result.refit_rows is not None:
         refit = f" (trained once more on the {result.refit_rows} rows of train and eval)"
@@ -48,6 +48,6 @@ def _best(result: SearchResult) -> str:
     metric = next(iter(result.objectives))
     value = format_value(result.best_trial.metrics[metric])
     others = (("baseline", result.baseline_trial), ("recipe", result.recipe_trial))
-    texts = [f"{word}: {format_value(one.metrics[metric])}" for word, one in others if one is not None]
+    texts = [f"{word}: {format_value(trial.metrics[metric])}" for word, trial in others if trial is not None]
     baseline = f" ({', '.join(texts)})" if texts else ""
     return f"trial {result.best_number} of {len(result.trials)}: {metric} {value}{baseline}"

@@ -19,7 +19,7 @@ class TrialConsole:
     It shows nothing if vlmtune's log lines are not shown.
 
     Args:
-        names: of the searched options.
+        names: flag names of the searched options.
         progress: estimates the time that is left.
         device: what the trials train on, in words.
     """
@@ -29,8 +29,8 @@ class TrialConsole:
     ) -> None:
         self.names, self.metric, self.mode = names, metric, mode
         self.progress, self.device = progress, device
-        self.cost_is_told = False
-        self.last_line = 0.0  # when the progress was printed, in seconds
+        self.cost_is_printed = False
+        self.last_line_at = 0.0  # time.monotonic() when the progress was last printed
         self.table: TrialTable | None = None
 
     def open(self, earlier: Sequence[SavedTrial]) -> None:
@@ -40,37 +40,37 @@ class TrialConsole:
             for trial in earlier:
                 self._update(trial)
 
-    def note(self, lines: Sequence[str]) -> None:
-        """Show lines that an engine has noted."""
+    def show_notes(self, lines: Sequence[str]) -> None:
+        """Show the notes of an engine."""
         for line in lines:
             logger.info(line)
 
     def show(self, trial: SavedTrial) -> None:
-        """Show a trial as it is now: with an end, or running."""
+        """Show a trial as it is now, running or ended."""
         if self.table is None:
             return
         self._update(trial)
         self.progress.start(self.table.rows.values())
         if trial.reports or trial.end is not None:
-            self._tell_progress(self.table, at_once=trial.end is not None)
+            self._print_progress(self.table, at_once=trial.end is not None)
 
     def close(self) -> None:
         """Leave the whole table on the terminal."""
         if self.table is not None:
             self.table.close()
 
-    def _tell_progress(self, table: TrialTable, *, at_once: bool) -> None:
-        """Print how far the search is, and its cost as soon as that can be told.
+    def _print_progress(self, table: TrialTable, *, at_once: bool) -> None:
+        """Print how far the search is, and its cost as soon as there is an estimate.
 
         Args:
-            at_once: also if it was printed a moment ago.
+            at_once: print even if the last line is a moment ago.
         """
         rows = table.rows
-        if not self.cost_is_told and (cost := self.progress.cost(rows.values(), self.device)):
-            self.cost_is_told = True
+        if not self.cost_is_printed and (cost := self.progress.cost(rows.values(), self.device)):
+            self.cost_is_printed = True
             logger.info(console_line("Cost", cost))
-        if at_once or time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
-            self.last_line = time.monotonic()
+        if at_once or time.monotonic() - self.last_line_at >= SECONDS_BETWEEN_LINES:
+            self.last_line_at = time.monotonic()
             best = table.best()
             value = None if best is None else format_value(rows[best][self.metric])
             table.progress(self.progress.line(rows.values(), value))

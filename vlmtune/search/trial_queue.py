@@ -1,4 +1,4 @@
-"""Gives Ray Tune the trials of a search: first those that an interrupted search left, then new ones."""
+"""Gives Ray Tune the trials of a search: first those that an interruption left unfinished, then new ones."""
 
 from __future__ import annotations
 
@@ -51,17 +51,18 @@ class GridPoints:
 
 
 class TrialQueue(Searcher):
-    """Ray Tune's search algorithm of every search.
+    """The search algorithm that Ray Tune asks for trials, in every search.
 
-    A trial keeps its own id in all attempts: Tune gives it another one each time.
+    A trial has one id of its own for good. Ray Tune gives it another id each time that it runs, for example
+    in a resumed search.
 
     Args:
-        proposer: proposes new trials. It learns of `trials` here.
-        trials: those that there are already, ended or not, in the order of their numbers.
+        proposer: proposes new trials. It is told of `trials`.
+        trials: the trials that exist already, ended or not, in the order of their numbers.
         total: number of trials of the whole search.
 
     Attributes:
-        trials: all trials by their own id.
+        trials: all trials, by their own id.
     """
 
     def __init__(self, proposer: Proposer, trials: Sequence[SavedTrial], total: int) -> None:
@@ -70,27 +71,27 @@ class TrialQueue(Searcher):
         self.trials = {trial.trial_id: trial for trial in trials}
         self._unfinished = [trial for trial in trials if trial.end is None]
         known = {trial.number for trial in trials}
-        # A number is missing where the files of its trial are lost.
+        # Numbers that no trial has yet, or whose trial's files are lost.
         self._new_numbers = [number for number in range(total) if number not in known]
-        self._own_ids: dict[str, str] = {}  # by Tune's id of this attempt
+        self._own_ids: dict[str, str] = {}  # a trial's own id, by the id that Ray Tune gave it
         if trials and 0 not in known:  # the first trial that Optuna is asked for is the baseline
             self._unfinished.insert(0, self._propose(self._new_numbers.pop(0)))
         proposer.replay(trials)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its configuration, which nobody reads
+        return {}  # Ray Tune pickles its search algorithm, but nobody reads that
 
     @property
     def left(self) -> int:
-        """Number of trials that are still to be given to Tune."""
+        """Number of trials that Ray Tune has not asked for yet."""
         return len(self._unfinished) + len(self._new_numbers)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         trial = self._next()
         if trial is None:
-            return None  # Tune asks for `left` trials, so that it does not come to this
+            return None  # not reached: Ray Tune is told to run `left` trials
         self._own_ids[trial_id] = trial.trial_id
-        return {VALUES: trial.values, ORIGIN: trial.proposal, TRIAL_ID: trial.trial_id}
+        return {VALUES: trial.values, ORIGIN: trial.origin, TRIAL_ID: trial.trial_id}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         self.proposer.on_trial_result(self._own_ids[trial_id], result)
@@ -114,6 +115,6 @@ class TrialQueue(Searcher):
 
     def _propose(self, number: int) -> SavedTrial:
         own_id = uuid.uuid4().hex[:8]
-        values, parameters, proposal = self.proposer.propose(number, own_id)
-        trial = self.trials[own_id] = SavedTrial(number, own_id, values, parameters, proposal)
+        values, parameters, origin = self.proposer.propose(number, own_id)
+        trial = self.trials[own_id] = SavedTrial(number, own_id, values, parameters, origin)
         return trial

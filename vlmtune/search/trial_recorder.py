@@ -26,10 +26,10 @@ class SearchStopper(tune.Stopper):
     """Stops a trial that diverged, and all trials when the time is over or the disk fails.
 
     Args:
-        metric: of the search.
+        metric: the search's metric.
         budget_s: seconds after which all trials are stopped; None for no limit.
-        saved: whose files may fail to be written.
-        requests: trials that a person wants to stop.
+        saved: the files of the trials; the search stops if one cannot be written.
+        requests: says which trials a person wants to stop; None for the requests in the search's folder.
 
     Attributes:
         fault: why the search cannot continue, in a few words; None while it can.
@@ -61,12 +61,12 @@ class SearchStopper(tune.Stopper):
 
 
 class TrialRecorder(tune.Callback):
-    """Passes what happens to the trials on to their files and to the console.
+    """Writes what happens to the trials to their files, the console and the page of the search.
 
     Args:
         console: None shows nothing.
-        stopped: ids that early stopping has stopped; the scheduler adds to it.
-        live: what the page of the search reads; None writes none.
+        stopped: ids of the trials that early stopping has stopped; the scheduler adds to it.
+        live: the file that the page of the search reads; None writes none.
     """
 
     def __init__(
@@ -94,9 +94,9 @@ class TrialRecorder(tune.Callback):
         saved = self._saved_trial(trial)
         saved.add_report(result)
         if self.console is not None:
-            self.console.note(result.get(NOTES, ()))
+            self.console.show_notes(result.get(NOTES, ()))
         if result.get("done"):
-            self.saved.save(saved)  # it is shown when it has ended
+            self.saved.save(saved)  # on_trial_complete follows, and shows it
         else:
             self._changed(saved)
 
@@ -125,7 +125,7 @@ class TrialRecorder(tune.Callback):
         return self.queue.trials[trial.config[TRIAL_ID]]
 
     def _end(self, trial: SavedTrial) -> End | None:
-        """How a trial ended that Tune has stopped, or that has made its last report."""
+        """How a trial ended that Ray Tune calls complete; None if it may continue in a resumed search."""
         last = trial.last_report
         if FAILURE in last or last.get("infeasible"):
             return End.LAST_REPORT

@@ -17,10 +17,11 @@ from vlmtune.training.best_evaluation import LAST, LAST_CHECKPOINT, has_ended
 from vlmtune.training.meter import FIRST_LOSS
 
 STATES = COMPLETE, PRUNED, FAILED, INFEASIBLE = "COMPLETE", "PRUNED", "FAILED", "INFEASIBLE"
-# A run that ends above its first loss by this factor has diverged. The first loss is that of one batch with
-# the base's own answers, so it varies; overfitting stays far below twice of it.
+# A run has diverged if its last loss is this many times its first one. The first loss is that of the
+# untrained base on a single batch, so it varies; a model that merely overfits stays far below twice that
+# loss.
 DIVERGED_FACTOR = 2.0
-# Columns of the table that every search has.
+# Columns of measurements that the table of every search has.
 MEASURED = (
     pa.field("eval_loss", pa.float64()),
     pa.field("steps", pa.int64()),
@@ -41,8 +42,8 @@ class TrialResult:
         values: its searched values, by flag name.
         state: one of STATES.
         metrics: its last report.
-        error: why it failed or does not fit, if so; one line.
-        proposal: where its values come from, see `first_points`.
+        error: why it failed or does not fit in memory, in one line; None if neither is so.
+        origin: where its values come from, see `first_points`.
         end: what ended it.
     """
 
@@ -51,12 +52,12 @@ class TrialResult:
     state: str
     metrics: dict[str, Any]
     error: str | None = None
-    proposal: str = GRID
+    origin: str = GRID
     end: End | None = None
 
     @property
     def checkpoint(self) -> str:
-        """Folder or URI of its checkpoint that counts: of its best evaluation, or else the last."""
+        """Folder or URI of its best checkpoint; of its last one without load_best_model_at_end."""
         return str(self.metrics[BEST_CHECKPOINT])
 
     @property
@@ -65,13 +66,13 @@ class TrialResult:
         return str(self.metrics.get(LAST_CHECKPOINT) or self.checkpoint)
 
     def metric(self, name: str) -> float:
-        """A metric of its last report; NaN if it has none."""
+        """A metric of its last report; NaN if the report lacks it."""
         value = self.metrics.get(name, math.nan)
         return float(value) if isinstance(value, int | float) else math.nan
 
 
 def state_of(trial: SavedTrial) -> str:
-    """How a trial ended. One that diverged, or was stopped before its first report, is PRUNED."""
+    """The state of a trial that has ended. It is PRUNED if it diverged or was stopped early."""
     metrics = trial.last_report
     if trial.end in (End.ERROR, End.LOST) or FAILURE in metrics:
         return FAILED
@@ -83,7 +84,7 @@ def state_of(trial: SavedTrial) -> str:
 
 
 def has_diverged(report: Mapping[str, Any], metric: str) -> bool:
-    """Whether a trial's metric is NaN or infinite, or its run ended far above the loss that it began with."""
+    """Whether a trial's metric is NaN or infinite, or its loss at the end is far above its first one."""
     if report.get("infeasible") or FAILURE in report:
         return False
     if not math.isfinite(report[metric]):
@@ -96,7 +97,7 @@ def has_diverged(report: Mapping[str, Any], metric: str) -> bool:
 def failure_reason(traceback: str) -> str:
     """Why a trial failed, in one line: the last line of its traceback that names an exception.
 
-    The message of a UserError stands alone, without the exception's name.
+    The message of a UserError is given without the exception's name.
     """
     lines = [line for line in traceback.splitlines() if line.strip()]
     exceptions = [line for line in lines if re.match(r"[\w.]+(: |$)", line)]
@@ -109,8 +110,8 @@ def trial_results(trials: Sequence[SavedTrial]) -> list[TrialResult]:
     for trial in sorted(trials, key=lambda one: one.number):
         metrics = trial.last_report
         reason = trial.error or metrics.get(FAILURE) or metrics.get(REASON)
-        state, end, proposal = state_of(trial), trial.end, trial.proposal
-        results.append(TrialResult(trial.trial_id, trial.values, state, metrics, reason, proposal, end))
+        state, end, origin = state_of(trial), trial.end, trial.origin
+        results.append(TrialResult(trial.trial_id, trial.values, state, metrics, reason, origin, end))
     return results
 
 
@@ -118,7 +119,8 @@ def curves_of(trials: Sequence[SavedTrial], metric: str) -> Curves:
     """(step, metric) of every evaluation of each trial, by trial_id. NaN and infinite values are left out."""
     curves: Curves = {}
     for trial in trials:
-        # With `load_best_model_at_end` a report has the metric of the best evaluation so far.
+        # With `load_best_model_at_end`, a report's metric is that of the best evaluation so far. The metric
+        # of the evaluation itself then has the prefix LAST.
         measured = [one for one in trial.reports if "step" in one and metric in one]
         points = [(one["step"], one.get(f"{LAST}{metric}", one[metric])) for one in measured]
         if points:
@@ -127,7 +129,7 @@ def curves_of(trials: Sequence[SavedTrial], metric: str) -> Curves:
 
 
 def best_trial(results: Sequence[TrialResult], metric: str, mode: str) -> TrialResult | None:
-    """The best complete trial with a finite metric, the first one of equals; None if there is none."""
+    """The best complete trial with a finite metric (of equal ones the first); None if there is none."""
     sign = 1 if mode == "min" else -1
     candidates = [
         trial for trial in results if trial.state == COMPLETE and math.isfinite(trial.metric(metric))
@@ -160,12 +162,12 @@ def trials_table(
 ) -> pa.Table:
     """One row for each trial.
 
-    Columns: trial_id, every searched value, proposal, state, the MEASURED columns, and the other objectives.
+    Columns: trial_id, every searched value, origin, state, the MEASURED columns, and the other objectives.
     With several objectives also `pareto`: whether the trial is on their Pareto front.
     """
     columns = {"trial_id": pa.array([trial.trial_id for trial in results], pa.string())}
     columns |= {name: _value_column([trial.values.get(name) for trial in results]) for name in names}
-    columns["proposal"] = pa.array([trial.proposal for trial in results], pa.string())
+    columns["origin"] = pa.array([trial.origin for trial in results], pa.string())
     columns["state"] = pa.array([trial.state for trial in results], pa.string())
     measured = [field.name for field in MEASURED]
     others = [pa.field(name, pa.float64()) for name in objectives if name not in measured]

@@ -21,10 +21,10 @@ from vlmtune.search.first_points import recipe_outside_space, trial_count
 from vlmtune.search.isolated_trial import run_trial
 from vlmtune.search.space import Space
 
-# Times that Ray Tune restarts a trial's process that died, for example for want of memory. The engine
-# keeps its slot.
+# How often Ray Tune restarts a packed trial's process that died, for example because memory ran out. Its slot
+# in the engine stays.
 PACKED_FAILURES = 3
-TRIALS_WORTH_A_CPU = 8  # an engine without a GPU takes a CPU; starting it costs ten seconds and a gigabyte
+TRIALS_PER_CPU_ENGINE = 8  # on a CPU; to start one more engine costs ten seconds and a gigabyte
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class TrialRunner:
     """What Ray Tune runs as a trial, and how.
 
     Attributes:
-        kind: the value of `trial_runner` that repeats it.
+        kind: the value of the option `trial_runner` that chooses it.
         trainable: the function or class that Tune runs.
         max_concurrent_trials: number of trials that run at the same time.
-        description: how they run and why, for the console.
+        description: how the trials run and why, for the console.
         notes: lines for the console, from engines that have started.
         reuse_actors: whether a process runs one trial after another.
-        max_failures: times that Tune restarts a trial's process that died.
+        max_failures: how often Ray Tune restarts a trial's process that died.
         engines: the engine actors of packed trials.
     """
 
@@ -67,8 +67,8 @@ def make_runner(
     """The runner that `trial_runner` names; for "auto", packed if every trial of the space can be packed.
 
     Raises:
-        ConfigError: packed is asked for, and an option of some trial does not allow it.
-        DoesNotFitError: packed, and the base does not fit in a GPU's memory.
+        ConfigError: `trial_runner` is packed, and an option of some trial does not allow it.
+        DoesNotFitError: the trials are packed, and the base does not fit in a GPU's memory.
     """
     requested = settings.search.trial_runner
     reason = None if requested == "isolated" else unpackable_reason(settings, space)
@@ -80,14 +80,14 @@ def make_runner(
 
 
 def runner_kind(settings: Settings, space: Space) -> Literal["packed", "isolated"]:
-    """The value of `trial_runner` that `make_runner` comes to, without starting anything."""
+    """The kind of runner that `make_runner` would make. Starts nothing."""
     if settings.search.trial_runner != "auto":
         return settings.search.trial_runner
     return "packed" if unpackable_reason(settings, space) is None else "isolated"
 
 
 def unpackable_reason(settings: Settings, space: Space) -> str | None:
-    """The option of some trial that does not allow packing, in a few words; None if there is none."""
+    """Which option of some trial does not allow packing, in a few words; None if all do."""
     from vlmtune.packed.packable import not_packable
 
     if "peak_memory" in (settings.search.metric, *(settings.search.more_metrics or ())):
@@ -135,7 +135,9 @@ def make_packed_runner(
     gpu = cluster.workers_use_gpu(settings.run.use_cpu)
     per_engine = trials_at_once(settings, store, "cuda" if gpu else "cpu")
     total = trial_count(space)
-    engine_count = int(cluster.gpus) if gpu else max(1, min(int(cluster.cpus), total // TRIALS_WORTH_A_CPU))
+    engine_count = (
+        int(cluster.gpus) if gpu else max(1, min(int(cluster.cpus), total // TRIALS_PER_CPU_ENGINE))
+    )
     at_once = min(total, search.max_concurrent_trials or per_engine * engine_count)
     engine_count = min(engine_count, at_once)
     per_engine = -(-at_once // engine_count)
@@ -175,7 +177,7 @@ def _packed_description(at_once: int, engines: int, per_engine: int, device: str
 
 
 def most_demanding_settings(settings: Settings, space: Space) -> Settings:
-    """The settings with those extreme values of the space that need most memory; engines plan for them."""
+    """The settings with the extreme values of the space that need the most memory, for which engines plan."""
     from vlmtune.model.lora_targets import target_modules
 
     extremes = list(extreme_settings(settings, space))
@@ -207,7 +209,7 @@ def most_demanding_settings(settings: Settings, space: Space) -> Settings:
 
 
 def extreme_settings(settings: Settings, space: Space) -> Iterator[Settings]:
-    """The baseline's settings, the recipe's where it is run, and those with extreme values of the space."""
+    """The settings of the baseline, of the recipe if it is run, and of the extreme values of the space."""
     yield settings
     if (recipe := recipe_outside_space(space)) is not None:
         yield settings.replace(**recipe)

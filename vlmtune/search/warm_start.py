@@ -29,15 +29,15 @@ from vlmtune.search.trial_results import COMPLETE
 
 logger = logging.getLogger(__name__)
 
-SHARE_OF_TRIALS = 10  # one trial in this many tries a point of an earlier search
-# Options that do not change what a trial measures, beside those of the groups `run` and `search`, and the
-# paths of the rows, for which the key of the prepared rows stands.
-_OTHER = ("data_path", "eval_data_path", "image_root", "cache_dir", "cache_size_gb", "no_cache", "seed")
+TRIALS_PER_EARLIER_POINT = 10  # at most one trial in this many tries a point of an earlier search
+# Options that do not change what a trial measures, beside those of the groups `run` and `search`. Paths are
+# among them because the key of the prepared rows stands for their content.
+_IRRELEVANT = ("data_path", "eval_data_path", "image_root", "cache_dir", "cache_size_gb", "no_cache", "seed")
 
 
 @dataclass(frozen=True)
 class EarlierTrials:
-    """Trials of earlier searches, by Optuna's parameters.
+    """Trials of earlier searches, given by their parameters as Optuna stores them.
 
     Attributes:
         observations: (parameters, metric) of trials that count as trials of this search.
@@ -90,7 +90,7 @@ class EarlierSearch:
         return cls(folder, settings, _data_key(f"{path}/best/metrics.json"), rows)
 
     def ranked(self, metric: str, mode: str) -> list[tuple[dict[str, Any], float]]:
-        """The complete trials with their metric, the best first; by eval_loss if it has no such metric."""
+        """The complete trials with their metric (eval_loss if the search had no such metric), best first."""
         if any(metric not in row for row in self.rows):
             metric, mode = "eval_loss", "min"
         complete = [(row, row[metric]) for row in self.rows if row["state"] == COMPLETE]
@@ -101,7 +101,7 @@ class EarlierSearch:
 
 
 def _data_key(path: str) -> str | None:
-    """The key of the prepared rows in an adapter's metrics; None where they do not say it."""
+    """The key of the prepared rows in an adapter's metrics.json; None if it is not there."""
     try:
         metrics = json.loads(storage.read_text(path)) if storage.exists(path) else {}
     except ValueError:
@@ -111,10 +111,10 @@ def _data_key(path: str) -> str | None:
 
 
 def read_earlier_trials(settings: Settings, space: Space, data_key: str) -> EarlierTrials:
-    """What the searches that `warm_start` names say about this one.
+    """What this search can learn from the earlier searches that `warm_start` names.
 
     Args:
-        data_key: of this search's prepared rows.
+        data_key: the key of this search's prepared rows.
 
     Raises:
         ConfigError: a folder holds no finished search, or the space is a grid.
@@ -137,12 +137,12 @@ def read_earlier_trials(settings: Settings, space: Space, data_key: str) -> Earl
             others.append([one for row, _ in ranked if (one := parameters_of(row, space))])
             text = f"the best values of {search.folder} are tried first: other rows, model or settings"
         logger.info(console_line("Warm start", text))
-    limit = max(1, settings.search.num_samples // SHARE_OF_TRIALS)
-    return EarlierTrials(observations, list(_in_turn(others))[:limit])
+    limit = max(1, settings.search.num_samples // TRIALS_PER_EARLIER_POINT)
+    return EarlierTrials(observations, list(_interleave(others))[:limit])
 
 
 def similarity(search: EarlierSearch, settings: Settings, data_key: str) -> int:
-    """How alike an earlier search is: 2 for the same model, 1 for the same rows, 3 for both."""
+    """How similar an earlier search is: 2 for the same model, 1 for the same rows, 3 for both."""
     same_model = search.settings.model.model_name_or_path == settings.model.model_name_or_path
     return 2 * same_model + (search.data_key == data_key)
 
@@ -161,8 +161,8 @@ def is_same_problem(search: EarlierSearch, settings: Settings, space: Space, dat
     searched = {*space.names, *space.constants, *(earlier.search.search_space or {})}
     compared = [
         name
-        for name, option in flags().items()
-        if option.group in ("data", "model", "lora", "training") and name not in (*_OTHER, *searched)
+        for name, flag in flags().items()
+        if flag.group in ("data", "model", "lora", "training") and name not in (*_IRRELEVANT, *searched)
     ]
     return all(earlier.value(name) == space.settings.value(name) for name in compared)
 
@@ -170,44 +170,46 @@ def is_same_problem(search: EarlierSearch, settings: Settings, space: Space, dat
 def parameters_of(row: Mapping[str, Any], space: Space) -> dict[str, Any]:
     """The values of a row of `trials.parquet` that this space contains, as Optuna's parameters."""
     parameters = {}
-    for name, one in space.distributions.items():
+    for name, distribution in space.distributions.items():
         value = row.get(name)
-        if isinstance(one, Categorical):
-            # The table has lists as JSON, as Optuna has them.
-            labels = [one.parameter(known) for known in one.values]
+        if isinstance(distribution, Categorical):
+            # The table, like Optuna, stores lists as JSON.
+            labels = [distribution.parameter(known) for known in distribution.values]
             if value in labels:
                 parameters[name] = value
-        elif one.contains(value):
-            parameters[name] = one.parameter(value)
+        elif distribution.contains(value):
+            parameters[name] = distribution.parameter(value)
     return parameters
 
 
 def is_point_of(row: Mapping[str, Any], space: Space) -> bool:
-    """Whether a trial's searched values, those of expressions and fixed options too, are a point here.
+    """Whether the searched values of an earlier trial are a point of this space.
+
+    Its options that are fixed or computed here have to have the values that they have here.
 
     Args:
-        row: of `trials.parquet`, of a search whose other settings are those of this one.
+        row: the trial's row of `trials.parquet`, of a search whose other settings equal this one's.
     """
     parameters = parameters_of(row, space)
     if len(parameters) < len(space.distributions):
         return False
     drawn = {}
-    for name, one in space.distributions.items():
-        known = one.values if isinstance(one, Categorical) else [row[name]]
-        drawn[name] = next(value for value in known if one.parameter(value) == parameters[name])
-    here = space.complete(drawn)
-    for name in (one for one in row if one in flags()):
-        value = here[name] if name in here else space.settings.value(name)
+    for name, distribution in space.distributions.items():
+        known = distribution.values if isinstance(distribution, Categorical) else [row[name]]
+        drawn[name] = next(value for value in known if distribution.parameter(value) == parameters[name])
+    point = space.complete(drawn)
+    for name in (column for column in row if column in flags()):
+        value = point[name] if name in point else space.settings.value(name)
         if row[name] != (json.dumps(value) if isinstance(value, list | dict) else value):
             return False
     return True
 
 
-def _in_turn(lists: Sequence[Sequence[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    """The first of each list, then the second of each, without repeats."""
+def _interleave(lists: Sequence[Sequence[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """The first item of each list, then the second item of each, and so on, without repeats."""
     seen: list[dict[str, Any]] = []
-    for places in zip_longest(*lists):
-        for one in places:
-            if one is not None and one not in seen:
-                seen.append(one)
-                yield one
+    for items in zip_longest(*lists):
+        for item in items:
+            if item is not None and item not in seen:
+                seen.append(item)
+                yield item

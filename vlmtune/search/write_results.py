@@ -46,7 +46,7 @@ from vlmtune.training.save import copy_adapter, save_adapter_folder, write_card_
 
 logger = logging.getLogger(__name__)
 
-LAST_ADAPTER = "last"  # folder in `best/`: the best trial's adapter after its last step, if that is another
+LAST_ADAPTER = "last"  # folder in `best/`: the best trial's adapter after its last step, if it differs
 
 
 def write_results(
@@ -62,7 +62,8 @@ def write_results(
     The table comes before the comparison and the report, which take longest and can fail.
 
     Args:
-        curves, losses: the metric and the training loss at each report.
+        curves: the metric at each report of each trial.
+        losses: the training loss at each report of each trial.
 
     Raises:
         SearchFailedError: no trial completed. The search can be resumed.
@@ -97,8 +98,10 @@ def write_results(
                 f"{folder}/best", best_settings, measured, trained_on, comparison.model_card_rows()
             )
         objectives = objectives_of(settings)
-        shown = ReportTrials(trials, curves, objectives, best, baseline, recipe, confirmation, losses or {})
-        write_report(session, space, best_settings, shown, comparison)
+        report_trials = ReportTrials(
+            trials, curves, objectives, best, baseline, recipe, confirmation, losses or {}
+        )
+        write_report(session, space, best_settings, report_trials, comparison)
     return SearchResult(
         folder=folder,
         best=TrainedAdapter(f"{folder}/best", settings.model.trust_remote_code),
@@ -130,7 +133,9 @@ def confirmation_text(
     """The best trial's mean and spread over seeds, and whether baseline and recipe lie within it."""
     compared = {"baseline": baseline, "recipe": recipe}
     values = {
-        name: one.metric(metric) for name, one in compared.items() if one is not None and one is not best
+        name: trial.metric(metric)
+        for name, trial in compared.items()
+        if trial is not None and trial is not best
     }
     return confirmed.text(best, values)
 
@@ -142,7 +147,7 @@ def compare_on_test_rows(
     baseline: TrialResult | None,
     recipe: TrialResult | None,
 ) -> Comparison | NoComparison:
-    """Let the base, the best adapter and those of baseline and recipe answer test rows.
+    """Compare the base and the adapters of the best trial, the baseline and the recipe on test rows.
 
     Args:
         best_settings: settings of the best trial.
@@ -153,10 +158,10 @@ def compare_on_test_rows(
 
 
 def save_best(session: Session, best: TrialResult, best_settings: Settings) -> tuple[dict[str, Any], Store]:
-    """Write `best/`: the best trial's adapter and curves, or with `refit` those of a new training.
+    """Write `best/`: the best trial's adapter and curves, or with `refit` those of one more training.
 
     Returns:
-        The numbers of the best trial, and the store with the rows that the adapter was trained on.
+        The metrics of the best trial, and the store with the rows that the adapter was trained on.
     """
     folder, store = session.folder, session.store
     checkpoint, metrics, runs = best.checkpoint, own_metrics(best.metrics), f"{folder}/runs/{best.trial_id}"
@@ -226,7 +231,7 @@ def baseline_trial(trials: Sequence[TrialResult], space: Space) -> TrialResult |
 
 
 def with_seeds(table: pa.Table, confirmed: Confirmed, trials: Sequence[TrialResult], metric: str) -> pa.Table:
-    """The table of trials with the mean and standard deviation of the confirmed ones over their seeds."""
+    """Add columns to the table of trials: mean and standard deviation over the seeds of confirmed trials."""
     confirmed_trials = [one if one.trial_id in confirmed.values else None for one in trials]
     means = [None if one is None else confirmed.mean(one) for one in confirmed_trials]
     spreads = [None if one is None else confirmed.spread(one) for one in confirmed_trials]
@@ -241,7 +246,7 @@ def recipe_trial(trials: Sequence[TrialResult], space: Space) -> TrialResult | N
 
 
 def own_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of the training run, without those that Ray Tune adds to a result."""
+    """The metrics of the training run, without those that Ray Tune adds to a result."""
     names = (
         "step",
         "max_steps",

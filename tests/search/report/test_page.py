@@ -119,7 +119,7 @@ def test_the_recipe_the_confirmation_and_the_proposals_are_told(
     report: SearchReport, rows: list[TrialResult]
 ) -> None:
     origins = ["baseline", "recipe", *["spread"] * 4, *["model"] * 4]
-    results = [replace(row, proposal=origin) for row, origin in zip(rows, origins, strict=True)]
+    results = [replace(row, origin=origin) for row, origin in zip(rows, origins, strict=True)]
     confirmation = "0.11 ± 0.01 over 3 seeds; the difference to the recipe is within it"
     searched = replace(
         report.trials,

@@ -98,7 +98,7 @@ def legend() -> str:
 
 
 def history_section(report: SearchReport) -> str:
-    text = f"Where their values come from: {proposals_text([one.proposal for one in report.trials.results])}"
+    text = f"Where their values come from: {proposals_text([one.origin for one in report.trials.results])}"
     note = f'<p class="soft small">{escape(text)}</p>'
     return section("Trials", legend(), history(report.trials), note)
 
