@@ -37,10 +37,7 @@ def step_result(trainer: AdapterTrainer, rows: CheckedRows, places: Sequence[int
     with without_dropout(step.base):
         for _ in range(WARM_UP_CALLS + 2 if step.captures_graphs else 1):
             _clear(step.trained)
-            with trainer.compute_loss_context_manager():
-                losses = -log_probs_at_labels(trainer.model, batch).log_probs.float().sum(1)
-            if losses.requires_grad:
-                losses.sum().backward()
+            losses = _forward_and_backward(trainer, batch)
     gradients = {}
     for name, layer in step.base.named_modules():
         if ADAPTER in getattr(layer, "lora_B", {}):
@@ -49,7 +46,20 @@ def step_result(trainer: AdapterTrainer, rows: CheckedRows, places: Sequence[int
             gradients[name] = gradient / layer.scaling[ADAPTER]
     _clear(step.trained)
     step.discard_all_graphs()
-    return StepResult(losses.detach(), gradients)
+    return StepResult(losses, gradients)
+
+
+def _forward_and_backward(trainer: AdapterTrainer, batch: Any) -> torch.Tensor:
+    """The losses of a batch's rows, without their graph.
+
+    A graph that lives on keeps autograd's nodes of the trained tensors, and with them the stream that they were
+    made on. CUDA refuses to capture a backward pass that waits for that stream.
+    """
+    with trainer.compute_loss_context_manager():
+        losses = -log_probs_at_labels(trainer.model, batch).log_probs.float().sum(1)
+    if losses.requires_grad:
+        losses.sum().backward()
+    return losses.detach()
 
 
 def _clear(parameters: Sequence[torch.nn.Parameter]) -> None:
