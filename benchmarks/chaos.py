@@ -15,6 +15,7 @@ import argparse
 import os
 import random
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -50,10 +51,11 @@ class Killer:
 
     Attributes:
         kills: how often each kind was killed.
+        second: the second node, which another one has replaced after its end.
     """
 
-    def __init__(self, cluster: Any, every: float, limit: float, seed: int) -> None:
-        self.cluster, self.every, self.limit = cluster, every, limit
+    def __init__(self, address: str, second: "SecondNode", every: float, limit: float, seed: int) -> None:
+        self.address, self.second, self.every, self.limit = address, second, every, limit
         self.random = random.Random(seed)
         self.kills: Counter[str] = Counter()
         self._ended = Event()
@@ -86,10 +88,26 @@ class Killer:
         return True
 
     def _kill_node(self) -> bool:
-        (second,) = self.cluster.worker_nodes
-        self.cluster.remove_node(second, allow_graceful=False)
-        self.cluster.add_node(num_cpus=NODE_CPUS, object_store_memory=STORE_BYTES)
+        self.second.kill()
+        self.second = SecondNode(self.address)
         return True
+
+
+class SecondNode:
+    """A node that joins the cluster by Ray's command: `Cluster` adds nodes in the main thread only."""
+
+    def __init__(self, address: str) -> None:
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--address", address]
+        command += ["--num-cpus", str(NODE_CPUS), "--object-store-memory", str(STORE_BYTES)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def kill(self) -> None:
+        """SIGKILL all of its processes, as when a machine fails."""
+        own = psutil.Process(self._process.pid)
+        for process in [own, *own.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait()
 
 
 def settings_of(folder: Path, trials: int, steps: int) -> Settings:
@@ -167,7 +185,7 @@ def main() -> None:
     node = {"num_cpus": NODE_CPUS, "object_store_memory": STORE_BYTES}
     head = {**node, "include_dashboard": True, "dashboard_port": find_free_port()}
     cluster: Any = Cluster(initialize_head=True, head_node_args=head)
-    cluster.add_node(**node)
+    second = SecondNode(cluster.address)
     os.environ["RAY_ADDRESS"] = cluster.address
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -178,10 +196,11 @@ def main() -> None:
         expected, _ = run(settings, folder / "undisturbed")
         undisturbed_s, before = time.monotonic() - started, left_behind()
         started = time.monotonic()
-        with Killer(cluster, options.every, options.limit, options.seed) as killer:
+        with Killer(cluster.address, second, options.every, options.limit, options.seed) as killer:
             found, rows = run(settings, folder / "killed")
         killed_s, after = time.monotonic() - started, left_behind()
     ray.shutdown()
+    killer.second.kill()
     cluster.shutdown()
     both = [
         point

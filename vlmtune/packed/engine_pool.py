@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from vlmtune.console import console_line
 from vlmtune.errors import UserError
@@ -70,19 +70,32 @@ def start_engines(
     device = "GPU" if gpu else "CPU"
     starts = [engine.start.remote() for engine in engines]
     ready, waiting = _wait_for_starts(starts, device)
-    try:
-        ray.get(ready)
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
-    started = [engine for engine, start in zip(engines, starts, strict=True) if start in ready]
-    lines = ray.get([engine.take_notes.remote() for engine in started])
+    lines = [
+        _take_notes(engine, start) for engine, start in zip(engines, starts, strict=True) if start in ready
+    ]
     notes = list(dict.fromkeys(line for part in lines for line in part))
     if waiting:
         free = f"{len(ready)} of {count} {device}s are free"
         notes.append(console_line("", f"{free}; trials use the others once they are free"))
     return engines, notes
+
+
+def _take_notes(engine: ActorHandle[Any], start: Any) -> list[str]:
+    """The console lines of an engine whose start has ended.
+
+    Raises:
+        DoesNotFitError: the base does not fit in a GPU's memory.
+    """
+    try:
+        ray.get(start)
+        notes: list[str] = ray.get(engine.take_notes.remote())
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+    except RayActorError:
+        return [console_line("", "an engine's process died while it started; trials start it again")]
+    return notes
 
 
 def _wait_for_starts(starts: list[Any], device: str) -> tuple[list[Any], list[Any]]:

@@ -52,9 +52,10 @@ def step_result(trainer: AdapterTrainer, rows: CheckedRows, places: Sequence[int
 def _forward_and_backward(trainer: AdapterTrainer, batch: Any) -> torch.Tensor:
     """The losses of a batch's rows, without their graph.
 
-    A graph that lives on keeps autograd's nodes of the trained tensors, and with them the stream that they were
-    made on. CUDA refuses to capture a backward pass that waits for that stream.
+    A graph that lives on keeps autograd's nodes of the trained tensors, and with them the stream that they
+    were made on. CUDA refuses to capture a backward pass that waits for that stream.
     """
+    losses: torch.Tensor
     with trainer.compute_loss_context_manager():
         losses = -log_probs_at_labels(trainer.model, batch).log_probs.float().sum(1)
     if losses.requires_grad:
