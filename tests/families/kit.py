@@ -36,7 +36,7 @@ from vlmtune.model_ref import ModelRef
 from vlmtune.packed.engine import Engine
 from vlmtune.packed.loss import row_losses
 from vlmtune.preflight.memory import gpu_memory
-from vlmtune.preflight.statistics import summarise
+from vlmtune.preflight.statistics import summarize
 from vlmtune.training.adapted_model import adapter_config
 from vlmtune.training.loop import train
 
@@ -135,7 +135,7 @@ class Subject:
     def inspect(self) -> tuple[Any, str]:
         """The preflight's summary of all rows, and its line on memory."""
         settings = self.settings()
-        summary = summarise(self.store, settings, self.processor.tokenizer)
+        summary = summarize(self.store, settings, self.processor.tokenizer)
         return summary, gpu_memory(settings, self.store)
 
     def batch(self, examples: Sequence[EncodedExample]) -> dict[str, torch.Tensor]:

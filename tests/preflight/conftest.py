@@ -11,7 +11,7 @@ from vlmtune.cluster import connect
 from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
 from vlmtune.model_ref import ModelRef
-from vlmtune.preflight.statistics import summarise
+from vlmtune.preflight.statistics import summarize
 from vlmtune.preflight.summary import Summary
 
 
@@ -45,4 +45,4 @@ def summary(faulty_store: Store, configure: Callable[..., Settings], models: Pat
         max_bad_fraction=0.9,
         search_space={"max_length": {"choice": [32, 100, 400]}},
     )
-    return summarise(faulty_store, settings, ModelRef(str(models / "llava")).processor().tokenizer)
+    return summarize(faulty_store, settings, ModelRef(str(models / "llava")).processor().tokenizer)

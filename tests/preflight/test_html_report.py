@@ -15,7 +15,7 @@ from vlmtune.data.source import DataSource
 from vlmtune.data.store import Store
 from vlmtune.preflight.console_report import console_report
 from vlmtune.preflight.html_report import html_report
-from vlmtune.preflight.statistics import summarise
+from vlmtune.preflight.statistics import summarize
 from vlmtune.preflight.summary import Summary
 
 pytestmark = pytest.mark.timeout(180)
@@ -53,7 +53,7 @@ def test_texts_of_the_data_cannot_become_part_of_the_page(
     )
     source = DataSource.from_settings(settings)
     made = prepare_store(source, str(tmp_path / "cache"))
-    found = summarise(made, settings, source.model.processor().tokenizer)
+    found = summarize(made, settings, source.model.processor().tokenizer)
     text = html_report(found, pick_samples(made, source.scan().fragments))
     assert not {"script", "img"} & set(Links(text).tags)
     assert "&lt;script&gt;alert(" in text

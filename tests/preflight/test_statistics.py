@@ -20,7 +20,7 @@ from vlmtune.errors import DataError
 from vlmtune.model_ref import ModelRef
 from vlmtune.preflight.console_report import console_report
 from vlmtune.preflight.html_report import html_report
-from vlmtune.preflight.statistics import summarise, training_problems
+from vlmtune.preflight.statistics import summarize, training_problems
 from vlmtune.preflight.summary import RowGroups, Summary
 
 pytestmark = pytest.mark.timeout(180)
@@ -144,7 +144,7 @@ def test_data_that_leave_nothing_to_train_on_are_reported(
         "max_bad_fraction": 0.9,
     }
     settings = Settings.from_flags(values)
-    found = summarise(
+    found = summarize(
         find_or_make_store(DataSource.from_settings(settings), str(tmp_path / "cache")),
         settings,
         ModelRef(str(models / "llava")).processor().tokenizer,

@@ -1,1 +1,1 @@
-"""The preflight: what to know of data, lengths and memory before a run takes a GPU."""
+"""The preflight: reports on the data, its lengths and the memory of a run before a GPU is needed."""

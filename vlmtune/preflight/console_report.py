@@ -19,16 +19,16 @@ from vlmtune.preflight.wording import (
 )
 
 WIDTH = 100  # columns
-LINES = 4  # of a long reason
-BAD_KINDS = 4
+MAX_LINES = 4  # of a long reason
+BAD_KINDS = 4  # kinds of bad rows that are shown
 EXAMPLE_LINES = 6
 SEGMENT_ENDS = 90  # characters of a long text that are shown at either end
-BAR = 10  # columns of the histogram's longest bar
+BAR_WIDTH = 10  # columns of the histogram's longest bar
 INDENT = console_line("", "")
 
 
 def console_report(summary: Summary, *, colour: bool) -> str:
-    """At most about 45 lines of at most 100 columns.
+    """The report: about 45 lines at most, of at most 100 columns.
 
     Args:
         colour: highlight the tokens that are trained on; else they are in [[ ]].
@@ -52,7 +52,7 @@ def console_report(summary: Summary, *, colour: bool) -> str:
 
 
 def _print_wrapped(console: Console, text: Text) -> None:
-    """Print a line, and what does not fit into WIDTH below it, indented as the column of texts is."""
+    """Print a line. What does not fit into WIDTH goes below it, indented like the column of texts."""
     if len(text) <= WIDTH:
         console.print(text, no_wrap=True)
         return
@@ -68,16 +68,16 @@ def printable(text: str) -> str:
 
 
 def wrapped(line: str) -> list[str]:
-    """A line in parts of WIDTH columns, at most LINES of them; those after the first are indented."""
+    """A line in parts of WIDTH columns, at most MAX_LINES of them; those after the first are indented."""
     if len(line) <= WIDTH or line.startswith(INDENT) or "█" in line:
         return [line]
     return textwrap.wrap(
         line,
         WIDTH,
         subsequent_indent=INDENT,
-        max_lines=LINES,
+        max_lines=MAX_LINES,
         placeholder=" …",
-        break_on_hyphens=False,  # a path is copied from here
+        break_on_hyphens=False,  # so that a path can be copied
     )
 
 
@@ -144,7 +144,7 @@ def _histogram(summary: Summary) -> Iterator[str]:
     yield "tokens in a row      rows"
     largest_count = max(count for _, _, count in summary.histogram)
     for low, high, count in summary.histogram:
-        yield f"{low:>6,} – {high:<6,} {count:>9,} {'█' * -(-count * BAR // largest_count)}"
+        yield f"{low:>6,} – {high:<6,} {count:>9,} {'█' * -(-count * BAR_WIDTH // largest_count)}"
 
 
 def _lengths(summary: Summary) -> Iterator[str]:
@@ -159,8 +159,8 @@ def _lengths(summary: Summary) -> Iterator[str]:
 
 
 def _side_by_side(left: Iterable[str], right: Iterable[str]) -> Iterator[str]:
-    for one, other in zip_longest(left, right, fillvalue=""):
-        yield f"{INDENT}{one:<40}{other}".rstrip()
+    for left_line, right_line in zip_longest(left, right, fillvalue=""):
+        yield f"{INDENT}{left_line:<40}{right_line}".rstrip()
 
 
 def _example(summary: Summary, console: Console, colour: bool) -> Iterator[Text]:
@@ -202,7 +202,7 @@ def _run_lines(summary: Summary) -> Iterator[str]:
     )
     if summary.memory:
         yield console_line("Memory", summary.memory)
-    for number, line in enumerate(summary.steps):
+    for number, line in enumerate(summary.gpu_steps):
         yield console_line("" if number else "Steps", line)
 
 

@@ -1,4 +1,4 @@
-"""The preflight's summary as one HTML page that needs no other file: style, plots and images are in it."""
+"""The preflight's summary as one HTML page that contains its style, plots and images."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -36,8 +36,8 @@ figcaption .assistant { color: var(--good); font-weight: 600; }
 PLOT_WIDTH, PLOT_HEIGHT = 520, 250  # of the histogram, in its own units
 WIDEST_BAR = 80
 AXIS_HEIGHT, LABEL_HEIGHT = 22, 28  # below and above the bars
-SAMPLE_CHARACTERS = 600  # of a turn
-SAMPLE_TURNS = 4
+SAMPLE_CHARACTERS = 600  # of a turn of a sample row
+SAMPLE_TURNS = 4  # of a sample row
 
 
 def html_report(summary: Summary, samples: Sequence[Sample]) -> str:
@@ -53,7 +53,7 @@ def html_report(summary: Summary, samples: Sequence[Sample]) -> str:
         '<div class="pair">' + _tokens(summary) + _lengths(summary) + "</div>" if summary.tokens else "",
         _example(summary),
         '<div class="pair">' + _split(summary) + _images(summary) + "</div>",
-        _lines("Steps on a GPU", [*([summary.memory] if summary.memory else []), *summary.steps]),
+        _lines("Steps on a GPU", [*([summary.memory] if summary.memory else []), *summary.gpu_steps]),
         _lines("Serving", summary.serving),
         _row_groups(summary),
         _samples(summary, samples),

@@ -11,10 +11,10 @@ from vlmtune.data.samples import pick_samples
 from vlmtune.data.serving_prompt import serving_notes
 from vlmtune.data.source import DataSource
 from vlmtune.errors import writable
+from vlmtune.preflight.gpu_steps import gpu_step_lines
 from vlmtune.preflight.html_report import html_report
 from vlmtune.preflight.memory import gpu_memory
-from vlmtune.preflight.statistics import summarise
-from vlmtune.preflight.steps import step_lines
+from vlmtune.preflight.statistics import summarize
 from vlmtune.preflight.summary import Summary
 from vlmtune.session import cache_folder, with_absolute_paths
 from vlmtune.storage import filesystem
@@ -25,7 +25,8 @@ class InspectResult:
     """What `vlmtune.inspect` found.
 
     Attributes:
-        summary: what is in the data; `summary.problems` and whether training can start, `summary.ready`.
+        summary: what is in the data, whether training can start (`summary.ready`), and if not, why
+            (`summary.problems`).
         folder: absolute path or URI of the output folder.
         json_file: the summary as JSON.
         html_file: the summary as a page, with sample rows.
@@ -41,8 +42,8 @@ def inspect_data(settings: Settings, output_dir: str | None) -> InspectResult:
     """Read all rows, and write `preflight.json` and `preflight.html`.
 
     Args:
-        output_dir: folder or URI for the two files; by default the settings' `output_dir` with `-preflight`
-            behind it, because training wants its folder free.
+        output_dir: folder or URI for the two files. The default is the settings' `output_dir` with
+            `-preflight` appended, because training needs an empty folder.
 
     Raises:
         UserError: the data as a whole or the processor cannot be read. Bad rows do not raise.
@@ -57,12 +58,12 @@ def inspect_data(settings: Settings, output_dir: str | None) -> InspectResult:
     store = find_or_make_store(
         source, cache_folder(settings), size_gb=settings.data.cache_size_gb, scanned=scanned
     )
-    summary = summarise(store, settings, source.model.processor().tokenizer)
+    summary = summarize(store, settings, source.model.processor().tokenizer)
     if summary.ready:
         summary = replace(
             summary,
             memory=gpu_memory(settings, store),
-            steps=step_lines(settings),
+            gpu_steps=gpu_step_lines(settings),
             serving=serving_notes(ChatTemplate(source.model.processor()), source.model.resolution),
         )
     files, inner = filesystem(folder)

@@ -1,4 +1,4 @@
-"""What a run would take on a GPU, before one is taken."""
+"""The GPU memory that a run would need, estimated without a GPU."""
 
 from vlmtune.config.settings import Settings
 from vlmtune.data.lengths import fitting_rows
@@ -10,10 +10,10 @@ from vlmtune.training.step_plan import can_capture, shapes_and_load
 
 
 def gpu_memory(settings: Settings, store: Store) -> str:
-    """What a step takes on a GPU, at its fastest and at its smallest, in one line.
+    """The GPU memory of the fastest way to run a step and of the smallest way, in one line.
 
-    Empty where the model is not one to adapt: the preflight needs the processor alone, and training says
-    what is wrong with the model.
+    Empty if the model cannot be adapted. The preflight itself needs only the processor; training says what is
+    wrong with the model.
     """
     usable_rows = fitting_rows(store, settings.training.max_length, "skip")
     try:

@@ -26,16 +26,16 @@ from vlmtune.preflight.summary import (
 from vlmtune.search.max_lengths import searched_max_lengths, usable_max_lengths
 
 USUAL_LENGTHS = (256, 512, 1024, 2048)
-FIRST = 5  # rows or groups that are named
+FIRST = 5  # number of rows or groups that are named as examples
 COMMON_SIZES = 3
 HISTOGRAM_BINS = 8
 KIND_NAMES = {TEMPLATE: "template", IMAGE: "image", TEXT: "text", ANSWER: "answer"}
 
 
 def training_problems(store: Store, settings: Settings) -> list[str]:
-    """Why training on these rows cannot work with these settings, each in one line with its way out.
+    """Why training on these rows cannot work with these settings, and what to do, a line for each reason.
 
-    Empty if it can.
+    Empty if training can work.
     """
     unusable = store.unusable_reason(
         settings.data.on_bad_row, settings.data.max_bad_fraction, list_rows=False
@@ -45,11 +45,12 @@ def training_problems(store: Store, settings: Settings) -> list[str]:
     return [problem for problem in (unusable, too_long, without_eval) if problem is not None]
 
 
-def summarise(store: Store, settings: Settings, tokenizer: Any) -> Summary:
-    """The summary of a store of `cache.find_or_make_store`, for a run with these settings.
+def summarize(store: Store, settings: Settings, tokenizer: Any) -> Summary:
+    """The summary of prepared rows, for a run with these settings.
 
     Args:
-        tokenizer: the model's, to show one row as text.
+        store: from `cache.find_or_make_store`.
+        tokenizer: the model's tokenizer, which shows one row as text.
     """
     facts = store.facts().to_pydict()
     sources = store.column("source").tolist()
@@ -108,7 +109,7 @@ def _epoch_rows(store: Store, settings: Settings) -> tuple[np.ndarray, list[str]
 
 
 def _check_search(store: Store, settings: Settings) -> tuple[list[str], list[str]]:
-    """Notes and problems of the search space's values of `max_length`."""
+    """(notes, problems) about the search space's values of `max_length`."""
     if not store.meta.rows:
         return [], []
     space = settings.search.search_space or {}
@@ -140,7 +141,7 @@ def _bad_rows(rows: Iterable[dict[str, str]]) -> list[BadRows]:
 
 
 def _contradicting(questions: Sequence[str], contents: Sequence[str]) -> list[str | None]:
-    """The question of each row that another row answers differently; None for the other rows."""
+    """The question of each row, if another row answers it differently; None for the other rows."""
     contents_of = defaultdict(set)
     for question, content in zip(questions, contents, strict=True):
         contents_of[question].add(content)
@@ -148,7 +149,7 @@ def _contradicting(questions: Sequence[str], contents: Sequence[str]) -> list[st
 
 
 def _groups(keys: Sequence[str | None], sources: Sequence[str]) -> RowGroups:
-    """The groups of more than one row with the same key; rows without a key are in none."""
+    """Group the rows that share a key with another row; rows without a key are in no group."""
     groups: dict[str, list[str]] = defaultdict(list)
     for key, source in zip(keys, sources, strict=True):
         if key is not None:
@@ -162,7 +163,7 @@ def _image_sizes(sizes: Sequence[str]) -> ImageSizes | None:
         return None
     counts = Counter(sizes)
     ordered = sorted(counts, key=_pixels)
-    up_to = list(accumulate(counts[size] for size in ordered))  # images of this size or a smaller one
+    up_to = list(accumulate(counts[size] for size in ordered))  # number of images up to each size
     median = next(size for size, count in zip(ordered, up_to, strict=True) if 2 * count >= len(sizes))
     return ImageSizes(ordered[0], median, ordered[-1], counts.most_common(COMMON_SIZES), len(counts))
 
@@ -190,7 +191,7 @@ def _histogram(tokens: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 def _lengths(store: Store, settings: Settings) -> list[LengthEffect]:
-    """What the usual lengths do, those of the search space, and the config's."""
+    """What each value of `max_length` does: the usual ones, those of the search space, and the config's."""
     origins = dict.fromkeys(USUAL_LENGTHS, "usual")
     searched = searched_max_lengths(settings.search.search_space or {})
     origins |= {length: "search" for length in searched if length is not None}
@@ -210,7 +211,7 @@ def _lengths(store: Store, settings: Settings) -> list[LengthEffect]:
 
 
 def _example(store: Store, tokenizer: Any) -> ExampleRow | None:
-    """The row of median length among those with images; among all rows where none has an image."""
+    """The row of median length among the rows with images, or among all rows if none has an image."""
     tokens, with_images = store.column("tokens"), store.column("image_tokens") > 0
     rows = np.flatnonzero(with_images if with_images.any() else tokens > 0)
     if not len(rows):

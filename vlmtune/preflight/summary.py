@@ -1,4 +1,4 @@
-"""What the preflight reports, as plain values: the content of preflight.json, of its page and of its text."""
+"""What the preflight reports, as plain values: the content of preflight.json, of the page and of the text."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -8,11 +8,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class BadRows:
-    """Bad rows with one kind of reason.
+    """Bad rows whose reasons are of the same kind.
 
     Attributes:
-        kind: the reason without numbers and paths.
-        first: (source, reason) of the first of them.
+        kind: their reason, without its numbers and paths.
+        first: (source, reason) of the first of these rows.
     """
 
     kind: str
@@ -25,7 +25,8 @@ class RowGroups:
     """Groups of rows that share something.
 
     Attributes:
-        rows: the rows of all groups together.
+        groups: number of groups.
+        rows: number of rows in all groups together.
         first: the sources of the first rows of the first groups.
     """
 
@@ -39,7 +40,7 @@ class ImageSizes:
     """Image sizes as "WIDTHxHEIGHT", in the order of their number of pixels.
 
     Attributes:
-        common: the most common ones, with their number of images.
+        common: the most common sizes, with their number of images.
         different: how many different sizes there are.
     """
 
@@ -52,7 +53,7 @@ class ImageSizes:
 
 @dataclass(frozen=True)
 class TokenSpread:
-    """Tokens in a row. The median (p95) is the smallest number that half (95 %) of the rows do not exceed."""
+    """Tokens in a row. The median (p95) is the least number that half (95 %) of the rows do not exceed."""
 
     min: int
     median: int
@@ -65,10 +66,10 @@ class LengthEffect:
     """What one value of `max_length` does to the rows.
 
     Attributes:
-        origin: usual, search or config: why this value is listed.
-        shortened: rows whose text is cut.
-        unfit: rows whose images and template do not fit.
-        unfit_train: those of them in the training split.
+        origin: why this value is listed: "usual", "search" (the search space has it) or "config".
+        shortened: number of rows whose text is shortened.
+        unfit: number of rows whose images and template do not fit.
+        unfit_train: number of such rows in the training split.
     """
 
     max_length: int
@@ -83,7 +84,7 @@ class ExampleRow:
     """One row as the model reads it.
 
     Attributes:
-        segments: (kind, text, tokens), where the kind is template, image, text or answer.
+        segments: (kind, text, number of tokens); kind is "template", "image", "text" or "answer".
     """
 
     source: str
@@ -96,19 +97,23 @@ class Summary:
 
     Attributes:
         formats, image_formats: {name: number of rows or images}, the most common first.
-        turns: of user and assistant, in all rows.
-        unused: fields, columns and attributes of turns that nothing uses, with the rows that have them.
+        turns: number of turns of user and assistant in all rows.
+        unused: fields, columns and attributes of turns that nothing uses, with the number of rows that have
+            them.
         duplicates: rows with equal images and texts.
         contradictions: rows with equal images and question, but different answers.
-        tokens: the spread of a row's tokens (`row`), and of its text's (`text`) and images' (`image`).
-        histogram: (from, to, rows) by the tokens of a row; both ends are included.
+        tokens: the spread of the number of tokens in a row (`row`), in its text (`text`) and in its images
+            (`image`).
+        histogram: (from, to, number of rows with from..to tokens, both included).
         fits_all: the smallest `max_length` that holds the images and template of every row.
-        cuts_none: the smallest `max_length` that cuts no row.
-        epoch_rows, epoch_tokens, epoch_answer_tokens: what an epoch trains on at `max_length`.
-        problems: why training cannot work, each with its way out.
-        steps: how training steps run on a GPU, a line for each part.
+        cuts_none: the smallest `max_length` that shortens no row.
+        epoch_rows, epoch_tokens, epoch_answer_tokens: number of rows and tokens that one epoch trains on at
+            `max_length`.
+        problems: why training cannot work, each with what to do about it.
+        gpu_steps: how training steps will run on a GPU, a line for each acceleration.
         serving: what serving must set so that the model sees what it saw in training.
-        memory: of a GPU that trains on these rows; empty where the model's config cannot be read.
+        memory: the GPU memory that training on these rows needs, in words; empty if the model's config cannot
+            be read.
     """
 
     data_path: str
@@ -139,7 +144,7 @@ class Summary:
     notes: list[str]
     problems: list[str]
     memory: str = ""
-    steps: list[str] = field(default_factory=list)
+    gpu_steps: list[str] = field(default_factory=list)
     serving: list[str] = field(default_factory=list)
 
     @property

@@ -32,12 +32,12 @@ def listed(counts: dict[str, int], names: dict[str, str] | None = None) -> str:
 
 
 def short_source(source: str, summary: Summary) -> str:
-    """A row's place without the folder that the data is in."""
+    """The source of a row without the folder that the data is in."""
     return source.removeprefix(summary.data_path.rpartition("/")[0] + "/")
 
 
 def verdict_words(summary: Summary) -> str:
-    """Whether training can start, and whether the test rows can tell what it was worth."""
+    """Whether training can start, and a warning if there are too few test rows to judge the result."""
     if not summary.ready:
         return "; and ".join(summary.problems)
     warning = few_rows_warning(summary.split[TEST])

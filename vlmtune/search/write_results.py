@@ -207,7 +207,7 @@ def write_report(
         gpus=best_settings.run.max_workers if on_gpu else 0,
         date=time.strftime("%Y-%m-%d %H:%M"),
         hardware=hardware(on_gpu),
-        names_of={row: sample.names for row, sample in samples.items()},
+        image_names={row: sample.names for row, sample in samples.items()},
     )
     if isinstance(comparison, Comparison):
         write_predictions(session.folder, comparison)

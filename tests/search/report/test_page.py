@@ -198,7 +198,9 @@ def test_it_says_of_which_time_it_tells_and_of_which_adapter(report: SearchRepor
 
 def test_it_is_dated_and_names_its_hardware_and_files(report: SearchReport) -> None:
     text = report_page(
-        replace(report, date="2026-11-28 03:40", hardware="NVIDIA H200", gpus=1, names_of={0: ("a<b>.jpg",)})
+        replace(
+            report, date="2026-11-28 03:40", hardware="NVIDIA H200", gpus=1, image_names={0: ("a<b>.jpg",)}
+        )
     )
     assert "2026-11-28 03:40 · NVIDIA H200 · " in text and "GPU-hours of training" in text
     assert "<h1>Search for the best adapter: " in text

@@ -18,7 +18,7 @@ from vlmtune.search.comparison import (
 )
 
 GALLERY_ROWS = 20
-FILES = {"html": "a page", "csv": "CSV", "parquet": "Parquet"}  # of all answers, beside the report
+ANSWER_FILES = {"html": "a page", "csv": "CSV", "parquet": "Parquet"}  # beside the report, by their ending
 TEXT_LENGTH = 400  # characters of a question or answer in the gallery
 MODELS = {
     BASE: "the base alone",
@@ -82,7 +82,7 @@ def _cell(name: str, estimate: MetricEstimate | None, *, bold: bool) -> str:
 
 
 def _on_two_lines(text: str) -> str:
-    """A value with its interval in brackets, small and below it: a phone has room for three such columns."""
+    """A value with its interval in small letters below it, so that a phone has room for three columns."""
     value, _, interval = text.partition(" (")
     return escape(value) + (f'<div class="soft">{escape(interval.rstrip(")"))}</div>' if interval else "")
 
@@ -96,12 +96,12 @@ def gallery(
     """Test rows with their images, references and answers.
 
     Args:
-        images: data URIs by row of the store.
-        names: file names of the images, likewise.
+        images: the images as data URIs, by row of the store.
+        names: the file names of the images, by row of the store.
     """
     wrong = sum(not _is_right(row, BEST) for row in comparison.rows)
     count = f"{wrong} of {len(comparison.rows)} answers of the best adapter differ from the reference"
-    links = ", ".join(f'<a href="test_predictions.{end}">{word}</a>' for end, word in FILES.items())
+    links = ", ".join(f'<a href="test_predictions.{end}">{word}</a>' for end, word in ANSWER_FILES.items())
     note = f'<p class="soft small">Worst first; {count}. All of them: {links}</p>'
     figures = "".join(
         _figure(row, images.get(row.row, ()), (names or {}).get(row.row, ()))
@@ -121,8 +121,8 @@ def _figure(row: ComparedRow, images: Sequence[str], names: Sequence[str]) -> st
     answers = "".join(
         f'<dt>{name}</dt><dd class="{kind}">{escape(text[:TEXT_LENGTH])}</dd>' for name, text, kind in texts
     )
-    shown = "".join(f'<img src="{image}" alt="">' for image in images)
-    frame = f"<div>{shown}</div>" if shown else ""
+    tags = "".join(f'<img src="{image}" alt="">' for image in images)
+    frame = f"<div>{tags}</div>" if tags else ""
     place = ", ".join(names) or row.source.rpartition("/")[2]
     file = f'<div class="soft file">{escape(place[:TEXT_LENGTH])}</div>' if place else ""
     caption = f"{file}<p>{escape(row.question[:TEXT_LENGTH])}</p><dl>{answers}</dl>"

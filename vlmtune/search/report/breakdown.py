@@ -1,4 +1,4 @@
-"""Parts of the report about the test answers in groups: by question, language and group, and confusions."""
+"""Parts of the report about groups of test answers: by question, language and group, and confusions."""
 
 import unicodedata
 from collections import Counter, defaultdict
@@ -12,9 +12,9 @@ from vlmtune.evaluation.text import normalize
 from vlmtune.html_page import section, table
 from vlmtune.search.comparison import BEST, ComparedRow, Comparison, format_metric
 
-MOST_GROUPS = 15  # rows of one of the tables; more groups than that are told by the table of answers
-COMMON_ANSWERS = 10
-TEXT_LENGTH = 80
+MAX_GROUPS = 15  # that one table shows; the table of all answers has the others
+COMMON_ANSWERS = 10  # answers that the part about the data shows
+TEXT_LENGTH = 80  # characters of a question or answer
 SCRIPTS = {
     "HANGUL": "Korean",
     "HIRAGANA": "Japanese",
@@ -42,7 +42,7 @@ def script_of(text: str) -> str:
 
 
 def breakdown_section(comparison: Comparison, *, group_by: str | None) -> str:
-    """The first metric of base and best adapter by question, by language, and by group where one is named."""
+    """The first metric of the base and the best adapter by question, language and (if given) `group_by`."""
     kinds: list[tuple[str, Callable[[ComparedRow], str]]] = [
         ("question", lambda row: row.question.strip()),
         ("language", lambda row: script_of(row.question)),
@@ -58,7 +58,7 @@ def breakdown_section(comparison: Comparison, *, group_by: str | None) -> str:
 
 
 def _by(rows: Sequence[ComparedRow], title: str, key: Callable[[ComparedRow], str], name: str) -> str:
-    """A table with a line for each group; empty if there is one group, or a group for nearly each row."""
+    """A table with a line for each group; empty for a single group, or with hardly two rows in each."""
     groups: dict[str, list[ComparedRow]] = defaultdict(list)
     for row in rows:
         groups[key(row)].append(row)
@@ -66,10 +66,10 @@ def _by(rows: Sequence[ComparedRow], title: str, key: Callable[[ComparedRow], st
         return ""
     shown = sorted(groups.items(), key=lambda pair: (-len(pair[1]), pair[0]))
     lines = []
-    for label, members in shown[:MOST_GROUPS]:
+    for label, members in shown[:MAX_GROUPS]:
         values = "".join(f"<td>{_metric(members, model, name)}</td>" for model in (BASE, BEST))
         lines.append(f'<td class="text">{escape(label[:TEXT_LENGTH])}</td><td>{len(members)}</td>{values}')
-    more = len(shown) - MOST_GROUPS
+    more = len(shown) - MAX_GROUPS
     note = f'<p class="soft small">and {more} more</p>' if more > 0 else ""
     return table([escape(title), "rows", "base", "best"], lines) + note
 
@@ -83,7 +83,7 @@ def _metric(rows: Sequence[ComparedRow], model: str, name: str) -> str:
 
 
 def confusion_section(comparison: Comparison) -> str:
-    """Which short answers the best adapter gives for which; empty if the answers are many or long."""
+    """Which answer the best adapter gives for each reference; empty if there are many or long answers."""
     classes = answer_classes([row.reference for row in comparison.rows])
     if classes is None:
         return ""

@@ -17,10 +17,10 @@ class ReportTrials:
     Attributes:
         results: the trials in the order in which they were proposed.
         curves: (step, metric) of each report of a trial, by trial_id.
-        objectives: the mode of each objective; charts are of the first one.
+        objectives: the mode of each objective, "min" or "max"; the charts show the first one.
         best: the best trial.
         baseline: the trial of the baseline (the config's values); None if it did not complete.
-        recipe: that of the recipe, likewise.
+        recipe: the trial of the recipe; None if it did not complete.
         confirmation: the best trial's metric over several seeds, in words; None if it was not confirmed.
         losses: (step, training loss) at each report of a trial, by trial_id.
     """
@@ -59,14 +59,14 @@ class ReportTrials:
         return "bar" if result.state == COMPLETE else "soft"
 
     def text(self, number: int, result: TrialResult) -> str:
-        """What hovering over a trial shows."""
+        """The text that appears when the mouse is over a trial."""
         values = ", ".join(f"{name} {format_value(value)}" for name, value in result.values.items())
         state = f"{result.state.lower()} at step {result.metrics.get('step')}"
         return f"trial {number}, {state}: {self.metric} {format_value(self.value(result))} ({values})"
 
 
 def history(trials: ReportTrials) -> str:
-    """The metric of every trial in the order of proposal, and the best value of complete trials so far."""
+    """The metric of every trial, by its number, and the best value of the complete trials up to it."""
     measured = trials.measured()
     scale = Scale.of([trials.value(one) for _, one in measured])
     plot = Plot(Scale.of_count(len(trials.results)), scale, "trial", trials.metric)
@@ -92,7 +92,7 @@ def loss_curves(trials: ReportTrials) -> str:
 
 
 def _by_step(trials: ReportTrials, all_curves: Mapping[str, Sequence[tuple[float, float]]], name: str) -> str:
-    """A line for each trial; stopped trials in grey. Empty if no trial has reported."""
+    """A plot with a line for each trial; stopped trials in gray. Empty if no trial has reported."""
     curves = {one.trial_id: points for one in trials.results if (points := all_curves.get(one.trial_id))}
     points = [point for curve in curves.values() for point in curve]
     if not points:
@@ -109,12 +109,12 @@ def _by_step(trials: ReportTrials, all_curves: Mapping[str, Sequence[tuple[float
 
 
 def _layer(colour: str) -> int:
-    """The best trial and the baseline lie over the others."""
+    """Sort key of the marks: those of the best trial and the baseline are drawn last, over the others."""
     return ("soft", "bar", "warn", "good").index(colour)
 
 
 def option_slice(trials: ReportTrials, name: str) -> str:
-    """The metric by the value of one searched option."""
+    """A plot of the metric by the value of one searched option."""
     measured = [(number, one) for number, one in trials.measured() if name in one.values]
     scale, places = Scale.of_values([one.values[name] for _, one in measured])
     plot = Plot(scale, Scale.of([trials.value(one) for _, one in measured]), name, trials.metric)
@@ -154,7 +154,11 @@ def bars(shares: Mapping[str, float]) -> str:
 
 
 def _dots(plot: Plot, trials: ReportTrials, places: Mapping[int, float]) -> list[str]:
-    """A dot for each trial at its place on the x axis; `places` by the trial's number."""
+    """A dot for each trial.
+
+    Args:
+        places: the place of a dot on the x axis, by the trial's number.
+    """
     shown = [(number, one) for number, one in trials.measured() if number in places]
     shown.sort(
         key=lambda pair: (pair[1] is trials.best, pair[1] is trials.baseline, pair[1].state == COMPLETE)

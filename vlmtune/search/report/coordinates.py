@@ -8,7 +8,7 @@ from vlmtune.search.report.plot import HEIGHT, Scale
 from vlmtune.search.trial_results import COMPLETE
 
 AXIS_DISTANCE = 240
-SIDE = 70  # margin beside the first and the last axis, for their texts
+SIDE = 70  # margin to the left of the first axis and to the right of the last one, for their texts
 TOP, BOTTOM = 16, 30  # margins
 HALO = 'stroke="var(--card)" stroke-width="4" paint-order="stroke"'  # keeps texts legible over lines
 LAYERS = ("soft", "bar", "warn", "good")  # colours of the lines: later ones lie over earlier ones
@@ -17,7 +17,7 @@ LAYERS = ("soft", "bar", "warn", "good")  # colours of the lines: later ones lie
 def parallel_coordinates(trials: ReportTrials, names: Sequence[str]) -> str:
     """The plot as SVG. Complete trials have solid lines, stopped ones dashed lines.
 
-    A trial without a finite metric has no line. Empty if no trial has one.
+    A trial without a finite metric has no line. The result is empty if no trial has a line.
     """
     measured = [
         (number, one) for number, one in trials.measured() if all(name in one.values for name in names)

@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from vlmtune.search.report.plot import LOG_FROM
 from vlmtune.search.trial_results import COMPLETE, TrialResult
 
-ENOUGH_TRIALS = 8  # with fewer, a share is chance
+ENOUGH_TRIALS = 8  # the shares from fewer trials are little more than chance
 
 
 def importances(
@@ -21,14 +21,14 @@ def importances(
     metric: str,
     mode: str,
 ) -> tuple[dict[str, float], str] | None:
-    """The share of each option in what made trials good, and a description of what was measured.
+    """The share of each option in the differences between trials, and what was compared, in words.
 
-    The final value is used if enough trials completed. Otherwise the first evaluation is used, which early
-    stopping lets every trial reach.
+    Compared are the trials' final metrics if enough trials completed, otherwise their first evaluations,
+    which trials that were stopped early have too.
 
     Args:
         curves: (step, metric) of each report of a trial, by trial_id.
-        names: the options that are drawn; an expression shares the importance of the options in it.
+        names: the options that are drawn. Computed options are left out: they depend on the drawn ones.
 
     Returns:
         Shares by option, the largest first, and the description; None if there are too few trials.

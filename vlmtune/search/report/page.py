@@ -1,4 +1,4 @@
-"""A search as one HTML page that opens offline: what won, how it was found, and answers to look at."""
+"""A search as one HTML page that opens offline: which trial won, how it was found, and answers to look at."""
 
 import hashlib
 import logging
@@ -36,7 +36,7 @@ from vlmtune.training.save import versions
 
 logger = logging.getLogger(__name__)
 
-PATHS = (
+PATH_OPTIONS = (
     *("data_path", "eval_data_path", "image_root", "model_name_or_path"),
     *("output_dir", "storage_path", "cache_dir"),
 )
@@ -69,7 +69,7 @@ def shown_samples(
 ) -> dict[int, Sample]:
     """The test rows that the page shows, with thumbnails and file names, by row of the store.
 
-    They are read from the data that the store was made of; there are none if that is gone.
+    They are read from the original data. The result is empty if that is no longer there.
     """
     if isinstance(comparison, NoComparison):
         return {}
@@ -89,7 +89,7 @@ def report_page(report: SearchReport) -> str:
     metrics_table = answers = groups = confusions = data = ""
     if isinstance(comparison, Comparison):
         metrics_table = before_and_after(comparison, refit=settings.search.refit)
-        answers = gallery(comparison, report.images, settings.training.seed, report.names_of)
+        answers = gallery(comparison, report.images, settings.training.seed, report.image_names)
         groups = breakdown_section(comparison, group_by=settings.data.group_by)
         confusions, data = confusion_section(comparison), data_section(comparison, dict(report.counts))
     task = ", ".join(path.rstrip("/").rpartition("/")[2] for path in settings.data.paths)
@@ -161,7 +161,7 @@ def _published(settings: Settings) -> str:
         settings.replace(
             **{
                 name: shown_name(value) if isinstance(value, str) else [shown_name(path) for path in value]
-                for name in PATHS
+                for name in PATH_OPTIONS
                 if (value := settings.value(name)) is not None
             }
         )

@@ -13,10 +13,10 @@ class SearchReport:
     """What the report page of a search shows.
 
     Attributes:
-        settings: those of the best trial.
+        settings: settings of the best trial.
         trials: the trials and their curves.
-        names: the options that vary.
-        drawn: those of `names` that are not expressions of others.
+        names: flag names of the options that vary.
+        drawn: the options among `names` that are drawn, not computed from others.
         comparison: the models on test rows, or why they were not compared.
         images: thumbnails of test rows as data URIs, by row of the store.
         folder: the output folder.
@@ -25,7 +25,7 @@ class SearchReport:
         gpus: number of GPUs that a trial trained on; 0 on a CPU.
         date: when the search ended.
         hardware: what it ran on, in words.
-        names_of: file names of the images of test rows, by row of the store.
+        image_names: file names of the images of test rows, by row of the store.
     """
 
     settings: Settings
@@ -40,4 +40,4 @@ class SearchReport:
     gpus: int
     date: str = ""
     hardware: str = ""
-    names_of: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    image_names: Mapping[int, Sequence[str]] = field(default_factory=dict)

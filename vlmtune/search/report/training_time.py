@@ -1,4 +1,4 @@
-"""The part of the report page about time: of all trials, and what early stopping saved."""
+"""The part of the report page about time: how long trials trained, and what early stopping saved."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ from vlmtune.search.trial_results import PRUNED, TrialResult
 
 
 def training_seconds(trials: Sequence[TrialResult]) -> tuple[float, float, float]:
-    """(all trials, pruned trials, saved): seconds of training.
+    """Seconds of training: (of all trials, of pruned trials, saved by pruning).
 
-    `saved` is what the pruned trials would have taken for their remaining steps at their own pace.
+    The saved seconds are those that pruned trials would have needed for their remaining steps at their pace.
     """
     total = pruned = saved = 0.0
     for one in trials:

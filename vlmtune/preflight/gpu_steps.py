@@ -13,10 +13,10 @@ from vlmtune.packed.packable import not_packable
 from vlmtune.training.step_plan import why_not_captured
 
 
-def step_lines(settings: Settings) -> list[str]:
-    """A line for each part: packed, compiled, CUDA graphs, vision features, the self-check, experts.
+def gpu_step_lines(settings: Settings) -> list[str]:
+    """A line each on packing, compiled layers, CUDA graphs, vision features, self-check and experts.
 
-    Empty where the model is not one to adapt: training says what is wrong with it.
+    Empty if the model cannot be adapted; training then says what is wrong with it.
     """
     try:
         model = settings.model.ref.meta_model()
@@ -33,7 +33,7 @@ def step_lines(settings: Settings) -> list[str]:
     experts = fused_expert_weights(model)
     if experts and settings.model.base_quantization in ("nf4", "int8"):
         lines.append(
-            f"experts: {size_text(2 * experts)} in bf16, because bitsandbytes quantises no fused experts"
+            f"experts: {size_text(2 * experts)} in bf16, because bitsandbytes quantizes no fused experts"
         )
     return lines
 
@@ -55,8 +55,8 @@ def _graphs(settings: Settings, model: Any) -> str:
     else:
         parts.append("the vision tower")
     deepstack = adds_deepstack_features(model.get_decoder())
-    whole = ", with its deep-stack features as whole tensors" if deepstack else ""
-    return f"{' and '.join(parts)}{whole}, where no checkpointing is needed"
+    deepstack_text = ", with its deep-stack features as whole tensors" if deepstack else ""
+    return f"{' and '.join(parts)}{deepstack_text}, where no checkpointing is needed"
 
 
 def _features(settings: Settings, model: Any) -> str:
