@@ -1,7 +1,7 @@
-"""How each model family writes boxes and points, and a row's boxes written so: `BoxWriter`.
+"""How each model family writes boxes and points in texts; `BoxWriter` writes a row's boxes for one model.
 
-This is the one place that knows families by name, because no processor tells how its model was taught to
-count. Sources: the families' own model cards and cookbooks, and the templates of ms-swift.
+Only this module knows families by name, because no processor tells in which units its model was taught to
+give coordinates. Sources: the families' own model cards and cookbooks, and the templates of ms-swift.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ class BoxFormat:
     """How a family writes boxes and points.
 
     Attributes:
-        counts: what a coordinate is: pixels of the image as the file has it, or as the processor resized
-            it, or a share of the image's width and height.
+        unit: what a coordinate is: pixels of the image in the file ("original"), pixels of the image that the
+            processor resized ("resized"), or a share of the image's width or height ("share").
         scale: what a share is multiplied by.
-        largest: the largest coordinate, where it is less than the scale.
-        decimals: of a coordinate.
-        box, point, ref: as they stand in a text.
+        largest: the largest coordinate, if it is below the scale.
+        decimals: number of decimals of a coordinate.
+        box, point, ref: templates of a box, of a point, and of the name of what is in a box.
     """
 
-    counts: Literal["original", "resized", "share"]
+    unit: Literal["original", "resized", "share"]
     scale: int = 1
     largest: int | None = None
     decimals: int = 0
@@ -85,7 +85,7 @@ CHOICES = (AUTO, *BOX_FORMATS)
 
 
 def box_format_name(model: ModelRef, choice: str) -> str:
-    """The key of BOX_FORMATS that `--box_format` means for a model; "unknown MODEL_TYPE" where none is known.
+    """The key of BOX_FORMATS that `--box_format` means for a model; "unknown MODEL_TYPE" if none is known.
 
     A folder that holds a processor and no config.json has no known format: its rows with boxes are
     refused, others are not.
@@ -106,7 +106,7 @@ class BoxWriter:
     """Writes the boxes of rows for one model.
 
     Args:
-        name: as `box_format_name` gives it.
+        name: from `box_format_name`.
     """
 
     def __init__(self, name: str, image_processor: Any) -> None:
@@ -123,14 +123,14 @@ class BoxWriter:
         Raises:
             EncodeError: it is not known how the model writes boxes, or a box lies outside its image.
         """
-        form = self.format
-        if form is None:
+        box_format = self.format
+        if box_format is None:
             raise EncodeError(
                 f"the row has boxes, and how a model of type {self.name.removeprefix('unknown ')!r} counts "
                 f"is not known: say it with --box_format {', '.join(BOX_FORMATS)}"
             )
-        boxes = iter(self._texts(form, objects, [image.size for image in images]))
-        refs = iter(form.ref.format(ref=ref) for ref in objects["refs"])
+        boxes = iter(self._texts(box_format, objects, [image.size for image in images]))
+        refs = iter(box_format.ref.format(ref=ref) for ref in objects["refs"])
 
         def text(mark: re.Match[str]) -> str:
             return next(boxes if mark.group() == "<bbox>" else refs)
@@ -140,7 +140,7 @@ class BoxWriter:
             for message in messages
         ]
 
-    def _texts(self, form: BoxFormat, objects: Objects, sizes: Sequence[Size]) -> list[str]:
+    def _texts(self, box_format: BoxFormat, objects: Objects, sizes: Sequence[Size]) -> list[str]:
         for size, (width, height) in zip(sizes, objects["sizes"], strict=False):
             if size != (width, height):
                 raise EncodeError(
@@ -151,17 +151,17 @@ class BoxWriter:
         for number, (box, image) in enumerate(zip(objects["boxes"], objects["images"], strict=True)):
             size = sizes[image]
             shares = _shares(box, objects["unit"], size, f"objects.bbox[{number}]")
-            numbers = [_number(form, share, axis, size, self) for axis, share in enumerate(shares)]
+            numbers = [_number(box_format, share, axis, size, self) for axis, share in enumerate(shares)]
             names = dict(zip(("x1", "y1", "x2", "y2"), numbers, strict=False))
-            texts.append((form.box if len(box) == 4 else form.point).format(**names))
+            texts.append((box_format.box if len(box) == 4 else box_format.point).format(**names))
         return texts
 
 
 def resized_size(image_processor: Any, size: Size) -> Size:
-    """The size to which a processor resizes an image as a whole, found by trying it on a drawn one.
+    """The size to which a processor resizes a whole image, found by trying it on a drawn image.
 
     Raises:
-        EncodeError: it crops, pads or tiles images, so there is no such size.
+        EncodeError: the processor crops, pads or tiles images, so there is no such size.
     """
     image = gradient(size)
     features = image_processor(images=[image], do_rescale=False, do_normalize=False, return_tensors="pt")
@@ -180,7 +180,7 @@ def resized_size(image_processor: Any, size: Size) -> Size:
 
 
 def gradient(size: Size) -> Image.Image:
-    """An image whose red tells the column of a pixel and whose green tells the row."""
+    """An image whose red value grows from left to right and whose green value grows from top to bottom."""
     width, height = size
     channels = np.zeros((height, width, 3), np.uint8)
     channels[..., 0] = np.linspace(0, 255, width)[None]
@@ -193,7 +193,7 @@ def _filled(part: dict[str, Any], text: Any) -> dict[str, Any]:
 
 
 def _shares(box: Sequence[float], unit: str, size: Size, field: str) -> list[float]:
-    """The box in shares of its image's width and height.
+    """The coordinates of a box as shares of its image's width and height.
 
     Raises:
         EncodeError: it lies outside the image.
@@ -206,16 +206,16 @@ def _shares(box: Sequence[float], unit: str, size: Size, field: str) -> list[flo
     return shares
 
 
-def _number(form: BoxFormat, share: float, axis: int, size: Size, writer: BoxWriter) -> str:
+def _number(box_format: BoxFormat, share: float, axis: int, size: Size, writer: BoxWriter) -> str:
     whole = {
         "original": lambda: size[axis % 2],
         "resized": lambda: writer.resized(size)[axis % 2],
-        "share": lambda: form.scale,
-    }[form.counts]()
-    number = round(share * whole, form.decimals)
-    if form.largest is not None:
-        number = min(number, form.largest)
-    return f"{number:.{form.decimals}f}"
+        "share": lambda: box_format.scale,
+    }[box_format.unit]()
+    number = round(share * whole, box_format.decimals)
+    if box_format.largest is not None:
+        number = min(number, box_format.largest)
+    return f"{number:.{box_format.decimals}f}"
 
 
 __all__ = ["AUTO", "BOX_FORMATS", "CHOICES", "BoxFormat", "BoxWriter", "box_format_name"]

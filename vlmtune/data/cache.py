@@ -26,16 +26,16 @@ SAFE_SECONDS = 24 * 3600
 def prepare_store(
     source: DataSource, cache_dir: str, *, size_gb: float | None = None, scanned: ScannedData | None = None
 ) -> Store:
-    """The prepared store of `source`, refused where it cannot be trained on.
+    """Find or make the prepared store of `source`, and check that it can be trained on.
 
     Args:
         cache_dir: folder or URI that every worker can reach.
         size_gb: see `keep_within`.
-        scanned: `source.scan()`, where the caller has it already.
+        scanned: the result of `source.scan()`, if the caller has it already.
 
     Raises:
-        DataError: bad rows with `on_bad_row="error"`, no rows at all, a split that would be empty.
-        ModelError: a processor that cannot be loaded.
+        DataError: there are no rows, a split would be empty, or rows are bad and `on_bad_row` is "error".
+        ModelError: the processor cannot be loaded.
     """
     store = find_or_make_store(source, cache_dir, size_gb=size_gb, scanned=scanned)
     if (reason := store.unusable_reason(source.on_bad_row, source.max_bad_fraction)) is not None:
@@ -46,14 +46,14 @@ def prepare_store(
 def find_or_make_store(
     source: DataSource, cache_dir: str, *, size_gb: float | None = None, scanned: ScannedData | None = None
 ) -> Store:
-    """The prepared store of `source`, whether it can be trained on or not: see `Store.unusable_reason`.
+    """Find or make the prepared store of `source`, even if it cannot be trained on (`Store.unusable_reason`).
 
-    A store is found by its key, and used if the image files that its rows name did not change. Else Ray Data
-    makes one, which is then moved to its place in one step.
+    A store in the cache is used if its key fits and the image files of its rows did not change. Otherwise Ray
+    Data makes one in a temporary folder, which is then renamed.
 
     Raises:
         DataError: the data as a whole cannot be read.
-        ModelError: a processor that cannot be loaded.
+        ModelError: the processor cannot be loaded.
     """
     scanned = source.scan() if scanned is None else scanned
     processor = source.model.processor()
@@ -73,9 +73,9 @@ def find_or_make_store(
 
 
 def keep_within(cache_dir: str, size_gb: float) -> None:
-    """Delete the stores used longest ago, and those of killed runs, until `size_gb` (2**30 bytes) are held.
+    """Delete stores, also unfinished ones of killed runs, until at most `size_gb` (of 2**30 bytes) remain.
 
-    What was used within the last day stays, even above the size.
+    Those that were used longest ago go first. Stores used within the last day stay, even above that size.
     """
     cache, _ = filesystem(cache_dir)
     sizes = {folder: _size_and_use(cache, filesystem(folder)[1]) for folder in _folders(cache_dir)}
@@ -109,7 +109,7 @@ def _make(source: DataSource, scanned: ScannedData, processor: object, cache_dir
         fs.create_dir(unfinished)
     try:
         make_store(source, scanned, processor, folder + PART, key)
-        # Two runs that prepare the same data at once end in two names for the same rows: either is right.
+        # Two runs that prepare the same data at once make two equal stores, of which later runs use either.
         fs.move(unfinished, filesystem(folder)[1])
     finally:
         if fs.get_file_info(unfinished).type == pafs.FileType.Directory:
@@ -127,7 +127,7 @@ def _folders(cache_dir: str) -> Iterator[str]:
 
 
 def _size_and_use(cache: pafs.FileSystem, inner: str) -> tuple[int, float]:
-    """(bytes, time of the last change in seconds) of a folder; every use changes its file `used`."""
+    """(size in bytes, time of the last use in seconds) of a store: each use writes its file `used`."""
     files = [
         entry
         for entry in cache.get_file_info(pafs.FileSelector(inner, recursive=True))

@@ -12,7 +12,7 @@ ClassNames = dict[str, tuple[str, ...]]  # by column, in the order of their numb
 
 
 def class_names(schema: pa.Schema) -> ClassNames:
-    """The names of each ClassLabel column of an Arrow schema that `datasets` wrote; none of any other one."""
+    """The names of each ClassLabel column of an Arrow schema, if `datasets` wrote it; else empty."""
     try:
         content = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = content.get("info", {}).get("features", {})
@@ -31,7 +31,7 @@ def class_names(schema: pa.Schema) -> ClassNames:
 
 
 def notes_on(names: ClassNames, read: Sequence[str]) -> tuple[str, ...]:
-    """What is told of those columns that are read."""
+    """Notes for people on those columns that are read."""
     return tuple(
         f"column {column}: numbers are read as the names of their classes ({_listed(names[column])})"
         for column in names
@@ -40,7 +40,7 @@ def notes_on(names: ClassNames, read: Sequence[str]) -> tuple[str, ...]:
 
 
 def with_class_names(record: dict[str, Any], names: ClassNames) -> tuple[dict[str, Any], str | None]:
-    """The record with names in place of numbers, and what is wrong with it: a number that has no name."""
+    """(record with class names in place of numbers, error if a number has no name, else None)."""
     named = dict(record)
     for column, classes in names.items():
         number = record.get(column)

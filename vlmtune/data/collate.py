@@ -12,8 +12,9 @@ import torch
 from vlmtune.data.encoded_example import IGNORED, EncodedExample
 from vlmtune.data.input_format import ROWS, TOKENS, InputFormat, TensorLayout
 
-# Prefix of a batch entry `[B]` that says how many items of a tensor belong to each row, where the items of
-# all rows are concatenated. The axis and the tensor's name come next: `items_per_row:0:pixel_values`.
+# Key of a batch entry, shape `[B]`: how many items of a tensor belong to each row, for tensors in which the
+# items of all rows are concatenated. After this prefix come the axis and the tensor's name, such as
+# `items_per_row:0:pixel_values`.
 ITEMS_PER_ROW = "items_per_row:"
 
 
@@ -29,13 +30,13 @@ def collate(
 
     Args:
         input_format: how the rows' tensors are joined.
-        filler: the rows only keep ranks in step; none of their tokens is labelled.
+        filler: the rows are there only so that this rank takes part in a step; no token gets a label.
         pad_to_multiple_of: tokens; the padded length is a multiple of it.
 
     Returns:
         `input_ids`, `attention_mask`, `labels` of shape `[B, T]` int64, the model's other tensors, and
-        `ITEMS_PER_ROW` entries for those of them whose first dimension is not the row. `split_batch` takes
-        these out again.
+        `ITEMS_PER_ROW` entries for tensors whose first dimension is not the row. `split_batch` removes these
+        entries.
     """
     length = (
         -(-max(len(example.input_ids) for example in examples) // pad_to_multiple_of) * pad_to_multiple_of
@@ -61,18 +62,19 @@ def collate(
         elif layout.kind == ROWS:
             batch[name] = _concatenate(_with_blanks(tensors), axis=0)
         else:
-            some = [tensor for tensor in tensors if tensor is not None]
-            batch[name] = _concatenate(some, axis=layout.axis)
+            present = [tensor for tensor in tensors if tensor is not None]
+            batch[name] = _concatenate(present, axis=layout.axis)
             counts = [0 if tensor is None else tensor.shape[layout.axis] for tensor in tensors]
             batch[f"{ITEMS_PER_ROW}{layout.axis}:{name}"] = np.array(counts, dtype=np.int64)
     if "aspect_ratio_mask" in batch:
-        # As Mllama's processor does: its attention needs a tile even where a row has no image.
+        # Mllama's processor does the same: the model's attention needs a tile even for a row without an
+        # image.
         batch["aspect_ratio_mask"][..., 0] = 1
     return batch
 
 
 def split_batch(batch: dict[str, torch.Tensor], size: int) -> Iterator[dict[str, torch.Tensor]]:
-    """The batch as the model takes it, `size` rows at a time; whole where it has no more rows than that."""
+    """The batch in the form that the model takes, in parts of at most `size` rows."""
     cuts: dict[str, tuple[int, list[int]]] = {}
     for key, counts in batch.items():
         if key.startswith(ITEMS_PER_ROW):
@@ -102,7 +104,7 @@ def _stack(rows: list[np.ndarray], length: int, fill: int) -> np.ndarray:
 
 
 def _with_blanks(tensors: list[np.ndarray | None]) -> list[np.ndarray]:
-    """The tensors with an empty one, of one row and no image, where a text-only row has none."""
+    """The tensors, with an empty one (one row, no image) for each text-only row, which has none."""
     shape, dtype = next((tensor.shape, tensor.dtype) for tensor in tensors if tensor is not None)
     blank = np.zeros((1, *([0] * (len(shape) - 1))), dtype=dtype)
     return [blank if tensor is None else tensor for tensor in tensors]
@@ -116,7 +118,7 @@ def _lengthen(tensor: np.ndarray, axis: int, length: int) -> np.ndarray:
 
 
 def _concatenate(tensors: list[np.ndarray], axis: int) -> np.ndarray:
-    """Join along an axis after padding every other one with zeros to the largest."""
+    """Join along an axis, after padding all other axes with zeros to the largest size."""
     largest = np.max([tensor.shape for tensor in tensors], axis=0)
     padded = []
     for tensor in tensors:

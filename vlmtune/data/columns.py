@@ -1,4 +1,4 @@
-"""Which columns of Parquet and Hugging Face datasets are read, and which are named as not used."""
+"""Which columns of Parquet and Hugging Face datasets are read, and which are reported as not used."""
 
 from collections.abc import Collection
 
@@ -7,13 +7,13 @@ import pyarrow as pa
 from vlmtune.data.records import CONTENT_FIELDS
 from vlmtune.errors import DataError
 
-IMAGE_FIELDS = {"bytes", "path"}  # of the struct in which Hugging Face datasets keep an image
+IMAGE_FIELDS = {"bytes", "path"}  # fields of the struct in which Hugging Face datasets store an image
 
 
 def readable_columns(schema: pa.Schema, group_by: str | None, named: Collection[str] = ()) -> list[str]:
-    """The columns that rows are made of, and those of plain values, in which a row may name its image.
+    """The columns with the content of rows, and all of plain values, in which a row may name its image.
 
-    Lists, structs and bytes with other names are not read, unless they are `named`: they may be large.
+    Other columns of lists, structs or bytes may be large and are not read, unless they are in `named`.
     """
     wanted = {*CONTENT_FIELDS, *named, group_by}
     return [

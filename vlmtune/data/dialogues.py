@@ -1,4 +1,4 @@
-"""messages.txt of a frames folder: dialogues whose placeholders the columns of labels.csv fill."""
+"""messages.txt of a frames folder: dialogues with placeholders for columns of labels.csv."""
 
 import re
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ TURN = re.compile(rf"\s*({'|'.join(SPEAKERS)})\s*[:\uff1a]\s*(.*)", re.IGNORECAS
 ANSWER_IN_LINE = re.compile(r"\b(ASSISTANT|Assistant|어시스턴트)\s*[:\uff1a]")
 OTHER_SPEAKER = re.compile(r"\s*(\w{1,12})\s*[:\uff1a]")  # of a line that begins no turn
 PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
-NOT_IN_NAMES = re.compile(r"[\"':,\[\]\n]")  # what JSON between braces holds, and a column's name does not
+NOT_IN_NAMES = re.compile(r"[\"':,\[\]\n]")  # JSON between braces holds these; names of columns do not
 
 # The fields of Line are part of the prepared store's key: see `source.fingerprint`.
 
@@ -77,10 +77,10 @@ def check_columns(dialogues: tuple[Dialogue, ...], columns: list[str] | None, me
 
     Args:
         columns: None if there is no labels.csv.
-        messages: what people call messages.txt.
+        messages: the path of messages.txt, as messages show it.
 
     Raises:
-        DataError: it has not.
+        DataError: a placeholder has no column.
     """
     for line in (line for dialogue in dialogues for line in dialogue):
         for column in line.columns:
@@ -103,7 +103,7 @@ def check_columns(dialogues: tuple[Dialogue, ...], columns: list[str] | None, me
 
 
 def fill(dialogue: Dialogue, labels: dict[str, str]) -> list[dict[str, str]]:
-    """The turns of a dialogue, with a frame's labels in place of its placeholders."""
+    """The turns of a dialogue, with the labels of a frame in place of the placeholders."""
 
     def value(match: re.Match[str]) -> str:
         return match.group()[0] if match.group(1) is None else labels[match.group(1).strip()]
@@ -133,7 +133,7 @@ def _check_dialogue(turns: list[tuple[str, str, int]], shown_path: str) -> Dialo
 
 
 def _check_answer(turn: tuple[str, str, int], shown_path: str) -> None:
-    """Raises DataError where the last turn, a user's, holds what was meant as the answer."""
+    """Raises DataError if the last turn is the user's but contains what is meant as the answer."""
     _, text, number = turn
     for offset, line in enumerate(text.split("\n")):
         if ANSWER_IN_LINE.search(line):

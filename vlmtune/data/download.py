@@ -1,6 +1,6 @@
-"""Images from the web. A data file names their addresses, and it may come from anybody.
+"""Images from the web, at the URLs that a data file names. Data files may come from anybody.
 
-Only public addresses are asked: neither this machine nor its network may be reached through a data file. The
+Only public IP addresses are contacted, so that a data file cannot reach this machine or its network. The
 address that was checked is the one that is connected to, also after each redirect. A proxy is never used,
 because it would connect to addresses of its own choice.
 """
@@ -23,7 +23,7 @@ REDIRECTS = 5
 READ_BYTES = 1 << 16
 NAT64 = IPv6Network("64:ff9b::/96")  # the last 32 bits are an IPv4 address
 PORTS = {"http": 80, "https": 443}
-SAFE = "%/:=&?~#+!$,;'@()*[]"  # not quoted again in a URL's path and query
+SAFE = "%/:=&?~#+!$,;'@()*[]"  # characters that are not quoted again in a URL's path and query
 
 
 class DownloadError(Exception):
@@ -34,11 +34,11 @@ def download(url: str, *, max_bytes: int, seconds: float) -> bytes:
     """The content at an http(s) URL.
 
     Args:
-        max_bytes: a longer answer is not read to its end.
-        seconds: from the look-up of the name to the last byte, all redirects included.
+        max_bytes: the largest content that is accepted.
+        seconds: the time limit, from the look-up of the host's name to the last byte, with all redirects.
 
     Raises:
-        DownloadError: the URL is wrong, its address is not public, or the server does not answer as it must.
+        DownloadError: the URL is wrong, its address is not public, the server fails, or a limit is exceeded.
     """
     deadline = time.monotonic() + seconds
     try:
@@ -59,7 +59,7 @@ def download(url: str, *, max_bytes: int, seconds: float) -> bytes:
 
 
 def public_reason(address: str) -> str | None:
-    """Why an IP address must not be asked; None for a public one."""
+    """Why an IP address must not be contacted; None for a public one."""
     ip = ip_address(address.partition("%")[0])
     if isinstance(ip, IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip_address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else None)
@@ -73,7 +73,7 @@ def public_reason(address: str) -> str | None:
 
 
 def _parts(url: str) -> SplitResult:
-    """The parts of a URL. Raises DownloadError or ValueError for one that is not http(s) or not whole."""
+    """The parts of a URL. Raises DownloadError or ValueError if it is not http(s) or has no host."""
     parts = urlsplit(url)
     if parts.scheme not in PORTS:
         raise DownloadError(f"it leads to {redacted(url):.100}, which is neither http nor https")
@@ -98,7 +98,7 @@ def _ask(parts: SplitResult, deadline: float) -> "tuple[http.client.HTTPResponse
 
 
 def _redirect(answer: http.client.HTTPResponse) -> str | None:
-    """Where the answer sends on to; None if it is the content."""
+    """The URL that the answer redirects to; None if the answer is the content itself."""
     if answer.status == http.HTTPStatus.OK:
         return None
     target = answer.headers.get("Location")
@@ -117,7 +117,7 @@ def _content(answer: http.client.HTTPResponse, max_bytes: int) -> bytes:
 
 
 class _CheckedConnection(http.client.HTTPConnection):
-    """A connection to a public address of a host, whose every wait ends at the deadline."""
+    """A connection to a public address of a host. No wait in it lasts beyond the deadline."""
 
     def __init__(self, host: str, port: int, encrypted: bool, deadline: float) -> None:
         super().__init__(host, port)
@@ -144,7 +144,7 @@ class _CheckedConnection(http.client.HTTPConnection):
         raise failure
 
     def end(self) -> None:
-        """Close the socket. `close`, which http.client calls too early for this, leaves it open."""
+        """Close the socket. `close` cannot do it, because http.client calls it before the content is read."""
         if self._inner is not None:
             self._inner.close()
 
@@ -156,7 +156,10 @@ class _CheckedConnection(http.client.HTTPConnection):
 
 
 class _TimedSocket:
-    """As much of a socket as http.client uses. A server that sends a byte now and then gains no time."""
+    """The methods of a socket that http.client uses.
+
+    A server that sends a byte now and then gains no time.
+    """
 
     def __init__(self, inner: socket.socket, deadline: float) -> None:
         self._inner, self._deadline = inner, deadline

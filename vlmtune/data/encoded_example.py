@@ -6,7 +6,7 @@ import numpy as np
 
 # The kind of a token, in `EncodedExample.kinds`.
 TEMPLATE, IMAGE, TEXT, ANSWER = 0, 1, 2, 3
-IGNORED = -100  # the label that torch's and transformers' losses leave out
+IGNORED = -100  # the label of tokens that torch's and transformers' losses leave out
 
 
 @dataclass
@@ -17,8 +17,9 @@ class EncodedExample:
         input_ids: `[T]` int32, image placeholders included.
         kinds: `[T]` uint8, what each token is: TEMPLATE, IMAGE, TEXT or ANSWER. The loss is on ANSWER.
         tensors: the model's other inputs, as its processor gives them for a batch of one row: pixels (uint8
-            where the store holds resized ones), image sizes, masks. Most have none for a text-only row.
-        token_axes: of the tensors that run along the tokens, and are cut with them: along which axis.
+            if the store holds resized pixels), image sizes, masks. A text-only row usually has none.
+        token_axes: the axis of the tokens, by name, for tensors that have one and are shortened with the
+            tokens.
     """
 
     input_ids: np.ndarray
@@ -28,7 +29,7 @@ class EncodedExample:
 
     @property
     def labels(self) -> np.ndarray:
-        """`[T]` int64: the token's id where it is trained on, else IGNORED."""
+        """`[T]` int64: the id of each token that is trained on, IGNORED for the others."""
         labels = self.input_ids.astype(np.int64)
         labels[self.kinds != ANSWER] = IGNORED
         return labels
@@ -46,7 +47,7 @@ class EncodedExample:
         return EncodedExample(self.input_ids[positions], self.kinds[positions], tensors, self.token_axes)
 
     def prompt(self) -> "EncodedExample":
-        """What comes before the last answer: what the model is given to generate that answer."""
+        """Everything before the last answer, from which the model generates that answer."""
         answers = np.flatnonzero(self.kinds == ANSWER)
         breaks = np.flatnonzero(np.diff(answers) > 1)
         start = answers[breaks[-1] + 1] if len(breaks) else answers[0]
@@ -62,11 +63,11 @@ def required_length(example: EncodedExample) -> int:
 def shorten(example: EncodedExample, max_length: int | None) -> EncodedExample:
     """Cut text, never image tokens, so that at most `max_length` tokens remain.
 
-    It keeps, in this order:
+    Tokens are kept in this order of priority:
     1. every image token, and the template before the first answer;
     2. the start of the first answer: up to half of the length that is left, or more if the question is short;
-    3. the end of the question, nearest to the answer;
-    4. what follows the first answer, as far as the length goes.
+    3. the end of the question, which is nearest to the answer;
+    4. what follows the first answer, as much as fits.
 
     Raises:
         ValueError: `max_length` is below `required_length(example)`.

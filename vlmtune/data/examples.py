@@ -1,4 +1,4 @@
-"""One raw row → its index line and its encoded example; and the examples of a store's rows."""
+"""Encodes raw rows: to a line of the store's index, and to an `EncodedExample`."""
 
 import hashlib
 import json
@@ -22,16 +22,16 @@ from vlmtune.errors import DataError
 from vlmtune.model_ref import ModelRef
 
 DEEP_IMAGES = "images of more than 8 bits are scaled, each from its darkest to its brightest value"
-MAX_CHARACTERS = 4_000_000  # of a row: some million tokens, more than any model's context
+MAX_CHARACTERS = 4_000_000  # of a row: about a million tokens, more than any model's context
 
 
 def cached_encoder(
     model: ModelRef, input_format: InputFormat, key: str, boxes: str, video_frames: int | None
 ) -> RowEncoder:
-    """The encoder of this process: loading a processor takes a second, encoding a row some milliseconds.
+    """The row encoder, which each process keeps: loading a processor takes a second.
 
     Args:
-        key: the store's key. A processor that changed on disk has another key, and so is loaded again.
+        key: the store's key. It changes with the processor's files, so that a changed processor is loaded.
         boxes: how the model writes boxes, see `box_formats.box_format_name`.
     """
     return _encoder(model, json.dumps(input_format.to_dict(), sort_keys=True), key, boxes, video_frames)
@@ -45,7 +45,7 @@ def _encoder(
 
 
 def read_examples(store: Store, rows: Sequence[int]) -> list[EncodedExample]:
-    """The examples of these rows of a store; encoded now if the store holds rows as they were read.
+    """The examples of these rows of a store. A store of raw rows (`--no_cache`) encodes them now.
 
     Raises:
         DataError: a row, or an image of it, can no longer be read.
@@ -66,9 +66,9 @@ def read_examples(store: Store, rows: Sequence[int]) -> list[EncodedExample]:
 
 
 def encode_row(encoder: RowEncoder, row: dict[str, Any]) -> tuple[dict[str, Any], EncodedExample | None]:
-    """The index line of a row that `formats.read_fragment` gave, and its example unless the row is bad.
+    """(index line, example) of a row from `read_fragment`; a bad row has no example.
 
-    The line of a bad row has its reason in `error` and, without numbers and paths, in `error_kind`.
+    The line of a bad row has the reason in `error`, and the reason without numbers and paths in `error_kind`.
     """
     paths = [reference for reference in (*row["images"], *row["videos"]) if isinstance(reference, str)]
     line: dict[str, Any] = {
@@ -124,10 +124,10 @@ def load_images(references: Sequence[str | bytes], hints: Mapping[str, str]) -> 
     """The images of a row: paths, URIs or encoded bytes.
 
     Args:
-        hints: by path, what helps if there is no such file.
+        hints: what to do if there is no such file, by path.
 
     Raises:
-        ImageError: one cannot be used. The message names its path, and what helps if it is not there.
+        ImageError: an image cannot be used. The message names its path, and what to do if it is not there.
     """
     images = []
     pixels = RowPixels()
@@ -143,10 +143,13 @@ def load_images(references: Sequence[str | bytes], hints: Mapping[str, str]) -> 
 
 
 def load_videos(paths: Sequence[str], hints: Mapping[str, str], frames: int | None) -> list[Video]:
-    """The videos of a row, so many frames of each.
+    """The videos of a row.
+
+    Args:
+        frames: number of frames that are taken of each video.
 
     Raises:
-        ImageError: no number of frames is given, or one cannot be used. The message names its path.
+        ImageError: `frames` is None, or a video cannot be used. The message names its path.
     """
     videos = []
     for path in paths:
@@ -173,7 +176,7 @@ def check_texts(messages: list[dict[str, Any]]) -> None:
 
 
 def _question_hash(messages: list[dict[str, Any]]) -> str:
-    """16 hex digits. The split groups rows without images by all that their user says."""
+    """16 hex digits of the user's texts. Rows without images are grouped by it when they are split."""
     questions = [
         part["text"]
         for message in messages

@@ -1,4 +1,4 @@
-"""What only the preflight shows of a row. Noted while the row is prepared: reading twice costs double."""
+"""Facts about a row that only the preflight shows. They are collected while the row is prepared."""
 
 import hashlib
 import re
@@ -22,15 +22,15 @@ FACTS = pa.schema(
 )
 
 
-MAX_REASON = 1000  # characters
-MAX_WORD = 600
-# A URI, path or file name in a word. Each part is tried at one place of a word, so that a long word costs no
-# more than its length.
+MAX_REASON = 1000  # characters of a reason
+MAX_WORD = 600  # characters of a word in it
+# A URI, path or file name in a word. Each alternative can match at one place of a word only, so that the time
+# for a long word is proportional to its length.
 PATH = re.compile(r"(?<!\w)\w+://\S+|^/\S+|^[^/]+/\S+\.\w+|^[\w.-]*\w\.[A-Za-z]\w{1,4}\b")
 
 
 def shortened(reason: str) -> str:
-    """A reason without the middle of very long words, such as a path of a megabyte, and not too long."""
+    """A reason of at most MAX_REASON characters, without the middle of very long words."""
     words = re.split(r"(\s+)", reason[: 50 * MAX_REASON])
     cut = "".join(f"{word[:400]}…{word[-160:]}" if len(word) > MAX_WORD else word for word in words)
     return cut if len(cut) <= MAX_REASON else f"{cut[:MAX_REASON]}…"
@@ -46,7 +46,7 @@ def row_facts(
 
     Args:
         image_hashes: `images.content_hash` of each image.
-        video_hashes: of the frames of each video.
+        video_hashes: hash of the frames of each video.
     """
     hashes = [*image_hashes, *video_hashes]
     prompt = [message for message in messages if message["role"] != "assistant"]
@@ -61,7 +61,7 @@ def row_facts(
 
 
 def error_kind(reason: str) -> str:
-    """The reason for a bad row without what differs from row to row: numbers and paths."""
+    """The reason for a bad row without numbers and paths, which differ from row to row."""
     words = (re.sub(PATH, "…", word) for word in re.split(r"(\s+)", shortened(reason)))
     without_paths = re.sub("…(?: …)+", "…", "".join(words))
     return re.sub(r"(?<![\w-])\d+(?:[.,]\d+)*", "N", without_paths)  # not the 8 of UTF-8

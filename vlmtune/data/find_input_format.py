@@ -1,7 +1,7 @@
-"""What a processor makes of a row, found by trying it on drawn images: see `InputFormat`.
+"""Finds the `InputFormat` of a processor by trying it on drawn images.
 
-It is tried on a row with one image, on one with two images of other shapes, and on both in one batch. What it
-does in a way that is not known here is refused in one line, before any row is prepared.
+It is tried on a row with one image, on a row with two images of other shapes, and on both in one batch. A
+processor that builds its tensors in an unknown way is refused in one line, before any row is prepared.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from vlmtune.data.tokenize import Features, RowEncoder
 from vlmtune.errors import ModelError
 
 SHAPES = ((90, 60), (50, 130), (75, 70))
-TOLERANCE = 1e-5  # of normalised pixels, which are a few units wide
+TOLERANCE = 1e-5  # for normalized pixels, which range over a few units
 
 
 def find_input_format(processor: Any) -> InputFormat:
     """Find how this processor's inputs are stored and joined.
 
     Raises:
-        ModelError: it takes no conversation with an image, its answers cannot be found again in the tokens,
-            or the tensors of rows are joined in a way that is not known.
+        ModelError: the processor takes no conversation with an image, the answers cannot be found again in
+            its tokens, or it joins the tensors of rows in an unknown way.
     """
     try:
         nested, rows = _rows(processor)
@@ -70,7 +70,7 @@ Row = tuple[list[dict[str, Any]], list[Image.Image]]
 
 
 def _row(images: int) -> Row:
-    """A question about so many images, of another shape for each number, and its answer."""
+    """A question about this number of images (1 or 2), and its answer. The shapes differ between rows."""
     words = " and that" * (images - 1)
     question = [{"type": "image"}] * images + [{"type": "text", "text": f"what is this{words}"}]
     messages = [
@@ -81,7 +81,7 @@ def _row(images: int) -> Row:
 
 
 def _rows(processor: Any) -> tuple[bool, list[Row]]:
-    """Whether images are given in a list for each row, and the rows to try."""
+    """(whether the processor takes a list of images for each row, the rows to try it on)."""
     refusals = []
     for nested in (True, False):
         encoder = RowEncoder(processor, InputFormat(nested))
@@ -100,7 +100,7 @@ def _rows(processor: Any) -> tuple[bool, list[Row]]:
 
 
 def _both(encoder: RowEncoder, rows: list[Row]) -> Features | None:
-    """The processor's own batch of both rows; None where it takes no such batch."""
+    """The processor's own batch of both rows; None if it does not take them together."""
     try:
         return encoder.features(rows)
     except EncodeError:
@@ -108,7 +108,7 @@ def _both(encoder: RowEncoder, rows: list[Row]) -> Features | None:
 
 
 def _makes_the_same(processor: Any, one: InputFormat, other: InputFormat, rows: list[Row]) -> bool:
-    """Whether the processor makes the same of rows in both formats, to the last bit."""
+    """Whether the processor makes equal tensors in both formats, to the last bit."""
     first, second = RowEncoder(processor, one), RowEncoder(processor, other)
     try:
         return all(same_examples(first.encode(*row), second.encode(*row)) for row in rows)
@@ -157,7 +157,7 @@ def tensor_layout(
 def _with_uint8_pixels(
     processor: Any, floats: InputFormat, rows: list[Row], both: Features | None
 ) -> InputFormat | None:
-    """The format that stores resized uint8 pixels, if normalising them gives the processor's own floats."""
+    """The format that stores resized uint8 pixels, if normalizing these gives the processor's own floats."""
     encoder = RowEncoder(processor, floats)
     normalized = [encoder.features([row]) for row in rows]
     try:
@@ -174,9 +174,9 @@ def _with_uint8_pixels(
         masks = [image_mask(one.tensors, one.tensors[name]) for one in raw]
         candidates = normalization_candidates(processor.image_processor)
         fitting = (
-            one
-            for one in candidates
-            if all(gives_own_pixels(one, *pair, mask) for pair, mask in zip(pairs, masks, strict=True))
+            candidate
+            for candidate in candidates
+            if all(gives_own_pixels(candidate, *pair, mask) for pair, mask in zip(pairs, masks, strict=True))
         )
         normalization = next(fitting, None)
         if normalization is None:
@@ -205,7 +205,7 @@ def normalization_candidates(image_processor: Any) -> Iterator[Normalization]:
 
 
 def _three(values: Any) -> tuple[float, ...] | None:
-    """A value for each of three channels."""
+    """`values` as one value for each of three channels; None if that is not possible."""
     if values is None:
         return None
     if isinstance(values, int | float):
@@ -216,14 +216,14 @@ def _three(values: Any) -> tuple[float, ...] | None:
 def gives_own_pixels(
     normalization: Normalization, normalized: torch.Tensor, raw: torch.Tensor, mask: torch.Tensor | float
 ) -> bool:
-    """Whether raw pixels, normalised, are the processor's own."""
+    """Whether normalizing raw pixels gives the processor's own normalized pixels."""
     if not normalization.fits(raw) or not _whole(raw):
         return False
     return torch.allclose(normalization(raw.to(torch.uint8)) * mask, normalized.float(), atol=TOLERANCE)
 
 
 def _whole(raw: torch.Tensor) -> bool:
-    """Whether pixels are whole numbers from 0 to 255."""
+    """Whether all pixels are whole numbers from 0 to 255."""
     return bool((raw.to(torch.uint8).to(raw.dtype) == raw).all())
 
 

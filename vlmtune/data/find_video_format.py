@@ -1,4 +1,4 @@
-"""What a processor makes of a row with a video, found by trying it on drawn frames."""
+"""Finds how a processor handles videos by trying it on drawn frames."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,13 +33,13 @@ RATE = 10.0  # frames a second of the drawn videos
 
 
 def find_video_format(processor: Any, found: InputFormat) -> InputFormat:
-    """The format with what the processor makes of videos added; as it is where it takes none.
+    """Add how the processor handles videos to the format; unchanged if the processor takes no videos.
 
-    It is tried on a row with one video and on one with two, of other sizes, and on both in one
-    batch. A row that was encoded alone has to give the processor's own batch.
+    The processor is tried on a row with one video, on a row with two videos of other sizes, and on both in
+    one batch. Rows that were encoded one by one have to give the processor's own batch.
 
     Args:
-        found: as `find_input_format` finds it for images.
+        found: the format for images, from `find_input_format`.
     """
     try:
         floats = _with_layouts(processor, found)
@@ -78,20 +78,20 @@ def _with_layouts(processor: Any, found: InputFormat) -> InputFormat:
         raise EncodeError("its videos are joined in another way than its images")
     own_token = encoder.tokenizer.convert_tokens_to_ids(encoder.template.renderer.video_token)
     if layouts.keys() - found.layouts.keys() and own_token not in one.ids:
-        # As GLM-V's class, which then cannot tell the rows of a batch with images and videos apart.
+        # GLM-V's class, for example, then cannot tell images and videos of a batch apart.
         raise EncodeError("its videos have the tokens of images")
     return replace(found, layouts={**found.layouts, **layouts}, videos=FLOAT_VIDEOS)
 
 
 def _with_raw_pixels(processor: Any, floats: InputFormat) -> InputFormat | None:
-    """The format that stores a video's resized uint8 pixels, if normalising them gives the floats."""
+    """The format that stores resized uint8 pixels of videos, if normalizing gives the own floats."""
     if not floats.stores_uint8_pixels:
         return None
     raw_format = replace(floats, videos=UINT8_VIDEOS)
     own = [RowEncoder(processor, floats).features([row]) for row in _rows()]
     try:
         raw = [RowEncoder(processor, raw_format).features([row], skip_normalization=True) for row in _rows()]
-    except EncodeError:  # its class takes normalised pixels only
+    except EncodeError:  # its class takes normalized pixels only
         return None
     more = {
         name: _normalization(processor, floats, name, own, raw)

@@ -1,4 +1,4 @@
-"""Which column of labels.csv names the frames: a column of file names, else one of frame numbers."""
+"""Finds the column of labels.csv that names the frames: by file names or, failing that, by frame numbers."""
 
 import re
 from collections import defaultdict
@@ -9,9 +9,9 @@ from vlmtune.data.names import names_image, same_name
 from vlmtune.data.tables import Table
 from vlmtune.errors import DataError
 
-# In this order, if several fit.
+# Names of that column; if several columns fit, the first name in this order wins.
 IMAGE_COLUMNS = ("image", "file", "filename", "file_name", "frame", "path", "id")
-# Words in the name of a column that speak for it.
+# Words in a column's name that suggest that it names images.
 IMAGE_WORDS = re.compile(r"image|img|file|frame|path|photo|pic|사진|이미지|파일|프레임", re.IGNORECASE)
 INTEGER = re.compile(r"[0-9]{1,18}")
 
@@ -33,7 +33,7 @@ class FrameNames:
         return len(self._names)
 
     def find(self, value: str) -> list[str]:
-        """The frames that a cell may mean; several where it does not tell them apart."""
+        """The frames that a cell may mean; several if it is ambiguous."""
         name = value.replace("\\", "/").removeprefix("./").removeprefix("frames/")
         if name in self._names:
             return [name]
@@ -49,7 +49,7 @@ class Key:
 
     Attributes:
         frames: for each row, "COLUMN 'VALUE'" for messages, then the frames that it may mean.
-        note: which column it is, and how many rows have a frame.
+        note: a line for people: which column it is, and how many rows have a frame.
     """
 
     column: str
@@ -59,12 +59,13 @@ class Key:
 
 @dataclass(frozen=True)
 class _Reading:
-    """What a column means if its values name frames: the frames of each row.
+    """How a column reads if its values are taken as names or numbers of frames.
 
     Attributes:
-        named: rows whose value is a name, not a number alone, and means one frame.
-        numbered: rows whose value is a number and means one frame.
-        files: rows whose value ends as an image file does.
+        frames: the frames that each row may mean.
+        named: number of rows whose value is a name (not only a number) of exactly one frame.
+        numbered: number of rows whose value is the number of exactly one frame.
+        files: number of rows whose value ends like the name of an image file.
     """
 
     column: str
@@ -75,12 +76,12 @@ class _Reading:
 
     @property
     def different(self) -> int:
-        """Different frames that rows mean."""
+        """Number of different frames that rows mean without ambiguity."""
         return len({frames for frames in self.frames if len(frames) == 1})
 
     @property
     def rank(self) -> tuple[bool, int]:
-        """Columns with a known name first, then those whose name speaks of images."""
+        """Sort key, best column first: (its name does not suggest images, place in IMAGE_COLUMNS)."""
         lower = self.column.lower()
         known = IMAGE_COLUMNS.index(lower) if lower in IMAGE_COLUMNS[:-1] else len(IMAGE_COLUMNS)
         return not IMAGE_WORDS.search(lower), known
@@ -89,7 +90,8 @@ class _Reading:
 def choose_key(table: Table, names: FrameNames, placeholders: set[str], shown_path: str) -> Key:
     """The column whose values name the frames.
 
-    File names win over numbers, and a column that a placeholder uses is a label unless its name says more.
+    File names win over numbers. A column that a placeholder uses is a label, unless IMAGE_COLUMNS has its
+    name.
 
     Raises:
         DataError: no column names frames, or two columns name different ones.
@@ -147,7 +149,7 @@ def _names_files(reading: _Reading, rows: int) -> bool:
 
 
 def _numbers_frames(reading: _Reading, rows: int, frames: int) -> bool:
-    """Numbers that mean frames: in a column whose name says so, or one for each row, all different."""
+    """Whether a column's numbers mean frames: its name says so, or each row has a number of its own."""
     lower = reading.column.lower()
     if lower in IMAGE_COLUMNS or IMAGE_WORDS.search(lower):
         return reading.numbered > 0
@@ -160,14 +162,14 @@ def _agreed(
     """The best of the columns that could name the frames; the others must not contradict it.
 
     Raises:
-        DataError: two that are equally likely do.
+        DataError: two equally likely columns contradict each other.
     """
     most = max(max(reading.named, reading.numbered) for reading in candidates)
     fitting = [reading for reading in candidates if 2 * max(reading.named, reading.numbered) >= most]
     first, *others = sorted(fitting, key=lambda reading: reading.rank)
     for other in others:
         if other.frames == first.frames or other.rank[0] > first.rank[0]:
-            continue  # they agree, or the other's name does not speak of images
+            continue  # both agree, or only the first one's name has a word for images
         if first.rank[1] < other.rank[1] and first.column.lower() in IMAGE_COLUMNS[:-1]:
             continue  # the first has one of the names that are documented
         row = next(

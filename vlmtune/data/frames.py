@@ -1,4 +1,4 @@
-"""A frames folder: frames/*.jpg, dialogues in messages.txt, and labels.csv for {column} placeholders."""
+"""Reads a frames folder: frames/*.jpg, dialogues in messages.txt, and values for {column} in labels.csv."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,14 +23,14 @@ NO_LABELS = "the frame has no row in labels.csv: add one, or take the frame away
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame with its label row; or, where `error` is set, a label row without a frame.
+    """A frame with its row of labels.csv; or, if `error` is set, a row of labels.csv without a frame.
 
     Attributes:
-        source: the place of the frame or the label row, for people.
-        name: the path in frames/.
+        source: the place of the frame or of the row of labels.csv, for people.
+        name: the path of the frame in frames/.
         version: size in bytes and time of the last change, so that a changed frame changes the fragment.
-        labels: the label row as {column: value}; None if the frame has none.
-        kind: the error without what differs from row to row.
+        labels: the row of labels.csv as {column: value}; None if the frame has none.
+        kind: the error in words that are the same for all rows with this error.
     """
 
     source: str
@@ -46,9 +46,9 @@ class FramesFolder:
     """What a frames folder holds.
 
     Attributes:
-        frames: the frames in name order, then the label rows without a frame.
-        images: the name of the folder of the frames.
-        notes: what is told of how its files were read.
+        frames: the frames in the order of their names, then the rows of labels.csv without a frame.
+        images: the name of the folder that holds the frames.
+        notes: lines for people about how the files were read.
         unused: (name, number of rows) of each column that nothing uses.
         split_column: the column of labels.csv that says which rows are train, eval and test.
     """
@@ -69,8 +69,8 @@ def scan_frames(
     Args:
         folder: an absolute path or URI.
         shown_path: what messages call the folder.
-        names: of the files and folders in it.
-        columns: with a question, which stands in place of messages.txt.
+        names: names of the files and folders in it.
+        columns: the question in it, if there is one, takes the place of messages.txt.
 
     Raises:
         DataError: no frame can be used, because a file is missing or cannot be read, there is no dialogue,
@@ -123,7 +123,7 @@ def no_dialogue(folder: str, shown_path: str, names: Sequence[str]) -> str:
 
 
 def _dialogues(folder: str, shown_path: str, names: Sequence[str], columns: Columns) -> tuple[Dialogue, ...]:
-    """The dialogues of messages.txt, or the one that `--question` makes."""
+    """The dialogues of messages.txt, or the one dialogue that `--question` stands for."""
     messages = find_name(names, "messages.txt")
     if columns.question is None:
         messages = messages or "messages.txt"
@@ -181,10 +181,11 @@ def _row(dialogue: Dialogue, frame: Frame, source: str, images: str, split_colum
 def _match(
     frames: list[Frame], found: list[list[str]], table: Table, shown_path: str, labels_name: str
 ) -> list[Frame]:
-    """Each frame with its label row; then an erroneous Frame for each label row that fits no single frame.
+    """Each frame with its row of labels.csv; then a Frame with an error for each row without one frame.
 
     Args:
-        found: the names of the frames that each label row may mean.
+        found: for each row of labels.csv, its label for messages and the frames that it may mean
+            (`Key.frames`).
     """
     labels: dict[str, tuple[int, dict[str, str]]] = {}
     bad = []

@@ -1,4 +1,4 @@
-"""Hugging Face datasets, of the Hub or of a saved folder, as records whose images are still encoded."""
+"""Reads Hugging Face datasets, from the Hub or a saved folder, as records whose images are still encoded."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ from vlmtune.data.splits_given import split_of_name
 from vlmtune.errors import DataError
 from vlmtune.hub import stay_offline_unless_reachable
 
-ROWS_AT_ONCE = 32  # in memory; each may hold encoded images
+ROWS_AT_ONCE = 32  # rows in memory at once; each may hold encoded images
 
 
 def dataset_folder(name: str) -> str:
@@ -27,9 +27,9 @@ def extracted_folder() -> str:
 
 
 def load_splits(path: str, shown_path: str, *, from_hub: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The train, evaluation and test splits of a dataset, each a `datasets.Dataset`, and notes on others.
+    """The train, evaluation and test splits of a dataset as `datasets.Dataset`, and notes on other splits.
 
-    A dataset without splits stands under the name "".
+    A dataset without splits has the key "".
 
     Args:
         path: the name of a dataset of the Hub, which is downloaded unless it is in the cache; or a folder
@@ -70,7 +70,7 @@ def dataset_records(data: Any, start: int, stop: int, columns: list[str]) -> Ite
 
 
 def _without_decoding(feature: Any) -> Any:
-    """The feature with its files left encoded: `images.load_image` decodes images and checks them later."""
+    """The feature with files left encoded, because `images.load_image` decodes and checks images later."""
     import datasets
 
     for encoded in (datasets.Image, datasets.Audio, datasets.Video, datasets.Pdf, datasets.Nifti):

@@ -1,18 +1,18 @@
-"""How much one image, and the images of one row, may take: data files come from anybody.
+"""Limits of the size of one image and of all images of a row, because data files may come from anybody.
 
-What is over a limit makes its row a bad one, with a reason. SECURITY.md lists the limits.
+A row that exceeds a limit is a bad row with a reason. SECURITY.md lists the limits.
 """
 
 import os
 from typing import IO
 
-MAX_PIXELS = 100_000_000  # of an image; about a gigabyte while it is decoded
+MAX_PIXELS = 100_000_000  # of an image, which takes about a gigabyte while it is decoded
 MAX_ROW_PIXELS = 200_000_000  # of all images of a row
 MAX_FILE_BYTES = 200_000_000  # of an image as it is stored
 # A progressive JPEG is decoded once for each of its scans. Cameras and editors write some ten of them.
 MAX_SCANS = 64
 MAX_SCANNED_PIXELS = 1_500_000_000
-START_OF_SCAN = b"\xff\xda"  # a marker, which cannot stand inside the compressed data
+START_OF_SCAN = b"\xff\xda"  # a JPEG marker; these bytes never occur inside compressed data
 
 
 def size_reason(file: IO[bytes]) -> str | None:

@@ -16,11 +16,11 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 MAX_NAME_BYTES = 255  # of a file or folder, on every usual file system
 MAX_REFERENCE = 4096  # characters: the longest path that Linux opens
 BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
-SHOWN_CHARACTERS = 60  # of a text that is no path
+SHOWN_CHARACTERS = 60  # of a text that is not a path, in a message
 
 
 class RowError(ValueError):
-    """What is wrong with one row: a plain reason without the row's place. Other rows are not affected."""
+    """One row is wrong. The message is the reason without the row's place; other rows are not affected."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class ImagePlace:
 
     Attributes:
         path: an absolute local path or URI.
-        note: how it was found, if it is not where the row says.
-        found_by_name: only the file's name led to it, so another path of that name would lead there too.
-        hint: what helps, if there is no such file.
+        note: how it was found, if it is not at the path that the row names.
+        found_by_name: it was found by its file name alone, so any path with that file name would lead to it.
+        hint: what to do, if there is no such file.
     """
 
     path: str
@@ -55,10 +55,10 @@ class ImageRules:
     more_roots: tuple[str, ...] = ()
 
     def locate(self, reference: str) -> ImagePlace:
-        """The place of an image, as `resolve` has it; or another one where there is no such local file.
+        """The place of an image: the path from `resolve` or, if no file is there, from `find_image`.
 
         Raises:
-            RowError: as `resolve` does.
+            RowError: see `resolve`.
         """
         if scheme(reference) or scheme(self.root):
             return ImagePlace(self.resolve(reference))
@@ -160,7 +160,7 @@ class ImageRules:
 
 
 def _check_length(reference: str) -> None:
-    """Raises RowError for a text that is no path; to follow one as a path would cost minutes."""
+    """Raises RowError for a long text that cannot be a path; to search for it would take minutes."""
     shown = f"{reference[:SHOWN_CHARACTERS]}…"
     if len(reference) > MAX_NAME_BYTES and BASE64.fullmatch(reference):
         raise RowError(
@@ -171,13 +171,13 @@ def _check_length(reference: str) -> None:
 
 
 def check_links(folder: str, shown_path: str, rules: ImageRules) -> None:
-    """Check that the files of a data folder, but its images, are no links to files elsewhere.
+    """Check that no file of a data folder, except images, is a link to a file outside the folder.
 
-    A folder from somebody else could show any file of this machine's in messages and reports. In the download
-    cache of the Hub, files are links to `blobs/` of the same repository.
+    Otherwise a folder from somebody else could bring any file of this machine into messages and reports.
+    Allowed are links of the Hub's download cache, which lead to `blobs/` of the same repository.
 
     Raises:
-        DataError: one of them is, and `allow_outside_paths` is off.
+        DataError: a file is such a link, and `allow_outside_paths` is off.
     """
     if scheme(folder) or rules.allow_outside_paths:
         return
@@ -187,7 +187,7 @@ def check_links(folder: str, shown_path: str, rules: ImageRules) -> None:
     with os.scandir(folder) as entries:
         links = sorted(entry.name for entry in entries if entry.is_symlink() and entry.is_file())
     for name in links:
-        is_image = name.lower().endswith(IMAGE_SUFFIXES)  # whose paths are checked where rows name them
+        is_image = name.lower().endswith(IMAGE_SUFFIXES)  # checked by `ImageRules` when a row names it
         if not is_image and not posixpath.realpath(f"{folder}/{name}").startswith(allowed):
             raise DataError(
                 f"{shown_path}/{name} is a link to a file outside the folder: copy the file there, or give "

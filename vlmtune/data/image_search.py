@@ -1,4 +1,4 @@
-"""Where an image is if not at the path that a row writes: another spelling, or a path of another machine."""
+"""Finds an image whose path in the row is spelled differently, or comes from another machine."""
 
 import os
 import posixpath
@@ -11,8 +11,8 @@ from urllib.parse import unquote
 
 from vlmtune.data.names import WINDOWS_DRIVE, same_name
 
-MAX_FILES = 200_000  # below the root that are listed to find a file by its name
-LEVELS_UP = 3  # above the root that are looked at for a hint
+MAX_FILES = 200_000  # listed below the root to find a file by its name
+LEVELS_UP = 3  # folders above the root in which an image is looked for, for a hint
 
 BACKSLASHES = "backslashes in image paths are read as slashes"
 PERCENT = "%20 and the like in image paths are read as the characters that they stand for"
@@ -22,11 +22,11 @@ ELSEWHERE = "image paths of another machine are found by their names below the i
 
 @dataclass(frozen=True)
 class FoundImage:
-    """Where an image is that is not where its row says.
+    """An image that was found at another path than the one in its row.
 
     Attributes:
-        note: what differs, without the path.
-        found_by_name: only the file's name led to it.
+        note: how the paths differ, in general words.
+        found_by_name: it was found by its file name alone.
     """
 
     path: str
@@ -37,7 +37,7 @@ class FoundImage:
 def find_image(root: str, reference: str) -> FoundImage | None:
     """The one file below a local folder that a reference can mean; None if there is none, or several.
 
-    Costs a listing of the folders on the way. A path of another machine costs one of the whole tree.
+    It lists the folders along the path; for an absolute path of another machine, the whole tree.
     """
     slashes = reference.replace("\\", "/")
     spellings = [(slashes, BACKSLASHES if slashes != reference else SPELLING)]
@@ -57,7 +57,7 @@ def find_image(root: str, reference: str) -> FoundImage | None:
 
 
 def missing_hint(root: str, reference: str) -> str:
-    """What helps where `find_image` found nothing, as the end of a sentence."""
+    """What to do if `find_image` found nothing, as the end of a sentence."""
     name = posixpath.basename(reference.replace("\\", "/"))
     several = len(_files_by_name(root).get(same_name(name), ())) if _is_absolute(reference) else 0
     if several > 1:
@@ -79,7 +79,7 @@ def _is_absolute(reference: str) -> bool:
 
 
 def _below(root: str, path: str) -> FoundImage | None:
-    """A file below the root whose path ends as `path` does, the longest such end; or by its name alone."""
+    """The file below the root that shares the longest path ending with `path`, or at least its file name."""
     parts = [part for part in path.split("/") if part]
     for first in range(1, len(parts) - 1):
         if place := _walk(root, parts[first:]):
@@ -96,7 +96,7 @@ def _below(root: str, path: str) -> FoundImage | None:
 
 
 def _walk(folder: str, parts: list[str]) -> str | None:
-    """The file at these names below a folder, whatever their case and Unicode form; None if not just one."""
+    """The file at this path below a folder, in any case and Unicode form; None if none or several fit."""
     for number, part in enumerate(parts):
         if part == "..":
             return None

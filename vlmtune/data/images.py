@@ -26,7 +26,8 @@ MIN_SIDE = 4  # pixels; a smaller image shows nothing that a model could learn f
 MAX_ASPECT = 200
 BAND_PIXELS = 4_000_000
 READ_AT_ONCE = 16_000_000  # bytes of a file
-# Pillow's other readers start programs (EPS) or read office formats: which a dataset must not reach.
+# Pillow's other readers start programs (EPS) or read office formats, which a data set must not be able to
+# cause.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 # What Pillow's decoders raise on damaged bytes.
 DAMAGED = (
@@ -53,7 +54,7 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-SCALED = "scaled_from_more_bits"  # in an image's `info`
+SCALED = "scaled_from_more_bits"  # key in the `info` of an image that was scaled to 8 bits
 NEARLY_BLACK = 32  # of 255
 SIGNATURES = (
     (b"\xff\xd8\xff", "a JPEG with a broken header"),
@@ -82,7 +83,7 @@ class TooManyPixelsError(ImageError):
 
 
 class RowPixels:
-    """Loads the images of one row, which have a limit together."""
+    """Loads the images of one row and limits the pixels of all of them together."""
 
     def __init__(self) -> None:
         self.left = MAX_ROW_PIXELS
@@ -91,7 +92,7 @@ class RowPixels:
         """The next image, see `load_image`.
 
         Raises:
-            ImageError: as `load_image` does, or the row's images have more pixels than a row may hold.
+            ImageError: see `load_image`; or the row's images together have more pixels than a row may hold.
         """
         try:
             image = load_image(reference, max_pixels=min(MAX_PIXELS, self.left))
@@ -114,8 +115,8 @@ def load_image(ref: str | bytes, *, max_pixels: int = MAX_PIXELS, timeout: float
     Args:
         ref: encoded bytes, a path, a URI that pyarrow opens, or an http(s) URL. `ImageRules` decides before
             this whether a row may name it.
-        max_pixels: checked before decoding. Pillow's own limit of 179 million pixels stands above it.
-        timeout: seconds that a web server has for the whole image, redirects included.
+        max_pixels: limit, checked before decoding. Pillow's own limit of 179 million pixels applies too.
+        timeout: seconds in which a web server has to deliver the whole image, with all redirects.
 
     Raises:
         ImageError: the file is missing, empty, damaged or no image, or its size is useless or dangerous.
@@ -164,10 +165,10 @@ def _open(ref: str | bytes, *, max_bytes: int, timeout: float) -> IO[bytes]:
 
 
 def _in_memory(file: IO[bytes]) -> IO[bytes]:
-    """The content of a small file, or a large file as it is. Pillow's small reads of a file cost 0.2 ms more.
+    """A small file read into memory, which saves Pillow's many small reads (0.2 ms); a large file as is.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: the file cannot be read.
     """
     try:
         size = file.seek(0, os.SEEK_END)
@@ -260,7 +261,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """The image on white, made band by band: three copies of the whole would take a gigabyte more."""
+    """The image on white, made in bands, because three copies of a whole image would take a gigabyte more."""
     rgb = Image.new("RGB", image.size)
     rows = max(1, BAND_PIXELS // image.width)
     for top in range(0, image.height, rows):
@@ -271,10 +272,10 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _deep_to_rgb(image: Image.Image) -> Image.Image:
-    """Greys of 16 bits scaled from their darkest to their brightest value.
+    """A gray image of 16 bits, scaled from its darkest to its brightest value.
 
-    Pillow's own conversion clips them, so most of the image gets white. Scaling by 65535 leaves 12 bits
-    nearly black, and a thermal camera's few degrees one grey.
+    Pillow's own conversion clips the values, which makes most of the image white. Dividing by 65535 would
+    make an image of 12 bits nearly black, and the few degrees of a thermal image a single gray.
     """
     pixels = np.asarray(image)
     low, high = int(pixels.min()), int(pixels.max())
@@ -287,7 +288,7 @@ def _deep_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _check_brightness(image: Image.Image) -> None:
-    """Pillow keeps the upper 8 of 16 bits of a colour, which are empty if it holds a camera's 12 bits."""
+    """Refuse 16-bit colors that only use the lower 12 bits: Pillow keeps the upper 8 bits, nearly black."""
     brightest = max(high for _, high in cast(tuple[tuple[int, int], ...], image.getextrema()))
     if 0 < brightest < NEARLY_BLACK:
         raise ImageError("its 16-bit colours use only the lowest values, as of 12 bits: save it with 8 bits")

@@ -1,6 +1,6 @@
-"""How the inputs that a processor makes of one row are stored, joined into a batch and normalised.
+"""How the tensors that a processor makes from one row are stored, joined into a batch and normalized.
 
-Nothing here knows a model by name: `find_input_format` (in `data.find_input_format`) finds it by trying.
+Nothing here depends on a model's name: `find_input_format` finds a processor's format by trying.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class TensorLayout:
     """How one tensor's rows make a batch.
 
     Attributes:
-        kind: "tokens": an axis runs along the tokens of the row; "rows": dimension 0 is the row; "items":
-            an axis counts images, tiles or patches, which follow on each other from row to row.
-        axis: which axis that is.
-        ragged: items of one row may have different sizes; they are joined along `axis` 1.
+        kind: "tokens": an axis runs along the tokens of the row; "rows": dimension 0 is the row; "items": an
+            axis counts images, tiles or patches, and those of all rows are concatenated.
+        axis: the axis of the tokens or items.
+        ragged: whether items of one row may have different sizes; they are then joined along axis 1.
     """
 
     kind: Literal["tokens", "rows", "items"]
@@ -39,8 +39,8 @@ class Normalization:
     """`(pixel * scale - mean) / std` for each of three channels.
 
     Attributes:
-        channels: where they are: dimension -3 ("plane"), or the "outer" or "inner" part of the last one,
-            as in flattened patches.
+        channels: where the channels are: dimension -3 ("plane"), or the "outer" or "inner" part of the last
+            dimension, as in flattened patches.
     """
 
     scale: float
@@ -57,7 +57,8 @@ class Normalization:
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Uint8 pixels → float32."""
         shape = {"plane": (3, 1, 1), "outer": (3, 1), "inner": (3,)}[self.channels]
-        # Made on the CPU and copied without a wait: a tensor made on the device would wait for its queue.
+        # Made on the CPU and copied without waiting: making the tensor on the GPU would wait for the GPU's
+        # queue.
         mean, std = (
             torch.tensor(values, dtype=torch.float32).view(shape).to(pixels.device, non_blocking=True)
             for values in (self.mean, self.std)
@@ -71,16 +72,16 @@ class Normalization:
 
 @dataclass(frozen=True)
 class InputFormat:
-    """The inputs of one processor, ids and masks apart.
+    """The tensors of one processor, beside token ids and masks.
 
     Attributes:
-        nested_images: the processor takes a list of images for each row, as its chat path gives it them.
-        layouts: of every tensor, by name.
-        normalizations: of the pixel tensors that are stored as resized uint8; empty where the processor's own
-            floats are stored.
-        videos: NO_VIDEOS where the processor takes none or was not tried; else whether their resized pixels
-            (UINT8_VIDEOS) or normalised floats are stored.
-        images_as_tensors: the processor makes the same of images that are given as tensors, which is faster.
+        nested_images: whether the processor takes a list of images for each row, or one flat list.
+        layouts: the layout of every tensor, by name.
+        normalizations: for the pixel tensors that are stored as resized uint8, by name; empty if the
+            processor's own floats are stored.
+        videos: NO_VIDEOS if the processor takes none or was not tried; else whether their resized pixels
+            (UINT8_VIDEOS) or normalized floats (FLOAT_VIDEOS) are stored.
+        images_as_tensors: whether images given as tensors, which is faster, give the same results.
     """
 
     nested_images: bool = True
@@ -94,9 +95,9 @@ class InputFormat:
         return bool(self.normalizations)
 
     def token_axes(self, tensors: dict[str, np.ndarray], tokens: int) -> dict[str, int]:
-        """The axis that runs along the tokens, of each tensor of a row that has one.
+        """The axis that runs along the tokens, by name, for the tensors of a row that have one.
 
-        A tensor that only rows without an image have is in no layout: its shape tells.
+        A tensor that only rows without an image have is in no layout; it is recognized by its shape.
         """
         axes = {}
         for name, tensor in tensors.items():
@@ -128,21 +129,21 @@ class InputFormat:
     ) -> dict[str, torch.Tensor]:
         """The batch with its pixels as the processor itself would give them, in `dtype`.
 
-        Stored uint8 pixels are normalised, and zero where a tile or border only pads.
+        Stored uint8 pixels are normalized. Padding (tiles and borders) is set to zero.
         """
         out = {}
         for name, tensor in batch.items():
             if name in self.normalizations and tensor.dtype == torch.uint8:
                 out[name] = (self.normalizations[name](tensor) * image_mask(batch, tensor)).to(dtype)
             else:
-                # A list of numbers, such as the seconds between a video's frames, is exact.
+                # Lists of numbers, such as the seconds between a video's frames, keep their precision.
                 cast = tensor.is_floating_point() and tensor.ndim > 1
                 out[name] = tensor.to(dtype) if cast else tensor
         return out
 
 
 def image_mask(batch: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Tensor | float:
-    """1 where a pixel belongs to an image, 0 where it only pads; broadcasts over `pixels`."""
+    """1 for pixels of an image, 0 for padding; broadcasts over `pixels`."""
     if "aspect_ratio_mask" in batch:  # [rows, images, tiles]; its first tile is set for missing images too
         tiles = batch["aspect_ratio_mask"].bool() & (batch["aspect_ratio_ids"] > 0)[..., None]
         return tiles[..., None, None, None].float()
@@ -157,7 +158,7 @@ def image_mask(batch: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Te
 
 
 def is_ragged(value: Any) -> bool:
-    """Whether a processor gave items of different sizes, in a list."""
+    """Whether a processor's output is a list, that is, its items have different sizes."""
     return isinstance(value, list)
 
 
@@ -165,10 +166,10 @@ def as_array(value: Any, layout: TensorLayout | None = None) -> np.ndarray:
     """A processor's tensor as numpy, bfloat16 as float32.
 
     Args:
-        layout: joins items of different sizes, which come as a list, or of equal ones, which come stacked.
+        layout: says how to join a list of items with different sizes.
 
     Raises:
-        ValueError: it is no tensor, and no list of tensors that `layout` joins.
+        ValueError: the value is neither a tensor nor a list of tensors that can be joined.
     """
     if layout is not None and layout.ragged:
         items = [as_array(item) for item in value]

@@ -1,4 +1,4 @@
-"""JSONL and JSON array files as streams of rows: strict JSON, bounded memory, the place of each fault."""
+"""Streams the rows of JSONL files and JSON arrays: strict JSON, limited memory, the place of each error."""
 
 import codecs
 import io
@@ -15,8 +15,8 @@ BLOCK_BYTES = 8_000_000
 READ_BYTES = 1_000_000
 BOM = b"\xef\xbb\xbf"
 SPACE = " \t\r\n"
-PYTHON = re.compile(rb"\s*\{\s*'")  # an object as Python prints it
-# Names by which a row is told from an object that holds the rows.
+PYTHON_DICT = re.compile(rb"\s*\{\s*'")  # an object as Python prints it
+# Fields that show that an object is a row, not an object that contains the rows.
 ROW_FIELDS = {
     *("messages", "conversations", "prompt", "completion", "instruction", "output", "query", "response"),
     *("question", "answer", "image", "images", "file_name"),
@@ -24,7 +24,7 @@ ROW_FIELDS = {
 
 
 class StrictDecoder:
-    """json.JSONDecoder that reports NaN, Infinity and doubled keys, which Python's own accepts."""
+    """A JSON decoder that reports NaN, Infinity and repeated keys, which json.JSONDecoder accepts."""
 
     def __init__(self) -> None:
         self._faults: list[str] = []
@@ -58,7 +58,7 @@ class StrictDecoder:
 
 
 def spans_lines(head: str) -> bool:
-    """Whether the first object of a text goes over several lines, so that a line is no row.
+    """Whether the first object of a text spans several lines, so that the file is not JSONL.
 
     Args:
         head: the beginning of a file, perhaps not all of its first object.
@@ -72,7 +72,7 @@ def spans_lines(head: str) -> bool:
 
 
 def no_rows(head: str) -> str | None:
-    """What the first object of a file is, if it holds the rows itself; None if it is a row.
+    """What to do about a file whose first object contains the rows; None if that object is a row.
 
     Args:
         head: the beginning of a file.
@@ -94,7 +94,7 @@ def no_rows(head: str) -> str | None:
             _, at, _ = decoder.decode(head, at)
             at = _skip(head, _skip(head, at) + 1)  # over the comma
     except (ValueError, RecursionError):
-        pass  # the object continues behind the head, or is no JSON: its reader says so
+        pass  # the object continues after the head, or is not JSON, which its reader will report
     return None
 
 
@@ -163,7 +163,11 @@ def _line(text: bytes, source: str, decoder: StrictDecoder) -> RawRow:
             source, error=f"byte {error.start + 1} of the line is not UTF-8: save the file as UTF-8"
         )
     except json.JSONDecodeError as error:
-        hint = "; Python's own notation is not JSON: write rows with json.dumps" if PYTHON.match(text) else ""
+        hint = (
+            "; Python's own notation is not JSON: write rows with json.dumps"
+            if PYTHON_DICT.match(text)
+            else ""
+        )
         return RawRow(source, error=f"not JSON at column {error.colno}: {error.msg}{hint}")
     except (ValueError, RecursionError) as error:
         return RawRow(source, error=_unreadable(error))
@@ -175,7 +179,7 @@ def _line(text: bytes, source: str, decoder: StrictDecoder) -> RawRow:
 class ArrayReader:
     """The rows of a file that holds one JSON array, or objects one after another over several lines.
 
-    It is read in blocks, so the file may be larger than memory. A comma after the last item is no fault.
+    The file is read in blocks, so it may be larger than memory. A comma after the last item is allowed.
     """
 
     def __init__(self, file: IO[bytes], shown_path: str, max_chars: int = MAX_ROW_BYTES) -> None:
@@ -186,10 +190,10 @@ class ArrayReader:
         self._line, self._column = 1, 0  # where self._text begins in the file
 
     def __iter__(self) -> Iterator[RawRow]:
-        """Give a row for each item.
+        """A row for each item.
 
         Raises:
-            DataError: text that is not JSON, as nothing after it can be made out.
+            DataError: a text is not JSON; nothing after it can be read.
         """
         decoder = StrictDecoder()
         number = 0
@@ -245,9 +249,9 @@ class ArrayReader:
                 return ""
 
     def _more(self) -> bool:
-        """Drop what was read and read a further block; False at the end of the file.
+        """Drop the text that was used and read another block; False at the end of the file.
 
-        A block is as long as what is left, so that a long item is decoded only a few times.
+        A block is at least as long as the text that is left, so that a long item is decoded only a few times.
         """
         if self._ended:
             return False

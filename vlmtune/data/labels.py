@@ -1,8 +1,8 @@
-"""Which token is template, image, text or answer; and the proof, by decoding, that the answers are found.
+"""Says which token is template, image, text or answer, and checks by decoding that the answers were found.
 
-A processor changes the text before it is tokenized: it expands images, adds a BOS token before it or an end
-token after it. There are three ways to find the tokens of a span of characters. Each is tried in turn, and
-the first whose answers decode to their text is taken.
+A processor changes the text before it is tokenized: it expands images, and may add a BOS token before it or
+an end token after it. There are three ways to find the tokens of a span of characters. They are tried in
+turn, and the first one whose answers decode to their text is used.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,8 +14,8 @@ from vlmtune.data.chat_template import ChatText
 from vlmtune.data.encoded_example import ANSWER, IMAGE, TEMPLATE
 
 Spans = Sequence[tuple[int, int, int]]
-# Tokens at either side of an image that may differ because they merged with what the image became.
-MERGED = 4
+# How many tokens next to an image may differ because they merged with the tokens of the image.
+MAX_MERGED = 4
 
 
 def token_kinds(
@@ -27,15 +27,17 @@ def token_kinds(
     offsets: np.ndarray | None,
     image_replacements: Sequence[dict[str, Any]],
 ) -> tuple[np.ndarray, str | None]:
-    """What each token is, `[T]` uint8, and what is wrong with its answers; None where they decode right.
+    """(the kind of each token, `[T]` uint8; what is wrong with the answers, None if they decode correctly).
 
     Args:
-        image_token, image_ids: the text that stood for an image, and the tokens that stand for it now.
+        image_token: the text that stands for an image in the rendered template.
+        image_ids: the tokens of which the processor makes an image.
         offsets: `[T, 2]` characters of each token in the tokenized text, if the tokenizer returns them.
-        image_replacements: where the processor expanded images, as it reports them: their old and new span.
+        image_replacements: the images that the processor expanded, as it reports them, with their span of
+            characters before and after.
     """
     kinds, problem = np.full(len(ids), TEMPLATE, dtype=np.uint8), None
-    for kinds in _ways(tokenizer, chat, image_token, ids, offsets, image_replacements):
+    for kinds in _candidate_kinds(tokenizer, chat, image_token, ids, offsets, image_replacements):
         kinds[np.isin(ids, image_ids)] = IMAGE
         problem = wrong_answer(tokenizer, chat, ids, kinds)
         if problem is None:
@@ -44,7 +46,7 @@ def token_kinds(
 
 
 def wrong_answer(tokenizer: Any, chat: ChatText, ids: np.ndarray, kinds: np.ndarray) -> str | None:
-    """The first answer whose tokens do not decode to it and its end token, in words; None if all do."""
+    """The first answer that its labelled tokens do not decode to, in words; None if all decode correctly."""
     positions = np.flatnonzero(kinds == ANSWER)
     runs = np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1) if len(positions) else []
     if len(runs) != len(chat.answers):
@@ -69,9 +71,9 @@ def wrong_answer(tokenizer: Any, chat: ChatText, ids: np.ndarray, kinds: np.ndar
 
 
 def _lacks_space(tokenizer: Any, tokens: list[int], text: str) -> bool:
-    """Whether the white space that a text begins with is not in its tokens.
+    """Whether a text begins with white space that its tokens lack.
 
-    SentencePiece marks it in the first token, and leaves it out of what it decodes.
+    SentencePiece marks such a space in the first token, and drops it in decoding.
     """
     if text[:1].strip() or tokenizer.convert_ids_to_tokens(tokens[:1])[0].startswith("\u2581"):
         return False
@@ -79,7 +81,7 @@ def _lacks_space(tokenizer: Any, tokens: list[int], text: str) -> bool:
     return bool(decoded[:1].strip())
 
 
-def _ways(
+def _candidate_kinds(
     tokenizer: Any,
     chat: ChatText,
     image_token: str,
@@ -87,7 +89,7 @@ def _ways(
     offsets: np.ndarray | None,
     image_replacements: Sequence[dict[str, Any]],
 ) -> Iterator[np.ndarray]:
-    """Kinds of the tokens by each way."""
+    """The kinds of the tokens as each of the three ways finds them."""
     if offsets is not None:
         yield _by_offsets(ids, offsets, chat.spans, image_replacements)
     if len(image_replacements) == chat.text.count(image_token):
@@ -106,7 +108,10 @@ def _ways(
 def _by_offsets(
     ids: np.ndarray, offsets: np.ndarray, spans: Spans, image_replacements: Sequence[dict[str, Any]]
 ) -> np.ndarray:
-    """From the characters of each token, if the processor changes nothing but the images that it reports."""
+    """By the characters of each token.
+
+    Right if the processor changes nothing but the images that it reports.
+    """
     kinds = np.full(len(ids), TEMPLATE, dtype=np.uint8)
     for kind, start, end in spans:
         shift = sum(
@@ -123,7 +128,7 @@ def _by_offsets(
 def _expanded(
     chat: ChatText, image_token: str, replacements: Sequence[str]
 ) -> tuple[str, list[tuple[int, int, int]]]:
-    """The text with each image token replaced, and its spans, with those of the images."""
+    """The text with each image token replaced, and its spans with those of the images added."""
     parts = chat.text.split(image_token)
     out, shifts, images, old = parts[0], [(0, 0)], [], len(parts[0])
     for replacement, part in zip(replacements, parts[1:], strict=True):
@@ -140,9 +145,9 @@ def _expanded(
 
 
 def _by_segments(tokenizer: Any, chat: ChatText, image_token: str, ids: np.ndarray) -> np.ndarray | None:
-    """From the tokens of the text between images, found again from the end of the row; None where one is not.
+    """By the tokens of the texts between images, which are searched from the end of the row.
 
-    What lies between them is what images became.
+    The tokens between the texts that were found belong to images. None if a text is not found.
     """
     plain, kinds = _tokenized(tokenizer, chat.text, [*chat.spans, *_image_spans(chat.text, image_token)])
     if chat.text.count(image_token) and not (kinds == IMAGE).any():
@@ -159,21 +164,25 @@ def _by_segments(tokenizer: Any, chat: ChatText, image_token: str, ids: np.ndarr
         start, first, stop = match
         out[start : start + stop - first] = kind[first:stop]
         end = start
-    out[:end] = TEMPLATE  # what the processor added before the text
+    out[:end] = TEMPLATE  # tokens that the processor added before the text
     tail = np.flatnonzero(np.isin(out, [ANSWER]))
     if len(tail):
-        behind = out[tail[-1] + 1 :]
-        behind[behind == IMAGE] = TEMPLATE  # what it added after the text
+        rest = out[tail[-1] + 1 :]
+        rest[rest == IMAGE] = TEMPLATE  # tokens that it added after the text
     return out
 
 
 def _match_segment(
     ids: np.ndarray, segment: np.ndarray, end: int, *, last: bool
 ) -> tuple[int, int, int] | None:
-    """(position in ids, first, stop) of the segment before `end`, without tokens that merged at its sides."""
+    """Find `segment[first:stop]` before `end`; up to MAX_MERGED tokens at its sides may have merged.
+
+    Returns:
+        (position in ids, first, stop); None if it is not found.
+    """
     if not len(segment):
         return end, 0, 0
-    for dropped in range(MERGED + 1):
+    for dropped in range(MAX_MERGED + 1):
         for first in range(dropped + 1):
             stop = len(segment) - (dropped - first)
             if first >= stop or (last and stop < len(segment)):
@@ -181,7 +190,7 @@ def _match_segment(
             start = _last_match(ids, segment[first:stop], end)
             if start is not None:
                 return start, first, stop
-    return (end, 0, 0) if len(segment) <= MERGED and not last else None
+    return (end, 0, 0) if len(segment) <= MAX_MERGED and not last else None
 
 
 def _last_match(ids: np.ndarray, wanted: np.ndarray, end: int) -> int | None:
@@ -199,7 +208,7 @@ def _last_match(ids: np.ndarray, wanted: np.ndarray, end: int) -> int | None:
 
 
 def _tokenized(tokenizer: Any, text: str, spans: Spans) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of a text by itself, `[T]`, and their kinds."""
+    """The tokens of a text that is tokenized alone, `[T]`, and their kinds."""
     if tokenizer.is_fast:
         features = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = np.asarray(features["input_ids"])
@@ -238,7 +247,7 @@ def _letters(tokenizer: Any, tokens: list[int]) -> str:
 
 
 def _as_tokenized(tokenizer: Any, text: str) -> str:
-    """What remains of a text that goes through the tokenizer, which may change its letters."""
+    """A text after encoding and decoding, which may change its letters; without white space."""
     return _letters(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -13,9 +13,9 @@ ROWS_IN_MESSAGE = 3
 
 
 def length_problem(store: Store, max_length: int | None, on_long_row: str) -> str | None:
-    """Why the training rows cannot be cut to `max_length`, in one line with the way out.
+    """Why the training rows cannot be shortened to `max_length`, and what to do, in one line.
 
-    None if they can be cut, or if those that cannot are skipped.
+    None if all can be shortened, or if the others are skipped.
     """
     rows, long = store.rows_of(TRAIN), rows_too_long(store, max_length)
     if not len(long) or (on_long_row == "skip" and len(long) < len(rows)):
@@ -30,9 +30,9 @@ def length_problem(store: Store, max_length: int | None, on_long_row: str) -> st
 
 
 def trained_tokens(store: Store, rows: np.ndarray, max_length: int | None) -> int:
-    """How many tokens of these rows are trained on where `encoded_example.shorten` cuts them to `max_length`.
+    """Number of tokens of these rows that are trained on after `encoded_example.shorten`.
 
-    Exact for rows with one answer, about right for others.
+    It is exact for rows with one answer, and approximate for others.
     """
     tokens, required, answers = (store.column(name)[rows] for name in ("tokens", "required", "answer_tokens"))
     if max_length is None:
@@ -69,7 +69,7 @@ def rows_too_long(store: Store, max_length: int | None) -> np.ndarray:
 def lengths_to_group(
     store: Store, usable_rows: np.ndarray, strategy: str, max_length: int | None
 ) -> tuple[int, ...] | None:
-    """Tokens of each training row in `usable_rows`, cut to `max_length`; None if they are not grouped by it.
+    """Tokens of each usable row, at most `max_length`; None unless rows are grouped by their length.
 
     Args:
         strategy: `--train_sampling_strategy`.
@@ -81,12 +81,12 @@ def lengths_to_group(
 
 
 def length_limit(max_length: int | None) -> float:
-    """`max_length` as a number: infinite where it is None."""
+    """`max_length` as a number; infinite if it is None."""
     return np.inf if max_length is None else max_length
 
 
 def _listed(store: Store, rows: np.ndarray) -> str:
-    """The first rows with what they need, for a message."""
+    """The first rows and the tokens that they need, for a message."""
     sources, required = store.column("source"), store.column("required")
     first = "; ".join(f"{sources[row]} needs {required[row]}" for row in rows[:ROWS_IN_MESSAGE])
     more = len(rows) - ROWS_IN_MESSAGE
@@ -94,10 +94,10 @@ def _listed(store: Store, rows: np.ndarray) -> str:
 
 
 def mixture_of(store: Store, usable: np.ndarray, weights: Sequence[float] | None) -> Mixture | None:
-    """How `--data_weights` mixes the sources of the training rows; None where every row counts once.
+    """How `--data_weights` mixes the sources of the training rows; None if every row is drawn once an epoch.
 
     Args:
-        usable: the rows that are trained on, see `fitting_rows`.
+        usable: the rows that are trained on, from `fitting_rows`.
     """
     if weights is None:
         return None

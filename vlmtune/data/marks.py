@@ -9,19 +9,19 @@ Part = dict[str, Any]
 
 IMAGE_MARK = "<image>"
 TAGGED_IMAGE = re.compile(r"<img>([^<>\n]+)</img>")  # with the image's path inside
-# A few words of other programs that stand for an image. A number in one counts the row's images from 1.
+# How other programs mark an image in a text. A number in a mark counts the row's images from 1.
 OTHER_MARK = re.compile(
     r"<\|vision_start\|>(?:<\|image_pad\|>)+<\|vision_end\|>"
     r"|<(?:image|img)[ _-]?(\d+)>|<\|?image[ _-]?(\d*)\|?>"
     r"|<image_placeholder>|<ImageHere>|<IMG_CONTEXT>|\[(?:IMG|IMAGE)[ _]?(\d*)\]|<img>|<\|image_pad\|>",
     re.IGNORECASE,
 )
-# Words that a text without images may hold for reasons of its own.
+# Marks that a text may also contain in their ordinary meaning.
 ORDINARY_MARKS = {"<img>", "[img]", "[image]"}
 VIDEO_MARK = re.compile(
     r"(?m)^\s*<(video|audio)>|<(video|audio)>\s*$|<\|(video|audio)[_a-z0-9]*\|>", re.IGNORECASE
 )
-# What ends a turn in some model's chat format; of the model at hand, it is refused later.
+# Tokens that end a turn in some model's chat format. Those of the model in use are refused later.
 END_TOKEN = re.compile(
     r"<\|(?:im_end|im_start|eot_id|eom_id|end|end_of_text|endoftext|end_of_turn|assistant|user|eos)\|>"
     r"|</s>|<eos>|<end_of_turn>|<start_of_turn>|\[/?INST\]|<\uff5cend\u2581of\u2581sentence\uff5c>"
@@ -35,7 +35,7 @@ def split_marks(text: str, field: str = "") -> list[Part]:
     there in their own way.
 
     Args:
-        field: its place in the record, for messages about an image that the text itself names.
+        field: place of the text in the record, for messages about an image that the text names.
     """
     pieces = re.split(rf"{re.escape(IMAGE_MARK)}|{TAGGED_IMAGE.pattern}", text)
     texts, references = pieces[::2], pieces[1::2]
@@ -57,9 +57,7 @@ def split_marks(text: str, field: str = "") -> list[Part]:
 
 
 def read_other_marks(texts: list[str], images: int) -> tuple[list[str], str] | None:
-    """User texts with another program's marks written as `<image>`, and the first such mark.
-
-    None if there are none.
+    """(user texts with other programs' marks replaced by `<image>`, the first such mark); None without.
 
     Args:
         images: the number of the row's images, none of which has an `<image>` mark.

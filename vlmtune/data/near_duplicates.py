@@ -1,4 +1,4 @@
-"""Images that look nearly alike: one encoded again, or two neighbouring frames of a video."""
+"""Finds images that look nearly alike: encoded again, or neighboring frames of a video."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -7,20 +7,21 @@ from itertools import combinations
 import numpy as np
 
 SIDE = 16  # the hash has SIDE * SIDE bits
-SAMPLES = 4  # pixels of a cell in each direction
+SAMPLES = 4  # pixels that are read of a cell in each direction
 BYTES = SIDE * SIDE // 8
-# Bits that may differ: fewer than there are pairs of bytes, so that two near images share one of these.
+# Bits in which hashes of near images may differ. There are more pairs of bytes (16), so at least one is
+# equal.
 MAX_DIFFERENT = 12
-# Set bits of an image that shows something. One with less is a plain surface, and all of these look alike.
+# Least number of set bits. An image with fewer shows a plain surface, and all plain surfaces look alike.
 MIN_SET = 24
-MAX_COMPARED = 64  # images with a pair of bytes in common that are compared with each other
+MAX_COMPARED = 64  # of the images with the same pair of bytes, how many are compared with each other
 
 
 def perceptual_hash(pixels: np.ndarray) -> str:
-    """The difference hash of an image, 64 hex digits: whether a cell is brighter than its left neighbour.
+    """The difference hash of an image, 64 hex digits: whether a cell is brighter than its left neighbor.
 
-    A cell is the mean of a few of its green pixels, which costs 0.07 ms at any size. Empty for a plain
-    surface.
+    The brightness of a cell is the mean of a few green values in it, which takes 0.07 ms at any size. The
+    hash is empty for a plain surface.
 
     Args:
         pixels: `[height, width, 3]` uint8.
@@ -41,9 +42,10 @@ def _nearest(length: int, places: int) -> np.ndarray:
 
 
 def near_duplicate_groups(perceptual_hashes: Sequence[str]) -> list[int]:
-    """The group of each image, as the number of one of its images; images that look nearly alike share one.
+    """The group of each image, named by the number of one image in it; near images are in one group.
 
-    Two hashes that differ in 12 bits have one of 16 pairs of bytes in common: only such images are compared.
+    Hashes that differ in at most 12 bits share at least one of their 16 pairs of bytes, so only images with
+    such a pair in common are compared.
     """
     words = {
         number: np.frombuffer(bytes.fromhex(text), np.uint8)

@@ -1,11 +1,11 @@
-"""How data was read, in lines for people: what nothing uses, and what is read otherwise than it stands."""
+"""Lines for people about how data was read: fields that are not used, values that are changed."""
 
 
 def unused_line(counts: dict[str, int]) -> str:
     """`field id (20 rows), field weight (3 rows)`.
 
     Args:
-        counts: the rows that have each of them.
+        counts: number of rows that have each field.
     """
     return ", ".join(f"{name} ({_rows(count)})" for name, count in counts.items())
 

@@ -1,4 +1,4 @@
-"""Boxes and points of a row, as ms-swift writes them: `objects` and its marks `<ref-object>` and `<bbox>`."""
+"""Boxes and points of a row in ms-swift's form: the field `objects`, `<ref-object>` and `<bbox>`."""
 
 import json
 import math
@@ -10,31 +10,33 @@ from vlmtune.data.image_paths import RowError
 from vlmtune.data.row_values import RowNotes, check_text, json_type
 from vlmtune.data.unused import is_empty
 
-# A mark, but not a tag that is closed: `<ref>a cat</ref>` is text that a model family writes itself.
+# A mark, but not a closed tag: `<ref>a cat</ref>` is the text that some model families use.
 REF_MARK = re.compile(r"<ref-object>|<ref>(?![^<>]*</ref>)")
 BOX_MARK = re.compile(r"<bbox>(?![^<>]*</bbox>)")
 UNITS = ("real", "norm1", "norm1000")  # of the numbers in `bbox`: pixels of the image, shares, thousandths
-USED = ("ref", "bbox", "bbox_type", "image_id", "width", "height")
+USED_FIELDS = ("ref", "bbox", "bbox_type", "image_id", "width", "height")
 Objects = dict[str, Any]
 
 
 def read_objects(
     value: Any, texts: Sequence[str], images: int, row_notes: RowNotes, *, has_answer: bool = True
 ) -> Objects | None:
-    """The boxes and points of a row, once it is sure that they fit the marks in its texts; None without any.
+    """The boxes and points of a row, checked against the marks in its texts; None if there are none.
 
     Args:
         value: the row's field `objects`, or the JSON of it.
-        texts: of all turns, in their order.
-        images: the number of the row's images.
-        has_answer: whether the row has its last answer. Without it, some boxes may have no mark.
+        texts: the texts of all turns, in order.
+        images: number of the row's images.
+        has_answer: whether the row's last turn is an answer. Without it, boxes may have no mark.
 
     Returns:
-        Plain values: `refs`, `boxes` of two (a point) or four numbers, `images` with the number of each
-        box's image, `unit` (of UNITS), and `sizes` of the images, [width, height], where the row tells them.
+        A dict of plain values: `refs`, `boxes` of two (a point) or four numbers, `images` with the number of
+            each
+        box's image, `unit` (one of UNITS), and `sizes`, the [width, height] of each image if the row has
+        them.
 
     Raises:
-        RowError: they do not fit, or a box is none.
+        RowError: boxes and marks do not fit each other, or a value is not a box.
     """
     value = _as_mapping(value)
     refs, boxes = (_list(value, name) for name in ("ref", "bbox"))
@@ -54,7 +56,7 @@ def read_objects(
         _check_count("<ref-object>", ref_marks, "ref", len(refs), has_answer=has_answer)
     elif refs:
         row_notes.unused.append("field objects.ref")
-    row_notes.unused += [f"field objects.{name}" for name in value if name not in USED]
+    row_notes.unused += [f"field objects.{name}" for name in value if name not in USED_FIELDS]
     if boxes and not images:
         raise RowError("field 'objects' holds boxes, but the row has no image")
     unit = value.get("bbox_type") or "real"
@@ -70,7 +72,7 @@ def read_objects(
 
 
 def holds_marks(texts: Iterable[str]) -> bool:
-    """Whether a text has a mark of ms-swift."""
+    """Whether a text contains a mark of ms-swift."""
     return any(BOX_MARK.search(text) or "<ref-object>" in text for text in texts)
 
 
@@ -90,7 +92,7 @@ def _as_mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _from_list(items: Sequence[Any]) -> Mapping[str, Any]:
-    """Objects one by one: [{"ref": "a cat", "bbox": [1, 2, 3, 4]}, …]."""
+    """Objects from a list such as [{"ref": "a cat", "bbox": [1, 2, 3, 4]}, …]."""
     if not all(isinstance(item, Mapping) and "bbox" in item for item in items):
         raise RowError("field 'objects' must be an object with 'ref' and 'bbox', or a list of such objects")
     name = next((key for key in ("ref", "caption") if all(key in item for item in items)), None)
@@ -130,10 +132,10 @@ def _check_count(mark: str, marks: int, noun: str, number: int, *, has_answer: b
 
 
 def _box(box: Any, field: str) -> list[float]:
-    """Two or four numbers.
+    """The two or four numbers of a point or box.
 
     Raises:
-        RowError: they are others, or the box is reversed or empty.
+        RowError: it has other values, or the box is reversed or empty.
     """
     whole = isinstance(box, Sequence) and not isinstance(box, str | bytes)
     if not whole or len(box) not in (2, 4) or not all(_is_number(number) for number in box):
@@ -175,7 +177,7 @@ def _image_ids(value: Any, boxes: int, images: int) -> list[int]:
 
 
 def _sizes(value: Mapping[str, Any], images: int) -> list[list[int]]:
-    """The sizes that the boxes were made for, where the row tells them for each image."""
+    """The image sizes that the boxes refer to; empty if the row does not have them."""
     widths, heights = value.get("width"), value.get("height")
     if is_empty(widths) or is_empty(heights):
         return []

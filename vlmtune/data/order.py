@@ -1,14 +1,14 @@
-"""Which rows are trained on, when, and on which rank: one pure function of the seed.
+"""The order in which rows are trained on, and on which rank.
 
-Isolated and packed training, evaluation and resume use it. The order of rows depends only on the seed, the
-rows and the size of a step: not on how many workers share a step, Ray's blocks or the machine.
+Isolated and packed training, evaluation and resuming use it. The order depends only on the seed, the rows and
+the number of rows in a step; not on how many workers share a step, on Ray's blocks or on the machine.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-GROUPED_STEPS = 50  # among whose rows those of similar length are found
+GROUPED_STEPS = 50  # rows of this many steps are sorted by length together
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class BatchRows:
     """The rows of one batch of one rank.
 
     Attributes:
-        filler: its only row keeps this rank in step with the others, and carries no labels.
+        filler: the batch has one row without labels, which only keeps this rank in step with the others.
     """
 
     rows: tuple[int, ...]
@@ -27,11 +27,12 @@ class BatchRows:
 class Mixture:
     """An epoch that draws a given share of its rows from each source, instead of every row once.
 
-    An epoch has as many rows as there are in all. A source gives its next rows in an endless seeded order
-    that goes through all of its rows before it repeats one, so that over some epochs all of them count alike.
+    An epoch has as many rows as all sources together. Each source gives its rows in an endless seeded order
+    that goes through all of them before it repeats one, so that in the long run all rows of a source count
+    equally.
 
     Attributes:
-        sizes: rows of each source, which follow on each other.
+        sizes: number of rows of each source; the rows of one source follow those of the one before.
         weights: the share of each source; they need not add up to 1.
     """
 
@@ -72,15 +73,14 @@ class Order:
     """The order of `rows` training rows for steps of `per_device * accumulation * workers` rows.
 
     Attributes:
-        per_device: rows of one forward pass of a rank.
-        accumulation: batches of a rank in a step (`gradient_accumulation_steps`).
-        world_size: ranks that run now.
-        workers: ranks that a step was planned for; by default `world_size`. An elastic run with fewer
-            ranks makes the same steps with more batches each, so that it resumes at the exact next row when
-            their number changes.
-        mixture: how many rows each of several sources gives; None for every row once an epoch.
-        lengths: tokens of each row, where the rows of a step shall be of similar length; else None. See
-            `_group_by_length`.
+        per_device: number of rows in one forward pass of a rank.
+        accumulation: number of batches of a rank in a step (`gradient_accumulation_steps`).
+        world_size: number of ranks that run now.
+        workers: number of ranks that a step was planned for; by default `world_size`. An elastic run with
+            fewer ranks makes the same steps with more batches for each rank, so that it resumes at exactly
+            the next row when the number of ranks changes.
+        mixture: how rows are drawn from several sources; None to draw every row once an epoch.
+        lengths: tokens of each row, if the rows of a step shall have similar lengths (`_group_by_length`).
     """
 
     rows: int
@@ -113,9 +113,9 @@ class Order:
         return full * self.batches_per_step + self._batches(left)
 
     def permutation(self, epoch: int) -> np.ndarray:
-        """The row numbers of this epoch in their order, shape `[rows]`: all, or as `mixture` draws them.
+        """The row numbers of this epoch in order, shape `[rows]`: every row once, or as `mixture` draws them.
 
-        With `lengths`, rows of similar length are neighbours.
+        With `lengths`, rows of similar length follow each other.
 
         RandomState is numpy's frozen generator: its stream is the same in every release, which
         `Generator.permutation` does not promise.
@@ -127,8 +127,8 @@ class Order:
     def _group_by_length(self, rows: np.ndarray, epoch: int) -> np.ndarray:
         """Sort the rows of each `GROUPED_STEPS` steps by length, and shuffle these steps.
 
-        As transformers' LengthGroupedSampler, which sorts as many batches but leaves them sorted. A step of
-        fewer rows stays the last one.
+        Transformers' LengthGroupedSampler also sorts the rows of 50 batches, but does not shuffle these. A
+        last step of fewer rows stays the last one.
         """
         lengths, size = np.array(self.lengths), self.rows_per_step
         grouped = []
@@ -169,7 +169,7 @@ class Order:
 
 
 def cut(rows: list[int], size: int, index: int, *, filler: int) -> BatchRows:
-    """The `index`-th run of `size` rows, or a filler of one row where there is none."""
+    """The `index`-th batch of `size` of these rows; a filler if there are not so many rows."""
     part = tuple(rows[index * size : (index + 1) * size])
     return BatchRows(part) if part else BatchRows((filler,), filler=True)
 

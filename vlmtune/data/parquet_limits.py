@@ -1,4 +1,4 @@
-"""How much one Parquet row group may unpack to: a file of some kilobytes can hold gigabytes."""
+"""Limits of the unpacked size of a Parquet row group: a file of kilobytes can unpack to gigabytes."""
 
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -10,21 +10,22 @@ from vlmtune.errors import DataError
 
 ROWS_AT_ONCE = 32
 BATCH_BYTES = 256_000_000  # in memory at once
-# Text compresses some ten times, tables of equal values a hundred times. Below the size it does no harm.
+# Largest compression ratio that is accepted, above HARMLESS_BYTES. Text compresses about ten times, tables of
+# equal values a hundred times.
 MAX_RATIO = 200
 HARMLESS_BYTES = 32_000_000
 MAX_GROUP_BYTES = 16_000_000_000
-MAX_TEXT_BYTES = 16_000_000  # of a row; as in JSON
+MAX_TEXT_BYTES = 16_000_000  # of a row; the limit for JSON is the same
 
 
 def rows_at_once(file: pq.ParquetFile, group: int, columns: Collection[str], shown_path: str) -> int:
-    """How many rows of a row group are read at once.
+    """Number of rows of a row group that are read at once.
 
     Raises:
-        DataError: the row group unpacks to far more than a dataset's does.
+        DataError: the row group unpacks to far more than is plausible for a data set.
     """
     parts = file.metadata.row_group(group)
-    longest = 1.0  # bytes of a row at most
+    longest = 1.0  # upper bound of the bytes of a row
     for number in range(parts.num_columns):
         part = parts.column(number)
         if part.path_in_schema.partition(".")[0] not in columns:
@@ -42,7 +43,7 @@ def rows_at_once(file: pq.ParquetFile, group: int, columns: Collection[str], sho
 
 
 def bounded_rows(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any] | None, str | None]]:
-    """(row, None) of each row of a batch, or (None, reason) of one that is too large."""
+    """(row, None) for each row of a batch, (None, reason) for a row that is too large."""
     if batch.nbytes <= MAX_TEXT_BYTES:
         yield from ((row, None) for row in batch.to_pylist())
         return

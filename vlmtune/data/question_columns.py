@@ -1,4 +1,4 @@
-"""How a row of a table becomes a question and an answer: `--columns`, `--question`, `--answer_column`."""
+"""Makes a question and an answer of a table's row, by `--columns`, `--question` and `--answer_column`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from vlmtune.data.row_shapes import DIALOGUE_FIELDS, QUESTION_FIELDS, question_f
 from vlmtune.data.row_values import json_type
 from vlmtune.errors import DataError
 
-# Columns that hold a row's image where it has no `image` or `images`, if their values name image files.
+# Columns that are read as the image if there is no `image` or `images` and their values name image files.
 IMAGE_COLUMNS = (
     *("image_path", "image_file", "image_name", "image_url", "img", "img_path", "file_name", "filename"),
     *("file", "path", "photo", "frame"),
 )
 OWN_QUESTION = (*DIALOGUE_FIELDS, *(question for question, _ in QUESTION_FIELDS))
-LABEL = "label"  # answers `--question` where no `--answer_column` is given
+LABEL = "label"  # the column that answers `--question` if no `--answer_column` is given
 EXAMPLE_QUESTION = "What is in this image?"
-# Columns that are read under these names in whatever case a table writes them, as in Image,Question,Answer.
+# Columns whose names may be written in any case, as in Image,Question,Answer.
 ANY_CASE = {
     *(*IMAGE_COLUMNS, "image", "images", LABEL, "split", "system"),
     *(field for pair in QUESTION_FIELDS for field in pair),
@@ -33,9 +33,9 @@ class Columns:
 
     Attributes:
         names: (field, column), such as ("image", "photo").
-        question: asked about every row.
-        answer_column: holds the answer to `question`; by default `answer` or `label`.
-        answers: rows must have answers; off where they are only asked.
+        question: the question that is asked about every row.
+        answer_column: the column that answers `question`; by default `answer` or `label`.
+        answers: whether rows must have answers; False for rows that a model shall answer.
     """
 
     names: tuple[tuple[str, str], ...] = ()
@@ -45,7 +45,7 @@ class Columns:
 
     @property
     def read(self) -> set[str]:
-        """Columns that are read beside the fields of the known shapes of rows."""
+        """Columns that are read in addition to the fields that vlmtune knows."""
         named = {column for _, column in self.names}
         answer = {self.answer_column or LABEL} if self.question is not None else set()
         return named | answer | set(IMAGE_COLUMNS)
@@ -56,10 +56,10 @@ class Columns:
         return self.answer_column or LABEL
 
     def apply(self, record: Any) -> Any:
-        """The record with its columns under the names of fields, and with the question that it is asked.
+        """The record with columns renamed to the fields that they are read as, and with `question`.
 
         Raises:
-            RowError: it lacks a column that was named, or has a question of its own.
+            RowError: the record lacks a column that an option names, or has a question of its own.
         """
         if not isinstance(record, Mapping):
             return record
@@ -71,14 +71,14 @@ class Columns:
         return row
 
     def image_note(self, record: Any) -> str | None:
-        """What is told of a row whose image is in a column of another name that no option names."""
+        """A note for a row whose image was found in a column that no option names."""
         if not isinstance(record, Mapping) or any(field in ("image", "images") for field, _ in self.names):
             return None
         column = _image_column(self._in_known_case(record))
         return None if column is None else f"{column} is read as the image"
 
     def _in_known_case(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The record with known fields in lower case, but for columns that an option names."""
+        """The record with the names of known fields in lower case, except columns that an option names."""
         kept = {*(column for _, column in self.names), self.answer_column}
         renamed = {
             name: name.lower()
@@ -113,7 +113,7 @@ class Columns:
         row |= {"question": self.question, "answer": plain_text(row.pop(column), column)}
 
     def check(self, names: Sequence[str], shown_path: str) -> None:
-        """Raises DataError where rows with these columns can never be a question and an answer."""
+        """Raises DataError if rows with these columns cannot have a question and an answer."""
         has = f"it has: {', '.join(names)}"
         for field, column in self.names:
             if column not in names:
@@ -139,7 +139,7 @@ class Columns:
             )
 
     def _own_fields(self, fields: set[str]) -> tuple[str, ...] | None:
-        """The fields in which rows with these fields have their questions, and answers where needed."""
+        """The fields with the question and (if `answers`) the answer of rows with these fields; else None."""
         pair = question_fields(fields)
         if pair is not None:
             return pair
@@ -171,7 +171,7 @@ NO_COLUMNS = Columns()
 
 
 def _image_column(row: Mapping[str, Any]) -> str | None:
-    """The column that holds a row's image, where it has no `image` or `images`."""
+    """The column that holds a row's image, if it has no `image` or `images`."""
     if row.get("image") is not None or row.get("images") is not None:
         return None
     return next((name for name in IMAGE_COLUMNS if is_image(row.get(name))), None)
@@ -196,10 +196,10 @@ def is_image(value: Any) -> bool:
 
 
 def plain_text(value: Any, column: str) -> str:
-    """A plain value of a column as the words of an answer; whole numbers without a decimal point.
+    """A value of a column as the text of an answer; whole numbers have no decimal point.
 
     Raises:
-        RowError: it is empty, or no plain value.
+        RowError: the value is empty, or a list or object.
     """
     if isinstance(value, bool):
         return "yes" if value else "no"

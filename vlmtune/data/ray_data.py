@@ -1,4 +1,4 @@
-"""How vlmtune runs Ray Data: rows in order, a quiet console, a user's mistake as one plain line."""
+"""Settings of Ray Data: rows stay in order, the console stays quiet, a UserError stays one line."""
 
 import logging
 from collections.abc import Iterator

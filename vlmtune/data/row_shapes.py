@@ -1,4 +1,4 @@
-"""Rows as other programs write them → the shapes that `records` reads: `as_known_shape`."""
+"""Converts rows that other programs wrote to the shapes that `records` reads (`as_known_shape`)."""
 
 import base64
 import binascii
@@ -20,21 +20,21 @@ DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 
 
 def question_fields(names: Mapping[str, Any] | Sequence[str] | set[str]) -> tuple[str, str] | None:
-    """The fields of a row's question and answer, where it is such a pair."""
+    """The fields of a row's question and answer; None if the row is not such a pair."""
     if any(field in names for field in DIALOGUE_FIELDS):
         return None
     return next((pair for pair in QUESTION_FIELDS if pair[0] in names and pair[1] in names), None)
 
 
 def as_known_shape(record: Any) -> tuple[Any, dict[str, str]]:
-    """The record in a shape that `records.conversation` reads, and {its name there: its own name} of fields.
+    """(the record in a shape that `records.conversation` reads, {new name: old name} of renamed fields).
 
     Questions with answers (`question`/`answer`, ms-swift's `query`/`response`, TRL's `prompt`/`completion` as
     strings) become `instruction` and `output`. OpenAI's `image_url` parts become image parts, and images in
     data URIs their bytes.
 
     Raises:
-        RowError: a data URI holds no image, or a part is no image_url part.
+        RowError: a data URI cannot be decoded, or an image_url part is malformed.
     """
     if not isinstance(record, Mapping):
         return record, {}

@@ -1,4 +1,4 @@
-"""Values of a row as they stand in a file: their types, texts, and what people are told of them."""
+"""Checks values of a row, and collects notes for people about the row."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from vlmtune.data.image_paths import RowError
 
 
 class RowNotes:
-    """What people are told of one row."""
+    """Collects what people are told about one row: unused fields, and notes on how it was read."""
 
     def __init__(self) -> None:
         self.unused: list[str] = []
@@ -20,10 +20,10 @@ class RowNotes:
             self.reading_notes.append(text)
 
     def text(self, value: Any, field: str) -> str:
-        """`value` as a text: a number as its digits.
+        """A text or a number as a text.
 
         Raises:
-            RowError: it is neither.
+            RowError: the value is neither.
         """
         if isinstance(value, int | float) and not isinstance(value, bool):
             if value != value:
@@ -38,10 +38,10 @@ class RowNotes:
 
 
 def check_text(text: Any, field: str) -> str:
-    """`text` itself.
+    """Check a text and return it.
 
     Raises:
-        RowError: it is no string, or UTF-8 cannot hold it.
+        RowError: it is not a string, or cannot be encoded as UTF-8.
     """
     if not isinstance(text, str):
         raise RowError(f"{field} must be a string, not {json_type(text)}")
@@ -57,7 +57,7 @@ def check_text(text: Any, field: str) -> str:
 
 
 def json_type(value: Any) -> str:
-    """What `value` is, in the words of JSON."""
+    """The JSON type of a value, in words."""
     names = (
         (type(None), "null"),
         (bool, "a boolean"),

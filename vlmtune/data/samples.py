@@ -1,4 +1,4 @@
-"""A few rows as a person sees them, with small images, for the preflight's and a search's reports."""
+"""Sample rows with small images, for the reports of the preflight and of a search."""
 
 import base64
 import io
@@ -24,14 +24,19 @@ LONGER_SIDE = 320  # pixels of a thumbnail: sharp at half of that on a phone
 JPEG_QUALITY = 75
 BOX_COLOUR = (230, 30, 30)
 
-Place = tuple[int, int]  # of a row: its fragment, and its number in the fragment
+Place = tuple[int, int]  # of a row: (number of its fragment, number of the row in the fragment)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One row for people: its place, split and tokens, its turns as (role, text), its images as data URIs.
+    """One row for people.
 
-    `names` are the file names of all its images; an image that is stored in the data file has none.
+    Attributes:
+        source: where the row is.
+        tokens: number of its tokens.
+        turns: (role, text) of each turn.
+        images: its first images as data URIs.
+        names: file names of all its images, except images that are stored in the data file.
     """
 
     source: str
@@ -45,9 +50,8 @@ class Sample:
 def pick_samples(store: Store, fragments: Sequence[Fragment]) -> list[Sample]:
     """Rows at even distances; only rows with images if there are any, and each set of images once.
 
-    Where images have several rows, such as dialogues in two languages, the samples take them in turn.
-
-    Reads each fragment that holds one of them, up to the last one.
+    If several rows have the same images, such as dialogues in two languages, each sample takes another of
+    them. Each fragment with a sample is read up to its last sample.
     """
     hashes = store.facts().column("image_hashes").to_pylist()
     rows_of = defaultdict[tuple[str, ...], list[int]](list)
@@ -101,7 +105,7 @@ def _text(content: Sequence[dict[str, Any]]) -> str:
 
 
 def _boxes_of(objects: Objects | None, image: int) -> list[list[float]]:
-    """The boxes and points of one image, in shares of its sides where they are not in pixels."""
+    """The boxes and points of one image: in pixels, or in shares of its sides, see `objects["unit"]`."""
     if objects is None:
         return []
     divisor = 1000 if objects["unit"] == "norm1000" else 1
@@ -123,7 +127,7 @@ def _draw(image: Image.Image, boxes: Sequence[Sequence[float]], *, shares: bool)
 def _thumbnail(reference: str | bytes, objects: Objects | None, number: int) -> str | None:
     """A small JPEG as a data URI, with the boxes of the row's image of this number.
 
-    None for a web address, and for a file that is gone by now.
+    None for an image from the web, and for a file that no longer exists.
     """
     if isinstance(reference, str) and scheme(reference) in ("http", "https"):
         return None

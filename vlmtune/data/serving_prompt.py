@@ -1,7 +1,8 @@
-"""What serving must do so that a model sees before its answer what it saw in training.
+"""Notes on how to serve a model so that its prompt is the one of training.
 
-Training puts each last answer behind the template's own generation prompt. Where the template has options,
-asks for the date, or shows past answers in another way, that is not all: the lines here say what to set.
+In training, each last answer follows the template's own generation prompt. If the template has options,
+contains the date, or renders past answers differently, a server needs settings for that, which these notes
+name.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ BUILTIN_EXAMPLE = "USER: <image>\nQUESTION ASSISTANT:"
 
 
 def serving_notes(template: ChatTemplate, resolution: ImageResolution) -> list[str]:
-    """Lines for the person who serves an adapter of this model; none where any server does right.
+    """Lines for the person who serves an adapter of this model; empty if a server needs no settings.
 
     Args:
-        resolution: the limits that the template's processor was given.
+        resolution: the limits of the image resolution that the template's processor has.
     """
     notes = _resolution_notes(template, resolution)
     if template.processor.chat_template is None and template.processor.tokenizer.chat_template is None:
@@ -28,7 +29,7 @@ def serving_notes(template: ChatTemplate, resolution: ImageResolution) -> list[s
     try:
         agrees, options = template.agreement()
         plain, trained = template.generation_prompt({}), template.generation_prompt(options)
-    except EncodeError:  # each row says why
+    except EncodeError:  # every row is bad for the same reason, and reports it
         return notes
     if options and plain != trained:
         values = json.dumps(options)

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from vlmtune.config.settings import Settings
 
 STORE_FORMAT = 9  # part of every key: raise it when a prepared row changes for the same data
-# The processor's own content stands for the model's name.
+# Fields of DataSource that do not change prepared rows. The processor's content stands for the model's name.
 NOT_IN_KEY = ("model", "on_bad_row", "max_bad_fraction")
 
 
 @dataclass(frozen=True)
 class ScannedData:
-    """The fragments of the training files, and of the evaluation files where `--eval_data_path` names some.
+    """The fragments of the training files and of the evaluation files (None without `--eval_data_path`).
 
     Attributes:
-        source_fragments: how many of the training fragments are of each `--data_path`.
+        source_fragments: number of training fragments from each `--data_path`.
     """
 
     training: list[Fragment]
@@ -56,8 +56,8 @@ class DataSource:
     Every field that changes a prepared row is part of the store's key, under the field's name.
 
     Attributes:
-        encoded: the store holds token ids and pixels. False (`--no_cache`): it holds the rows as they were
-            read, which are encoded at every use.
+        encoded: True if the store holds token ids and pixels; False (`--no_cache`) if it holds raw rows,
+            which are encoded at every use.
     """
 
     data_path: str | tuple[str, ...]
@@ -125,7 +125,7 @@ class DataSource:
         """Cut the files into fragments. Costs one pass over JSONL files; call it once and pass the result on.
 
         Raises:
-            DataError: a file cannot be read or is in no format that vlmtune understands.
+            DataError: a file cannot be read, or vlmtune does not know its format.
         """
         sources = [self._scan_path(path) for path in self.paths]
         training = [fragment for fragments in sources for fragment in fragments]
@@ -146,8 +146,8 @@ class DataSource:
 def fingerprint(source: DataSource, fragments: Sequence[Fragment], processor: Any) -> str:
     """The store's key, 24 hex digits.
 
-    It changes with a data file, the processor, the chat template, or an option that changes a prepared row;
-    not with the secrets of a URI.
+    It changes with the data files, the processor, the chat template and the options that change a prepared
+    row, but not with secrets in URIs.
     """
     options = {name: value for name, value in asdict(source).items() if name not in NOT_IN_KEY}
     options["trust_remote_code"] = source.model.trust_remote_code
@@ -166,7 +166,7 @@ def fingerprint(source: DataSource, fragments: Sequence[Fragment], processor: An
 
 
 def _tokenizer_content(tokenizer: Any) -> str:
-    """All that a tokenizer's ids follow from; of one that is written in Python, its vocabulary."""
+    """Everything that determines a tokenizer's ids; for a slow (Python) tokenizer, its vocabulary."""
     if tokenizer.is_fast:
         content: str = tokenizer.backend_tokenizer.to_str()
         return content

@@ -1,7 +1,7 @@
 """Train, eval and test: which group of rows is in which split.
 
-Rows that share an image, or a value of the `--group_by` column, form a group, and a group is never in two
-splits. Its split depends on the seed and the content alone.
+Rows that share an image, or a value of the `--group_by` column, form a group. All rows of a group are in the
+same split, which depends only on the seed and the content.
 """
 
 import hashlib
@@ -12,8 +12,8 @@ from vlmtune.errors import DataError
 
 NO_EVAL_ROWS = "--eval_fraction 0 leaves no row to evaluate on: give a share of the data, or --eval_data_path"
 TRAIN, EVAL, TEST = "train", "eval", "test"
-GROUP = "group "  # begins the key of a --group_by value
-MIN_ROWS = 3
+GROUP = "group "  # prefix of the key of a --group_by value
+MIN_ROWS = 3  # one for each split
 
 
 def connected_groups(keys: Sequence[Sequence[str]]) -> list[str]:
@@ -42,7 +42,8 @@ def connected_groups(keys: Sequence[Sequence[str]]) -> list[str]:
 def split(groups: Sequence[str], *, eval_fraction: float, test_fraction: float, seed: int) -> list[str]:
     """The split of each row.
 
-    Groups, in the order of a seeded hash, fill the test set, then the evaluation set. The rest is trained on.
+    Groups are ordered by a seeded hash. The first ones fill the test set, the next ones the evaluation set,
+    and the rest is trained on.
 
     Raises:
         DataError: a split that was asked for, or the training set, would be empty.
@@ -71,10 +72,11 @@ def split(groups: Sequence[str], *, eval_fraction: float, test_fraction: float, 
 
 
 def describe_largest_group(keys: Sequence[Sequence[str]], images: Sequence[Sequence[str]]) -> str:
-    """Why so many rows are one group, and what helps.
+    """Why so many rows are in one group, and what to do about it.
 
     Args:
-        keys: of each row, as for `connected_groups`: hashes of its images or question, its --group_by value.
+        keys: the keys of each row, as for `connected_groups`: hashes of its images or question, its
+            --group_by value.
         images: paths of each row's images.
     """
     if len(keys) < MIN_ROWS:

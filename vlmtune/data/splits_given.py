@@ -27,14 +27,14 @@ WORDS = {
 
 
 def split_of(value: Any) -> str | None:
-    """train, eval or test, if `value` is a word for one of them."""
+    """The split that `value` is a word for: TRAIN, EVAL or TEST; None if it is none."""
     return WORDS.get(value.strip().lower()) if isinstance(value, str) else None
 
 
 def split_of_name(name: str) -> str | None:
     """The split that a file, folder or Hub split is named after: `val.jsonl`, `captions_train2017.json`.
 
-    None where its name holds no word for a split, or words for several.
+    None if the name contains no word for a split, or words for several.
     """
     words = re.split(r"[^0-9a-z가-힣]+", name.partition(".")[0].lower())
     found = {split for word in words if (split := WORDS.get(re.sub(r"[0-9]+$", "", word))) is not None}
@@ -42,7 +42,7 @@ def split_of_name(name: str) -> str | None:
 
 
 def split_column(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str | None:
-    """The column that says each row's split: it has such a name, and holds words for splits alone."""
+    """The column that says each row's split: it is named so, and all its values are words for splits."""
     for number, column in enumerate(columns):
         if column.lower() in SPLIT_FIELDS:
             values = {row[number] for row in rows if len(row) > number and row[number]}
@@ -52,7 +52,7 @@ def split_column(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str |
 
 
 def split_field(record: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(name, split) of a row's field that says its split."""
+    """(name, split) of the field that says a row's split; None if the row has no such field."""
     for name in SPLIT_FIELDS:
         if (split := split_of(record.get(name))) is not None:
             return name, split

@@ -1,4 +1,4 @@
-"""Writes a prepared store: shards of rows, then the index, the lists beside it, and the meta file last."""
+"""Writes a prepared store: shards of rows, then the index and other lists, and meta.json last."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -16,15 +16,16 @@ from vlmtune.data.store_meta import StoreMeta
 from vlmtune.shown_text import redacted
 from vlmtune.storage import filesystem, scheme
 
-# What one random read fetches: a few LLaVA images (0.34 MB each), or thousands of text rows.
+# Size of a row group, which one random read fetches: a few LLaVA images (0.34 MB each) or thousands of text
+# rows.
 ROW_GROUP_BYTES = 1 << 20
 
 
 def write_shard(path: str, content: Sequence[EncodedExample | dict[str, Any]]) -> list[tuple[int, int]]:
-    """Write examples, or rows as they were read, as one Parquet file.
+    """Write examples, or raw rows, as one Parquet file.
 
     Returns:
-        (row group, offset in it) of each.
+        (row group, offset in the group) of each row.
     """
     fs, inner = filesystem(path)
     places: list[tuple[int, int]] = []
@@ -66,7 +67,7 @@ def finish_store(
 def _image_states(good: Sequence[dict[str, Any]], bad: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     paths = sorted({path for line in (*good, *bad) for path in line["images"]})
     states = [{"path": redacted(path), "state": state} for path, state in file_states(paths)]
-    # A download that failed may work the next time: `Store.images_unchanged` never finds this state again.
+    # A failed download may work the next time. `Store.images_unchanged` is never true for this state.
     states += [
         {"path": redacted(path), "state": "not there"}
         for line in bad
@@ -101,7 +102,7 @@ def _columns(example: EncodedExample) -> dict[str, Any]:
 
 
 def _run_lengths(kinds: np.ndarray) -> list[int]:
-    """`[kind, length, kind, length, ...]` of the segments."""
+    """`[kind, length, kind, length, ...]` of the runs of equal kinds."""
     starts = np.flatnonzero(np.diff(kinds, prepend=255))
     lengths = np.diff(starts, append=len(kinds))
     return np.stack([kinds[starts], lengths], axis=1).astype(int).ravel().tolist()

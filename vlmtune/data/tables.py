@@ -1,4 +1,4 @@
-"""Tables as spreadsheet programs and pandas save them: CSV, TSV and semicolons, in their encodings."""
+"""Reads tables as spreadsheet programs and pandas save them: CSV, TSV and semicolons, in their encodings."""
 
 import codecs
 import csv
@@ -25,7 +25,7 @@ class Table:
     Attributes:
         rows: (line number in the file, values) of each row. A row with a wrong number of fields stays as it
             is, so that its reader can name it.
-        notes: what was read in another way than it stands.
+        notes: for people: which values were read differently from how they are written.
     """
 
     columns: list[str]
@@ -57,13 +57,13 @@ def read_text(path: str, shown_path: str) -> str:
 
 
 def read_table(path: str, shown_path: str) -> Table:
-    """The table in a file. Separators: comma, semicolon, tab, or what a first line `sep=…` says.
+    """The table in a file. Its separator is a comma, semicolon or tab, or what a first line `sep=…` says.
 
     Columns without a name and without values, and rows without values, are dropped. A column of whole numbers
     that pandas wrote as `3.0` is read as `3`, which a note says. A cell that means "no value" becomes empty.
 
     Raises:
-        DataError: the file is no table.
+        DataError: the file is not a table.
     """
     text = read_text(path, shown_path)
     first_line = 1
@@ -97,11 +97,13 @@ def _cells(text: str, separator: str, shown_path: str, first_line: int) -> list[
 def _named(lines: list[tuple[int, list[str]]], shown_path: str) -> Table:
     (header_line, header), rows = lines[0], lines[1:]
     width = len(header)
-    # Spreadsheets write empty fields behind a row.
+    # Spreadsheets write empty fields at the end of a row.
     rows = [
         (
             line,
-            row[:width] if len(row) > width and not any(row[width:]) else row + [""] * _dropped(row, header),
+            row[:width]
+            if len(row) > width and not any(row[width:])
+            else row + [""] * _missing_unnamed(row, header),
         )
         for line, row in rows
     ]
@@ -124,8 +126,8 @@ def _named(lines: list[tuple[int, list[str]]], shown_path: str) -> Table:
     return _plain_values(columns, kept)
 
 
-def _dropped(row: list[str], header: list[str]) -> int:
-    """How many fields a short row lacks, if they are all of columns without a name."""
+def _missing_unnamed(row: list[str], header: list[str]) -> int:
+    """Number of fields that a short row lacks, if the columns of all these have no name; else 0."""
     lacking = header[len(row) :]
     return len(lacking) if not any(lacking) else 0
 

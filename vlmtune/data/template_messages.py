@@ -1,4 +1,4 @@
-"""Conversations of typed parts, in each of the forms that chat templates understand."""
+"""Rewrites conversations into the forms that chat templates understand."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ MessageRewrite = Callable[[Sequence[Message], str], list[Message]]
 
 
 def text_parts(messages: Sequence[Message]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number of the turn, part) of each text."""
+    """(number of the turn, part) for each text part."""
     for turn, message in enumerate(messages):
         for part in message["content"]:
             if part["type"] == "text":
@@ -31,7 +31,7 @@ def with_placeholders(messages: Sequence[Message]) -> list[Message]:
 
 
 def as_parts(messages: Sequence[Message], image_token: str) -> list[Message]:
-    """As they are: every content is a list of typed parts."""
+    """The messages unchanged: every content is a list of typed parts."""
     return list(messages)
 
 
@@ -59,5 +59,5 @@ def all_as_strings(messages: Sequence[Message], image_token: str) -> list[Messag
 
 
 def count_parts(messages: Sequence[Message], kind: str) -> int:
-    """How many parts of a kind the messages have."""
+    """Number of parts of a kind in the messages."""
     return sum(part["type"] == kind for message in messages for part in message["content"])

@@ -19,7 +19,7 @@ def template_of(processor: Any) -> str:
     """The chat template that rows are rendered with: the processor's own, or the built-in one.
 
     Raises:
-        ModelError: the processor has several templates and none of the name 'default', or no image token.
+        ModelError: the processor has several templates and none is named 'default', or it has no image token.
     """
     return template_source(processor, image_token_of(processor))
 
@@ -50,7 +50,7 @@ def image_token_of(processor: Any) -> str:
 
 
 def video_token_of(processor: Any) -> str | None:
-    """The text that stands for a video, where the processor reads videos."""
+    """The text that stands for a video; None if the processor does not read videos."""
     if getattr(processor, "video_processor", None) is None:
         return None
     tokens = (getattr(owner, "video_token", None) for owner in (processor, processor.tokenizer))

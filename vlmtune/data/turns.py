@@ -10,14 +10,14 @@ from vlmtune.data.marks import END_TOKEN, VIDEO_MARK, Part, split_marks
 from vlmtune.data.row_values import RowNotes, check_text, json_type
 from vlmtune.data.unused import VIDEO_FIELDS, is_empty, unused_in_turn
 
-# In lower case; rows may write them in any case.
+# Names of roles in data files, in lower case; any case is accepted.
 ROLES = {
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt"), "assistant"),
     "system": "system",
 }
 TOOL_ROLES = ("tool", "function", "observation", "function_call", "ipython", "environment")
-# What programs write where a value is missing. In an answer, it may be meant.
+# Words that programs write for a missing value. In an answer they may also be meant literally.
 NO_VALUE = {"nan", "null", "none", "<na>", "n/a"}
 
 
@@ -27,7 +27,7 @@ class Turn:
 
     Attributes:
         field: its place in the record, for messages.
-        parts: typed parts. An image part may carry its own reference in `image`.
+        parts: typed parts. An image part may have the path of its image in `image`.
     """
 
     field: str
@@ -36,7 +36,7 @@ class Turn:
 
 
 def check_order(turns: Sequence[tuple[str, str]]) -> None:
-    """Check the order of (place, role) pairs: an optional system turn, then user and assistant in turns.
+    """Check the order of (place, role) pairs: an optional system turn, then user and assistant alternating.
 
     Raises:
         RowError: the order is another one, or the last turn is not the assistant's.
@@ -114,9 +114,9 @@ def _typed_part(part: Any, field: str) -> list[Part]:
 
 
 def check_turn(turn: Turn, record: Mapping[str, Any], row_notes: RowNotes) -> None:
-    shown = next((part["type"] for part in turn.parts if part["type"] != "text"), None)
-    if turn.role != "user" and shown is not None:
-        thing = "an image" if shown == "image" else f"a {shown}"
+    media = next((part["type"] for part in turn.parts if part["type"] != "text"), None)
+    if turn.role != "user" and media is not None:
+        thing = "an image" if media == "image" else f"a {media}"
         raise RowError(
             f"{turn.field} is a turn of the {turn.role} and holds {thing}: only user turns may show one"
         )

@@ -1,4 +1,4 @@
-"""What of a row is not used: named where it does no harm, an error where the row would be misread."""
+"""Finds fields of a row that are not used: reported if harmless, an error if the row would be misread."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,14 +12,14 @@ WEIGHTS = ("weight", "loss", "train", "loss_weight")
 TOOL_CALLS = ("tool_calls", "function_call", "tool_call_id")
 TURN_KEYS = {"role", "content", "from", "value", *WEIGHTS}
 IMAGE_HEADS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF")
-MAX_UNUSED = 50  # names of one row
+MAX_UNUSED = 50  # unused fields that are reported of one row
 
 
 def unused_fields(record: Mapping[str, Any], used: Iterable[str], *, has_image: bool) -> list[str]:
-    """The fields of a row that hold something and are not used.
+    """The fields of a row that are not empty and not used.
 
     Raises:
-        RowError: one of them is an image or a video that the row would be trained without.
+        RowError: one of them is an image or a video, without which the row would be misread.
     """
     unused = [str(name) for name in record if name not in used and not is_empty(record[name])]
     if not has_image:
@@ -42,7 +42,7 @@ def unused_in_turn(turn: Mapping[str, Any], field: str) -> list[str]:
     """The attributes of a turn that are not used.
 
     Raises:
-        RowError: it calls a tool, or has a weight that is not 1.
+        RowError: the turn calls a tool, or has a weight that is not 1.
     """
     for name in TOOL_CALLS:
         if not is_empty(turn.get(name)):
@@ -57,7 +57,7 @@ def unused_in_turn(turn: Mapping[str, Any], field: str) -> list[str]:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a value says nothing: null, or an empty text, list or object."""
+    """Whether a value is null, or an empty text, list or object."""
     return value is None or (isinstance(value, str | bytes | Sequence | Mapping) and not value)
 
 

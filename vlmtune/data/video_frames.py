@@ -1,4 +1,4 @@
-"""A video file → some of its frames at even distances, upright and as RGB, or a plain reason why not."""
+"""Reads some frames of a video file at even distances, upright and as RGB."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,8 +17,8 @@ from vlmtune.errors import ConfigError
 from vlmtune.storage import one_line
 
 MAX_FRAMES_IN_FILE = 200_000  # two hours at 25 frames a second; all frames before the last one are decoded
-WHOLE = 0.9  # of the frames that a header tells of, which are there in a file that is whole
-DEFAULT_RATE = 24.0  # frames a second where the file does not say
+MIN_PRESENT = 0.9  # share of the frames in the header that an undamaged file has at least
+DEFAULT_RATE = 24.0  # frames a second, if the file does not say
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Video:
     Attributes:
         frames: `[N, H, W, 3]` uint8.
         indices: the number of each frame in the file.
-        total: frames of the file.
-        rate: frames of the file a second.
+        total: number of frames in the file.
+        rate: frames per second of the file.
     """
 
     frames: np.ndarray
@@ -39,7 +39,7 @@ class Video:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What a transformers processor asks about a video whose frames were chosen before."""
+        """The metadata that a transformers processor needs for a video whose frames are already chosen."""
         return {
             "total_num_frames": self.total,
             "fps": self.rate,
@@ -65,13 +65,14 @@ def check_installed() -> None:
 
 
 def load_video(path: str, frames: int) -> Video:
-    """So many frames of a video at even distances, the first and the last among them; all of a shorter one.
+    """Frames of a video at even distances, including the first and the last one; all frames if it is short.
 
     Args:
         path: an absolute path or a URI that pyarrow opens.
+        frames: number of frames.
 
     Raises:
-        ImageError: the file is missing, damaged or no video, or its frames are too many or too large.
+        ImageError: the file is missing, damaged or not a video, or its frames are too many or too large.
     """
     try:
         total, rate = _length(path)
@@ -92,19 +93,19 @@ def load_video(path: str, frames: int) -> Video:
 
 
 def frame_numbers(total: int, frames: int) -> list[int]:
-    """Numbers of so many frames at even distances among `total`."""
+    """The numbers of `frames` frames at even distances among `total`; all if there are not more."""
     if total <= frames:
         return list(range(total))
     return [int(number) for number in np.linspace(0, total - 1, frames).round()]
 
 
 def _length(path: str) -> tuple[int, float]:
-    """The number of frames, counted without decoding them, and how many are shown in a second."""
+    """(number of frames, counted without decoding them; frames per second)."""
     with _opened(path) as container:
         stream = container.streams.video[0]
         rate: Fraction | None = stream.average_rate
         packets = sum(packet.size > 0 for packet in container.demux(stream))
-        if packets < WHOLE * stream.frames:
+        if packets < MIN_PRESENT * stream.frames:
             raise ImageError(
                 f"the video is truncated: its header tells of {stream.frames:,} frames, and {packets:,} are "
                 "there"
@@ -113,7 +114,7 @@ def _length(path: str) -> tuple[int, float]:
 
 
 def _decode(path: str, wanted: Sequence[int]) -> list[np.ndarray]:
-    """The frames with these numbers, as far as the file can be decoded."""
+    """The frames with these numbers, up to where the file can be decoded."""
     found: list[np.ndarray] = []
     places, last = set(wanted), wanted[-1]
     with _opened(path) as container:

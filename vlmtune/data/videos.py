@@ -1,4 +1,4 @@
-"""The videos of a row: its fields, and their places in the texts."""
+"""Finds the videos of a row, and their places in its texts."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ def row_videos(record: Mapping[str, Any]) -> tuple[str | None, list[str]]:
     """The field of a row that holds its videos, and their paths as the row writes them.
 
     Raises:
-        RowError: it has several such fields, or holds something else than paths.
+        RowError: the row has several such fields, or they contain anything but paths.
     """
     fields = [name for name in VIDEO_FIELDS if not is_empty(record.get(name))]
     if not fields:
@@ -43,13 +43,13 @@ def place_videos(
 ) -> list[str]:
     """Turn `<video>` marks in the parts of user turns into video parts.
 
-    Without marks, videos come first; in a row with an image they are then not used.
+    Without marks, the videos come before the text; but if the row has an image, they are then not used.
 
     Returns:
         The paths of all videos in the order of their parts.
 
     Raises:
-        RowError: marks and videos are not equally many.
+        RowError: the numbers of marks and videos differ.
     """
     typed = [part for parts in user_parts for part in parts if part["type"] == "video"]
     if not videos and not typed:
@@ -78,7 +78,7 @@ def place_videos(
 
 
 def _split(part: Part) -> list[Part]:
-    """A text as text and video parts; any other part as it is."""
+    """A text part split into text and video parts at its marks; any other part unchanged."""
     if part["type"] != "text" or not MARK.search(part["text"]):
         return [part]
     texts = MARK.split(part["text"])

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PrinterCallback
 from transformers.utils import logging as transformers_logging
 from trl.trainer.sft_config import SFTConfig
@@ -24,6 +25,7 @@ from vlmtune.evaluation.check_step import CheckedRows, SelfCheck
 from vlmtune.evaluation.objective import Objective
 from vlmtune.evaluation.try_row import try_row
 from vlmtune.library_errors import plain_library_errors
+from vlmtune.model.memory import StepPlan
 from vlmtune.model.vision_features import room_for_features
 from vlmtune.trackers.tracker import finish_trackers, open_trackers
 from vlmtune.training.adapted_model import adapted_model
@@ -82,18 +84,12 @@ def train(
     meter = Meter(runs_dir, progress, trackers=trackers)
     plan = plan_step(settings, store, usable_rows, world_size, meter.note)
     args = training_arguments(settings, work_dir, checkpointing=plan.checkpointing)
-
-    def check(base: Any, targets: list[str]) -> SelfCheck | None:
-        try_row(base, store, usable_rows, args.max_length)
-        rows = CheckedRows.choose(store, usable_rows, args.max_length, length_multiple(settings))
-        return SelfCheck.run_plain_model(
-            settings, base, targets, rows, plan, meter.note, step_dtype(args, base)
-        )
-
+    check = _base_check(settings, store, usable_rows, args, plan, meter.note)
     model, accelerated_step, self_check = adapted_model(settings, args, plan, meter.note, check)
     meter.flops_per_token = training_flops_per_token(accelerated_step.base.get_decoder())
     order = order_of_rows(settings, args, store, usable_rows, world_size)
     args.gradient_accumulation_steps = order.batches_per_step
+    vision_bytes = room_for_features(args.device, plan.spare_bytes) if _repeats_rows(args, order) else 0.0
     first_step = 0 if checkpoint is None else _trainer_state(checkpoint)["global_step"]
     with plain_library_errors(str(settings.model.model_name_or_path), "making TRL's SFTTrainer for it"):
         trainer = AdapterTrainer(
@@ -105,9 +101,7 @@ def train(
             meter=meter,
             objective=Objective.of(settings),
             vision_learning_rate=settings.lora.vision_learning_rate,
-            vision_bytes=room_for_features(args.device, plan.spare_bytes)
-            if _repeats_rows(args, order)
-            else 0.0,
+            vision_bytes=vision_bytes,
         )
     if self_check is not None:
         self_check.check_step(accelerated_step.accelerations, partial(step_result, trainer, self_check.rows))
@@ -119,6 +113,27 @@ def train(
     meter.close()
     finish_trackers()
     return model
+
+
+def _base_check(
+    settings: Settings,
+    store: Store,
+    usable_rows: np.ndarray,
+    args: SFTConfig,
+    plan: StepPlan,
+    note: Callable[[str], None],
+) -> Callable[[Any, list[str]], SelfCheck | None]:
+    """The function that `adapted_model` calls with the loaded base, before it is accelerated.
+
+    It tries one row, and keeps the results of a few rows, with which the accelerated steps are compared.
+    """
+
+    def check(base: Any, targets: list[str]) -> SelfCheck | None:
+        try_row(base, store, usable_rows, args.max_length)
+        rows = CheckedRows.choose(store, usable_rows, args.max_length, length_multiple(settings))
+        return SelfCheck.run_plain_model(settings, base, targets, rows, plan, note, step_dtype(args, base))
+
+    return check
 
 
 def _repeats_rows(args: SFTConfig, order: Order) -> bool:

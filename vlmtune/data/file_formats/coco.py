@@ -1,4 +1,4 @@
-"""COCO's caption files: one object with `images` and `annotations`; each caption is a row."""
+"""Reads COCO's caption files: one object with `images` and `annotations`. Each caption is a row."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,9 +21,8 @@ def _cut(contents: PathContents) -> list[Fragment]:
     captions = [one for one in content["annotations"] if isinstance(one, dict) and "caption" in one]
     if not captions:
         raise DataError(
-            f"{whole.shown_path} holds COCO annotations without captions, which are no answers: write a CSV "
-            "of "
-            "image, question and answer"
+            f"{whole.shown_path} holds COCO annotations without captions, which are no answers: "
+            "write a CSV of image, question and answer"
         )
     if whole.columns.question is None:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Folders of images: with Hugging Face's metadata.csv or metadata.jsonl, or with a folder for each class."""
+"""Reads folders of images: with Hugging Face's metadata.csv or metadata.jsonl, or with a folder per class."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +21,7 @@ METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 FILE_NAME = "file_name"  # the column of metadata files that names the image
 IMAGES_PER_FRAGMENT = 256
 CLASSES_IN_MESSAGE = 4
-# Folders that hold lists or settings, and no class.
+# A folder with such files holds lists or settings, and is not a class.
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".tar")
 
 
@@ -91,14 +91,14 @@ def _holds_images(contents: PathContents) -> bool:
 
 
 def _holds_lists(folder: str) -> bool:
-    """Whether a folder holds data files and no image, as `annotations` beside `images`."""
+    """Whether a folder holds data files and no image, such as `annotations` beside `images`."""
     system, inner = filesystem(folder)
     kinds = {suffix(entry.base_name) for entry in system.get_file_info(fs.FileSelector(inner))}
     return bool(kinds & set(DATA_SUFFIXES)) and not kinds & set(IMAGE_SUFFIXES)
 
 
 def _images(folder: str) -> list[str]:
-    """The images below a folder, as paths in it, in alphabetical order."""
+    """The images below a folder, as paths relative to it, in alphabetical order."""
     system, inner = filesystem(folder)
     entries = system.get_file_info(fs.FileSelector(inner, recursive=True))
     paths = (entry.path[len(inner) :].lstrip("/") for entry in entries if entry.type == fs.FileType.File)
@@ -114,9 +114,9 @@ def _cut_classes(contents: PathContents) -> list[Fragment]:
     unsorted = [name for name in names if "/" not in name]
     if unsorted:
         raise DataError(
-            f"{whole.shown_path} holds images ({unsorted[0]}) and no file that says what to answer about "
-            "them: "
-            "add a metadata.csv with columns file_name, question and answer, or sort them into a folder for "
+            f"{whole.shown_path} holds images ({unsorted[0]}) and no file that says what to answer "
+            "about them: add a metadata.csv with columns file_name, question and answer, or sort them into "
+            "a folder for "
             "each class"
         )
     classes = sorted({_class_of(name) for name in names})
@@ -124,9 +124,8 @@ def _cut_classes(contents: PathContents) -> list[Fragment]:
     listed = ", ".join(classes[:CLASSES_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
     if whole.columns.question is None:
         raise DataError(
-            f"{whole.shown_path} holds images in a folder for each class ({listed}): give the question that "
-            "the "
-            f'folder\'s name answers: --question "{EXAMPLE_QUESTION}"'
+            f"{whole.shown_path} holds images in a folder for each class ({listed}): give the question "
+            f'that the folder\'s name answers: --question "{EXAMPLE_QUESTION}"'
         )
     if len(classes) < 2:
         raise DataError(

@@ -1,4 +1,4 @@
-"""A file that holds one JSON object of lists, as COCO and VQA are published."""
+"""Reads files with one JSON object of lists, the form in which COCO and VQA are published."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from typing import Any
 from vlmtune.data.fragment import PathContents, open_file
 from vlmtune.errors import DataError
 
-# Names with which such an object begins, and no row does.
+# First names of such objects, with which no row begins.
 FIRST_NAME = re.compile(
     rb'\s*\{\s*"(info|licenses?|categories|annotations|questions|task_type|data_type|data_subtype'
     rb'|images"\s*:\s*\[\s*\{)'
@@ -15,7 +15,7 @@ FIRST_NAME = re.compile(
 
 
 def is_object_of_lists(contents: PathContents, names: tuple[str, ...]) -> bool:
-    """Whether a file begins like one object, and has lists of these names, all or the first."""
+    """Whether a file holds one object that has a list under each of these names."""
     head = (contents.head or b"").removeprefix(b"\xef\xbb\xbf")
     if contents.suffix != ".json" or not FIRST_NAME.match(head):
         return False
@@ -24,7 +24,7 @@ def is_object_of_lists(contents: PathContents, names: tuple[str, ...]) -> bool:
 
 
 def load_object(path: str, shown_path: str) -> dict[str, Any]:
-    """The object that a file holds, whole in memory.
+    """The object in a file, read into memory as a whole.
 
     Raises:
         DataError: it is no JSON object.

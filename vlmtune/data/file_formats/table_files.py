@@ -1,4 +1,4 @@
-"""CSV and TSV files with a row of images, questions and answers on each line."""
+"""Reads CSV and TSV files that have a row of images, question and answer on each line."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def table_fragments(whole: Fragment) -> list[Fragment]:
     """The fragment of a table.
 
     Raises:
-        DataError: the file is no table, has no rows, or its columns make no question and answer.
+        DataError: the file is no table, has no rows, or its columns have no question and answer.
     """
     table = read_table(whole.path, whole.shown_path)
     whole.columns.check(table.columns, whole.shown_path)
@@ -33,7 +33,7 @@ def table_fragments(whole: Fragment) -> list[Fragment]:
 
 
 def table_rows(path: str, shown_path: str) -> Iterator[RawRow]:
-    """The lines of a table as records by column; a line with a wrong number of fields as a bad row."""
+    """A row for each line of a table; a line with a wrong number of fields gives a bad row."""
     table = read_table(path, shown_path)
     for line, values in table.rows:
         source = f"{shown_path}:{line}"
@@ -50,12 +50,10 @@ def table_rows(path: str, shown_path: str) -> Iterator[RawRow]:
 
 
 def _value(column: str, text: str) -> Any:
-    """A cell; lists and conversations that were written as JSON are read again."""
+    """The value of a cell; lists and conversations that are written as JSON are parsed."""
     if column == "images" and not text.startswith("["):
         return [name.strip() for name in text.split(";")]
-    if column in ("images", "messages", "conversations", "history", "objects") and text.startswith(
-        ("[", "{")
-    ):
+    if column in JSON_COLUMNS and text.startswith(("[", "{")):
         try:
             return json.loads(text)
         except ValueError:

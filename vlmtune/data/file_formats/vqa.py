@@ -1,4 +1,4 @@
-"""VQA's files: one object with `questions`, and one with `annotations` for their answers."""
+"""Reads VQA's files: one object with `questions`, and one with `annotations` that are the answers."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ def _is_answers(contents: PathContents) -> bool:
 def _cut(contents: PathContents) -> list[Fragment]:
     whole = contents.whole
     if _is_answers(contents):
-        return []  # its questions file is beside it, and reads it
+        return []  # read together with its questions file, which is beside it
     if whole.columns.question is not None:
         raise DataError(f"{whole.shown_path} holds questions of its own: leave out --question")
     questions = load_object(whole.path, whole.shown_path)["questions"]
@@ -38,7 +38,7 @@ def _cut(contents: PathContents) -> list[Fragment]:
 
 
 def _state(path: str) -> str:
-    """Size and time of the last change of a file."""
+    """The size of a file and the time of its last change."""
     system, inner = filesystem(path)
     info = system.get_file_info(inner)
     return f"{info.size} {info.mtime_ns}"
@@ -111,7 +111,7 @@ def _answer(annotation: Mapping[str, Any]) -> Any:
 
 
 def _images_by_number(root: str) -> dict[int, list[str]]:
-    """The images below a folder by the last number of their name, as `image_id` counts them."""
+    """The images below a folder, by the last number in their name, which `image_id` refers to."""
     system, inner = filesystem(root)
     by_number: dict[int, list[str]] = {}
     for entry in system.get_file_info(fs.FileSelector(inner, recursive=True)):

@@ -1,4 +1,4 @@
-"""WebDataset: tar shards, in which files of one name and different endings are one row."""
+"""Reads WebDataset: tar shards in which the files with the same name and different endings are one row."""
 
 import json
 import tarfile
@@ -13,7 +13,7 @@ from vlmtune.errors import DataError
 from vlmtune.storage import join
 
 TAR_HEAD = b"ustar"  # from byte 257 on
-IMAGES = "image files"  # of a row, until it is whole
+IMAGES = "image files"  # key of a row's images while its files are collected
 MAX_MEMBER_BYTES = 100_000_000
 
 
@@ -90,7 +90,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _fields(ending: str, content: bytes) -> dict[str, Any]:
-    """The fields of a row that one of its files holds: `jpg`, `json`, `txt`, `cls` and others of text."""
+    """The fields that one file of a row gives, by its ending: `jpg`, `json`, `txt`, `cls` or another text."""
     last = ending.rpartition(".")[2]
     if f".{last}" in IMAGE_SUFFIXES:
         return {IMAGES: [{"bytes": content, "path": None}]}
