@@ -56,6 +56,14 @@ IDENTIFIERS = {
     "unfinished_search": "read_interrupted_trials",
     "describe_ties": "describe_largest_group",
     "kept_rows": "usable_rows",
+    "Piece": "Fragment",
+    "skip_module_traversal": "TrainedView",
+    "EarlierTrial": "ReplayedTrial",
+    "needs_has_images": "reduce_has_images",
+    "_prompt_ends_first": "_move_trailing_tokens",
+    "repeat_from_before": "rewind_before_damage",
+    "names_of": "image_names",
+    "cost_is_told": "cost_is_printed",
 }
 SETTINGS_BY_NAME = re.compile(r"\bsettings(\.\w+)*\.get\(|[sS]ettings\.from_dict\(")
 

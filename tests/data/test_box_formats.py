@@ -113,7 +113,7 @@ def test_the_numbers_are_where_the_processor_draws_the_box(family: str, tmp_path
     drawn = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
     (box,) = places(reference(encoder.tokenizer, example))[0]
     form = BOX_FORMATS[FORMAT_OF_MODEL[family]]
-    unit = 1.0 if form.counts == "resized" else form.scale / np.array([*red.shape[::-1]] * 2)
+    unit = 1.0 if form.unit == "resized" else form.scale / np.array([*red.shape[::-1]] * 2)
     assert np.abs(np.array(box) / unit - drawn).max() <= 1.01, (box, drawn)  # pixels of the resized image
 
 

@@ -93,7 +93,7 @@ def test_every_kind_of_distribution_is_spread_within_its_bounds() -> None:
 
 def test_a_search_without_proposals_of_the_model_says_why() -> None:
     few = [BASELINE, RECIPE, *[SPREAD] * 4, *[TPE] * 10]
-    assert proposals_text(few) == "10 of 16 by the model, 4 spread over the space, baseline and recipe"
+    assert proposals_text(few) == "10 of 16 by TPE, 4 spread over the space, baseline and recipe"
     none = proposals_text([BASELINE, RECIPE, *[SPREAD] * 14])
-    assert none.startswith("0 of 16 by the model") and "--max_concurrent_trials" in none
+    assert none.startswith("0 of 16 by TPE") and "--max_concurrent_trials" in none
     assert proposals_text(["grid"] * 4) == "4 points of the grid"

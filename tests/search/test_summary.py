@@ -49,7 +49,7 @@ def test_every_line_of_it(result: SearchResult) -> None:
         "Confirmed eval_loss 0.11 ± 0.01 over 3 seeds",
         "Values    learning_rate 0.001, lora_r 8",
         "Trials    2 complete, 1 pruned, 1 failed",
-        "Proposals 1 of 4 by the model, 1 spread over the space, baseline and recipe",
+        "Proposals 1 of 4 by TPE, 1 spread over the space, baseline and recipe",
         "Adapter   /out/best (trained once more on the 42 rows of train and eval)",
         "Report    /out/report.html",
         "Table     /out/trials.parquet",

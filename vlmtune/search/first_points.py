@@ -20,7 +20,7 @@ from vlmtune.search.space import Space
 
 # A trial's origin: where its values come from. The column `origin` of `trials.parquet` has these texts.
 BASELINE, RECIPE, SPREAD, GRID = "baseline", "recipe", "spread", "grid"
-TPE = "model"  # Optuna's sampler, a model of the results so far
+TPE = "tpe"  # proposed by Optuna's sampler TPE, which learns from the results so far
 EARLIER = "earlier"  # a point of an earlier search (`--warm_start`)
 REQUESTED = "requested"  # values that a person asked for
 
@@ -167,10 +167,10 @@ def proposals_text(origins: Sequence[str]) -> str:
     others = ((SPREAD, "spread over the space"), (EARLIER, "of earlier searches"))
     texts = [f"{origins.count(kind)} {words}" for kind, words in others if kind in origins]
     fixed = " and ".join(kind for kind in (BASELINE, RECIPE) if kind in origins)
-    text = f"{by_tpe} of {len(origins)} by the model, {', '.join([*texts, fixed])}"
+    text = f"{by_tpe} of {len(origins)} by TPE, {', '.join([*texts, fixed])}"
     if not by_tpe and len(origins) > STARTUP_TRIALS:
         text += (
-            f"; all had begun before {STARTUP_TRIALS} had ended: a smaller --max_concurrent_trials lets the "
-            "model propose (replayed searches with 4 at once ended 8 % nearer to the best than with 16)"
+            f"; all had begun before {STARTUP_TRIALS} had ended: a smaller --max_concurrent_trials lets "
+            "TPE propose (replayed searches with 4 at once ended 8 % nearer to the best than with 16)"
         )
     return text

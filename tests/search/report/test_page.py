@@ -118,7 +118,7 @@ def test_without_a_comparison_it_says_why(report: SearchReport) -> None:
 def test_the_recipe_the_confirmation_and_the_proposals_are_told(
     report: SearchReport, rows: list[TrialResult]
 ) -> None:
-    origins = ["baseline", "recipe", *["spread"] * 4, *["model"] * 4]
+    origins = ["baseline", "recipe", *["spread"] * 4, *["tpe"] * 4]
     results = [replace(row, origin=origin) for row, origin in zip(rows, origins, strict=True)]
     confirmation = "0.11 ± 0.01 over 3 seeds; the difference to the recipe is within it"
     searched = replace(
@@ -130,7 +130,7 @@ def test_the_recipe_the_confirmation_and_the_proposals_are_told(
         confirmation=confirmation,
     )
     text = report_page(replace(report, trials=searched))
-    assert "4 of 10 by the model, 4 spread over the space, baseline and recipe" in text
+    assert "4 of 10 by TPE, 4 spread over the space, baseline and recipe" in text
     assert f"Trained with other seeds too: {confirmation}" in text
     assert "the recipe (no search) 0.1" in text
     best_is_recipe = report_page(replace(report, trials=replace(searched, best=results[1])))
