@@ -1,14 +1,16 @@
 """How fast are rows prepared, and does memory grow with their number?
 
     python benchmarks/data.py speed   [--rows 10000] [--pairs 3]
+    python benchmarks/data.py row     [--rows 256] [--pairs 8]
     python benchmarks/data.py memory  [--rows 2000 20000]
     python benchmarks/data.py inspect [--rows 4000] [--pairs 3]
     python benchmarks/data.py rows FOLDER [--rows 90] [--text 90]
 
 `speed` compares preparing with bare decoding, resizing, tokenizing and writing on the same cores, in seconds
-of the clock and, for machines that others use as well, in seconds of CPU of all processes. `memory`
-measures the peak memory of all processes with an object store of 500 MB. `inspect` compares
-`inspect_data.py` with preparing, as whole commands. `rows` only writes rows, some of them without an image.
+of the clock and in seconds of CPU of all processes. `row` compares the CPU of one row in one process, without
+Ray, which can be told on a machine that others use as well. `memory` measures the peak memory of all
+processes with an object store of 500 MB. `inspect` compares `inspect_data.py` with preparing, as whole
+commands. `rows` only writes rows, some of them without an image.
 
 Rows have one 640x480 JPEG, a question and an answer; the processor is LLaVA-1.5's at full size (336 pixels).
 No weights are needed.
@@ -25,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,6 +121,13 @@ def bare(folder: str, model: str, out: str, floats: bool, numbers: list[int]) ->
     write_shard(f"{out}/{numbers[0]:06d}.parquet", examples)
 
 
+def one_thread() -> None:
+    """Let this process compute with one thread, as Ray lets its tasks of one CPU."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 _PROCESSORS: dict[str, Any] = {}
 
 
@@ -161,7 +171,7 @@ def speed(rows: int, pairs: int) -> None:
         cpu_ratios: list[float] = []
         labels = ("bare uint8", "prepare", "from the cache", "bare float32")
         seconds: dict[str, list[float]] = {label: [] for label in labels}
-        with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        with multiprocessing.get_context("spawn").Pool(os.cpu_count(), one_thread) as pool:
             timed_bare(pool, data.parent, top / "model", 256, floats=False)  # imports and caches
             few = write_rows(top / "few", 256)
             timed_prepare(few, top / "model", top / "warm")
@@ -184,6 +194,51 @@ def speed(rows: int, pairs: int) -> None:
         spread = f"{min(values):.0%} to {max(values):.0%}"
         print(f"prepare reaches {statistics.median(values):.0%} of bare ({spread}) by the {what}", end=", ")
     print(f"on {os.cpu_count()} cores")
+
+
+def row(rows: int, pairs: int) -> None:
+    """Time bare work and the encoding and writing of rows in turn, in this process."""
+    from vlmtune.data.examples import encode_row
+    from vlmtune.data.find_input_format import find_input_format
+    from vlmtune.data.formats import read_fragment
+    from vlmtune.data.source import DataSource
+    from vlmtune.data.store_writer import write_shard
+    from vlmtune.data.tokenize import RowEncoder
+
+    one_thread()
+    with tempfile.TemporaryDirectory() as name:
+        top = Path(name)
+        write_model(top / "model")
+        path = write_rows(top / "data", rows)
+        processor = _processor(str(top / "model"))
+        encoder = RowEncoder(processor, find_input_format(processor))
+        source = DataSource(data_path=str(path), model=ModelRef(str(top / "model")))
+        read = [one for fragment in source.scan().fragments for one in read_fragment(fragment)]
+
+        def encode(numbers: list[int]) -> None:
+            examples = [encode_row(encoder, read[number])[1] for number in numbers]
+            write_shard(str(top / "rows.parquet"), [example for example in examples if example is not None])
+
+        ways: dict[str, Callable[[list[int]], None]] = {
+            "bare": partial(bare, str(path.parent), str(top / "model"), str(top), False),
+            "encode and write": encode,
+        }
+        parts = [list(range(start, min(start + 64, rows))) for start in range(0, rows, 64)]
+        times: dict[str, list[float]] = {label: [] for label in ways}
+        for pair in range(pairs + 1):
+            for label, work in ways.items():
+                started = time.process_time()
+                for part in parts:
+                    work(part)
+                if pair:  # the first one imports
+                    times[label].append((time.process_time() - started) / rows * 1e3)
+    for label, values in times.items():
+        spread = f"{min(values):.2f} to {max(values):.2f}"
+        print(f"{label:17} {statistics.median(values):.2f} ms of CPU a row ({spread})")
+    ratios = [one / other for one, other in zip(*times.values(), strict=True)]
+    print(
+        f"encoding reaches {statistics.median(ratios):.0%} of bare ({min(ratios):.0%} to {max(ratios):.0%})"
+    )
 
 
 def cpu_seconds() -> float:
@@ -310,10 +365,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="what", required=True)
-    for name, rows in (("speed", 10_000), ("inspect", 4_000)):
+    for name, rows, pairs in (("speed", 10_000, 3), ("row", 256, 8), ("inspect", 4_000, 3)):
         timed = commands.add_parser(name)
         timed.add_argument("--rows", type=int, default=rows)
-        timed.add_argument("--pairs", type=int, default=3)
+        timed.add_argument("--pairs", type=int, default=pairs)
     commands.add_parser("memory").add_argument("--rows", type=int, nargs="+", default=[2_000, 20_000])
     mixed = commands.add_parser("rows")
     mixed.add_argument("folder", type=Path)
@@ -325,7 +380,7 @@ def main() -> None:
     elif args.what == "memory":
         memory(args.rows)
     else:
-        {"speed": speed, "inspect": inspect}[args.what](args.rows, args.pairs)
+        {"speed": speed, "row": row, "inspect": inspect}[args.what](args.rows, args.pairs)
 
 
 if __name__ == "__main__":
