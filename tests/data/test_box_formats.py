@@ -29,7 +29,7 @@ from vlmtune.data.scan import scan
 from vlmtune.data.template_rendering import EncodeError
 from vlmtune.data.tokenize import RowEncoder
 from vlmtune.evaluation.generate import reference
-from vlmtune.evaluation.grounding import places
+from vlmtune.evaluation.grounding import boxes_and_points
 from vlmtune.model_ref import ModelRef
 
 pytestmark = [
@@ -111,7 +111,7 @@ def test_the_numbers_are_where_the_processor_draws_the_box(family: str, tmp_path
     red = pixels(example, encoder.processor)
     rows, columns = np.nonzero(red > (red.max() + red.min()) / 2)
     drawn = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-    (box,) = places(reference(encoder.tokenizer, example))[0]
+    (box,) = boxes_and_points(reference(encoder.tokenizer, example))[0]
     form = BOX_FORMATS[FORMAT_OF_MODEL[family]]
     unit = 1.0 if form.unit == "resized" else form.scale / np.array([*red.shape[::-1]] * 2)
     assert np.abs(np.array(box) / unit - drawn).max() <= 1.01, (box, drawn)  # pixels of the resized image

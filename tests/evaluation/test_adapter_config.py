@@ -12,7 +12,7 @@ from vlmtune.config.limits import UNSUPPORTED
 from vlmtune.config.settings import Settings
 from vlmtune.errors import ModelError
 from vlmtune.evaluation.adapter import TrainedAdapter, adapter_settings, check_adapter_fits
-from vlmtune.evaluation.adapter_config import PLACES, RIGHTS, obeyed
+from vlmtune.evaluation.adapter_config import PLACES, RIGHTS, allowed_settings
 
 HOSTILE = {
     "model_name_or_path": "owner/base",
@@ -32,7 +32,7 @@ def test_rights_and_places_are_named_and_not_taken(caplog: pytest.LogCaptureFixt
     settings = Settings.from_flags(HOSTILE)
     logging.getLogger("vlmtune").addHandler(caplog.handler)
     try:
-        kept = obeyed(settings, {"overwrite": False}, "DIR/config.yaml")
+        kept = allowed_settings(settings, {"overwrite": False}, "DIR/config.yaml")
     finally:
         logging.getLogger("vlmtune").removeHandler(caplog.handler)
     untouched = {"model_name_or_path": "owner/base", "lora_r": 4}
@@ -54,9 +54,9 @@ def test_every_option_that_grants_a_right_or_names_a_place_is_in_the_list() -> N
 
 def test_what_the_command_line_gives_counts(tmp_path: Path) -> None:
     settings = Settings.from_flags({"data_path": "s3://mine/a.jsonl", "eval_data_path": "s3://mine/b.jsonl"})
-    assert obeyed(settings, {"data_path": "s3://mine/a.jsonl"}, "") == settings
-    assert obeyed(settings, {}, "").to_flags() == {}
-    assert obeyed(settings, {"data_path": "s3://other/a.jsonl"}, "").to_flags() == {}
+    assert allowed_settings(settings, {"data_path": "s3://mine/a.jsonl"}, "") == settings
+    assert allowed_settings(settings, {}, "").to_flags() == {}
+    assert allowed_settings(settings, {"data_path": "s3://other/a.jsonl"}, "").to_flags() == {}
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlmtune.evaluation.answer_kinds import CLASSES, answer_classes, answer_kind
+from vlmtune.evaluation.answer_kinds import MAX_CLASSES, answer_classes, answer_kind
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,6 @@ def test_classes_are_few_short_and_repeated() -> None:
     assert answer_classes(["Yes", "no", "yes.", "No"] * 2) == ["Yes", "no"]
     assert answer_classes(["예", "아니요", "예", "예"]) == ["예", "아니요"]
     assert answer_classes(["a"] * 9) is None, "one answer is no confusion"
-    assert answer_classes([str(number) for number in range(CLASSES + 1)] * 4) is None
+    assert answer_classes([str(number) for number in range(MAX_CLASSES + 1)] * 4) is None
     assert answer_classes(["one answer", "another"]) is None, "each once"
     assert answer_classes(["a sentence that is too long for a cell", "b"] * 4) is None

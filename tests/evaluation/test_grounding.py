@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlmtune.evaluation.grounding import iou, places, point_in_box
+from vlmtune.evaluation.grounding import boxes_and_points, iou, point_in_box
 from vlmtune.evaluation.metrics import score
 
 
@@ -20,7 +20,7 @@ from vlmtune.evaluation.metrics import score
     ],
 )
 def test_places(text: str, boxes: list[tuple[float, ...]], points: list[tuple[float, ...]]) -> None:
-    assert places(text) == (boxes, points)
+    assert boxes_and_points(text) == (boxes, points)
 
 
 @pytest.mark.parametrize(

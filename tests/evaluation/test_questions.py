@@ -12,7 +12,7 @@ from PIL import Image
 from vlmtune.data.find_input_format import find_input_format
 from vlmtune.data.question_columns import Columns
 from vlmtune.errors import ConfigError, DataError
-from vlmtune.evaluation.questions import fragments_of, image_paths, read_questions, with_answer
+from vlmtune.evaluation.questions import image_paths, question_fragments, read_questions, with_answer
 from vlmtune.model_ref import ModelRef
 
 
@@ -33,22 +33,24 @@ def test_images_of_a_folder_in_order_and_its_folders(tmp_path: Path) -> None:
 
 def test_images_without_a_question_and_questions_without_images(tmp_path: Path, mall: Path) -> None:
     with pytest.raises(ConfigError, match=r"--question is missing: .*frames holds images and no questions"):
-        fragments_of(str(mall / "frames"), None)
+        question_fragments(str(mall / "frames"), None)
     with pytest.raises(
         DataError,
         match=rf"--data_path {tmp_path}: there is no image \(\.jpg, .*so there is nothing to ask about",
     ):
-        fragments_of(str(tmp_path), "How many?")
+        question_fragments(str(tmp_path), "How many?")
     with pytest.raises(DataError, match="holds nothing"):
-        fragments_of(str(tmp_path), None)
+        question_fragments(str(tmp_path), None)
     with pytest.raises(DataError, match=r"absent: there is no image"):
-        fragments_of(str(tmp_path / "absent"), "How many?")
+        question_fragments(str(tmp_path / "absent"), "How many?")
 
 
 def test_a_damaged_image_is_a_row_with_a_reason(tmp_path: Path, mall: Path, models: Path) -> None:
     (tmp_path / "1.jpg").write_bytes((mall / "frames" / "seq_000001.jpg").read_bytes())
     (tmp_path / "2.jpg").write_bytes(b"no image")
-    (good, example), (bad, nothing) = read_rows(fragments_of(str(tmp_path), "How many?"), models / "llava")
+    (good, example), (bad, nothing) = read_rows(
+        question_fragments(str(tmp_path), "How many?"), models / "llava"
+    )
     assert (good.source, good.images, good.error, good.has_reference) == (
         f"{tmp_path}/1.jpg",
         [f"{tmp_path}/1.jpg"],
@@ -75,13 +77,13 @@ def test_rows_without_an_answer_are_asked(
 ) -> None:
     assert with_answer(record)[field] != record.get(field)
     (tmp_path / "d.jsonl").write_text(json.dumps(record) + "\n")
-    ((row, example),) = read_rows(fragments_of(str(tmp_path / "d.jsonl"), None), models / "llava")
+    ((row, example),) = read_rows(question_fragments(str(tmp_path / "d.jsonl"), None), models / "llava")
     assert (row.error, row.has_reference) == (None, False)
     assert len(example.prompt().input_ids) > 3
 
 
 def test_rows_with_an_answer_keep_it_and_reading_goes_on_after_a_row(mall: Path, models: Path) -> None:
-    fragments = fragments_of(str(mall), None)
+    fragments = question_fragments(str(mall), None)
     rows = read_rows(fragments, models / "llava")
     assert len(rows) == 48
     assert all(row.has_reference and row.error is None for row, _ in rows)
@@ -92,7 +94,7 @@ def test_rows_with_an_answer_keep_it_and_reading_goes_on_after_a_row(mall: Path,
 def test_a_table_of_questions_without_answers(tmp_path: Path, models: Path) -> None:
     Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
     (tmp_path / "rows.csv").write_text("photo,question\na.png,What?\n")
-    fragments = fragments_of(
+    fragments = question_fragments(
         str(tmp_path / "rows.csv"), None, columns=Columns((("image", "photo"),), answers=False)
     )
     ((row, example),) = read_rows(fragments, models / "llava")

@@ -1,1 +1,1 @@
-"""Answers generated for held-out rows, what they are worth, and adapters made ready for others to use."""
+"""Generates answers to held-out rows, measures them, and exports adapters."""

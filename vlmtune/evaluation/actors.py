@@ -28,20 +28,21 @@ from vlmtune.evaluation.generate import (
 )
 
 ADAPTER, BASE = "adapter", "base"  # names of models in an AnswerJob
-BATCHES_PER_ACTOR = 4  # at least: starting an actor takes ten seconds
+MIN_BATCHES_PER_ACTOR = 4  # fewer are not worth one more actor, which takes ten seconds to start
 READERS_PER_GPU = 8  # reading a photograph of 12 megapixels takes 0.2 s, one of 640x480 5 ms
-# Bytes that one task hands to the next: rows with an image are handed on one by one, text rows by the dozen.
+# Bytes that one task passes to the next at once: one row with an image, or a dozen text rows.
 BLOCK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
 class AnswerJob:
-    """What the actors do. It pickles.
+    """What the actors do. Can be pickled.
 
     Attributes:
         settings: the base model and how it is loaded.
-        adapters: each adapter's files by the name of its model, so that no node needs the adapter's folder.
-        models: the models that answer, in the order of the results. A name without adapter is the base.
+        adapters: the files of each adapter, by its model's name, so that no node needs the adapter's folder.
+        models: names of the models that answer, in the order of the results. A name without an adapter is the
+            base.
         batches: makes batches of examples.
         max_new_tokens: the longest answer in tokens.
         likelihoods: whether to compute the likelihood of the references too.
@@ -56,13 +57,18 @@ class AnswerJob:
 
 
 class AnswerActor:
-    """One actor of a Ray Data `map_batches`.
+    """A class for Ray Data's `map_batches`, which starts actors of it.
 
     It loads the model with its first batch, so that a loading error is raised like the error of a row.
     """
 
     def __init__(self, job: AnswerJob, adapters: list[Any]) -> None:
-        """`adapters`: the ObjectRef of the job's adapters, in a list so that Ray passes the reference on."""
+        """Store the job.
+
+        Args:
+            job: without its adapters.
+            adapters: the ObjectRef of the job's adapters, in a list so that Ray does not resolve it.
+        """
         self.job, self.adapters = job, adapters
         self.model: Any = None
 
@@ -127,10 +133,10 @@ def answer_rows(
     *,
     rows: int | None = None,
 ) -> Iterator[tuple[Any, Any]]:
-    """Answer all rows; yields (row, result) in their order as soon as each is there.
+    """Answer all rows. Yields (row, result) in their order, each as soon as it is there.
 
     Args:
-        items: arguments of `read`, which is called with each of them in a task of its own.
+        items: arguments of `read`, which is called once with each item, in a task.
         read: yields {"row", "example"} for each row on a CPU worker: what identifies the row, and its
             `EncodedExample`, or None for a row that cannot be answered (its result is None); both pickled.
         rows: number of rows, if it is known.
@@ -140,10 +146,10 @@ def answer_rows(
     batch = job.settings.training.per_device_eval_batch_size
     actors = max(1, int(cluster.gpus if gpu else cluster.cpus))
     if rows is not None:
-        actors = min(actors, -(-rows // (batch * BATCHES_PER_ACTOR)))
+        actors = min(actors, -(-rows // (batch * MIN_BATCHES_PER_ACTOR)))
     dataset = ray.data.from_items(list(items), override_num_blocks=len(items))
     dataset.context.target_max_block_size = BLOCK_BYTES
-    # On CPUs the model and the readers share them, and the model needs most.
+    # Without GPUs, model and readers share the CPUs, and the model needs most of them.
     readers = min(READERS_PER_GPU * actors if gpu else READ_TASKS, len(items))
     answered = dataset.flat_map(
         read, num_cpus=READ_CPUS, compute=ray.data.TaskPoolStrategy(size=readers)
@@ -158,7 +164,7 @@ def answer_rows(
     )
     with reraise_user_errors():
         results = iter(answered.iter_rows())
-        # When this process ends, Ray prints as an error that it could not restart the pool's actors.
+        # When this process ends, Ray would print an error, that it could not restart the pool's actors.
         with without_stderr():
             first = next(results, None)
         for row in [] if first is None else chain([first], results):

@@ -1,4 +1,4 @@
-"""The folder of a trained adapter: its settings, its fit to the base model, its files, and loading it."""
+"""The folder of a trained adapter: its settings and files, whether it fits the base model, and loading it."""
 
 import json
 import tempfile
@@ -14,7 +14,7 @@ from peft import PeftModel
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError
-from vlmtune.evaluation.adapter_config import obeyed
+from vlmtune.evaluation.adapter_config import allowed_settings
 from vlmtune.model.base import check_model, load_base_for
 from vlmtune.model.fast import lean_lora
 from vlmtune.model.lora import check_adapter_folder, load_adapter
@@ -31,14 +31,14 @@ class TrainedAdapter:
 
     Attributes:
         folder: absolute path or URI of its folder, which plain `PeftModel.from_pretrained` loads too.
-        trust_remote_code: run the base's own Python code. The folder itself cannot allow it.
+        trust_remote_code: whether to run the base's own Python code. The folder itself cannot allow it.
     """
 
     folder: str
     trust_remote_code: bool = False
 
     def settings(self) -> Settings:
-        """The settings that it was trained with.
+        """The settings with which the adapter was trained.
 
         Raises:
             ConfigError: its config.yaml cannot be read.
@@ -48,12 +48,12 @@ class TrainedAdapter:
         if values is None:
             raise ConfigError(f"{file}: must hold options by name")
         given = {"trust_remote_code": self.trust_remote_code}
-        return obeyed(Settings.from_flags(values), given, file).replace(**given)
+        return allowed_settings(Settings.from_flags(values), given, file).replace(**given)
 
     def load(self, device: Any = None) -> tuple[PeftModel, Any]:
         """Load the base model with this adapter, for inference.
 
-        The base has the quantization and dtype that it was trained with.
+        The base gets the quantization and dtype of the training.
 
         Args:
             device: a torch device or its name; by default the GPU if there is one.
@@ -75,18 +75,18 @@ class TrainedAdapter:
 
 
 def adapter_settings(folder: str, overrides: Mapping[str, Any]) -> Settings:
-    """The settings that an adapter was trained with, changed by `overrides` (values by flag name).
+    """The settings with which an adapter was trained, changed by `overrides` (values by flag name).
 
-    Its folder may come from anybody: what grants rights is taken from `overrides` alone, see `obeyed`.
-
-    The base of a plain PEFT folder, which has no config.yaml, is named in its adapter_config.json.
+    The folder may come from anybody, so settings that grant rights come from `overrides` alone, see
+    `allowed_settings`. A plain PEFT folder has no config.yaml; its base is the one that adapter_config.json
+    names.
 
     Raises:
         ModelError: the folder holds no LoRA adapter.
         ConfigError: its config.yaml or an override is wrong, or no base is named.
     """
-    settings = obeyed(_training_settings(folder), overrides, f"{folder}/config.yaml")
-    if uses_other_data(folder, overrides.get("data_path")):  # which has its own folders and columns
+    settings = allowed_settings(_training_settings(folder), overrides, f"{folder}/config.yaml")
+    if uses_other_data(folder, overrides.get("data_path")):  # other data has other folders and columns
         settings = settings.replace(
             eval_data_path=None,
             image_root=None,
@@ -158,7 +158,7 @@ def adapter_folder(files: AdapterFiles) -> Iterator[str]:
 
 
 def load_model(settings: Settings, adapters: Mapping[str, AdapterFiles], device: Any) -> Any:
-    """Load the base on `device` with adapters by name, if any; `answering_as` activates one of them."""
+    """Load the base on `device` with any number of named adapters; `answering_as` activates one of them."""
     model: Any = load_base_for(settings, device)
     for name, files in adapters.items():
         with adapter_folder(files) as folder:
@@ -170,7 +170,7 @@ def load_model(settings: Settings, adapters: Mapping[str, AdapterFiles], device:
 
 @contextmanager
 def answering_as(model: Any, name: str) -> Iterator[None]:
-    """Activate the adapter called `name` inside the block, or none if the model has none of that name."""
+    """Activate the adapter called `name` inside the block; without such an adapter, the base alone."""
     has_adapters = isinstance(model, PeftModel)
     has_this_one = has_adapters and name in model.peft_config
     if has_this_one:

@@ -1,4 +1,4 @@
-"""What the answers of a data set are: counts, other numbers, or text, and whether they are few and short."""
+"""Whether the answers of a data set are counts, other numbers or text, and whether they are few and short."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,18 +8,18 @@ from vlmtune.evaluation.numbers import split_numbers
 from vlmtune.evaluation.text import normalize
 
 AnswerKind = Literal["count", "number", "text"]
-LARGEST_COUNT = 1000  # years, prices and house numbers are larger, or come with other words
-SAME_WORDS = 0.2  # the most different texts around the numbers, as a share of the rows, if they are one kind
-CLASSES = 12  # the most different answers that a table of confusions has room for
-CLASS_LENGTH = 30  # characters of the longest such answer
+LARGEST_COUNT = 1000  # years, prices and house numbers are mostly larger, or come with other words
+MAX_TEXTS = 0.2  # different texts around the numbers, as a share of the rows: with more, answers are text
+MAX_CLASSES = 12  # different answers that a table of confusions has room for
+MAX_CLASS_LENGTH = 30  # characters of each of these answers
 
 
 def answer_kind(references: Sequence[str]) -> AnswerKind:
-    """What the reference answers are.
+    """The kind of the reference answers.
 
     Counts are whole numbers from 0 to LARGEST_COUNT, alone or in one of a few sentences ("There are 3
-    people."). Temperatures and prices are numbers. Dates, times, telephone numbers, model names and whatever
-    has several numbers or other words each time is text.
+    people."). Temperatures and prices are numbers. Dates, times, telephone numbers, model names, and answers
+    with several numbers or with different words each time are text.
     """
     around: Counter[str] = Counter()
     values = []
@@ -30,7 +30,7 @@ def answer_kind(references: Sequence[str]) -> AnswerKind:
             around[rest] += 1
     if not values or 2 * len(values) < len(references):
         return "text"
-    if len(around) > max(2, SAME_WORDS * len(values)) or any(_is_code(text) for text in references):
+    if len(around) > max(2, MAX_TEXTS * len(values)) or any(_is_code(text) for text in references):
         return "text"
     counts = all(value == int(value) and 0 <= value <= LARGEST_COUNT for value in values)
     return "count" if counts else "number"
@@ -49,8 +49,8 @@ def _is_code(text: str) -> bool:
 def answer_classes(references: Sequence[str]) -> list[str] | None:
     """The different answers, the most common first, if they are few and short enough for a confusion table.
 
-    They are compared after `text.normalize`; each is written as its first row has it. None if there are more
-    than CLASSES, or so many that most occur once.
+    They are compared after `text.normalize`; each is spelled as in its first row. None if there are more than
+    MAX_CLASSES, or if most of them occur only once.
     """
     written: dict[str, str] = {}
     counts: Counter[str] = Counter()
@@ -58,7 +58,7 @@ def answer_classes(references: Sequence[str]) -> list[str] | None:
         key = normalize(reference)
         written.setdefault(key, reference.strip())
         counts[key] += 1
-    short = all(len(text) <= CLASS_LENGTH for text in written.values())
-    if not 2 <= len(counts) <= CLASSES or not short or 2 * len(counts) > len(references):
+    short = all(len(text) <= MAX_CLASS_LENGTH for text in written.values())
+    if not 2 <= len(counts) <= MAX_CLASSES or not short or 2 * len(counts) > len(references):
         return None
     return [written[key] for key, _ in counts.most_common()]

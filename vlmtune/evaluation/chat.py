@@ -1,4 +1,4 @@
-"""Ask an adapter about one image: what `vlmtune chat` does, with the model loaded once."""
+"""Asks an adapter about images, with the model loaded once, for `vlmtune chat`."""
 
 import pickle
 from dataclasses import dataclass
@@ -74,10 +74,10 @@ class Chat:
 
 
 def one_image(path: str) -> str:
-    """The path of one image.
+    """Check that a path is that of one image, and return it.
 
     Raises:
-        DataError: it is no image, or a folder.
+        DataError: it is not an image, or a folder.
     """
     if image_paths(path) != [path]:
         raise DataError(f"--image {path}: is not one image; predict answers a folder of them")

@@ -1,4 +1,4 @@
-"""The self-check of a model's steps on two training rows; its result is stored beside the prepared rows."""
+"""The self-check: compares a model's steps with the plain model on two training rows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class CheckedRows:
     """Two training rows of unequal length, an image in one of them if any row has one.
 
     Attributes:
-        numbers: of the rows in the store.
+        numbers: numbers of the two rows in the store.
         multiple: the step pads its batches to a multiple of this many tokens.
     """
 
@@ -47,7 +47,7 @@ class CheckedRows:
 
     @classmethod
     def choose(cls, store: Store, usable: np.ndarray, max_length: int | None, multiple: int) -> CheckedRows:
-        """Short rows, so that the plain model has room for them without checkpointing.
+        """Choose short rows, so that the plain model has room for them without checkpointing.
 
         Args:
             usable: the rows of the training split that are trained on.
@@ -60,14 +60,15 @@ class CheckedRows:
         first = (with_image if len(with_image) else ordered)[0]
         others = with_image if len(with_image) > 1 else ordered
         longer = others[tokens[others] > tokens[first]]
-        # A quarter of the way up, unlike in length but seldom long. A lone row stands for both.
+        # The row at the first quarter of the longer rows: of another length, but seldom long. If there is
+        # only one row, it is taken twice.
         second = longer[len(longer) // 4] if len(longer) else others[-1]
         numbers = [int(first), int(second)]
         examples = [shorten(example, max_length) for example in read_examples(store, numbers)]
         return cls(numbers, examples, store, multiple)
 
     def batch(self, base: Any, examples: Sequence[EncodedExample]) -> Batch:
-        """Rows as the model takes them, padded as a step pads them."""
+        """The inputs of the model for some rows, padded as in a step."""
         meta = self.store.meta
         arrays = collate(
             examples,
@@ -92,9 +93,9 @@ class SelfCheck:
 
     Attributes:
         file: where its result is stored for later runs.
-        initial_a: A `[R, D]` of each layer that gets an adapter, by its full name.
+        initial_a: the LoRA matrix A `[R, D]` of each layer that gets an adapter, by the layer's full name.
         left_out_before: the names of accelerations to leave out, from an earlier run; None without one.
-        comparison: of the step with the plain model; None where an earlier run has made it.
+        comparison: compares the step with the plain model; None if an earlier run has done so.
     """
 
     file: str
@@ -121,11 +122,11 @@ class SelfCheck:
 
         Args:
             targets: full names of the layers that get an adapter.
-            dtype: that the step computes in.
+            dtype: the dtype in which the step computes.
             packed: whether the step is one of packed trials.
 
         Returns:
-            None where the settings leave the check out, or the plain model does not fit in the memory.
+            None if the settings leave the check out, or the plain model does not fit in memory.
         """
         if not settings.training.self_check:
             return None
@@ -158,18 +159,18 @@ class SelfCheck:
     def check_step(
         self, accelerations: Sequence[Acceleration], run: Callable[[Sequence[int]], StepResult]
     ) -> None:
-        """Leave out the accelerations with which the step is wrong.
+        """Find out which accelerations make the step wrong, and leave them out.
 
         Args:
             run: runs the rows at these places of `rows` through the step in one batch.
 
         Raises:
-            ModelError: the step is wrong without any acceleration too.
+            ModelError: the step is wrong even without accelerations.
         """
         if self.left_out_before is not None:
-            for one in accelerations:
-                if one.name in self.left_out_before:
-                    one.switch(False)
+            for acceleration in accelerations:
+                if acceleration.name in self.left_out_before:
+                    acceleration.switch(False)
             if self.left_out_before:
                 self.note(f"self-check of an earlier run: {' and '.join(self.left_out_before)} left out")
             return
@@ -192,7 +193,7 @@ class SelfCheck:
 
 
 def _key(settings: Settings, base: Any, targets: Sequence[str], plan: StepPlan, packed: bool) -> str:
-    """What the result follows from: the model's config, the step's, the libraries and the device."""
+    """A key of everything that the result depends on: model config, step, library versions and device."""
     device = torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else "cpu"
     model, training = settings.model, settings.training
     parts = [

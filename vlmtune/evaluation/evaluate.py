@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Reasons for bad rows that mean "this row has no answer", as data/records.py words them.
+# Parts of the reasons in data/records.py that mean "this row has no answer".
 NO_ANSWER_REASONS = (
     "the user's: end with an assistant turn",
     "row without 'output'",
@@ -55,8 +55,8 @@ class EvaluateResult:
     Attributes:
         folder: absolute path or URI of the output folder.
         split: the rows that were evaluated: "test", "eval", "train" or "all".
-        rows: their number.
-        groups: number of different images among them, or of `group_by` groups.
+        rows: number of these rows.
+        groups: number of different images, or of `group_by` groups, among these rows.
         metrics: each metric with its 95 % interval, by model: "adapter", "base" or both.
         difference: each metric of the adapter minus that of the base, with its 95 % interval; None unless
             both were evaluated.
@@ -127,7 +127,7 @@ def evaluate_adapter(options: EvaluateOptions) -> EvaluateResult:
 def answer_store_rows(
     job: AnswerJob, store: Store, rows: Sequence[int] | np.ndarray, cluster: Cluster
 ) -> list[dict[str, Any]]:
-    """Answer rows of a store; returns a result for each row in order, see `actors.AnswerActor`."""
+    """Answer rows of a store. Returns a result for each row in order, see `actors.AnswerActor`."""
     size = job.settings.training.per_device_eval_batch_size
 
     def read(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -171,7 +171,7 @@ def _prepare_rows(settings: Settings) -> Store:
     """The prepared rows of the settings' data, whose answers are the references.
 
     Raises:
-        DataError: they cannot be used, for example because they have no answers.
+        DataError: the rows cannot be used, for example because they have no answers.
     """
     if settings.data.data_path is None:
         raise ConfigError(
@@ -197,7 +197,7 @@ def _prepare_rows(settings: Settings) -> Store:
 def _announcement(
     options: EvaluateOptions, settings: Settings, store: Store, split: str, rows: np.ndarray
 ) -> Iterator[str]:
-    """Lines on what is evaluated, with a warning if the adapter may have been trained on some of the rows."""
+    """Lines about what is evaluated, with a warning if the adapter may have been trained on some rows."""
     adapter = "" if options.base_only else f" + {options.adapter}"
     yield console_line("Model", f"{settings.model.base_model} ({settings.model.base_quantization}){adapter}")
     skipped = f"; {store.meta.bad_rows} bad rows skipped" if store.meta.bad_rows else ""
@@ -242,7 +242,7 @@ def _result(
 
 
 def _options_record(options: EvaluateOptions, settings: Settings, split: str) -> dict[str, Any]:
-    """What eval.yaml holds."""
+    """The content of eval.yaml."""
     return {
         "adapter": options.adapter,
         "base_only": options.base_only,
@@ -257,7 +257,7 @@ def _options_record(options: EvaluateOptions, settings: Settings, split: str) ->
 def _metrics_record(
     result: EvaluateResult, options: EvaluateOptions, settings: Settings, store: Store
 ) -> dict[str, Any]:
-    """What metrics.json holds."""
+    """The content of metrics.json."""
     entries = {**result.metrics, **({"difference": result.difference} if result.difference else {})}
     return {
         **{

@@ -35,8 +35,8 @@ from vlmtune.session import with_absolute_paths
 
 logger = logging.getLogger(__name__)
 
-# Allowed difference of the logits, relative to their spread: what rounding the merged weights once to the
-# type in which they are stored may change.
+# Allowed difference of the logits, relative to their spread. It covers the rounding of merged weights to the
+# dtype in which they are stored.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
 
@@ -75,8 +75,8 @@ class ExportResult:
         vllm_refusals: why vLLM does not take the adapter, if so.
         merged_command: the command with which vLLM serves the merged model; None without `merge`, or if vLLM
             does not take models of this type.
-        quantized_loss: what storing the merged model in 4 or 8 bits costs; None in full precision, or where
-            the adapter's data is gone.
+        quantized_loss: how much the loss grows when the merged model is stored in 4 or 8 bits; None in full
+            precision, or if the adapter's data is no longer there.
     """
 
     folder: str
@@ -93,13 +93,11 @@ def export_adapter(options: ExportOptions) -> ExportResult:
 
     Raises:
         UserError: something is wrong with the adapter or its base. Nothing has been written then.
-        RuntimeError: the merged model computes something else than base and adapter; it is deleted.
+        RuntimeError: the merged model's results differ from those of base and adapter; it is deleted.
     """
     overrides: dict[str, Any] = {**options.overrides, "output_dir": options.output_dir}
-    # Of the result: the merge itself is in full precision.
-    quantization: Quantization = overrides.pop(
-        "quantization", "none"
-    )  # the result: the merge is in full precision
+    # The quantization of the result. The merge itself is in full precision.
+    quantization: Quantization = overrides.pop("quantization", "none")
     settings = with_absolute_paths(adapter_settings(options.adapter, overrides))
     folder = output.resolve_folder(settings.run.output_dir, in_job=in_ray_job())
     if "://" in folder:
@@ -128,12 +126,12 @@ def export_adapter(options: ExportOptions) -> ExportResult:
 def merge_quantized(
     settings: Settings, adapter: str, folder: str, quantization: Quantization
 ) -> tuple[MergeCheck, QuantizedLoss | None]:
-    """Merge in full precision, check that, store it in `quantization`, and measure what that costs.
+    """Merge in full precision, check the result, store it in `quantization`, and measure the loss of that.
 
-    Disk: the full-precision model for the time being.
+    The full-precision model needs space on the disk for the time being.
 
     Raises:
-        RuntimeError: as `merge`.
+        RuntimeError: see `merge`.
     """
     full = f"{folder}/full-precision.part"
     Path(full).mkdir()
@@ -158,10 +156,10 @@ def check_full_precision(base: ModelRef) -> None:
 
 
 def merge(settings: Settings, adapter: str, folder: str) -> MergeCheck:
-    """Merge the adapter into the full-precision base, write it with its processor, read it back and compare.
+    """Merge the adapter into the full-precision base, write it with its processor, load it and compare.
 
-    The base is loaded in the type in which it is stored, or in `--dtype`; on the GPU if there is one. Memory:
-    the model once.
+    The base is loaded in the dtype in which it is stored, or in `--dtype`; on the GPU if there is one. The
+    model is in memory once.
 
     Raises:
         RuntimeError: the logits differ by more than the tolerance.
@@ -178,7 +176,7 @@ def merge(settings: Settings, adapter: str, folder: str) -> MergeCheck:
     expected = _logits(adapted, builder, example)
     merged = adapted.merge_and_unload(safe_merge=True)  # raises if a merged weight is NaN or infinite
     dtype = str(merged.dtype).removeprefix("torch.")
-    merged.config.use_cache = merged.config.get_text_config().use_cache = True  # it is off for training
+    merged.config.use_cache = merged.config.get_text_config().use_cache = True  # training switches it off
     merged.save_pretrained(folder)
     if processor.chat_template is None and processor.tokenizer.chat_template is None:
         processor.chat_template = template_of(processor)  # so that others render prompts as training did
@@ -250,7 +248,7 @@ def _check_prompt(settings: Settings, processor: Any) -> tuple[EncodedExample, B
 
 
 def _good_rows(settings: Settings) -> Iterator[dict[str, Any]]:
-    """The good rows of the adapter's data; none if the data is gone."""
+    """The good rows of the adapter's data; none if the data is no longer there."""
     if settings.data.data_path is None:
         return
     try:
@@ -261,7 +259,7 @@ def _good_rows(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def write_state_dict(adapter: str, folder: str) -> str:
-    """Write the adapter's tensors, by their PEFT names, for `torch.load`; returns the path."""
+    """Write the adapter's tensors, by their PEFT names, for `torch.load`. Returns the path."""
     import torch
 
     path = f"{folder}/{STATE_DICT_FILE}"

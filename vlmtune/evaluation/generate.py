@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class BatchBuilder:
-    """Makes batches of examples as the model takes them. Its two fields are in a store's meta."""
+    """Makes the model's inputs from examples. `StoreMeta` has the values of both fields."""
 
     input_format: InputFormat
     pad_token_id: int
@@ -60,7 +60,7 @@ def answers(
 
     Args:
         model: a transformers model on any device, perhaps with active PEFT adapters.
-        read: reads the examples of rows; `data.examples.read_examples` for a store that may be unencoded.
+        read: reads the examples of rows; `data.examples.read_examples` if the store may hold raw rows.
     """
     builder, ends = BatchBuilder.of(store), end_tokens(model, processor)
     texts: list[str] = []
@@ -91,7 +91,7 @@ def generate(
     """
     from transformers import GenerationConfig
 
-    # Every choice that the model's own generation config could make otherwise is made here.
+    # All options are set here, so that the model's own generation config cannot change them.
     untyped_config: Any = GenerationConfig
     config = untyped_config(
         do_sample=False,
@@ -126,9 +126,9 @@ def generate(
 def likelihoods(
     model: Any, builder: BatchBuilder, examples: Sequence[EncodedExample]
 ) -> list[tuple[float, int]]:
-    """(summed negative log-likelihood, number) of each row's labelled tokens.
+    """(summed negative log-likelihood, number) of each row's labelled tokens, the terms of `eval_loss`.
 
-    They are of all answers of the row, at full length: the terms of `eval_loss`.
+    All answers of a row count, at full length.
     """
 
     def run(part: Sequence[EncodedExample]) -> list[tuple[float, int]]:
@@ -172,7 +172,7 @@ def padded_left(batch: dict[str, Tensor], token_axes: dict[str, int]) -> dict[st
     """Move a batch's padding from the right to the left, in every tensor with a token dimension.
 
     Args:
-        token_axes: the axis that runs along the tokens, of the tensors beside ids, mask and labels.
+        token_axes: the axis that runs along the tokens, by name, for tensors beside ids, mask and labels.
     """
     gaps = (batch["attention_mask"] == 0).sum(dim=1).tolist()
     axes = {"input_ids": 1, "attention_mask": 1, "labels": 1, **token_axes}
@@ -187,7 +187,7 @@ def padded_left(batch: dict[str, Tensor], token_axes: dict[str, int]) -> dict[st
 def end_tokens(model: Any, processor: Any) -> list[int]:
     """Ids of the tokens that end an answer.
 
-    These are the end tokens of the model and the tokenizer, and the token that closes a turn in the chat
+    They are the end tokens of the model and of the tokenizer, and the token that ends a turn in the chat
     template.
     """
     closing = RowEncoder(processor).end_token_id()

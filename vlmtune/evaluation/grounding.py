@@ -1,7 +1,8 @@
-"""Boxes and points in an answer, as any model family writes them, and how well they meet a reference.
+"""Reads boxes and points of answers in the form of any model family, and compares them with a reference.
 
-Both numbers are the same in every unit: all boxes of a row are stretched alike, along x and along y,
-between pixels of the original image, pixels of the resized one, and shares of 1 or 1000.
+Both measures, `iou` and `point_in_box`, do not depend on the unit: from one unit to another (pixels of the
+original or of the resized image, shares of 1 or of 1000), all boxes of a row are scaled alike along x and
+along y.
 """
 
 import re
@@ -17,8 +18,8 @@ BOX = re.compile(
 POINT = re.compile(rf"[\[(]{NUMBER},{NUMBER}[\])]")
 
 
-def places(text: str) -> tuple[list[Box], list[Point]]:
-    """The boxes of a text, and its points that are no corners of these."""
+def boxes_and_points(text: str) -> tuple[list[Box], list[Point]]:
+    """(boxes, points) in a text; the corners of boxes are not among the points."""
     boxes: list[Box] = []
     for match in BOX.finditer(text):
         x1, y1, x2, y2 = (float(number) for number in match.groups() if number is not None)
@@ -29,13 +30,13 @@ def places(text: str) -> tuple[list[Box], list[Point]]:
 
 
 def iou(answer: str, reference: str) -> float | None:
-    """The mean intersection over union of the boxes of both, each with at most one of the other.
+    """The mean intersection over union of the boxes of an answer and of its reference.
 
-    Pairs are taken from the best to the worst, as COCO's evaluation does. The sum over the pairs is divided
-    by the larger number of boxes, so a box too many counts as one that is missing. None where the reference
-    has no box.
+    Boxes are paired from the best pair to the worst, each box at most once, as in COCO's evaluation. The sum
+    over the pairs is divided by the larger number of boxes, so an extra box counts like a missing one. None
+    if the reference has no box.
     """
-    answered, expected = places(answer)[0], places(reference)[0]
+    answered, expected = boxes_and_points(answer)[0], boxes_and_points(reference)[0]
     if not expected:
         return None
     pairs = sorted(
@@ -52,13 +53,13 @@ def iou(answer: str, reference: str) -> float | None:
 
 
 def point_in_box(answer: str, reference: str) -> float | None:
-    """The share of the reference's boxes that a point of the answer lies in; a box's middle is its point.
+    """The share of the reference's boxes with a point of the answer in them; a box counts as its middle.
 
-    Each point is taken for one box, and points that lie in none count like boxes that are missed. None where
-    the reference has no box.
+    Each point counts for one box. A point outside all boxes counts like a missed box. None if the reference
+    has no box.
     """
-    boxes, points = places(answer)
-    expected = places(reference)[0]
+    boxes, points = boxes_and_points(answer)
+    expected = boxes_and_points(reference)[0]
     if not expected:
         return None
     free = [*points, *(((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in boxes)]

@@ -1,7 +1,7 @@
-"""Whether rows of unlike images can be answered in one batch.
+"""Whether rows with images of different sizes can be answered in one batch.
 
-A batch pads images to its largest. Most models mask what is padded. Where one does not, its features of an
-image depend on the images beside it, and rows are then answered one by one.
+In a batch, images are padded to the largest one. Most models mask the padding. If a model does not, its
+features of an image depend on the other images in the batch, so its rows are answered one by one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vlmtune.data.encoded_example import EncodedExample
 if TYPE_CHECKING:
     from vlmtune.evaluation.generate import BatchBuilder
 
-# Largest difference of the logits of one row, relative to their norm, that rounding explains.
+# Largest difference of the logits of one row, relative to their norm, that rounding alone can cause.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.1}
 _independent: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
@@ -27,9 +27,9 @@ _independent: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 def independent_parts(
     model: Any, builder: BatchBuilder, examples: Sequence[EncodedExample]
 ) -> list[list[EncodedExample]]:
-    """The rows in one part, or each by itself where the model's results would differ.
+    """All rows in one part, or each row in a part of its own if the model's results would differ otherwise.
 
-    That is tried once for each model, with the first rows whose images are padded.
+    That is tried once for each model, on the first two rows whose images need padding.
     """
     first = next((one for one in examples if _shapes(one)), None)
     other = next((one for one in examples if first and _shapes(one) and _padded(first, one)), None)
@@ -41,7 +41,7 @@ def independent_parts(
 
 
 def _shapes(example: EncodedExample) -> dict[str, tuple[int, ...]]:
-    """Of the floating-point or uint8 tensors of images."""
+    """The shapes of the floating-point and uint8 tensors of images, by name."""
     return {
         name: tensor.shape
         for name, tensor in example.tensors.items()
@@ -50,7 +50,7 @@ def _shapes(example: EncodedExample) -> dict[str, tuple[int, ...]]:
 
 
 def _padded(one: EncodedExample, other: EncodedExample) -> bool:
-    """Whether a tensor of one of two rows is padded in their batch: axis 0 counts images, patches or rows."""
+    """Whether a batch of two rows pads one of their tensors, on an axis other than 0 (images or patches)."""
     shapes, others = _shapes(one), _shapes(other)
     return any(name in others and shape[1:] != others[name][1:] for name, shape in shapes.items())
 

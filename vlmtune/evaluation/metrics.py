@@ -1,7 +1,7 @@
 """Metrics of generated answers, with bootstrap confidence intervals.
 
-Every metric is a ratio of two sums over rows (a numerator and a denominator), perhaps with a function of the
-ratio. Each row contributes two numbers to each metric. The same sums give the value, its interval, and the
+Every metric is a ratio of two sums over rows, a numerator and a denominator, to which a function may be
+applied. Each row adds two numbers to each metric. From these sums come the value, its interval, and the
 interval of the difference between two models on the same rows.
 """
 
@@ -21,7 +21,7 @@ from vlmtune.evaluation.numbers import first_number
 from vlmtune.evaluation.text import normalize, words
 
 RESAMPLES = 1000
-RESAMPLES_AT_ONCE = 50  # held in memory together: 50 x groups numbers of 8 bytes
+RESAMPLES_AT_ONCE = 50  # in memory together; each takes 8 bytes for each group
 CONFIDENCE = 0.95
 ANLS_THRESHOLD = 0.5
 ARTICLES = {"a", "an", "the"}
@@ -50,8 +50,8 @@ class Metric:
 
     Attributes:
         mode: whether lower ("min") or higher ("max") is better.
-        parts: numerator and denominator that a row adds; (0, 0) for a row that does not count.
-        finish: function of the ratio of the sums.
+        parts: (numerator, denominator) that a row adds; (0, 0) for a row that does not count.
+        finish: function that is applied to the ratio of the sums.
         share: whether the metric is a mean of values from 0 to 1, shown in per cent.
     """
 
@@ -89,9 +89,9 @@ def rouge_l(answer: str, reference: str) -> float:
 
 
 def anls(answer: str, reference: str) -> float:
-    """1 minus the normalised edit distance; 0 if that distance is 0.5 or more (Biten et al. 2019).
+    """1 minus the normalized edit distance; 0 if that distance is 0.5 or more (Biten et al. 2019).
 
-    The distance counts whole characters after NFC, in which a Hangul syllable is one character. Case and the
+    The distance counts characters in Unicode form NFC, where a Hangul syllable is one character. Case and the
     amount of white space are ignored.
     """
     answered, expected = (
@@ -171,7 +171,7 @@ ANSWER_METRICS = tuple(name for name in METRICS if name != "perplexity")
 
 
 def with_number_rate(names: Sequence[str]) -> list[str]:
-    """The metrics, and `number_rate` if one of them takes an answer without a number for 0."""
+    """The metrics, and `number_rate` if one of them counts an answer without a number as 0."""
     more = ["number_rate"] if {"mae", "rmse"} & set(names) else []
     return list(dict.fromkeys([*names, *more]))
 
@@ -186,7 +186,7 @@ def check_metrics(names: Sequence[str]) -> None:
 
 
 def score(answers: Sequence[str], references: Sequence[str], name: str) -> float:
-    """Compute one metric of `answers`; NaN if no row counts, as for `mae` if no reference has a number."""
+    """Compute one metric of `answers`; NaN if no row counts, as when no reference has a number."""
     rows = [AnsweredRow(*pair) for pair in zip(answers, references, strict=True)]
     return _value(name, *parts_of(rows, [name]).sum(axis=0))
 
@@ -252,7 +252,7 @@ def parts_of(rows: Sequence[AnsweredRow], names: Sequence[str]) -> np.ndarray:
 
 
 def resampled(parts: np.ndarray, groups: Sequence[str], *, seed: int, resamples: int) -> Iterator[np.ndarray]:
-    """Draw the groups with replacement, `resamples` times; yields the column sums of `parts` `[N, K]`."""
+    """Draw the groups with replacement, `resamples` times. Yields the column sums of `parts` `[N, K]`."""
     _, member = np.unique(np.asarray(groups), return_inverse=True)
     count = int(member.max()) + 1
     sums = np.zeros((count, parts.shape[1]))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from vlmtune.evaluation.metrics import METRICS, MetricEstimate
 
-DIFFERENCE = "difference"  # the column of two models' difference
+DIFFERENCE = "difference"  # the column of the difference between two models
 
 
 def metrics_table(columns: Mapping[str, Mapping[str, MetricEstimate]]) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from vlmtune.evaluation.text import normalize
 
-MAX_DIGITS = 15  # a float represents no more exactly
+MAX_DIGITS = 15  # a float cannot represent more digits exactly
 
 
 def _numbered(first: int, step: int, text: str) -> dict[str, int]:
@@ -86,7 +86,7 @@ def first_number(text: str) -> float | None:
 
 
 def split_numbers(text: str) -> tuple[list[float], str]:
-    """All numbers of a text, and the normalised text around them with `#` in their places."""
+    """All numbers of a text, and the normalized text around them with `#` in place of each number."""
     normalized = normalize(text)
     values = [value for value in map(_value, _NUMBER.finditer(normalized)) if value is not None]
     return values, _NUMBER.sub("#", normalized)

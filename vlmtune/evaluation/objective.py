@@ -29,7 +29,7 @@ class Objective:
         rows: size of the sample of evaluation rows before the last step.
         max_new_tokens: the longest answer in tokens.
         batch_size: rows that are answered together.
-        seed: of the sample.
+        seed: seed of the sample.
     """
 
     name: str
@@ -63,7 +63,9 @@ class Objective:
         rank: int = 0,
         world_size: int = 1,
     ) -> dict[str, float]:
-        """Answer evaluation rows; returns {name: value} of the metric, and of number_rate beside mae.
+        """Answer evaluation rows.
+
+        Returns {name: value} of the metric, and of number_rate if it is mae or rmse.
 
         Each rank answers every `world_size`-th row. All ranks return the same result.
 

@@ -12,10 +12,8 @@ from vlmtune.evaluation.metrics import METRICS, check_metrics
 Split = Literal["test", "eval", "train", "all"]
 PredictionFormat = Literal["jsonl", "parquet"]
 DEFAULT_NEW_TOKENS = 64
-STATE_DICT_FILE = "lora_adapter_state_dict.pt"  # what `export` writes with `state_dict`
-
-
-MERGED_QUANTIZATIONS = ("none", "nf4", "int8")  # that `export` stores a merged model in
+STATE_DICT_FILE = "lora_adapter_state_dict.pt"  # `export` writes it with `state_dict`
+MERGED_QUANTIZATIONS = ("none", "nf4", "int8")  # in which `export` can store a merged model
 
 
 class ModelOverrides(TypedDict, total=False):
@@ -124,10 +122,11 @@ class PredictOptions:
 class ExportOptions:
     """Options of `export`, see `vlmtune.export`.
 
+    The override `quantization` is that in which the merged model is stored. The merge itself is in full
+    precision.
+
     Raises:
         ConfigError: an option is wrong, or neither `merge` nor `state_dict` is set.
-
-    A `quantization` is that in which the merged model is stored. The merge itself is in full precision.
     """
 
     adapter: str
@@ -159,6 +158,6 @@ def check_overrides(overrides: Mapping[str, Any], allowed: type[Any]) -> None:
 
 
 def check_new_tokens(number: int) -> None:
-    """Raises ConfigError for a longest answer of less than one token."""
+    """Raises ConfigError if `max_new_tokens` is below 1."""
     if number < 1:
         raise ConfigError(f"--max_new_tokens: '{number}' is not a whole number of at least 1")

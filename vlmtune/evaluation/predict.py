@@ -1,8 +1,9 @@
 """Answer images or rows. Answers are written as they come, so that a killed run can be resumed.
 
-OUTPUT_DIR/predict.yaml               what is answered, by which model; a run with other options cannot resume
-OUTPUT_DIR/parts/FRAGMENT-ROW.jsonl   finished rows, up to this row of this fragment; written in one move
-OUTPUT_DIR/predictions.jsonl          or .parquet: all rows in the order of the data, written at the end
+OUTPUT_DIR/predict.yaml               which data, model and options; a run with others cannot resume
+OUTPUT_DIR/parts/FRAGMENT-ROW.jsonl   finished rows, up to this row of this fragment; appears only when
+complete OUTPUT_DIR/predictions.jsonl          or .parquet: all rows in the order of the data, written at the
+end
 """
 
 import hashlib
@@ -30,7 +31,7 @@ from vlmtune.evaluation.adapter import adapter_settings, check_adapter_fits, rea
 from vlmtune.evaluation.generate import BatchBuilder
 from vlmtune.evaluation.options import PredictOptions
 from vlmtune.evaluation.prediction_parts import join_parts, next_row, read_predictions, write_parts
-from vlmtune.evaluation.questions import ImageList, fragments_of, read_questions
+from vlmtune.evaluation.questions import ImageList, question_fragments, read_questions
 from vlmtune.session import with_absolute_paths
 from vlmtune.shown_text import redacted_values
 
@@ -54,7 +55,7 @@ class PredictResult:
     Attributes:
         folder: absolute path or URI of the output folder.
         predictions_file: the answers as JSONL or Parquet, see `predictions`.
-        rows: their number.
+        rows: number of rows.
         errors: number of rows that could not be answered; their `error` says why.
     """
 
@@ -83,7 +84,7 @@ def predict_rows(options: PredictOptions) -> PredictResult:
     settings = with_absolute_paths(adapter_settings(options.adapter, overrides))
     folder = output.resolve_folder(settings.run.output_dir, in_job=in_ray_job())
     data = settings.data
-    fragments = fragments_of(
+    fragments = question_fragments(
         options.data_path,
         options.question,
         image_root=data.image_root,
@@ -137,7 +138,7 @@ def predict_rows(options: PredictOptions) -> PredictResult:
 def _identity(
     options: PredictOptions, settings: Settings, fragments: Sequence[Fragment | ImageList]
 ) -> dict[str, Any]:
-    """Everything that the answers depend on, as predict.yaml holds it."""
+    """Everything that the answers depend on: the content of predict.yaml."""
     paths = sorted(
         {
             path
@@ -156,7 +157,7 @@ def _identity(
         "weights": _digest(*weights.values()),
         "data": _digest(json.dumps(data, default=str).encode()),
     }
-    return {name: redacted_values(value) for name, value in identity.items()}  # as predict.yaml holds it
+    return {name: redacted_values(value) for name, value in identity.items()}  # as predict.yaml is written
 
 
 def _digest(*contents: bytes) -> str:
@@ -170,7 +171,7 @@ def _resume_point(folder: str, identity: dict[str, Any], *, overwrite: bool) -> 
         ConfigError: the folder holds finished predictions, those of another run, or other things, and
             `overwrite` is not set.
     """
-    finished = any(storage.exists(f"{folder}/predictions.{form}") for form in ("jsonl", "parquet"))
+    finished = any(storage.exists(f"{folder}/predictions.{suffix}") for suffix in ("jsonl", "parquet"))
     if overwrite or finished or not storage.exists(f"{folder}/predict.yaml"):
         output.check_free(folder, overwrite=overwrite, kind=output.PREDICTION)
         return None

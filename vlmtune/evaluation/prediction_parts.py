@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ROWS_PER_PART = 256
-SECONDS_PER_PART = 60.0  # a killed run loses at most so much work
+SECONDS_PER_PART = 60.0  # a killed run loses at most this much work
 SCHEMA = pa.schema(
     [
         ("source", pa.string()),
@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
 
 
 def next_row(folder: str) -> tuple[int, int]:
-    """The (fragment, row) after the last finished one."""
+    """The (fragment, row) that follows the last finished row."""
     finished = [
         tuple(int(number) for number in path.rpartition("/")[2].removesuffix(".jsonl").split("-"))
         for path in list_parts(folder)
@@ -86,7 +86,7 @@ def write_parts(
         last, total = row, total + 1
         lines.append(json.dumps(_record(row, result, model), ensure_ascii=False) + "\n")
         now = time.monotonic()
-        if total == 1:  # from here on the models are loaded
+        if total == 1:  # the time to load the model does not count
             part_start = last_logged = now
             estimate.left(1, rows or 1)
         if len(lines) >= ROWS_PER_PART or now - part_start >= SECONDS_PER_PART:

@@ -1,4 +1,4 @@
-"""A merged model stored in 4 or 8 bits, and what the rounding costs: its loss beside that of the adapter."""
+"""Stores a merged model in 4 or 8 bits, and compares its loss with that of base and adapter."""
 
 import logging
 import shutil
@@ -25,15 +25,15 @@ from vlmtune.session import cache_folder
 
 logger = logging.getLogger(__name__)
 
-MOST_ROWS = 256  # that the losses are measured on: two passes through the model, row by row
+MAX_ROWS = 256  # on which the losses are measured, row by row, once with each model
 
 
 @dataclass(frozen=True)
 class QuantizedLoss:
-    """The loss of the quantized merged model beside that of base and adapter as they were trained.
+    """The loss of the quantized merged model, and that of base and adapter as they were trained.
 
     Attributes:
-        quantization: of the merged model, and of the base that the adapter was trained on.
+        quantization: (of the merged model, of the base on which the adapter was trained).
         merged, unmerged: loss per labelled token of `rows` evaluation rows.
     """
 
@@ -55,7 +55,7 @@ class QuantizedLoss:
 def write_quantized(
     settings: Settings, merged: str, folder: str, quantization: Quantization, device: Any
 ) -> None:
-    """Write a merged model once more in `quantization` ("nf4" or "int8"), as transformers does.
+    """Write a merged model again in `quantization` ("nf4" or "int8"), with transformers.
 
     Args:
         merged: folder of the full-precision model and its processor; it is deleted.
@@ -86,11 +86,11 @@ def write_quantized(
 def measure_losses(
     settings: Settings, adapter: str, folder: str, quantization: Quantization, device: Any
 ) -> QuantizedLoss | None:
-    """The losses on the adapter's evaluation rows; None, with a line that says why, if the data is gone.
+    """The losses on the adapter's evaluation rows; None if the data is no longer there, which is logged.
 
     Args:
-        settings: of the adapter's training, with its quantization.
-        folder: of the quantized merged model.
+        settings: settings of the adapter's training, with its quantization.
+        folder: folder of the quantized merged model.
     """
     try:
         connect()
@@ -100,7 +100,7 @@ def measure_losses(
     except UserError as error:
         logger.info(console_line("", f"the loss is not measured: {error}"))
         return None
-    numbers = [int(row) for row in store.rows_of(EVAL)[:MOST_ROWS]]
+    numbers = [int(row) for row in store.rows_of(EVAL)[:MAX_ROWS]]
     if not numbers:
         logger.info(console_line("", "the loss is not measured: the data has no eval rows"))
         return None
@@ -121,6 +121,6 @@ def measure_losses(
 
 
 def mean_loss(model: Any, builder: BatchBuilder, store: Store, rows: list[int]) -> float:
-    """Summed negative log-likelihood of all labelled tokens of some rows over their number."""
+    """The mean negative log-likelihood of all labelled tokens of some rows."""
     terms = [likelihoods(model, builder, [example])[0] for example in read_examples(store, rows)]
     return sum(loss for loss, _ in terms) / max(sum(tokens for _, tokens in terms), 1)

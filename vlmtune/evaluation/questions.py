@@ -33,7 +33,7 @@ from vlmtune.model_ref import ModelRef
 from vlmtune.storage import absolute, filesystem, scheme
 
 IMAGES_PER_FRAGMENT = 64
-# Stands in for a missing answer, because a conversation ends with one. The model never sees it.
+# Takes the place of a missing answer, because a conversation has to end with one. The model never sees it.
 PLACEHOLDER_ANSWER = "?"
 
 
@@ -58,7 +58,7 @@ class QuestionRow:
         source: where a person finds the row, such as `data.jsonl:3`.
         images: path or URL of each image; None for an image that is stored in the data file.
         has_reference: whether the row has an answer of its own.
-        error: why the row cannot be answered, if so.
+        error: why the row cannot be answered; None if it can.
     """
 
     fragment: int
@@ -69,11 +69,11 @@ class QuestionRow:
     error: str | None
 
 
-def fragments_of(data_path: str, question: str | None, **rules: Any) -> Sequence[Fragment | ImageList]:
+def question_fragments(data_path: str, question: str | None, **rules: Any) -> Sequence[Fragment | ImageList]:
     """List the fragments of `data_path` in order.
 
     Args:
-        question: asked about every image; None if the rows have questions of their own.
+        question: the question about every image; None if the rows have questions of their own.
         rules: options of `scan.scan`.
 
     Raises:
@@ -125,7 +125,7 @@ def image_paths(data_path: str) -> list[str]:
 
 
 def _local_images(folder: str) -> list[str]:
-    """The images below a local folder. Links to folders are followed, each once: one may lead back."""
+    """The images below a local folder. Links to folders are followed, but no folder is read twice."""
     images = []
     seen = {os.path.realpath(folder)}
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -153,7 +153,7 @@ def read_questions(
 
     Args:
         boxes: how the model writes boxes, see `box_formats.box_format_name`.
-        video_frames: how many frames are read of a video.
+        video_frames: number of frames that are read of a video.
 
     Yields:
         {"row": a `QuestionRow`, "example": its `EncodedExample`, or None if it cannot be answered}, both as
@@ -236,5 +236,5 @@ def with_answer(record: Any) -> Any:
 
 @lru_cache(maxsize=1)
 def _question_encoder(model: ModelRef, input_format: str, boxes: str, video_frames: int | None) -> RowEncoder:
-    """One encoder for a worker process, because loading a processor costs a second."""
+    """The encoder of a worker process, which is kept because loading a processor takes a second."""
     return RowEncoder(model.processor(), InputFormat.from_dict(json.loads(input_format)), boxes, video_frames)

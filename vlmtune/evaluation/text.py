@@ -1,4 +1,4 @@
-"""Normalise texts of any script for comparison, and split them into words."""
+"""Normalize texts of any script for comparison, and split them into words."""
 
 import re
 import unicodedata
@@ -34,5 +34,5 @@ def normalize(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Split the normalised text into words; into characters for scripts without spaces between words."""
+    """Split the normalized text into words; into characters for scripts without spaces between words."""
     return _UNSPACED.sub(r" \1 ", normalize(text)).split()

@@ -1,4 +1,4 @@
-"""A model is tried on one row of its training data before it is trained."""
+"""Tries a model on one row of its training data before it is trained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlmtune.model.causal import check_causal
 
 
 def try_row(base: Any, store: Store, usable_rows: np.ndarray, max_length: int | None) -> None:
-    """Check that a base takes a training row, one with an image if there is one, and sees no later tokens.
+    """Check that a base accepts a training row (with an image if any has one) and is causal.
 
     Args:
         usable_rows: the rows of the training split that are trained on.

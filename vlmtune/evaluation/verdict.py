@@ -1,4 +1,4 @@
-"""Whether the difference of two models on the same rows can be told from chance, by its 95 % interval."""
+"""Says by a 95 % interval whether two models differ on the same rows by more than chance."""
 
 from typing import Literal
 
@@ -8,13 +8,13 @@ Verdict = Literal["better", "worse", "no measurable difference"]
 BETTER: Verdict = "better"
 WORSE: Verdict = "worse"
 UNCLEAR: Verdict = "no measurable difference"
-FEW_ROWS = 50  # below it, the interval of a share is up to 28 points wide
+FEW_ROWS = 50  # with fewer rows, the interval of a percentage can be more than 28 points wide
 
 
 def verdict_of(name: str, difference: MetricEstimate) -> Verdict:
     """The verdict on a metric's difference: better or worse only if the whole interval lies on one side of 0.
 
-    Without an interval (all rows are about one image) nothing can be told.
+    Without an interval (all rows are about the same image), there is no measurable difference.
     """
     low, high = difference.low, difference.high
     if low is None or high is None or low <= 0 <= high:
@@ -29,7 +29,7 @@ def verdict_text(name: str, difference: MetricEstimate, rows: int) -> str:
 
 
 def format_difference(name: str, difference: MetricEstimate, *, unit: str = " points") -> str:
-    """A difference with its sign and interval: `+7.5 points, -10 to +25`; one between shares in points."""
+    """A difference with sign and interval: `+7.5 points, -10 to +25`; percentages differ by points."""
     share = METRICS[name].share
 
     def text(value: float) -> str:
@@ -42,7 +42,7 @@ def format_difference(name: str, difference: MetricEstimate, *, unit: str = " po
 
 
 def few_rows_warning(rows: int, noun: str = "test row") -> str | None:
-    """What to say of a result on fewer than FEW_ROWS rows: `2 test rows cannot tell much`; else None."""
+    """The warning for a result on fewer than FEW_ROWS rows, `2 test rows cannot tell much`; else None."""
     if rows >= FEW_ROWS:
         return None
     return f"{rows or 'no'} {noun}{'' if rows == 1 else 's'} cannot tell much"
