@@ -14,6 +14,7 @@ import ray
 import torch
 from faulty_rows import write_faulty_rows
 from PIL import Image
+from resolution_kit import both_stores, search_settings
 from training_kit import InterruptedRunError, Run, settings_of
 from transformers.utils.import_utils import is_torchvision_available
 
@@ -107,7 +108,7 @@ def mall(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def stores(models: Path, mall: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Store]:
     """Prepared rows for two families: `mall FAMILY`, rows with an image, and `mixed FAMILY`, 11 rows to
-    train on and 5 to evaluate on, of which some have an image."""
+    train on and 5 to evaluate on, of which some have an image; `two resolutions` of `resolution_kit`."""
     folder = tmp_path_factory.mktemp("prepared")
     rows = list(instruction_rows())[:32:2]
     mixed = [
@@ -133,6 +134,8 @@ def stores(models: Path, mall: Path, tmp_path_factory: pytest.TempPathFactory) -
             ),
         }
         made |= {name: prepare_store(source, str(folder / "cache")) for name, source in sources.items()}
+    if (models / "qwen2_5_vl").exists():
+        made["two resolutions"] = both_stores(search_settings(models, mall, folder / "cache"))
     ray.shutdown()
     return made
 

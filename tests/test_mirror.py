@@ -105,6 +105,7 @@ OF_SEVERAL_MODULES = {
     "ray_jobs/test_object_store.py": "a search in an S3-compatible object store",
     "ray_jobs/test_starting_points.py": "every starting point of docs/data.md, from files to an adapter",
     "search/test_packed_search.py": "a search over packed trials",
+    "packed/test_packed_resolutions.py": "an engine over rows of several resolutions",
     "test_benchmarks.py": "benchmarks/",
     "test_cluster_yaml.py": "cluster.yaml",
     "test_compat.py": "compat/",

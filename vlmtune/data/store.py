@@ -28,6 +28,7 @@ from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.split import TRAIN
 from vlmtune.data.store_meta import StoreMeta
 from vlmtune.errors import DataError
+from vlmtune.image_resolution import ImageResolution
 from vlmtune.model_ref import ModelRef
 from vlmtune.shown_text import with_secrets_of
 from vlmtune.storage import filesystem, one_line, scheme
@@ -93,14 +94,20 @@ class Store:
         train_splits: the splits whose rows count as training rows. A refit adds the evaluation rows.
         model: the model whose processor encodes the rows of a store that is not encoded. It comes from the
             settings, because a store's folder must not decide whose code runs.
+        others: the same rows at other image resolutions, if a search varies the resolution.
     """
 
     def __init__(
-        self, folder: str, train_splits: tuple[str, ...] = (TRAIN,), model: ModelRef | None = None
+        self,
+        folder: str,
+        train_splits: tuple[str, ...] = (TRAIN,),
+        model: ModelRef | None = None,
+        others: tuple["Store", ...] = (),
     ) -> None:
         self.folder = folder
         self.train_splits = train_splits
         self.model = model
+        self.others = others
         fs, inner = filesystem(folder)
         with self._damage_as_data_error("meta.json"), fs.open_input_stream(f"{inner}/meta.json") as stream:
             self.meta = StoreMeta.from_dict(json.loads(stream.read()))
@@ -111,8 +118,32 @@ class Store:
         columns = (self.index.column(name).to_pylist() for name in ("shard", "row_group", "offset"))
         self._places = list(zip(*columns, strict=True))
 
-    def __reduce__(self) -> tuple[type, tuple[str, tuple[str, ...], ModelRef | None]]:
-        return Store, (self.folder, self.train_splits, self.model)
+    def __reduce__(self) -> tuple[type, tuple[str, tuple[str, ...], ModelRef | None, tuple["Store", ...]]]:
+        return Store, (self.folder, self.train_splits, self.model, self.others)
+
+    @property
+    def resolutions(self) -> tuple["Store", ...]:
+        """This store, and those of the same rows at other resolutions."""
+        return (self, *self.others)
+
+    @property
+    def largest(self) -> "Store":
+        """Of `resolutions`, the one with the longest row in tokens."""
+        return max(self.resolutions, key=lambda store: int(store.column("tokens").max(initial=0)))
+
+    def at(self, resolution: ImageResolution) -> "Store":
+        """The store of the same rows at a resolution, this one where a search does not vary it.
+
+        Raises:
+            KeyError: no rows were prepared at this resolution.
+        """
+        if not self.others:
+            return self
+        return {store.model.resolution: store for store in self.resolutions if store.model}[resolution]
+
+    def first_number(self, resolution: ImageResolution) -> int:
+        """Where the rows of a resolution begin, where those of all `resolutions` are numbered in turn."""
+        return self.resolutions.index(self.at(resolution)) * self.meta.rows
 
     @staticmethod
     def exists(folder: str) -> bool:

@@ -69,6 +69,7 @@ def build_model(
     """Load the base of the settings on this process's device.
 
     Args:
+        store: the prepared rows, with those of the other resolutions that trials may have.
         trials: the largest number of trials to train at once.
         max_lora_rank: the highest LoRA rank among them.
         most_demanding: settings of the trial that needs the most memory. The plan is for it if it fits.
@@ -101,7 +102,7 @@ def build_model(
     features = PackedVisionFeatures(
         base,
         store.meta,
-        total_rows=plan.train_rows + len(store.rows_of(EVAL)),
+        total_rows=(plan.train_rows + len(store.rows_of(EVAL))) * len(store.resolutions),
         note=note,
         max_bytes=room_for_features(device, plan.step_plan.spare_bytes),
     )
@@ -123,8 +124,9 @@ def trials_at_once(settings: Settings, store: Store, device: str) -> int:
 
     With more trials at once, more would start before the search has learnt from the others.
     """
-    rows = fitting_rows(store, settings.training.max_length, "skip")
-    longest = bucket_length(_longest(settings, store, rows))
+    largest = store.largest
+    rows = fitting_rows(largest, settings.training.max_length, "skip")
+    longest = bucket_length(_longest(settings, largest, rows))
     trial_tokens = longest * settings.training.per_device_train_batch_size
     trials: int = -(-EFFICIENT_TOKENS[device] // trial_tokens)
     return min(max(trials, MIN_TRIALS), MAX_TRIALS)
@@ -161,13 +163,18 @@ def _plan(
 ) -> EnginePlan:
     """The plan for as many trials, at most `trials`, as there is memory for.
 
+    Args:
+        store: with those of the other resolutions that trials may have.
+
     Raises:
         DoesNotFitError: not even one row of one trial fits.
     """
+    tokens = np.concatenate([one.column("tokens") for one in store.resolutions])
+    store = store.at(settings.model.resolution)
     usable_rows = fitting_rows(store, settings.training.max_length, "skip")
     batch = settings.training.per_device_train_batch_size
     for count in halves(trials):
-        buckets = LengthBuckets.of_rows(store.column("tokens"), count * batch)
+        buckets = LengthBuckets.of_rows(tokens, count * batch)
         longest = buckets(_longest(settings, store, usable_rows))
         most = min(ROW_BUCKETS[-1], max(1, EFFICIENT_TOKENS[device.type] // longest))
         sizes = batch_sizes(count * batch, most)

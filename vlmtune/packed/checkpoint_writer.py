@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from vlmtune.model_ref import ModelRef
 from vlmtune.packed.checkpoint_folder import write_checkpoint
 from vlmtune.packed.messages import TrialReport
 from vlmtune.packed.slot import PendingCheckpoint, Slot
@@ -24,12 +25,12 @@ class CheckpointWriter:
     """Writes the checkpoints of all trials. Those of one trial are written one after another.
 
     Args:
-        processor: the base model's processor, which is saved with each checkpoint.
         deliver: called with a trial's id and its last report.
     """
 
-    def __init__(self, processor: Any, deliver: Callable[[str, TrialReport], None]) -> None:
-        self.processor, self.deliver = processor, deliver
+    def __init__(self, deliver: Callable[[str, TrialReport], None]) -> None:
+        self.deliver = deliver
+        self._processors: dict[ModelRef, Any] = {}  # of each resolution that trials have
         self._processor_lock = Lock()
         self._threads = ThreadPoolExecutor(WRITER_THREADS, thread_name_prefix="checkpoints")
         self._latest: dict[str, deque[Future[None]]] = defaultdict(partial(deque, maxlen=MAX_UNWRITTEN))
@@ -43,7 +44,9 @@ class CheckpointWriter:
 
         def work() -> None:
             write_checkpoint(
-                lambda local: checkpoint.write(local, self._save_processor), folder, report.metrics
+                lambda local: checkpoint.write(local, partial(self._save_processor, slot.settings.model.ref)),
+                folder,
+                report.metrics,
             )
             slot.records.publish_runs()
             if report.last:
@@ -94,6 +97,9 @@ class CheckpointWriter:
         latest.append(self._threads.submit(run))
         self._unchecked.append(latest[-1])
 
-    def _save_processor(self, folder: Path) -> None:
-        with self._processor_lock:  # all trials share one processor
-            self.processor.save_pretrained(str(folder))
+    def _save_processor(self, model: ModelRef, folder: Path) -> None:
+        """Save the base's processor, at the trial's resolution, into a local folder."""
+        with self._processor_lock:  # trials share it
+            if model not in self._processors:
+                self._processors[model] = model.processor()
+            self._processors[model].save_pretrained(str(folder))

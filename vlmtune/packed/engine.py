@@ -46,6 +46,7 @@ class Engine:
 
     Args:
         settings: the settings that all trials share; each trial's searched values come with its slot.
+        store: the prepared rows, with those of the other resolutions that trials may have.
         trials: the number of trials to train at once.
         max_lora_rank: the highest LoRA rank among the trials, for the plan of the memory.
         deliver: called with a trial's id and each of its reports, in order. The call for the last report
@@ -87,7 +88,7 @@ class Engine:
         self.examples = ExampleCache(store)
         processor = settings.model.ref.processor()
         self.evaluator = TrialEvaluator(settings, self.model, store, self.examples, processor, shard)
-        self.checkpoints = CheckpointWriter(processor, deliver)
+        self.checkpoints = CheckpointWriter(deliver)
         self.slots: dict[str, Slot] = {}
         self.round_seconds = 0.0
 

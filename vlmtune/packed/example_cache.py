@@ -16,6 +16,8 @@ CACHE_BYTES = 2 * 2**30  # memory for examples
 class ExampleCache:
     """Keeps the most recently used examples in memory. A thread reads the next ones ahead.
 
+    Rows of all resolutions of a store are numbered one after another, see `Store.first_number`.
+
     Attributes:
         bytes: memory that the examples take.
     """
@@ -30,7 +32,7 @@ class ExampleCache:
         self._prefetch: Future[None] | None = None
 
     def get(self, row_numbers: Sequence[int]) -> dict[int, EncodedExample]:
-        """The examples of these rows, by row number in the store."""
+        """The examples of these rows, by row number."""
         if self._prefetch is not None:
             self._prefetch.result()
             self._prefetch = None
@@ -48,10 +50,13 @@ class ExampleCache:
         self._prefetch = self._reader.submit(self._read, list(dict.fromkeys(rows)))
 
     def _read(self, rows: Sequence[int]) -> None:
+        count = self.store.meta.rows
         missing = [row for row in rows if row not in self.examples]
-        for row, example in zip(missing, read_examples(self.store, missing), strict=True):
-            self.examples[row] = example
-            self.bytes += _bytes(example)
+        for position, store in enumerate(self.store.resolutions):
+            own = [row for row in missing if row // count == position]
+            for row, example in zip(own, read_examples(store, [row % count for row in own]), strict=True):
+                self.examples[row] = example
+                self.bytes += _bytes(example)
 
 
 def _bytes(example: EncodedExample) -> int:

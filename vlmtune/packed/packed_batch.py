@@ -32,7 +32,7 @@ class PackedRow:
 
     Attributes:
         owner: the slot of the row's trial. All rows of an owner have the same `adapter` and `scaling`.
-        number: the row's number in the store.
+        number: the row's number among those of all resolutions, see `Store.first_number`.
         adapter: the trial's adapter, float32 `[P]`.
         scaling: LoRA's factor.
         weight: factor of the row's summed loss: one divided by the labelled tokens of the trial's whole step.

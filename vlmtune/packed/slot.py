@@ -48,6 +48,7 @@ class Slot:
     the slot their gradients and losses. The class is long because it joins the parts of that sequence.
 
     Args:
+        store: the prepared rows at the resolution of the trial's images.
         targets: the layers that get the trial's adapter.
         lora_config: PEFT's config of the adapter.
         folder: folder or URI that the trial's checkpoints are written to.
@@ -56,6 +57,7 @@ class Slot:
         on_log: called with the numbers of each logged step.
         shard: this process's part of the rows, if several workers train the trial.
         flops_per_token: floating-point operations of training on one token.
+        first_number: where the rows of `store` begin among those of all resolutions of the search.
 
     Raises:
         DataError: a training row does not fit `max_length`, and `on_long_row` is not "skip".
@@ -75,7 +77,9 @@ class Slot:
         on_log: Callable[[dict[str, Any]], None] | None = None,
         shard: WorkerShard = SINGLE_WORKER,
         flops_per_token: float = 0.0,
+        first_number: int = 0,
     ) -> None:
+        self.first_number = first_number
         self.trial_id, self.folder, self.settings, self.shard = trial_id, folder, settings, shard
         self.lora_config = lora_config
         lora_config.inference_mode = True
@@ -91,7 +95,7 @@ class Slot:
         self.progress = TrialProgress(args, order, rule, saved.state if saved is not None else None)
         self.adapter = SlotAdapter(targets, settings, args, self.progress.max_steps, saved)
         self.cursor = RowsCursor(
-            store.rows_of(TRAIN)[usable_rows],
+            first_number + store.rows_of(TRAIN)[usable_rows],
             order,
             shard,
             first_step=self.progress.step,
@@ -230,6 +234,7 @@ class SlotFactory:
 
     Args:
         settings: the settings of the engine.
+        store: with those of the other resolutions that trials may have.
         flops_per_token: floating-point operations of training on one token.
         shard: this process's part of every trial's rows.
     """
@@ -251,14 +256,16 @@ class SlotFactory:
         """
         check_packable(settings)
         targets, lora_config = self._find_targets(settings)
+        resolution = settings.model.resolution
         return Slot(
             trial_id,
             settings,
-            self.store,
+            self.store.at(resolution),
             targets,
             lora_config,
             shard=self.shard,
             flops_per_token=self.flops_per_token,
+            first_number=self.store.first_number(resolution),
             **options,
         )
 

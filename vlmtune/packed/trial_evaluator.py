@@ -25,6 +25,7 @@ class TrialEvaluator:
 
     Args:
         model: the engine's model.
+        store: the prepared rows, with those of the other resolutions that trials may have.
         examples: cached examples of the store.
         processor: the base model's processor.
         shard: this process's part of the rows.
@@ -72,9 +73,17 @@ class TrialEvaluator:
     def _add_losses(
         self, slots: Sequence[Slot], row_numbers: Sequence[int], totals: dict[Slot, torch.Tensor]
     ) -> PassResult:
-        """Add the summed loss and the number of labelled tokens of these rows to each trial's totals."""
-        examples = self.examples.get(row_numbers)
-        rows = {slot: [slot.packed_row(number, examples[number]) for number in row_numbers] for slot in slots}
+        """Add the summed loss and the number of labelled tokens of these rows to each trial's totals.
+
+        Args:
+            row_numbers: of the rows in the store of a trial's resolution.
+        """
+        numbers = {slot: [slot.first_number + number for number in row_numbers] for slot in slots}
+        examples = self.examples.get([number for part in numbers.values() for number in part])
+        rows = {
+            slot: [slot.packed_row(number, examples[number]) for number in part]
+            for slot, part in numbers.items()
+        }
         result = self.model.losses([row for part in rows.values() for row in part])
         for slot, part in rows.items():
             if slot not in result.too_large:
@@ -87,13 +96,15 @@ class TrialEvaluator:
         """The metric of a trial's generated answers; empty if the search optimizes the loss."""
         if self.objective is None:
             return {}
-        examples = read_from_memory(self.examples.get(self.row_numbers))
+        first = slot.first_number
+        examples = self.examples.get([first + number for number in self.row_numbers])
+        read = read_from_memory({number - first: example for number, example in examples.items()})
         with self.model.single_adapter(slot.adapter.flat, slot.adapter.scaling) as model:
             return self.objective.measure(
                 model,
                 self.processor,
-                self.store,
-                examples,
+                self.store.at(slot.settings.model.resolution),
+                read,
                 last=slot.progress.ended,
                 rank=self.shard.rank,
                 world_size=self.shard.world_size,

@@ -9,15 +9,39 @@ from vlmtune.data.cache import find_or_make_store
 from vlmtune.data.chat_template import ChatTemplate
 from vlmtune.data.samples import pick_samples
 from vlmtune.data.serving_prompt import serving_notes
-from vlmtune.data.source import DataSource
-from vlmtune.errors import writable
+from vlmtune.data.source import DataSource, ScannedData
+from vlmtune.data.store import Store
+from vlmtune.errors import DataError, writable
 from vlmtune.preflight.gpu_steps import gpu_step_lines
 from vlmtune.preflight.html_report import html_report
 from vlmtune.preflight.memory import gpu_memory
 from vlmtune.preflight.statistics import summarize
 from vlmtune.preflight.summary import Summary
+from vlmtune.search.resolutions import (
+    NAMES,
+    at_resolution_of,
+    check_lengths,
+    prepare_resolutions,
+    resolution_lines,
+)
+from vlmtune.search.space import Space
 from vlmtune.session import cache_folder, with_absolute_paths
 from vlmtune.storage import filesystem
+
+
+def _with_resolutions(
+    settings: Settings, store: Store, summary: Summary, scanned: ScannedData
+) -> tuple[Store, Summary]:
+    """The store with those of the other image resolutions that the search varies, and what they need."""
+    space = settings.search.search_space or {}
+    if not any(name in space for name in NAMES):
+        return store, summary
+    try:
+        store = prepare_resolutions(settings, Space.parse(space, settings), store, scanned)
+        check_lengths(settings, store)
+    except DataError as error:
+        return store, replace(summary, problems=[*summary.problems, str(error)])
+    return store, replace(summary, notes=[*summary.notes, *resolution_lines(store)])
 
 
 @dataclass(frozen=True)
@@ -60,9 +84,11 @@ def inspect_data(settings: Settings, output_dir: str | None) -> InspectResult:
     )
     summary = summarize(store, settings, source.model.processor().tokenizer)
     if summary.ready:
+        store, summary = _with_resolutions(settings, store, summary, scanned)
+    if summary.ready:
         summary = replace(
             summary,
-            memory=gpu_memory(settings, store),
+            memory=gpu_memory(at_resolution_of(store.largest, settings), store.largest),
             gpu_steps=gpu_step_lines(settings),
             serving=serving_notes(ChatTemplate(source.model.processor()), source.model.resolution),
         )

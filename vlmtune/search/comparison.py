@@ -4,6 +4,7 @@ No trial trained on test rows, and the search did not choose by them.
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -25,6 +26,7 @@ from vlmtune.evaluation.generate import BatchBuilder
 from vlmtune.evaluation.metrics import METRICS, AnsweredRow, MetricEstimate, estimates, with_number_rate
 from vlmtune.evaluation.options import DEFAULT_NEW_TOKENS
 from vlmtune.evaluation.verdict import few_rows_warning, verdict_text
+from vlmtune.image_resolution import ImageResolution
 from vlmtune.search.trial_results import failure_reason
 
 logger = logging.getLogger(__name__)
@@ -167,10 +169,16 @@ def format_metric(name: str, value: float) -> str:
 
 
 def compare(
-    settings: Settings, store: Store, cluster: Cluster, best: str, others: Mapping[str, str]
+    settings: Settings,
+    store: Store,
+    cluster: Cluster,
+    best: str,
+    others: Mapping[str, str],
+    resolutions: Mapping[str, ImageResolution] | None = None,
 ) -> Comparison | NoComparison:
     """Answer test rows with the base, the best adapter and other ones, and compare the answers.
 
+    Each adapter gets the images at the resolution that it was trained at, the base at that of the best.
     Nothing is raised if a model cannot answer: the search has its result already.
 
     Args:
@@ -178,6 +186,7 @@ def compare(
         best: folder or URI of the best adapter.
         others: folder or URI of the adapters of BASELINE and RECIPE, for those whose trial completed and is
             not the best one.
+        resolutions: the resolutions of these adapters' images, if the search varies them.
     """
     test_rows = store.rows_of(TEST)
     if not len(test_rows):
@@ -187,7 +196,7 @@ def compare(
     text = f"{len(rows)} of {len(test_rows)} rows that no trial saw are answered"
     logger.info(console_line("Test", f"{text}, by the base and by the adapters"))
     try:
-        compared = _answer(settings, store, cluster, rows, {BEST: best, **others})
+        compared = _answer(settings, store, cluster, rows, {BEST: best, **others}, resolutions or {})
     except (UserError, RayError) as error:
         return NoComparison(f"the test rows could not be answered: {failure_reason(str(error))}")
     groups = [str(group) for group in store.column("group")[rows]]
@@ -207,21 +216,37 @@ def sample_rows(test_rows: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _answer(
-    settings: Settings, store: Store, cluster: Cluster, rows: np.ndarray, folders: Mapping[str, str]
+    settings: Settings,
+    store: Store,
+    cluster: Cluster,
+    rows: np.ndarray,
+    folders: Mapping[str, str],
+    resolutions: Mapping[str, ImageResolution],
 ) -> list[ComparedRow]:
-    adapters = {name: read_adapter_files(folder) for name, folder in folders.items()}
-    models = (*adapters, BASE)
-    job = AnswerJob(
-        settings, adapters, models, BatchBuilder.of(store), answer_limit(store, rows), likelihoods=False
-    )
-    return [
-        ComparedRow(
-            int(row),
-            result["question"],
-            result["reference"],
-            {model: result[model]["answer"] for model in models},
+    own = settings.model.resolution
+    models_at: dict[ImageResolution, list[str]] = defaultdict(list)
+    for name in (*folders, BASE):
+        models_at[resolutions.get(name, own)].append(name)
+    answers: list[dict[str, str]] = [{} for _ in rows]
+    texts: list[tuple[str, str]] = []
+    for resolution, models in models_at.items():
+        adapters = {name: read_adapter_files(folders[name]) for name in models if name != BASE}
+        at_resolution = store.at(resolution)
+        job = AnswerJob(
+            settings.replace(**vars(resolution)),
+            adapters,
+            tuple(models),
+            BatchBuilder.of(at_resolution),
+            answer_limit(store, rows),
+            likelihoods=False,
         )
-        for row, result in zip(rows, answer_store_rows(job, store, rows, cluster), strict=True)
+        results = answer_store_rows(job, at_resolution, rows, cluster)
+        texts = [(result["question"], result["reference"]) for result in results]
+        for answered, result in zip(answers, results, strict=True):
+            answered |= {model: result[model]["answer"] for model in models}
+    return [
+        ComparedRow(int(row), *pair, answered)
+        for row, pair, answered in zip(rows, texts, answers, strict=True)
     ]
 
 

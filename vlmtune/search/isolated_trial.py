@@ -45,13 +45,14 @@ def run_trial(
     Args:
         config: the trial's searched values under VALUES, and its id under TRIAL_ID.
         settings: the search's settings, without the trial's values.
+        store: the prepared rows, with those of the other resolutions that trials may have.
         eval_steps: the option of that name; None if the trial is evaluated after every epoch.
     """
-    trial_id = config[TRIAL_ID]
+    trial_id, own = config[TRIAL_ID], settings.replace(**config[VALUES])
     try:
         outcome = run_on_ray(
-            settings.replace(**config[VALUES]),
-            store,
+            own,
+            store.at(own.model.resolution),
             workers=workers,
             use_gpu=use_gpu,
             storage_path=f"{output_dir}/tune/train",

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from dataclasses import replace
 
 import pyarrow.fs as pafs
 
@@ -20,6 +21,12 @@ from vlmtune.search.confirm import confirm, read_confirm
 from vlmtune.search.first_points import recipe_outside_space, recipe_values, trial_count
 from vlmtune.search.max_lengths import usable_max_lengths
 from vlmtune.search.objectives import check_objectives, objectives_of
+from vlmtune.search.resolutions import (
+    announce_resolutions,
+    check_lengths,
+    prepare_resolutions,
+    searched_resolutions,
+)
 from vlmtune.search.saved_trials import End, SavedTrial, read_trials
 from vlmtune.search.search_progress import SearchProgress, expected_fraction
 from vlmtune.search.search_result import SearchResult
@@ -72,8 +79,12 @@ def run_search(settings: Settings) -> SearchResult:
 def _search(session: Session) -> SearchResult:
     session = session.with_settings(with_best_model_at_end(session.settings))
     settings, folder = session.settings, session.folder
+    space = Space.parse(settings.search.search_space or {}, settings)
+    session = replace(session, store=prepare_resolutions(settings, space, session.store))
+    check_lengths(settings, session.store)
     space = usable_space(session)
     announce(settings, space, session.cluster)
+    announce_resolutions(session.store)
     if settings.search.report and (warning := few_rows_warning(len(session.store.rows_of(TEST)))):
         logger.info(console_line("Test", f"{warning}; give more rows, or a larger --test_fraction"))
     trials = read_interrupted_trials(folder) if session.resumed else []
@@ -197,7 +208,9 @@ def check_search(settings: Settings) -> None:
         raise ConfigError(
             "--num_workers 0: a search trains in workers of their own; give at least 1, or use train.py"
         )
-    recipe_values(Space.parse(settings.search.search_space or {}, settings))
+    space = Space.parse(settings.search.search_space or {}, settings)
+    recipe_values(space)
+    searched_resolutions(space)
 
 
 def usable_space(session: Session) -> Space:
@@ -208,7 +221,7 @@ def usable_space(session: Session) -> Space:
     """
     settings = session.settings
     usable, removed = usable_max_lengths(
-        session.store, settings.search.search_space or {}, on_long_row=settings.data.on_long_row
+        session.store.largest, settings.search.search_space or {}, on_long_row=settings.data.on_long_row
     )
     for line in removed:
         logger.info(console_line("", line))

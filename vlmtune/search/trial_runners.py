@@ -19,6 +19,7 @@ from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError, ModelError
 from vlmtune.search.first_points import recipe_outside_space, trial_count
 from vlmtune.search.isolated_trial import run_trial
+from vlmtune.search.resolutions import at_resolution_of
 from vlmtune.search.space import Space
 
 # How often Ray Tune restarts a packed trial's process that died, for example because memory ran out. Its slot
@@ -141,7 +142,7 @@ def make_packed_runner(
     at_once = min(total, search.max_concurrent_trials or per_engine * engine_count)
     engine_count = min(engine_count, at_once)
     per_engine = -(-at_once // engine_count)
-    most_demanding = most_demanding_settings(settings, space)
+    most_demanding = at_resolution_of(store.largest, most_demanding_settings(settings, space))
     engines, notes = start_engines(
         settings,
         store,

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +29,7 @@ from vlmtune.search.report.charts import ReportTrials
 from vlmtune.search.report.page import report_page, shown_samples
 from vlmtune.search.report.predictions import write_predictions
 from vlmtune.search.report.report_data import SearchReport
+from vlmtune.search.resolutions import IMAGE_TOKENS, image_tokens_per_row, varies_resolution
 from vlmtune.search.search_result import SearchResult
 from vlmtune.search.space import Space
 from vlmtune.search.trial_results import (
@@ -69,6 +71,10 @@ def write_results(
         SearchFailedError: no trial completed. The search can be resumed.
     """
     settings, folder = session.settings, session.folder
+    objectives = objectives_of(settings)
+    if varies_resolution(space):
+        trials = [with_image_tokens(one, settings, session.store) for one in trials]
+        objectives[IMAGE_TOKENS] = "min"
     best = best_trial(trials, settings.search.metric, settings.search.mode)
     if best is None:
         raise SearchFailedError(no_trial_completed(trials, settings, folder))
@@ -76,7 +82,7 @@ def write_results(
         best = confirmed.best(trials)
     best_settings = settings_of(best, settings)
     metrics, trained_on = save_best(session, best, best_settings)
-    table = trials_table(trials, space.names, objectives_of(settings))
+    table = trials_table(trials, space.names, objectives)
     if confirmed is not None:
         table = with_seeds(table, confirmed, trials, settings.search.metric)
     storage.write_table(table, f"{folder}/trials.parquet")
@@ -97,7 +103,6 @@ def write_results(
             write_card_and_metrics(
                 f"{folder}/best", best_settings, measured, trained_on, comparison.model_card_rows()
             )
-        objectives = objectives_of(settings)
         report_trials = ReportTrials(
             trials, curves, objectives, best, baseline, recipe, confirmation, losses or {}
         )
@@ -112,7 +117,7 @@ def write_results(
         confirmation=confirmation,
         metrics=metrics,
         trials=table.to_pandas(),
-        objectives=objectives_of(settings),
+        objectives=objectives,
         searched=tuple(space.names),
         comparison=comparison,
         refit_rows=metrics.get("refit_rows"),
@@ -152,9 +157,12 @@ def compare_on_test_rows(
     Args:
         best_settings: settings of the best trial.
     """
-    others = {BASELINE: baseline, RECIPE: recipe if recipe is not baseline else None}
-    adapters = {name: one.checkpoint for name, one in others.items() if one is not None and one is not best}
-    return compare(best_settings, session.store, session.cluster, f"{session.folder}/best", adapters)
+    candidates = {BASELINE: baseline, RECIPE: recipe if recipe is not baseline else None}
+    others = {name: one for name, one in candidates.items() if one is not None and one is not best}
+    adapters = {name: one.checkpoint for name, one in others.items()}
+    resolutions = {name: settings_of(one, session.settings).model.resolution for name, one in others.items()}
+    folder = f"{session.folder}/best"
+    return compare(best_settings, session.store, session.cluster, folder, adapters, resolutions)
 
 
 def save_best(session: Session, best: TrialResult, best_settings: Settings) -> tuple[dict[str, Any], Store]:
@@ -163,7 +171,7 @@ def save_best(session: Session, best: TrialResult, best_settings: Settings) -> t
     Returns:
         The metrics of the best trial, and the store with the rows that the adapter was trained on.
     """
-    folder, store = session.folder, session.store
+    folder, store = session.folder, session.store.at(best_settings.model.resolution)
     checkpoint, metrics, runs = best.checkpoint, own_metrics(best.metrics), f"{folder}/runs/{best.trial_id}"
     if best_settings.search.refit:
         try:
@@ -191,7 +199,7 @@ def write_report(
     comparison: Comparison | NoComparison,
 ) -> None:
     """Write `report.html`."""
-    store = session.store
+    store = session.store.at(best_settings.model.resolution)
     on_gpu = session.cluster.workers_use_gpu(best_settings.run.use_cpu)
     samples = shown_samples(comparison, store, best_settings)
     report = SearchReport(
@@ -221,6 +229,12 @@ def hardware(on_gpu: bool) -> str:
     if not on_gpu:
         return f"CPU, {os.cpu_count()} cores"
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "GPUs of the cluster"
+
+
+def with_image_tokens(trial: TrialResult, settings: Settings, store: Store) -> TrialResult:
+    """A trial with the image tokens of a row at its resolution among its metrics."""
+    own = store.at(settings_of(trial, settings).model.resolution)
+    return replace(trial, metrics={**trial.metrics, IMAGE_TOKENS: image_tokens_per_row(own)})
 
 
 def baseline_trial(trials: Sequence[TrialResult], space: Space) -> TrialResult | None:
