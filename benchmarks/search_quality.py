@@ -30,10 +30,15 @@ RESAMPLES = 4000
 
 
 def interval(ours: np.ndarray, theirs: np.ndarray) -> str:
-    """The ratio of mean regrets `[problems, seeds]`, its geometric mean over problems, with its interval."""
+    """The ratio of mean regrets `[problems, seeds]`, its geometric mean over problems, with its interval.
+
+    "below" where a mean may be below the least loss of the space, as one of another alpha may: it has no ratio.
+    """
+    if min(ours.mean(1).min(), theirs.mean(1).min()) < 0:
+        return "below"
 
     def ratio(drawn: np.ndarray) -> np.ndarray:
-        means = [one[:, drawn].mean(-1) + 1e-4 for one in (ours, theirs)]
+        means = [np.maximum(one[:, drawn].mean(-1), 0.0) + 1e-4 for one in (ours, theirs)]
         return np.asarray(np.exp(np.log(means[0] / means[1]).mean(0)))
 
     seeds = ours.shape[1]

@@ -128,7 +128,7 @@ def resolution_lines(store: Store) -> list[str]:
 def announce_resolutions(store: Store) -> None:
     """Log the resolutions of a search that varies them."""
     for number, line in enumerate(resolution_lines(store)):
-        logger.info(console_line("" if number else "Resolution", line))
+        logger.info(console_line("" if number else "Images", line))
 
 
 def image_tokens_per_row(store: Store) -> float:
