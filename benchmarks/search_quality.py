@@ -32,7 +32,7 @@ RESAMPLES = 4000
 def interval(ours: np.ndarray, theirs: np.ndarray) -> str:
     """The ratio of mean regrets `[problems, seeds]`, its geometric mean over problems, with its interval.
 
-    "below" where a mean may be below the least loss of the space, as one of another alpha may: it has no ratio.
+    "below" where a mean is below the least loss of the space, as that of another alpha may be: no ratio then.
     """
     if min(ours.mean(1).min(), theirs.mean(1).min()) < 0:
         return "below"
