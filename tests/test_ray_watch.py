@@ -11,7 +11,7 @@ PROGRAM = """
 import sys, time, ray
 from vlmtune.compat.ray_node import control_processes
 from vlmtune.ray_watch import RayWatch
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 watch = RayWatch("python ray_jobs/tune.py --resume /out")
 watch.start()
 print(control_processes()[sys.argv[1]], flush=True)

@@ -28,7 +28,7 @@ STEPS = 4
 @pytest.fixture(scope="module")
 def cluster(stores: dict[str, Store]) -> Iterator[None]:
     """A Ray of two CPUs, whatever the machine has. After `stores`, which starts and ends one of its own."""
-    ray.init(num_cpus=2, log_to_driver=False, logging_level="error")
+    ray.init("local", num_cpus=2, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()
 

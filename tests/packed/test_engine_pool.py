@@ -82,7 +82,7 @@ def kill_the_first_engine(killed: list[int]) -> None:
 def test_an_engine_that_dies_while_it_starts_is_started_again_by_a_trial(
     stores: dict[str, Store], models: Path, tmp_path: Path
 ) -> None:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     killed: list[int] = []
     killer = Thread(target=kill_the_first_engine, args=(killed,))
     try:

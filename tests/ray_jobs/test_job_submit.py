@@ -179,7 +179,7 @@ def test_the_demo_runs_as_a_job(
     assert "succeeded" in printed
     assert f"Adapter   {out}/best" in printed
     rows = pq.read_table(out / "trials.parquet").to_pylist()
-    assert len(rows) == 3, "two of the search, and the recipe beside them"
+    assert len(rows) == 2, "so few trials have no recipe beside them"
     assert rows[0]["state"] == "COMPLETE"
     assert {entry.name for entry in out.iterdir()} == {
         "best",

@@ -593,9 +593,7 @@ def test_a_run_is_not_resumed_on_other_data(
         train(data_path=data, progress=break_off)
     before = content(tmp_path / "out")
     jsonl(data, *good_rows(13))
-    with pytest.raises(
-        DataError, match=r"--resume .*out: the data or the model's processor has changed since this run began"
-    ):
+    with pytest.raises(DataError, match=r"--resume .*out: .*d\.jsonl has changed since this run began"):
         vlmtune.train(parse(["--resume", "out"]))
     assert content(tmp_path / "out") == before
 

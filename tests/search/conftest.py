@@ -13,6 +13,6 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("WANDB_MODE", "offline")  # of the workers, which have the environment of this moment
-        ray.init(num_cpus=2, include_dashboard=True, log_to_driver=False)
+        ray.init("local", num_cpus=2, include_dashboard=True, log_to_driver=False)
         yield
         ray.shutdown()

@@ -25,7 +25,7 @@ SETTINGS = Settings.from_flags({"seed": 7})
 @pytest.fixture(scope="module", autouse=True)
 def machine() -> Iterator[None]:
     ray.shutdown()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

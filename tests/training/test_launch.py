@@ -38,7 +38,7 @@ OPTIONS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def cluster(stores: dict[str, Store]) -> Iterator[Cluster]:
     """A Ray of two CPUs, whatever the machine has. After `stores`, which starts and ends one of its own."""
-    ray.init(num_cpus=2, include_dashboard=True, log_to_driver=False, logging_level="error")
+    ray.init("local", num_cpus=2, include_dashboard=True, log_to_driver=False, logging_level="error")
     yield connect()
     ray.shutdown()
 
