@@ -185,7 +185,9 @@ def measure(trials: int, engines: int, slots: int, evaluations: int, seconds: fl
             max_failures=PACKED_FAILURES,
             engines=tuple(handles),
         )
-        console = TrialConsole(space.names, "eval_loss", "min", SearchProgress(trials, 0.5), "CPU")
+        console = TrialConsole(
+            space.names, "eval_loss", "min", SearchProgress(trials, at_once=len(handles)), "CPU"
+        )
         own, rays = psutil.Process(), [psutil.Process(pid) for pid in control_processes().values()]
         before, before_rays, started = cpu_seconds(own), sum(map(cpu_seconds, rays)), time.monotonic()
         ended = run_trials(settings, space, folder, console, runner)

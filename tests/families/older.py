@@ -102,7 +102,7 @@ def emu3() -> Built:
     return with_ends(tf.Emu3ForConditionalGeneration(config), **tokens), processor
 
 
-@family("|ENDOFTEXT|", systems=False)
+@family(None, systems=False)
 def fuyu() -> Built:
     """Patches of the image are embedded without a tower (`image_patches`)."""
     special = ["<unk>", "<s>", "</s>", "|ENDOFTEXT|", "|SPEAKER|", "|NEWLINE|", "<0x04>"]

@@ -12,7 +12,9 @@ from search_kit import trial
 
 from vlmtune.config.settings import Settings
 from vlmtune.errors import ConfigError
-from vlmtune.search.confirm import Confirmed, confirm, read_confirm
+from vlmtune.search.confirm import Confirmed, confirm, read_confirm, runs_to_confirm
+from vlmtune.search.search_progress import SearchProgress
+from vlmtune.search.trial_console import TrialConsole
 from vlmtune.search.trial_results import PRUNED, TrialResult
 from vlmtune.search.trial_runners import TrialRunner
 from vlmtune.training.meter import EVALUATION_NUMBER
@@ -62,19 +64,25 @@ def trials(count: int = 12) -> list[TrialResult]:
     return [*made[:-1], trial(count - 1, 9e-3, PRUNED, eval_loss=0.01)]
 
 
-def test_the_winner_is_the_one_with_the_best_mean_of_those_trained_again(tmp_path: Path) -> None:
+def test_the_winner_is_the_one_with_the_best_mean_of_those_trained_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     known = trials()
-    confirmed = confirm(SETTINGS, made_runner(), str(tmp_path), known)
+    again = runs_to_confirm(SETTINGS, len(known))
+    console = TrialConsole(["learning_rate", "seed"], "eval_loss", "min", SearchProgress(again), "CPU")
+    with caplog.at_level("INFO", logger="vlmtune"):
+        confirmed = confirm(SETTINGS, made_runner(), str(tmp_path), known, console)
     assert confirmed is not None
+    assert "6/6 trials" in capsys.readouterr().out, "so long a part of a search is not silent"
     assert set(confirmed.values) == {"t0", "t1", "t2"}, "the best three that ran to their end"
     assert confirmed.values["t0"] == pytest.approx([0.2, 0.1, 0.1])
     assert confirmed.values["t1"] == pytest.approx([0.1, 0.21, 0.31])
     assert [math.isnan(value) for value in confirmed.values["t2"]] == [False, True, True]
     assert confirmed.best(known) is known[0], "the one that looked best diverges with other seeds"
     assert confirmed.spread(known[0]) == pytest.approx(0.0577, abs=1e-3)
-    again = confirm(SETTINGS, made_runner(), str(tmp_path), known)
-    assert again is not None
-    assert again.values["t1"] == confirmed.values["t1"], "it resumes"
+    resumed = confirm(SETTINGS, made_runner(), str(tmp_path), known)
+    assert resumed is not None
+    assert resumed.values["t1"] == confirmed.values["t1"], "it resumes"
 
 
 def test_what_lies_within_the_spread_is_said() -> None:

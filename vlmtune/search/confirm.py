@@ -16,6 +16,7 @@ from vlmtune.config.settings import Settings
 from vlmtune.console import console_line, format_value
 from vlmtune.errors import ConfigError
 from vlmtune.search.saved_trials import SavedTrial, SavedTrials, read_trials
+from vlmtune.search.trial_console import TrialConsole
 from vlmtune.search.trial_queue import GridPoints, TrialQueue
 from vlmtune.search.trial_results import COMPLETE, TrialResult, trial_results
 from vlmtune.search.trial_runners import TrialRunner
@@ -89,16 +90,29 @@ def read_confirm(settings: Settings) -> tuple[int, int] | None:
     return int(match.group(1)), int(match.group(2))
 
 
-def confirm(
-    settings: Settings, runner: TrialRunner, output_dir: str, trials: Sequence[TrialResult]
-) -> Confirmed | None:
-    """Train the best complete trials again with other seeds; None if `confirm` is off or not worth it."""
+def runs_to_confirm(settings: Settings, trials: int) -> int:
+    """How many runs confirm a search of so many trials; 0 if `confirm` is off or not worth it."""
     trials_and_seeds = read_confirm(settings)
-    if (
-        trials_and_seeds is None
-        or len(trials) < TRIALS_WORTH_CONFIRMING
-        or settings.search.time_budget_s is not None
-    ):
+    limited = settings.search.time_budget_s is not None
+    if trials_and_seeds is None or trials < TRIALS_WORTH_CONFIRMING or limited:
+        return 0
+    return trials_and_seeds[0] * trials_and_seeds[1]
+
+
+def confirm(
+    settings: Settings,
+    runner: TrialRunner,
+    output_dir: str,
+    trials: Sequence[TrialResult],
+    console: TrialConsole | None = None,
+) -> Confirmed | None:
+    """Train the best complete trials again with other seeds; None if `confirm` is off or not worth it.
+
+    Args:
+        console: shows the runs, of `runs_to_confirm`.
+    """
+    trials_and_seeds = read_confirm(settings)
+    if trials_and_seeds is None or not runs_to_confirm(settings, len(trials)):
         return None
     metric, mode = settings.search.metric, settings.search.mode
     sign = 1 if mode == "min" else -1
@@ -110,7 +124,7 @@ def confirm(
     numbers = ", ".join(str(trials.index(trial) + 1) for trial in best)
     logger.info(console_line("Confirm", f"trials {numbers} again with {len(seeds)} other seeds each"))
     points = [{**trial.values, "seed": seed} for trial in best for seed in seeds]
-    repeats = trial_results(_train(settings, runner, points, output_dir))
+    repeats = trial_results(_train(settings, runner, points, output_dir, console))
     metrics: dict[str, list[float]] = {trial.trial_id: [trial.metric(metric)] for trial in best}
     for trial in best:
         for seed in seeds:
@@ -120,7 +134,11 @@ def confirm(
 
 
 def _train(
-    settings: Settings, runner: TrialRunner, points: Sequence[dict[str, Any]], output_dir: str
+    settings: Settings,
+    runner: TrialRunner,
+    points: Sequence[dict[str, Any]],
+    output_dir: str,
+    console: TrialConsole | None,
 ) -> list[SavedTrial]:
     """Train each point to its end as a trial, or continue where an interrupted call ended."""
     saved = SavedTrials(f"{output_dir}/tune/{FOLDER}")
@@ -128,5 +146,9 @@ def _train(
     for trial in trials:
         trial.reopen()
     queue = TrialQueue(GridPoints(points), trials, len(points))
-    run_queue(settings, runner, queue, saved, NoEarlyStopping(), None)
+    if console is not None:
+        console.open([])
+    run_queue(settings, runner, queue, saved, NoEarlyStopping(), console)
+    if console is not None:
+        console.close()
     return list(queue.trials.values())

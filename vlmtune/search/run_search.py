@@ -17,7 +17,7 @@ from vlmtune.evaluation.verdict import few_rows_warning
 from vlmtune.faults import disk_reason, output_fault
 from vlmtune.packed.messages import BEST_CHECKPOINT
 from vlmtune.run_state import SEARCH
-from vlmtune.search.confirm import confirm, read_confirm
+from vlmtune.search.confirm import confirm, read_confirm, runs_to_confirm
 from vlmtune.search.first_points import recipe_outside_space, recipe_values, trial_count
 from vlmtune.search.max_lengths import usable_max_lengths
 from vlmtune.search.objectives import check_objectives, objectives_of
@@ -28,7 +28,7 @@ from vlmtune.search.resolutions import (
     searched_resolutions,
 )
 from vlmtune.search.saved_trials import End, SavedTrial, read_trials
-from vlmtune.search.search_progress import SearchProgress, expected_fraction
+from vlmtune.search.search_progress import ExpectedSteps, SearchProgress
 from vlmtune.search.search_result import SearchResult
 from vlmtune.search.space import Space
 from vlmtune.search.trial_console import TrialConsole
@@ -101,9 +101,13 @@ def _search(session: Session) -> SearchResult:
             logger.info(line)
         if "://" not in folder:
             logger.info(console_line("Live", f"vlmtune ui {folder}"))
-        console = make_console(session, space)
+        total, side_by_side = trial_count(space), runner.side_by_side
+        again = runs_to_confirm(settings, total)
+        progress = SearchProgress(total, ExpectedSteps.of(settings.search), side_by_side, again)
+        console = make_console(session, space.names, progress)
         trials = run_trials(settings, space, folder, console, runner, trials, warm_start)
-        confirmed = confirm(settings, runner, folder, trial_results(trials))
+        console = make_console(session, [*space.names, "seed"], SearchProgress(again, at_once=side_by_side))
+        confirmed = confirm(settings, runner, folder, trial_results(trials), console)
         runner.close()
     else:
         logger.info(console_line("", "all trials have ended; only the results are written again"))
@@ -116,13 +120,11 @@ def _search(session: Session) -> SearchResult:
     return result
 
 
-def make_console(session: Session, space: Space) -> TrialConsole:
-    """The console of a search's trials."""
+def make_console(session: Session, names: list[str], progress: SearchProgress) -> TrialConsole:
+    """The console of trials in which the options of these names differ."""
     search = session.settings.search
-    share = expected_fraction(search.early_stopping, search.grace_period, search.reduction_factor)
     device = "GPU" if session.cluster.workers_use_gpu(session.settings.run.use_cpu) else "CPU"
-    progress = SearchProgress(trial_count(space), share)
-    return TrialConsole(space.names, search.metric, search.mode, progress, device)
+    return TrialConsole(names, search.metric, search.mode, progress, device)
 
 
 def read_interrupted_trials(folder: str) -> list[SavedTrial]:

@@ -52,6 +52,11 @@ class TrialRunner:
     max_failures: int = 0
     engines: tuple[Any, ...] = ()
 
+    @property
+    def side_by_side(self) -> int:
+        """How many engines, or isolated trials, train at the same time."""
+        return len(self.engines) or self.max_concurrent_trials
+
     def close(self) -> None:
         """End the engines, which frees their GPUs."""
         if self.engines:
