@@ -172,7 +172,7 @@ def test_optuna_search_has_optunas_trials() -> None:
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
-    from vlmtune.compat.ray_tune import completed_trials, optuna_trial, study_of
+    from vlmtune.compat.ray_tune import completed_trials, optuna_study, optuna_trial
 
     def space(trial: optuna.Trial) -> None:
         trial.suggest_float("x", 0, 1)
@@ -183,7 +183,7 @@ def test_optuna_search_has_optunas_trials() -> None:
     assert completed_trials(search) == set()
     search.on_trial_complete("a", {"loss": 1.0})
     assert completed_trials(search) == {"a"}
-    assert len(study_of(search).trials) == 1
+    assert len(optuna_study(search).trials) == 1
 
 
 def test_trees_of_tensors_are_flattened() -> None:

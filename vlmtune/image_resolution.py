@@ -1,8 +1,8 @@
-"""The resolution of images in a model's processor: `--max_pixels`, `--min_pixels`, `--max_image_tiles`.
+"""Limits of a processor's image resolution: `--max_pixels`, `--min_pixels`, `--max_image_tiles`.
 
-Two kinds of processors have a limit that can be set. Those of Qwen2-VL, GLM-4V and their like keep an image's
-shape and limit its number of pixels; others cut an image into tiles and limit their number. What a limit does
-is found by trying, so that no list of models decides.
+Two kinds of processors have a limit that can be set. Those of Qwen2-VL, GLM-4V and similar models keep an
+image's aspect ratio and limit its number of pixels. Others cut an image into tiles and limit the number of
+tiles. What a limit does is found by trying it, not from a list of models.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import Any
 
 from vlmtune.errors import ConfigError
 
-# What image processors call the largest and the smallest number of tiles of an image.
+# Attributes of image processors: {largest number of tiles of an image: smallest number of tiles}.
 TILE_LIMITS = {
     "max_patches": "min_patches",
     "max_image_tiles": "min_image_tiles",
     "max_num_tiles": "min_num_tiles",
     "max_tiles": "min_tiles",
 }
-CELLS = 8  # of a side of the square that is tried, in image tokens
-WIDE, HIGH = 1280, 320  # pixels of the image whose tiles are counted: 4 square tiles fit it best
+CELLS = 8  # side of the square image on which a limit is tried, in image tokens
+WIDE, HIGH = 1280, 320  # pixels of the image on which a tile limit is tried; 4 square tiles fit it best
 
 
 @dataclass(frozen=True)
 class ImageResolution:
-    """Limits that replace those of a processor; None keeps its own.
+    """Limits that replace a processor's own; None keeps the processor's limit.
 
     Attributes:
-        max_pixels, min_pixels: pixels of a resized image.
-        max_image_tiles: tiles of an image, a thumbnail of the whole image apart.
+        max_pixels, min_pixels: largest and smallest number of pixels of a resized image.
+        max_image_tiles: largest number of tiles of an image, not counting a thumbnail of the whole image.
     """
 
     max_pixels: int | None = None
@@ -41,7 +41,7 @@ class ImageResolution:
         return self != PROCESSORS_OWN
 
     def __str__(self) -> str:
-        """As flags: `--max_pixels 200704`."""
+        """The limits as flags: `--max_pixels 200704`."""
         given = {name: value for name, value in vars(self).items() if value is not None}
         return " ".join(f"--{name} {value}" for name, value in given.items()) or "the processor's own"
 
@@ -49,7 +49,7 @@ class ImageResolution:
         """Set the limits of a processor.
 
         Args:
-            model: its name, for messages.
+            model: the model's name, for messages.
 
         Raises:
             ConfigError: the processor has no such limit, or cannot have such a value.
@@ -70,32 +70,35 @@ class ImageResolution:
                 f"pixels{instead}"
             )
         size = image_processor.size
-        own_least, own_most = size["shortest_edge"] // frames, size["longest_edge"] // frames
+        own_min, own_max = size["shortest_edge"] // frames, size["longest_edge"] // frames
         token = cell(image_processor) ** 2
-        most = own_most if self.max_pixels is None else self.max_pixels
-        if most < token:
-            raise ConfigError(f"--max_pixels {most}: one image token of {model} has {token} pixels already")
-        least = min(own_least, most) if self.min_pixels is None else self.min_pixels
-        if least > most:
+        max_pixels = own_max if self.max_pixels is None else self.max_pixels
+        if max_pixels < token:
             raise ConfigError(
-                f"--min_pixels {least}: is more than the {most} pixels that images may have; give a larger "
+                f"--max_pixels {max_pixels}: one image token of {model} has {token} pixels already"
+            )
+        min_pixels = min(own_min, max_pixels) if self.min_pixels is None else self.min_pixels
+        if min_pixels > max_pixels:
+            raise ConfigError(
+                f"--min_pixels {min_pixels}: is more than the {max_pixels} pixels that images may have; "
+                "give a larger "
                 "--max_pixels too"
             )
-        image_processor.size = {"shortest_edge": least * frames, "longest_edge": most * frames}
+        image_processor.size = {"shortest_edge": min_pixels * frames, "longest_edge": max_pixels * frames}
 
 
 PROCESSORS_OWN = ImageResolution()
 
 
 def cell(image_processor: Any) -> int:
-    """Pixels of a side of the square that one image token stands for."""
+    """Side of the square that one image token stands for, in pixels."""
     return int(image_processor.patch_size) * int(image_processor.merge_size)
 
 
 def frames_of_an_image(image_processor: Any) -> int | None:
-    """How often the processor counts the pixels of an image against its limit; None without such a limit.
+    """As how many frames the processor counts an image in its limit of pixels; None if it has no such limit.
 
-    GLM-4V counts an image as the two frames that it pads it to, Qwen2-VL as one.
+    GLM-4V pads an image to two frames and counts both; Qwen2-VL counts one.
     """
     size = getattr(image_processor, "size", None) or {}
     names = ("shortest_edge", "longest_edge")
@@ -112,7 +115,7 @@ def frames_of_an_image(image_processor: Any) -> int | None:
 
 
 def tile_limit(processor: Any) -> str | None:
-    """The name of the image processor's limit of tiles; None without one, or where it cannot be changed."""
+    """The attribute with the image processor's limit of tiles; None if none exists or can be changed."""
     image_processor = processor.image_processor
     if not {"aspect_ratio_ids", "image_grid_thw"}.isdisjoint(image_processor.model_input_names):
         return None  # the model numbers the arrangements of tiles, or counts patches and not tiles
@@ -146,7 +149,7 @@ def _limit_tiles(image_processor: Any, name: str, tiles: int) -> None:
 
 
 def _pixels(processor: Any, name: str, tiles: int) -> int:
-    """How many values of pixels the processor makes of a wide image with this limit of tiles."""
+    """Number of pixel values that the processor makes from a wide image with this limit of tiles."""
     from PIL import Image
 
     tried = copy.copy(processor)

@@ -9,8 +9,9 @@ from ray._private import ray_constants, worker
 def control_processes() -> dict[str, int]:
     """Process ids of the GCS and the raylet that this process has started, by Ray's names for them.
 
-    Empty where it has joined a Ray that was there. Private: `ray._private.worker._global_node`, whose
-    `all_processes` has them. Ray has no call for "does my cluster still live" that returns when it does not.
+    Empty if this process has joined a Ray that was already running. Private:
+    `ray._private.worker._global_node`, whose `all_processes` has them. Ray has no public call that tells
+    whether the cluster still runs and that returns if it does not.
     """
     node = worker._global_node
     if node is None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AttentionMaskInterface, PreTrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-SUFFIX = "_without_padding"  # behind the name of an attention implementation
+SUFFIX = "_without_padding"  # appended to the name of an attention implementation
 
 
 def attention_implementation(config: PreTrainedConfig) -> str:
@@ -26,8 +26,8 @@ def config_without_padding_mask(config: PreTrainedConfig) -> PreTrainedConfig:
 
     The mask functions are registered with the documented `AttentionMaskInterface.register`, under names of
     their own. Private: `PreTrainedConfig._attn_implementation`, by which a decoder finds its mask function.
-    A decoder cannot be given the mask None for this: it would then look in every step, waiting for the
-    device, whether rows hold several packed texts.
+    Passing the mask None to a decoder would not do: it would then check in every step whether rows hold
+    several packed texts, which waits for the GPU.
     """
     implementation = config._attn_implementation
     if implementation not in ALL_MASK_ATTENTION_FUNCTIONS:
@@ -49,8 +49,8 @@ def run_checkpointed(layer: Any, function: Callable[..., Tensor], *inputs: Any) 
     """`function(*inputs)` with the gradient checkpointing that was enabled for a decoder layer.
 
     Private: `GradientCheckpointingLayer._gradient_checkpointing_func`, set by
-    `gradient_checkpointing_enable` with the user's own arguments. A compiled layer is called past
-    `GradientCheckpointingLayer.__call__`.
+    `gradient_checkpointing_enable` with the user's own arguments. It is needed because a compiled layer is
+    called without `GradientCheckpointingLayer.__call__`.
     """
     output: Tensor = layer._gradient_checkpointing_func(function, *inputs)
     return output
@@ -62,7 +62,7 @@ def adds_deepstack_features(decoder: Any) -> bool:
 
 
 def add_deepstack_features_whole(decoder: Any, on: bool = True) -> None:
-    """Make a decoder add deep-stack features of the shape of its hidden states, in place, or as before.
+    """Make a decoder add deep-stack features that have the shape of its hidden states; undo that if not `on`.
 
     Private: `_deepstack_process(hidden_states, visual_pos_masks, visual_embeds)`, which returns the sum.
     """

@@ -15,7 +15,7 @@ from vlmtune.demo.mall import write_mall
 from vlmtune.demo.trained import write_trained_llava
 from vlmtune.errors import UserError
 
-FRAMES = 800  # 3 ms each
+FRAMES = 800  # drawing one takes 3 ms
 FAMILIES = ("llava", "mllama", "smolvlm", "qwen2_5_vl")
 
 
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Write what `arguments` (by default the command line) ask for.
 
     Returns:
-        The exit code: 0, or 2 where something cannot be written.
+        The exit code: 0, or 2 if something cannot be written.
     """
     parser = argparse.ArgumentParser(
         prog="python -m vlmtune.demo",

@@ -1,4 +1,4 @@
-"""Chat templates of the tiny models, in the form of their families'."""
+"""Chat templates of the tiny models, in the form that their model families use."""
 
 MLLAMA_TEMPLATE = """\
 {{- bos_token }}

@@ -1,4 +1,4 @@
-"""What the drawn images share: colours, boxes, and how boxes overlap."""
+"""Helpers for drawn images: colours, boxes, and how much boxes overlap."""
 
 Colour = tuple[int, int, int]  # red, green, blue
 Box = tuple[float, float, float, float]  # left, top, right, bottom

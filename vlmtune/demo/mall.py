@@ -15,7 +15,7 @@ from vlmtune.demo.drawing import Box, Colour, overlap, shade
 
 Point = tuple[float, float]
 WIDTH, HEIGHT = 112, 84  # pixels of a frame
-OVERSAMPLING = 4  # drawn this much larger, then reduced: smooth edges
+OVERSAMPLING = 4  # frames are drawn this much larger and then reduced, for smooth edges
 FOCAL_LENGTH = 96.0  # pixels
 CAMERA_HEIGHT = 3.0  # metres above the floor
 HALL_HALF_WIDTH, HALL_NEAR, HALL_FAR, HALL_HEIGHT = 4.0, 4.0, 16.0, 5.0  # metres
@@ -124,7 +124,7 @@ def write_mall(folder: Path | str, frames: int = 96, seed: int = 0) -> None:
 
 
 def _place_people(number: int, camera: Camera, rng: Random) -> list[Person]:
-    """That many people, farthest first; each at the place of PLACES_TRIED that overlaps least with others."""
+    """`number` people, farthest first. Each stands at the least crowded of PLACES_TRIED random places."""
     people: list[Person] = []
     for _ in range(number):
         candidates = [_random_person(camera, rng) for _ in range(PLACES_TRIED)]

@@ -20,7 +20,7 @@ from vlmtune.errors import ModelError
 FAMILIES = ("llava", "mllama", "smolvlm", "qwen2_5_vl")
 
 WIDTH = 64
-GAIN = WIDTH**-0.5  # standard deviation of a weight that keeps the size of what it multiplies
+GAIN = WIDTH**-0.5  # standard deviation of weights that keep the scale of their input
 TEXT: dict[str, Any] = {
     "hidden_size": WIDTH,
     "intermediate_size": 2 * WIDTH,
@@ -36,7 +36,7 @@ def write_model(family: str, folder: Path | str, *, seed: int = 0, texts: list[s
     """Write a tiny model of one of `FAMILIES` to `folder`. A folder that has `config.json` is complete.
 
     Args:
-        texts: what its tokenizer is trained on; by default the text of the sample files.
+        texts: texts to train the tokenizer on; by default those of the sample files.
 
     Raises:
         ModelError: an unknown family; or qwen2_5_vl without torchvision, which its processor needs.
@@ -139,7 +139,7 @@ def _mllama(texts: list[str]) -> tuple[tf.PreTrainedModel, tf.ProcessorMixin]:
     )
     model = tf.MllamaForConditionalGeneration(config)
     for name, parameter in model.named_parameters():
-        # Gates start shut: no image would reach the text, and no gradient the cross-attention.
+        # Gates start closed, so that no image would reach the text, and no gradient the cross-attention.
         if "gate" in name.rsplit(".", 1)[-1]:
             torch.nn.init.constant_(parameter, 0.5)
     images = tf.MllamaImageProcessorPil(size={"height": 28, "width": 28}, max_image_tiles=4)

@@ -13,7 +13,7 @@ VOCABULARY = 960  # learnt and special tokens; at 64 floats each they are half o
 
 
 def sample_texts() -> list[str]:
-    """All text of the sample files, and the words that prompts add: a tokenizer for them learns from it."""
+    """All texts of the sample files and the words of prompts, on which tokenizers are trained."""
     dialogues = [MESSAGES.format(count=count) for count in range(10)]
     return [
         *dialogues,

@@ -1,4 +1,4 @@
-"""What a thing in the images of `toys` can be, and its colours."""
+"""The kinds and colours of the things in the images of `toys`."""
 
 from dataclasses import dataclass
 
@@ -15,9 +15,9 @@ class Shape:
     """A part of a thing, within the unit square.
 
     Attributes:
-        form: "o" an ellipse, "r" a rectangle, "p" a polygon.
-        shade: the factor of its colour's brightness.
-        colour: None: the thing's colour.
+        form: "o" for an ellipse, "r" for a rectangle, "p" for a polygon.
+        shade: factor on the brightness of the colour.
+        colour: None for the colour of the thing.
     """
 
     form: str
@@ -28,12 +28,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class ToyKind:
-    """What a thing can be.
+    """A kind of thing.
 
     Attributes:
         aspect: width over height.
-        shapes: from back to front.
-        stands: it can stand on the ground of a yard.
+        shapes: its parts, from back to front.
+        stands: whether it can stand on the ground of a yard.
     """
 
     aspect: float

@@ -16,7 +16,7 @@ from vlmtune.demo.drawing import Box, Colour, overlap, shade
 from vlmtune.demo.toy_kinds import COLOURS, KINDS, NAMES, STANDING, Shape, ellipse, polygon, rectangle
 
 WIDTH, HEIGHT = 112, 84  # pixels of an image, as of the demo's frames
-OVERSAMPLING = 2  # drawn this much larger, then reduced: smooth edges
+OVERSAMPLING = 2  # images are drawn this much larger and then reduced, for smooth edges
 MAX_THINGS = 9
 MAX_OVERLAP = 0.35  # of the smaller of two things, so that every thing can be seen
 PLACES_TRIED = 30  # for each thing
@@ -27,8 +27,8 @@ class Thing:
     """One thing in an image.
 
     Attributes:
-        kind: None: it has no name.
-        box: pixels of the image.
+        kind: a key of KINDS; None for a thing without a name.
+        box: its place in pixels of the image.
     """
 
     kind: str | None

@@ -15,7 +15,7 @@ from vlmtune.errors import UserError
 from vlmtune.html_page import document
 from vlmtune.ui import loopback
 
-MAX_IMAGE_BYTES = 64 * 2**20  # of an uploaded image, and what its request adds
+MAX_IMAGE_BYTES = 64 * 2**20  # of a request with an uploaded image
 STYLE = """
 header { margin-bottom: 14px; }
 form { display: grid; grid-template-columns: minmax(0, 340px) minmax(0, 1fr); gap: 18px; }
@@ -58,10 +58,10 @@ aria-label="question"><button id="send">Ask</button></div></div>
 
 
 def application(ask: Callable[[str, str], str], adapter: str, base: str, token: str) -> web.Application:
-    """The page and its one request: a form with `image`, the bytes of a file, and `question`.
+    """The page, and its one request: a form with `image`, the content of a file, and `question`.
 
     Args:
-        ask: the answer to (path of an image, question). One call at a time.
+        ask: returns the answer to (path of an image, question). It is never called twice at the same time.
     """
     lock = asyncio.Lock()
 
@@ -77,8 +77,8 @@ def application(ask: Callable[[str, str], str], adapter: str, base: str, token: 
                 async with lock:
                     text = await asyncio.to_thread(ask, str(path), question)
             except UserError as error:
-                said = str(error).replace(str(path), "the image")
-                return web.json_response({"error": said}, status=400)
+                message = str(error).replace(str(path), "the image")
+                return web.json_response({"error": message}, status=400)
         return web.json_response({"answer": text})
 
     routes = [web.post("/api/ask", answer)]
@@ -92,5 +92,5 @@ def safe_suffix(name: str) -> str:
 
 
 def serve_chat(ask: Callable[[str, str], Any], adapter: str, base: str, port: int) -> None:
-    """Serve the page until Ctrl-C. `port`: 0 takes a free one."""
+    """Serve the page until Ctrl-C. Port 0 means any free port."""
     loopback.serve(lambda token: application(ask, adapter, base, token), port)

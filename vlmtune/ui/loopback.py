@@ -1,4 +1,4 @@
-"""A web server for a page of this machine alone: each request needs the token of the printed address."""
+"""A web server for pages on this machine only. Each request needs the token of the printed address."""
 
 import asyncio
 import hmac
@@ -24,8 +24,8 @@ def application(
 
     Args:
         page: makes the whole document.
-        token: what the page's address and the header X-Token must hold.
-        max_bytes: of a request.
+        token: the token that requests need, in the address (page) or in the header X-Token (all others).
+        max_bytes: the largest size of a request.
     """
 
     @web.middleware
@@ -54,8 +54,8 @@ def serve(make: Callable[[str], web.Application], port: int) -> None:
     """Serve an application until Ctrl-C, and print its address.
 
     Args:
-        make: makes it for a new token.
-        port: 0 takes a free one.
+        make: makes the application for a new token.
+        port: 0 means any free port.
     """
     token = secrets.token_urlsafe(16)
     asyncio.run(_run(make(token), token, port))

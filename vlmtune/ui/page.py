@@ -1,4 +1,4 @@
-"""The page: one document whose script asks for the state and draws it. All texts of the data stay texts."""
+"""The page of a search: a document whose script polls the state and draws it. It shows data as plain text."""
 
 from importlib.resources import files
 
@@ -42,6 +42,6 @@ class="ended"></i>ended</span></p></section>
 
 
 def page() -> str:
-    """The whole document; it holds no data."""
+    """The whole document, without data."""
     script = files("vlmtune.ui").joinpath("page.js").read_text(encoding="utf-8")
     return document("vlmtune search", [BODY, f"<script>\n{script}</script>"], style=STYLE, policy=None)

@@ -1,4 +1,4 @@
-"""The server of a search's page: its state, and the two requests to the search."""
+"""The server of a search's page: serves its state, and takes requests to stop or propose trials."""
 
 from collections.abc import Callable
 
@@ -18,12 +18,12 @@ def application(search: SearchFolder, token: str) -> web.Application:
 
     async def stop(request: web.Request) -> web.Response:
         data = await request.json()
-        return _said(lambda: search.stop(str(data.get("trial_id"))), "the trial stops at its next report")
+        return _respond(lambda: search.stop(str(data.get("trial_id"))), "the trial stops at its next report")
 
     async def propose(request: web.Request) -> web.Response:
         data = await request.json()
         values = {str(name): str(value) for name, value in data.items()}
-        return _said(lambda: search.propose(values), "queued: the next trial has these values")
+        return _respond(lambda: search.propose(values), "queued: the next trial has these values")
 
     routes = [
         web.get("/api/state", state),
@@ -33,7 +33,7 @@ def application(search: SearchFolder, token: str) -> web.Application:
     return loopback.application(page, routes, token)
 
 
-def _said(act: Callable[[], None], done: str) -> web.Response:
+def _respond(act: Callable[[], None], done: str) -> web.Response:
     try:
         act()
     except UserError as error:
@@ -45,7 +45,7 @@ def serve(folder: str, port: int) -> None:
     """Serve the page of a search until Ctrl-C.
 
     Args:
-        port: 0 takes a free one.
+        port: 0 means any free port.
 
     Raises:
         ConfigError: the folder holds no search.

@@ -1,4 +1,4 @@
-"""What the page shows: from a running search's live.json, or from a finished search's table."""
+"""The state that the page shows, from live.json while a search runs, and from its table afterwards."""
 
 import json
 import math
@@ -35,7 +35,7 @@ class SearchFolder:
         self.requests = Requests(str(self.folder))
 
     def state(self) -> dict[str, Any]:
-        """What the page shows, as plain values."""
+        """The state that the page shows, as plain values."""
         live = self.folder / "live.json"
         finished = (self.folder / FINISHED).is_file()
         if live.is_file():
@@ -136,7 +136,7 @@ class SearchFolder:
 
 
 def input_of(distribution: Distribution) -> dict[str, Any]:
-    """What the page asks for a value: `choices` as texts that flags take, or else the `range`."""
+    """How the page asks for a value: by `choices`, in the form of flags' values, or a `range` in words."""
     if isinstance(distribution, Categorical):
         return {"range": "", "choices": [flag_text(value) for value in distribution.values]}
     low, high = format_value(distribution.low), format_value(distribution.high)
