@@ -43,7 +43,7 @@ from workers import rows_in
 
 from vlmtune.model_ref import ModelRef
 
-WARM_UP = 6  # rounds: three without a graph, one that captures it, and their neighbours
+WARM_UP = 6  # rounds: three without a graph, one that captures it, and their neighbors
 ROWS = 100
 
 

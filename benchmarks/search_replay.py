@@ -111,7 +111,7 @@ class Problem:
         return float(self.task.curve(self.point(values)).min())
 
     def least(self, draws: int = 4000) -> float:
-        """The least loss in the space, of so many random points and the neighbours of the best."""
+        """The least loss in the space, of so many random points and the neighbors of the best."""
         space, random = self.space, np.random.default_rng(0)
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         values = [space(study.ask()) for _ in range(draws // 4)]

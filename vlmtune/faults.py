@@ -14,7 +14,7 @@ DISK_REASONS = {
     errno.EIO: "the disk has an input/output error",
     errno.ESTALE: "the network file system has lost it",
 }
-# The C library's messages, to recognise a fault in the text of another process's exception.
+# The C library's messages, to recognize a fault in the text of another process's exception.
 WORDS = {
     "No space left on device": errno.ENOSPC,
     "Disk quota exceeded": errno.EDQUOT,

@@ -57,7 +57,7 @@ MERGED_MODEL = (
 
 @dataclass(frozen=True)
 class FolderKind:
-    """How the output folder of a command is recognised.
+    """How the output folder of a command is recognized.
 
     Attributes:
         marks: file names, one of which is always in the folder.

@@ -217,7 +217,7 @@ def _check_workers(text: str, label: str) -> None:
 
 
 def _show(value: Any) -> str:
-    """`value` as its writer would recognise it, on one line of at most 80 characters."""
+    """`value` as its writer would recognize it, on one line of at most 80 characters."""
     try:
         shown = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     except TypeError:

@@ -94,7 +94,7 @@ class DataSettings:
     )
     group_near_duplicates: Literal["auto", "yes", "no"] = option(
         "auto",
-        "Whether rows whose images look nearly alike (encoded again, neighbouring frames) stay together in "
+        "Whether rows whose images look nearly alike (encoded again, neighboring frames) stay together in "
         "the split. By default, where each split keeps its number of rows.",
     )
     given_splits: Literal["use", "merge"] = option(
@@ -222,7 +222,7 @@ class ModelSettings:
     llm_int8: bool = option(
         False,
         "With int8: also quantize activations, as LLM.int8 does. A row's result then depends on its "
-        "neighbours.",
+        "neighbors.",
     )
     max_pixels: int | None = option(
         None,

@@ -37,7 +37,7 @@ class SearchSettings:
     )
     metric: str = option(
         "eval_loss",
-        "What the search optimises: eval_loss, a metric of generated answers such as exact_match or mae, "
+        "What the search optimizes: eval_loss, a metric of generated answers such as exact_match or mae, "
         "or another number that trials report.",
     )
     more_metrics: list[str] | None = option(

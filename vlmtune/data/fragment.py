@@ -63,7 +63,7 @@ class Fragment:
 
 @dataclass(frozen=True)
 class PathContents:
-    """What lies at a path, as far as a `Format` needs it to recognise its data.
+    """What lies at a path, as far as a `Format` needs it to recognize its data.
 
     Attributes:
         whole: one fragment that covers all of the data; `Format.cut` divides it.
@@ -88,14 +88,14 @@ class Format:
 
     Attributes:
         name: the format's name in fragments and in the preflight's report.
-        recognises: returns whether a path holds data of this format.
+        recognizes: returns whether a path holds data of this format.
         cut: divides the data into fragments, in the order of its rows. Raises DataError if the data as a
             whole cannot be read.
         rows: reads the rows of a fragment, in any process.
     """
 
     name: str
-    recognises: Callable[[PathContents], bool]
+    recognizes: Callable[[PathContents], bool]
     cut: Callable[[PathContents], list[Fragment]]
     rows: Callable[[Fragment], Iterator[RawRow]]
 

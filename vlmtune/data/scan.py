@@ -94,7 +94,7 @@ def _scan_folder(whole: Fragment, entries: list[fs.FileInfo]) -> list[Fragment]:
     frames = find_name(names, "frames") is not None and not files
     if messages or (frames and whole.columns.question is not None):
         return _scan_frames(whole, names)
-    format = next((format for format in FOLDER_FORMATS if format.recognises(found)), None)
+    format = next((format for format in FOLDER_FORMATS if format.recognizes(found)), None)
     if format is not None:
         return format.cut(found)
     if frames:
@@ -123,7 +123,7 @@ def _scan_file(whole: Fragment) -> list[Fragment]:
     with open_file(whole.path) as file:
         head = file.read(HEAD_BYTES)
     found = PathContents(whole, head=head)
-    format = next((format for format in FILE_FORMATS if format.recognises(found)), None)
+    format = next((format for format in FILE_FORMATS if format.recognizes(found)), None)
     if format is not None:
         return format.cut(found)
     kind = recognize_file(head, whole.shown_path)

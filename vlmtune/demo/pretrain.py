@@ -76,7 +76,7 @@ class BatchSampler:
 
 
 def preprocess(images: Tensor) -> Tensor:
-    """Images in 0 to 1 `[B, 3, H, W]`, stretched and normalised as the image processor does."""
+    """Images in 0 to 1 `[B, 3, H, W]`, stretched and normalized as the image processor does."""
     stretched = functional.interpolate(images, (PIXELS, PIXELS), mode="bicubic", antialias=True).clamp(0, 1)
     mean, std = (torch.tensor(numbers, device=images.device).view(1, 3, 1, 1) for numbers in (MEAN, STD))
     return (stretched - mean) / std

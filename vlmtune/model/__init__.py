@@ -1,1 +1,1 @@
-"""The frozen, quantised base model and the LoRA adapter on it."""
+"""The frozen, quantized base model and the LoRA adapter on it."""

@@ -83,7 +83,7 @@ def _quantized_layers_get_floats(base: Any) -> Iterator[None]:
 
     def check(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         if args and not args[0].is_floating_point():
-            raise TypeError("its class casts images to the type of weights that are quantised")
+            raise TypeError("its class casts images to the type of weights that are quantized")
 
     handles = [layer.register_forward_pre_hook(check) for layer in _quantized_layers(base)]
     try:

@@ -15,7 +15,7 @@ def not_packable(settings: Settings) -> str | None:
         "lora_modules_to_save": bool(lora.modules_to_save),
         "lora_vision": lora.vision,
         "vision_learning_rate": lora.vision_learning_rate is not None,
-        "llm_int8, with which a row's result depends on its neighbours": model.llm_int8,
+        "llm_int8, with which a row's result depends on its neighbors": model.llm_int8,
         "fp16": bool(training.fp16),
         "bf16 over a float32 base": bool(training.bf16) and model.dtype == "float32",
         f"optim {training.optim}": training.optim not in OPTIMIZERS,

@@ -11,7 +11,7 @@ from vlmtune.errors import DataError
 CAPTION_QUESTION = "Describe this image in one sentence."
 
 
-def _recognises(contents: PathContents) -> bool:
+def _recognizes(contents: PathContents) -> bool:
     return is_object_of_lists(contents, ("images", "annotations"))
 
 
@@ -47,4 +47,4 @@ def _rows(fragment: Fragment) -> Iterator[RawRow]:
         yield RawRow(source, record, group_fields={**image, **annotation})
 
 
-COCO = Format("COCO captions", _recognises, _cut, _rows)
+COCO = Format("COCO captions", _recognizes, _cut, _rows)

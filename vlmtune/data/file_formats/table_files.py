@@ -61,7 +61,7 @@ def _value(column: str, text: str) -> Any:
     return text
 
 
-def _recognises(contents: PathContents) -> bool:
+def _recognizes(contents: PathContents) -> bool:
     return contents.suffix in SUFFIXES
 
 
@@ -73,4 +73,4 @@ def _rows(fragment: Fragment) -> Iterator[RawRow]:
     return table_rows(fragment.path, fragment.shown_path)
 
 
-TABLE = Format("table", _recognises, _cut, _rows)
+TABLE = Format("table", _recognizes, _cut, _rows)

@@ -17,7 +17,7 @@ from vlmtune.storage import filesystem, join, parent
 LAST_NUMBER = re.compile(r"([0-9]+)[^0-9]*$")
 
 
-def _recognises(contents: PathContents) -> bool:
+def _recognizes(contents: PathContents) -> bool:
     return is_object_of_lists(contents, ("questions",)) or _is_answers(contents)
 
 
@@ -122,4 +122,4 @@ def _images_by_number(root: str) -> dict[int, list[str]]:
     return by_number
 
 
-VQA = Format("VQA", _recognises, _cut, _rows)
+VQA = Format("VQA", _recognizes, _cut, _rows)
