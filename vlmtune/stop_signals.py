@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one ends a command with its clean-up, the second one at once."""
+"""Handles Ctrl-C and SIGTERM: the first one ends a command after its clean-up, a second one at once."""
 
 import os
 import signal
@@ -50,7 +50,7 @@ def handled_stop_signals() -> Iterator[None]:
 def exit_code(interrupt: KeyboardInterrupt) -> int:
     """The exit code of a program that `interrupt` ends.
 
-    Ray raises a plain KeyboardInterrupt where `Terminated` was raised inside one of its calls.
+    If `Terminated` is raised inside a call of Ray, Ray raises a plain KeyboardInterrupt instead.
     """
     terminated = isinstance(interrupt, Terminated) or _received[-1:] == [signal.SIGTERM]
     return TERMINATED if terminated else INTERRUPTED

@@ -1,4 +1,4 @@
-"""How data files are recognised and cut into fragments, and what is said of data that cannot be read."""
+"""How data files are recognized and cut into fragments, and what is said of data that cannot be read."""
 
 import json
 from itertools import pairwise

@@ -28,12 +28,11 @@ from vlmtune.search.trial_recorder import SearchStopper, TrialRecorder
 from vlmtune.search.trial_runners import TrialRunner
 from vlmtune.search.warm_start import EarlierTrials
 
-# CPUs that Ray reserves for a trial's driver process, which only waits for its workers. With a whole CPU for
-# each
-# driver, none would be left for the workers.
+# CPUs that Ray reserves for a trial's driver process, which only waits for its workers. If each driver took a
+# whole CPU, none would be left for the workers.
 TRIAL_CPUS = 0.01
-PROGRESS = "progress"  # key of a result: the fraction of its steps that a trial has made; ASHA's time_attr
-MAX_ATTEMPTS = 2  # runs of a trial whose process dies while Tune gives it the trial
+PROGRESS = "progress"  # key of a result: the share of its steps that a trial has trained; ASHA's time_attr
+MAX_ATTEMPTS = 2  # how often a trial runs if its process dies while Tune gives it the trial
 UNREACHED_MAX_T = 2.0  # ASHA stops a trial at max_t, which must not happen: PROGRESS never exceeds 1
 
 
@@ -120,7 +119,7 @@ def make_tuner(
     recorder: tune.Callback,
     stopper: tune.Stopper,
 ) -> tune.Tuner:
-    """The tuner of a new or a resumed search. Nobody reads what Tune saves of it: trials have own files."""
+    """The tuner of a new or a resumed search. What Tune saves is not read, see `SavedTrials`."""
     search = settings.search
     config = tune.TuneConfig(
         metric=search.metric,
@@ -155,7 +154,7 @@ def grid_points(space: Space) -> list[dict[str, Any]]:
 def make_searcher(
     settings: Settings, space: Space, output_dir: str, earlier: EarlierTrials | None = None
 ) -> TrialSearcher:
-    """Optuna's proposals over the space, for one objective or several."""
+    """The searcher with which Optuna proposes points of the space, for one objective or several."""
     search = settings.search
     more_metrics = {name: mode_of(name) for name in search.more_metrics or ()}
     named = settings.model.model_name_or_path is not None
@@ -182,7 +181,7 @@ def make_scheduler(
     numbers of steps.
 
     Args:
-        saved_trials: the trials of an interrupted search, whose reports count for ASHA's rungs.
+        saved_trials: the trials of an interrupted search; their reports fill ASHA's rungs again.
     """
     search = settings.search
     if search.early_stopping == "none":
