@@ -35,6 +35,8 @@ def test_predict_and_export() -> None:
     assert parse_predict(line.split(), "", "predict") == PredictOptions(
         "a", "d", "o", question="How?", base_only=True, format="parquet"
     )
+    line = "--adapter a --data_path d --output_dir o --max-pixels 200704"
+    assert parse_predict(line.split(), "", "predict").overrides == {"max_pixels": 200704}
     line = "--adapter a --output_dir o --state-dict --merge --dtype bfloat16"
     assert parse_export(line.split(), "", "export") == ExportOptions(
         "a", "o", merge=True, state_dict=True, overrides={"dtype": "bfloat16"}

@@ -97,6 +97,14 @@ def test_lists_and_options_that_are_fixed_now_are_compared() -> None:
     assert not is_point_of({"lora_target_modules": json.dumps(["k_proj"])}, space)
 
 
+def test_an_option_that_an_earlier_search_did_not_vary_has_no_value_and_none_is_one() -> None:
+    space = Space.parse({"max_pixels": {"choice": [None, 200704]}}, SETTINGS)
+    assert not is_point_of({"lora_r": SETTINGS.lora.r}, space)
+    assert is_point_of({"max_pixels": None}, space)
+    assert is_point_of({"max_pixels": 200704}, space)
+    assert not is_point_of({"max_pixels": 401408}, space)
+
+
 def test_a_folder_without_a_finished_search_and_a_grid_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--warm_start .*no finished search is there \(search.yaml"):
         read([str(tmp_path)])

@@ -171,7 +171,9 @@ def parameters_of(row: Mapping[str, Any], space: Space) -> dict[str, Any]:
     """The values of a row of `trials.parquet` that this space contains, as Optuna's parameters."""
     parameters = {}
     for name, distribution in space.distributions.items():
-        value = row.get(name)
+        if name not in row:  # the earlier search did not vary it; None is a value, as of max_pixels
+            continue
+        value = row[name]
         if isinstance(distribution, Categorical):
             # The table, like Optuna, stores lists as JSON.
             labels = [distribution.parameter(known) for known in distribution.values]
