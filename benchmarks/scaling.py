@@ -151,21 +151,23 @@ def run_part(folder: str, part: str, count: int, args: argparse.Namespace) -> di
         HostUse() as host,
     ):
         if part in ("search", "asha"):
-            result = run_search(folder, PARTS[part], Path(work), args)
+            result = run_search(folder, PARTS[part], count, Path(work), args)
         else:
             result = run_training(folder, part, count, Path(work), args)
     used = {"peak_host_gb": host.peak_memory / GB, "read_gb": host.read / GB, "cpu_s": host.cpu}
     return {**result, **used}
 
 
-def run_search(folder: str, early_stopping: str, work: Path, args: argparse.Namespace) -> dict[str, Any]:
+def run_search(
+    folder: str, early_stopping: str, count: int, work: Path, args: argparse.Namespace
+) -> dict[str, Any]:
     """`tune.py` without what comes after the last trial: the winners' other seeds and the answers."""
     from search import whole
 
     flags = [*args.set, "confirm=none", "recipe=none"]
     shared = {"batch": 2, "text": False, "tokens": args.tokens, "set": flags, "rounds": 1}
     options: Any = SimpleNamespace(trials=args.trials, early_stopping=early_stopping, **shared)
-    return whole(folder, options, args.search_rows, work)
+    return whole(folder, options, args.search_rows, work, count)
 
 
 def run_training(

@@ -42,6 +42,7 @@ from versions import check_versions
 from workers import rows_in
 
 from vlmtune.model_ref import ModelRef
+from vlmtune.search.saved_trials import read_trials
 
 WARM_UP = 6  # rounds: three without a graph, one that captures it, and their neighbors
 ROWS = 100
@@ -327,7 +328,11 @@ def equal(folder: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def whole(
-    folder: str, args: argparse.Namespace, rows: int = ROWS, kept: Path | None = None
+    folder: str,
+    args: argparse.Namespace,
+    rows: int = ROWS,
+    kept: Path | None = None,
+    engines: int | None = None,
 ) -> dict[str, Any]:
     """Run a search by its command, and measure what Tune, RPC and checkpoints add to the engine's time.
 
@@ -340,6 +345,7 @@ def whole(
         args: the options of this script.
         rows: that each trial is trained on.
         kept: the folder of rows and prepared rows, for the next call with the same rows.
+        engines: how many engines the search has; by default one on each GPU.
     """
     with tempfile.TemporaryDirectory() as work:
         out = f"{work}/out"
@@ -368,16 +374,14 @@ def whole(
         }
         (Path(work) / "config.json").write_text(json.dumps(config))
         seconds = run_job("tune.py", {"config": f"{work}/config.json"})
-        reports = [
-            [json.loads(line) for line in file.read_text().splitlines()]
-            for file in sorted(Path(out).glob("tune/*/result.json"))
-        ]
+        trials, _ = read_trials(out)
+        reports = [trial.reports for trial in trials]
         # A stopped trial may have been evaluated once more before it heard of it.
         times = [
-            event_times(Path(out) / "runs" / trial[0]["trial_id"], "eval_loss")[: len(trial)]
-            for trial in reports
+            event_times(Path(out) / "runs" / trial.trial_id, "eval_loss")[: len(trial.reports)]
+            for trial in trials
         ]
-    gpus = max(torch.cuda.device_count(), 1)
+    engines = engines or max(torch.cuda.device_count(), 1)
     complete = [number for number, trial in enumerate(reports) if trial[-1]["step"] == trial[-1]["max_steps"]]
     last = len(reports[complete[0]]) - 2
     window = max(trial[0] for trial in times), max(times[number][last] for number in complete)
@@ -399,8 +403,8 @@ def whole(
         "searching_s": max(max(trial) for trial in times) - min(min(trial) for trial in times),
         "clock_s": clock,
         "engine_s": engine,
-        "added": clock * gpus / engine - 1,
-        "gpus": gpus,
+        "added": clock * engines / engine - 1,
+        "gpus": engines,
         "ms_a_row": clock / trained * 1e3,
     }
 
