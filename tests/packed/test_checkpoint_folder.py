@@ -12,7 +12,7 @@ from vlmtune.packed.checkpoint_folder import (
     read_last_report,
     write_checkpoint,
 )
-from vlmtune.training.best_evaluation import BEST_STEP, has_ended
+from vlmtune.training.best_evaluation import BEST_STEP, ran_to_its_end
 
 
 def writing(text: str) -> Callable[[Path], None]:
@@ -51,8 +51,8 @@ def test_the_latest_checkpoint_counts_and_the_one_before_and_the_best_are_kept(
     assert {path.name for path in (tmp_path / "trial").iterdir()} == names
     report = read_last_report(folder)
     assert report == {"step": 10, "max_steps": 10, "best_step": 4}
-    assert has_ended(report)
-    assert not has_ended({"step": 9, "max_steps": 10})
+    assert ran_to_its_end(report)
+    assert not ran_to_its_end({"step": 9, "max_steps": 10})
     assert read_last(folder) == "of 10"
 
 

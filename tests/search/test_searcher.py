@@ -10,7 +10,7 @@ from vlmtune.config.settings import Settings
 from vlmtune.search.first_points import BASELINE as FROM_BASELINE
 from vlmtune.search.first_points import EARLIER, RECIPE, REQUESTED, SPREAD, STARTUP_TRIALS, TPE
 from vlmtune.search.isolated_trial import trial_values
-from vlmtune.search.requests import Requests
+from vlmtune.search.requests import UserRequests
 from vlmtune.search.searcher import CONSTRAINT, TrialSearcher
 from vlmtune.search.space import Space
 from vlmtune.search.warm_start import EarlierTrials
@@ -256,13 +256,13 @@ def test_a_recipe_that_the_space_does_not_have_runs_beside_the_search() -> None:
     assert len(searcher._ot_study.trials) == 2, "Optuna does not know of it"
 
 
-def test_trials_of_the_same_problem_are_observations_from_which_the_model_proposes() -> None:
+def test_the_model_proposes_from_results_of_the_same_problem() -> None:
     space = Space.parse(SPACE, BASELINE.replace(recipe=None))
     seen = [
         ({"lora_r": 4, "learning_rate": 10 ** -(2 + step / 4)}, abs(step / 4 - 1))
         for step in range(STARTUP_TRIALS)
     ]
-    earlier = EarlierTrials(observations=seen)
+    earlier = EarlierTrials(results=seen)
     searcher = TrialSearcher(space, metric="eval_loss", mode="min", seed=0, earlier=earlier)
     first, second = propose(searcher, "a"), propose(searcher, "b")
     assert first == {"lora_r": 8, "lora_alpha": 20, "learning_rate": 1e-4}, "the baseline is the first trial"
@@ -273,7 +273,7 @@ def test_trials_of_the_same_problem_are_observations_from_which_the_model_propos
 
 
 def test_values_that_a_person_asks_for_are_the_next_trial_and_optuna_knows_them(tmp_path: Path) -> None:
-    requests = Requests(str(tmp_path))
+    requests = UserRequests(str(tmp_path))
     space = Space.parse(SPACE, BASELINE)
     searcher = TrialSearcher(space, metric="eval_loss", mode="min", seed=0, requests=requests)
     parameters = {

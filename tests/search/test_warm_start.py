@@ -49,9 +49,9 @@ def read(folders: list[str], **changes: Any) -> Any:
     return read_earlier_trials(settings, Space.parse(settings.search.search_space or {}, settings), "k")
 
 
-def test_trials_of_the_same_problem_are_observations(tmp_path: Path) -> None:
+def test_results_of_the_same_problem_are_taken_over(tmp_path: Path) -> None:
     earlier = read([finished(tmp_path / "one")])
-    assert earlier.observations == [
+    assert earlier.results == [
         ({"lora_r": 8, "learning_rate": 1e-4}, 0.3),
         ({"lora_r": 8, "learning_rate": 2e-3}, 0.4),
         ({"lora_r": 8, "learning_rate": 1e-3}, 0.5),
@@ -68,7 +68,7 @@ def test_another_search_only_says_what_to_try_with_a_tenth_of_the_trials(
     rows = [one for one in ROWS if one["lora_alpha"] == 16]
     folders = [finished(tmp_path / "one", rows=rows), finished(tmp_path / "two", rows=[row(3e-3, 0.9)])]
     earlier = read(folders, **changes)
-    assert earlier.observations == []
+    assert earlier.results == []
     assert earlier.points == [{"lora_r": 8, "learning_rate": 1e-4}]
     many = read(folders, **changes, num_samples=39)
     assert [one["learning_rate"] for one in many.points] == [1e-4, 3e-3, 2e-3], "in turn"

@@ -13,7 +13,7 @@ from trl.trainer.sft_config import SFTConfig
 from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError
-from vlmtune.training.best_evaluation import BEST_STEP, OUT_OF_PATIENCE, EvaluationRule, has_ended
+from vlmtune.training.best_evaluation import BEST_STEP, OUT_OF_PATIENCE, EvaluationRule, ran_to_its_end
 from vlmtune.training.launch import run_in_process
 
 ROWS = 40
@@ -112,7 +112,7 @@ def test_a_run_keeps_its_best_and_its_last_adapter_and_ends_when_its_patience_is
     assert waited < len(losses) - 1, losses
     kept = losses.index(min(losses[: waited + 1]))
     assert outcome.metrics["step"] == 2 * (waited + 1)
-    assert outcome.metrics[OUT_OF_PATIENCE] and has_ended(outcome.metrics)
+    assert outcome.metrics[OUT_OF_PATIENCE] and ran_to_its_end(outcome.metrics)
     assert outcome.metrics["eval_loss"] == pytest.approx(losses[kept])
     assert outcome.metrics["last_eval_loss"] == pytest.approx(losses[waited])
     folders = sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())

@@ -178,13 +178,13 @@ class EngineActor:
     def _prepare(self, trial: RegisteredTrial, request: TrialRequest) -> None:
         """Make a trial's slot. If the trial has ended already, restore its last report instead."""
         from vlmtune.packed.checkpoint_folder import fetch_last_checkpoint, read_last_report
-        from vlmtune.training.best_evaluation import has_ended
+        from vlmtune.training.best_evaluation import ran_to_its_end
         from vlmtune.training.gauges import Gauges
 
         assert self.engine is not None
         self.engine.checkpoints.wait_for(request.trial_id)
         last = read_last_report(request.folder, self._note)
-        if last is not None and has_ended(last):
+        if last is not None and ran_to_its_end(last):
             with self.changed:
                 self.registry.restore_finished(trial, TrialReport(last, last=True))
             return

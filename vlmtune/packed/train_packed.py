@@ -22,7 +22,7 @@ from vlmtune.packed.messages import BEST_CHECKPOINT, NOTES, TrialReport, TrialRe
 from vlmtune.packed.packable import check_packable
 from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
 from vlmtune.trackers.tracker import finish_trackers
-from vlmtune.training.best_evaluation import LAST_CHECKPOINT, has_ended
+from vlmtune.training.best_evaluation import LAST_CHECKPOINT, ran_to_its_end
 from vlmtune.training.gauges import Gauges
 from vlmtune.training.isolated import run_with_progress
 from vlmtune.training.launch import Outcome, Progress, fit, worker_resources
@@ -66,7 +66,7 @@ def train_shard(
     """
     checkpoints = _checkpoint_folder(folder)
     last = read_last_report(checkpoints, _note(progress))
-    if last is not None and has_ended(last):
+    if last is not None and ran_to_its_end(last):
         return last
     reports: list[TrialReport] = []
     engine = Engine(

@@ -16,7 +16,7 @@ from vlmtune.data.store import Store
 from vlmtune.errors import DoesNotFitError
 from vlmtune.model.memory import is_out_of_memory, memory_shortage
 from vlmtune.packed.messages import REASON, TRIAL_ID, VALUES
-from vlmtune.training.best_evaluation import LAST_CHECKPOINT, has_ended
+from vlmtune.training.best_evaluation import LAST_CHECKPOINT, ran_to_its_end
 from vlmtune.training.launch import run_on_ray
 from vlmtune.training.meter import EVALUATION_NUMBER, evaluation_number
 
@@ -99,7 +99,7 @@ class ReportUntilLast(TuneReportCallback):
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
     ) -> None:
         first = metrics[0]
-        if not has_ended(first):
+        if not ran_to_its_end(first):
             numbered = {
                 **self.unmeasured,
                 **first,

@@ -22,7 +22,7 @@ from vlmtune.search.first_points import (
     usual_rate,
 )
 from vlmtune.search.isolated_trial import ORIGIN
-from vlmtune.search.requests import Requests
+from vlmtune.search.requests import UserRequests
 from vlmtune.search.space import Space
 from vlmtune.search.warm_start import EarlierTrials
 
@@ -50,7 +50,7 @@ class PointQueue:
         width: int | None,
         earlier: EarlierTrials,
         n_startup_trials: int,
-        requests: Requests | None,
+        requests: UserRequests | None,
     ) -> None:
         self.space, self.earlier, self.requests = space, earlier, requests
         self.n_startup_trials = n_startup_trials
@@ -59,7 +59,7 @@ class PointQueue:
         usual = None if width is None else usual_rate(width)
         self._spread_points = FirstPoints(space.distributions, usual, seed)
 
-    def enqueue_next(self, study: optuna.Study, origins: Sequence[str], *, with_observations: bool) -> str:
+    def enqueue_next(self, study: optuna.Study, origins: Sequence[str], *, with_earlier_results: bool) -> str:
         """Enqueue the next trial's values in the study; returns where they come from.
 
         Nothing is enqueued for the baseline, which OptunaSearch has enqueued, for TPE, and for a recipe that
@@ -67,13 +67,14 @@ class PointQueue:
 
         Args:
             origins: where the values of the search's trials so far come from, in the order of proposal.
-            with_observations: whether the observations of earlier searches are added to the study.
+            with_earlier_results: whether the results of earlier searches are added to the study, after the
+                baseline. False with several objectives, because an earlier result is the value of one metric.
         """
         if not origins:
             return BASELINE
         # After the baseline, because `Space` takes Optuna's trial 0 for the baseline.
-        if len(origins) == 1 and with_observations:
-            self.add_observations(study)
+        if len(origins) == 1 and with_earlier_results:
+            self.add_earlier_results(study)
         if self.requests is not None and (requested := self.requests.take()) is not None:
             study.enqueue_trial(requested)
             return REQUESTED
@@ -91,11 +92,11 @@ class PointQueue:
         study.enqueue_trial(self._spread_points[origins.count(SPREAD)])
         return SPREAD
 
-    def add_observations(self, study: optuna.Study) -> None:
-        """Add the observations of earlier searches (trials of the same problem) to the study."""
+    def add_earlier_results(self, study: optuna.Study) -> None:
+        """Add the trials of earlier searches that measured the same to the study, as complete trials."""
         scratch = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         scratch.ask()  # its trial 0 would be the baseline
-        for parameters, value in self.earlier.observations:
+        for parameters, value in self.earlier.results:
             scratch.enqueue_trial(parameters, user_attrs={ORIGIN: EARLIER})
             trial = scratch.ask()
             self.space(trial)

@@ -15,7 +15,7 @@ from typing import Any
 from vlmtune.storage import scheme
 
 
-class Requests:
+class UserRequests:
     """The requests to the search in one output folder; none in object storage."""
 
     def __init__(self, output_dir: str) -> None:

@@ -14,12 +14,12 @@ from vlmtune.packed.messages import FAILURE, VALUES
 from vlmtune.search.first_points import RECIPE, STARTUP_TRIALS
 from vlmtune.search.isolated_trial import ORIGIN
 from vlmtune.search.point_queue import PointQueue
-from vlmtune.search.requests import Requests
+from vlmtune.search.requests import UserRequests
 from vlmtune.search.saved_trials import End, SavedTrial
 from vlmtune.search.space import Space
 from vlmtune.search.study_file import StudyFile
 from vlmtune.search.warm_start import EarlierTrials
-from vlmtune.training.best_evaluation import has_ended
+from vlmtune.training.best_evaluation import ran_to_its_end
 from vlmtune.training.meter import EVALUATION_NUMBER
 
 CONSTRAINT = "infeasible"  # name of Optuna's constraint: above 0 for a trial that does not fit in memory
@@ -65,7 +65,7 @@ class TrialSearcher(OptunaSearch):
         earlier: EarlierTrials | None = None,
         n_startup_trials: int = STARTUP_TRIALS,
         study_file: StudyFile | None = None,
-        requests: Requests | None = None,
+        requests: UserRequests | None = None,
     ) -> None:
         """Make the searcher of a new search.
 
@@ -105,7 +105,9 @@ class TrialSearcher(OptunaSearch):
         """The values of a trial under the key VALUES, and their origin under the key ORIGIN."""
         if trial_id not in self.origins:
             self.origins[trial_id] = self._points.enqueue_next(
-                optuna_study(self), list(self.origins.values()), with_observations=len(self.objectives) == 1
+                optuna_study(self),
+                list(self.origins.values()),
+                with_earlier_results=len(self.objectives) == 1,
             )
         origin = self.origins[trial_id]
         if self._is_recipe_outside_space(trial_id):
@@ -132,14 +134,15 @@ class TrialSearcher(OptunaSearch):
         study = optuna_study(self)
         study.sampler = optuna.samplers.RandomSampler(seed=0)  # never asked: all values are known
         for trial in trials:
-            if len(self.origins) == 1 and len(self.objectives) == 1:  # directly after the baseline
-                self._points.add_observations(study)
+            if len(self.origins) == 1 and len(self.objectives) == 1:  # as `PointQueue.enqueue_next` does
+                self._points.add_earlier_results(study)
             self.origins[trial.trial_id] = trial.origin
             if self._is_recipe_outside_space(trial.trial_id):
                 continue
-            if trial.number > 0:
+            if trial.number > 0:  # the baseline is `points_to_evaluate`, which OptunaSearch has enqueued
                 study.enqueue_trial(trial.parameters or {})
             self.suggest(trial.trial_id)
+            # Tune gives the last report of an ended trial to `on_trial_complete`, which `_tell` stands for.
             reports = trial.reports if trial.end is None else trial.reports[:-1]
             for report in reports:
                 self.on_trial_result(trial.trial_id, report)
@@ -182,7 +185,7 @@ class TrialSearcher(OptunaSearch):
         infeasible = bool(result.get("infeasible"))
         trial.set_constraint(CONSTRAINT, float(infeasible))
         finite = all(math.isfinite(result[name]) for name in self.objectives)
-        if infeasible or not has_ended(result) or not finite:
+        if infeasible or not ran_to_its_end(result) or not finite:
             # Ray Tune does not call on_trial_result with the result at which it stops a trial.
             self.on_trial_result(trial_id, result)
             trial.study.tell(trial, state=TrialState.PRUNED)

@@ -12,7 +12,7 @@ from ray import tune
 from vlmtune.faults import disk_reason
 from vlmtune.packed.messages import FAILURE, NOTES, TRIAL_ID
 from vlmtune.search.live_state import LiveState
-from vlmtune.search.requests import Requests
+from vlmtune.search.requests import UserRequests
 from vlmtune.search.saved_trials import End, SavedTrial, SavedTrials
 from vlmtune.search.trial_console import TrialConsole
 from vlmtune.search.trial_queue import TrialQueue
@@ -36,10 +36,10 @@ class SearchStopper(tune.Stopper):
     """
 
     def __init__(
-        self, metric: str, budget_s: float | None, saved: SavedTrials, requests: Requests | None = None
+        self, metric: str, budget_s: float | None, saved: SavedTrials, requests: UserRequests | None = None
     ) -> None:
         self.metric, self.budget_s, self.saved = metric, budget_s, saved
-        self.requests = requests or Requests(saved.folder)
+        self.requests = requests or UserRequests(saved.folder)
         self.fault: str | None = None
         self.started = time.monotonic()
 

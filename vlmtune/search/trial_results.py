@@ -13,7 +13,7 @@ from vlmtune.config.settings import Settings
 from vlmtune.packed.messages import BEST_CHECKPOINT, FAILURE, REASON
 from vlmtune.search.first_points import GRID
 from vlmtune.search.saved_trials import End, SavedTrial
-from vlmtune.training.best_evaluation import LAST, LAST_CHECKPOINT, has_ended
+from vlmtune.training.best_evaluation import LAST, LAST_CHECKPOINT, ran_to_its_end
 from vlmtune.training.meter import FIRST_LOSS
 
 STATES = COMPLETE, PRUNED, FAILED, INFEASIBLE = "COMPLETE", "PRUNED", "FAILED", "INFEASIBLE"
@@ -80,7 +80,7 @@ def state_of(trial: SavedTrial) -> str:
         return INFEASIBLE
     if trial.end is End.DIVERGED:
         return PRUNED
-    return COMPLETE if "step" in metrics and has_ended(metrics) else PRUNED
+    return COMPLETE if "step" in metrics and ran_to_its_end(metrics) else PRUNED
 
 
 def has_diverged(report: Mapping[str, Any], metric: str) -> bool:
@@ -89,7 +89,7 @@ def has_diverged(report: Mapping[str, Any], metric: str) -> bool:
         return False
     if not math.isfinite(report[metric]):
         return True
-    ended = has_ended(report)
+    ended = ran_to_its_end(report)
     first, last = report.get(FIRST_LOSS, math.nan), report.get("eval_loss", math.nan)
     return bool(ended and last > DIVERGED_FACTOR * first)
 

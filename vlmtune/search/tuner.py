@@ -17,7 +17,7 @@ from vlmtune.search.first_points import recipe_outside_space, recipe_values, tri
 from vlmtune.search.isolated_trial import trial_values
 from vlmtune.search.live_state import LiveState
 from vlmtune.search.objectives import mode_of, objectives_of
-from vlmtune.search.requests import Requests
+from vlmtune.search.requests import UserRequests
 from vlmtune.search.saved_trials import End, SavedTrial, SavedTrials
 from vlmtune.search.searcher import TrialSearcher
 from vlmtune.search.space import Space
@@ -28,11 +28,13 @@ from vlmtune.search.trial_recorder import SearchStopper, TrialRecorder
 from vlmtune.search.trial_runners import TrialRunner
 from vlmtune.search.warm_start import EarlierTrials
 
-# CPUs that Ray reserves for a trial's driver process, which only waits for its workers. If each driver took a
-# whole CPU, none would be left for the workers.
+# CPUs that Ray reserves for the process of a trial's trainable, which only waits for the trial's workers.
+# With a whole CPU for each trainable, none would be left for the workers.
 TRIAL_CPUS = 0.01
 PROGRESS = "progress"  # key of a result: the share of its steps that a trial has trained; ASHA's time_attr
-MAX_ATTEMPTS = 2  # how often a trial runs if its process dies while Tune gives it the trial
+# Passes over all trials. The second one runs the trials again whose process died while Tune reset it for
+# them.
+MAX_PASSES = 2
 UNREACHED_MAX_T = 2.0  # ASHA stops a trial at max_t, which must not happen: PROGRESS never exceeds 1
 
 
@@ -60,18 +62,20 @@ def run_trials(
     """
     saved = SavedTrials(output_dir)
     console.open([trial for trial in trials if trial.end is not None])
-    for attempt in range(MAX_ATTEMPTS):
+    for number in range(MAX_PASSES):
         proposer: Proposer
         if space.is_grid:
             proposer = GridPoints(grid_points(space))
         else:
             proposer = make_searcher(settings, space, output_dir, earlier)
+        # `--num_samples` trials, or all points of a grid; the queue counts those that `trials` has already.
         queue = TrialQueue(proposer, trials, trial_count(space))
         run_queue(settings, runner, queue, saved, make_scheduler(settings, space, trials), console)
         trials = sorted(queue.trials.values(), key=lambda trial: trial.number)
         lost = [trial for trial in trials if trial.end is End.LOST]
-        # Tune restarts a trial whose process died, but not if the process died while Tune gave it the trial.
-        if not lost or not runner.reuse_actors or attempt == MAX_ATTEMPTS - 1:
+        # Tune restarts a trial whose process died, but not if the process of an ended trial died while Tune
+        # reset it for this one (`reuse_actors`).
+        if not lost or not runner.reuse_actors or number == MAX_PASSES - 1:
             break
         for trial in lost:
             trial.reopen()
@@ -93,7 +97,7 @@ def run_queue(
         RunStoppedError: the disk failed, or the output folder is gone.
     """
     stopper = SearchStopper(
-        settings.search.metric, settings.search.time_budget_s, saved, Requests(saved.folder)
+        settings.search.metric, settings.search.time_budget_s, saved, UserRequests(saved.folder)
     )
     ended = sum(trial.end is not None for trial in queue.trials.values())
     live = LiveState(saved.folder, objectives_of(settings), ended + queue.left)
@@ -106,6 +110,8 @@ def run_queue(
                 trial.end = End.BUDGET
                 saved.save(trial)
     saved.flush()
+    # `stop_all` looks once more for a trial's file that could not be written: Tune calls it only while trials
+    # run.
     if stopper.stop_all() and stopper.fault is not None:
         raise RunStoppedError(output_fault(saved.folder, stopper.fault))
 
@@ -157,8 +163,9 @@ def make_searcher(
     """The searcher with which Optuna proposes points of the space, for one objective or several."""
     search = settings.search
     more_metrics = {name: mode_of(name) for name in search.more_metrics or ()}
-    named = settings.model.model_name_or_path is not None
-    width = settings.model.ref.config().get_text_config().hidden_size if named else None
+    # Without a model (tests and benchmarks of the search), the usual learning rate of its width is not known.
+    has_model = settings.model.model_name_or_path is not None
+    width = settings.model.ref.config().get_text_config().hidden_size if has_model else None
     return TrialSearcher(
         space,
         metric=search.metric,
@@ -167,7 +174,7 @@ def make_searcher(
         more_metrics=more_metrics,
         width=width,
         earlier=earlier,
-        requests=Requests(output_dir),
+        requests=UserRequests(output_dir),
         study_file=StudyFile(f"{output_dir}/{STUDY_FILE}", [search.metric, *more_metrics]),
     )
 
@@ -190,7 +197,7 @@ def make_scheduler(
 
 
 class NoEarlyStopping(FIFOScheduler):
-    """Tune's first-in-first-out scheduler. `stopped`, the trials that it has stopped, is always empty."""
+    """Tune's first-in-first-out scheduler. `stopped`, as in `BaselineAwareAsha`, is always empty."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -199,10 +206,9 @@ class NoEarlyStopping(FIFOScheduler):
 
 @dataclass(frozen=True)
 class ReplayedTrial:
-    """An ended trial of an interrupted search, with the attributes of Tune's `Trial` that ASHA reads."""
+    """An ended trial of an interrupted search, with the one attribute of Tune's `Trial` that ASHA reads."""
 
     trial_id: str
-    config: dict[str, Any]
 
 
 class BaselineAwareAsha(ASHAScheduler):
@@ -212,7 +218,7 @@ class BaselineAwareAsha(ASHAScheduler):
         saved_trials: the trials of an interrupted search. Their reports fill the rungs again.
 
     Attributes:
-        stopped: ids of the trials that it has stopped.
+        stopped: ids of the trials that it has stopped: vlmtune's own (TRIAL_ID), not those of Tune.
     """
 
     def __init__(
@@ -231,10 +237,10 @@ class BaselineAwareAsha(ASHAScheduler):
         self._saved_trials = {trial.trial_id: trial for trial in saved_trials}
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        # Tune has set the metric by now, and not before.
+        # The ended trials are replayed here and not in `__init__`, because Tune sets the metric in between.
         for saved in [saved for saved in self._saved_trials.values() if saved.end is not None]:
             del self._saved_trials[saved.trial_id]
-            self._replay(tune_controller, ReplayedTrial(saved.trial_id, {}), saved)
+            self._replay(tune_controller, ReplayedTrial(saved.trial_id), saved)
         super().on_trial_add(tune_controller, trial)
         resumed = self._saved_trials.pop(trial.config.get(TRIAL_ID, ""), None)
         if resumed is not None:
@@ -249,7 +255,9 @@ class BaselineAwareAsha(ASHAScheduler):
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        # NaN would spoil the quantiles that other trials are compared with.
+        # An infinite value would lower the cutoffs that other trials are compared with; ASHA ignores NaN, but
+        # numpy warns about a rung of NaN alone. `on_trial_result` gets neither: SearchStopper ends the trial
+        # first, and Tune then calls this method instead.
         if math.isfinite(result.get(self.metric or "", math.nan)):
             super().on_trial_complete(tune_controller, trial, _with_progress(result))
 

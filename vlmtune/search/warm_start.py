@@ -1,8 +1,9 @@
 """What a search takes over from earlier ones (`--warm_start`).
 
 Trials of a search on the same prepared rows and model, with the same other settings, measured what this
-search measures: they become observations. Any other search only says which points are worth a try: its best
-ones are proposed first, at most a tenth of the trials, so that a misleading search costs no more than that.
+search measures: the sampler learns from their results. Any other search only says which points are worth a
+try: its best ones are proposed first, at most a tenth of the trials, so that a misleading search costs no
+more than that.
 """
 
 import json
@@ -40,11 +41,12 @@ class EarlierTrials:
     """Trials of earlier searches, given by their parameters as Optuna stores them.
 
     Attributes:
-        observations: (parameters, metric) of trials that count as trials of this search.
+        results: (parameters, metric) of trials that measured what this search measures. The sampler learns
+            from them as from this search's own; they do not count towards `num_samples`.
         points: parameters to try first, the most promising one first; some options may be missing.
     """
 
-    observations: Sequence[tuple[dict[str, Any], float]] = field(default_factory=list)
+    results: Sequence[tuple[dict[str, Any], float]] = field(default_factory=list)
     points: Sequence[dict[str, Any]] = field(default_factory=list)
 
 
@@ -125,20 +127,20 @@ def read_earlier_trials(settings: Settings, space: Space, data_key: str) -> Earl
     for folder in folders:
         check_owner(folder, "--warm_start", EarlierSearch.FILES, trusted=settings.run.trust_folder)
     searches = [EarlierSearch.read(folder) for folder in folders]
-    observations: list[tuple[dict[str, Any], float]] = []
+    results: list[tuple[dict[str, Any], float]] = []
     others: list[list[dict[str, Any]]] = []
     for search in sorted(searches, key=lambda one: -similarity(one, settings, data_key)):
         ranked = search.ranked(settings.search.metric, settings.search.mode)
         if is_same_problem(search, settings, space, data_key):
             counted = [(parameters_of(row, space), value) for row, value in ranked if is_point_of(row, space)]
-            observations += counted
+            results += counted
             text = f"{len(counted)} trials of {search.folder} count as observations: the same problem"
         else:
             others.append([one for row, _ in ranked if (one := parameters_of(row, space))])
             text = f"the best values of {search.folder} are tried first: other rows, model or settings"
         logger.info(console_line("Warm start", text))
     limit = max(1, settings.search.num_samples // TRIALS_PER_EARLIER_POINT)
-    return EarlierTrials(observations, list(_interleave(others))[:limit])
+    return EarlierTrials(results, list(_interleave(others))[:limit])
 
 
 def similarity(search: EarlierSearch, settings: Settings, data_key: str) -> int:

@@ -21,7 +21,7 @@ LAST_CHECKPOINT = "last_checkpoint_path"  # folder or URI of the checkpoint afte
 OUT_OF_PATIENCE = "out_of_patience"  # the run has ended by `early_stopping_patience`
 
 
-def has_ended(report: Mapping[str, Any]) -> bool:
+def ran_to_its_end(report: Mapping[str, Any]) -> bool:
     """Whether a run has ended with this report: by its last step, or by `early_stopping_patience`."""
     return bool(report["step"] >= report["max_steps"] or report.get(OUT_OF_PATIENCE))
 

@@ -74,7 +74,7 @@ def train(
         DataError: a row for training does not fit `max_length`, and `on_long_row` is not "skip".
     """
     rule = EvaluationRule.of(settings, len(store.rows_of(EVAL)))
-    if checkpoint is not None and _has_ended(checkpoint, rule):
+    if checkpoint is not None and _ran_to_its_end(checkpoint, rule):
         return None  # the run has made its last report
     transformers_logging.disable_progress_bar()
     usable_rows = fitting_rows(store, settings.training.max_length, settings.data.on_long_row)
@@ -149,7 +149,7 @@ def _trainer_state(checkpoint: str) -> dict[str, Any]:
     return state
 
 
-def _has_ended(checkpoint: str, rule: EvaluationRule) -> bool:
+def _ran_to_its_end(checkpoint: str, rule: EvaluationRule) -> bool:
     """Whether the run of a checkpoint had ended. If resumed, the Trainer would make one more step."""
     state = _trainer_state(checkpoint)
     return state["global_step"] >= state["max_steps"] or rule.out_of_patience(state["log_history"])

@@ -10,7 +10,7 @@ from vlmtune.console import format_value
 from vlmtune.errors import ConfigError
 from vlmtune.search.distributions import Categorical, Distribution
 from vlmtune.search.objectives import objectives_of
-from vlmtune.search.requests import Requests
+from vlmtune.search.requests import UserRequests
 from vlmtune.search.space import Space
 
 FINISHED = "trials.parquet"
@@ -32,7 +32,7 @@ class SearchFolder:
             )
         self.settings = Settings.load(file)
         self.space = Space.parse(self.settings.search.search_space or {}, self.settings)
-        self.requests = Requests(str(self.folder))
+        self.requests = UserRequests(str(self.folder))
 
     def state(self) -> dict[str, Any]:
         """The state that the page shows, as plain values."""
