@@ -158,7 +158,7 @@ class SleepingEngine:
                     "epoch": number / self.evaluations,
                     "seconds": number * self.seconds,
                 }
-                trial.reports.append(TrialReport(metrics, last=number == self.evaluations))
+                trial.reports.append(TrialReport(metrics, final=number == self.evaluations))
                 trial.reported_at.append(time.monotonic())
                 self.last_end = time.monotonic()
                 self.changed.notify_all()

@@ -174,7 +174,7 @@ def train_part(
 
     def write(trial_id: str, report: TrialReport) -> None:
         """Append the curve of a run that has ended. One that diverged has None as its last value."""
-        if report.last:
+        if report.final:
             loss = report.metrics["eval_loss"]
             curve = [*curves[trial_id], *([] if math.isfinite(loss) else [None])]
             with file.open("a") as lines:
@@ -186,7 +186,7 @@ def train_part(
         def _take_checkpoint(self, slot: Slot, report: TrialReport) -> None:
             curves[slot.trial_id].append(round(report.metrics["eval_loss"], 5))
             write(slot.trial_id, report)
-            if report.last:
+            if report.final:
                 self.leave(slot.trial_id)
 
     of = {str(number): run for number, run in numbered}

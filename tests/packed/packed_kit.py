@@ -152,11 +152,11 @@ def assert_as_alone(packed: Packed, name: str, alone: Run, close: float = CLOSE)
 
 
 def row_of(
-    owner: Any, tokens: int, *, image: bool = False, answers: int = 1, adapter: Tensor | None = None
+    slot: Any, tokens: int, *, image: bool = False, answers: int = 1, adapter: Tensor | None = None
 ) -> PackedRow:
     """A row of some tokens, of which the last `answers` are labelled."""
     kinds = np.full(tokens, TEMPLATE, dtype=np.uint8)
     kinds[-answers:] = ANSWER
     tensors = {"pixel_values": np.zeros((1, 3, 4, 4), dtype=np.float32)} if image else {}
     example = EncodedExample(np.arange(tokens, dtype=np.int32) + 10, kinds, tensors)
-    return PackedRow(owner, 0, example, torch.zeros(1) if adapter is None else adapter, 1.0)
+    return PackedRow(slot, 0, example, torch.zeros(1) if adapter is None else adapter, 1.0)

@@ -34,7 +34,7 @@ def targets(binding: AdapterBinding, *names: str) -> list[TargetLayer]:
 
 
 def rows_with(adapter: torch.Tensor, count: int) -> list[PackedRow]:
-    return [row_of("owner", 8, adapter=adapter) for _ in range(count)]
+    return [row_of("slot", 8, adapter=adapter) for _ in range(count)]
 
 
 def test_the_layout_grows_and_never_shrinks(binding: AdapterBinding) -> None:

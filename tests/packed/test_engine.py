@@ -204,7 +204,7 @@ def test_a_neighbours_values_and_nans_change_no_bit(
         assert found[what][0] == losses
         assert difference(found[what][1], adapter) == 0.0
     assert not math.isfinite(found["nan"][2].metrics["eval_loss"])
-    assert found["nan"][2].last
+    assert found["nan"][2].final
     assert found["nan"][2].metrics["step"] < 4, "it was evicted as soon as its numbers were none"
 
 
@@ -238,7 +238,7 @@ def test_a_trial_of_which_no_row_fits_is_infeasible_and_the_others_go_on(
     forward = packed_model.PackedModel._forward
 
     def full_for_large(self: Any, part: Any, *, dropout: bool) -> Any:
-        if any(row.owner.adapter.lora_rank == 64 for row in part):
+        if any(row.slot.adapter.lora_rank == 64 for row in part):
             raise torch.OutOfMemoryError("injected")
         return forward(self, part, dropout=dropout)
 
@@ -250,7 +250,7 @@ def test_a_trial_of_which_no_row_fits_is_infeasible_and_the_others_go_on(
     packed.run()
     packed.close()
     (last,) = packed.reports["large"]
-    assert last.last
+    assert last.final
     assert last.metrics["infeasible"]
     assert_as_alone(packed, "one", alone)
 
@@ -287,7 +287,7 @@ def test_with_others_a_worker_without_memory_ends_the_run(
     """They would wait for its part of the step, so it is no trial that ends alone."""
     packed = pack(stores["mall llava"], models / "llava", tmp_path, {"one": TRIALS["one"]})
     packed.engine.shard = WorkerShard(rank=1, world_size=2)
-    with pytest.raises(DoesNotFitError, match="out of GPU memory with one row"):
+    with pytest.raises(DoesNotFitError, match="out of GPU memory with the adapter and one row"):
         packed.engine._end_too_large(PassResult({}, [packed.engine.slots["one"]], [""]))
     assert "one" in packed.engine.slots
     assert packed.reports == {}
@@ -304,7 +304,7 @@ def test_a_trial_judged_by_its_best_evaluation_is_what_it_would_be_alone(
     packed.run()
     packed.close()
     mine, theirs = packed.reports["mine"][-1], alone.reports[-1]
-    assert mine.last and mine.metrics["step"] == theirs["step"] < trial["max_steps"]
+    assert mine.final and mine.metrics["step"] == theirs["step"] < trial["max_steps"]
     for name in ("best_step", "out_of_patience"):
         assert mine.metrics.get(name) == theirs.get(name)
     assert 0 < mine.metrics["best_step"] < mine.metrics["step"]

@@ -41,7 +41,7 @@ def reports(actor: EngineActor, name: str) -> Iterator[dict[str, Any]]:
     while not last:
         report = actor.wait_for_report(name, number, 30.0)
         assert report is not None
-        number, last = number + 1, report.last
+        number, last = number + 1, report.final
         yield report.metrics
 
 

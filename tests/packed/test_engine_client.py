@@ -56,7 +56,7 @@ def client_of(engines: list[Any], name: str = "one", folder: str = "out", **valu
 
 def read_all(client: EngineClient) -> list[TrialReport]:
     reports = [client.read_report()]
-    while not reports[-1].last:
+    while not reports[-1].final:
         reports.append(client.read_report())
     return reports
 
@@ -98,7 +98,7 @@ class Restarted:
             self.steps = []
             raise UnknownTrialError(trial_id)
         step = self.steps[number]
-        return TrialReport({"step": step, NOTES: [f"noted at {step}"]}, last=step == 6)
+        return TrialReport({"step": step, NOTES: [f"noted at {step}"]}, final=step == 6)
 
 
 def test_a_report_that_comes_again_is_skipped_but_not_its_notes(cluster: None) -> None:

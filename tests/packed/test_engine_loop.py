@@ -11,7 +11,7 @@ from vlmtune.packed.engine_loop import EngineLoop
 from vlmtune.packed.messages import NoteLog, TrialReport
 from vlmtune.packed.trial_registry import RegisteredTrial, TrialPhase, TrialRegistry
 
-REPORT = TrialReport({"step": 2}, last=False)
+REPORT = TrialReport({"step": 2}, final=False)
 
 
 def training(registry: TrialRegistry, name: str, **changes: Any) -> RegisteredTrial:

@@ -23,7 +23,7 @@ def test_the_engine_that_has_the_trial_is_the_best_choice_then_the_emptiest() ->
 
 def test_messages_cross_process_boundaries() -> None:
     request = TrialRequest("one", Settings.from_flags({"lora_r": 4}), "folder", "runs")
-    report = TrialReport({"step": 2}, last=True)
+    report = TrialReport({"step": 2}, final=True)
     assert pickle.loads(pickle.dumps((request, report))) == (request, report)
 
 

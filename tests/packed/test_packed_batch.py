@@ -36,7 +36,7 @@ def test_a_bucket_of_rows_holds_them_and_little_more(rows: int):
 def test_passes_hold_every_row_once_and_no_row_pays_for_a_longer_one(
     drawn: list[tuple[int, int, bool]], tokens: int
 ):
-    rows = [row_of(str(owner), length, image=image) for owner, length, image in sorted(drawn)]
+    rows = [row_of(str(slot), length, image=image) for slot, length, image in sorted(drawn)]
     buckets = LengthBuckets.of_rows(np.array([length for _, length, _ in drawn]))
     passes = list(packed_batches(rows, tokens, buckets))
     assert sorted(id(one) for part in passes for one in part) == sorted(map(id, rows))
@@ -44,12 +44,12 @@ def test_passes_hold_every_row_once_and_no_row_pays_for_a_longer_one(
         lengths = {buckets(len(one.example.input_ids)) for one in part}
         assert len(lengths) == len({one.has_image for one in part}) == 1
         assert len(part) == 1 or bucket_rows(len(part)) * lengths.pop() <= tokens
-        owners = [one.owner for one in part]
-        assert owners == sorted(owners), "rows of one trial stand together"
+        slots = [one.slot for one in part]
+        assert slots == sorted(slots), "rows of one trial stand together"
 
 
 def test_rows_are_divided_evenly():
-    rows = [row_of(str(owner), 300) for owner in range(16)]
+    rows = [row_of(str(slot), 300) for slot in range(16)]
     parts = packed_batches(rows, 13 * 304, LengthBuckets((304,)))
     assert [len(part) for part in parts] == [8, 8]
     assert batch_sizes(16, 13) == (8, 6, 4, 3, 2, 1)

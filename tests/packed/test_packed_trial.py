@@ -33,7 +33,7 @@ def make_trial(
 
 
 def test_a_step_is_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    reports = iter([TrialReport({"step": 2}, last=False), TrialReport({"step": 4}, last=True)])
+    reports = iter([TrialReport({"step": 2}, final=False), TrialReport({"step": 4}, final=True)])
     trial = make_trial({"lora_r": 2}, monkeypatch, lambda: next(reports))
     assert [trial.step(), trial.step()] == [
         {"step": 2, "done": False, **UNMEASURED},
@@ -60,7 +60,7 @@ def test_a_trial_that_cannot_be_trained_reports_why(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_searched_value_that_is_not_allowed_fails_the_trial_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    trial = make_trial({"lora_r": 0.5}, monkeypatch, lambda: TrialReport({"step": 2}, last=True))
+    trial = make_trial({"lora_r": 0.5}, monkeypatch, lambda: TrialReport({"step": 2}, final=True))
     assert "lora_r" in trial.step()[FAILURE]
     trial.reset_config(config_of({"lora_r": 4}))
     assert trial.step() == {"step": 2, "done": True, **UNMEASURED}

@@ -8,7 +8,7 @@ from vlmtune.packed.messages import TrialReport, UnknownTrialError
 from vlmtune.packed.trial_registry import MAX_UNREAD_REPORTS, RegisteredTrial, TrialPhase, TrialRegistry
 
 SLOT: Any = object()
-REPORT = TrialReport({"step": 2}, last=False)
+REPORT = TrialReport({"step": 2}, final=False)
 
 
 def claim(registry: TrialRegistry, name: str) -> RegisteredTrial:

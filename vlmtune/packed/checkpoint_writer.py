@@ -49,7 +49,7 @@ class CheckpointWriter:
                 report.metrics,
             )
             slot.records.publish_runs()
-            if report.last:
+            if report.final:
                 self.deliver(slot.trial_id, report)
 
         self._submit(slot.trial_id, work)

@@ -2,6 +2,7 @@
 
 A round is one batch of every trial. The rows of all trials go through the base together, in packed batches.
 Each trial updates its adapter when all batches of its own step are done, and is evaluated at its own steps.
+The engine knows a trial as its `Slot`: the trial's adapter, optimizer and position in its rows.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
 from vlmtune.training.best_evaluation import BEST_STEP, LAST_CHECKPOINT
 from vlmtune.training.meter import EVALUATION_NUMBER, training_flops_per_token
 
-NO_ROW_FITS = "out of GPU memory with one row: give a smaller --max_length or --lora_r, or --quantization nf4"
+DOES_NOT_FIT = (
+    "out of GPU memory with the adapter and one row: give a smaller --max_length or --lora_r, or "
+    "--quantization nf4"
+)
 
 
 def ignore_end(trial_id: str) -> None:
@@ -45,7 +49,8 @@ class Engine:
     because a round, its reports and the ends of trials are one sequence.
 
     Args:
-        settings: the settings that all trials share; each trial's searched values come with its slot.
+        settings: the settings that all trials share; each slot has those of its own trial, with the searched
+            values.
         store: the prepared rows, with those of the other resolutions that trials may have.
         trials: the number of trials to train at once.
         max_lora_rank: the highest LoRA rank among the trials, for the plan of the memory.
@@ -55,7 +60,8 @@ class Engine:
         on_end: called with the id of each trial that has left or ended.
         shard: this process's part of the rows, if several workers train the same trials. The first worker
             delivers reports and writes checkpoints.
-        most_demanding: settings of a trial that needs as much memory as any other; the plan is for it.
+        most_demanding: settings of a trial that needs at least as much memory as every other; the plan is
+            for it.
 
     Attributes:
         max_trials: the number of trials that the memory is planned for, at most `trials`.
@@ -99,6 +105,7 @@ class Engine:
         """
         others = [other.adapter for other in self.slots.values()]
         try:
+            # All adapters are flat vectors of one `AdapterLayout`; a higher rank or a new layer changes it.
             layout_changed = lay_out_together(slot.adapter, others, self.model.adapters)
         except DoesNotFitError as error:
             self._end(slot, self._infeasible_metrics(memory_shortage(error)))
@@ -124,9 +131,10 @@ class Engine:
             self._flush_logs()
             return False
         rows, data_wait_s = self._read_rows(slots)
+        # The model adds each row's gradient to the slot that the row belongs to.
         result = self.model.add_gradients([row for part in rows.values() for row in part], Slot.add_gradient)
         self._flush_logs()  # log lines of the round before, while the device computes this one
-        self._end_too_large(result)
+        self._end_trials_that_do_not_fit(result)
         for slot, part in rows.items():
             if slot.trial_id in self.slots:
                 slot.end_batch(part, result)
@@ -144,9 +152,9 @@ class Engine:
         self.checkpoints.close()
 
     def _read_rows(self, slots: list[Slot]) -> tuple[dict[Slot, list[PackedRow]], float]:
-        """The next batch of each trial, and the seconds that reading it took.
+        """The next batch of each trial, and the seconds that reading took.
 
-        Starts to read the step after.
+        Reads the rest of each trial's step, and starts to read the step after it.
         """
         started = time.monotonic()
         examples = self.examples.get([row for slot in slots for row in slot.cursor.rest_of_step()])
@@ -176,30 +184,33 @@ class Engine:
         """
         if not slots:
             return
-        evaluated = self.evaluator.evaluate(slots, self._end_too_large)
+        evaluated = self.evaluator.evaluate(slots, self._end_trials_that_do_not_fit)
         reports = {slot: self._report(slot, metrics) for slot, metrics in evaluated.items()}
         for slot, report in reports.items():
             self._take_checkpoint(slot, report)
 
     def _report(self, slot: Slot, metrics: dict[str, float]) -> TrialReport:
         reported = slot.report(metrics)
-        last = checkpoint_at(slot.folder, slot.progress.step)
-        best = checkpoint_at(slot.folder, reported[BEST_STEP]) if BEST_STEP in reported else last
-        paths = {BEST_CHECKPOINT: best} | ({} if best == last else {LAST_CHECKPOINT: last})
+        newest = checkpoint_at(slot.folder, slot.progress.step)
+        best = checkpoint_at(slot.folder, reported[BEST_STEP]) if BEST_STEP in reported else newest
+        paths = {BEST_CHECKPOINT: best} | ({} if best == newest else {LAST_CHECKPOINT: newest})
         report = TrialReport({**reported, **paths}, slot.progress.ended)
-        if self.shard.rank == 0 and not report.last:
+        if self.shard.rank == 0 and not report.final:
             self.deliver(slot.trial_id, report)
         return report
 
     def _take_checkpoint(self, slot: Slot, report: TrialReport) -> None:
-        """Copy a checkpoint of an evaluated trial, which is written while the next rounds run."""
+        """Copy a checkpoint of an evaluated trial, which is written while the next rounds run.
+
+        With its final report, the trial leaves.
+        """
         if self.shard.rank == 0:
             folder = checkpoint_at(slot.folder, slot.progress.step)
             self.checkpoints.write(slot, slot.begin_checkpoint(), folder, report)
-        if report.last:
+        if report.final:
             self.leave(slot.trial_id)
 
-    def _end_too_large(self, result: PassResult) -> None:
+    def _end_trials_that_do_not_fit(self, result: PassResult) -> None:
         for slot, shortage in zip(result.too_large, result.shortages, strict=True):
             if slot.trial_id in self.slots:  # it may have ended just before, for a NaN in its log
                 self._end(slot, self._infeasible_metrics(shortage))
@@ -215,7 +226,7 @@ class Engine:
                 gradients.
         """
         if self.shard.world_size > 1:
-            raise DoesNotFitError(NO_ROW_FITS)
+            raise DoesNotFitError(DOES_NOT_FIT)
         numbers = {self.settings.search.metric: math.nan, "infeasible": True, EVALUATION_NUMBER: 0}
         return {**numbers, **({REASON: shortage} if shortage else {})}
 
@@ -224,7 +235,7 @@ class Engine:
         self.slots.pop(slot.trial_id, None)
         slot.close()
         self.on_end(slot.trial_id)
-        self.checkpoints.deliver_later(slot.trial_id, TrialReport(metrics, last=True))
+        self.checkpoints.deliver_later(slot.trial_id, TrialReport(metrics, final=True))
 
 
 def _divide_seconds(rows: dict[Slot, list[PackedRow]], seconds: float, data_wait_s: float) -> None:

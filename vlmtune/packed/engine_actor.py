@@ -186,7 +186,7 @@ class EngineActor:
         last = read_last_report(request.folder, self._note)
         if last is not None and ran_to_its_end(last):
             with self.changed:
-                self.registry.restore_finished(trial, TrialReport(last, last=True))
+                self.registry.restore_finished(trial, TrialReport(last, final=True))
             return
         with fetch_last_checkpoint(request.folder) as checkpoint:
             slot = self.engine.slot_factory.make(

@@ -69,7 +69,7 @@ class EngineClient:
                 continue
             self.next_report += 1
             self._notes += report.metrics.get(NOTES, [])
-            if report.last or report.metrics["step"] > self._last_step:
+            if report.final or report.metrics["step"] > self._last_step:
                 self._last_step = report.metrics.get("step", 0)
                 metrics = {name: value for name, value in report.metrics.items() if name != NOTES}
                 notes, self._notes = self._notes, []

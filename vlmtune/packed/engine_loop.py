@@ -1,4 +1,9 @@
-"""The training thread of an engine's actor. Between rounds it lets trials join and leave."""
+"""The training thread of an engine's actor. Between rounds it lets trials join and leave.
+
+An engine is a frozen base on one GPU with the trials that train over it; a round is one batch of each of its
+trials (see `engine`). A trial's process asks the actor for the trial's reports, one after another (it polls
+them). The trial is paused while too many of them are unread (see `trial_registry`).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +31,8 @@ class EngineLoop:
         early_stopping: whether the search may stop a trial after any of its reports.
 
     Attributes:
-        thread: the training thread; its exception is the error that ended training. None before `start`.
+        training: the training thread; its exception is the error that ended training. None before `start`.
+        changed: the condition on the registry's lock, see `TrialRegistry`.
         new_reports: whether any trial has reported since the last round began.
     """
 
@@ -36,24 +42,27 @@ class EngineLoop:
         self.registry, self.notes, self.early_stopping = registry, notes, early_stopping
         self.gauges = gauges
         self.changed = registry.changed
-        self.thread: Future[None] | None = None
+        self.training: Future[None] | None = None
         self.new_reports = False
 
     @property
     def stopped(self) -> bool:
-        return self.thread is not None and self.thread.done()
+        return self.training is not None and self.training.done()
 
     def raise_error(self) -> None:
         """Raise the error that ended the thread, if it has ended."""
-        if self.thread is not None and self.thread.done():
-            self.thread.result()
+        if self.training is not None and self.training.done():
+            self.training.result()
 
     def start(self, engine: Engine) -> None:
-        self.thread = in_background(partial(self._run, engine), "training")
-        self.thread.add_done_callback(lambda _: self._notify())
+        self.training = in_background(partial(self._run, engine), "training")
+        self.training.add_done_callback(lambda _: self._notify())
 
     def deliver(self, trial_id: str, report: TrialReport) -> None:
-        """Add a report to its trial in the registry, with the console lines noted since the last report."""
+        """Add a report to its trial in the registry, with the console lines noted since the last report.
+
+        The report of a trial that its process has meanwhile removed is dropped: nobody asks for it.
+        """
         with self.changed:
             if self.registry.can_be_polled(trial_id):
                 if notes := self.notes.take_unsent():
@@ -98,7 +107,10 @@ class EngineLoop:
                 self.changed.wait_for(lambda: not undecided(), timeout=limit)
 
     def _apply_joins_and_leaves(self, engine: Engine) -> set[str]:
-        """Let trials leave and join; returns the ids of paused trials, whose reports are yet to be read."""
+        """Let trials leave and join; returns the ids of paused trials, whose reports are yet to be read.
+
+        A trial leaves because its process has asked for it, or is abandoned: its process is gone.
+        """
         abandoned = [trial for trial in self.registry.in_phase(TrialPhase.TRAINING) if trial.is_abandoned]
         for trial in [*self.registry.in_phase(TrialPhase.LEAVING), *abandoned]:
             engine.leave(trial.trial_id)

@@ -17,10 +17,8 @@ NOTES = "notes"
 # why a trial cannot be trained. If the trial raised an exception instead, Tune would start it again.
 FAILURE = "failed"
 # folder or URI of the checkpoint of the evaluation that counts: the best one with `load_best_model_at_end`,
-# else
-# the last one. Ray Train's callback for Tune uses the same key. `best_evaluation.LAST_CHECKPOINT` is beside
-# it
-# where the last checkpoint is another one.
+# else the last one. Ray Train's callback for Tune uses the same key. `best_evaluation.LAST_CHECKPOINT` is
+# beside it where the last checkpoint is another one.
 BEST_CHECKPOINT = "checkpoint_path"
 # how much memory an infeasible trial needed, and how much was free.
 REASON = "reason"
@@ -47,10 +45,10 @@ class TrialRequest:
 
 @dataclass(frozen=True)
 class TrialReport:
-    """The metrics of one evaluation of a trial, and whether the trial has ended with it."""
+    """The metrics of one evaluation of a trial, and whether it is the trial's final report."""
 
     metrics: dict[str, Any]
-    last: bool
+    final: bool
 
 
 class Availability(NamedTuple):

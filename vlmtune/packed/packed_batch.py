@@ -2,7 +2,8 @@
 
 The shape of a batch is its number of rows, rounded up to one of `ROW_BUCKETS`, and its length in tokens,
 rounded up to one of `LengthBuckets`. A CUDA graph is captured for each shape. In batches of one shape, a
-row's result does not depend on the other rows. `[P]` is the shape of an adapter's flat vector, see `layers`.
+row's result does not depend on the other rows. `[P]` is the shape of an adapter as one flat vector: P is the
+number of its values, in the order of `layers.AdapterLayout`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmtune.data.collate import collate
+from vlmtune.data.collate import ITEMS_PER_ROW, collate
 from vlmtune.data.encoded_example import IGNORED, EncodedExample
 from vlmtune.data.store_meta import StoreMeta
 from vlmtune.model.transfer import to_device
@@ -31,7 +32,8 @@ class PackedRow:
     """A row of one trial in a packed batch, with the adapter that it uses.
 
     Attributes:
-        owner: the slot of the row's trial. All rows of an owner have the same `adapter` and `scaling`.
+        slot: the `Slot` of the row's trial; a name for the self-check, which has none. `PackedModel` hands it
+            back. All rows of a slot have the same `adapter` and `scaling`.
         number: the row's number among those of all resolutions, see `Store.first_number`.
         adapter: the trial's adapter, float32 `[P]`.
         scaling: LoRA's factor.
@@ -41,7 +43,7 @@ class PackedRow:
         dft: whether the row's loss is that of Dynamic Fine-Tuning.
     """
 
-    owner: Any
+    slot: Any
     number: int
     example: EncodedExample
     adapter: Tensor
@@ -53,6 +55,7 @@ class PackedRow:
 
     @property
     def has_image(self) -> bool:
+        # Tensors without an axis of tokens are pixels, image sizes and the like; rows of text have none.
         return any(name not in self.example.token_axes for name in self.example.tensors)
 
     @property
@@ -61,8 +64,13 @@ class PackedRow:
 
 
 def bucket_rows(rows: int) -> int:
-    """The number of rows that a packed batch of `rows` rows is padded to. Less than a third is padding."""
+    """The number of rows that a packed batch of `rows` rows is padded to. Less than a fifth is padding."""
     return ROW_BUCKETS[bisect_left(ROW_BUCKETS, rows)]
+
+
+def largest_bucket(max_rows: int) -> int:
+    """The largest of `ROW_BUCKETS` that is at most `max_rows`, which is at least 1."""
+    return ROW_BUCKETS[bisect_left(ROW_BUCKETS, max_rows + 1) - 1]
 
 
 def rows_per_batch(rows: int, max_rows: int) -> int:
@@ -75,7 +83,7 @@ def batch_sizes(rows: int, max_rows: int) -> tuple[int, ...]:
 
     Each divides `rows` rows evenly into batches of at most `max_rows` rows.
     """
-    max_rows = ROW_BUCKETS[bisect_left(ROW_BUCKETS, max_rows + 1) - 1]
+    max_rows = largest_bucket(max_rows)
     sizes = {bucket_rows(rows_per_batch(rows, size)) for size in ROW_BUCKETS if size <= max_rows}
     return tuple(sorted(sizes, reverse=True))
 
@@ -83,8 +91,9 @@ def batch_sizes(rows: int, max_rows: int) -> tuple[int, ...]:
 def second_shape_fraction(rows: int, buckets: LengthBuckets) -> float:
     """Tokens of a batch of the second-largest shape as a fraction of the largest, which has `rows` rows.
 
-    It is 1.0 if there are several lengths, because batches of another length have about as many tokens.
-    Otherwise it is the next smaller number of rows divided by `rows`.
+    The memory plan leaves room for a CUDA graph of that shape too. The fraction is 1.0 if there are several
+    lengths, because batches of another length have about as many tokens. With one length it is the next
+    smaller of `ROW_BUCKETS` divided by the bucket of `rows`; with one row, which has no smaller one, 1.0.
     """
     index = bisect_left(ROW_BUCKETS, rows)
     return 1.0 if len(buckets.lengths) > 1 or not index else ROW_BUCKETS[index - 1] / ROW_BUCKETS[index]
@@ -96,14 +105,14 @@ def packed_batches(
     """Divide rows into packed batches of at most `max_tokens` tokens, padding included, but at least one row.
 
     The rows of a batch have one padded length, and all or none of them have an image. Rows are divided evenly
-    and stay in their order. An owner's rows may be in several batches.
+    and keep their order within a group of one length. A slot's rows may be in several batches.
     """
     groups: dict[tuple[int, bool], list[PackedRow]] = defaultdict(list)
     for row in rows:
         groups[buckets(row.tokens), row.has_image].append(row)
     for (length, _), group in sorted(groups.items(), key=lambda item: item[0]):
         max_rows = max(1, min(max_tokens // length, ROW_BUCKETS[-1]))
-        size = rows_per_batch(len(group), ROW_BUCKETS[bisect_left(ROW_BUCKETS, max_rows + 1) - 1])
+        size = rows_per_batch(len(group), largest_bucket(max_rows))
         for first in range(0, len(group), size):
             yield group[first : first + size]
 
@@ -135,11 +144,15 @@ def make_batch(
             replace(one, tensors={name: tensor for name, tensor in one.tensors.items() if name != PIXELS})
             for one in examples
         ]
+    # No row is longer than `length`, so `pad_to_multiple_of` pads all to exactly that length.
     arrays = collate(
         examples, pad_token_id=meta.pad_token_id, input_format=meta.input_format, pad_to_multiple_of=length
     )
     arrays["labels"][len(rows) :] = IGNORED
+    # The batch is not split again, so it does not need the ITEMS_PER_ROW entries.
     tensors = {
-        name: to_device(torch.from_numpy(array), device) for name, array in arrays.items() if ":" not in name
+        name: to_device(torch.from_numpy(array), device)
+        for name, array in arrays.items()
+        if not name.startswith(ITEMS_PER_ROW)
     }
     return meta.input_format.normalize(tensors, dtype)

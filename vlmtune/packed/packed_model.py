@@ -26,13 +26,13 @@ from vlmtune.packed.row_features import PackedVisionFeatures
 
 @dataclass(frozen=True)
 class PassResult:
-    """The results of forward passes.
+    """The result of a pass: of rows that `PackedModel` runs through the base, in one or more packed batches.
 
     Attributes:
         rows: per-row loss and correct-token count, keyed by `id(row)`: the summed loss, and the number of
             correct predictions, scalars on the device.
-        too_large: owners of rows that do not fit in memory even alone; `rows` may lack their other rows.
-        shortages: for each owner in `too_large`, how much memory was needed and how much was free; empty if
+        too_large: slots of rows that do not fit in memory even alone; `rows` may lack their other rows.
+        shortages: for each slot in `too_large`, how much memory was needed and how much was free; empty if
             that is not known.
     """
 
@@ -78,8 +78,8 @@ class PackedModel:
         """Run rows forward and backward, in training mode.
 
         Args:
-            add: called as `add(owner, gradient)` for each row. `gradient` is the row's gradient of its
-                owner's flat adapter, `[P]`, in the dtype of the computation.
+            add: called as `add(slot, gradient)` for each row. `gradient` is the row's gradient of its
+                slot's flat adapter, `[P]`, in the dtype of the computation.
         """
         self._set_mode(training=True)
         if not self.dropout and any(row.dropout for row in rows):
@@ -110,7 +110,7 @@ class PackedModel:
         result = PassResult()
         remaining = list(packed_batches(rows, self.max_tokens, self.buckets))
         while remaining:
-            part = [row for row in remaining.pop(0) if row.owner not in result.too_large]
+            part = [row for row in remaining.pop(0) if row.slot not in result.too_large]
             if not part:
                 continue
             try:
@@ -129,7 +129,7 @@ class PackedModel:
             if freed:
                 remaining.insert(0, part)
             elif len(part) == 1:
-                result.too_large.append(part[0].owner)
+                result.too_large.append(part[0].slot)
                 result.shortages.append(shortage)
             else:
                 remaining = [*self._halves(part), *remaining]
@@ -153,11 +153,11 @@ class PackedModel:
             (losses.loss[: len(part)] * weights).sum().backward()
         gradients = self.adapters.gradients()
         self.adapters.drop_gradients()
-        # One row after another, so that the sum is the same to the last bit however an owner's rows are
+        # One row after another, so that the sum is the same to the last bit however a slot's rows are
         # divided into packed batches. `add` allocates nothing: if it ran out of memory halfway, the batch
         # would run again and add its first rows twice.
         for row, gradient in zip(part, gradients, strict=False):
-            add(row.owner, gradient)
+            add(row.slot, gradient)
         return losses
 
     def _forward(self, part: Sequence[PackedRow], *, dropout: bool) -> RowLosses:

@@ -51,7 +51,7 @@ def packed_result(
     ]
     gradient = torch.zeros_like(adapter)
 
-    def add(owner: Any, part: Tensor) -> None:
+    def add(slot: Any, part: Tensor) -> None:
         gradient.add_(part)
 
     with without_dropout(model.base):

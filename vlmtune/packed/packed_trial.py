@@ -61,7 +61,7 @@ class PackedTrial(tune.Trainable):
             except UserError as error:
                 self.failure = str(error)
             else:
-                return {**self.settings.search.unmeasured, **report.metrics, "done": report.last}
+                return {**self.settings.search.unmeasured, **report.metrics, "done": report.final}
         return {FAILURE: self.failure, **self.settings.search.unmeasured, "done": True}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

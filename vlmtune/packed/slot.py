@@ -1,4 +1,7 @@
-"""One trial's slot in an engine. It makes the optimizer steps that SFTTrainer would make for the trial alone.
+"""A slot is what an engine keeps of one trial while it trains: adapter, optimizer, position in its rows, log.
+
+It makes the optimizer steps that SFTTrainer would make for the trial alone. An engine has memory for a number
+of slots; a trial gets a new one when it joins, and the slot goes with it when it leaves.
 
 `SlotFactory` makes the slots of an engine.
 """
@@ -108,7 +111,7 @@ class Slot:
     def packed_row(self, number: int, example: EncodedExample) -> PackedRow:
         """Row `number` of the store for a packed batch, with the present adapter and without dropout."""
         return PackedRow(
-            owner=self,
+            slot=self,
             number=number,
             example=example,
             adapter=self.adapter.flat,

@@ -15,7 +15,7 @@ from vlmtune.config.settings import Settings
 from vlmtune.data.store import Store
 from vlmtune.errors import DivergedError, DoesNotFitError, UserError
 from vlmtune.packed.checkpoint_folder import fetch_last_checkpoint, read_last_report
-from vlmtune.packed.engine import NO_ROW_FITS, Engine
+from vlmtune.packed.engine import DOES_NOT_FIT, Engine
 from vlmtune.packed.engine_client import EngineClient
 from vlmtune.packed.engine_pool import start_engines, wait_for_trackers
 from vlmtune.packed.messages import BEST_CHECKPOINT, NOTES, TrialReport, TrialRequest
@@ -136,7 +136,7 @@ def _train_in_actor(
     client = EngineClient(engines, RUN_ID, lambda engine: engine.join.remote(request))
     note = _note(progress)
     report = None
-    while report is None or not report.last:
+    while report is None or not report.final:
         for line in notes:
             note(line)
         try:
@@ -155,7 +155,7 @@ def _train_in_actor(
 def _check_completed(metrics: dict[str, Any]) -> None:
     """Raises a UserError if the run ended before it made all its steps."""
     if metrics.get("infeasible"):
-        raise DoesNotFitError(NO_ROW_FITS)
+        raise DoesNotFitError(DOES_NOT_FIT)
     if BEST_CHECKPOINT not in metrics:
         step = f"step {metrics['step']} of {metrics['max_steps']}"
         raise DivergedError(

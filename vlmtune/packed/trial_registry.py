@@ -1,4 +1,9 @@
-"""The trials that an engine's actor knows, each with its phase from joining to leaving and its reports."""
+"""The trials that an engine's actor knows, each with its phase from joining to leaving and its reports.
+
+A trial's process polls: it asks for the trial's reports by their numbers, and Ray Tune decides about each one
+before the process asks for the next. With one unread report a trial trains on while the search decides. With
+`MAX_UNREAD_REPORTS` it is paused. If the process of a paused trial no longer polls, the trial is abandoned.
+"""
 
 from __future__ import annotations
 
