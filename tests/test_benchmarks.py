@@ -113,15 +113,47 @@ def test_a_replayed_search_stops_trials_early_and_a_portfolio_comes_from_other_t
 def test_the_table_of_replayed_searches_compares_in_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     lines = [
         {"problem": "a", "contender": name, "trials": 16, "compute": None, "at_once": 4, "regrets": regrets}
-        for name, regrets in (("before", [0.2, 0.4]), ("after", [0.1, 0.2]))
+        for name, regrets in (("before", [0.2, 0.4]), ("after", [0.1, 0.2]), ("alpha apart", [-0.1, 0.0]))
     ]
     file = tmp_path / "cells.jsonl"
     file.write_text("".join(json.dumps({**line, "by_model": 2.0}) + "\n" for line in lines))
     search_quality.print_table(file, "before")
     rows = capsys.readouterr().out.splitlines()
     assert "16 trials, 4 at once" in rows[1]
-    assert rows[-2] == "| before | 30.0% |  | 2.0 | 2.0 |"
-    assert rows[-1] == "| after | 15.0% | 0.50 (0.50 to 0.50) | 1.0 | 2.0 |"
+    assert rows[-3] == "| before | 30.0% |  | 3.0 | 2.0 |"
+    assert rows[-2] == "| after | 15.0% | 0.50 (0.50 to 0.50) | 2.0 | 2.0 |"
+    assert rows[-1] == "| alpha apart | -5.0% | below | 1.0 | 2.0 |"
+
+
+def test_ways_to_search_are_left_out_where_they_do_not_apply():
+    short, alpha, hyperband = (
+        search_contenders.CONTENDERS[name]
+        for name in (
+            "guided, short runs of 1/4 first",
+            "guided, then TPE, rsLoRA with alpha of 8",
+            "guided, then TPE, Hyperband of 3 brackets",
+        )
+    )
+    found = {
+        name: [search_contenders.applies(one, name) for one in (short, alpha, hyperband)]
+        for name in ("text, tied", "text, wide", "public table")
+    }
+    assert found == {
+        "text, tied": [True, True, True],
+        "text, wide": [True, False, True],
+        "public table": [False, False, False],
+    }
+
+
+def test_hyperband_draws_its_brackets_by_the_seed_and_rslora_scales_by_the_root_of_the_rank():
+    at = {"trials": 8, "compute": math.inf, "at_once": 4}
+    way = "guided, then TPE, Hyperband of 3 brackets"
+    first, again = (search_contenders.regret("text, tied", way, **at, seed=3) for _ in range(2))
+    assert first == again
+    (problem,) = search_contenders.problems()["text, tied"]
+    rslora = problem.with_alpha({"lora_alpha": 8, "use_rslora": True})
+    assert rslora.point({"learning_rate": 1e-3, "lora_r": 16})["lora_alpha"] == 8 * 4
+    assert list(rslora.space.names) == ["learning_rate", "lora_r"]
 
 
 def test_results_of_several_calls_become_a_table_and_a_figure(
