@@ -26,22 +26,24 @@ MAX_CHARACTERS = 4_000_000  # of a row: about a million tokens, more than any mo
 
 
 def cached_encoder(
-    model: ModelRef, input_format: InputFormat, key: str, boxes: str, video_frames: int | None
+    model: ModelRef, input_format: InputFormat, key: str, box_format: str, video_frames: int | None
 ) -> RowEncoder:
     """The row encoder, which each process keeps: loading a processor takes a second.
 
     Args:
         key: the store's key. It changes with the processor's files, so that a changed processor is loaded.
-        boxes: how the model writes boxes, see `box_formats.box_format_name`.
+        box_format: how the model writes box_format, see `box_formats.box_format_name`.
     """
-    return _encoder(model, json.dumps(input_format.to_dict(), sort_keys=True), key, boxes, video_frames)
+    return _encoder(model, json.dumps(input_format.to_dict(), sort_keys=True), key, box_format, video_frames)
 
 
 @lru_cache(maxsize=2)
 def _encoder(
-    model: ModelRef, input_format: str, key: str, boxes: str, video_frames: int | None
+    model: ModelRef, input_format: str, key: str, box_format: str, video_frames: int | None
 ) -> RowEncoder:
-    return RowEncoder(model.processor(), InputFormat.from_dict(json.loads(input_format)), boxes, video_frames)
+    return RowEncoder(
+        model.processor(), InputFormat.from_dict(json.loads(input_format)), box_format, video_frames
+    )
 
 
 def read_examples(store: Store, rows: Sequence[int]) -> list[EncodedExample]:

@@ -1,8 +1,8 @@
 """Prepare data files with Ray Data: encode their rows into a store, once for each dataset and processor.
 
 The driver divides the files into parts that any process can read alone (`Fragment`). Tasks on CPU workers
-read a fragment's rows, tokenize and resize them, and write the store's shards themselves, so that pixels
-never pass through Ray's object store. The driver gets one small index line for each row.
+read a fragment's rows, tokenize and resize them, and write the store's shards themselves, so that decoded
+pixels never pass through Ray's object store. The driver gets one small index line for each row.
 """
 
 import json
@@ -48,17 +48,21 @@ READ_TASK_CPUS, ENCODE_TASK_CPUS = 0.1, 0.95
 
 
 def make_store(source: DataSource, scanned: ScannedData, processor: Any, folder: str, key: str) -> None:
-    """Encode every row into `folder`, then write its index, its list of bad rows and its meta file.
+    """Write the rows into `folder`, then its index, its list of bad rows and its meta file.
 
-    A store is made even if its rows cannot be trained on. `StoreMeta.problem` then says why.
+    The rows are written as encoded examples or, if `source.encoded` is False, as they were read, after the
+    same checks. A store is made even if its rows cannot be trained on. `StoreMeta.problem` then says why.
+
+    Args:
+        key: the key of the store in the cache, which is written into the meta file.
     """
     configure_ray_data()
     input_format = find_input_format(processor)
     if source.video_frames is not None:
         check_installed()
         input_format = find_video_format(processor, input_format)
-    boxes = box_format_name(source.model, source.box_format)
-    lines = _PrepareStages(source, scanned.fragments, folder, key, input_format, boxes).run()
+    box_format = box_format_name(source.model, source.box_format)
+    lines = _PrepareStages(source, scanned.fragments, folder, key, input_format, box_format).run()
     mark_clashes(lines)
     good = [line for line in lines if line["error"] is None]
     bad = [line for line in lines if line["error"] is not None]
@@ -72,10 +76,10 @@ def make_store(source: DataSource, scanned: ScannedData, processor: Any, folder:
         bad_rows=len(bad),
         problem=problem,
         unlabelled=sum(line["error"] == NO_LABELS for line in bad),
-        unused=_counts(good, scanned.fragments, "unused"),
-        reading_notes=_counts(good, scanned.fragments, "reading_notes"),
+        unused=_count_unused(good, scanned.fragments),
+        reading_notes=_count_reading_notes(good, scanned.fragments),
         encoded=source.encoded,
-        box_format=boxes,
+        box_format=box_format,
         video_frames=source.video_frames if any(line["videos"] for line in good) else None,
         source_fragments=list(scanned.source_fragments),
     )
@@ -92,7 +96,7 @@ class _PrepareStages:
     folder: str
     key: str
     input_format: InputFormat
-    boxes: str
+    box_format: str
 
     def run(self) -> list[IndexLine]:
         """Write all shards and return the index lines of all rows, bad ones too, in the order of the data."""
@@ -117,9 +121,11 @@ class _PrepareStages:
             yield {"fragment": item["fragment"], "rows": pickle.dumps(task_rows)}
 
     def encode(self, task: dict[str, Any]) -> Iterator[dict[str, str]]:
-        """Encode and write the rows of one task; yields their index lines as JSON."""
+        """Check, encode and write the rows of one task; yields their index lines as JSON."""
         source = self.source
-        encoder = cached_encoder(source.model, self.input_format, self.key, self.boxes, source.video_frames)
+        encoder = cached_encoder(
+            source.model, self.input_format, self.key, self.box_format, source.video_frames
+        )
         rows = iter(pickle.loads(task["rows"]))
         while shard_rows := list(islice(rows, ROWS_PER_SHARD)):
             lines = self._write_shard(encoder, task["fragment"], shard_rows)
@@ -141,7 +147,7 @@ class _PrepareStages:
                 }
             )
             if example is not None:
-                content.append(example if self.source.encoded else row)
+                content.append(example if self.source.encoded else row)  # raw rows are checked too
         if content:
             shard = f"rows-{fragment_index:05d}-{lines[0]['number']:09d}.parquet"
             with writable(parent(self.folder), "--cache_dir"):
@@ -153,7 +159,12 @@ class _PrepareStages:
 
 
 def cut_into_tasks(rows: Iterator[Any], small_tasks: int) -> Iterator[list[Any]]:
-    """Consecutive rows for each task: some small tasks, then large ones, then at least as many small ones."""
+    """Consecutive rows for each task: small tasks, then large ones, then small ones (see `SHARDS_PER_TASK`).
+
+    Args:
+        small_tasks: number of small tasks at the beginning, and at least at the end, there up to
+            `MAX_LAST_SMALL_TASKS`.
+    """
     shards = iter(lambda: list(islice(rows, ROWS_PER_SHARD)), [])
     yield from islice(shards, small_tasks)
     waiting: deque[list[Any]] = deque()
@@ -176,18 +187,23 @@ def mark_clashes(lines: Sequence[IndexLine]) -> None:
             if len(references[path]) > 1:
                 others = sorted(references[path] - {reference})
                 line |= {
-                    "error": f"image {reference}: {path} has its name, but would be {others[0]} too: "
-                    "write paths from --image_root",
+                    "error": f"image {reference}: {others[0]} leads to the same file {path}, because both "
+                    "are found by the file name alone; write full paths below --image_root",
                     "error_kind": "image: several paths end in the name of one file",
                 }
 
 
-def _counts(good: Sequence[IndexLine], fragments: Sequence[Fragment], name: str) -> dict[str, int]:
-    """The number of rows of each unused field or each note; 0 for a note on the data as a whole."""
-    counts = Counter(text for line in good for text in line[name])
+def _count_unused(good: Sequence[IndexLine], fragments: Sequence[Fragment]) -> dict[str, int]:
+    """The number of rows that have each unused field."""
+    counts = Counter(field for line in good for field in line["unused"])
     for fragment in fragments:
-        if name == "reading_notes":
-            counts.update(dict.fromkeys(fragment.reading_notes, 0))
-        else:
-            counts.update(dict(fragment.unused))
+        counts.update(dict(fragment.unused))
+    return dict(counts)
+
+
+def _count_reading_notes(good: Sequence[IndexLine], fragments: Sequence[Fragment]) -> dict[str, int]:
+    """The number of rows that each note is about; 0 for a note on the data as a whole."""
+    counts = Counter(note for line in good for note in line["reading_notes"])
+    for fragment in fragments:
+        counts.update(dict.fromkeys(fragment.reading_notes, 0))
     return dict(counts)

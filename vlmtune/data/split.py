@@ -72,11 +72,11 @@ def split(groups: Sequence[str], *, eval_fraction: float, test_fraction: float, 
 
 
 def describe_largest_group(keys: Sequence[Sequence[str]], images: Sequence[Sequence[str]]) -> str:
-    """Why so many rows are in one group, and what to do about it.
+    """Why the groups leave a split empty, and what to do about it.
 
     Args:
-        keys: the keys of each row, as for `connected_groups`: hashes of its images or question, its
-            --group_by value.
+        keys: the keys of each row, as for `connected_groups`: first a hash of each image, in their order, and
+            of each video (of the question if there is neither), then its --group_by value.
         images: paths of each row's images.
     """
     if len(keys) < MIN_ROWS:
@@ -93,10 +93,14 @@ def describe_largest_group(keys: Sequence[Sequence[str]], images: Sequence[Seque
     largest = max(Counter(connected_groups(keys)).values())
     way_out = "give --eval_data_path (with --test_fraction 0), or rows that share less"
     if len(rows_with[key]) == 1:
-        return f"all groups are needed; {way_out}"
+        return (
+            "no two rows share an image, a question or a --group_by value, so there are too few rows for "
+            "these fractions; give more rows, or --eval_data_path (with --test_fraction 0)"
+        )
     if key.startswith(GROUP):
         reason = f"the --group_by value {key.removeprefix(GROUP)!r} is in {len(rows_with[key])} rows"
     elif images[first]:
+        # A video's key comes after those of the images: the last image stands for it.
         image = images[first][min(list(keys[first]).index(key), len(images[first]) - 1)]
         reason = f"they share images, such as {image} in {len(rows_with[key])} rows"
     elif any(images):

@@ -1,4 +1,7 @@
-"""One conversation → token ids, kinds of tokens and image tensors, through the model's own processor."""
+"""One conversation → token ids, the kind of each token (`EncodedExample.kinds`) and image tensors.
+
+The model's own processor makes them. An item is one image or one video of a row.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +38,7 @@ Row = (
 
 # Entries of a processor's output that are no inputs of the model, or that vlmtune makes elsewhere. `labels`
 # are discarded, because a processor's labels are for another task than the conversation's answers.
-DISCARDED_OUTPUTS = (
+NOT_MODEL_TENSORS = (
     "input_ids",
     "attention_mask",
     "labels",
@@ -72,7 +75,7 @@ class RowEncoder:
     Args:
         processor: a transformers processor with a tokenizer and an image processor.
         input_format: how its tensors are stored, as `find_input_format` finds it.
-        boxes: how its model writes boxes, as `box_formats.box_format_name` gives it.
+        box_format: how its model writes boxes, as `box_formats.box_format_name` gives it.
         video_frames: how many frames are read of a video; None where none is read.
 
     Raises:
@@ -83,18 +86,18 @@ class RowEncoder:
         self,
         processor: Any,
         input_format: InputFormat | None = None,
-        boxes: str = "unknown",
+        box_format: str = "unknown",
         video_frames: int | None = None,
     ) -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.input_format = InputFormat() if input_format is None else input_format
         self.template = ChatTemplate(processor)
-        self.boxes = BoxWriter(boxes, processor.image_processor)
+        self.boxes = BoxWriter(box_format, processor.image_processor)
         self.video_frames = video_frames
 
     @cached_property
-    def image_token_ids(self) -> list[int]:
-        """The tokens that stand for an image in the model's input."""
+    def vision_token_ids(self) -> list[int]:
+        """The tokens that stand for an image or a video in the model's input."""
         ids = getattr(self.processor, "image_token_id", None)
         if ids is None:
             ids = self.tokenizer.convert_tokens_to_ids(self.template.renderer.image_token)
@@ -138,7 +141,7 @@ class RowEncoder:
             self.tokenizer,
             chat,
             self.template.renderer.image_token,
-            self.image_token_ids,
+            self.vision_token_ids,
             ids,
             offsets,
             features.image_replacements[0],
@@ -168,7 +171,7 @@ class RowEncoder:
         """The token that closes an answer."""
         question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
         answer = {"role": "assistant", "content": [{"type": "text", "text": "!"}]}
-        text = self.chat_text([question, answer])
+        text = self.chat_text([question, answer])  # the template's text ends with the answer's end token
         return int(self.tokenizer(text, add_special_tokens=False)["input_ids"][-1])
 
     def _image_inputs(
@@ -218,7 +221,7 @@ class RowEncoder:
         return _as_features(features, len(texts))
 
     def _processed(self, texts: list[str], options: dict[str, Any]) -> dict[str, Any]:
-        # Tensors of images and videos only: transformers takes 1.5 ms to make one of a row's offsets.
+        # Only images and videos become tensors: transformers takes 1.5 ms to turn a row's offsets into one.
         tensors: dict[str, Any] = {
             name: {**options[name], "return_tensors": "pt"}
             for name in ("images_kwargs", "videos_kwargs")
@@ -247,7 +250,7 @@ def _as_features(features: dict[str, Any], rows: int) -> Features:
         image_replacements = [[]] * rows
     tensors = {}
     for name, value in features.items():
-        if name not in DISCARDED_OUTPUTS and (tensor := _tensor(value)) is not None:
+        if name not in NOT_MODEL_TENSORS and (tensor := _tensor(value)) is not None:
             tensors[name] = tensor
     return Features(
         ids,
@@ -272,7 +275,11 @@ def _tensor(value: Any) -> Any:
 
 
 def _move_trailing_tokens(example: EncodedExample) -> EncodedExample:
-    """Move tokens that the processor adds after a text to before the last answer, where a prompt has them."""
+    """Move tokens that the processor adds after every text to before the last answer.
+
+    A prompt, which ends before that answer, has them there too when answers are generated. Chameleon's
+    processor, for example, adds its separator token `<reserved08706>`.
+    """
     answers = np.flatnonzero(example.kinds == ANSWER)
     length = len(example.input_ids)
     if not len(answers) or answers[-1] == length - 1:

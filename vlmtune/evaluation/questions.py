@@ -146,13 +146,13 @@ def read_questions(
     first: int,
     model: ModelRef,
     input_format: InputFormat,
-    boxes: str = "unknown",
+    box_format: str = "unknown",
     video_frames: int | None = None,
 ) -> Iterator[dict[str, bytes]]:
     """Read the rows of a fragment from number `first` on.
 
     Args:
-        boxes: how the model writes boxes, see `box_formats.box_format_name`.
+        box_format: how the model writes boxes, see `box_formats.box_format_name`.
         video_frames: number of frames that are read of a video.
 
     Yields:
@@ -160,7 +160,7 @@ def read_questions(
         pickled bytes.
     """
     encoder = _question_encoder(
-        model, json.dumps(input_format.to_dict(), sort_keys=True), boxes, video_frames
+        model, json.dumps(input_format.to_dict(), sort_keys=True), box_format, video_frames
     )
     for number, (source, record, error) in enumerate(_records(fragment)):
         if number < first:
@@ -235,6 +235,10 @@ def with_answer(record: Any) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _question_encoder(model: ModelRef, input_format: str, boxes: str, video_frames: int | None) -> RowEncoder:
+def _question_encoder(
+    model: ModelRef, input_format: str, box_format: str, video_frames: int | None
+) -> RowEncoder:
     """The encoder of a worker process, which is kept because loading a processor takes a second."""
-    return RowEncoder(model.processor(), InputFormat.from_dict(json.loads(input_format)), boxes, video_frames)
+    return RowEncoder(
+        model.processor(), InputFormat.from_dict(json.loads(input_format)), box_format, video_frames
+    )

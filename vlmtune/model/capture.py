@@ -37,7 +37,7 @@ def install_capturing(
     """Make calls of `module` in training replay CUDA graphs. Changes the module in place.
 
     A call may have a backward pass from its first output to the trained tensors. The backward pass must end
-    before the next call with the same shapes.
+    before the next call of `module`, whose graphs share their memory.
 
     Args:
         get_trained: returns the tensors in `module` that a call computes gradients for; the same ones for the
@@ -65,8 +65,10 @@ def set_capturing(model: nn.Module, enabled: bool) -> None:
 def remove_capturing(model: nn.Module) -> bool:
     """Free the memory of all graphs in `model`, and capture no more.
 
+    If there are none, nothing changes: `model` goes on capturing, because graphs of smaller inputs may fit.
+
     Returns:
-        Whether there were graphs. If not, `model` still captures, because graphs of smaller inputs may fit.
+        Whether there were graphs.
     """
     captured = [module.forward for module in model.modules() if isinstance(module.forward, CapturedForward)]
     if not any(forward.graphs for forward in captured):
@@ -80,7 +82,8 @@ def remove_capturing(model: nn.Module) -> bool:
 class CapturedForward:
     """Replaces the `forward` of a module. Calls with one signature are captured after `WARM_UP_CALLS` calls.
 
-    The signature of a call is the structure of its arguments, and the shapes and dtypes of its tensors.
+    The signature of a call is the structure of its arguments, the shape, dtype and strides of each tensor,
+    and every other value.
 
     Attributes:
         original_forward: the module's own `forward`.
@@ -152,8 +155,8 @@ class CapturedForward:
     ) -> CapturedCall | None:
         """Capture a call; None if it cannot be captured or there is too little memory.
 
-        A capture is begun only if there is enough memory, because torch 2.11 to 2.13 never free the memory of
-        a failed capture (https://github.com/pytorch/pytorch/pull/190308).
+        A capture is begun only if there is enough memory, because torch, up to 2.13 at least, never frees the
+        memory of a failed capture (https://github.com/pytorch/pytorch/pull/190308).
         """
         if not self.graphs:  # torch frees a pool with its last graph, so a new one is needed
             self.pool = torch.cuda.graph_pool_handle()
@@ -199,7 +202,8 @@ class CapturedCall:
 
     Attributes:
         activation_bytes: memory that the forward pass keeps for the backward pass.
-        buffer_bytes: memory for inputs of the backward pass and gradients, which graphs do not share.
+        buffer_bytes: memory for outputs, the input of the backward pass and gradients, which graphs do not
+            share.
 
     Raises:
         torch.OutOfMemoryError: there is too little memory for the run without capturing.

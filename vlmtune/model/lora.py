@@ -67,8 +67,8 @@ def attach(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> PeftMode
     from peft import get_peft_model
 
     devices = [model.device] if model.device.type == "cuda" else []
-    adapters = plain_library_errors(model.name_or_path, "PEFT's adapter on these target modules")
-    with torch.random.fork_rng(devices=devices), adapters:
+    readable_errors = plain_library_errors(model.name_or_path, "PEFT's adapter on these target modules")
+    with torch.random.fork_rng(devices=devices), readable_errors:
         peft_model: Any = get_peft_model(model, config)
     with torch.no_grad():
         for name, parameter in peft_model.named_parameters():
@@ -135,7 +135,7 @@ def load_adapter(
     The base is changed in place, also if loading fails.
 
     Args:
-        base: the base model. If it has adapters already, it gets one more.
+        base: the base model. If it has adapters already, it gets one more, which is not made active.
         trainable: return the model in training mode, with an adapter that requires gradients; otherwise in
             evaluation mode.
         name: the adapter's name in the model.

@@ -1,8 +1,8 @@
 """Compare a step with the plain transformers model before training (`--self_check`).
 
-For some rows, the losses and the gradients of every LoRA layer's B at B = 0 are computed twice: by the model
-as transformers loads it, one row at a time, and by the step as it will run, with the rows in one batch. If
-they differ, the acceleration that causes it is found by switching each one off in turn.
+For some rows, the losses and the gradients of each layer's LoRA matrix B, with B set to zero, are computed
+twice: by the model as transformers loads it, one row at a time, and by the step as it will run, with the rows
+in one batch. If they differ, the acceleration that causes it is found by switching each one off in turn.
 
 In the plain model, forward hooks add LoRA. At B = 0 the gradient of A is zero, and that of B is linear in
 LoRA's scaling, which is 1 here.
@@ -37,7 +37,7 @@ class StepResult:
     """The result of a step on some rows.
 
     Attributes:
-        losses: the loss of each row, summed over its labelled tokens, `[B]`.
+        losses: the loss of each row, summed over its labelled tokens, `[rows]`.
         gradients: the gradient of each layer's B `[O, R]` by layer name, for the sum of the losses, with a
             LoRA scaling of 1.
     """
@@ -169,12 +169,12 @@ class StepComparison:
             return names
         if self._problem(alone) is None:
             raise ModelError(
-                f"{self.name}: rows in one batch change each other's results, in transformers too (images "
-                "are padded to the largest of the batch, or the like): give images of one size, or "
+                f"{self.name}: rows in one batch change each other's results, even without accelerations "
+                "(images are padded to the largest of the batch, or the like): give images of one size, or "
                 "--trial_runner isolated --per_device_train_batch_size 1 --per_device_eval_batch_size 1"
             )
         raise ModelError(
-            f"{self.name}: the self-check fails: {remaining}; --self_check false trains all the same"
+            f"{self.name}: the self-check fails: {remaining}; to train anyway: --self_check false"
         )
 
     def _problem(self, run: Callable[[], StepResult]) -> str | None:
@@ -193,4 +193,5 @@ class StepComparison:
 
 def left_out(names: Sequence[str], problem: str) -> str:
     """The console line that says which accelerations are switched off, and why."""
-    return f"self-check: {' and '.join(names)} left out, steps are slower: with it {problem}"
+    them = "it" if len(names) == 1 else "them"
+    return f"self-check: {' and '.join(names)} left out, steps are slower: with {them}, {problem}"
