@@ -123,7 +123,7 @@ def test_rows_have_the_same_split_and_labels_at_every_resolution(settings: Setti
 def test_a_resolution_whose_rows_are_others_is_refused(settings: Settings, store: Store):
     cache = str(settings.data.cache_dir)
     other_split = prepare_store(DataSource.from_settings(settings.replace(split_seed=7)), cache)
-    with pytest.raises(DataError, match=f"max_pixels {FEW}.*the usable rows are others"):
+    with pytest.raises(DataError, match=f"max_pixels {FEW}.*the splits of their rows differ"):
         prepare_resolutions(settings, Space.parse(SPACE, settings), other_split)
     with pytest.raises(ConfigError, match="search_space: --max_pixels 5: --max_pixels 5: one image token"):
         prepare_resolutions(settings, space_of(settings, max_pixels={"choice": [5, FEW]}), store)

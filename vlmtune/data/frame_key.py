@@ -90,8 +90,8 @@ class _Reading:
 def choose_key(table: Table, names: FrameNames, placeholders: set[str], shown_path: str) -> Key:
     """The column whose values name the frames.
 
-    File names win over numbers. A column that a placeholder uses is a label, unless its name is in IMAGE_COLUMNS
-    (and is not `id`).
+    File names win over numbers. A column that a placeholder uses is a label, unless its name is in
+    IMAGE_COLUMNS (and is not `id`).
 
     Raises:
         DataError: no column names frames, or two columns name different ones.

@@ -30,7 +30,7 @@ class CheckpointWriter:
 
     def __init__(self, deliver: Callable[[str, TrialReport], None]) -> None:
         self.deliver = deliver
-        self._processors: dict[ModelRef, Any] = {}  # of each resolution that trials have
+        self._processors: dict[ModelRef, Any] = {}  # one for each image resolution of the trials
         self._processor_lock = Lock()
         self._threads = ThreadPoolExecutor(WRITER_THREADS, thread_name_prefix="checkpoints")
         self._latest: dict[str, deque[Future[None]]] = defaultdict(partial(deque, maxlen=MAX_UNWRITTEN))

@@ -1,7 +1,7 @@
-"""Image resolution as a searched value: the same rows, prepared once for each resolution of a search.
+"""Search the image resolution: the same rows are prepared once for each resolution of a search.
 
-Splits go by the content of the images as they are in the files, and labels are the answers' tokens, so a row
-stands in the same split with the same labels at every resolution.
+The split depends on the images in the files, before they are resized, and the labels are the answers' tokens.
+So a row is in the same split and has the same labels at every resolution.
 """
 
 import itertools
@@ -25,7 +25,9 @@ from vlmtune.session import cache_folder
 logger = logging.getLogger(__name__)
 
 NAMES = ("max_pixels", "min_pixels", "max_image_tiles")
-IMAGE_TOKENS = "image_tokens"  # a trial's mean image tokens a row, in the table of trials and the report
+IMAGE_TOKENS = (
+    "image_tokens"  # column of the tables of trials: the mean number of image tokens per row of a trial
+)
 
 
 def varies_resolution(space: Space) -> bool:
@@ -37,8 +39,8 @@ def searched_resolutions(space: Space) -> list[ImageResolution]:
     """Every resolution that a trial may have, the baseline's first.
 
     Raises:
-        ConfigError: a limit has a range, or follows from values other than such limits, so that trials could
-            have any resolution.
+        ConfigError: a limit is searched in a range, or computed from an option that is not such a limit. The
+            rows could not be prepared for all its values.
     """
     for name in NAMES:
         if name in space.distributions and not isinstance(space.distributions[name], Categorical):
@@ -62,25 +64,26 @@ def searched_resolutions(space: Space) -> list[ImageResolution]:
 
 
 def with_resolution(settings: Settings, resolution: ImageResolution) -> Settings:
-    """The settings at another resolution."""
+    """The settings with another resolution."""
     return settings.replace(**vars(resolution))
 
 
 def at_resolution_of(store: Store, settings: Settings) -> Settings:
-    """The settings at the resolution of a store."""
+    """The settings with the resolution of a store."""
     return settings if store.model is None else with_resolution(settings, store.model.resolution)
 
 
 def prepare_resolutions(
     settings: Settings, space: Space, store: Store, scanned: ScannedData | None = None
 ) -> Store:
-    """The store with those of the same rows at every other resolution that trials may have, or itself.
-
-    Each is prepared now, or found in the cache.
+    """Prepare the rows at every other resolution that trials may have, or find them in the cache.
 
     Args:
         store: the rows at the resolution of `settings`.
-        scanned: the data's fragments, where the caller has them already.
+        scanned: the data's fragments, if the caller has them already.
+
+    Returns:
+        The store, with the stores of the other resolutions in `others`; `store` itself if there are none.
 
     Raises:
         ConfigError: the model's processor cannot have a resolution.
@@ -116,7 +119,7 @@ def check_lengths(settings: Settings, store: Store) -> None:
 
 
 def resolution_lines(store: Store) -> list[str]:
-    """A line for each resolution: its image tokens a row."""
+    """A line for each resolution with its image tokens per row; empty if the search has only one."""
     return [
         f"{one.model.resolution}: {image_tokens_per_row(one):.0f} image tokens a row, "
         f"up to {one.column('tokens').max()} tokens"
@@ -145,16 +148,18 @@ def _check_same_rows(store: Store, other: Store, resolution: ImageResolution) ->
     ]
     if places[0] != places[1]:
         usable = [{place[:2] for place in one} for one in places]
-        apart = sorted(usable[0] ^ usable[1])
-        which = "the usable rows are others"
-        if apart:
-            there = store if apart[0] in usable[0] else other
-            index = zip(there.column("fragment"), there.column("number"), there.column("source"), strict=True)
-            source = next(source for fragment, number, source in index if (fragment, number) == apart[0])
-            which = f"{source} can be used at one of them only"
+        in_one_only = sorted(usable[0] ^ usable[1])
+        difference = "the splits of their rows differ"
+        if in_one_only:
+            owner = store if in_one_only[0] in usable[0] else other
+            index = zip(owner.column("fragment"), owner.column("number"), owner.column("source"), strict=True)
+            source = next(
+                source for fragment, number, source in index if (fragment, number) == in_one_only[0]
+            )
+            difference = f"{source} can be used at one of them only"
         raise DataError(
             f"search_space: {resolution}, and {store.model.resolution if store.model else 'the config'}: "
-            f"{which}; leave this value or such rows out"
+            f"{difference}; leave this value or such rows out"
         )
     if store.meta.input_format != other.meta.input_format:
         raise DataError(
