@@ -134,7 +134,7 @@ def document(title: str, body: Iterable[str], *, style: str = "", policy: str | 
     Args:
         body: the parts as HTML; empty ones are left out.
         style: CSS rules of this page alone.
-        policy: its content policy; None where the server that sends the page sends one too.
+        policy: the page's content policy; None if the server that sends the page sends one itself.
     """
     meta = f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n' if policy else ""
     page = (

@@ -169,7 +169,7 @@ class Order:
 
 
 def cut(rows: list[int], size: int, index: int, *, filler: int) -> BatchRows:
-    """The `index`-th batch of `size` of these rows; a filler if there are not so many rows."""
+    """The `index`-th batch of `size` of these rows; a filler of one row if there is no such batch."""
     part = tuple(rows[index * size : (index + 1) * size])
     return BatchRows(part) if part else BatchRows((filler,), filler=True)
 

@@ -31,7 +31,7 @@ from vlmtune.search.trial_results import failure_reason
 
 logger = logging.getLogger(__name__)
 
-MAX_ROWS = 500  # with so many rows, the 95 % interval of a percentage is at most 9 points wide
+MAX_ROWS = 500  # with 500 rows, the 95 % interval of a percentage is at most 9 points wide
 BEST = "best"
 RECIPE = "recipe"
 BASELINE = "own"  # the baseline's key in metrics.json

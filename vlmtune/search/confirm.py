@@ -91,7 +91,7 @@ def read_confirm(settings: Settings) -> tuple[int, int] | None:
 
 
 def runs_to_confirm(settings: Settings, trials: int) -> int:
-    """How many runs confirm a search of so many trials; 0 if `confirm` is off or not worth it."""
+    """Number of runs that confirm a search of this many trials; 0 if `confirm` is off or not worth it."""
     trials_and_seeds = read_confirm(settings)
     limited = settings.search.time_budget_s is not None
     if trials_and_seeds is None or trials < TRIALS_WORTH_CONFIRMING or limited:

@@ -57,7 +57,7 @@ class TrialQueue(Searcher):
     in a resumed search.
 
     Args:
-        proposer: proposes new trials. It is told of `trials`.
+        proposer: proposes new trials. The queue tells it about `trials`.
         trials: the trials that exist already, ended or not, in the order of their numbers.
         total: number of trials of the whole search.
 

@@ -13,7 +13,7 @@ WIDTH, HEIGHT = 520, 270  # in the plot's own units; it is scaled to the width o
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 12, 40  # margins
 LOG_FROM = 20  # a range whose upper end is this many times its lower end gets a logarithmic scale
 TICKS = 5
-FEW_VALUES = 4  # up to so many different values stand side by side, each with its name
+FEW_VALUES = 4  # up to this many different values are placed side by side, each with its name
 LABEL_LENGTH = 24  # characters of a value's name on an axis
 
 
