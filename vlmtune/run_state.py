@@ -1,7 +1,7 @@
 """The state files of a run in its output folder: its settings, the key of its data, whether it has ended.
 
-Each fact is stored twice, in `search.yaml` (or `config.yaml`) and in the state file and its copy, so that a
-run can be resumed although one file is damaged.
+The settings are stored in `search.yaml` (or `config.yaml`) and in the state file, which has a copy. So a run can
+be resumed although one file is damaged.
 """
 
 import json
@@ -136,7 +136,7 @@ def is_finished(folder: str, kind: RunKind, state: Mapping[str, Any]) -> bool:
     path = f"{folder}/{kind.finished_file}"
     if not state.get("ended", True) or not storage.exists(path):
         return False
-    return not path.endswith(".parquet") or _is_table(path)
+    return not path.endswith(".parquet") or _has_rows(path)
 
 
 def changed_options(saved: Settings, requested: Settings, given: Sequence[str]) -> dict[str, Any]:
@@ -161,7 +161,8 @@ def _check_changes(folder: str, kind: RunKind, saved: Settings, changes: Mapping
     more = changes.get("num_samples")
     if more is not None and more < saved.search.num_samples:
         raise ConfigError(
-            f"--num_samples {more}: this search has {saved.search.num_samples} trials already; give more"
+            f"--num_samples {more}: this search was started with {saved.search.num_samples}; a resumed "
+            "search may only get more trials"
         )
     return more is not None
 
@@ -192,10 +193,10 @@ def _saved_settings(folder: str, kind: RunKind, state: Mapping[str, Any]) -> Set
         )
         return copy
     if copy is not None and own != copy:
-        theirs = own.to_flags() | {name: own.value(name) for name in copy.to_flags()}
+        own_values = own.to_flags() | {name: own.value(name) for name in copy.to_flags()}
         changes = {
             name: value
-            for name, value in theirs.items()
+            for name, value in own_values.items()
             if copy.value(name) != value and name not in (*MAY_CHANGE, *NOT_COMPARED)
         }
         if changes:
@@ -233,7 +234,8 @@ def _read_text(path: str) -> str | None:
         return None
 
 
-def _is_table(path: str) -> bool:
+def _has_rows(path: str) -> bool:
+    """Whether a file is a Parquet table with at least one row."""
     files, inner = storage.filesystem(path)
     try:
         return bool(pq.read_metadata(inner, filesystem=files).num_rows)
@@ -247,20 +249,20 @@ def write_files(folder: str, kind: RunKind, files: Sequence[tuple[str, str]]) ->
     storage.write_table(table, _files_path(folder, kind))
 
 
-def check_same_files(folder: str, kind: RunKind, given: Sequence[str] = ()) -> None:
+def check_same_files(folder: str, kind: RunKind, data_paths: Sequence[str] = ()) -> None:
     """Raises DataError, which names the file, if a data file has changed since the run began.
 
     Args:
-        given: the paths and URIs of the data, with the secrets that the saved ones lack.
+        data_paths: the paths and URIs of the data, with the secrets that the saved ones lack.
     """
     path = _files_path(folder, kind)
-    if not storage.exists(path) or not _is_table(path):
+    if not storage.exists(path) or not _has_rows(path):
         return  # the prepared rows' key is compared later
     files, inner = storage.filesystem(path)
     known = pq.read_table(inner, filesystem=files).to_pydict()
     now = {
         redacted(path): state
-        for path, state in file_states([with_secrets_of(path, given) for path in known["path"]])
+        for path, state in file_states([with_secrets_of(path, data_paths) for path in known["path"]])
     }
     changed = [one for one, state in zip(known["path"], known["state"], strict=True) if now[one] != state]
     if changed:

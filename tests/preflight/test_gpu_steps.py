@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from vlmtune.config.settings import Settings
-from vlmtune.preflight.gpu_steps import gpu_step_lines
+from vlmtune.preflight.gpu_steps import gpu_acceleration_lines
 
 
 def lines(model: Path, **flags: Any) -> str:
-    return "\n".join(gpu_step_lines(Settings.from_flags({"model_name_or_path": str(model), **flags})))
+    return "\n".join(gpu_acceleration_lines(Settings.from_flags({"model_name_or_path": str(model), **flags})))
 
 
 def test_a_model_that_allows_everything(models: Path) -> None:
@@ -40,4 +40,4 @@ def test_why_not(models: Path, flags: dict[str, Any], line: str) -> None:
 
 
 def test_a_model_without_image_features(models: Path, tmp_path: Path) -> None:
-    assert gpu_step_lines(Settings.from_flags({"model_name_or_path": str(tmp_path)})) == []
+    assert gpu_acceleration_lines(Settings.from_flags({"model_name_or_path": str(tmp_path)})) == []

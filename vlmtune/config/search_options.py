@@ -67,7 +67,9 @@ class SearchSettings:
         True, "After the search, answer the test rows with the base and the adapters, and write report.html."
     )
     early_stopping: Literal["asha", "none"] = option(
-        "asha", "Stop trials that fall behind at an evaluation, or never."
+        "asha",
+        "In a search, stop trials whose metric is behind that of other trials (ASHA), or none. "
+        "early_stopping_patience ends a run by its own evaluations.",
     )
     grace_period: float = option(
         0.5,

@@ -51,7 +51,9 @@ class Settings:
         return {name: value for name, value in values.items() if value != flags()[name].default}
 
     def value(self, name: str) -> Any:
-        """The value of an option by its flag name, for code that has only the name, such as a search space's.
+        """The value of an option by its flag name, for code that has only the name, such as a search space.
+
+        An option of TRL that vlmtune does not support has no field here; its value is its default.
 
         Raises:
             ConfigError: there is no such flag.
@@ -82,17 +84,17 @@ class Settings:
         return build(read_file(str(path)))
 
 
-def build(values: Mapping[str, Any], set_names: tuple[str, ...] | None = None) -> Settings:
+def build(values: Mapping[str, Any], names_given: tuple[str, ...] | None = None) -> Settings:
     """Make settings of values by flag name that `read_values` has checked; check them together.
 
     Args:
-        set_names: the flags that the user has set; by default all of `values`.
+        names_given: the flags that the user has set; by default all of `values`.
 
     Raises:
         ConfigError: two options contradict each other.
     """
     by_group: dict[str, dict[str, Any]] = {group.name: {} for group in dataclasses.fields(Settings)}
-    names = tuple(values) if set_names is None else set_names
+    names = tuple(values) if names_given is None else names_given
     for name, flag in flags().items():
         if flag.in_settings:
             value = values.get(name, flag.default)
@@ -133,9 +135,11 @@ def check_together(settings: Settings) -> None:
             raise ConfigError(
                 f"{name}: means quantization {meaning}, but quantization is {model.quantization}; keep one"
             )
+    # `base_quantization` also knows what load_in_4bit and load_in_8bit mean.
     if model.llm_int8 and model.base_quantization != "int8":
         raise ConfigError(f"llm_int8: needs quantization int8, but quantization is {model.base_quantization}")
     lora = settings.lora
+    # The rate is for all trained weights beside the language model, those of modules_to_save among them.
     if lora.vision_learning_rate is not None and not (lora.vision or lora.modules_to_save):
         raise ConfigError(
             "vision_learning_rate: nothing is trained beside the language model; give lora_vision or "

@@ -52,7 +52,9 @@ class TrainingSettings(TrlTraining):
         "then compared by their best evaluation.",
     )
     early_stopping_patience: int | None = option(
-        None, "End a run after this many evaluations in a row without an improvement. By default, never."
+        None,
+        "End a run after this many evaluations in a row without an improvement of its own eval_loss. By "
+        "default, never. early_stopping, in a search, compares trials with each other.",
     )
     early_stopping_threshold: float = option(
         0.0, "With early_stopping_patience: an improvement smaller than this does not count."

@@ -89,7 +89,8 @@ class CheckedRows:
 class SelfCheck:
     """Two rows through the model as transformers made it, then through the step as it will run.
 
-    `run_plain_model` has to come before anything changes the model, `check_step` when the step is ready.
+    `record_reference` has to come before anything changes the model, `compare_with_reference` when the step
+    is ready.
 
     Attributes:
         file: where its result is stored for later runs.
@@ -106,7 +107,7 @@ class SelfCheck:
     comparison: StepComparison | None
 
     @classmethod
-    def run_plain_model(
+    def record_reference(
         cls,
         settings: Settings,
         base: Any,
@@ -156,7 +157,7 @@ class SelfCheck:
         name = str(settings.model.model_name_or_path)
         return cls(file, rows, first_values, note, None, StepComparison(name, plain, dtype, note))
 
-    def check_step(
+    def compare_with_reference(
         self, accelerations: Sequence[Acceleration], run: Callable[[Sequence[int]], StepResult]
     ) -> None:
         """Find out which accelerations make the step wrong, and leave them out.

@@ -29,7 +29,10 @@ def verdict_text(name: str, difference: MetricEstimate, rows: int) -> str:
 
 
 def format_difference(name: str, difference: MetricEstimate, *, unit: str = " points") -> str:
-    """A difference with sign and interval: `+7.5 points, -10 to +25`; percentages differ by points."""
+    """A difference with sign and interval: `+7.5 points, -10 to +25`.
+
+    The difference of two shares is in percentage points.
+    """
     share = METRICS[name].share
 
     def text(value: float) -> str:

@@ -93,7 +93,7 @@ def build_model(
     targets = adapter_config(settings, base)[0]
     layers = target_layers(base, targets)
     rows = CheckedRows.choose(store, usable_rows, longest, 1)
-    self_check = SelfCheck.run_plain_model(
+    self_check = SelfCheck.record_reference(
         settings, base, targets, rows, plan.step_plan, note, base.dtype, packed=True
     )
     if plan.step_plan.checkpointing:
@@ -112,7 +112,7 @@ def build_model(
         accelerated_step.install_capturing(model.adapters.trained_tensors)
     if self_check is not None:
         run = partial(packed_result, model, layers, self_check.initial_a, rows)
-        self_check.check_step(accelerated_step.accelerations, run)
+        self_check.compare_with_reference(accelerated_step.accelerations, run)
     model.adapters.start_at_rank(max_lora_rank)
     if not gpu:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))

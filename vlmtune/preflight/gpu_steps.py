@@ -13,7 +13,7 @@ from vlmtune.packed.packable import not_packable
 from vlmtune.training.step_plan import why_not_captured
 
 
-def gpu_step_lines(settings: Settings) -> list[str]:
+def gpu_acceleration_lines(settings: Settings) -> list[str]:
     """A line each on packing, compiled layers, CUDA graphs, vision features, self-check and experts.
 
     Empty if the model cannot be adapted; training then says what is wrong with it.

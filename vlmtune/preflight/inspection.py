@@ -12,7 +12,7 @@ from vlmtune.data.serving_prompt import serving_notes
 from vlmtune.data.source import DataSource, ScannedData
 from vlmtune.data.store import Store
 from vlmtune.errors import DataError, writable
-from vlmtune.preflight.gpu_steps import gpu_step_lines
+from vlmtune.preflight.gpu_steps import gpu_acceleration_lines
 from vlmtune.preflight.html_report import html_report
 from vlmtune.preflight.memory import gpu_memory
 from vlmtune.preflight.statistics import summarize
@@ -77,7 +77,7 @@ def inspect_data(settings: Settings, output_dir: str | None) -> InspectResult:
     )
     settings = with_absolute_paths(settings)
     source = DataSource.from_settings(settings)
-    scanned = source.scan()  # before Ray starts, which takes seconds
+    scanned = source.scan()  # so that faults of the data show before the seconds that Ray takes to start
     connect()
     store = find_or_make_store(
         source, cache_folder(settings), size_gb=settings.data.cache_size_gb, scanned=scanned
@@ -89,14 +89,14 @@ def inspect_data(settings: Settings, output_dir: str | None) -> InspectResult:
         summary = replace(
             summary,
             memory=gpu_memory(at_resolution_of(store.largest, settings), store.largest),
-            gpu_steps=gpu_step_lines(settings),
+            gpu_steps=gpu_acceleration_lines(settings),
             serving=serving_notes(ChatTemplate(source.model.processor()), source.model.resolution),
         )
-    files, inner = filesystem(folder)
+    files, path_in_filesystem = filesystem(folder)
     result = InspectResult(summary, folder, f"{folder}/preflight.json", f"{folder}/preflight.html")
     page = html_report(summary, pick_samples(store, scanned.fragments))
     with writable(folder, "--output_dir"):
-        files.create_dir(inner, recursive=True)
+        files.create_dir(path_in_filesystem, recursive=True)
         storage.write_json(result.json_file, summary.to_dict())
         storage.write_text(result.html_file, page)
     return result

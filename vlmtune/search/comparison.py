@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 MAX_ROWS = 500  # with 500 rows, the 95 % interval of a percentage is at most 9 points wide
 BEST = "best"
 RECIPE = "recipe"
-BASELINE = "own"  # the baseline's key in metrics.json
+BASELINE = "own"  # the baseline has the config's own values; its key in metrics.json
 MODEL_NAMES = {BASE: "the base", BASELINE: "the baseline", RECIPE: "the recipe"}
 METRICS_OF_KIND = {"count": ("mae", "within_1"), "number": ("mae",), "text": ("token_f1",)}
 NO_TEST_ROWS = "the data has no test rows that a comparison with the base could use (--test_fraction)"
@@ -119,9 +119,9 @@ class Comparison:
         rows_text = (
             f"{len(self.rows)} of the {self.total}" if len(self.rows) < self.total else f"{self.total}"
         )
-        changes = [self._change(self.metrics[0], with_baseline=True)]
+        changes = [self._change(self.metrics[0], with_others=True)]
         if second := next((name for name in self.metrics[1:] if name in self.models[BEST]), None):
-            changes.append(self._change(second, with_baseline=False))
+            changes.append(self._change(second, with_others=False))
         return f"{rows_text} rows that no trial saw: {'; '.join(changes)}"
 
     def verdict_lines(self) -> list[str]:
@@ -138,21 +138,21 @@ class Comparison:
         warning = few_rows_warning(rows)
         return [*lines, *([warning] if warning else [])]
 
-    def _change(self, name: str, *, with_baseline: bool) -> str:
+    def _change(self, name: str, *, with_others: bool) -> str:
         before, after = (format_metric(name, self.models[model][name].value) for model in (BASE, BEST))
-        baseline = ""
-        if with_baseline:
+        others_text = ""
+        if with_others:
             words = ((BASELINE, "baseline"), (RECIPE, "recipe"))
             others = [(word, self.models.get(model)) for model, word in words]
             texts = [
                 f"{word}: {format_metric(name, metrics[name].value)}" for word, metrics in others if metrics
             ]
-            baseline = f" ({', '.join(texts)})" if texts else ""
+            others_text = f" ({', '.join(texts)})" if texts else ""
         if name == "mae":
-            baseline = f"{self._without_number()}{baseline}"
+            others_text = f"{self._without_number()}{others_text}"
         if name == "mae" and self.counts:
-            return f"off by {before} → {after} on average{baseline}"
-        return f"{name.replace('_', ' ')} {before} → {after}{baseline}"
+            return f"off by {before} → {after} on average{others_text}"
+        return f"{name.replace('_', ' ')} {before} → {after}{others_text}"
 
     def _without_number(self) -> str:
         """The shares of answers without a number, before and after, if there are any."""
@@ -253,7 +253,8 @@ def _answer(
 def answer_limit(store: Store, rows: np.ndarray) -> int:
     """The longest answer in tokens that a model may give to these rows.
 
-    One and a half times the longest reference among them: a longer answer is wrong anyway.
+    One and a half times the longest reference among them, because a longer answer is wrong anyway, but no
+    less than DEFAULT_NEW_TOKENS.
     """
     longest = int(store.column("answer_tokens")[rows].max())
     return max(DEFAULT_NEW_TOKENS, longest + longest // 2)
@@ -276,7 +277,9 @@ def compare_answers(rows: Sequence[ComparedRow], groups: Sequence[str], total: i
         if model in rows[0].answers
     }
     models, gains = {}, {}
-    for other in (BASELINE, RECIPE, BASE):  # in pairs, because `estimates` pairs the resamples of two models
+    for other in (BASELINE, RECIPE, BASE):
+        # Two models at a time: `estimates` gives intervals of them and of the difference between them, for
+        # which it draws the same groups of rows for both.
         if other in by_model:
             models[BEST], models[other], gains[other] = estimates(
                 [by_model[BEST], by_model[other]], groups, metrics, seed=seed
@@ -293,8 +296,9 @@ def worst_first(rows: Sequence[ComparedRow], metrics: Sequence[str], seed: int) 
     def sort_key(row: ComparedRow) -> tuple[float, float]:
         answer = AnsweredRow(row.answers[BEST], row.reference)
         metric = METRICS["mae" if "mae" in metrics else "token_f1"]
-        loss = metric.parts(answer)[0] * (1 if metric.mode == "min" else -1)
-        return (METRICS["exact_match"].parts(answer)[0], -loss)
+        # The numerator alone: a row's absolute error, or its F1.
+        error = metric.parts(answer)[0] * (1 if metric.mode == "min" else -1)
+        return (METRICS["exact_match"].parts(answer)[0], -error)
 
     order = np.random.default_rng(seed).permutation(len(rows))
     return sorted((rows[index] for index in order), key=sort_key)

@@ -13,7 +13,7 @@ from vlmtune.model.memory import StepPlan
 from vlmtune.model.step import AcceleratedStep
 from vlmtune.training.step_plan import can_capture
 
-Checked = TypeVar("Checked")
+Reference = TypeVar("Reference")
 
 
 def adapted_model(
@@ -21,22 +21,22 @@ def adapted_model(
     args: SFTConfig,
     plan: StepPlan,
     note: Callable[[str], None],
-    check: Callable[[Any, list[str]], Checked],
-) -> tuple[Any, AcceleratedStep, Checked]:
+    record_reference: Callable[[Any, list[str]], Reference],
+) -> tuple[Any, AcceleratedStep, Reference]:
     """Load the base, and attach an adapter, on this worker's device.
 
     If the steps offload activations themselves, TRL's own offloading is switched off in `args`.
 
     Args:
-        check: called with the base as transformers loads it and the names of the layers that get adapters. It
-            raises an exception if the base cannot be trained.
+        record_reference: called with the base as transformers loads it and the names of the layers that get
+            adapters. It raises an exception if the base cannot be trained.
 
     Returns:
-        The base with its adapter, its accelerated steps, and the result of `check`.
+        The base with its adapter, its accelerated steps, and the result of `record_reference`.
     """
     base = load_base_for(settings, args.device, dequantized=plan.dequantized)
     targets, config = adapter_config(settings, base)
-    checked = check(base, targets)
+    reference = record_reference(base, targets)
     adapted = attach(base, config, seed=args.seed)
     step = AcceleratedStep.for_adapter(
         adapted,
@@ -48,7 +48,7 @@ def adapted_model(
     )
     if step.offloads_checkpoints:
         args.activation_offloading = False
-    return adapted, step, checked
+    return adapted, step, reference
 
 
 def adapter_config(settings: Settings, model: Any) -> tuple[list[str], Any]:

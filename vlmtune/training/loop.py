@@ -1,8 +1,8 @@
 """The training loop of one worker: load the base, attach the adapter, train, evaluate, report.
 
 The loop knows nothing of Ray. Its caller passes two functions: `read_batches(split, batches, max_length)`
-returns the named batches in order, and `report(metrics, checkpoint_folder)` takes the result of an
-evaluation.
+returns the batches with these numbers in order, and `report(metrics, checkpoint_folder)` takes the result of
+an evaluation.
 """
 
 import json
@@ -84,12 +84,14 @@ def train(
     meter = Meter(runs_dir, progress, trackers=trackers)
     plan = plan_step(settings, store, usable_rows, world_size, meter.note)
     args = training_arguments(settings, work_dir, checkpointing=plan.checkpointing)
-    check = _base_check(settings, store, usable_rows, args, plan, meter.note)
-    model, accelerated_step, self_check = adapted_model(settings, args, plan, meter.note, check)
+    record_reference = partial(_record_reference, settings, store, usable_rows, args, plan, meter.note)
+    model, accelerated_step, self_check = adapted_model(settings, args, plan, meter.note, record_reference)
     meter.flops_per_token = training_flops_per_token(accelerated_step.base.get_decoder())
     order = order_of_rows(settings, args, store, usable_rows, world_size)
     args.gradient_accumulation_steps = order.batches_per_step
-    vision_bytes = room_for_features(args.device, plan.spare_bytes) if _repeats_rows(args, order) else 0.0
+    vision_cache_bytes = 0.0
+    if _repeats_rows(args, order):
+        vision_cache_bytes = room_for_features(args.device, plan.spare_bytes)
     first_step = 0 if checkpoint is None else _trainer_state(checkpoint)["global_step"]
     with plain_library_errors(str(settings.model.model_name_or_path), "making TRL's SFTTrainer for it"):
         trainer = AdapterTrainer(
@@ -101,10 +103,11 @@ def train(
             meter=meter,
             objective=Objective.of(settings),
             vision_learning_rate=settings.lora.vision_learning_rate,
-            vision_bytes=vision_bytes,
+            vision_cache_bytes=vision_cache_bytes,
         )
     if self_check is not None:
-        self_check.check_step(accelerated_step.accelerations, partial(step_result, trainer, self_check.rows))
+        run = partial(step_result, trainer, self_check.rows)
+        self_check.compare_with_reference(accelerated_step.accelerations, run)
     trainer.remove_callback(PrinterCallback)
     if args.device.type == "cuda":
         trainer.add_callback(TryLongestRows(trainer))
@@ -115,25 +118,24 @@ def train(
     return model
 
 
-def _base_check(
+def _record_reference(
     settings: Settings,
     store: Store,
     usable_rows: np.ndarray,
     args: SFTConfig,
     plan: StepPlan,
     note: Callable[[str], None],
-) -> Callable[[Any, list[str]], SelfCheck | None]:
-    """The function that `adapted_model` calls with the loaded base, before it is accelerated.
+    base: Any,
+    targets: list[str],
+) -> SelfCheck | None:
+    """Check that the loaded base accepts a row and is causal, and run a few rows for the self-check.
 
-    It tries one row, and keeps the results of a few rows, with which the accelerated steps are compared.
+    `adapted_model` calls this before the base is accelerated. The accelerated step is compared with the
+    results later.
     """
-
-    def check(base: Any, targets: list[str]) -> SelfCheck | None:
-        try_row(base, store, usable_rows, args.max_length)
-        rows = CheckedRows.choose(store, usable_rows, args.max_length, length_multiple(settings))
-        return SelfCheck.run_plain_model(settings, base, targets, rows, plan, note, step_dtype(args, base))
-
-    return check
+    try_row(base, store, usable_rows, args.max_length)
+    rows = CheckedRows.choose(store, usable_rows, args.max_length, length_multiple(settings))
+    return SelfCheck.record_reference(settings, base, targets, rows, plan, note, step_dtype(args, base))
 
 
 def _repeats_rows(args: SFTConfig, order: Order) -> bool:

@@ -42,7 +42,7 @@ class AdapterTrainer(SFTTrainer):
         objective: the metric of answers that is evaluated beside the loss, if any.
         vision_learning_rate: learning rate of trained weights outside the language model; None for
             `args.learning_rate`.
-        vision_bytes: memory that cached vision features may take.
+        vision_cache_bytes: memory in bytes that cached vision features may take.
     """
 
     args: SFTConfig
@@ -58,7 +58,7 @@ class AdapterTrainer(SFTTrainer):
         batches: WorkerBatches,
         meter: Meter,
         objective: Objective | None,
-        vision_bytes: float,
+        vision_cache_bytes: float,
         vision_learning_rate: float | None = None,
     ) -> None:
         self.vision_learning_rate = vision_learning_rate
@@ -73,6 +73,7 @@ class AdapterTrainer(SFTTrainer):
                 eval_dataset=Dataset.from_dict({"input_ids": [[0]]}),
                 data_collator=lambda batch: {"batch": batch},
             )
+        # `log_probs_at_labels` computes logits at the labelled positions alone.
         add_positions_argument(accelerated_step.base)
         # `model_wrapped` is what the Trainer's loop calls `train()`, `zero_grad()` and `training_step` with.
         # Where it is set, the Trainer does not wrap the model in DistributedDataParallel: gradients are
@@ -81,13 +82,13 @@ class AdapterTrainer(SFTTrainer):
         self.accelerator.prepare_model(
             model, evaluation_mode=True
         )  # with evaluation_mode it only adds autocast
-        self.model_wrapped = TrainedView(model)
+        self.model_wrapped = TrainedView(model)  # the model without its frozen parts, for the loop
         # The loss is divided by the labelled tokens of the whole step; the Trainer must not divide it again.
         self.model_accepts_loss_kwargs = True
         self.accelerated_step, self.batches, self.meter = accelerated_step, batches, meter
         autocast = self.compute_loss_context_manager
         self.vision = VisionCache(
-            accelerated_step.base, batches, max_bytes=vision_bytes, note=meter.note, autocast=autocast
+            accelerated_step.base, batches, max_bytes=vision_cache_bytes, note=meter.note, autocast=autocast
         )
         accelerated_step.free_memory = self.vision.disable
         self.evaluator = Evaluator(
@@ -112,7 +113,7 @@ class AdapterTrainer(SFTTrainer):
     ) -> tuple[list[Batch], torch.Tensor | None]:
         """The batches of a step, and its number of labelled tokens, counted on the CPU where the batches are.
 
-        With `average_tokens_across_devices` it is the number of all workers.
+        With `average_tokens_across_devices` the tokens are summed over all workers.
         """
         batches = list(islice(epoch_iterator, num_batches))
         if not batches:
@@ -161,7 +162,8 @@ class AdapterTrainer(SFTTrainer):
         """The summed loss of the batch's labelled tokens, divided by the labelled tokens of the whole step.
 
         SFTTrainer's `compute_loss` gathers metrics from all workers in every call. Workers may make different
-        numbers of calls, because a worker that runs out of memory splits its batch. It would wait for ever.
+        numbers of calls, because a worker that runs out of memory splits its batch. A gather would
+        then wait forever.
         """
         outputs = log_probs_at_labels(self.model, inputs)
         losses = -outputs.log_probs  # zero where there is no label
