@@ -1,7 +1,7 @@
 """The state files of a run in its output folder: its settings, the key of its data, whether it has ended.
 
-The settings are stored in `search.yaml` (or `config.yaml`) and in the state file, which has a copy. So a run can
-be resumed although one file is damaged.
+The settings are stored in `search.yaml` (or `config.yaml`) and in the state file, which has a copy. So a run
+can be resumed although one file is damaged.
 """
 
 import json
