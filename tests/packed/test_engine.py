@@ -288,7 +288,7 @@ def test_with_others_a_worker_without_memory_ends_the_run(
     packed = pack(stores["mall llava"], models / "llava", tmp_path, {"one": TRIALS["one"]})
     packed.engine.shard = WorkerShard(rank=1, world_size=2)
     with pytest.raises(DoesNotFitError, match="out of GPU memory with the adapter and one row"):
-        packed.engine._end_too_large(PassResult({}, [packed.engine.slots["one"]], [""]))
+        packed.engine._end_trials_that_do_not_fit(PassResult({}, [packed.engine.slots["one"]], [""]))
     assert "one" in packed.engine.slots
     assert packed.reports == {}
 
