@@ -141,7 +141,7 @@ def _explain(error: Exception, name: str, revision: str) -> str:
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         return f"{name} is a LoRA adapter, not a base model: give the base that its adapter_config.json names"
     if name.startswith("demo/"):
-        return f"{name} is not there: `make demo` or `vlmtune demo` writes it"
+        return f"{name} is not there: `vlmtune demo --files_only` writes it in seconds"
     if caused_by(GatedRepoError):
         page = f"https://huggingface.co/{name}"
         return (

@@ -33,9 +33,11 @@ def test_the_code_of_the_docs_is_that_of_the_card() -> None:
     assert code == usage_snippet("demo/llava", "out/demo/best", image, question)
 
 
-def test_one_image_is_one_file(demo_adapter: Path) -> None:
+def test_one_image_is_one_file(demo_adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = demo_adapter.parent
-    assert one_image(str(folder / "photo.jpg")) == str(folder / "photo.jpg")
+    monkeypatch.chdir(folder)
+    for path in (str(folder / "photo.jpg"), "photo.jpg", "./photo.jpg", "adapter/../photo.jpg"):
+        assert one_image(path) == str(folder / "photo.jpg")
     for path in (folder, folder / "none.jpg", folder / "adapter" / "config.yaml"):
         with pytest.raises(DataError):
             one_image(str(path))

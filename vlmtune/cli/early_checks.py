@@ -8,6 +8,7 @@ from vlmtune.errors import ConfigError, DataError
 from vlmtune.storage import scheme
 from vlmtune.trackers.check import check_installed
 
+DEMO_MODEL = "demo/llava"  # of configs/demo.yaml
 DATA_SUFFIXES = {".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".tar", ".txt", ".zip"}
 
 
@@ -22,6 +23,8 @@ def check_paths(settings: Settings) -> None:
         if path is not None and not scheme(path) and looks_local(path) and not Path(path).exists():
             raise DataError(f"{flag}{path.rstrip('/') or path}: no such file or folder")
     model = settings.model.model_name_or_path
+    if model == DEMO_MODEL and not Path(model).exists():
+        raise ConfigError(f"{model} is not there: `vlmtune demo --files_only` writes it in seconds")
     if model is not None and looks_local(model) and not Path(model).exists():
         raise ConfigError(
             f"{model} is not there: no such folder, and no name of a model on the Hub (OWNER/MODEL)"

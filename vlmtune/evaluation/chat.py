@@ -10,6 +10,7 @@ from vlmtune.evaluation.adapter import adapter_settings, check_adapter_fits, loa
 from vlmtune.evaluation.generate import BatchBuilder, end_tokens, generate
 from vlmtune.evaluation.questions import ImageList, image_paths, read_questions
 from vlmtune.session import with_absolute_paths
+from vlmtune.storage import absolute
 
 ADAPTER = "adapter"
 
@@ -74,11 +75,19 @@ class Chat:
 
 
 def one_image(path: str) -> str:
-    """Check that a path is that of one image, and return it.
+    """The absolute path or URI of an image file.
 
     Raises:
         DataError: it is not an image, or a folder.
     """
-    if image_paths(path) != [path]:
-        raise DataError(f"--image {path}: is not one image; predict answers a folder of them")
-    return path
+    try:
+        image = absolute(path)
+    except ValueError as error:
+        raise DataError(f"--image {path}: {error}") from error
+    if (found := image_paths(image)) == [image]:
+        return image
+    if found:
+        raise DataError(
+            f"--image {path}: is a folder; `vlmtune predict` answers a question about each of its images"
+        )
+    raise DataError(f"--image {path}: there is no such image file")
