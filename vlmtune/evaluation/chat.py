@@ -90,4 +90,4 @@ def one_image(path: str) -> str:
         raise DataError(
             f"--image {path}: is a folder; `vlmtune predict` answers a question about each of its images"
         )
-    raise DataError(f"--image {path}: there is no such image file")
+    raise DataError(f"--image {path}: there is no image file of this name")
