@@ -1,8 +1,9 @@
 """Train one LoRA adapter.
 
-python ray_jobs/train.py --config configs/llava-1.5-7b.yaml [--any_flag value]
+python ray_jobs/train.py --config configs/llava-1.5-7b.yaml --data_path DIR [--any_flag value]
 ray job submit --working-dir . -- \\
-    python ray_jobs/train.py --config configs/llava-1.5-7b.yaml --output_dir /shared/out
+    python ray_jobs/train.py --config configs/llava-1.5-7b.yaml --data_path /shared/data \\
+    --output_dir /shared/out
 """
 
 from vlmtune.cli.commands import train

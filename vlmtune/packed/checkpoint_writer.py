@@ -1,4 +1,4 @@
-"""`CheckpointWriter`: writes checkpoints and delivers last reports in threads, while training continues."""
+"""`CheckpointWriter`: writes checkpoints and delivers final reports in threads, while training continues."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlmtune.packed.checkpoint_folder import write_checkpoint
 from vlmtune.packed.messages import TrialReport
 from vlmtune.packed.slot import PendingCheckpoint, Slot
 
-WRITER_THREADS = 4  # several, so that a trial's last report waits only for the trial's own checkpoint
+WRITER_THREADS = 4  # several, so that a trial's final report waits only for the trial's own checkpoint
 # Largest number of a trial's checkpoints that wait to be written. Each holds the adapter and the optimizer's
 # averages in pinned memory. With more, training waits for the disk.
 MAX_UNWRITTEN = 2
@@ -25,7 +25,7 @@ class CheckpointWriter:
     """Writes the checkpoints of all trials. Those of one trial are written one after another.
 
     Args:
-        deliver: called with a trial's id and its last report.
+        deliver: called with a trial's id and its final report.
     """
 
     def __init__(self, deliver: Callable[[str, TrialReport], None]) -> None:
@@ -33,11 +33,12 @@ class CheckpointWriter:
         self._processors: dict[ModelRef, Any] = {}  # one for each image resolution of the trials
         self._processor_lock = Lock()
         self._threads = ThreadPoolExecutor(WRITER_THREADS, thread_name_prefix="checkpoints")
+        # The latest writes and deliveries of each trial, and all whose errors were not looked at yet.
         self._latest: dict[str, deque[Future[None]]] = defaultdict(partial(deque, maxlen=MAX_UNWRITTEN))
         self._unchecked: list[Future[None]] = []
 
     def write(self, slot: Slot, checkpoint: PendingCheckpoint, folder: str, report: TrialReport) -> None:
-        """Write a checkpoint with the report's metrics in a thread, and then deliver a trial's last report.
+        """Write a checkpoint with the report's metrics in a thread, and then deliver a trial's final report.
 
         Returns at once, unless `MAX_UNWRITTEN` checkpoints of the trial wait already.
         """
@@ -55,7 +56,7 @@ class CheckpointWriter:
         self._submit(slot.trial_id, work)
 
     def deliver_later(self, trial_id: str, report: TrialReport) -> None:
-        """Deliver a trial's last report, which has no checkpoint, once its checkpoints are written."""
+        """Deliver a trial's final report, which has no checkpoint, once its checkpoints are written."""
         self._submit(trial_id, partial(self.deliver, trial_id, report))
 
     def reserve_memory(self, slot: Slot) -> None:

@@ -54,7 +54,7 @@ class Engine:
         store: the prepared rows, with those of the other resolutions that trials may have.
         trials: the number of trials to train at once.
         max_lora_rank: the highest LoRA rank among the trials, for the plan of the memory.
-        deliver: called with a trial's id and each of its reports, in order. The call for the last report
+        deliver: called with a trial's id and each of its reports, in order. The call for the final report
             comes from another thread.
         note: called with each line for the console.
         on_end: called with the id of each trial that has left or ended.
@@ -179,7 +179,7 @@ class Engine:
         """Evaluate trials together, report them, and take a checkpoint of each.
 
         Reports are delivered before the checkpoints are taken, so the search decides in parallel and little
-        training is wasted on trials that it stops. The last report of a trial waits until its checkpoint is
+        training is wasted on trials that it stops. The final report of a trial waits until its checkpoint is
         written. After a crash, trials resume from the last written checkpoint and repeat the later reports.
         """
         if not slots:
@@ -231,7 +231,7 @@ class Engine:
         return {**numbers, **({REASON: shortage} if shortage else {})}
 
     def _end(self, slot: Slot, metrics: dict[str, Any]) -> None:
-        """Remove a trial, which may not have joined yet, and deliver its last report."""
+        """Remove a trial, which may not have joined yet, and deliver its final report."""
         self.slots.pop(slot.trial_id, None)
         slot.close()
         self.on_end(slot.trial_id)

@@ -53,7 +53,7 @@ class EngineActor:
             most_demanding,
         )
         self.registry = TrialRegistry(max_trials)
-        self.changed = self.registry.changed
+        self.changed = self.registry.changed  # the condition on the registry's lock, see `TrialRegistry`
         self.notes = NoteLog()
         early_stopping = settings.search.early_stopping != "none"
         actor_id = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
@@ -176,7 +176,7 @@ class EngineActor:
             self.changed.notify_all()
 
     def _prepare(self, trial: RegisteredTrial, request: TrialRequest) -> None:
-        """Make a trial's slot. If the trial has ended already, restore its last report instead."""
+        """Make a trial's slot. If the trial has ended already, restore its final report instead."""
         from vlmtune.packed.checkpoint_folder import fetch_last_checkpoint, read_last_report
         from vlmtune.training.best_evaluation import ran_to_its_end
         from vlmtune.training.gauges import Gauges

@@ -35,12 +35,13 @@ class StepTotals:
         return 1 / max(self.labelled_tokens, 1)
 
     def add(self, losses: Tensor, correct: Tensor) -> None:
-        """Add rows: `losses` are their summed losses, `correct` their numbers of correct tokens, `[B]`."""
+        """Add rows: `losses` are their summed losses, `correct` their numbers of correct tokens, one a
+        row."""
         self.loss = self.loss + losses.sum() * self.weight
         self.correct = self.correct + correct.sum()
 
     def all_reduce(self, shard: WorkerShard, gradient: Tensor, *, reduce_has_images: bool) -> Tensor:
-        """Replace `gradient` `[P]` and the totals by their values over all workers.
+        """Replace `gradient`, of the adapter's flat vector, and the totals by their values over all workers.
 
         Args:
             reduce_has_images: replace `has_images` too, for which this waits for the device.

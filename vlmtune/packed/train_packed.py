@@ -62,7 +62,7 @@ def train_shard(
         folder: the output folder of the run, which all workers need to reach.
 
     Returns:
-        The metrics of the last report; an empty dict on all workers but the first.
+        The metrics of the final report; an empty dict on all workers but the first.
     """
     checkpoints = _checkpoint_folder(folder)
     last = read_last_report(checkpoints, _note(progress))

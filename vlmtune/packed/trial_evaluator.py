@@ -46,21 +46,21 @@ class TrialEvaluator:
         self.row_numbers = [int(row) for row in store.rows_of(EVAL)]
 
     def evaluate(
-        self, slots: Sequence[Slot], end_too_large: Callable[[PassResult], None]
+        self, slots: Sequence[Slot], end_trials_that_do_not_fit: Callable[[PassResult], None]
     ) -> dict[Slot, dict[str, float]]:
         """The metrics of each trial.
 
         Args:
             slots: the slots of the trials to evaluate.
-            end_too_large: called with the result of each packed run, to end the trials in its `too_large`.
-                These are then left out.
+            end_trials_that_do_not_fit: called with the result of each pass, to end the trials in its
+                `too_large`. These are then left out.
         """
         started = time.monotonic()
         totals = {slot: torch.zeros(2, dtype=torch.float64, device=self.model.device) for slot in slots}
         row_numbers = self.row_numbers[self.shard.rank :: self.shard.world_size]
         for first in range(0, len(row_numbers), EVALUATED_AT_ONCE):
             result = self._add_losses(slots, row_numbers[first : first + EVALUATED_AT_ONCE], totals)
-            end_too_large(result)
+            end_trials_that_do_not_fit(result)
             slots = [slot for slot in slots if slot not in result.too_large]
         sums = {slot: self.shard.all_reduce_sum(totals[slot]).tolist() for slot in slots}
         answers = {slot: self._score_answers(slot) for slot in slots}

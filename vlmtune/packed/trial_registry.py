@@ -30,7 +30,7 @@ class TrialPhase(Enum):
     PREPARING = "its slot is being made"
     READY = "its slot is made; the engine takes it in before the next round"
     TRAINING = "it takes part in rounds"
-    FINISHED = "its training has ended; its last report can be read"
+    FINISHED = "its training has ended; its final report can be read"
     LEAVING = "its process has asked to remove it; the engine does so before the next round"
 
 
@@ -147,10 +147,10 @@ class TrialRegistry:
         trial.phase, trial.slot, trial.last_polled = TrialPhase.READY, slot, time.monotonic()
         return True
 
-    def restore_finished(self, trial: RegisteredTrial, last_report: TrialReport) -> None:
-        """Mark a trial that had ended before it joined as FINISHED. Its last report can be read again."""
+    def restore_finished(self, trial: RegisteredTrial, final_report: TrialReport) -> None:
+        """Mark a trial that had ended before it joined as FINISHED. Its final report can be read again."""
         if self._is_preparing(trial):
-            trial.phase, trial.reports = TrialPhase.FINISHED, [last_report]
+            trial.phase, trial.reports = TrialPhase.FINISHED, [final_report]
 
     def cancel(self, trial: RegisteredTrial) -> None:
         """Forget a trial whose slot could not be made."""
@@ -158,7 +158,7 @@ class TrialRegistry:
             self.remove(trial.trial_id)
 
     def mark_finished(self, trial_id: str) -> None:
-        """Mark a trial that the engine has removed as FINISHED. Its last report may still come."""
+        """Mark a trial that the engine has removed as FINISHED. Its final report may still come."""
         trial = self._trials.get(trial_id)
         if trial is not None and trial.phase is TrialPhase.TRAINING:
             trial.phase = TrialPhase.FINISHED

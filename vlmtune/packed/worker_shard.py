@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class WorkerShard:
-    """The part of worker `rank` among `world_size` workers."""
+    """The part of worker `rank` among `world_size` workers. All of them train the same trials."""
 
     rank: int = 0
     world_size: int = 1
