@@ -4,6 +4,7 @@ They are written once a session. No test may change them.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ from vlmtune.model_ref import ModelRef
 from vlmtune.training.loop import train
 from vlmtune.training.save import write_chat_template
 
+# Ray gives its workers a niceness of 15: other work on the machine would bring tests to their time limits.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # Whole searches and commands, each in processes of their own: minutes on two cores. `make test-heavy` runs
 # them. What they are made of has its tests in `make test`.
 HEAVY_FILES = (
