@@ -48,6 +48,8 @@ WORKER_ENV = {
     "TOKENIZERS_PARALLELISM": "false",  # the processes are parallel already
     "TRANSFORMERS_VERBOSITY": "error",
     "RAY_AIR_NEW_OUTPUT": "0",
+    # A call whose result nobody reads any more, because its search has ended with an error of its own.
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
 }
 
 

@@ -4,8 +4,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,19 @@ class Command:
     def child(self, name: str) -> psutil.Process:
         children = psutil.Process(self.process.pid).children(recursive=True)
         return next(one for one in children if name in one.name())
+
+    @contextmanager
+    def training_suspended(self) -> Iterator[None]:
+        """Let the processes that train wait, so that the search does not end meanwhile."""
+        names = ("ray::EngineActo", "ray::RayTrainWo")  # a process's name is cut to 15 characters
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        training = [one for one in children if one.name() in names]
+        assert training
+        for process in training:
+            process.suspend()
+        yield
+        for process in training:
+            process.resume()
 
     def _file(self, kind: str) -> Path:
         return self.logs / f"{self.number}.{kind}"

@@ -32,8 +32,9 @@ def test_a_search_survives_all_of_it(search: Search) -> None:
     # SIGKILL in the middle; a second command is refused while the first runs.
     killed = search.start()
     killed.wait_until(search.checkpoints)
-    second = search.resume()
-    assert second.end() == 2
+    with killed.training_suspended():
+        second = search.resume()
+        assert second.end() == 2
     assert second.stderr.startswith(f"error: --resume {search.out}: process {killed.process.pid} on ")
     killed.wait_until(search.new_checkpoint())
     killed.process.kill()
