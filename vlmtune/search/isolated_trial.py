@@ -48,11 +48,11 @@ def run_trial(
         store: the prepared rows, with those of the other resolutions that trials may have.
         eval_steps: the option of that name; None if the trial is evaluated after every epoch.
     """
-    trial_id, own = config[TRIAL_ID], settings.replace(**config[VALUES])
+    trial_id, trial_settings = config[TRIAL_ID], settings.replace(**config[VALUES])
     try:
         outcome = run_on_ray(
-            own,
-            store.at(own.model.resolution),
+            trial_settings,
+            store.at(trial_settings.model.resolution),
             workers=workers,
             use_gpu=use_gpu,
             storage_path=f"{output_dir}/tune/train",
@@ -85,7 +85,7 @@ def run_trial(
 
 
 class ReportUntilLast(TuneReportCallback):
-    """Numbers the reports of a run and passes them to Tune, except the report of the last step.
+    """Numbers the reports of a run and passes them to Tune, except its final one.
 
     Args:
         unmeasured: a placeholder for each objective, for reports in which it is missing.
@@ -98,12 +98,12 @@ class ReportUntilLast(TuneReportCallback):
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
     ) -> None:
-        first = metrics[0]
-        if not ran_to_its_end(first):
+        first_worker = metrics[0]
+        if not ran_to_its_end(first_worker):
             numbered = {
                 **self.unmeasured,
-                **first,
-                EVALUATION_NUMBER: evaluation_number(first, self.eval_steps),
+                **first_worker,
+                EVALUATION_NUMBER: evaluation_number(first_worker, self.eval_steps),
             }
             super().after_report(run_context, [numbered], checkpoint)
 

@@ -90,8 +90,8 @@ class WorkerBatches:
 
     def _numbered(self, split: str, batches: Sequence[BatchRows], max_length: int | None) -> Iterator[Batch]:
         rows = torch.from_numpy(self.store.rows_of(split))
-        for order, batch in zip(batches, self.read(split, batches, max_length), strict=True):
-            yield {**batch, ROW_NUMBERS: rows[list(order.rows)]}
+        for batch_rows, batch in zip(batches, self.read(split, batches, max_length), strict=True):
+            yield {**batch, ROW_NUMBERS: rows[list(batch_rows.rows)]}
 
 
 class BatchStream(IterableDataset):  # type: ignore[type-arg]
