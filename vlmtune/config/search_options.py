@@ -23,7 +23,7 @@ class SearchSettings:
     )
     warm_start: list[str] | None = option(
         None,
-        "Output folders of earlier searches. Trials of the same problem count as observations; of others the "
+        "Output folders of earlier searches. Trials of the same problem teach the sampler; of others the "
         "best values are tried first, with a tenth of the trials.",
     )
     num_samples: int = option(16, "Trials to run. A space that is all grid runs every combination instead.")

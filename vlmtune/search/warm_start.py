@@ -134,7 +134,7 @@ def read_earlier_trials(settings: Settings, space: Space, data_key: str) -> Earl
         if is_same_problem(search, settings, space, data_key):
             counted = [(parameters_of(row, space), value) for row, value in ranked if is_point_of(row, space)]
             results += counted
-            text = f"{len(counted)} trials of {search.folder} count as observations: the same problem"
+            text = f"{len(counted)} trials of {search.folder} are learnt from: the same problem"
         else:
             others.append([one for row, _ in ranked if (one := parameters_of(row, space))])
             text = f"the best values of {search.folder} are tried first: other rows, model or settings"
