@@ -117,7 +117,7 @@ def test_a_search_is_extended_finished_or_not(tmp_path: Path) -> None:
         folder = interrupted(tmp_path / name, SEARCH, ended=ended)
         longer = interrupted_settings(folder, SEARCH, *requested(num_samples=40))
         assert longer == SETTINGS.replace(num_samples=40)
-        with pytest.raises(ConfigError, match="--num_samples 3: this search has 6 trials already"):
+        with pytest.raises(ConfigError, match="--num_samples 3: this search was started with 6"):
             interrupted_settings(folder, SEARCH, *requested(num_samples=3))
 
 

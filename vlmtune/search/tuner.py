@@ -255,9 +255,9 @@ class BaselineAwareAsha(ASHAScheduler):
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        # An infinite value would lower the cutoffs that other trials are compared with; ASHA ignores NaN, but
-        # numpy warns about a rung of NaN alone. `on_trial_result` gets neither: SearchStopper ends the trial
-        # first, and Tune then calls this method instead.
+        # An infinite value would change the cutoffs that other trials are compared with. ASHA ignores NaN,
+        # but numpy warns about a rung of NaN alone. `on_trial_result` gets neither, because SearchStopper
+        # ends such a trial first, and Tune then calls this method instead.
         if math.isfinite(result.get(self.metric or "", math.nan)):
             super().on_trial_complete(tune_controller, trial, _with_progress(result))
 
