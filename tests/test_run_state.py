@@ -11,9 +11,9 @@ import pytest
 
 from vlmtune import run_state, storage
 from vlmtune.config.settings import Settings
-from vlmtune.data.store import file_states
 from vlmtune.errors import ConfigError, DataError
 from vlmtune.run_state import COPY, SEARCH, TRAINING, RunKind, interrupted_settings
+from vlmtune.storage import file_states
 
 KINDS = pytest.mark.parametrize("kind", [TRAINING, SEARCH], ids=lambda kind: kind.noun)
 OPTIONS = {"lora_r": 4, "data_path": "data.jsonl", "num_samples": 6}

@@ -100,3 +100,17 @@ def test_a_link_in_the_place_of_a_part_file_is_not_written_through(tmp_path: Pat
     (tmp_path / "a.json.part").symlink_to(tmp_path / "mine")
     storage.write_text(str(tmp_path / "a.json"), "text")
     assert ((tmp_path / "mine").read_text(), (tmp_path / "a.json").read_text()) == ("mine", "text")
+
+
+def test_file_states_change_with_the_file(tmp_path: Path) -> None:
+    path, other = tmp_path / "a.png", tmp_path / "b.png"
+    path.write_bytes(b"one")
+    other.write_bytes(b"two")
+    before = storage.file_states([str(path), str(other), "https://example.org/c.png"])
+    assert [name for name, _ in before] == [str(path), str(other)], "a web address has no state"
+    path.write_bytes(b"three")
+    other.touch()
+    after = storage.file_states([str(path), str(other)])
+    assert before[0] != after[0]
+    other.unlink()
+    assert storage.file_states([str(other)])[0] != after[1]

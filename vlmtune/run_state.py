@@ -17,9 +17,9 @@ from vlmtune import output, storage
 from vlmtune.config import yaml12
 from vlmtune.config.settings import Settings
 from vlmtune.console import console_line
-from vlmtune.data.store import file_states
 from vlmtune.errors import ConfigError, DataError
 from vlmtune.shown_text import redacted, redacted_values, with_secrets_of
+from vlmtune.storage import file_states
 
 logger = logging.getLogger(__name__)
 

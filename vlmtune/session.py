@@ -18,7 +18,7 @@ from vlmtune.data.notes import note_lines, unused_line
 from vlmtune.data.serving_prompt import serving_notes
 from vlmtune.data.source import DataSource
 from vlmtune.data.split import NO_EVAL_ROWS, TRAIN
-from vlmtune.data.store import Store, file_states
+from vlmtune.data.store import Store
 from vlmtune.errors import ConfigError, DataError
 from vlmtune.folder_lock import FolderLock
 from vlmtune.folder_owner import check_owner
@@ -26,6 +26,7 @@ from vlmtune.model.base import check_model
 from vlmtune.model.lora_targets import target_modules
 from vlmtune.ray_watch import RayWatch
 from vlmtune.run_state import RunKind
+from vlmtune.storage import file_states
 from vlmtune.trackers.check import check_services, make_experiment
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,9 @@ import os
 import posixpath
 import re
 import stat
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -112,6 +114,25 @@ def exists(path: str) -> bool:
     """Whether the path or URI names a file; False for a folder."""
     files, inner = filesystem(path)
     return bool(files.get_file_info(inner).type == fs.FileType.File)
+
+
+def file_states(paths: Sequence[str]) -> list[tuple[str, str]]:
+    """(path, state) of each file, where the state is its type, size and time of the last change.
+
+    Web addresses are left out, because asking for their state costs a request each.
+    """
+    states = []
+    for service, names in groupby(paths, key=scheme):
+        group = list(names)
+        if service in ("http", "https"):
+            continue
+        files = filesystem(group[0])[0]
+        infos = files.get_file_info([filesystem(path)[1] for path in group])
+        states += [
+            (path, f"{info.type.name} {info.size} {info.mtime_ns}")
+            for path, info in zip(group, infos, strict=True)
+        ]
+    return states
 
 
 def read_text(path: str) -> str:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from vlmtune.data import store_writer
 from vlmtune.data.encoded_example import ANSWER, IMAGE, TEMPLATE, TEXT, EncodedExample
 from vlmtune.data.input_format import InputFormat, Normalization, TensorLayout
-from vlmtune.data.store import IMAGES, INDEX, Store, file_states
+from vlmtune.data.store import IMAGES, INDEX, Store
 from vlmtune.data.store_meta import StoreMeta
 from vlmtune.data.store_writer import write_shard
 from vlmtune.errors import DataError
@@ -188,20 +188,6 @@ def test_a_store_that_cannot_be_opened_is_a_data_error(
         DataError, match=f"{folder / name} cannot be read .*: delete {folder} to prepare again"
     ):
         Store(str(folder))
-
-
-def test_file_states_change_with_the_file(tmp_path: Path) -> None:
-    path, other = tmp_path / "a.png", tmp_path / "b.png"
-    path.write_bytes(b"one")
-    other.write_bytes(b"two")
-    before = file_states([str(path), str(other), "https://example.org/c.png"])
-    assert [name for name, _ in before] == [str(path), str(other)], "a web address has no state"
-    path.write_bytes(b"three")
-    other.touch()
-    after = file_states([str(path), str(other)])
-    assert before[0] != after[0]
-    other.unlink()
-    assert file_states([str(other)])[0] != after[1]
 
 
 ROW = {

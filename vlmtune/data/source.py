@@ -13,10 +13,10 @@ from vlmtune.data.box_formats import AUTO, box_format_name
 from vlmtune.data.fragment import Fragment
 from vlmtune.data.question_columns import NO_COLUMNS, Columns, columns_from
 from vlmtune.data.scan import scan
-from vlmtune.data.store import file_states
 from vlmtune.errors import ConfigError
 from vlmtune.model_ref import ModelRef
 from vlmtune.shown_text import redacted_values
+from vlmtune.storage import file_states
 
 if TYPE_CHECKING:
     from vlmtune.config.settings import Settings

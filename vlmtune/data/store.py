@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import groupby, islice
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from vlmtune.errors import DataError
 from vlmtune.image_resolution import ImageResolution
 from vlmtune.model_ref import ModelRef
 from vlmtune.shown_text import with_secrets_of
-from vlmtune.storage import filesystem, one_line, scheme
+from vlmtune.storage import file_states, filesystem, one_line
 
 BAD_ROWS = "bad_rows.jsonl"
 BAD_ROWS_IN_MESSAGE = 5
@@ -63,25 +63,6 @@ INDEX = pa.schema(
 )
 IMAGES = pa.schema([("path", pa.string()), ("state", pa.string())])
 SHARD_NAME = re.compile(r"rows-[0-9-]+\.parquet")  # of a file in the store's own folder
-
-
-def file_states(paths: Sequence[str]) -> list[tuple[str, str]]:
-    """(path, state) of each file, where the state is its type, size and time of the last change.
-
-    Web addresses are left out, because asking for their state costs a request each.
-    """
-    states = []
-    for service, names in groupby(paths, key=scheme):
-        group = list(names)
-        if service in ("http", "https"):
-            continue
-        fs = filesystem(group[0])[0]
-        infos = fs.get_file_info([filesystem(path)[1] for path in group])
-        states += [
-            (path, f"{info.type.name} {info.size} {info.mtime_ns}")
-            for path, info in zip(group, infos, strict=True)
-        ]
-    return states
 
 
 class Store:
@@ -165,7 +146,7 @@ class Store:
         return [state for _, state in now] == [state for _, state in known]
 
     def image_states(self) -> list[tuple[str, str]]:
-        """(path, state) of the image files that rows name, from when the store was made; see `file_states`.
+        """(path, state) of the images of rows when the store was made; see `storage.file_states`.
 
         URIs have no secrets.
         """

@@ -11,10 +11,10 @@ from safetensors.numpy import save as save_tensors
 
 from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.facts import FACTS
-from vlmtune.data.store import BAD_ROWS, IMAGES, INDEX, ROWS, file_states, record_columns
+from vlmtune.data.store import BAD_ROWS, IMAGES, INDEX, ROWS, record_columns
 from vlmtune.data.store_meta import StoreMeta
 from vlmtune.shown_text import redacted
-from vlmtune.storage import filesystem, scheme
+from vlmtune.storage import file_states, filesystem, scheme
 
 # Size of a row group, which one random read fetches: a few LLaVA images (0.34 MB each) or thousands of text
 # rows.

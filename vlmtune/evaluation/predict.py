@@ -23,7 +23,6 @@ from vlmtune.data.find_input_format import find_input_format
 from vlmtune.data.find_video_format import find_video_format
 from vlmtune.data.fragment import Fragment
 from vlmtune.data.question_columns import columns_from
-from vlmtune.data.store import file_states
 from vlmtune.data.video_frames import check_installed
 from vlmtune.errors import ConfigError
 from vlmtune.evaluation.actors import ADAPTER, BASE, AnswerJob, answer_rows
@@ -34,6 +33,7 @@ from vlmtune.evaluation.prediction_parts import join_parts, next_row, read_predi
 from vlmtune.evaluation.questions import ImageList, question_fragments, read_questions
 from vlmtune.session import with_absolute_paths
 from vlmtune.shown_text import redacted_values
+from vlmtune.storage import file_states
 
 if TYPE_CHECKING:
     import pandas as pd
