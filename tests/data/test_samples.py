@@ -9,7 +9,7 @@ import pytest
 from faulty_rows import GOOD, MANY_IMAGES, row_of
 from PIL import Image
 
-from vlmtune.data.samples import IMAGES_PER_SAMPLE, SAMPLES, load_samples, pick_samples
+from vlmtune.data.samples import IMAGES_PER_SAMPLE, SAMPLES, load_samples, pick_samples, sample_rows
 from vlmtune.data.scan import scan
 from vlmtune.data.store import Store
 
@@ -31,6 +31,47 @@ def test_every_dialogue_of_the_images_is_sampled(stores: dict[str, Store], mall:
     korean = [any("가" <= letter <= "힣" for letter in text) for text in questions]
     assert len({sample.names for sample in samples}) == len(samples) == SAMPLES, "each image once"
     assert korean == [bool(number % 2) for number in range(SAMPLES)], "English and Korean in turn"
+    for own in (korean, [not one for one in korean]):
+        assert len({sample.names for sample, is_own in zip(samples, own, strict=True) if is_own}) == 6
+
+
+def images_of(by_language: dict[str, dict[str, list[int]]], rows: list[int]) -> dict[str, list[str]]:
+    """The images of the chosen rows of each language."""
+    return {
+        language: [image for image, own in images.items() if set(own) & set(rows)]
+        for language, images in by_language.items()
+    }
+
+
+def test_each_language_is_sampled_over_different_images() -> None:
+    """Where an image has one language, and where it has both, in whatever pattern the data repeats."""
+    both = {name: {f"i{n}": [2 * n + odd] for n in range(23)} for odd, name in enumerate(("en", "ko"))}
+    alone = {name: {f"{name}{n}": [2 * n + odd] for n in range(11)} for odd, name in enumerate(("en", "ko"))}
+    blocks = {name: {f"{name}{n}": [50 * k + n] for n in range(50)} for k, name in enumerate(("en", "ko"))}
+    for by_language in (both, alone, blocks):
+        rows = sample_rows(by_language)
+        images = images_of(by_language, rows)
+        assert len(set(rows)) == SAMPLES and {len(own) for own in images.values()} == {SAMPLES // 2}
+        assert not set(images["en"]) & set(images["ko"]), "each image once"
+
+
+def test_a_language_of_few_images_is_not_left_out() -> None:
+    few = {
+        "en": {f"i{n}": [3 * n, 3 * n + 1] for n in range(100)},
+        "ko": {"i40": [122]},
+        "ja": {"i41": [125], "i42": [128]},
+    }
+    rows = sample_rows(few)
+    images = images_of(few, rows)
+    assert len(rows) == SAMPLES and {name: len(own) for name, own in images.items()} == {
+        "en": SAMPLES - 3,
+        "ko": 1,
+        "ja": 2,
+    }
+    assert len({image for own in images.values() for image in own}) == SAMPLES
+    assert {row % 3 for row in rows if row not in (122, 125, 128)} == {0, 1}, "both dialogues in English"
+    assert sample_rows({"en": {"i": [0]}, "ko": {"i": [1]}}) == [0, 1], "one image, two languages"
+    assert sample_rows({}) == []
 
 
 def test_what_is_shown_of_a_row(faulty_store: Store, faulty_data: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
+from vlmtune.data.languages import script_of_questions
+
 # A line for each row of the store, in the order of its index.
 FACTS = pa.schema(
     [
@@ -18,6 +20,7 @@ FACTS = pa.schema(
         ("image_hashes", pa.list_(pa.string())),
         ("question", pa.string()),  # hash of the images and of all turns but the assistant's
         ("content", pa.string()),  # hash of the images and of all turns
+        ("language", pa.string()),  # language or script of the user's turns, see `languages`
     ]
 )
 
@@ -57,6 +60,7 @@ def row_facts(
         "image_hashes": list(image_hashes),
         "question": _hash(prompt, hashes),
         "content": _hash(messages, hashes),
+        "language": script_of_questions(messages),
     }
 
 

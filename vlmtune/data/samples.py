@@ -3,12 +3,11 @@
 import base64
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageDraw
 
 from vlmtune.data.formats import read_fragment
@@ -24,6 +23,7 @@ LONGER_SIDE = 320  # pixels of a thumbnail: sharp at half of that on a phone
 JPEG_QUALITY = 75
 BOX_COLOUR = (230, 30, 30)
 
+RowsByLanguage = Mapping[str, Mapping[Any, list[int]]]  # rows by images, by language
 Place = tuple[int, int]  # of a row: (number of its fragment, number of the row in the fragment)
 
 
@@ -48,22 +48,73 @@ class Sample:
 
 
 def pick_samples(store: Store, fragments: Sequence[Fragment]) -> list[Sample]:
-    """Rows at even distances; only rows with images if there are any, and each set of images once.
+    """Rows of each language in turn, at even distances; only rows with images if there are any.
 
-    If several rows have the same images, such as dialogues in two languages, each sample takes another of
-    them. Each fragment with a sample is read up to its last sample.
+    Each set of images is sampled once. If a language has several rows about the same images, each of its
+    samples takes another of them. Each fragment with a sample is read up to its last sample.
     """
-    hashes = store.facts().column("image_hashes").to_pylist()
-    rows_of = defaultdict[tuple[str, ...], list[int]](list)
-    for row, images in enumerate(hashes):
-        if images:
-            rows_of[tuple(images)].append(row)
-    groups = list(rows_of.values()) or [[row] for row in range(store.meta.rows)]
-    if not groups:
-        return []
-    positions = np.unique(np.linspace(0, len(groups) - 1, SAMPLES).astype(int))
-    chosen = [groups[position] for position in positions]
-    return load_samples(store, fragments, [rows[turn % len(rows)] for turn, rows in enumerate(chosen)])
+    facts = store.facts()
+    hashes, languages = facts.column("image_hashes").to_pylist(), facts.column("language").to_pylist()
+    rows_with_images = [row for row, images in enumerate(hashes) if images]
+    by_language: defaultdict[str, defaultdict[tuple[str, ...], list[int]]]
+    by_language = defaultdict(lambda: defaultdict(list))
+    for row in rows_with_images or range(store.meta.rows):
+        by_language[languages[row]][tuple(hashes[row]) or (str(row),)].append(row)
+    return load_samples(store, fragments, sample_rows(by_language))
+
+
+def sample_rows(by_language: RowsByLanguage) -> list[int]:
+    """At most SAMPLES rows, in the order of their images in the data; see `pick_samples`.
+
+    Languages with few images choose first, so that they find images that no other sample has. A language
+    whose images are all taken gets one row all the same.
+
+    Args:
+        by_language: the rows of each set of images, of each language.
+    """
+    first_rows: dict[Any, int] = {}  # of each set of images
+    for images in by_language.values():
+        for image, rows in images.items():
+            first_rows[image] = min(rows[0], first_rows.get(image, rows[0]))
+    number = min(SAMPLES, max(len(first_rows), len(by_language)))
+    slots = _slots({language: len(images) for language, images in by_language.items()}, number)
+    chosen: list[tuple[int, int]] = []  # (first row of its images, row)
+    sampled: set[Any] = set()
+    for language in sorted(slots, key=lambda language: len(by_language[language])):
+        own = list(by_language[language])
+        for turn, slot in enumerate(slots[language]):
+            wanted = round(slot / max(number - 1, 1) * (len(own) - 1))
+            image = next((one for one in _nearest(own, wanted) if one not in sampled), None)
+            if image is None and turn:
+                break
+            image = image or own[wanted]
+            sampled.add(image)
+            rows = by_language[language][image]
+            chosen.append((first_rows[image], rows[turn % len(rows)]))
+    return [row for _, row in sorted(chosen)]
+
+
+def _nearest(images: Sequence[Any], place: int) -> Iterator[Any]:
+    """The images in the order of their distance from a place."""
+    for distance in range(len(images)):
+        for other in (place - distance, place + distance):
+            if 0 <= other < len(images):
+                yield images[other]
+
+
+def _slots(images: Mapping[str, int], number: int) -> dict[str, list[int]]:
+    """The numbers, from 0 to `number`, of the samples of each language: in turn, as long as it has images."""
+    slots: dict[str, list[int]] = {language: [] for language in images}
+    slot = 0
+    while slot < number:
+        before = slot
+        for language in images:
+            if slot < number and len(slots[language]) < images[language]:
+                slots[language].append(slot)
+                slot += 1
+        if slot == before:
+            break
+    return slots
 
 
 def load_samples(store: Store, fragments: Sequence[Fragment], rows: Sequence[int]) -> list[Sample]:

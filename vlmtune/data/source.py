@@ -21,7 +21,7 @@ from vlmtune.storage import file_states
 if TYPE_CHECKING:
     from vlmtune.config.settings import Settings
 
-STORE_FORMAT = 9  # part of every key: raise it when a prepared row changes for the same data
+STORE_FORMAT = 10  # part of every key: raise it when a prepared row changes for the same data
 # Fields of DataSource that do not change prepared rows. The processor's content stands for the model's name.
 NOT_IN_KEY = ("model", "on_bad_row", "max_bad_fraction")
 

@@ -1,9 +1,7 @@
 """Test answers in groups, and confusions."""
 
-import pytest
-
 from vlmtune.search.comparison import BASE, BEST, ComparedRow, compare_answers
-from vlmtune.search.report.breakdown import breakdown_section, confusion_section, data_section, script_of
+from vlmtune.search.report.breakdown import breakdown_section, confusion_section, data_section
 
 QUESTIONS = ("How many people?", "몇 명입니까?")
 
@@ -19,21 +17,6 @@ def rows(count: int = 40) -> list[ComparedRow]:
         )
         for number in range(count)
     ]
-
-
-@pytest.mark.parametrize(
-    ("text", "script"),
-    [
-        ("How many?", "Latin script"),
-        ("사람이 몇 명 있습니까? OK", "Korean"),
-        ("何人いますか", "Japanese"),
-        ("有几个人", "Chinese characters"),
-        ("Сколько?", "Cyrillic script"),
-        ("12?", "no letters"),
-    ],
-)
-def test_scripts(text: str, script: str) -> None:
-    assert script_of(text) == script
 
 
 def test_results_by_question_language_and_group() -> None:

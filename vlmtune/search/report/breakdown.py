@@ -1,10 +1,10 @@
 """Parts of the report about groups of test answers: by question, language and group, and confusions."""
 
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from html import escape
 
+from vlmtune.data.languages import script_of
 from vlmtune.evaluation.actors import BASE
 from vlmtune.evaluation.answer_kinds import answer_classes
 from vlmtune.evaluation.metrics import METRICS, AnsweredRow
@@ -15,30 +15,6 @@ from vlmtune.search.comparison import BEST, ComparedRow, Comparison, format_metr
 MAX_GROUPS = 15  # that one table shows; the table of all answers has the others
 COMMON_ANSWERS = 10  # answers that the part about the data shows
 TEXT_LENGTH = 80  # characters of a question or answer
-SCRIPTS = {
-    "HANGUL": "Korean",
-    "HIRAGANA": "Japanese",
-    "KATAKANA": "Japanese",
-    "CJK": "Chinese characters",
-    "CYRILLIC": "Cyrillic script",
-    "ARABIC": "Arabic script",
-    "HEBREW": "Hebrew script",
-    "THAI": "Thai",
-    "DEVANAGARI": "Devanagari",
-    "GREEK": "Greek",
-    "LATIN": "Latin script",
-}
-
-
-def script_of(text: str) -> str:
-    """The language or script of most letters of a text: Korean, Japanese, Latin script, …"""
-    counts: Counter[str] = Counter()
-    for letter in text:
-        if letter.isalpha():
-            counts[SCRIPTS.get(unicodedata.name(letter, "").partition(" ")[0], "another script")] += 1
-    if counts["Japanese"]:  # which mixes kana with Chinese characters
-        return "Japanese"
-    return counts.most_common(1)[0][0] if counts else "no letters"
 
 
 def breakdown_section(comparison: Comparison, *, group_by: str | None) -> str:
