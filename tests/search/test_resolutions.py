@@ -2,12 +2,14 @@
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from resolution_kit import FEW, SOME, SPACE, TOKEN, both_stores, search_settings
+from search_kit import trial
 from transformers import AutoProcessor
 from transformers.utils.import_utils import is_torchvision_available
 
@@ -20,6 +22,7 @@ from vlmtune.evaluation.options import PredictOptions
 from vlmtune.evaluation.predict import predict_rows
 from vlmtune.image_resolution import ImageResolution
 from vlmtune.preflight.inspection import inspect_data
+from vlmtune.search.report.charts import ReportTrials, trade_off
 from vlmtune.search.resolutions import (
     IMAGE_TOKENS,
     at_resolution_of,
@@ -31,6 +34,8 @@ from vlmtune.search.resolutions import (
 )
 from vlmtune.search.run_search import check_search, run_search
 from vlmtune.search.space import Space
+from vlmtune.search.trial_results import trials_table
+from vlmtune.search.write_results import with_image_tokens
 
 pytestmark = [
     pytest.mark.timeout(1500),
@@ -144,6 +149,22 @@ def test_the_preflight_tells_every_resolution_and_plans_for_the_largest(
     alone = {"max_pixels": SOME, "search_space": None}
     largest = inspect_data(settings.replace(**alone), str(tmp_path / "largest")).summary
     assert summary.memory == largest.memory != ""
+
+
+def test_the_table_and_the_report_show_the_metric_against_image_tokens(settings: Settings, store: Store):
+    found = ((FEW, 0.5), (FEW, 0.4), (SOME, 0.3), (SOME, 0.45))
+    trials = [
+        replace(trial(number, 1e-3, eval_loss=loss), values={"max_pixels": pixels, "learning_rate": 1e-3})
+        for number, (pixels, loss) in enumerate(found)
+    ]
+    shown = [with_image_tokens(one, settings, store) for one in trials]
+    objectives = {"eval_loss": "min", IMAGE_TOKENS: "min"}
+    rows = trials_table(shown, ["max_pixels", "learning_rate"], objectives).to_pylist()
+    few, some = (image_tokens_per_row(store.at(ImageResolution(pixels))) for pixels in (FEW, SOME))
+    assert [row[IMAGE_TOKENS] for row in rows] == [few, few, some, some]
+    assert [row["pareto"] for row in rows] == [False, True, True, False]
+    chart = trade_off(ReportTrials(shown, {}, objectives, shown[2], None), IMAGE_TOKENS)
+    assert IMAGE_TOKENS in chart and "nothing is better in both" in chart
 
 
 @pytest.mark.heavy  # a whole search with its report: 60 s

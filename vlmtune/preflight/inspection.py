@@ -17,6 +17,7 @@ from vlmtune.preflight.html_report import html_report
 from vlmtune.preflight.memory import gpu_memory
 from vlmtune.preflight.statistics import summarize
 from vlmtune.preflight.summary import Summary
+from vlmtune.search.max_lengths import usable_max_lengths
 from vlmtune.search.resolutions import (
     NAMES,
     at_resolution_of,
@@ -39,9 +40,11 @@ def _with_resolutions(
     try:
         store = prepare_resolutions(settings, Space.parse(space, settings), store, scanned)
         check_lengths(settings, store)
+        removed = usable_max_lengths(store.largest, space, on_long_row=settings.data.on_long_row)[1]
     except DataError as error:
         return store, replace(summary, problems=[*summary.problems, str(error)])
-    return store, replace(summary, notes=[*summary.notes, *resolution_lines(store)])
+    notes = dict.fromkeys([*summary.notes, *removed, *resolution_lines(store)])
+    return store, replace(summary, notes=list(notes))
 
 
 @dataclass(frozen=True)
