@@ -109,4 +109,5 @@ def train_with_runner(
     Checkpoints and curves go to `folder`, and a run resumes from a checkpoint in it.
     """
     run = run_packed if settings.search.trial_runner == "packed" else run_isolated
-    return run(settings, store, folder, cluster, progress)
+    without_page = settings.replace(live_answers=0)  # nobody would see the answers
+    return run(without_page, store, folder, cluster, progress)

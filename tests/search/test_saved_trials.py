@@ -13,13 +13,16 @@ from vlmtune.packed.checkpoint_folder import write_checkpoint
 from vlmtune.packed.messages import BEST_CHECKPOINT
 from vlmtune.search.saved_trials import (
     COPY,
+    KEPT_ANSWERS,
     End,
     SavedTrial,
     SavedTrials,
     from_text,
     paths_of,
     read_trials,
+    to_text,
 )
+from vlmtune.training.best_evaluation import LIVE_ANSWERS
 
 
 def trial(number: int, folder: str, *, steps: int = 4, end: End | None = None) -> SavedTrial:
@@ -180,3 +183,14 @@ def test_a_file_with_a_right_checksum_and_something_else_in_it_is_damaged(what: 
     for other in ([], 5, None, "x", {}):
         assert from_text(text(other), str(tmp_path)) is None
         assert from_text(json.dumps(other), str(tmp_path)) is None
+
+
+def test_only_the_latest_reports_keep_their_answers() -> None:
+    one = SavedTrial(0, "id0", {})
+    for step in range(1, 7):
+        answers = {} if step == 5 else {LIVE_ANSWERS: [{"answer": str(step)}]}
+        one.add_report({"step": step, "max_steps": 9, "eval_loss": 1.0, **answers})
+    assert [report["step"] for report in one.reports] == [1, 2, 3, 4, 5, 6]
+    assert [report["step"] for report in one.reports if LIVE_ANSWERS in report] == [3, 4, 6]
+    assert KEPT_ANSWERS == 3
+    assert from_text(to_text(one, "/out"), "/out") == one

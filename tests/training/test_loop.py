@@ -20,6 +20,7 @@ from vlmtune.model.head import log_probs_at_labels
 from vlmtune.model.lora import load_adapter
 from vlmtune.model_ref import ModelRef
 from vlmtune.training import evaluator, trainer
+from vlmtune.training.best_evaluation import LIVE_ANSWERS
 
 RunLoop = Callable[..., Run]
 
@@ -338,3 +339,17 @@ def test_long_rows_are_refused_or_left_out(run_loop: RunLoop, stores: dict[str, 
         :: len(run.reports)
     ] == list(range(5))
     assert run.reports[-1]["max_steps"] == -(-len(fitting) // 4)
+
+
+def test_live_answers_change_no_result(run_loop: RunLoop):
+    """To the last bit, with dropout: they use no random numbers."""
+    options = {"search_space": {"lora_r": {"choice": [4, 8]}}, "lora_dropout": 0.1, "learning_rate": 1e-2}
+    options |= {"max_steps": 4, "eval_steps": 2, "max_new_tokens": 4}
+    without, run = (run_loop("mall llava", live_answers=rows, **options) for rows in (0, 2))
+    first = run.reports[0].pop(LIVE_ANSWERS)  # later ones only if there was time
+    assert len(first) == 2 and all(row["question"] and row["reference"] for row in first)
+    run.reports[1].pop(LIVE_ANSWERS, None)
+    assert [report.keys() for report in run.reports] == [report.keys() for report in without.reports]
+    assert run.losses() == without.losses()
+    assert [report["eval_loss"] for report in run.reports] == [one["eval_loss"] for one in without.reports]
+    assert difference(run.adapter(), without.adapter()) == 0

@@ -60,7 +60,20 @@ def running(tmp_path: Path) -> Path:
             "curve": [[10, 0.8]],
         },
     ]
-    state = {"objectives": {"eval_loss": "min"}, "total": 4, "running": True, "trials": trials}
+    state = {
+        "objectives": {"eval_loss": "min"},
+        "total": 4,
+        "running": True,
+        "trials": trials,
+        "rows": [
+            {"question": f"몇 명? {HOSTILE}", "reference": "4"},
+            {"question": "red?", "reference": "no"},
+        ],
+        "answers": {
+            "1": [[10, [HOSTILE, "no"]], [20, [HOSTILE, "yes"]], [40, ["4", "yes"]]],
+            "2": [[10, ["7", "maybe"]]],
+        },
+    }
     (folder / "live.json").write_text(json.dumps(state), encoding="utf-8")
     return folder
 

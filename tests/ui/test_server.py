@@ -1,6 +1,7 @@
 """The page in headless Chromium, and that nobody but its reader is served."""
 
 import json
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from urllib.error import HTTPError
 
 import pytest
 from browser_kit import needs_chromium, wait_for
+
+HOSTILE = "<img src=x onerror=alert(1)>"
 
 
 def ask(address: str, path: str, token: str | None, data: Any = None) -> tuple[int, str]:
@@ -48,6 +51,21 @@ def test_a_person_sees_trials_stops_one_and_proposes_one(
     assert len(browser.find_elements("css selector", "#curves path")) == 2
     assert browser.find_elements("tag name", "img") == [], "texts of the data stay texts"
     assert "onerror" in browser.find_element("id", "folder").text
+    texts = [
+        [cell.text for cell in row.find_elements("css selector", "th, td")]
+        for row in browser.find_elements("css selector", "#answers tr")
+    ]
+    assert texts == [
+        ["question", "reference", "step 10", "step 20", "step 40"],
+        [f"몇 명? {HOSTILE}", "4", HOSTILE, HOSTILE, "4"],
+        ["red?", "no", "no", "yes", "yes"],
+    ]
+    changed = browser.find_elements("css selector", "#answers td.changed")
+    assert [cell.text for cell in changed] == ["4", "yes"]
+    browser.find_element("id", "trial").send_keys("trial 2")
+    wait_for(lambda: "maybe" in browser.find_element("id", "answers").text)
+    time.sleep(2.5)  # the page has drawn the state again
+    assert "Trial 2" in browser.find_element("id", "whose").text
     browser.find_element("css selector", "#trials button").click()
     wait_for(lambda: "stops at its next report" in browser.find_element("id", "said").text)
     browser.find_element("name", "lora_r").send_keys("8")
@@ -63,3 +81,4 @@ def test_a_person_sees_trials_stops_one_and_proposes_one(
     browser.get(serve("ui", str(finished)))
     wait_for(lambda: "3/3 trials" in browser.find_element("id", "line").text)
     assert not browser.find_element("id", "propose").is_displayed()
+    assert not browser.find_element("id", "answered").is_displayed(), "no answers are known"

@@ -67,6 +67,7 @@ LIMITS: dict[str, Limit] = {
     "num_samples": _AT_LEAST_1,
     "metric_rows": _AT_LEAST_1,
     "max_new_tokens": _AT_LEAST_1,
+    "live_answers": _AT_LEAST_0,
     "gpus": _AT_LEAST_1,
     "max_concurrent_trials": _AT_LEAST_1,
     "time_budget_s": _ABOVE_0,

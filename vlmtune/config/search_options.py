@@ -52,6 +52,11 @@ class SearchSettings:
         " trial's end.",
     )
     max_new_tokens: int = option(32, "With a metric of answers: the longest answer, in tokens.")
+    live_answers: int = option(
+        0,
+        "Evaluation rows, such as 3, whose answers the page of the search shows as they change. Trials "
+        "generate them in at most 2 % of their time.",
+    )
     mode: Literal["min", "max"] = option("min", "Whether a smaller or a larger metric is better.")
     time_budget_s: float | None = option(None, "Seconds after which no more trials run.")
     confirm: str | None = option(

@@ -55,12 +55,14 @@ def answers(
     max_new_tokens: int,
     batch_size: int,
     read: ReadExamples = Store.read,
+    may_free_graphs: bool = True,
 ) -> list[str]:
     """Generate the model's answers to rows of a store, in their order. The model keeps its mode.
 
     Args:
         model: a transformers model on any device, perhaps with active PEFT adapters.
         read: reads the examples of rows; `data.examples.read_examples` if the store may hold raw rows.
+        may_free_graphs: see `in_memory`.
     """
     builder, ends = BatchBuilder.of(store), end_tokens(model, processor)
     texts: list[str] = []
@@ -68,7 +70,13 @@ def answers(
         for start in range(0, len(rows), batch_size):
             examples = read(store, rows[start : start + batch_size])
             texts += generate(
-                model, processor.tokenizer, builder, examples, max_new_tokens=max_new_tokens, ends=ends
+                model,
+                processor.tokenizer,
+                builder,
+                examples,
+                max_new_tokens=max_new_tokens,
+                ends=ends,
+                may_free_graphs=may_free_graphs,
             )
     return texts
 
@@ -81,6 +89,7 @@ def generate(
     *,
     max_new_tokens: int,
     ends: list[int],
+    may_free_graphs: bool = True,
 ) -> list[str]:
     """Generate the answers to one batch, without special tokens and surrounding white space.
 
@@ -88,6 +97,7 @@ def generate(
 
     Args:
         ends: ids of the tokens that end an answer, see `end_tokens`.
+        may_free_graphs: see `in_memory`.
     """
     from transformers import GenerationConfig
 
@@ -120,7 +130,9 @@ def generate(
         ]
 
     parts = independent_parts(model, builder, examples)
-    return [answer for part in parts for answer in in_memory(run, part, model)]
+    return [
+        answer for part in parts for answer in in_memory(run, part, model, may_free_graphs=may_free_graphs)
+    ]
 
 
 def likelihoods(
@@ -147,16 +159,24 @@ def likelihoods(
 
 
 def in_memory(
-    run: Callable[[Sequence[EncodedExample]], list[Result]], examples: Sequence[EncodedExample], model: Any
+    run: Callable[[Sequence[EncodedExample]], list[Result]],
+    examples: Sequence[EncodedExample],
+    model: Any,
+    *,
+    may_free_graphs: bool = True,
 ) -> list[Result]:
     """Call `run` on all examples together, or in halves if they do not fit in the GPU's memory.
 
-    If one example does not fit alone, the CUDA graphs that `model` captured in training are freed first.
+    If one example does not fit alone, the CUDA graphs that `model` captured in training are freed first,
+    unless `may_free_graphs` is False.
+
+    Raises:
+        OutOfMemoryError: one example does not fit.
     """
     try:
         return run(examples)
     except torch.OutOfMemoryError:
-        if len(examples) == 1 and not remove_capturing(model):
+        if len(examples) == 1 and not (may_free_graphs and remove_capturing(model)):
             raise
     torch.cuda.empty_cache()
     middle = len(examples) // 2
@@ -164,7 +184,7 @@ def in_memory(
         result
         for half in (examples[:middle], examples[middle:])
         if half
-        for result in in_memory(run, half, model)
+        for result in in_memory(run, half, model, may_free_graphs=may_free_graphs)
     ]
 
 

@@ -6,18 +6,30 @@ It is measured on a sample of the evaluation rows at each evaluation, and on all
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch.distributed as dist
 
 from vlmtune.config.settings import Settings
-from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.split import EVAL
 from vlmtune.data.store import Store
 from vlmtune.evaluation.generate import ReadExamples, answers, reference
 from vlmtune.evaluation.metrics import ANSWER_METRICS, score, with_number_rate
+
+
+@dataclass(frozen=True)
+class ScoredAnswers:
+    """Answers to evaluation rows and what they are worth.
+
+    Attributes:
+        metrics: {name: value} of the metric, and of number_rate if it is mae or rmse.
+        texts: the answers by row number.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    texts: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,10 +74,8 @@ class Objective:
         last: bool,
         rank: int = 0,
         world_size: int = 1,
-    ) -> dict[str, float]:
-        """Answer evaluation rows.
-
-        Returns {name: value} of the metric, and of number_rate if it is mae or rmse.
+    ) -> ScoredAnswers:
+        """Answer evaluation rows, and score them.
 
         Each rank answers every `world_size`-th row. All ranks return the same result.
 
@@ -74,7 +84,7 @@ class Objective:
         """
         rows = np.asarray(store.rows_of(EVAL))
         if not last:  # a sample, the same one for every trial
-            rows = rows[np.random.RandomState(self.seed % 2**32).permutation(len(rows))[: self.rows]]
+            rows = sampled_rows(store, self.seed)[: self.rows]
         own_rows: Sequence[int] = [int(row) for row in rows[rank::world_size]]
         texts = answers(
             model,
@@ -88,11 +98,13 @@ class Objective:
         references = [reference(processor.tokenizer, example) for example in read(store, own_rows)]
         if world_size > 1:
             gathered: list[Any] = [None] * world_size
-            dist.all_gather_object(gathered, (texts, references))
-            texts, references = ([text for pair in gathered for text in pair[side]] for side in (0, 1))
-        return {name: score(texts, references, name) for name in with_number_rate([self.name])}
+            dist.all_gather_object(gathered, (own_rows, texts, references))
+            own_rows, texts, references = ([one for part in gathered for one in part[i]] for i in range(3))
+        metrics = {name: score(texts, references, name) for name in with_number_rate([self.name])}
+        return ScoredAnswers(metrics, dict(zip(own_rows, texts, strict=True)))
 
 
-def read_from_memory(examples: dict[int, EncodedExample]) -> ReadExamples:
-    """A `ReadExamples` function over examples that are in memory, by row number."""
-    return lambda _, rows: [examples[row] for row in rows]
+def sampled_rows(store: Store, seed: int) -> np.ndarray:
+    """All evaluation rows in the order in which samples take them; shape `[n]`."""
+    rows = store.rows_of(EVAL)
+    return rows[np.random.RandomState(seed % 2**32).permutation(len(rows))]

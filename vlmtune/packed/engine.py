@@ -27,9 +27,9 @@ from vlmtune.packed.packed_batch import PackedRow
 from vlmtune.packed.packed_model import PassResult
 from vlmtune.packed.slot import Slot, SlotFactory
 from vlmtune.packed.slot_adapter import lay_out_together
-from vlmtune.packed.trial_evaluator import TrialEvaluator
+from vlmtune.packed.trial_evaluator import TrialEvaluation, TrialEvaluator
 from vlmtune.packed.worker_shard import SINGLE_WORKER, WorkerShard
-from vlmtune.training.best_evaluation import BEST_STEP, LAST_CHECKPOINT
+from vlmtune.training.best_evaluation import BEST_STEP, LAST_CHECKPOINT, LIVE_ANSWERS
 from vlmtune.training.meter import EVALUATION_NUMBER, training_flops_per_token
 
 DOES_NOT_FIT = (
@@ -185,16 +185,17 @@ class Engine:
         if not slots:
             return
         evaluated = self.evaluator.evaluate(slots, self._end_trials_that_do_not_fit)
-        reports = {slot: self._report(slot, metrics) for slot, metrics in evaluated.items()}
+        reports = {slot: self._report(slot, evaluation) for slot, evaluation in evaluated.items()}
         for slot, report in reports.items():
             self._take_checkpoint(slot, report)
 
-    def _report(self, slot: Slot, metrics: dict[str, float]) -> TrialReport:
-        reported = slot.report(metrics)
+    def _report(self, slot: Slot, evaluation: TrialEvaluation) -> TrialReport:
+        reported = slot.report(evaluation.metrics)
+        answers = {LIVE_ANSWERS: evaluation.live_answers} if evaluation.live_answers else {}
         newest = checkpoint_at(slot.folder, slot.progress.step)
         best = checkpoint_at(slot.folder, reported[BEST_STEP]) if BEST_STEP in reported else newest
         paths = {BEST_CHECKPOINT: best} | ({} if best == newest else {LAST_CHECKPOINT: newest})
-        report = TrialReport({**reported, **paths}, slot.progress.ended)
+        report = TrialReport({**reported, **paths, **answers}, slot.progress.ended)
         if self.shard.rank == 0 and not report.final:
             self.deliver(slot.trial_id, report)
         return report

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from vlmtune.config.settings import Settings
+from vlmtune.data.encoded_example import EncodedExample
 from vlmtune.data.split import EVAL
 from vlmtune.data.store import Store
-from vlmtune.evaluation.objective import Objective, read_from_memory
+from vlmtune.evaluation.generate import ReadExamples
+from vlmtune.evaluation.live_answers import Answered, LiveAnswers
+from vlmtune.evaluation.objective import Objective, ScoredAnswers
 from vlmtune.packed.example_cache import ExampleCache
 from vlmtune.packed.packed_model import PackedModel, PassResult
 from vlmtune.packed.slot import Slot
 from vlmtune.packed.worker_shard import WorkerShard
 
 EVALUATED_AT_ONCE = 64  # evaluation rows that are in memory at once
+
+
+class TrialEvaluation(NamedTuple):
+    """The metrics of a trial, and its answers to the fixed rows for the page of the search, if any."""
+
+    metrics: dict[str, float]
+    live_answers: Answered
 
 
 class TrialEvaluator:
@@ -43,12 +54,14 @@ class TrialEvaluator:
         self.model, self.store, self.examples, self.processor = model, store, examples, processor
         self.shard = shard
         self.objective = Objective.of(settings)  # None if the metric is the loss
+        self.live = LiveAnswers.of(settings) if shard.rank == 0 else None
+        self.live_counts = Counter[str]()  # how often each trial's live answers were generated
         self.row_numbers = [int(row) for row in store.rows_of(EVAL)]
 
     def evaluate(
         self, slots: Sequence[Slot], end_trials_that_do_not_fit: Callable[[PassResult], None]
-    ) -> dict[Slot, dict[str, float]]:
-        """The metrics of each trial.
+    ) -> dict[Slot, TrialEvaluation]:
+        """Evaluate trials.
 
         Args:
             slots: the slots of the trials to evaluate.
@@ -63,10 +76,16 @@ class TrialEvaluator:
             end_trials_that_do_not_fit(result)
             slots = [slot for slot in slots if slot not in result.too_large]
         sums = {slot: self.shard.all_reduce_sum(totals[slot]).tolist() for slot in slots}
-        answers = {slot: self._score_answers(slot) for slot in slots}
+        scored = {slot: self._score_answers(slot) for slot in slots}
         seconds = (time.monotonic() - started) / max(len(slots), 1)
+        # The time for live answers may not suffice for all trials: those with the fewest come first.
+        in_turn = sorted(slots, key=lambda slot: self.live_counts[slot.trial_id])
+        live = {slot: self._live_answers(slot, scored[slot]) for slot in in_turn}
         return {
-            slot: {"eval_loss": loss / labelled_tokens, **answers[slot], "eval_seconds": seconds}
+            slot: TrialEvaluation(
+                {"eval_loss": loss / labelled_tokens, **scored[slot].metrics, "eval_seconds": seconds},
+                live[slot],
+            )
             for slot, (loss, labelled_tokens) in sums.items()
         }
 
@@ -92,20 +111,40 @@ class TrialEvaluator:
                 totals[slot][1] += sum(int((row.example.labels >= 0).sum()) for row in part)
         return result
 
-    def _score_answers(self, slot: Slot) -> dict[str, float]:
+    def _score_answers(self, slot: Slot) -> ScoredAnswers:
         """The metric of a trial's generated answers; empty if the search optimizes the loss."""
         if self.objective is None:
-            return {}
-        first = slot.first_number
-        examples = self.examples.get([first + number for number in self.row_numbers])
-        read = read_from_memory({number - first: example for number, example in examples.items()})
+            return ScoredAnswers()
         with self.model.single_adapter(slot.adapter.flat, slot.adapter.scaling) as model:
             return self.objective.measure(
                 model,
                 self.processor,
                 self.store.at(slot.settings.model.resolution),
-                read,
+                self._reader(slot),
                 last=slot.progress.ended,
                 rank=self.shard.rank,
                 world_size=self.shard.world_size,
             )
+
+    def _live_answers(self, slot: Slot, scored: ScoredAnswers) -> Answered:
+        """A trial's answers to the fixed rows: those that were scored, or generated if there is time."""
+        if self.live is None:
+            return []
+        store = self.store.at(slot.settings.model.resolution)
+        if scored.texts:
+            return self.live.reuse(self.processor, store, self._reader(slot), scored.texts)
+        if not self.live.due:
+            return []
+        self.live_counts[slot.trial_id] += 1
+        with self.model.single_adapter(slot.adapter.flat, slot.adapter.scaling) as model:
+            return self.live.generate(model, self.processor, store, self._reader(slot))
+
+    def _reader(self, slot: Slot) -> ReadExamples:
+        """Reads evaluation rows of the store of a trial's resolution from the cached examples."""
+        first = slot.first_number
+
+        def read(_: Store, rows: Sequence[int]) -> list[EncodedExample]:
+            examples = self.examples.get([first + row for row in rows])
+            return [examples[first + row] for row in rows]
+
+        return read

@@ -3,13 +3,14 @@
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlmtune.search.saved_trials import SavedTrial
-from vlmtune.search.trial_results import state_of
+from vlmtune.search.trial_results import best_trial, state_of, trial_results
 from vlmtune.storage import scheme
+from vlmtune.training.best_evaluation import LIVE_ANSWERS
 
 NAME = "live.json"
 SECONDS_BETWEEN_WRITES = 1.0
@@ -54,6 +55,7 @@ class LiveState:
             "running": running,
             "written": now,
             "trials": [self._trial(trial) for trial in ordered],
+            **self._answers(ordered),
         }
         unfinished = self.path.with_suffix(".part")
         try:
@@ -64,6 +66,30 @@ class LiveState:
             OSError
         ):  # on a full disk, the trials' own files cannot be written either, and that is reported
             self.path = None
+
+    def _answers(self, trials: Sequence[SavedTrial]) -> dict[str, Any]:
+        """The fixed rows, and their latest answers by the best trial and those that run.
+
+        `answers` has, by the number of a trial, (step, [answer to each row]) of its latest checkpoints.
+        """
+        metric, mode = next(iter(self.objectives.items()))
+        best = best_trial(trial_results([one for one in trials if one.end is not None]), metric, mode)
+        shown = [one for one in trials if one.end is None or (best and one.trial_id == best.trial_id)]
+        found = {trial.number + 1: answered_reports(trial) for trial in shown}
+        reports = [report for latest in found.values() for report in latest]
+        return {
+            "rows": [
+                {"question": row["question"], "reference": row["reference"]}
+                for row in (reports[0][LIVE_ANSWERS] if reports else [])
+            ],
+            "answers": {
+                number: [
+                    (report["step"], [row["answer"] for row in report[LIVE_ANSWERS]]) for report in latest
+                ]
+                for number, latest in found.items()
+                if latest
+            },
+        }
 
     def _trial(self, trial: SavedTrial) -> dict[str, Any]:
         metric = next(iter(self.objectives))
@@ -85,3 +111,20 @@ class LiveState:
             **numbers,
             "curve": curve,
         }
+
+
+def answered_reports(trial: SavedTrial) -> list[dict[str, Any]]:
+    """The reports of a trial that have answers to the fixed rows, in order.
+
+    A resumed search reads them from files, so their form is checked.
+    """
+    texts = ("question", "reference", "answer")
+
+    def is_row(row: Any) -> bool:
+        return isinstance(row, dict) and all(isinstance(row.get(name), str) for name in texts)
+
+    return [
+        report
+        for report in trial.reports
+        if isinstance(rows := report.get(LIVE_ANSWERS), list) and "step" in report and all(map(is_row, rows))
+    ]

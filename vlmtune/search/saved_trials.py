@@ -25,9 +25,11 @@ from vlmtune import storage
 from vlmtune.packed.checkpoint_folder import complete_reports
 from vlmtune.packed.messages import BEST_CHECKPOINT, NOTES
 from vlmtune.search.first_points import GRID
-from vlmtune.training.best_evaluation import LAST_CHECKPOINT
+from vlmtune.training.best_evaluation import LAST_CHECKPOINT, LIVE_ANSWERS
 
 TRIAL_ID_PATTERN = re.compile(r"[\w-]{1,64}")
+# Reports of a trial that keep their answers to the fixed rows; the trial's file is written at each report.
+KEPT_ANSWERS = 3
 COPY = "trial.json"  # file in the folder of a trial's checkpoints
 # What Ray Tune adds to a report. A resumed search has no use for it.
 TUNE_KEYS = (
@@ -81,6 +83,9 @@ class SavedTrial:
         if "step" in reported:
             self.reports = [one for one in self.reports if one.get("step", -1) < reported["step"]]
         self.reports.append(reported)
+        with_answers = [one for one in self.reports if LIVE_ANSWERS in one]
+        for one in with_answers[:-KEPT_ANSWERS]:
+            del one[LIVE_ANSWERS]
 
     def reopen(self) -> None:
         """Let the trial continue, if it ended for a reason that was not its own."""

@@ -18,6 +18,7 @@ from vlmtune.evaluation.metrics import METRICS
 BEST_STEP = "best_step"  # the step of the evaluation whose numbers the report has, if the best one counts
 LAST = "last_"  # prefix for the numbers of the report's own evaluation, if the best one counts
 LAST_CHECKPOINT = "last_checkpoint_path"  # folder or URI of the checkpoint after the last step
+LIVE_ANSWERS = "live_answers"  # answers to a few fixed rows, see `evaluation.live_answers`; not a metric
 OUT_OF_PATIENCE = "out_of_patience"  # the run has ended by `early_stopping_patience`
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
-from vlmtune.training.best_evaluation import EvaluationRule
+from vlmtune.training.best_evaluation import LIVE_ANSWERS, EvaluationRule
 from vlmtune.training.meter import Meter, first_loss
 from vlmtune.training.trainer import AdapterTrainer
 
@@ -35,8 +35,10 @@ class ReportAtEvaluation(TrainerCallback):
     It ends the run if `early_stopping_patience` is exhausted.
     """
 
-    def __init__(self, meter: Meter, report: ReportResult, rule: EvaluationRule) -> None:
-        self.meter, self.report, self.rule = meter, report, rule
+    def __init__(
+        self, trainer: AdapterTrainer, meter: Meter, report: ReportResult, rule: EvaluationRule
+    ) -> None:
+        self.trainer, self.meter, self.report, self.rule = trainer, meter, report, rule
         self.metrics: dict[str, float] = {}
 
     def on_step_end(
@@ -60,5 +62,7 @@ class ReportAtEvaluation(TrainerCallback):
         position = {"step": state.global_step, "max_steps": state.max_steps, "epoch": float(state.epoch or 0)}
         folder = f"{args.output_dir}/checkpoint-{state.global_step}"
         first = first_loss(state.log_history)
-        report = {**self.metrics, **position, **self.meter.summary(), **first}
+        answers = self.trainer.live_answers
+        report: dict[str, Any] = {**self.metrics, **position, **self.meter.summary(), **first}
+        report |= {LIVE_ANSWERS: answers} if answers else {}
         self.report(self.rule.judged(report, self.metrics, state.log_history), folder)

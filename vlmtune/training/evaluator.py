@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 
 from vlmtune.data.examples import read_examples
-from vlmtune.evaluation.objective import Objective
+from vlmtune.evaluation.live_answers import Answered, LiveAnswers
+from vlmtune.evaluation.objective import Objective, ScoredAnswers
 from vlmtune.model.head import log_probs_at_labels
 from vlmtune.model.step import AcceleratedStep
 from vlmtune.training.batches import Batch, WorkerBatches
@@ -25,6 +26,7 @@ class Evaluator:
         vision: cached vision features.
         batches: the batches of this worker.
         objective: the metric of generated answers beside the loss, if any.
+        live: the fixed rows that are answered for the page of a search, if any.
         autocast: the context manager in which the trainer computes a loss.
     """
 
@@ -34,6 +36,7 @@ class Evaluator:
     vision: VisionCache
     batches: WorkerBatches
     objective: Objective | None
+    live: LiveAnswers | None
     autocast: Callable[[], AbstractContextManager[Any]]
 
     def loss(self, per_device: int) -> float:
@@ -53,14 +56,14 @@ class Evaluator:
             dist.all_reduce(total)
         return (total[0] / total[1]).item()
 
-    def answer_metric(self, *, last: bool) -> dict[str, float]:
-        """The metric of generated answers, by its name; empty if `objective` is None.
+    def score_answers(self, *, last: bool) -> ScoredAnswers:
+        """The metric of generated answers; empty if `objective` is None.
 
         Args:
             last: whether this is the run's last evaluation.
         """
         if self.objective is None:
-            return {}
+            return ScoredAnswers()
         rank, world_size = self.batches.rank, self.batches.order.world_size
         return self.objective.measure(
             self.model,
@@ -71,6 +74,20 @@ class Evaluator:
             rank=rank,
             world_size=world_size,
         )
+
+    def live_answers(self, scored: ScoredAnswers) -> Answered:
+        """Answers to the fixed rows; empty if there are none, and on all workers but the first.
+
+        Args:
+            scored: answers that were generated anyway; they are used if there are any.
+        """
+        if self.live is None or self.batches.rank != 0:
+            return []
+        if scored.texts:
+            return self.live.reuse(self.processor, self.batches.store, read_examples, scored.texts)
+        if not self.live.due:
+            return []
+        return self.live.generate(self.model, self.processor, self.batches.store, read_examples)
 
     def _negative_log_likelihood(self, batch: Batch) -> torch.Tensor:
         """`[2]`: the negative log-likelihood summed over the labelled tokens of a batch, and their number."""

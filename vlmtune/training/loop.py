@@ -22,6 +22,7 @@ from vlmtune.data.order import Order
 from vlmtune.data.split import EVAL
 from vlmtune.data.store import Store
 from vlmtune.evaluation.check_step import CheckedRows, SelfCheck
+from vlmtune.evaluation.live_answers import LiveAnswers
 from vlmtune.evaluation.objective import Objective
 from vlmtune.evaluation.try_row import try_row
 from vlmtune.library_errors import plain_library_errors
@@ -102,6 +103,7 @@ def train(
             batches=WorkerBatches(store, order, usable_rows, rank, read_batches, first_step),
             meter=meter,
             objective=Objective.of(settings),
+            live=LiveAnswers.of(settings),
             vision_learning_rate=settings.lora.vision_learning_rate,
             vision_cache_bytes=vision_cache_bytes,
         )
@@ -111,7 +113,7 @@ def train(
     trainer.remove_callback(PrinterCallback)
     if args.device.type == "cuda":
         trainer.add_callback(TryLongestRows(trainer))
-    trainer.add_callback(ReportAtEvaluation(meter, report, rule))
+    trainer.add_callback(ReportAtEvaluation(trainer, meter, report, rule))
     trainer.train(resume_from_checkpoint=checkpoint)
     meter.close()
     finish_trackers()

@@ -16,6 +16,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from vlmtune.data.encoded_example import IGNORED
+from vlmtune.evaluation.live_answers import Answered, LiveAnswers
 from vlmtune.evaluation.objective import Objective
 from vlmtune.model.head import add_positions_argument, log_probs_at_labels
 from vlmtune.model.lora import keep_adapter_in_fp32
@@ -40,9 +41,13 @@ class AdapterTrainer(SFTTrainer):
         batches: the batches of this worker.
         meter: measures and logs the speed of training.
         objective: the metric of answers that is evaluated beside the loss, if any.
+        live: the fixed rows that are answered at evaluations for the page of a search, if any.
         vision_learning_rate: learning rate of trained weights outside the language model; None for
             `args.learning_rate`.
         vision_cache_bytes: memory in bytes that cached vision features may take.
+
+    Attributes:
+        live_answers: the answers to the fixed rows at the last evaluation.
     """
 
     args: SFTConfig
@@ -59,6 +64,7 @@ class AdapterTrainer(SFTTrainer):
         meter: Meter,
         objective: Objective | None,
         vision_cache_bytes: float,
+        live: LiveAnswers | None = None,
         vision_learning_rate: float | None = None,
     ) -> None:
         self.vision_learning_rate = vision_learning_rate
@@ -92,8 +98,9 @@ class AdapterTrainer(SFTTrainer):
         )
         accelerated_step.free_memory = self.vision.disable
         self.evaluator = Evaluator(
-            model, processor, accelerated_step, self.vision, batches, objective, autocast
+            model, processor, accelerated_step, self.vision, batches, objective, live, autocast
         )
+        self.live_answers: Answered = []
         gather, filter_nan = self.accelerator.gather, args.logging_nan_inf_filter
         self.step_log = StepLog(args.device, log=self.log, gather=gather, filter_nan=filter_nan)
         self.add_callback(self.step_log)
@@ -187,10 +194,15 @@ class AdapterTrainer(SFTTrainer):
         training = self.model.training
         self.model_wrapped.eval()
         loss = self.evaluator.loss(self.args.per_device_eval_batch_size)
-        answers = self.evaluator.answer_metric(last=self.state.global_step >= self.state.max_steps)
+        scored = self.evaluator.score_answers(last=self.state.global_step >= self.state.max_steps)
+        self.live_answers = self.evaluator.live_answers(scored)
         seconds = time.monotonic() - started
         self.meter.pause(seconds)
-        metrics = {f"{metric_key_prefix}_loss": loss, **answers, f"{metric_key_prefix}_seconds": seconds}
+        metrics = {
+            f"{metric_key_prefix}_loss": loss,
+            **scored.metrics,
+            f"{metric_key_prefix}_seconds": seconds,
+        }
         self.log(
             dict(metrics)
         )  # in evaluation mode: in training mode, TRL would add the averages of training

@@ -63,6 +63,32 @@ function list(state, metrics) {
     }
   }
 }
+function answers(state, metric) {
+  const found = state.answers ?? {}, trials = state.trials.filter((t) => found[t.number]), picked = get("trial");
+  get("answered").hidden = !trials.length;
+  if (!trials.length) return;
+  const numbers = trials.map((t) => String(t.number)), sign = state.objectives[metric] === "min" ? 1 : -1;
+  if (picked.dataset.numbers !== numbers.join()) { // a new list would close the open one
+    const before = picked.value; picked.textContent = ""; picked.dataset.numbers = numbers.join();
+    for (const n of ["", ...numbers]) picked.appendChild(element("option", n ? "trial " + n : "the best now")).value = n;
+    picked.value = numbers.includes(before) ? before : "";
+  }
+  const value = (t) => t[metric] === undefined ? Infinity : sign * t[metric];
+  const best = found[state.best] ? state.best : trials.reduce((a, b) => value(b) < value(a) ? b : a).number;
+  const number = picked.value || best, table = get("answers"); table.textContent = "";
+  get("whose").textContent = "Trial " + number;
+  const head = table.insertRow();
+  for (const name of ["question", "reference", ...found[number].map(([step]) => "step " + step)])
+    head.appendChild(element("th", name));
+  state.rows.forEach((row, place) => {
+    const line = table.insertRow();
+    for (const text of [row.question, row.reference]) line.appendChild(element("td", text));
+    found[number].forEach(([, texts], i) => {
+      const cell = line.appendChild(element("td", texts[place]));
+      if (i && texts[place] !== found[number][i - 1][1][place]) cell.className = "changed";
+    });
+  });
+}
 function fields(state) {
   const form = get("form");
   get("propose").hidden = !state.running;
@@ -87,6 +113,7 @@ async function refresh() {
   get("folder").textContent = state.folder; get("metric").textContent = metrics[0] + " by step";
   get("waiting").textContent = state.waiting.length ? "Waiting: "
     + state.waiting.map((one) => Object.entries(one).map(([n, v]) => n + " " + short(v)).join(", ")).join("; ") : "";
-  draw(state, metrics[0]); list(state, metrics); fields(state);
+  draw(state, metrics[0]); list(state, metrics); answers(state, metrics[0]); fields(state);
 }
+get("trial").addEventListener("change", refresh);
 refresh(); setInterval(refresh, 2000);

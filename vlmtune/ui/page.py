@@ -24,6 +24,10 @@ svg[hidden] { display: none; } svg line { stroke: var(--line); }
 border-top: 3px solid var(--bar); margin-right: 5px; vertical-align: 4px; }
 .legend i.best { border-color: var(--good); }
 .legend i.ended { border-color: var(--soft); }
+#answered label { display: inline-flex; gap: 8px; align-items: baseline; }
+#answers td, #answers th { text-align: left; white-space: pre-wrap; overflow-wrap: anywhere; min-width: 90px;
+max-width: 320px; vertical-align: top; } #answers td.changed { font-weight: 600;
+box-shadow: inset 3px 0 var(--bar); }
 td:nth-child(2), th:nth-child(2) { text-align: left; }
 @media (max-width: 500px) { label, input, select { width: 100%; max-width: none; } form { display: grid; } }
 """
@@ -35,6 +39,11 @@ BODY = """
 <p class="soft small legend"><span><i class="best"></i>best</span><span><i></i>running</span><span><i
 class="ended"></i>ended</span></p></section>
 <section><h2>Trials</h2><div class="scroll"><table id="trials"></table></div></section>
+<section id="answered" hidden><h2>Answers to fixed evaluation rows</h2>
+<label>of <select id="trial"></select></label>
+<div class="scroll"><table id="answers"></table></div>
+<p class="soft small"><span id="whose"></span> at its last checkpoints. Bold: the answer changed since the
+checkpoint before.</p></section>
 <section id="propose"><h2>Propose a trial</h2><form id="form"></form>
 <p class="soft small">It takes the place of the next trial that is proposed; the number of trials stays.</p>
 <p id="waiting" class="soft small wrap"></p><div id="said" role="status"></div></section>
