@@ -65,9 +65,9 @@ class Command:
     @contextmanager
     def training_suspended(self) -> Iterator[None]:
         """Let the processes that train wait, so that the search does not end meanwhile."""
-        names = ("ray::EngineActo", "ray::RayTrainWo")  # a process's name is cut to 15 characters
+        names = ("ray::EngineActor", "ray::RayTrainWorker")
         children = psutil.Process(self.process.pid).children(recursive=True)
-        training = [one for one in children if one.name() in names]
+        training = [one for one in children if " ".join(one.cmdline()).startswith(names)]
         assert training
         for process in training:
             process.suspend()
