@@ -30,7 +30,7 @@ def test_answers_are_found_without_the_processors_offsets(
         encoder.tokenizer,
         chat,
         encoder.template.renderer.image_token,
-        encoder.image_token_ids,
+        encoder.vision_token_ids,
         features.ids[0],
         offsets,
         image_replacements,

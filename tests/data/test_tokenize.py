@@ -101,7 +101,7 @@ def test_tokens_and_tensors_are_the_processors_own(models: Path, setup: str, con
     assert example.tensors.keys() == own.keys()
     for name, value in own.items():
         assert np.array_equal(example.tensors[name], value), name
-    placeholders = np.isin(example.input_ids, encoder.image_token_ids)
+    placeholders = np.isin(example.input_ids, encoder.vision_token_ids)
     assert placeholders.any() == bool(images)
     assert (example.kinds[placeholders] == IMAGE).all()
     marks = set(encoder.tokenizer.convert_ids_to_tokens(example.input_ids[example.kinds == IMAGE].tolist()))
