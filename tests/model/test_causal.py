@@ -53,5 +53,5 @@ def test_a_class_that_casts_to_the_type_of_quantised_weights_is_refused(models: 
     layer = base.get_decoder().layers[0]
     forward = layer.mlp.forward
     layer.mlp.forward = lambda x: forward(x.to(layer.mlp.up_proj.weight.dtype))
-    with pytest.raises(ModelError, match="casts images to the type of weights that are quantised"):
+    with pytest.raises(ModelError, match="casts images to the type of weights that are quantized"):
         check_causal(base, BATCH)
