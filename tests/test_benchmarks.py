@@ -195,7 +195,7 @@ def test_times_that_are_left_are_read_as_they_are_printed() -> None:
     assert eta.ratios([0.0, 10.0], [30.0, 10.0], 20.0) == [1.5, 1.0]
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(580)
 def test_the_scaling_benchmark_runs_a_search_on_two_engines_and_on_one(
     models: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
