@@ -255,7 +255,7 @@ def made_unmeasured_trial(settings: Settings, runner: str) -> Any:
             raise DoesNotFitError("no row fits")
 
         isolated_trial.run_on_ray = run_on_ray  # type: ignore[assignment]
-        store: Any = None
+        store: Any = SimpleNamespace(at=lambda resolution: None)
         options: dict[str, Any] = {"workers": 1, "use_gpu": False, "eval_steps": 0.25}
         isolated_trial.run_trial(config, settings=settings, store=store, output_dir="unused", **options)
 
